@@ -1,0 +1,54 @@
+# The commands of this project; `make` alone lists them. Each brings .venv up to date first.
+#   PYTHON=/path/to/python3.12 make install    to choose the Python that makes .venv
+
+PROMPT ?= Once upon a time
+ARGS ?=
+
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format docs bench clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+# A Python counts when it runs and is new enough: a version manager may leave names on the path that do neither.
+install: ## set up .venv, or bring it up to date
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			exec "$$python" tools/setup_env.py; \
+		elif [ -n "$(PYTHON)" ]; then \
+			echo "PYTHON=$(PYTHON) does not run, or is older than Python 3.11" >&2; exit 1; \
+		fi; \
+	done; \
+	echo "Unspool needs Python 3.11 or later; none was found. Say where it is: make PYTHON=/path/to/python3 $(or $(MAKECMDGOALS),install)" >&2; \
+	exit 1
+
+demo: install ## stream a tale from the embedded model; PROMPT="The king" to begin another
+	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.8 --top-p 0.95 --max-new-tokens 250 $(ARGS)
+
+test: install ## run the tests, long drills sampled; ARGS="-k beam" to choose
+	@$(BIN)/python -m pytest -q -rs $(ARGS)
+
+test-all: install ## run the tests, long drills whole
+	@$(BIN)/python -m pytest -q -rs --all $(ARGS)
+
+lint: install ## check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install ## rewrite the sources in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: install ## write the generated parts of docs/ anew
+	@$(BIN)/python tools/write_option_docs.py
+
+bench: install ## measure against transformers, side by side
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv, caches and built packages (build/ stays: it may hold a training run)
+	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	@find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

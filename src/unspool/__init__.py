@@ -1,0 +1,110 @@
+"""Unspool: every decoding strategy, one engine.
+
+    import unspool
+
+    lm = unspool.load()                                  # the embedded model; or a folder, a hub id, a loaded model
+    print(lm.generate("Once upon a time", temperature=0.8))
+    for chunk in lm.stream("Once upon a time", temperature=0.8):
+        print(chunk.text, end="", flush=True)
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig as GenerationConfig
+    from unspool.engine import Engine as Engine
+    from unspool.engine import Request as Request
+    from unspool.errors import CancelledRequest as CancelledRequest
+    from unspool.errors import CapacityError as CapacityError
+    from unspool.errors import MissingExtra as MissingExtra
+    from unspool.errors import ModelError as ModelError
+    from unspool.errors import NumericsError as NumericsError
+    from unspool.errors import OptionError as OptionError
+    from unspool.errors import PromptError as PromptError
+    from unspool.errors import StrategyError as StrategyError
+    from unspool.errors import UnspoolError as UnspoolError
+    from unspool.interop import generate as generate
+    from unspool.loading import load as load
+    from unspool.model import LanguageModel as LanguageModel
+    from unspool.results import Chunk as Chunk
+    from unspool.results import Completion as Completion
+    from unspool.results import Generation as Generation
+    from unspool.results import NextTokens as NextTokens
+    from unspool.results import TextScore as TextScore
+    from unspool.runtimes.shell import refresh as refresh
+    from unspool.runtimes.toy import ToyRuntime as ToyRuntime
+    from unspool.seeds import set_seed as set_seed
+    from unspool.stream import Stream as Stream
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CancelledRequest": "unspool.errors",
+    "CapacityError": "unspool.errors",
+    "Chunk": "unspool.results",
+    "Completion": "unspool.results",
+    "Engine": "unspool.engine",
+    "Generation": "unspool.results",
+    "GenerationConfig": "unspool.config",
+    "LanguageModel": "unspool.model",
+    "MissingExtra": "unspool.errors",
+    "ModelError": "unspool.errors",
+    "NextTokens": "unspool.results",
+    "NumericsError": "unspool.errors",
+    "OptionError": "unspool.errors",
+    "PromptError": "unspool.errors",
+    "Request": "unspool.engine",
+    "StrategyError": "unspool.errors",
+    "Stream": "unspool.stream",
+    "TextScore": "unspool.results",
+    "ToyRuntime": "unspool.runtimes.toy",
+    "UnspoolError": "unspool.errors",
+    "generate": "unspool.interop",
+    "load": "unspool.loading",
+    "refresh": "unspool.runtimes.shell",
+    "set_seed": "unspool.seeds",
+}
+
+__all__ = [
+    "CancelledRequest",
+    "CapacityError",
+    "Chunk",
+    "Completion",
+    "Engine",
+    "Generation",
+    "GenerationConfig",
+    "LanguageModel",
+    "MissingExtra",
+    "ModelError",
+    "NextTokens",
+    "NumericsError",
+    "OptionError",
+    "PromptError",
+    "Request",
+    "StrategyError",
+    "Stream",
+    "TextScore",
+    "ToyRuntime",
+    "UnspoolError",
+    "generate",
+    "load",
+    "refresh",
+    "set_seed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unspool' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,96 @@
+"""How a command ends other than well: one line on standard error, an exit code, a clean terminal.
+
+Owns: the exit codes, the `--debug` flag, closed pipes and Ctrl-C. Does not know: what the commands do.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Final
+
+import typer
+
+from unspool.errors import UnspoolError
+
+FAILED: Final = 2
+INTERRUPTED: Final = 130
+CLOSED: Final = 141
+
+DebugFlag = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with a `--debug` flag and its errors turned into exit codes."""
+
+    def call(*, debug: bool, **given: Any) -> None:
+        try:
+            command(**given)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                sys.stderr.write("\n")  # the terminal has echoed ^C in the middle of a line
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            abandon_output()
+            raise typer.Exit(CLOSED) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            report(error)
+            raise typer.Exit(FAILED) from None
+
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugFlag)
+    return with_parameters(call, command, [*inspect.signature(command, eval_str=True).parameters.values(), debug])
+
+
+def with_parameters(
+    call: Callable[..., None], command: Callable[..., None], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., None]:
+    """Return `call` under the command's name and text, with these parameters for typer to make flags of."""
+    functools.update_wrapper(call, command)
+    listed = list(parameters)
+    call.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
+    return call
+
+
+def describe(error: Exception) -> str:
+    """Return the error as one line; one that is not meant for users names its type and the way to learn more."""
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    line = " ".join(text.split())
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, UnspoolError) or hasattr(error, "format_message"):
+        return line
+    return f"{type(error).__name__}: {line} (--debug shows where)"
+
+
+def report(error: Exception) -> None:
+    """Write the error's line to standard error; nothing where help has been shown instead."""
+    if line := describe(error):
+        sys.stderr.write(f"Error: {line}\n")
+
+
+def abandon_output() -> None:
+    """Send what is still buffered nowhere: the reader has gone, and Python would complain when it flushes at exit."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, io.UnsupportedOperation):
+        pass
+
+
+def tolerate_narrow_encodings() -> None:
+    """Let a terminal or pipe that cannot hold a character show a question mark rather than end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

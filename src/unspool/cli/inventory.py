@@ -1,0 +1,124 @@
+"""Which models this machine has: those shipped inside the package, and those in the local Hugging Face cache.
+
+Owns: finding and measuring them without loading any. Does not know: how they are shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = Path(str(files("unspool"))) / "tale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One model on disk.
+
+    name: what --model takes; None for the embedded model itself, which needs no name.
+    parameters: how many numbers its weights hold; None where they are not in safetensors files.
+    size: bytes on disk. bits_per_byte: on held-out text, where it was measured.
+    """
+
+    title: str
+    name: str | None
+    place: str
+    folder: Path
+    parameters: int | None
+    size: int
+    bits_per_byte: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
+        return {
+            "title": self.title,
+            "name": self.name,
+            "place": self.place,
+            "folder": str(self.folder),
+            "parameters": self.parameters,
+            "size": self.size,
+            "bits_per_byte": self.bits_per_byte,
+        }
+
+
+def embedded_models(folder: Path = EMBEDDED) -> list[Model]:
+    """Return the models of the package: the one that `unspool.load()` takes, then its draft.
+
+    What was measured of them stands in figures.json beside the first, by folder.
+    """
+    figures = folder / "figures.json"
+    measured = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+    found = [one for one in (folder, *sorted(folder.glob("*/"))) if (one / "model.safetensors").exists()]
+    return [
+        Model(
+            title=one.relative_to(folder.parent).as_posix(),
+            name=None if one == folder else str(one),
+            place="embedded",
+            folder=one,
+            parameters=count_parameters(one),
+            size=sum(path.stat().st_size for path in one.iterdir() if path.is_file()),
+            bits_per_byte=measured.get(one.name, {}).get("bits_per_byte_valid"),
+        )
+        for one in found
+    ]
+
+
+def cached_models() -> list[Model]:
+    """Return the models of the local Hugging Face cache by name; none where there is no cache."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return []
+    found = [repository for repository in repositories if repository.repo_type == "model" and repository.revisions]
+    return [_cached(repository) for repository in sorted(found, key=lambda repository: repository.repo_id)]
+
+
+def _cached(repository: Any) -> Model:
+    newest = max(repository.revisions, key=lambda revision: revision.last_modified)
+    return Model(
+        title=repository.repo_id,
+        name=repository.repo_id,
+        place="cached",
+        folder=newest.snapshot_path,
+        parameters=count_parameters(newest.snapshot_path),
+        size=repository.size_on_disk,
+    )
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Return how many numbers the folder's safetensors files hold, from their headers; None where there are none.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := _header(path)) is not None]
+    return sum(count for header in headers for count in _counts(header)) if headers else None
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """Return the description of the tensors; None where the file is no safetensors file (8 bytes of length, JSON)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return None
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return None
+    return header if isinstance(header, dict) else None
+
+
+def _counts(header: dict[str, Any]) -> Iterator[int]:
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for length in tensor["shape"]:
+                count *= length
+            yield count

@@ -1,0 +1,77 @@
+"""The `unspool` command: its subcommands, its version, and how a call ends.
+
+Owns: the way from arguments to an exit code. Does not know: what the commands do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from unspool.cli.endings import CLOSED, FAILED, INTERRUPTED, abandon_output, report, tolerate_narrow_encodings
+from unspool.cli.generate import generate
+from unspool.cli.models import models
+from unspool.cli.next import next_tokens
+
+app = typer.Typer(
+    name="unspool",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate)
+app.command("next")(next_tokens)
+app.command("models")(models)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"unspool {version('unspool')}")
+        raise typer.Exit
+
+
+VersionFlag = Annotated[
+    bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+]
+
+
+@app.callback(epilog='To begin: unspool generate "Once upon a time" --temperature 0.8')
+def _root(version: VersionFlag = False) -> None:
+    """Turns language models into text: every decoding strategy, one engine."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: without the program's name; None for those of this process.
+
+    Returns:
+        The exit code: 0 done, 2 refused or failed, 130 interrupted, 141 the reader of our output has gone.
+    """
+    tolerate_narrow_encodings()
+    given = None if arguments is None else list(arguments)
+    try:
+        status = app(args=given, prog_name="unspool", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        abandon_output()
+        return CLOSED
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else FAILED
+    except Exception as error:
+        report(error)
+        return FAILED
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

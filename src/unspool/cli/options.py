@@ -1,0 +1,136 @@
+"""The flags that several commands share: the model's, and one for every option of the option table.
+
+Owns: how an option looks on the command line. Does not know: what options there are or mean (unspool.config).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import typer
+from rich.markup import escape
+
+from unspool.cli.endings import with_parameters
+from unspool.config import GROUPS, OPTIONS, GenerationConfig, Option
+from unspool.config.strategies import NOT_YET
+from unspool.errors import OptionError
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+PromptArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="The text to go on from; - reads standard input, as does leaving it out in a pipe.", show_default=False
+    ),
+]
+PromptFileFlag = Annotated[
+    Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
+]
+ModelFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME|FOLDER", help="A local folder or a hub id; the embedded model unless given."
+    ),
+]
+DtypeFlag = Annotated[Dtype | None, typer.Option("--dtype", help="The number format the model computes in.")]
+DeviceFlag = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")]
+
+# In 80 columns, longer flags are cut.
+_SHOWN_WHOLE = 30
+
+_TYPES: Mapping[str, Any] = {"int": int, "float": float, "str": str, "json": str}
+
+
+def generation_options() -> list[Option]:
+    """Return the options that are flags, in the order of `--help`: group by group."""
+    shown = [option for option in OPTIONS.values() if option.door != "drop_in"]
+    return sorted(shown, key=lambda option: GROUPS.index(option.group))
+
+
+def flag_of(option: Option) -> str:
+    """Return the option's name on the command line."""
+    return "--" + option.name.replace("_", "-")
+
+
+def with_generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with a flag for every option; it receives those given as its mapping `options`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+    table = generation_options()
+
+    def call(**given: Any) -> None:
+        options = {option.name: value for option in table if (value := _take(option, given)) is not None}
+        GenerationConfig(**options)  # a wrong value is told now, not after a model has been loaded
+        command(**given, options=options)
+
+    return with_parameters(call, command, [*own, *(one for option in table for one in _parameters(option))])
+
+
+def _take(option: Option, given: dict[str, Any]) -> Any:
+    """Remove the option's flags from those given. Returns its value as Python code would give it, or None.
+
+    Raises:
+        OptionError: a structured value is malformed, or a switch is set both ways.
+    """
+    value = given.pop(option.name)
+    if option.cli_type == "bool":
+        on, off = value, given.pop(f"no_{option.name}")
+        if on and off:
+            raise OptionError(option.name, "both", "must be turned on or off", f"leave out one of {_both(option)}")
+        return True if on else False if off else None
+    if option.cli_type == "json":
+        return None if value is None else option.from_text(value)
+    return value or None if option.multiple else value
+
+
+def _both(option: Option) -> str:
+    return f"{flag_of(option)} and --no-{flag_of(option)[2:]}"
+
+
+def _parameters(option: Option) -> Iterator[inspect.Parameter]:
+    if option.cli_type == "bool":
+        yield _parameter(option.name, bool, default=False, option=option)
+        # The second form is told in the help of the first: in a column of its own it leaves the text no room.
+        yield _parameter(f"no_{option.name}", bool, default=False, option=option, hidden=True)
+    else:
+        one = _TYPES[option.cli_type]
+        several = list[one] if option.multiple else one  # type: ignore[valid-type]
+        yield _parameter(option.name, several | None, default=None, option=option, metavar=_metavar(option))
+
+
+def _parameter(name: str, kind: Any, *, default: Any, option: Option, **more: Any) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    declared = typer.Option(flag, help=help_of(option), rich_help_panel=option.group, show_default=False, **more)
+    annotation = Annotated[kind, declared]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _metavar(option: Option) -> str:
+    return "WORD" if "|" in option.metavar else option.metavar
+
+
+def help_of(option: Option) -> str:
+    """Return the option's sentence, with other options under their flags, and what its flag takes."""
+    flag = flag_of(option)
+    parts = [re.sub(r"`(\w+)`", _as_flag, option.help)]
+    if option.cli_type == "bool":
+        parts.append(f"--no-{flag[2:]} turns it off.")
+    elif "|" in option.metavar:
+        parts.append(f"One of: {option.metavar.replace('|', ', ')}.")
+    elif option.multiple:
+        parts.append("Repeat the flag for several.")
+    if option.name in NOT_YET:
+        parts.append("Not in this version yet.")
+    if len(flag) > _SHOWN_WHOLE:
+        parts.append(f"In full: {flag}.")
+    return escape(" ".join(parts))
+
+
+def _as_flag(name: re.Match[str]) -> str:
+    return flag_of(OPTIONS[name[1]]) if name[1] in OPTIONS else name[0]

@@ -1,0 +1,76 @@
+"""What is shown where: text on standard output, remarks on standard error, dim in a terminal and plain in a pipe.
+
+Owns: the two streams while a command runs. Does not know: models.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+
+SEPARATOR = "---\n"
+
+# A model may write control characters; in a terminal they could move the cursor or worse. Pipes get the text as it is.
+_UNSAFE = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\t\n"}
+
+
+class Screen:
+    """Shows the outputs of one prompt as they stream in.
+
+    Args:
+        prompt: shown before each output, dim, in a terminal.
+        echo: whether a pipe gets the prompt too.
+        output, errors: where text and remarks go; None for this process's own streams.
+    """
+
+    def __init__(self, *, prompt: str, echo: bool, output: TextIO | None = None, errors: TextIO | None = None) -> None:
+        self._output, self._errors = output or sys.stdout, errors or sys.stderr
+        self._prompt = prompt
+        self._shows_prompt = echo or self._output.isatty()
+        self._at_line_start = True
+
+    def prompt(self) -> None:
+        """Show the prompt where it is wanted."""
+        if self._shows_prompt:
+            self._put(self._output, self._prompt, dim=True)
+
+    def text(self, text: str) -> None:
+        """Show a piece of text at once."""
+        self._put(self._output, text, dim=False)
+
+    def end_line(self) -> None:
+        """Go to a new line unless there already."""
+        if not self._at_line_start:
+            self.text("\n")
+
+    def part(self) -> None:
+        """Part the output before from the one that follows."""
+        self.end_line()
+        self._put(self._output, SEPARATOR, dim=True)
+        self.prompt()
+
+    def remark(self, text: str) -> None:
+        """Show a dim line on standard error where a person sees it; else nothing."""
+        if self._errors.isatty():
+            self._put(self._errors, f"{text}\n", dim=True)
+
+    def _put(self, stream: TextIO, text: str, *, dim: bool) -> None:
+        if not text:
+            return
+        shown = text.translate(_UNSAFE) if stream.isatty() else text
+        if dim and _has_styles(stream):
+            words = shown.rstrip("\n")
+            shown = f"\x1b[2m{words}\x1b[0m{shown[len(words) :]}"
+        stream.write(shown)
+        stream.flush()
+        if stream is self._output:
+            self._at_line_start = text.endswith("\n")
+
+
+def _has_styles(stream: TextIO) -> bool:
+    console = Console(file=stream)
+    return (
+        console.is_terminal and console.color_system is not None and not console.no_color and not console.legacy_windows
+    )

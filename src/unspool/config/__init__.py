@@ -1,0 +1,31 @@
+"""Options: the table, the config that holds values for it, and how layers of configs become one.
+
+Light to import: neither torch nor transformers is loaded.
+"""
+
+from unspool.config.docs import help_for, json_schema, option_table_markdown
+from unspool.config.foreign import NO_EFFECT, REFUSED
+from unspool.config.generation import OPTIONS, GenerationConfig, standing
+from unspool.config.layers import resolve
+from unspool.config.option import GROUPS, UNSET, Option
+from unspool.config.order import PROCESSOR_ORDER, complete_order
+from unspool.config.strategies import AVAILABLE_STRATEGIES, STRATEGIES
+
+__all__ = [
+    "AVAILABLE_STRATEGIES",
+    "GROUPS",
+    "NO_EFFECT",
+    "OPTIONS",
+    "PROCESSOR_ORDER",
+    "REFUSED",
+    "STRATEGIES",
+    "UNSET",
+    "GenerationConfig",
+    "Option",
+    "complete_order",
+    "help_for",
+    "json_schema",
+    "option_table_markdown",
+    "resolve",
+    "standing",
+]

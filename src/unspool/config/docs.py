@@ -1,0 +1,98 @@
+"""The option table in other forms: help text, Markdown, JSON schema."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from unspool.config.foreign import NO_EFFECT, REFUSED
+from unspool.config.generation import OPTIONS
+from unspool.config.option import Option
+from unspool.config.strategies import NOT_YET, STRATEGIES
+from unspool.errors import OptionError
+
+
+def help_for(name: str) -> str:
+    """Return what there is to know of an option, in a few lines.
+
+    Raises:
+        OptionError: there is no such option.
+    """
+    if name not in OPTIONS:
+        raise OptionError("name", name, "must be the name of an option", "unspool.config.OPTIONS lists them all")
+    row = OPTIONS[name]
+    lines = [f"{name}: {row.type}", row.help, f"Range: {row.range}. Default: {row.default!r}. Off: {_off(row)}."]
+    lines += [f"Read by: {_readers(row)}."]
+    if row.partners:
+        lines.append(f"Read only together with {' or '.join(row.partners)}.")
+    if name in NOT_YET:
+        lines.append(f"Needs {NOT_YET[name]}, which is not in this version yet.")
+    return "\n".join(lines)
+
+
+def option_table_markdown() -> str:
+    """Return the whole table as a Markdown page, one section for each group."""
+    parts = ["# Options", "", _INTRODUCTION]
+    for group, rows in groupby(OPTIONS.values(), key=lambda row: row.group):
+        parts += ["", f"## {group}", "", *_HEAD, *(_line(row) for row in rows)]
+    parts += ["", "## Accepted, without effect on the tokens", "", "| Attribute | Why |", "|---|---|"]
+    parts += [f"| `{name}` | {why} |" for name, why in NO_EFFECT.items()]
+    parts += ["", "## Refused", "", "| Attribute | Why | Instead |", "|---|---|---|"]
+    parts += [f"| `{name}` | {_cell(one.reason)} | {_cell(one.remedy)} |" for name, one in REFUSED.items()]
+    return "\n".join(parts) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of an object of options, for programs that take options over a wire."""
+    properties = {
+        name: {"description": row.help, "default": row.plain(row.default), "anyOf": [row.kind.schema, _NULL]}
+        for name, row in OPTIONS.items()
+        if row.door != "drop_in"
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "GenerationConfig",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+_NULL = {"type": "null"}
+
+_INTRODUCTION = """Every option, in Python (`lm.generate(prompt, top_p=0.9)`) and on the command line (`--top-p 0.9`).
+`None` turns an option off and overrides what the model's stored config says; an option that is left out takes the
+model's stored value, then the default. An option that is asked for and that the strategy does not read is an error,
+never ignored. This page is generated: `python tools/write_option_docs.py`."""
+
+_HEAD = ("| Option | Type | Allowed | Default | Off | Read by | Meaning |", "|---|---|---|---|---|---|---|")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _line(row: Option) -> str:
+    meaning = row.help + (f" Not in this version yet: needs {NOT_YET[row.name]}." if row.name in NOT_YET else "")
+    if row.partners:
+        meaning += f" Read only with {' or '.join(f'`{partner}`' for partner in row.partners)}."
+    cells = [
+        f"`{row.name}`",
+        f"`{row.type}`",
+        row.range.removeprefix("must be "),
+        f"`{row.default!r}`",
+        f"`{_off(row)}`",
+    ]
+    return "| " + " | ".join(_cell(cell) for cell in [*cells, _readers(row), meaning]) + " |"
+
+
+def _off(row: Option) -> str:
+    if row.default is None:
+        return "None" if row.off is None else f"None, {row.off!r}"
+    return repr(row.off)
+
+
+def _readers(row: Option) -> str:
+    where = {"both": "", "native": "native API only: ", "drop_in": "drop-in only: "}[row.door]
+    names = "all" if row.read_by == "all" else ", ".join(name for name in STRATEGIES if name in row.read_by)
+    return where + names

@@ -1,0 +1,1 @@
+"""The options themselves, a dataclass for each family, each option declared once."""

@@ -1,0 +1,83 @@
+"""Options that belong to a second model or to an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unspool.config.kinds import choice, integer, real
+from unspool.config.option import option
+from unspool.config.token_kinds import tokens
+
+_SPECULATION = "Speculation"
+_ENCODER = "Encoder-decoder models"
+_ASSISTED = frozenset({"assisted"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculationOptions:
+    """How tokens are drafted. None of these changes the output, only the speed."""
+
+    prompt_lookup_num_tokens: int | None = option(
+        integer(1),
+        group=_SPECULATION,
+        read_by=_ASSISTED,
+        help="Draft this many tokens at a time by finding the newest ones again earlier in the sequence.",
+    )
+    max_matching_ngram_size: int = option(
+        integer(1),
+        group=_SPECULATION,
+        default=2,
+        read_by=_ASSISTED,
+        partners=("prompt_lookup_num_tokens",),
+        help="Longest run of newest tokens, in tokens, that prompt lookup tries to find again.",
+    )
+    num_assistant_tokens: int = option(
+        integer(1),
+        group=_SPECULATION,
+        default=5,
+        drop_in_default=20,
+        read_by=_ASSISTED,
+        help="Tokens that the draft model proposes at a time, at first.",
+    )
+    num_assistant_tokens_schedule: Literal["constant", "heuristic", "heuristic_transient"] = option(
+        choice("constant", "heuristic", "heuristic_transient"),
+        group=_SPECULATION,
+        default="heuristic",
+        drop_in_default="constant",
+        read_by=_ASSISTED,
+        help="Whether the number of drafted tokens stays, or follows how many were accepted.",
+    )
+    assistant_confidence_threshold: float = option(
+        real(0, 1),
+        group=_SPECULATION,
+        default=0.4,
+        read_by=_ASSISTED,
+        help="A draft ends early at a token to which the draft model gives less than this probability.",
+    )
+    assistant_lookbehind: int = option(
+        integer(1),
+        group=_SPECULATION,
+        default=10,
+        read_by=_ASSISTED,
+        help="Newest draft tokens, in tokens, that are aligned again between two different tokenizers.",
+    )
+    target_lookbehind: int = option(
+        integer(1),
+        group=_SPECULATION,
+        default=10,
+        read_by=_ASSISTED,
+        help="Newest target tokens, in tokens, that are aligned again between two different tokenizers.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """What only models with an encoder read."""
+
+    decoder_start_token_id: tuple[int, ...] | None = option(
+        tokens(),
+        group=_ENCODER,
+        help="The token id the decoder starts with; a list has one for each prompt.",
+        hint="use None for the model's own",
+    )

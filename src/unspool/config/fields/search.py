@@ -1,0 +1,99 @@
+"""Options that choose the strategy, and those of the searches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unspool.config.kinds import choice, flag, integer, layers, real
+from unspool.config.option import option
+from unspool.config.strategies import BEAMS, SAMPLING, STRATEGIES, StrategyName
+from unspool.config.token_kinds import forced_words
+
+_SEARCH = "Search"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Which strategy decodes, and how wide it searches."""
+
+    do_sample: bool | None = option(
+        flag(),
+        group=_SEARCH,
+        off=False,
+        help="Draw tokens at random instead of taking the best; unset, it is on when a sampling option is asked for "
+        "(off in the drop-in).",
+        hint="leave it out to have the other options decide",
+    )
+    strategy: StrategyName | None = option(
+        choice(*STRATEGIES),
+        group=_SEARCH,
+        source="unspool",
+        help="The decoding strategy by name; unset, the other options choose it by transformers' rules.",
+        hint="leave it out to have the other options decide",
+    )
+    num_return_sequences: int = option(
+        integer(1),
+        group=_SEARCH,
+        default=1,
+        read_by=SAMPLING | BEAMS,
+        help="Outputs for each prompt, best first; with beams at most `num_beams`.",
+    )
+    num_beams: int = option(
+        integer(1), group=_SEARCH, default=1, read_by=BEAMS, help="Beams of a beam search; 1 is no beam search."
+    )
+    length_penalty: float = option(
+        real(),
+        group=_SEARCH,
+        default=1.0,
+        read_by=BEAMS,
+        help="A beam's summed log-probability is divided by its length to this power: above 0 favours long outputs, "
+        "below 0 short ones, 0 leaves the sum.",
+    )
+    early_stopping: bool | Literal["never"] = option(
+        choice(True, False, "never"),
+        group=_SEARCH,
+        default=False,
+        read_by=BEAMS,
+        help="When a beam search ends: True with `num_beams` finished outputs, False when a better one is unlikely, "
+        "'never' when none can come.",
+    )
+    num_beam_groups: int = option(
+        integer(1),
+        group=_SEARCH,
+        default=1,
+        read_by=frozenset({"diverse_beam"}),
+        help="Groups that the beams are divided into for diverse beam search; divides `num_beams`.",
+    )
+    diversity_penalty: float = option(
+        real(0),
+        group=_SEARCH,
+        default=0.0,
+        read_by=frozenset({"diverse_beam"}),
+        help="Taken off a token's score for each earlier beam group that chose it at the same step.",
+    )
+    force_words_ids: tuple[tuple[int, ...] | tuple[tuple[int, ...], ...], ...] | None = option(
+        forced_words(),
+        group=_SEARCH,
+        read_by=frozenset({"constrained_beam"}),
+        help="Token sequences that every output must hold; a list of sequences stands for any one of them.",
+    )
+    penalty_alpha: float | None = option(
+        real(0, 1),
+        group=_SEARCH,
+        off=0.0,
+        read_by=frozenset({"contrastive"}),
+        help="Weight of the degeneration penalty of contrastive search, which needs `top_k` above 1 as well.",
+    )
+    dola_layers: str | tuple[int, ...] | None = option(
+        layers(),
+        group=_SEARCH,
+        read_by=frozenset({"dola"}),
+        help="Layers whose logits are contrasted with the last one's: 'low', 'high', or their numbers.",
+    )
+    guidance_scale: float | None = option(
+        real(0),
+        group=_SEARCH,
+        off=1.0,
+        help="Scores move away from those of the negative prompt by this factor; above 1 strengthens the prompt.",
+    )

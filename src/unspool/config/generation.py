@@ -1,0 +1,257 @@
+"""GenerationConfig: what a user, a model's author or a request wants of generation, checked once.
+
+Owns: construction, comparison, and the table OPTIONS read off the class. Does not know: how layers of configs combine
+(`unspool.config.layers`) or files (`unspool.config.storage`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from unspool.config.fields.length import LengthOptions, StoppingOptions
+from unspool.config.fields.models import EncoderOptions, SpeculationOptions
+from unspool.config.fields.output import EngineOptions, OutputOptions
+from unspool.config.fields.penalties import PenaltyOptions
+from unspool.config.fields.sampling import SamplingOptions
+from unspool.config.fields.search import SearchOptions
+from unspool.config.fields.tokens import SpecialTokenOptions, TokenOptions
+from unspool.config.foreign import NO_EFFECT, REFUSED, Standing, is_set
+from unspool.config.option import GROUPS, UNSET, Option, option_of
+from unspool.errors import OptionError
+
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    "n": "num_return_sequences",
+    "best_of": "num_return_sequences",
+    "stop": "stop_strings",
+    "stop_sequences": "stop_strings",
+    "stop_token_ids": "eos_token_id",
+    "max_tokens": "max_new_tokens",
+    "max_gen_len": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "beam_size": "num_beams",
+    "beam_width": "num_beams",
+    "repeat_penalty": "repetition_penalty",
+    "random_seed": "seed",
+    "logit_bias": "sequence_bias",
+}
+"""Names that other systems have for our options; they are not accepted, only recognised in the hint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig(
+    EncoderOptions,
+    SpeculationOptions,
+    EngineOptions,
+    OutputOptions,
+    SpecialTokenOptions,
+    TokenOptions,
+    PenaltyOptions,
+    SamplingOptions,
+    SearchOptions,
+    StoppingOptions,
+    LengthOptions,
+):
+    """Options of generation. Immutable; each value is checked and normalised when the config is made.
+
+    An option that is left out is "not given" and reads as its default; None says "off" and overrides what a layer
+    below gives. Lists become tuples, a single token id or stop string becomes a tuple of one, `sequence_bias` becomes
+    an immutable mapping. transformers' attributes without effect on tokens (`use_cache`, ...) are accepted and kept in
+    `extras`.
+
+    given: names of the options given. extras: what a stored config held besides, and attributes without effect.
+    asked: in a resolved config, the options that were asked for: given in the call or by the user, and different from
+    both off and the model's stored value. Empty otherwise.
+
+    Raises:
+        OptionError: an option is unknown, refused, of the wrong type or out of range.
+    """
+
+    given: frozenset[str] = field(init=False, repr=False)
+    asked: frozenset[str] = field(init=False, repr=False)
+    extras: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    if not TYPE_CHECKING:  # type checkers see one typed argument for each option
+
+        def __init__(self, **options: Any) -> None:
+            values, extras = _sort_out(options, lenient=False)
+            _fill(self, values, extras=extras)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in OPTIONS if name in self.given)
+        return f"GenerationConfig({shown})"
+
+    def replace(self, **changes: Any) -> GenerationConfig:
+        """Return a config with some options changed; UNSET takes one back. All else stays, in a resolved config too."""
+        kept = {name: getattr(self, name) for name in OPTIONS if name not in changes}
+        values, extras = _sort_out(changes, lenient=False)
+        given = (self.given - changes.keys()) | values.keys()
+        return build(kept | values, extras={**self.extras, **extras}, asked=self.asked, given=given)
+
+    __replace__ = replace
+
+    def diff(self, other: GenerationConfig) -> dict[str, tuple[Any, Any]]:
+        """Return the options that differ: name --> (here, there), UNSET where one is not given."""
+        here, there = self._given_values(), other._given_values()
+        pairs = {name: (here.get(name, UNSET), there.get(name, UNSET)) for name in OPTIONS}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the given options as plain JSON values; `from_dict` gives the same config again."""
+        values = self._given_values().items()
+        return {name: OPTIONS[name].plain(value) for name, value in values}
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """Return the config with these options.
+
+        Raises:
+            OptionError: as the constructor.
+        """
+        values, extras = _sort_out(options, lenient=False)
+        return build(values, extras=extras)
+
+    @classmethod
+    def from_stored(cls, attributes: Mapping[str, Any]) -> GenerationConfig:
+        """Return what a model's author stored. Nothing in it is an error here: it was not asked for.
+
+        Attributes that are no options, and values out of range, go to `extras`; None means "not given". A value out of
+        range, or a refused attribute that the output depends on, raises when a request would have to read it.
+        """
+        known = {name: value for name, value in attributes.items() if value is not None}
+        values, extras = _sort_out(known, lenient=True)
+        return build(values, extras=extras)
+
+    @classmethod
+    def from_transformers(cls, config: Any) -> GenerationConfig:
+        """Return a transformers GenerationConfig's set attributes; those that are None count as not given."""
+        return cls.from_stored({name: value for name, value in vars(config).items() if not _is_private(name)})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        config_file_name: str = "generation_config.json",
+        **hub_options: Any,
+    ) -> GenerationConfig:
+        """Return the config stored with a model.
+
+        Args:
+            name_or_path: a folder, or a repository of the hub.
+            config_file_name: the file's name in it.
+            hub_options: passed on to `huggingface_hub.hf_hub_download`, such as `revision` or `local_files_only`.
+
+        Raises:
+            ModelError: the file is absent, or no JSON object.
+            MissingExtra: `name_or_path` is no folder, and huggingface_hub is not installed.
+        """
+        from unspool.config.storage import read_config
+
+        return read_config(name_or_path, config_file_name, hub_options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], config_file_name: str = "generation_config.json") -> None:
+        """Write the given options and the extras into a folder, made if absent; transformers reads the file."""
+        from unspool.config.storage import write_config
+
+        write_config(self, folder, config_file_name)
+
+    def _given_values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in OPTIONS if name in self.given}
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and name not in NO_EFFECT
+
+
+def _fill(
+    config: GenerationConfig,
+    values: Mapping[str, Any],
+    *,
+    extras: Mapping[str, Any],
+    asked: frozenset[str] = frozenset(),
+    given: frozenset[str] | None = None,
+) -> None:
+    for name, row in OPTIONS.items():
+        object.__setattr__(config, name, values.get(name, row.default))
+    object.__setattr__(config, "given", frozenset(values) if given is None else given)
+    object.__setattr__(config, "asked", asked)
+    object.__setattr__(config, "extras", dict(extras))
+
+
+def build(values: Mapping[str, Any], **rest: Any) -> GenerationConfig:
+    """Return a config of values that are checked already."""
+    config = object.__new__(GenerationConfig)
+    _fill(config, values, **rest)
+    return config
+
+
+def _sort_out(options: Mapping[str, Any], *, lenient: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (checked values, extras). Lenient keeps in the extras what would otherwise raise."""
+    values: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is UNSET:
+            continue
+        try:
+            if name in OPTIONS:
+                values[name] = OPTIONS[name].check(value)
+            else:
+                extras[name] = check_foreign(name, value)
+        except OptionError:
+            if not lenient:
+                raise
+            extras[name] = value
+    return values, extras
+
+
+def check_foreign(name: str, value: Any) -> Any:
+    """Return the value of an attribute that is no option of ours.
+
+    Raises:
+        OptionError: it is refused and set, or unknown.
+    """
+    if name in NO_EFFECT or (name in REFUSED and not is_set(value)):
+        return value
+    if name in REFUSED:
+        raise OptionError(name, value, REFUSED[name].reason, REFUSED[name].remedy)
+    raise OptionError(name, value, "is not an option", _suggestion(str(name)))
+
+
+def _suggestion(name: str) -> str:
+    if name in _ELSEWHERE:
+        return f"did you mean `{_ELSEWHERE[name]}`?"
+    close = difflib.get_close_matches(name, [*OPTIONS, *NO_EFFECT, *REFUSED], n=1, cutoff=0.7)
+    return f"did you mean `{close[0]}`?" if close else "unspool.config.OPTIONS lists them all"
+
+
+def standing(name: str) -> Standing:
+    """Return what becomes of an attribute of this name."""
+    if name in OPTIONS:
+        return "honoured"
+    if name in NO_EFFECT:
+        return "no_effect"
+    return "refused" if name in REFUSED else "unknown"
+
+
+def _read_table() -> dict[str, Option]:
+    rows = [option_of(one.metadata, one.name, str(one.type)) for one in fields(GenerationConfig)]
+    found = sorted((row for row in rows if row is not None), key=lambda row: GROUPS.index(row.group))
+    return {row.name: row for row in found}
+
+
+def _signature() -> inspect.Signature:
+    kinds = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [inspect.Parameter(name, kinds, default=UNSET, annotation=row.type) for name, row in OPTIONS.items()]
+    )
+
+
+OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(_read_table())
+"""Every option by name, in the order of the groups."""
+
+GenerationConfig.__signature__ = _signature()  # type: ignore[attr-defined]

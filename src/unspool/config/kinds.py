@@ -1,0 +1,206 @@
+"""Kinds of option values: what is accepted, how it is normalised, how it is said in words, on a command line, in JSON.
+
+Owns: checking and normalising one value; token ids have a file of their own. Does not know: option names, defaults, or
+other options. Normalised values are immutable, so that a config can be shared, compared and hashed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias
+
+CliType: TypeAlias = Literal["bool", "int", "float", "str", "json"]
+
+
+class Unfit(Exception):
+    """The value is not of this kind; whoever knows the option's name turns this into an OptionError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A set of values.
+
+    words: what is allowed, as the end of a sentence that starts with the option's name.
+    parse: returns the normalised value, raises Unfit.
+    dump: returns the normalised value as plain JSON.
+    cli_type, multiple: one flag's Python type; `multiple` flags may be repeated. metavar: its placeholder.
+    schema: the JSON schema of accepted JSON values, null aside.
+    """
+
+    words: str
+    parse: Callable[[Any], Any]
+    cli_type: CliType
+    metavar: str
+    schema: Mapping[str, Any]
+    multiple: bool = False
+    dump: Callable[[Any], Any] = lambda value: value
+
+
+def whole(value: Any) -> int:
+    """Return the value as an int. Raises Unfit."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise Unfit
+    return int(value)
+
+
+def finite(value: Any) -> float:
+    """Return the value as a float. Raises Unfit."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise Unfit
+    try:
+        number = float(value)
+    except OverflowError:
+        raise Unfit from None
+    if not math.isfinite(number):
+        raise Unfit
+    return number
+
+
+def items(value: Any) -> Iterable[Any]:
+    """Return what to iterate over; sets in ascending order. Raises Unfit."""
+    if not isinstance(value, list | tuple | set | frozenset | range):
+        raise Unfit
+    if not isinstance(value, set | frozenset):
+        return value
+    try:
+        return sorted(value)
+    except TypeError:
+        raise Unfit from None
+
+
+def as_lists(value: Any) -> Any:
+    """Return nested tuples as nested lists, as JSON has them."""
+    return [as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def integer(low: int | None = None) -> Kind:
+    """Whole numbers of at least `low`. Booleans are no numbers."""
+
+    def parse(value: Any) -> int:
+        number = whole(value)
+        if low is not None and number < low:
+            raise Unfit
+        return number
+
+    schema: dict[str, Any] = {"type": "integer"} | ({} if low is None else {"minimum": low})
+    words = "must be an integer" if low is None else f"must be an integer of at least {low}"
+    return Kind(words=words, parse=parse, cli_type="int", metavar="INT", schema=schema)
+
+
+def real(low: float | None = None, high: float | None = None, *, brackets: str = "[]") -> Kind:
+    """Finite numbers between `low` and `high`; `brackets` are the interval's own: "[", "(" and "]", ")"."""
+    above, below = brackets[0] == "(", brackets[1] == ")"
+
+    def parse(value: Any) -> float:
+        number = finite(value)
+        if low is not None and (number < low or (above and number == low)):
+            raise Unfit
+        if high is not None and (number > high or (below and number == high)):
+            raise Unfit
+        return number
+
+    schema: dict[str, Any] = {"type": "number"}
+    if low is not None:
+        schema["exclusiveMinimum" if above else "minimum"] = low
+    if high is not None:
+        schema["exclusiveMaximum" if below else "maximum"] = high
+    return Kind(words=_interval(low, high, brackets), parse=parse, cli_type="float", metavar="FLOAT", schema=schema)
+
+
+def _interval(low: float | None, high: float | None, brackets: str) -> str:
+    if low is None:
+        return "must be a finite number"
+    if high is None:
+        return f"must be a finite number {'above' if brackets[0] == '(' else 'of at least'} {low:g}"
+    return f"must be in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+
+
+def flag() -> Kind:
+    """True or False."""
+
+    def parse(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise Unfit
+        return value
+
+    return Kind(words="must be True or False", parse=parse, cli_type="bool", metavar="", schema={"type": "boolean"})
+
+
+def choice(*values: str | bool) -> Kind:
+    """One of a few words; booleans may be among them."""
+
+    def parse(value: Any) -> Any:
+        # 1 == True in Python, so the type is compared as well.
+        if not any(type(value) is type(one) and value == one for one in values):
+            raise Unfit
+        return value
+
+    words = "must be one of " + ", ".join(repr(value) for value in values)
+    texts = [str(value).lower() if isinstance(value, bool) else value for value in values]
+    cli_type: CliType = "json" if any(isinstance(value, bool) for value in values) else "str"
+    return Kind(words=words, parse=parse, cli_type=cli_type, metavar="|".join(texts), schema={"enum": list(values)})
+
+
+def texts() -> Kind:
+    """One string or several, none of them empty --> tuple[str, ...]"""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        strings = tuple([value] if isinstance(value, str) else items(value))
+        if not all(isinstance(string, str) and string for string in strings):
+            raise Unfit
+        return strings
+
+    one = {"type": "string", "minLength": 1}
+    schema = {"anyOf": [one, {"type": "array", "items": one}]}
+    words = "must be a string or a list of strings, none of them empty"
+    return Kind(words=words, parse=parse, cli_type="str", metavar="TEXT", schema=schema, multiple=True, dump=as_lists)
+
+
+def names(allowed: tuple[str, ...]) -> Kind:
+    """Some of the allowed names, in any order, each at most once --> tuple[str, ...]"""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        given = tuple(items(value))
+        if not all(isinstance(name, str) and name in allowed for name in given) or len(set(given)) < len(given):
+            raise Unfit
+        return given
+
+    words = "must be a list of names, each at most once, out of " + ", ".join(allowed)
+    schema = {"type": "array", "items": {"enum": list(allowed)}, "uniqueItems": True}
+    return Kind(words=words, parse=parse, cli_type="str", metavar="NAME", schema=schema, multiple=True, dump=as_lists)
+
+
+def seeds() -> Kind:
+    """Any integer, or a list with one for each prompt --> int | tuple[int, ...]"""
+
+    def parse(value: Any) -> int | tuple[int, ...]:
+        if isinstance(value, Integral):
+            return whole(value)
+        several = tuple(whole(one) for one in items(value))
+        if not several:
+            raise Unfit
+        return several
+
+    schema = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
+    words = "must be an integer or a list of integers, one for each prompt"
+    return Kind(words=words, parse=parse, cli_type="int", metavar="INT", schema=schema, dump=as_lists)
+
+
+def layers() -> Kind:
+    """ "low", "high", or layer numbers --> str | tuple[int, ...]"""
+
+    def parse(value: Any) -> str | tuple[int, ...]:
+        if isinstance(value, str) and value in ("low", "high"):
+            return value
+        numbers = tuple(whole(one) for one in items(value))
+        if not numbers or min(numbers) < 0:
+            raise Unfit
+        return numbers
+
+    numbered = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    schema = {"anyOf": [{"enum": ["low", "high"]}, numbered]}
+    words = "must be 'low', 'high' or a list of layer numbers"
+    return Kind(words=words, parse=parse, cli_type="json", metavar="low|high|JSON", schema=schema, dump=as_lists)

@@ -1,0 +1,255 @@
+"""From layers to one final config: the call's options > the user's config > the model's stored config > defaults.
+
+Owns: precedence, which strategy results, what was asked for, and that nothing asked for is ignored. Does not know:
+models, prompts, or how a strategy reads its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from unspool.config import strategies
+from unspool.config.conflicts import check_conflicts
+from unspool.config.foreign import REFUSED, is_set
+from unspool.config.generation import OPTIONS, GenerationConfig, build, check_foreign
+from unspool.config.option import UNSET, Option
+from unspool.config.order import complete_order
+from unspool.config.strategies import BEAMS, EITHER, NEEDS, NEVER_SAMPLING, SELECTED_BY, choose_strategy, meets_needs
+from unspool.errors import OptionError
+
+NATIVE_MAX_NEW_TOKENS: Final = 256
+DROP_IN_MAX_NEW_TOKENS: Final = 20
+
+
+def resolve(
+    call: Mapping[str, Any],
+    user: GenerationConfig | None = None,
+    stored: GenerationConfig | None = None,
+    *,
+    drop_in: bool = False,
+    assistant: bool = False,
+    custom: str | None = None,
+) -> GenerationConfig:
+    """Return the config a request runs under: every option final, `strategy` and `do_sample` decided.
+
+    Options that the strategy does not read are off in the result, so that readers need not ask; every way of saying
+    "off" is None there, or the default's neutral value. `processor_order` names all processors, or is None. At most
+    one of `max_new_tokens` and `max_length` is set; both are None where the call lifts the limit.
+
+    Args:
+        call: the options of this call; None overrides the layers below with "off".
+        user: the user's own config.
+        stored: the model's. What it holds is used where the strategy reads it, but never counts as asked for.
+        drop_in: transformers' rules and defaults instead of the native ones.
+        assistant: whether the call brings a draft model.
+        custom: the name of a strategy of the caller's own. It may read any option, so only values are checked.
+
+    Raises:
+        OptionError: an option is unknown, out of range, not read by the strategy, or at odds with another.
+    """
+    layers = [GenerationConfig(**call), user or GenerationConfig(), stored or GenerationConfig()]
+    return _Resolution(layers, drop_in=drop_in, assistant=assistant, custom=custom).finish()
+
+
+class _Resolution:
+    """One resolution under way: `values` holds the merged options until the strategy is known."""
+
+    def __init__(self, layers: list[GenerationConfig], *, drop_in: bool, assistant: bool, custom: str | None) -> None:
+        self.layers, self.drop_in, self.assistant, self.custom = layers, drop_in, assistant, custom
+        self.stored = layers[2]
+        self.layer: dict[str, int] = {
+            name: next(index for index, layer in enumerate(layers) if name in layer.given)
+            for name in OPTIONS
+            if any(name in layer.given for layer in layers)
+        }
+        self.values: dict[str, Any] = {
+            name: getattr(layers[self.layer[name]], name) if name in self.layer else self._default(row)
+            for name, row in OPTIONS.items()
+        }
+
+    def finish(self) -> GenerationConfig:
+        self._check_extras()
+        self._settle_pair("max_new_tokens", "max_length")
+        self._settle_pair("min_new_tokens", "min_length")
+        asked = frozenset(name for name in OPTIONS if self._is_asked(name))
+        self._limit_length()
+        strategy, do_sample = self._decide()
+        self._check_asked(asked, strategy, do_sample)
+        final = {name: self._final(row, strategy, do_sample) for name, row in OPTIONS.items()}
+        final["strategy"], final["do_sample"] = strategy, do_sample
+        check_conflicts(final, asked, strategy)
+        if "eos_token_id" in self.layer and final["eos_token_id"] is None:
+            final["ignore_eos"] = True  # or the model's own tokens would stand in
+        if final["processor_order"] is not None:
+            final["processor_order"] = complete_order(final["processor_order"])
+        extras = {name: value for layer in reversed(self.layers) for name, value in layer.extras.items()}
+        return build(final, extras=extras, asked=asked, given=frozenset(self.layer))
+
+    def _default(self, row: Option) -> Any:
+        return row.drop_in_default if self.drop_in and row.drop_in_default is not UNSET else row.default
+
+    def _by_user(self, name: str) -> bool:
+        """Return whether the call or the user's config decides this option."""
+        return self.layer.get(name, 2) < 2
+
+    def _is_on(self, name: str) -> bool:
+        return not OPTIONS[name].is_off(self.values[name])
+
+    def _is_asked(self, name: str) -> bool:
+        value = self.values[name]
+        if not self._by_user(name) or not self._is_on(name) or value == self._default(OPTIONS[name]):
+            return False
+        return name not in self.stored.given or value != getattr(self.stored, name)
+
+    def _check_extras(self) -> None:
+        """Raise for what a stored config holds and cannot be had; what the user's own config holds is asked for."""
+        overridden: set[str] = set(self.layers[0].given) | set(self.layers[0].extras)
+        for name, value in self.layers[1].extras.items():
+            if name in overridden:
+                continue
+            if name in OPTIONS:
+                OPTIONS[name].check(value)
+            elif name in REFUSED:
+                check_foreign(name, value)
+        overridden |= set(self.layers[1].given) | set(self.layers[1].extras)
+        for name, value in self.stored.extras.items():
+            if name not in overridden and name in REFUSED and REFUSED[name].stored == "raise" and is_set(value):
+                reason = f"stands in the model's stored config and {REFUSED[name].reason}"
+                raise OptionError(name, value, reason, REFUSED[name].remedy)
+
+    def _settle_pair(self, preferred: str, other: str) -> None:
+        """Leave at most one of two options that limit the same thing: the higher layer's; in a tie, `preferred`."""
+        # In transformers even min_new_tokens=0 overrides min_length.
+        both = (self.values[name] is not None if self.drop_in else self._is_on(name) for name in (preferred, other))
+        if not all(both):
+            return
+        first, second = self.layer[preferred], self.layer[other]
+        if first == second < 2 and not self.drop_in:
+            allowed = f"cannot be given together with `{preferred}`"
+            raise OptionError(other, self.values[other], allowed, "leave out one of the two")
+        self.values[preferred if second < first and not self.drop_in else other] = None
+
+    def _limit_length(self) -> None:
+        if self.values["max_new_tokens"] is None and self.values["max_length"] is None:
+            if self.drop_in:
+                self.values["max_new_tokens"] = DROP_IN_MAX_NEW_TOKENS
+            elif "max_new_tokens" not in self.layer:
+                self.values["max_new_tokens"] = NATIVE_MAX_NEW_TOKENS
+
+    def _decide(self) -> tuple[str, bool]:
+        """Return (strategy, do_sample)."""
+        named: str | None = self.values["strategy"]
+        always_best = self.values["temperature"] == 0
+        if self.custom is not None:
+            return self.custom, not always_best and self._wants_sampling(None)
+        if named == "sample" and always_best:
+            named = None
+        do_sample = False if always_best else self._wants_sampling(named)
+        strategy = named or choose_strategy(self.values, do_sample=do_sample, assistant=self.assistant)
+        if strategy in NEVER_SAMPLING and do_sample:
+            if self._by_user("do_sample"):
+                allowed = f"cannot be True with the strategy {strategy}"
+                raise OptionError("do_sample", True, allowed, "leave `do_sample` out, or name another strategy")
+            do_sample = False
+        self._check_available(strategy)
+        if named and not meets_needs(strategy, self.values, assistant=self.assistant):
+            raise OptionError("strategy", strategy, f"needs {NEEDS[strategy]}", "give it, or leave `strategy` out")
+        return strategy, do_sample
+
+    def _wants_sampling(self, named: str | None) -> bool:
+        explicit: bool | None = self.values["do_sample"] if "do_sample" in self.layer else None
+        if named is not None and named not in EITHER:
+            wanted = named not in NEVER_SAMPLING
+            if wanted and explicit is False and self._by_user("do_sample"):
+                allowed = f"cannot be False with the strategy {named}"
+                raise OptionError("do_sample", False, allowed, "leave `do_sample` out, or name another strategy")
+            return wanted or (explicit is True and self._by_user("do_sample"))
+        if self._by_user("do_sample") and explicit is not None:
+            return explicit
+        if not self.drop_in and any(self._suggests_sampling(row) for row in OPTIONS.values()):
+            return True
+        return bool(explicit)
+
+    def _suggests_sampling(self, row: Option) -> bool:
+        if not row.samples or not self._by_user(row.name) or not self._is_on(row.name):
+            return False
+        # With penalty_alpha, top_k is the number of candidates of contrastive search.
+        return row.name != "top_k" or not self._is_on("penalty_alpha")
+
+    def _check_available(self, strategy: str) -> None:
+        if strategy in strategies.AVAILABLE_STRATEGIES:
+            return
+        suspects = ("strategy", *SELECTED_BY.get(strategy, ()))
+        guilty = next((name for name in suspects if self._is_on(name) and name in self.layer), None)
+        there = ", ".join(sorted(strategies.AVAILABLE_STRATEGIES))
+        allowed = f"asks for the strategy {strategy}, which is not in this version yet"
+        if guilty is None:
+            raise OptionError("assistant_model", "a draft model", allowed, f"leave it out; there is {there}")
+        if self._by_user(guilty):
+            hint = f"leave it out; there is {there}"
+        else:
+            hint = f"it stands in the model's stored config: override it with {guilty}={OPTIONS[guilty].off!r}"
+        raise OptionError(guilty, self.values[guilty], allowed, hint)
+
+    def _reads(self, row: Option, strategy: str, do_sample: bool) -> bool:
+        if row.door != "both" and (row.door == "drop_in") is not self.drop_in:
+            return False
+        if row.read_by == "all" or self.custom is not None:
+            return True
+        if row.name == "temperature" and self.values["temperature"] == 0:
+            return True  # it has been read: it chose the strategy
+        if row.samples and strategy in EITHER and not do_sample:
+            return False
+        return strategy in row.read_by
+
+    def _check_asked(self, asked: frozenset[str], strategy: str, do_sample: bool) -> None:
+        for name in OPTIONS:
+            row = OPTIONS[name]
+            if name not in asked:
+                self._check_stored(row, strategy, do_sample)
+                continue
+            value = self.values[name]
+            if name in strategies.NOT_YET:
+                raise OptionError(
+                    name, value, f"needs {strategies.NOT_YET[name]}, which is not in this version yet", "leave it out"
+                )
+            if not self._reads(row, strategy, do_sample):
+                raise OptionError(name, value, *self._why_unread(row, strategy))
+            if row.partners and not any(self._is_on(partner) for partner in row.partners):
+                partners = " or ".join(f"`{partner}`" for partner in row.partners)
+                raise OptionError(name, value, f"is read only together with {partners}", "set it, or leave this out")
+
+    def _check_stored(self, row: Option, strategy: str, do_sample: bool) -> None:
+        """Raise for a stored value out of range that this request would have to read."""
+        if row.name in self.layer or row.name not in self.stored.extras or not self._reads(row, strategy, do_sample):
+            return
+        value = self.stored.extras[row.name]
+        hint = f"it stands in the model's stored config: override it with {row.name}={row.off!r}"
+        raise OptionError(row.name, value, row.range, hint)
+
+    def _why_unread(self, row: Option, strategy: str) -> tuple[str, str]:
+        """Return (what is wrong, what to do)."""
+        out = f"leave `{row.name}` out"
+        if row.door == "drop_in" and not self.drop_in:
+            return "belongs to the drop-in unspool.generate(model, ...)", "use logprobs, or leave it out"
+        if row.door == "native" and self.drop_in:
+            return "belongs to the native API", f"{out}, or use unspool.load(...).generate"
+        allowed = f"is not read by the strategy {strategy}"
+        if row.name == "num_return_sequences":
+            return allowed, "set do_sample=True, or num_beams of at least as many, for more than one output"
+        if row.samples and self.values["temperature"] == 0:
+            return allowed, f"{out}, since temperature=0 always takes the best token, or set temperature above 0"
+        if row.samples or "sample" in row.read_by:
+            return allowed, f"set do_sample=True, or {out}"
+        if BEAMS & set(row.read_by):
+            return allowed, f"set {NEEDS['beam' if 'beam' in row.read_by else 'diverse_beam']}, or {out}"
+        readers = [name for name in strategies.STRATEGIES if name in row.read_by]
+        return allowed, f"set {NEEDS[readers[0]]}, or {out}"
+
+    def _final(self, row: Option, strategy: str, do_sample: bool) -> Any:
+        if not self._reads(row, strategy, do_sample) or row.name in strategies.NOT_YET:
+            return row.off_value
+        if row.name == "temperature" and self.values["temperature"] == 0:
+            return row.off_value
+        return row.settle(self.values[row.name])

@@ -1,0 +1,104 @@
+"""The names of the strategies, which of them this version has, and which one a set of options asks for.
+
+Owns: the rules of choice. Does not know: layers, defaults, or how a strategy works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+StrategyName: TypeAlias = Literal[
+    "greedy",
+    "sample",
+    "beam",
+    "beam_sample",
+    "diverse_beam",
+    "constrained_beam",
+    "contrastive",
+    "assisted",
+    "dola",
+]
+
+STRATEGIES: Final[tuple[str, ...]] = get_args(StrategyName)
+
+AVAILABLE_STRATEGIES: frozenset[str] = frozenset({"greedy", "sample"})
+"""The strategies of this version. The others are known by name, so that options can be checked and explained."""
+
+NOT_YET: Mapping[str, str] = {
+    "guidance_scale": "guidance with a negative prompt",
+    "decoder_start_token_id": "encoder-decoder models",
+}
+"""Options that work within any strategy, but wait for a part this version lacks: option --> the part."""
+
+BEAMS: Final = frozenset({"beam", "beam_sample", "diverse_beam", "constrained_beam"})
+SAMPLING: Final = frozenset({"sample", "beam_sample", "assisted", "dola"})
+EITHER: Final = frozenset({"assisted", "dola"})
+"""Strategies that draw when `do_sample` is True and take the best token otherwise."""
+NEVER_SAMPLING: Final = frozenset(STRATEGIES) - SAMPLING
+
+SELECTED_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    "beam": ("num_beams",),
+    "beam_sample": ("num_beams",),
+    "diverse_beam": ("num_beam_groups", "num_beams"),
+    "constrained_beam": ("force_words_ids",),
+    "contrastive": ("penalty_alpha",),
+    "assisted": ("prompt_lookup_num_tokens",),
+    "dola": ("dola_layers",),
+}
+"""The options whose values lead to a strategy, the most telling first."""
+
+NEEDS: Final[Mapping[str, str]] = {
+    "beam": "num_beams above 1",
+    "beam_sample": "num_beams above 1",
+    "diverse_beam": "num_beams above 1 and num_beam_groups above 1",
+    "constrained_beam": "force_words_ids and num_beams above 1",
+    "contrastive": "penalty_alpha above 0 and top_k above 1",
+    "assisted": "prompt_lookup_num_tokens or an assistant model",
+    "dola": "dola_layers",
+}
+"""What a strategy cannot go without, in words."""
+
+
+def choose_strategy(values: Mapping[str, Any], *, do_sample: bool, assistant: bool = False) -> str:
+    """Return the strategy that transformers' rules would choose.
+
+    Args:
+        values: every option's value.
+        do_sample: final, whatever `values` says.
+        assistant: whether a draft model is given.
+    """
+    chosen = _base_strategy(values, do_sample)
+    if chosen in ("greedy", "sample"):
+        if values["dola_layers"] is not None:
+            return "dola"
+        if assistant or values["prompt_lookup_num_tokens"] is not None:
+            return "assisted"
+    return chosen
+
+
+def _base_strategy(values: Mapping[str, Any], do_sample: bool) -> str:
+    if values["force_words_ids"]:
+        return "constrained_beam"
+    if values["num_beams"] > 1:
+        if values["num_beam_groups"] > 1:
+            return "diverse_beam"
+        return "beam_sample" if do_sample else "beam"
+    if do_sample:
+        return "sample"
+    return "contrastive" if (values["penalty_alpha"] or 0) > 0 and (values["top_k"] or 0) > 1 else "greedy"
+
+
+def meets_needs(strategy: str, values: Mapping[str, Any], *, assistant: bool = False) -> bool:
+    """Return whether the values have what NEEDS says."""
+    beams, groups = values["num_beams"] > 1, values["num_beam_groups"] > 1
+    needs: dict[str, bool] = {
+        "beam": beams,
+        "beam_sample": beams,
+        "diverse_beam": beams and groups,
+        "constrained_beam": beams and bool(values["force_words_ids"]),
+        "contrastive": (values["penalty_alpha"] or 0) > 0 and (values["top_k"] or 0) > 1,
+        "assisted": assistant or values["prompt_lookup_num_tokens"] is not None,
+        "dola": values["dola_layers"] is not None,
+    }
+    return needs.get(strategy, True)

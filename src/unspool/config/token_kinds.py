@@ -1,0 +1,164 @@
+"""Kinds of option values that hold token ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, TypeAlias
+
+from unspool.config.kinds import Kind, Unfit, as_lists, finite, integer, items, whole
+
+TokenIds: TypeAlias = tuple[int, ...]
+
+
+class TokenBiases(Mapping[TokenIds, float]):
+    """An immutable mapping, token sequence --> number added to its score; equal to a dict of the same contents."""
+
+    __slots__ = ("_biases",)
+
+    def __init__(self, biases: Mapping[TokenIds, float]) -> None:
+        self._biases = dict(biases)
+
+    def __getitem__(self, sequence: TokenIds) -> float:
+        return self._biases[sequence]
+
+    def __iter__(self) -> Iterator[TokenIds]:
+        return iter(self._biases)
+
+    def __len__(self) -> int:
+        return len(self._biases)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._biases.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._biases)
+
+
+_TOKEN_SCHEMA = {"type": "integer", "minimum": 0}
+_SEQUENCE_SCHEMA = {"type": "array", "items": _TOKEN_SCHEMA, "minItems": 1}
+
+
+def _token(value: Any) -> int:
+    token = whole(value)
+    if token < 0:
+        raise Unfit
+    return token
+
+
+def _sequence(value: Any) -> TokenIds:
+    tokens = tuple(_token(token) for token in items(value))
+    if not tokens:
+        raise Unfit
+    return tokens
+
+
+def token() -> Kind:
+    """One token id."""
+    return replace(integer(0), words="must be a token id, an integer of at least 0", parse=_token)
+
+
+def tokens() -> Kind:
+    """One token id or several --> tuple[int, ...]"""
+
+    def parse(value: Any) -> TokenIds:
+        return tuple(_token(one) for one in ([value] if isinstance(value, Integral) else items(value)))
+
+    schema = {"anyOf": [_TOKEN_SCHEMA, {"type": "array", "items": _TOKEN_SCHEMA}]}
+    words = "must be a token id or a list of token ids, integers of at least 0"
+    return Kind(words=words, parse=parse, cli_type="int", metavar="ID", schema=schema, multiple=True, dump=as_lists)
+
+
+def sequences() -> Kind:
+    """A list of token sequences --> tuple[tuple[int, ...], ...]"""
+
+    def parse(value: Any) -> tuple[TokenIds, ...]:
+        return tuple(_sequence(one) for one in items(value))
+
+    schema = {"type": "array", "items": _SEQUENCE_SCHEMA}
+    words = "must be a list of token sequences, such as [[5], [7, 9]], none of them empty"
+    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+
+
+def forced_words() -> Kind:
+    """Token sequences, or lists of alternatives to one --> tuple[tuple[int, ...] | tuple[tuple[int, ...], ...], ...]"""
+
+    def parse_word(value: Any) -> TokenIds | tuple[TokenIds, ...]:
+        word = tuple(items(value))
+        if not word:
+            raise Unfit
+        return _sequence(word) if isinstance(word[0], Integral) else tuple(_sequence(one) for one in word)
+
+    def parse(value: Any) -> tuple[TokenIds | tuple[TokenIds, ...], ...]:
+        return tuple(parse_word(one) for one in items(value))
+
+    word = {"anyOf": [_SEQUENCE_SCHEMA, {"type": "array", "items": _SEQUENCE_SCHEMA, "minItems": 1}]}
+    words = "must be a list of token sequences, or of lists of alternative sequences"
+    schema = {"type": "array", "items": word}
+    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+
+
+def breakers() -> Kind:
+    """Strings, token ids and token sequences --> tuple[str | int | tuple[int, ...], ...]"""
+
+    def parse_one(value: Any) -> str | int | TokenIds:
+        if isinstance(value, str) and value:
+            return value
+        return _token(value) if isinstance(value, Integral) else _sequence(value)
+
+    def parse(value: Any) -> tuple[str | int | TokenIds, ...]:
+        return tuple(parse_one(one) for one in items(value))
+
+    breaker = {"anyOf": [{"type": "string", "minLength": 1}, _TOKEN_SCHEMA, _SEQUENCE_SCHEMA]}
+    schema = {"type": "array", "items": breaker}
+    words = "must be a list of strings, token ids and token sequences, none of them empty"
+    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+
+
+def biases() -> Kind:
+    """Token sequences with a finite bias each --> TokenBiases
+
+    Accepts a mapping, {(5, 7): -2.0}, or pairs, [[[5, 7], -2.0]]. A mapping's keys may be text, "(5, 7)", which is
+    how they look in a JSON file.
+    """
+
+    def parse_key(key: Any) -> TokenIds:
+        if isinstance(key, str):
+            if not re.fullmatch(r"[\[(]?\s*\d+(\s*,\s*\d+)*\s*,?\s*[\])]?", key.strip()):
+                raise Unfit
+            return tuple(int(digits) for digits in re.findall(r"\d+", key))
+        return _sequence(key)
+
+    def parse(value: Any) -> TokenBiases:
+        pairs = [tuple(items(pair)) for pair in (value.items() if isinstance(value, Mapping) else items(value))]
+        if any(len(pair) != 2 for pair in pairs):
+            raise Unfit
+        found = {parse_key(key): finite(bias) for key, bias in pairs}
+        if len(found) < len(pairs):
+            raise Unfit
+        return TokenBiases(found)
+
+    def dump(value: TokenBiases) -> list[Any]:
+        return [[list(sequence), bias] for sequence, bias in value.items()]
+
+    pair = {"type": "array", "prefixItems": [_SEQUENCE_SCHEMA, {"type": "number"}], "minItems": 2, "maxItems": 2}
+    words = "must map token sequences to finite numbers, such as {(5, 7): -2.0} or [[[5, 7], -2.0]], each once"
+    schema = {"type": "array", "items": pair}
+    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=dump)
+
+
+def decay() -> Kind:
+    """A start and a factor --> tuple[int, float]"""
+
+    def parse(value: Any) -> tuple[int, float]:
+        pair = tuple(items(value))
+        if len(pair) != 2 or finite(pair[1]) <= 0:
+            raise Unfit
+        return _token(pair[0]), finite(pair[1])
+
+    parts = [_TOKEN_SCHEMA, {"type": "number", "exclusiveMinimum": 0}]
+    schema = {"type": "array", "prefixItems": parts, "minItems": 2, "maxItems": 2}
+    words = "must be a pair (start, factor): an integer of at least 0 and a finite number above 0"
+    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)

@@ -1,0 +1,214 @@
+"""Answers the asks of many conversations from the rows of one pass: process, select, say what each token would end.
+
+The only place where rows of tensors become the plain numbers that strategies hear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from unspool.engine import select
+from unspool.engine.branches import Branch, RowRef
+from unspool.engine.conversation import Conversation
+from unspool.engine.pipeline import RowJob, Scored, distribution, process
+from unspool.errors import NumericsError
+from unspool.noise import NoiseKey
+from unspool.protocols import RowKey
+from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Score, Top, Whole
+
+
+class Place(NamedTuple):
+    """A position of a branch that is asked about, and the output whose noise its processors draw: one row."""
+
+    conversation: Conversation
+    branch: Branch
+    position: int
+    output: int
+
+    @property
+    def in_prompt(self) -> bool:
+        return self.position < self.branch.prompt_len
+
+    @property
+    def length(self) -> int:
+        return self.position - self.branch.prompt_len
+
+
+class Asked(NamedTuple):
+    """One ask, and the row that answers it."""
+
+    ask: Ask
+    place: Place
+    row: int
+
+
+class Found(NamedTuple):
+    """What answers one ask: tokens in order, perturbed values where noise was drawn, a distribution where asked."""
+
+    tokens: Sequence[int]
+    perturbed: tuple[float, ...] = ()
+    whole: Distribution | None = None
+
+
+Answers: TypeAlias = dict[int, Reply | Exception]
+
+
+def answer(conversations: Iterable[Conversation], now: float) -> Answers:
+    """Return, by request number, the reply to each open Turn, or the error of a request whose row is no distribution.
+
+    Every asked row must have been computed. now: seconds, on the clock of the conversations' deadlines.
+    """
+    asked, places = _collect(conversations)
+    jobs = [_job(place) for place in places]
+    scored = process(_gather([place.branch.rows[place.position] for place in places]), jobs)
+    norms, score_norms = scored.norm.tolist(), scored.score_norm.tolist()
+    answers: Answers = {}
+    for place, norm, score_norm in zip(places, norms, score_norms, strict=True):
+        reason = _flaw(norm, score_norm)
+        if reason:
+            answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
+    found = _find(asked, jobs, scored)
+    _alternatives(places, scored, norms)
+    figures = iter(_figures(asked, found, scored))
+    replies: dict[int, list[Row]] = {}
+    for each, what in zip(asked, found, strict=True):
+        pairs = [next(figures) for _ in what.tokens]
+        candidates = _candidates(each.place, what.tokens, pairs, norms[each.row], now)
+        row = Row(candidates, score_norms[each.row], what.perturbed, what.whole)
+        _remember(each.place, row)
+        replies.setdefault(each.place.conversation.number, []).append(row)
+    return {number: tuple(rows) for number, rows in replies.items()} | answers
+
+
+def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:
+    """Return every ask with its row number, and the place of every row."""
+    asked: list[Asked] = []
+    rows: dict[tuple[int, int, int, int], int] = {}
+    places: list[Place] = []
+    for conversation in conversations:
+        for ask in conversation.turn.asks:
+            branch = conversation.branches[ask.branch]
+            output = ask.output if isinstance(ask, Sample | Perturbed) else 0
+            place = Place(conversation, branch, conversation.position(branch, ask.back), output)
+            row = rows.setdefault((conversation.number, branch.number, place.position, output), len(places))
+            if row == len(places):
+                places.append(place)
+            asked.append(Asked(ask, place, row))
+    return asked, places
+
+
+def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
+    """Return the rows as one tensor, without a copy where they are one already. --> [rows, vocab]"""
+    source = refs[0].source
+    if all(ref.source is source for ref in refs):
+        index = [ref.index for ref in refs]
+        return source if index == list(range(len(source))) else source[index]
+    return torch.stack([ref.source[ref.index] for ref in refs])
+
+
+def _job(place: Place) -> RowJob:
+    request = place.conversation.request
+    key = RowKey(request.seed, place.output, place.position)
+    if place.in_prompt:
+        return RowJob((), (), None, request.strategy.space == "log_probs", key)
+    marks = place.branch.marks[place.length]
+    log_probs = request.strategy.space == "log_probs"
+    return RowJob(place.conversation.chain, marks.processors, request.config.processor_order, log_probs, key)
+
+
+def _flaw(norm: float, score_norm: float) -> str | None:
+    """Return what keeps a row from being a distribution, or None."""
+    if math.isnan(norm) or norm == math.inf:
+        return "the model's logits hold NaN or +inf; check the model's weights and dtype"
+    if math.isnan(score_norm) or score_norm == math.inf:
+        return "the scores hold NaN or +inf after the processors; check their options"
+    if score_norm == -math.inf:
+        return "every token is forbidden; relax the options that forbid tokens"
+    return None
+
+
+def _find(asked: Sequence[Asked], jobs: Sequence[RowJob], scored: Scored) -> list[Found]:
+    """Select what each ask wants, all asks of one kind and size in one call."""
+    found: list[Found] = [Found(())] * len(asked)
+    groups: dict[tuple[type[Ask], int], list[int]] = {}
+    for index, each in enumerate(asked):
+        if isinstance(each.ask, Score):
+            found[index] = Found(each.ask.tokens)
+        elif isinstance(each.ask, Whole):
+            found[index] = Found((), (), distribution(scored.logits[each.row], jobs[each.row]))
+        else:
+            k = each.ask.k if isinstance(each.ask, Top | Perturbed) else 1
+            groups.setdefault((type(each.ask), k), []).append(index)
+    for (kind, k), members in groups.items():
+        rows = [asked[index].row for index in members]
+        scores = scored.scores if rows == list(range(len(scored.scores))) else scored.scores[rows]
+        if kind is Top:
+            for index, picked in zip(members, select.top(scores, k), strict=True):
+                found[index] = Found(picked.tokens)
+        else:
+            keys = [_noise_key(asked[index]) for index in members]
+            for index, picked in zip(members, select.perturbed(scores, keys, k), strict=True):
+                found[index] = Found(picked.tokens, tuple(picked.values))
+    return found
+
+
+def _noise_key(asked: Asked) -> NoiseKey:
+    lane = asked.ask.lane if isinstance(asked.ask, Perturbed) else 0
+    return NoiseKey(asked.place.conversation.request.seed, asked.place.output, asked.place.position, lane)
+
+
+def _figures(asked: Sequence[Asked], found: Sequence[Found], scored: Scored) -> list[tuple[float, float]]:
+    """Return (raw logit, score) of every found token, in order."""
+    rows = [each.row for each, what in zip(asked, found, strict=True) for _ in what.tokens]
+    tokens = [token for what in found for token in what.tokens]
+    if not rows:
+        return []
+    index = (torch.tensor(rows), torch.tensor(tokens))
+    return list(zip(scored.logits[index].tolist(), scored.scores[index].tolist(), strict=True))
+
+
+def _candidates(
+    place: Place, tokens: Sequence[int], figures: Sequence[tuple[float, float]], norm: float, now: float
+) -> tuple[Candidate, ...]:
+    """Return the tokens as a strategy hears of them."""
+    if place.in_prompt:
+        return tuple(
+            Candidate(token, logit - norm, logit - norm, None)
+            for token, (logit, _) in zip(tokens, figures, strict=True)
+        )
+    conversation = place.conversation
+    late = conversation.deadline is not None and now >= conversation.deadline
+    marks = place.branch.marks[place.length]
+    return tuple(
+        Candidate(token, score, logit - norm, conversation.ending(marks, place.length, token, late))
+        for token, (logit, score) in zip(tokens, figures, strict=True)
+    )
+
+
+def _remember(place: Place, row: Row) -> None:
+    """Note on the branch what was said about its next token, for logprobs and scores of the outputs."""
+    if place.in_prompt:
+        return
+    node = place.branch.tip.at(place.length)
+    node.known.update({c.token: (c.logprob, c.score) for c in row.candidates})
+    if row.distribution is not None:
+        node.whole = row.distribution
+
+
+def _alternatives(places: Sequence[Place], scored: Scored, norms: Sequence[float]) -> None:
+    """Note the best tokens by the model's own probability, where `logprobs` asks for some."""
+    counts: dict[int, list[int]] = {}
+    for row, place in enumerate(places):
+        count = place.conversation.request.config.logprobs
+        if count and not place.in_prompt:
+            counts.setdefault(count, []).append(row)
+    for count, rows in counts.items():
+        for row, picked in zip(rows, select.top(scored.logits[rows], count), strict=True):
+            node = places[row].branch.tip.at(places[row].length)
+            node.alternatives = tuple(
+                (token, value - norms[row]) for token, value in zip(picked.tokens, picked.values, strict=True)
+            )

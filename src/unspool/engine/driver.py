@@ -1,0 +1,130 @@
+"""Shares one engine among threads: one drives, the others wait for their events.
+
+Owns the lock and the queues of events. Knows no tokens and no text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from unspool.engine.engine import Engine
+from unspool.engine.request import Request
+from unspool.errors import CancelledRequest
+from unspool.types import Committed, Event, Failed, Finished
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A submitted request and the events that have come for it."""
+
+    number: int
+    events: deque[Event] = field(default_factory=deque)
+    over: bool = False
+
+
+class Driver:
+    """Turns `Engine.step` into blocking iterators of events, one a request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._engine_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._tickets: dict[int, Ticket] = {}
+        self._driving = False
+
+    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Queue requests together; all or none.
+
+        Raises:
+            PromptError, OptionError, CapacityError: see Engine.submit.
+        """
+        tickets: list[Ticket] = []
+        with self._engine_lock:
+            try:
+                for request in requests:
+                    tickets.append(Ticket(self.engine.submit(request)))
+            except BaseException:
+                for ticket in tickets:
+                    self.engine.cancel(ticket.number)
+                raise
+            with self._changed:
+                self._tickets.update({ticket.number: ticket for ticket in tickets})
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a request and free its memory; one that is over is no error."""
+        if ticket.over:
+            return
+        with self._engine_lock:
+            self.engine.cancel(ticket.number)
+        with self._changed:
+            self._end(ticket, Failed(request=ticket.number, error=CancelledRequest("the request was cancelled")))
+            self._changed.notify_all()
+
+    def events(self, tickets: Sequence[Ticket]) -> Iterator[Event]:
+        """Yield the events of these requests as they come, until each is over. Leaving early cancels the rest."""
+        try:
+            while any(ticket.events or not ticket.over for ticket in tickets):
+                yield self.wait(tickets)
+        finally:
+            for ticket in tickets:
+                self.cancel(ticket)
+
+    def wait(self, tickets: Sequence[Ticket]) -> Event:
+        """Return the next event of one of these requests, driving the engine where no other thread does.
+
+        At least one of the tickets must have an event or still be under way.
+        """
+        while True:
+            with self._changed:
+                while True:
+                    for ticket in tickets:
+                        if ticket.events:
+                            return ticket.events.popleft()
+                    if not self._driving:
+                        break
+                    self._changed.wait()
+                self._driving = True
+            self._drive()
+
+    def _drive(self) -> None:
+        """Run one step and hand its events out."""
+        events: Sequence[Event] = ()
+        try:
+            with self._engine_lock:
+                events = self.engine.step()
+        except BaseException as error:
+            # An interrupt may fall anywhere inside the step, so nothing that runs can be trusted to go on.
+            events = self._abort(error)
+            raise
+        finally:
+            with self._changed:
+                self._driving = False
+                for event in events:
+                    self._deliver(event)
+                self._changed.notify_all()
+
+    def _abort(self, error: BaseException) -> list[Event]:
+        with self._engine_lock:
+            for number in list(self._tickets):
+                self.engine.cancel(number)
+        reason = CancelledRequest(f"the engine was interrupted: {type(error).__name__}")
+        return [Failed(request=number, error=reason) for number in list(self._tickets)]
+
+    def _deliver(self, event: Event) -> None:
+        ticket = self._tickets.get(event.request)
+        if ticket is None:
+            return
+        if isinstance(event, Committed):
+            ticket.events.append(event)
+        else:
+            self._end(ticket, event)
+
+    def _end(self, ticket: Ticket, event: Finished | Failed) -> None:
+        if not ticket.over:
+            ticket.events.append(event)
+            ticket.over = True
+            self._tickets.pop(ticket.number, None)

@@ -1,0 +1,204 @@
+"""The one loop: every request, every strategy, one forward pass a step.
+
+`step()` reads as its phases: admit, plan, forward, select, advance, emit. It knows no text, no clock but the one it is
+given, and no thread: drivers call it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from unspool.engine.answer import Answers, answer
+from unspool.engine.branches import RowRef
+from unspool.engine.conversation import Conversation
+from unspool.engine.request import Request
+from unspool.engine.scheduler import Planned, Scheduler, Waiting
+from unspool.engine.validate import context_of
+from unspool.protocols import Runtime
+from unspool.types import Event, Failed
+
+MAX_BATCH_TOKENS = 512
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds spent since the engine was made, in three parts, and how many steps and passes they paid for.
+
+    forward: inside the model. vocabulary: processors and selection. bookkeeping: scheduling, conversation, events.
+    """
+
+    forward: float = 0.0
+    vocabulary: float = 0.0
+    bookkeeping: float = 0.0
+    steps: int = 0
+    passes: int = 0
+
+
+class Engine:
+    """Runs requests on a runtime, all live branches of all requests in one forward pass a step.
+
+    Args:
+        runtime: the model.
+        max_batch_tokens: most tokens of one pass that prompts may fill, at least 1.
+        clock: seconds, monotonic; for `max_time`.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.runtime = runtime
+        self.timing = Timing()
+        self._clock = clock
+        self._scheduler = Scheduler(runtime.info, max_batch_tokens)
+        self._running: dict[int, Conversation] = {}
+        self._numbers = itertools.count()
+        self._seqs = itertools.count()
+
+    # --- in and out ---------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> int:
+        """Queue a request and return its number.
+
+        Raises:
+            PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves the model no room.
+            OptionError: an option does not fit the model.
+            CapacityError: the request needs more memory than it could ever be given.
+        """
+        context = context_of(request, self.runtime.info)
+        number = next(self._numbers)
+        self._scheduler.enqueue(Waiting(number, request, context))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Forget a request, queued or running, and free its memory. A finished one is no error."""
+        conversation = self._running.pop(number, None)
+        if conversation is not None:
+            conversation.release(self.runtime)
+        self._scheduler.forget(number)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self._running and not self._scheduler.num_waiting
+
+    def step(self) -> list[Event]:
+        """Run one step and return what came of it; an idle engine returns nothing."""
+        started = time.perf_counter()
+        spent = self.timing.forward + self.timing.vocabulary
+        events = self._admit()
+        planned = self._plan()
+        events += self._forward(planned)
+        answers = self._select()
+        events += self._advance(answers)
+        self.timing.steps += 1
+        elapsed = time.perf_counter() - started
+        self.timing.bookkeeping += elapsed - (self.timing.forward + self.timing.vocabulary - spent)
+        return events
+
+    # --- the phases ---------------------------------------------------------------------------------------------
+
+    def _admit(self) -> list[Event]:
+        """Start the conversations of requests that have memory now."""
+        events: list[Event] = []
+        for number, request, context in self._scheduler.admit():
+            try:
+                conversation = Conversation(number, request, context, lambda: next(self._seqs))
+                if request.config.max_time is not None:
+                    conversation.deadline = self._clock() + request.config.max_time
+                self._running[number] = conversation
+                events += self._settle(conversation, conversation.begin(self.runtime))
+            except Exception as error:
+                events.append(self._fail(number, error))
+        return events
+
+    def _plan(self) -> list[Planned]:
+        return self._scheduler.plan(list(self._running.values()))
+
+    def _forward(self, planned: list[Planned]) -> list[Event]:
+        """Run the pass. If it raises, halve it until the guilty request stands alone, and fail that one."""
+        if not planned:
+            return []
+        started = time.perf_counter()
+        try:
+            rows = self.runtime.forward([each.feed for each in planned])
+        except Exception as error:
+            numbers = list(dict.fromkeys(each.conversation.number for each in planned))
+            if len(numbers) == 1:
+                return [self._fail(numbers[0], error)]
+            first = set(numbers[: len(numbers) // 2])
+            halves = ([each for each in planned if (each.conversation.number in first) is side] for side in (True, False))
+            return [event for half in halves for event in self._forward(half)]
+        finally:
+            self.timing.forward += time.perf_counter() - started
+        self.timing.passes += 1
+        index = 0
+        for _, branch, feed, positions in planned:
+            count = len(feed.tokens)
+            branch.cached += count
+            branch.pending = branch.pending[count:]
+            for position in positions:
+                branch.rows[position] = RowRef(rows.logits, index)
+                index += 1
+        return []
+
+    def _select(self) -> Answers:
+        """Answer the Turns whose rows are all there."""
+        ready = [each for each in self._running.values() if not any(each.wanted(b) for b in each.asked_branches())]
+        if not ready:
+            return {}
+        started = time.perf_counter()
+        try:
+            return answer(ready, self._clock())
+        except Exception:
+            # A processor or criterion of the user's own raised: answer one by one, so that it fails its owner alone.
+            return {number: reply for each in ready for number, reply in self._answer_alone(each).items()}
+        finally:
+            self.timing.vocabulary += time.perf_counter() - started
+
+    def _answer_alone(self, conversation: Conversation) -> Answers:
+        try:
+            return answer([conversation], self._clock())
+        except Exception as error:
+            return {conversation.number: error}
+
+    def _advance(self, answers: Answers) -> list[Event]:
+        """Let every answered strategy take its next turn."""
+        events: list[Event] = []
+        for number, reply in answers.items():
+            conversation = self._running[number]
+            if isinstance(reply, Exception):
+                events.append(self._fail(number, reply))
+                continue
+            try:
+                events += self._settle(conversation, conversation.reply(reply, self.runtime))
+            except Exception as error:
+                events.append(self._fail(number, error))
+        return events
+
+    def _settle(self, conversation: Conversation, events: Sequence[Event]) -> list[Event]:
+        """Emit what a turn committed, and the end of a conversation that is over."""
+        if conversation.outcome is None:
+            return list(events)
+        finished = conversation.finished()
+        self.cancel(conversation.number)
+        return [*events, finished]
+
+    def _fail(self, number: int, error: Exception) -> Failed:
+        """End one request with its error; the others go on."""
+        self.cancel(number)
+        return Failed(request=number, error=error)
+
+    # --- for tests and drivers ----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants that hold between steps."""
+        for conversation in self._running.values():
+            conversation.check()
+        assert self._scheduler.num_reserved == len(self._running), "a reservation without a request"

@@ -1,0 +1,101 @@
+"""From raw logits to scores: the processors of many requests applied to many rows at once.
+
+Owns the order of processors in a mixed batch. Knows no strategy and no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from unspool.processors import DEFAULT_ORDER
+from unspool.protocols import Processor, RowKey
+from unspool.types import Distribution
+
+FORBIDDEN = float("-inf")
+
+
+class RowJob(NamedTuple):
+    """One row to process: its chain of processors with their states, in the request's order of names."""
+
+    chain: Sequence[Processor]
+    states: Sequence[Any]
+    order: tuple[str, ...] | None
+    log_probs: bool
+    key: RowKey
+
+
+class Scored(NamedTuple):
+    """Rows before and after the processors.
+
+    logits: [rows, vocab], the model's own. norm: [rows], their logsumexp. scores: [rows, vocab], after the processors,
+    in each row's space. score_norm: [rows], their logsumexp.
+    """
+
+    logits: torch.Tensor
+    norm: torch.Tensor
+    scores: torch.Tensor
+    score_norm: torch.Tensor
+
+
+def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
+    """Apply each row's processors. logits: [rows, vocab] float32, left unchanged."""
+    norm = torch.logsumexp(logits, dim=-1)  # --> [rows]
+    busy = [row for row, job in enumerate(jobs) if job.chain or job.log_probs]
+    if not busy:
+        return Scored(logits, norm, logits, norm)
+    shift = torch.zeros_like(norm)
+    beams = [row for row, job in enumerate(jobs) if job.log_probs]
+    shift[beams] = norm[beams]
+    scores = logits - shift[:, None]
+    for rows in _by_order(jobs):
+        scores = _apply_group(scores, jobs, rows)
+    return Scored(logits, norm, scores, torch.logsumexp(scores, dim=-1))
+
+
+def _by_order(jobs: Sequence[RowJob]) -> list[list[int]]:
+    """Return the rows of jobs that have processors, grouped by the order of names they follow."""
+    groups: dict[tuple[str, ...] | None, list[int]] = {}
+    for row, job in enumerate(jobs):
+        if job.chain:
+            groups.setdefault(job.order, []).append(row)
+    return list(groups.values())
+
+
+def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[int]) -> torch.Tensor:
+    """Apply the processors of rows that share one order, each processor once for all rows that have it on."""
+    names = jobs[rows[0]].order or DEFAULT_ORDER
+    stages: dict[tuple[int, int, int], tuple[Processor, list[int], list[Any]]] = {}
+    for row in rows:
+        users = 0
+        for processor, state in zip(jobs[row].chain, jobs[row].states, strict=True):
+            known = processor.name in names
+            rank = names.index(processor.name if known else "user")
+            users += not known
+            stage = stages.setdefault((rank, 0 if known else users, id(processor)), (processor, [], []))
+            stage[1].append(row)
+            stage[2].append(state)
+    for _, (processor, members, states) in sorted(stages.items(), key=lambda item: item[0]):
+        keys = [jobs[row].key for row in members]
+        if len(members) == len(scores):
+            scores = processor.apply(states, scores, keys)
+        else:
+            index = torch.tensor(members, device=scores.device)
+            scores[index] = processor.apply(states, scores[index], keys)
+    return scores
+
+
+def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
+    """Return one row's exact distribution and which processor cut which token. logits: [vocab]."""
+    logprobs = logits - torch.logsumexp(logits, dim=-1)
+    scores = (logprobs if job.log_probs else logits).clone()[None]
+    cut_by = torch.full_like(scores[0], -1, dtype=torch.int64)
+    for index, (processor, state) in enumerate(zip(job.chain, job.states, strict=True)):
+        allowed = scores[0] > FORBIDDEN
+        scores = processor.apply([state], scores, [job.key])
+        cut_by[allowed & (scores[0] == FORBIDDEN)] = index
+        cut_by[scores[0] > FORBIDDEN] = -1
+    names = tuple(processor.name for processor in job.chain)
+    return Distribution(logprobs.cpu(), scores[0].cpu(), cut_by.cpu(), names)

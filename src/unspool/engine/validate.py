@@ -1,0 +1,100 @@
+"""What is checked before a request is queued: nothing is accepted that could not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unspool.config import GenerationConfig
+from unspool.engine.request import Request
+from unspool.errors import OptionError, PromptError
+from unspool.protocols import Context
+from unspool.types import ModelInfo
+
+
+def context_of(request: Request, info: ModelInfo) -> Context:
+    """Check a request against the model and return what its strategy and processors may know.
+
+    Raises:
+        PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves the model no room.
+        OptionError: an option does not fit the model.
+    """
+    config = request.config
+    _check_prompt(request.prompt, info)
+    _check_token_ids(config, info)
+    if config.batch_invariant and not info.batch_invariant:
+        raise OptionError(
+            "batch_invariant", True, f"cannot be promised for {info.name} ({info.path})", "leave it unset"
+        )
+    eos = () if config.ignore_eos else (config.eos_token_id or info.eos_token_ids)
+    return Context(
+        config=config,
+        prompt=request.prompt,
+        max_new_tokens=_room(request, info),
+        seed=request.seed,
+        info=info,
+        eos_token_ids=tuple(eos),
+    )
+
+
+def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
+    if not prompt:
+        raise PromptError("the prompt holds no token; give at least one (a begin-of-sequence token will do)")
+    for index, token in enumerate(prompt):
+        if not 0 <= token < info.vocab_size:
+            raise PromptError(f"prompt token {index} is {token}, outside the vocabulary of {info.vocab_size}")
+
+
+def _check_token_ids(config: GenerationConfig, info: ModelInfo) -> None:
+    """Refuse token ids in options that the model has not."""
+    groups: dict[str, Iterable[int]] = {
+        "suppress_tokens": config.suppress_tokens or (),
+        "begin_suppress_tokens": config.begin_suppress_tokens or (),
+        "bad_words_ids": [token for word in config.bad_words_ids or () for token in word],
+        "sequence_bias": [token for sequence in config.sequence_bias or {} for token in sequence],
+        "forced_bos_token_id": _ids(config.forced_bos_token_id),
+        "forced_eos_token_id": _ids(config.forced_eos_token_id),
+        "eos_token_id": _ids(config.eos_token_id),
+        "penalty_exclude": config.penalty_exclude or (),
+        "xtc_exclude": config.xtc_exclude or (),
+    }
+    for option, tokens in groups.items():
+        for token in tokens:
+            if not 0 <= token < info.vocab_size:
+                raise OptionError(
+                    option,
+                    token,
+                    f"must hold token ids in [0, {info.vocab_size})",
+                    "use ids of this model's own tokenizer",
+                )
+
+
+def _ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _room(request: Request, info: ModelInfo) -> int:
+    """Return how many tokens may be written: the least of what options and the model's length leave."""
+    config, length = request.config, len(request.prompt)
+    if info.max_length is not None and length >= info.max_length:
+        raise PromptError(
+            f"the prompt has {length} tokens and {info.name} holds {info.max_length} in all; shorten the prompt"
+        )
+    rooms = [config.max_new_tokens] if config.max_new_tokens is not None else []
+    if config.max_length is not None and config.max_new_tokens is None:
+        if config.max_length <= length:
+            raise OptionError(
+                "max_length",
+                config.max_length,
+                f"counts the prompt too and must be more than its {length} tokens",
+                "raise it or use `max_new_tokens`",
+            )
+        rooms.append(config.max_length - length)
+    if info.max_length is not None:
+        rooms.append(info.max_length - length)
+    if not rooms:
+        raise OptionError(
+            "max_new_tokens", None, f"must be set for {info.name}, which has no longest length", "give a number"
+        )
+    return min(rooms)

@@ -1,0 +1,123 @@
+"""load(): from a name, a folder or a loaded model to a LanguageModel. Weights and tokenizers come from transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from unspool.config import GenerationConfig
+from unspool.engine.engine import MAX_BATCH_TOKENS
+from unspool.errors import ModelError
+from unspool.model import LanguageModel
+from unspool.runtimes.decoder import DecoderRuntime
+
+EMBEDDED = Path(__file__).parent / "tale"
+"""Folder of the embedded model; its draft stands in the folder `draft` inside."""
+
+
+def load(
+    name_or_path: str | os.PathLike[str] | PreTrainedModel | None = None,
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    pack: Literal["auto"] | bool = "auto",
+    max_cache_tokens: int | None = None,
+    max_sequences: int | None = None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    **from_pretrained_options: Any,
+) -> LanguageModel:
+    """Load a model that is ready to write.
+
+    Args:
+        name_or_path: None for the embedded model `tale`; a local folder; a hub id; or a loaded transformers model,
+            which stays untouched.
+        tokenizer: a tokenizer, or the name or folder of one; None for the model's own. A loaded model has none of its
+            own: without one it reads and writes token ids.
+        device: such as "cpu" or "cuda:0"; None for where transformers puts it.
+        dtype: such as "float32", torch.bfloat16 or "auto"; None for the stored one, but float32 where float16 would
+            have to run on a CPU.
+        pack: whether linear layers are packed for a CPU: faster, and their weights are held in packed form; "auto"
+            packs where it can be done.
+        max_cache_tokens: most tokens over all live sequences; None for no bound. Requests beyond it wait.
+        max_sequences: most live sequences (beams and outputs count); None for no bound. Requests beyond it wait.
+        max_batch_tokens: most prompt tokens of one forward pass, at least 1.
+        from_pretrained_options: passed on to transformers' `from_pretrained`: revision, device_map,
+            quantization_config, trust_remote_code, ...
+
+    Raises:
+        ModelError: nothing of that name can be loaded, or the model cannot be run; the message says why.
+    """
+    if isinstance(name_or_path, PreTrainedModel):
+        model = _given_model(name_or_path, device, dtype, from_pretrained_options)
+        own, read_tokenizer = False, _tokenizer(tokenizer, {})
+    else:
+        source = str(name_or_path) if name_or_path is not None else str(EMBEDDED)
+        model = _from_pretrained(source, device, dtype, from_pretrained_options)
+        own, read_tokenizer = True, _tokenizer(tokenizer or source, from_pretrained_options)
+    runtime = DecoderRuntime(
+        model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences
+    )
+    stored = GenerationConfig.from_transformers(model.generation_config)
+    return LanguageModel(runtime, read_tokenizer, config=stored, max_batch_tokens=max_batch_tokens)
+
+
+def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """Return the caller's model, which no option of loading may change."""
+    asked = {"device": device, "dtype": dtype, **options}
+    unusable = [name for name, value in asked.items() if value is not None]
+    if unusable:
+        raise ModelError(
+            f"`{unusable[0]}` is an option of loading and the model is loaded already; apply it to the model itself "
+            "(model.to(...)), or give its name or folder instead"
+        )
+    return model
+
+
+def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
+    if device is not None:
+        model = model.to(device)
+    if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model):
+        model = model.float()
+    model.eval()
+    return model
+
+
+def _dtype(given: str | torch.dtype | None) -> Any:
+    """Return what transformers takes for a dtype, or refuse an unknown name."""
+    if given is None or given == "auto" or isinstance(given, torch.dtype):
+        return given or "auto"
+    found = getattr(torch, given.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"`dtype` must be a floating-point dtype such as float32 or bfloat16, got {given!r}")
+    return found
+
+
+def _on_cpu(model: PreTrainedModel) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def _tokenizer(given: Any, options: dict[str, Any]) -> Any:
+    """Return the tokenizer itself, or load the one named."""
+    if given is None or not isinstance(given, str | os.PathLike):
+        return given
+    passed = {name: options[name] for name in ("revision", "trust_remote_code", "token", "cache_dir", "subfolder",
+              "local_files_only", "force_download") if name in options}  # fmt: skip
+    try:
+        return AutoTokenizer.from_pretrained(str(given), **passed)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"cannot load a tokenizer from {str(given)!r}: {_first_line(error)}; give `tokenizer=`"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,228 @@
+"""LanguageModel: text in, text out. The thin driver that ties prompts, options, engine and results together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+from unspool.config import GenerationConfig
+from unspool.engine import Engine, Request
+from unspool.engine.driver import Driver
+from unspool.engine.engine import MAX_BATCH_TOKENS
+from unspool.errors import PromptError
+from unspool.plan import Job, Own, plan_jobs, resolve_options
+from unspool.progress import progress_bar
+from unspool.prompts import Prompt, encode, read_prompts
+from unspool.protocols import Runtime
+from unspool.results import Generation, NextTokens, TextScore
+from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
+from unspool.stream import Listener, Stream
+from unspool.text.detokenize import Detokenizer
+from unspool.types import Committed, Failed, Finished, ModelInfo
+
+
+class LanguageModel:
+    """A model ready to write: made by `unspool.load`, or from any runtime. Safe to use from several threads.
+
+    Args:
+        runtime: runs the model.
+        tokenizer: one of transformers', or anything with its `__call__` and `decode`; None for token ids alone.
+        config: the model's stored generation config.
+        max_batch_tokens: most prompt tokens of one forward pass, at least 1.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: Any = None,
+        *,
+        config: GenerationConfig | None = None,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> None:
+        self.runtime = runtime
+        self.tokenizer = tokenizer
+        self.config = config or GenerationConfig()
+        self.engine = Engine(runtime, max_batch_tokens=max_batch_tokens)
+        self._driver = Driver(self.engine)
+        self._detokenizer = Detokenizer(tokenizer) if tokenizer is not None else None
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is, what it can hold, and which path runs it."""
+        return self.runtime.info
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.info.name!r}, {self.info.path!r})"
+
+    @overload
+    def generate(
+        self, prompt: str, *, config: GenerationConfig | None = ..., progress: bool | None = ..., **options: Any
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[int], *, config: GenerationConfig | None = ..., progress: bool | None = ..., **options: Any
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        config: GenerationConfig | None = ...,
+        progress: bool | None = ...,
+        **options: Any,
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        config: GenerationConfig | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Generation | list[Generation]:
+        """Write on from one prompt or several; several share every forward pass.
+
+        Args:
+            prompt: a text, a list of token ids (one prompt), or a list of either (several).
+            config: the user's own options; those given in the call come before it, the model's stored ones after.
+            progress: show a progress bar over the prompts; None for: in a terminal, from 16 prompts on.
+            options: any option of GenerationConfig, and besides `strategy` (a name or an object), `processors` and
+                `criteria` (objects of the protocols in unspool.protocols, in the order they are to act).
+
+        Returns:
+            One Generation for one prompt; a list in the order of the prompts for several.
+
+        Raises:
+            PromptError, OptionError, CapacityError: before any work starts, for any of the prompts.
+            NumericsError: the model's logits are not numbers, or every token is forbidden.
+        """
+        prompts = read_prompts(prompt)
+        jobs = self._jobs(prompts.items, config, options)
+        generations = self._run(jobs, progress)
+        return generations[0] if prompts.single else generations
+
+    def stream(
+        self, prompt: Prompt | Sequence[Prompt], *, config: GenerationConfig | None = None, **options: Any
+    ) -> Stream:
+        """Write on from one prompt or several and hand the text out as it is committed.
+
+        Arguments and errors as in `generate`; what is wrong with them raises here, not at the first chunk.
+
+        Returns:
+            A Stream of Chunks; `stream.generation` (or `.generations`) is the whole result at the end.
+        """
+        return Stream(self._driver, self._jobs(read_prompts(prompt).items, config, options), self._detokenizer)
+
+    def astream(
+        self, prompt: Prompt | Sequence[Prompt], *, config: GenerationConfig | None = None, **options: Any
+    ) -> Stream:
+        """Return what `stream` returns, to be read with `async for`; the event loop stays free meanwhile."""
+        return self.stream(prompt, config=config, **options)
+
+    def next_tokens(
+        self, prompt: Prompt, *, config: GenerationConfig | None = None, limit: int = 20, **options: Any
+    ) -> NextTokens:
+        """Return the exact distribution that the next token would be drawn from under these options.
+
+        Args:
+            prompt: a text or a list of token ids.
+            config, options: as in `generate`.
+            limit: how many tokens are shown, at least 1; the full tensors are there whatever it is.
+
+        Raises:
+            PromptError: several prompts were given, or as in `generate`.
+        """
+        resolved, own = resolve_options(options, config, self.config)
+        space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
+        own = replace(own, strategy=NextTokenQuery(space))
+        job = self._plan([_one(prompt)], resolved.replace(echo=None), own)[0]
+        distribution = self._ask(job).rows[0].distribution
+        assert distribution is not None, "a Whole ask is answered with a distribution"
+        return NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
+
+    def score(self, prompt: Prompt, continuation: Prompt) -> TextScore:
+        """Return the model's own log-probability of each token of a given continuation.
+
+        Args:
+            prompt: a text (empty for the beginning-of-sequence token alone) or token ids.
+            continuation: a text or token ids; a text is encoded by itself, without special tokens.
+
+        Raises:
+            PromptError: nothing to score, or the two together are longer than the model holds.
+        """
+        before = encode(_one(prompt), self.tokenizer, self.info.bos_token_id)
+        given = _one(continuation)
+        if isinstance(given, str):
+            if self.tokenizer is None:
+                raise PromptError("a text to score needs a tokenizer; give `tokenizer=` to load(), or token ids")
+            tokens = tuple(self.tokenizer(given, add_special_tokens=False)["input_ids"])
+        else:
+            tokens = given
+        if not tokens:
+            raise PromptError("the continuation holds no token, so there is nothing to score")
+        config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
+        request = Request(
+            prompt=before + tokens[:-1], config=config, seed=0, strategy=ContinuationScores(tokens)
+        )
+        rows = self._ask(Job(request=request, prompt_text=None)).rows
+        texts = self._detokenizer.pieces(before, tokens) if self._detokenizer else ()
+        return TextScore(
+            token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows)
+        )
+
+    # --- between the doors and the engine -----------------------------------------------------------------------
+
+    def _jobs(
+        self, prompts: Sequence[str | tuple[int, ...]], config: GenerationConfig | None, options: dict[str, Any]
+    ) -> list[Job]:
+        resolved, own = resolve_options(options, config, self.config)
+        return self._plan(prompts, resolved, own)
+
+    def _plan(self, prompts: Sequence[str | tuple[int, ...]], config: GenerationConfig, own: Own) -> list[Job]:
+        return plan_jobs(
+            prompts,
+            config,
+            own,
+            tokenizer=self.tokenizer,
+            detokenizer=self._detokenizer,
+            bos_token_id=self.info.bos_token_id,
+        )
+
+    def _run(self, jobs: Sequence[Job], progress: bool | None) -> list[Generation]:
+        """Run jobs to their end; the first error cancels the others and is raised."""
+        tickets = self._driver.submit([job.request for job in jobs])
+        listeners = {
+            ticket.number: Listener(job, index, self._detokenizer)
+            for index, (ticket, job) in enumerate(zip(tickets, jobs, strict=True))
+        }
+        found: dict[int, Generation] = {}
+        with progress_bar(len(jobs), progress) as bar:
+            for event in self._driver.events(tickets):
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Committed):
+                    listeners[event.request].note(event)
+                else:
+                    found[event.request] = listeners[event.request].generation(event)
+                    bar.update()
+        return [found[ticket.number] for ticket in tickets]
+
+    def _ask(self, job: Job) -> Finished:
+        """Run one job for its last reply."""
+        for event in self._driver.events(self._driver.submit([job.request])):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                return event
+        raise AssertionError("every accepted request ends in a result or an error")
+
+
+def _one(prompt: Any) -> str | tuple[int, ...]:
+    """Return a single prompt, or refuse several."""
+    prompts = read_prompts(prompt)
+    if not prompts.single:
+        raise PromptError("one prompt is wanted here, as a text or a list of token ids; several were given")
+    return prompts.items[0]

@@ -1,0 +1,64 @@
+"""Every processor, by the name of its option, and the order they act in.
+
+Owns: the registry. Does not know: which ones a request uses; a processor says so itself (`start` returns None where it
+is off). One object of each kind serves all requests at once: what belongs to a request or a branch is in its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from unspool.config.order import PROCESSOR_ORDER as DEFAULT_ORDER
+from unspool.processors.bias import SequenceBias
+from unspool.processors.dry import Dry
+from unspool.processors.entropy import EpsilonCutoff, EtaCutoff, TypicalP
+from unspool.processors.length import ExponentialDecay, MinLength, MinNewTokens
+from unspool.processors.masks import BadWords, BeginSuppressTokens, ForcedBos, ForcedEos, SuppressTokens
+from unspool.processors.ngrams import EncoderNoRepeatNgram, NoRepeatNgram
+from unspool.processors.penalties import (
+    EncoderRepetitionPenalty,
+    FrequencyPenalty,
+    PresencePenalty,
+    RepetitionPenalty,
+)
+from unspool.processors.shaping import RenormalizeLogits, Temperature
+from unspool.processors.truncation import MinP, TopH, TopK, TopNSigma, TopP
+from unspool.processors.xtc import Xtc
+from unspool.protocols import Processor
+
+_ALL: tuple[Processor, ...] = (
+    SequenceBias(),
+    EncoderRepetitionPenalty(),
+    RepetitionPenalty(),
+    PresencePenalty(),
+    FrequencyPenalty(),
+    Dry(),
+    NoRepeatNgram(),
+    EncoderNoRepeatNgram(),
+    BadWords(),
+    MinLength(),
+    MinNewTokens(),
+    ForcedBos(),
+    ForcedEos(),
+    ExponentialDecay(),
+    SuppressTokens(),
+    BeginSuppressTokens(),
+    Temperature(),
+    TopH(),
+    TopK(),
+    TopP(),
+    MinP(),
+    TypicalP(),
+    EpsilonCutoff(),
+    EtaCutoff(),
+    TopNSigma(),
+    Xtc(),
+    RenormalizeLogits(),
+)
+
+PROCESSORS: Final[Mapping[str, Processor]] = MappingProxyType({processor.name: processor for processor in _ALL})
+"""name --> the one processor of that name, for every name in DEFAULT_ORDER but "user"."""
+
+__all__ = ["DEFAULT_ORDER", "PROCESSORS"]

@@ -1,0 +1,75 @@
+"""Exclude Top Choices: now and then, forbid the most probable tokens so that a less likely one is taken.
+
+Owns: xtc_probability, xtc_threshold, xtc_exclude. Does not know: the output so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from unspool.noise import NoiseKey, uniform
+from unspool.processors.base import Fixed
+from unspool.processors.cells import Ids, cells_of, ids
+from unspool.processors.rows import FORBIDDEN, column
+from unspool.protocols import Context, RowKey
+
+_DEFAULT_THRESHOLD = 0.1
+
+
+class XtcState(NamedTuple):
+    """probability, threshold: in [0, 1]. exclude: ids that must not go. least: fewest tokens to leave."""
+
+    probability: float
+    threshold: float
+    exclude: Ids
+    least: int
+
+
+class Xtc(Fixed[XtcState]):
+    """With chance `xtc_probability`, forbid all tokens of probability `xtc_threshold` or more but the least of them.
+
+    Off where `xtc_probability` is None or 0. Tokens equal to the least stay too. A row stays as it is where a token of
+    `xtc_exclude` (newline, EOS) would go, or fewer than `min_tokens_to_keep` would be left. The draw is a function of
+    the row's seed, output and position.
+
+    Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with xtc_threshold=0.1 lose the first two; with 0.4 nothing
+    happens, as one top choice alone always stays, and with xtc_exclude=[1] neither.
+
+    Source: p-e-w, text-generation-webui pull request 6335.
+    """
+
+    name = "xtc"
+
+    def start(self, context: Context) -> XtcState | None:
+        """Return the parameters; None where it is off."""
+        config = context.config
+        if not config.xtc_probability:
+            return None
+        threshold = _DEFAULT_THRESHOLD if config.xtc_threshold is None else float(config.xtc_threshold)
+        exclude = ids(config.xtc_exclude, context.info.vocab_size)
+        return XtcState(float(config.xtc_probability), threshold, exclude, context.min_tokens_to_keep)
+
+    def apply(self, states: Sequence[XtcState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+        """Return the scores, the top choices of the rows that were drawn forbidden in place. scores: [rows, vocab]"""
+        draws = uniform([NoiseKey(k.seed, k.output, k.position, lane=self.name) for k in keys]).tolist()
+        drawn = [row for row, (state, u) in enumerate(zip(states, draws, strict=True)) if u < state.probability]
+        if drawn:
+            rows = torch.tensor(drawn, device=scores.device)
+            scores[rows] = _without_top_choices([states[row] for row in drawn], scores[rows])
+        return scores
+
+
+def _without_top_choices(states: Sequence[XtcState], scores: torch.Tensor) -> torch.Tensor:
+    """scores: [drawn rows, vocab], changed in place"""
+    probs = scores.softmax(-1)
+    top = (probs >= column([s.threshold for s in states], scores)) & (scores > FORBIDDEN)
+    least_top = probs.where(top, 2.0).amin(-1, keepdim=True)  # 2: above any probability
+    removed = top & (probs > least_top)
+    left = ((scores > FORBIDDEN) & ~removed).sum(-1, keepdim=True)
+    spoilt = left < column([s.least for s in states], scores, torch.int64)
+    excluded = cells_of([s.exclude for s in states], scores)
+    spoilt[excluded.rows[removed[excluded.rows, excluded.tokens]]] = True
+    return scores.masked_fill_(removed & ~spoilt, FORBIDDEN)

@@ -1,0 +1,1 @@
+"""Models behind four methods: forward, fork, truncate, release."""

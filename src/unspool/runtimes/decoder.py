@@ -1,0 +1,184 @@
+"""Any causal language model of transformers that uses the attention interface, behind the four methods of a Runtime.
+
+Owns the order of one forward: room, plan, pass, advance. Tokens and lengths are in the SlotTable, the model in the
+Shell, the arithmetic in passes and attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+
+from unspool.errors import ModelError
+from unspool.runtimes.families import describe, supports
+from unspool.runtimes.linear import Pack, invariant_rows
+from unspool.runtimes.passes import AttentionPath, Plan, SlotCache, Span
+from unspool.runtimes.shell import Shell, refresh, shell_over
+from unspool.runtimes.slots import Slot, SlotTable
+from unspool.types import Feed, ModelInfo, Rows, Seq
+
+__all__ = ["DecoderRuntime", "refresh", "supports"]
+
+
+class DecoderRuntime:
+    """A causal language model over a cache of slots. Follows the contract of every Runtime.
+
+    Args:
+        model: a loaded transformers model.
+        own: whether the model is ours to change. Where False it stays untouched, training steps in between are seen
+            when a sequence is opened, and several runtimes share one shell over it.
+        pack: whether linear layers are packed on a CPU, which takes seconds for large models and makes decoding two
+            to four times faster; "auto" packs where it can be done and, beside a user's own weights, where the copy
+            takes at most half of the free memory.
+        max_cache_tokens: most tokens over all live sequences; None for no bound. See `bytes_per_token`.
+        max_sequences: most live sequences; None for no bound.
+        attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
+            a CPU and "masked" elsewhere.
+
+    Raises:
+        ModelError: the model cannot run here; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        own: bool,
+        pack: Pack = "auto",
+        max_cache_tokens: int | None = None,
+        max_sequences: int | None = None,
+        attention: AttentionPath | Literal["auto"] = "auto",
+    ) -> None:
+        self._shell = Shell(model, own=own, pack=pack) if own else shell_over(model, pack)
+        on_cpu = all(layer.device.type == "cpu" for layer in self._shell.layout)
+        self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention
+        self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        """Read everything that depends on the shell as it now is."""
+        shell = self._shell
+        self._version = shell.version
+        self._slots = SlotTable(shell.layout, max_tokens=self._max_tokens, max_sequences=self._max_sequences)
+        devices = {layer.device for layer in shell.layout}
+        # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
+        self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+        self.info: ModelInfo = describe(
+            shell.module,
+            vocab_size=shell.vocab_size,
+            path=shell.describe(),
+            batch_invariant=shell.batch_invariant and self._attention == "loop",
+            max_sequences=self._max_sequences,
+            max_tokens=self._max_tokens,
+        )
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that one cached token takes, over all layers."""
+        return sum(layer.bytes_per_token for layer in self._shell.layout)
+
+    def forward(self, feeds: Sequence[Feed]) -> Rows:
+        """Append the feeds and return the asked rows; see Runtime.forward.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+            ModelError: a feed brings a source, or is invariant where `info.batch_invariant` is False.
+        """
+        self._check(feeds)
+        opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
+        if opened:
+            self._follow()
+        slots = self._slots.reserve([(feed.seq, len(feed.tokens)) for feed in feeds])
+        try:
+            rows, finite = self._pass(feeds, slots)
+        except BaseException:
+            for feed, slot in zip(feeds, slots, strict=True):
+                slot.pool.zero(slot.index, slot.length, slot.length + len(feed.tokens))
+            for seq in opened:
+                self._slots.release(seq)
+            raise
+        for feed, is_finite in zip(feeds, finite, strict=True):
+            self._slots.advance(feed.seq, feed.tokens, exact=feed.invariant, poisoned=not is_finite)
+        return rows
+
+    def fork(self, seq: Seq, child: Seq) -> None:
+        """Copy a sequence; see Runtime.fork.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+        """
+        self._slots.fork(seq, child)
+
+    def truncate(self, seq: Seq, keep: int) -> int:
+        """Shorten a sequence; see Runtime.truncate."""
+        return self._slots.truncate(seq, keep)
+
+    def release(self, seq: Seq) -> None:
+        """Forget a sequence; see Runtime.release."""
+        self._slots.release(seq)
+
+    def refresh(self) -> None:
+        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        self._shell.refresh()
+        self._follow()
+
+    def check(self) -> None:
+        """Assert the invariants of the cache; for tests."""
+        self._slots.check()
+
+    def _check(self, feeds: Sequence[Feed]) -> None:
+        assert len({feed.seq for feed in feeds}) == len(feeds), "two feeds name the same sequence"
+        assert all(feed.tokens for feed in feeds), "a feed has no tokens"
+        if any(feed.source is not None for feed in feeds):
+            raise ModelError(f"{self.info.name} is a decoder and takes no source")
+        if any(feed.invariant for feed in feeds) and not self.info.batch_invariant:
+            raise ModelError(f"{self.info.name} cannot keep its rows free of their company here: {self.info.path}")
+
+    def _follow(self) -> None:
+        """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
+        self._shell.follow()
+        if self._shell.version == self._version:
+            return
+        if self._shell.layout == self._slots.layout:
+            self._slots.forget_free()
+            self._version = self._shell.version
+        elif self._slots.live:
+            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
+        else:
+            self._take_stock()
+
+    def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
+        """Run the pass. Returns the rows, and for each feed whether its values were finite."""
+        spans: list[Span] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        asked: list[int] = []
+        for feed, slot in zip(feeds, slots, strict=True):
+            row, count = len(tokens), len(feed.tokens)
+            spans.append(Span(slot.pool, slot.index, slot.length, count, row, feed.invariant))
+            tokens += feed.tokens
+            positions += range(slot.length, slot.length + count)
+            asked += [row + index for index in feed.asked]
+        num_asked, hidden = len(asked), any(feed.hidden for feed in feeds)
+        invariant = any(feed.invariant for feed in feeds)
+        if invariant:
+            # A matrix product of one row may run another kernel than one of two or more.
+            for column in (tokens, positions, asked):
+                column += column[:1] if len(column) == 1 else []
+        plan = Plan(spans, len(tokens), self._attention, self._index_device)
+        cache = SlotCache(plan, len(self._shell.layout))
+        with invariant_rows() if invariant else nullcontext():
+            logits, states = self._shell.run(cache, tokens, positions, asked, hidden=hidden)
+        rows = Rows(logits[:num_asked], None if states is None else states[:num_asked])
+        return rows, _finite_spans(cache, spans)
+
+
+def _finite_spans(cache: SlotCache, spans: Sequence[Span]) -> list[bool]:
+    assert cache.finite is not None, "the last layer was not reached"
+    if bool(cache.finite.all()):
+        return [True] * len(spans)
+    flags = cache.finite.tolist()
+    return [all(flags[span.row : span.row + span.count]) for span in spans]

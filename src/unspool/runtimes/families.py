@@ -1,0 +1,116 @@
+"""What can be read off a transformers model without running it: whether the slot cache can serve it, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from unspool.types import ModelInfo
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# The rotary embedding of tokens already cached changes when a sequence passes the original length.
+_GROWING_ROPE = {"dynamic", "longrope"}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def text_config(model: Any) -> Any:
+    """Return the part of the model's config that describes its text decoder."""
+    config = model.config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def supports(model: Any) -> str | None:
+    """Return None where the slot cache can serve the model by all it says of itself, else the reason in words.
+
+    The last word has a short trial when a `DecoderRuntime` is made: see Shell.
+    """
+    name = type(model).__name__
+    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
+        return f"{name} is not a transformers model"
+    config = text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        return f"{name} is an encoder-decoder: not supported in this version"
+    if not getattr(model, "can_generate", lambda: False)():
+        return f"{name} has no language-model head to generate with"
+    if getattr(model, "_is_stateful", False):
+        return f"{name} keeps a recurrent state: not supported in this version"
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{name} does not use transformers' attention interface: not supported in this version"
+    if not getattr(config, "is_causal", True):
+        return f"{name} attends in both directions"
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
+        return f"{name} has layers of other kinds ({', '.join(others)}): not supported in this version"
+    if getattr(config, "attention_chunk_size", None):
+        return f"{name} attends in chunks: not supported in this version"
+    return None
+
+
+def sliding_layers(model: Any) -> set[int]:
+    """Return the indices of the layers whose config calls for a sliding window."""
+    types = getattr(text_config(model), "layer_types", None) or ()
+    return {index for index, kind in enumerate(types) if kind == "sliding_attention"}
+
+
+def has_experts(model: Any) -> bool:
+    """Return whether tokens are routed to experts, whose matrix products then see any number of rows."""
+    config = text_config(model)
+    return any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
+
+
+def _rope_settings(config: Any) -> Iterable[dict[str, Any]]:
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, dict)]
+    return nested or [settings]
+
+
+def length_limit(model: Any) -> tuple[int | None, str]:
+    """Return the most tokens in one sequence (None for no bound), and why it is less than the config says, or ""."""
+    config = text_config(model)
+    limit = getattr(config, "max_position_embeddings", None)
+    limit = limit if isinstance(limit, int) and limit > 0 else None
+    for rope in _rope_settings(config):
+        if (kind := rope.get("rope_type", rope.get("type"))) in _GROWING_ROPE:
+            original = rope.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None) or limit
+            if original is not None and (limit is None or original <= limit):
+                return int(original), f"{kind} rotary embedding: sequences of at most {original} tokens"
+    return limit, ""
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def describe(
+    model: Any,
+    *,
+    vocab_size: int,
+    path: str,
+    batch_invariant: bool,
+    max_sequences: int | None,
+    max_tokens: int | None,
+) -> ModelInfo:
+    """Return what the engine must know; token ids come from the generation config, else from the config."""
+    generation, config = getattr(model, "generation_config", None), text_config(model)
+
+    def special(name: str) -> Any:
+        value = getattr(generation, name, None)
+        return getattr(config, name, None) if value is None else value
+
+    limit, _ = length_limit(model)
+    return ModelInfo(
+        name=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        vocab_size=vocab_size,
+        eos_token_ids=_ids(special("eos_token_id")),
+        bos_token_id=next(iter(_ids(special("bos_token_id"))), None),
+        pad_token_id=special("pad_token_id"),
+        max_length=limit,
+        max_sequences=max_sequences,
+        max_tokens=max_tokens,
+        batch_invariant=batch_invariant,
+        path=path,
+    )

@@ -1,0 +1,306 @@
+"""A transformers model made ready for flat passes over slots: attention set, linear layers packed, tried once.
+
+Owns the module that runs, and keeps it in step with the user's own model where it shares that one's tensors. Knows
+nothing of sequences: a pass is a row of tokens, their positions, and the rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unspool.errors import ModelError
+from unspool.runtimes.attention import ATTENTION_NAME, attending
+from unspool.runtimes.families import has_experts, length_limit, sliding_layers, supports
+from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
+from unspool.runtimes.passes import LayoutCache, Plan, SlotCache, Span
+from unspool.runtimes.pools import Layout, SlotPool
+from unspool.runtimes.trees import (
+    borrowed_attention,
+    copy_tree,
+    fingerprint,
+    input_device,
+    is_dispatched,
+    set_attention,
+)
+
+# How far the trial may be from the model's own forward, relative to its largest logit.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_HALF_TOLERANCE = 0.2
+
+
+class Shell:
+    """A model that runs flat passes.
+
+    Args:
+        model: a loaded causal language model.
+        own: whether the model is ours: it is then changed in place and its plain weights are freed. Otherwise a second
+            module tree over the same tensors is made; a model that accelerate has spread over devices runs as it is,
+            its attention set for the length of each pass.
+        pack: see `pack_linears`.
+
+    Attributes:
+        layout: what each layer keeps of a token in the cache.
+        vocab_size: width of the logits.
+        version: counts how often the weights were found changed.
+        batch_invariant: whether a row's bits can be kept free of its company: see `rows_are_independent`.
+
+    Raises:
+        ModelError: the model cannot run on the slot cache; the message says why.
+    """
+
+    layout: Layout
+    vocab_size: int
+    report: PackReport
+    device: torch.device
+    batch_invariant: bool
+
+    def __init__(self, model: Any, *, own: bool, pack: Pack = "auto") -> None:
+        self._source = None if own else weakref.ref(model)
+        self._pack, self.version = pack, 0
+        self._build(model)
+
+    def _build(self, model: Any) -> None:
+        if reason := supports(model):
+            raise ModelError(reason)
+        self.is_borrowed = self._source is not None and is_dispatched(model)
+        if self.is_borrowed and model.training:
+            raise ModelError("the model is in training mode and spread over devices: call `model.eval()` first")
+        self._print = None if self._source is None else fingerprint(model)
+        self.module = model.eval() if self._source is None else model if self.is_borrowed else copy_tree(model)
+        self.device = input_device(self.module)
+        self._keeps = _takes_logits_to_keep(self.module)
+        reference, tokens = self._reference()
+        if not self.is_borrowed:
+            set_attention(self.module, ATTENTION_NAME)
+        self.layout = self._learn_layout()
+        self.report = PackReport(0, 0, "the model is spread over devices")
+        if not is_dispatched(model):
+            self.report = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
+        self._compare(reference, tokens)
+        on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
+        self.batch_invariant = on_cpu and not has_experts(model) and rows_are_independent(self.module)
+
+    def run(
+        self, cache: Any, tokens: Sequence[int], positions: Sequence[int], asked: Sequence[int], *, hidden: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run one flat pass.
+
+        Args:
+            cache: a SlotCache (or LayoutCache) made for this pass.
+            tokens, positions: of each row.
+            asked: rows whose logits are wanted; may be none, and may repeat.
+            hidden: whether the last hidden states of these rows are wanted as well.
+
+        Returns:
+            logits [asked, vocab] and hidden [asked, width] or None, float32.
+        """
+        ids = torch.tensor([tokens], device=self.device)
+        places = torch.tensor([positions], device=self.device)
+        keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
+        # No layer sees this mask; without one, some models warn of padding where a prompt ends with that token.
+        mask = torch.ones_like(ids)
+        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
+        with ExitStack() as stack:
+            for context in (attending(cache), self._attention(), torch.no_grad()):
+                stack.enter_context(context)
+            states = stack.enter_context(_HeadInput(self.module)) if hidden else None
+            output = self.module(
+                input_ids=ids,
+                position_ids=places,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+                **options,
+            )
+        found = [output.logits[0], states.rows() if states is not None else None]
+        logits, width = (rows if rows is None or self._keeps else rows[keep.to(rows.device)] for rows in found)
+        return logits.float(), None if width is None else width.float()
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return borrowed_attention(self.module, ATTENTION_NAME) if self.is_borrowed else nullcontext()
+
+    def follow(self) -> None:
+        """See whether the user's model has changed since the last look, and take over what has.
+
+        Raises:
+            ModelError: it can no longer be served.
+        """
+        model = self._source() if self._source is not None else None
+        if model is None:
+            return
+        now = fingerprint(model)
+        if self._print == now:
+            return
+        if self._print is None or self._print.tensors != now.tensors:
+            self._build(model)
+        else:
+            self._print = now
+            repack(self.module)
+        self.version += 1
+
+    def refresh(self) -> None:
+        """Take over the user's weights, also where they were written through `.data`."""
+        if self._source is not None:
+            repack(self.module)
+            self.version += 1
+
+    def describe(self) -> str:
+        """Return how the model is run, in words."""
+        dtype, cached = next(self.module.parameters()).dtype, self.layout[0].dtype
+        parts = ["slot cache: transformers attention interface", _name(dtype)]
+        if cached != dtype:
+            parts.append(f"{_name(cached)} keys and values")
+        parts.append(str(self.report))
+        if self.is_borrowed:
+            parts.append("on the caller's own module")
+        if note := length_limit(self.module)[1]:
+            parts.append(note)
+        return ", ".join(parts)
+
+    def _reference(self) -> tuple[torch.Tensor, list[int]]:
+        """Return the model's own logits for a few tokens, and the tokens."""
+        vocab_size = self.module.get_input_embeddings().weight.shape[0]
+        tokens = [vocab_size * part // 6 for part in (1, 2, 3, 4)]
+        with torch.no_grad():
+            output = self.module(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
+        return output.logits[0].float(), tokens
+
+    def _learn_layout(self) -> Layout:
+        """Run one token to see what each layer would cache."""
+        notes = LayoutCache()
+        self._try(notes, [0], [0], [0])
+        kind = type(self.module).__name__
+        if not notes.layouts or sorted(notes.layouts) != list(range(len(notes.layouts))):
+            raise ModelError(f"{kind} does not keep keys and values in every layer: not supported in this version")
+        if sorted(notes.windows) != sorted(notes.layouts) or notes.num_calls != len(notes.layouts):
+            raise ModelError(f"{kind} has layers that attend by other means: not supported in this version")
+        if any(notes.windows[index] is None for index in sliding_layers(self.module) if index in notes.windows):
+            raise ModelError(f"{kind} keeps the width of its sliding windows to itself: not supported in this version")
+        layers = (notes.layouts[index] for index in range(len(notes.layouts)))
+        return tuple(layer._replace(dtype=cache_dtype(layer.dtype, layer.device.type)) for layer in layers)
+
+    def _compare(self, reference: torch.Tensor, tokens: list[int]) -> None:
+        """Feed the tokens in two parts, in company, and compare with what the model says by itself."""
+        pool, half = SlotPool(self.layout, len(tokens), 2), len(tokens) // 2
+        first = [Span(pool, 0, 0, half, 0), Span(pool, 1, 0, len(tokens), half)]
+        device = self.layout[0].device
+        cache = SlotCache(Plan(first, half + len(tokens), "loop", device), len(self.layout))
+        positions = [*range(half), *range(len(tokens))]
+        opening, _ = self._try(cache, tokens[:half] + tokens[::-1], positions, list(range(half)))
+        cache = SlotCache(Plan([Span(pool, 0, half, half, 0)], half, "loop", device), len(self.layout))
+        rest, _ = self._try(cache, tokens[half:], list(range(half, len(tokens))), list(range(half)))
+        self.vocab_size = rest.shape[-1]
+        reference = reference.to(rest.device)
+        distance = (torch.cat([opening, rest]) - reference).abs().max()
+        allowed = _TOLERANCE.get(next(self.module.parameters()).dtype, _HALF_TOLERANCE) * reference.abs().max()
+        if reference.isfinite().all() and not distance <= allowed:
+            reason = f"gives other results on the slot cache ({float(distance):.2g} apart)"
+            raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version")
+
+    def _try(self, cache: Any, tokens: list[int], positions: list[int], asked: list[int]) -> Any:
+        try:
+            return self.run(cache, tokens, positions, asked)
+        except ModelError:
+            raise
+        except Exception as error:
+            kind = type(self.module).__name__
+            raise ModelError(f"{kind} does not run on the slot cache: {type(error).__name__}: {error}") from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class _HeadInput:
+    """While the context lasts, notes what goes into the language-model head."""
+
+    def __init__(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ModelError(f"{type(model).__name__} names no output layer, so hidden states cannot be had")
+        self._head: nn.Module = head
+        self._seen: torch.Tensor | None = None
+
+    def __enter__(self) -> _HeadInput:
+        self._hook = self._head.register_forward_pre_hook(self._note)
+        return self
+
+    def _note(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._seen = inputs[0]
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def rows(self) -> torch.Tensor:
+        """Return what was seen: [rows, width]"""
+        assert self._seen is not None, "the head was not called"
+        return self._seen.reshape(-1, self._seen.shape[-1])
+
+
+def _takes_logits_to_keep(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+_SHELLS: weakref.WeakKeyDictionary[nn.Module, dict[Pack, Shell]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def shell_over(model: Any, pack: Pack = "auto") -> Shell:
+    """Return the shell over a user's own model: the same one for each call, brought up to date.
+
+    Raises:
+        ModelError: the model cannot run on the slot cache.
+    """
+    with _LOCK:
+        shell = _SHELLS.get(model, {}).get(pack)
+        if shell is None:
+            shell = Shell(model, own=False, pack=pack)
+            # A borrowed shell holds the model itself, which must not keep itself alive.
+            if not shell.is_borrowed:
+                _SHELLS.setdefault(model, {})[pack] = shell
+        else:
+            shell.follow()
+        return shell
+
+
+def refresh(model: Any) -> None:
+    """Take over the weights of a user's own model after they were written through `.data`.
+
+    Every other change is seen by itself. A model that has never been used here is no error.
+    """
+    with _LOCK:
+        for shell in _SHELLS.get(model, {}).values():
+            shell.follow()
+            shell.refresh()
+
+
+@cache
+def cache_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
+    """Return the type to keep keys and values in: the model's, or float32 on a CPU where attention is faster so."""
+    if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return dtype
+    return torch.float32 if _attention_seconds(torch.float32) < _attention_seconds(dtype) else dtype
+
+
+def _attention_seconds(dtype: torch.dtype) -> float:
+    """Return the shortest time that one query over 512 keys took, of several."""
+    query, key = torch.zeros(1, 12, 1, 64, dtype=dtype), torch.zeros(1, 12, 512, 64, dtype=dtype)
+    times = []
+    for _ in range(8):
+        started = time.perf_counter()
+        F.scaled_dot_product_attention(query, key, key)
+        times.append(time.perf_counter() - started)
+    return min(times)

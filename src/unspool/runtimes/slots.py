@@ -1,0 +1,224 @@
+"""Which sequence is cached in which slot. Owns lengths, tokens and free slots; knows no model and no attention.
+
+A live sequence owns one slot, and positions [0, len(tokens)) of it. What lies behind is never read by a sequence, but
+is always finite. A free slot still remembers the tokens whose keys and values it holds, so that a fork may reuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from unspool.errors import CapacityError
+from unspool.runtimes.pools import Layout, SlotPool, first_pool_size, size_class
+from unspool.types import Seq
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One slot of a pool.
+
+    tokens: whose keys and values positions [0, len(tokens)) hold.
+    exact: of how many leading tokens these were computed in invariant passes, free of any company.
+    poisoned: whether some of them may not be finite.
+    """
+
+    pool: SlotPool
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    exact: int = 0
+    poisoned: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of tokens cached."""
+        return len(self.tokens)
+
+    def forget(self, keep: int) -> None:
+        """Keep the first `keep` tokens; clears what may not be finite."""
+        if self.poisoned:
+            self.pool.zero(self.index, keep, len(self.tokens))
+            self.poisoned = keep > 0
+        del self.tokens[keep:]
+        self.exact = min(self.exact, keep)
+
+    def take(self, source: Slot) -> None:
+        """Become a copy of `source`, copying only the positions that differ from what is here already."""
+        start = common_prefix(self.tokens, source.tokens)
+        if self.exact < min(start, source.exact):
+            start = self.exact
+        self.pool.copy(self.index, source.pool, source.index, start, source.length)
+        self.tokens = list(source.tokens)
+        self.exact, self.poisoned = source.exact, source.poisoned
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many leading tokens are the same."""
+    low, high = 0, min(len(first), len(second))
+    # [0, low) is alike; bisection by slices runs in C, and mostly ends with the first comparison.
+    probe = high
+    while low < high:
+        if first[low:probe] == second[low:probe]:
+            low = probe
+        else:
+            high = probe - 1
+        probe = (low + high + 1) // 2
+    return low
+
+
+class SlotTable:
+    """The sequences of one model and their slots.
+
+    Args:
+        layout: what each layer keeps.
+        max_tokens: most tokens over all live sequences; None for no bound. Slots take at most about twice the memory
+            of these, since a sequence fills at least half of its slot (or lies in the smallest one).
+        max_sequences: most live sequences; None for no bound.
+    """
+
+    def __init__(self, layout: Layout, *, max_tokens: int | None = None, max_sequences: int | None = None) -> None:
+        self.layout = layout
+        self.max_tokens, self.max_sequences = max_tokens, max_sequences
+        self.live: dict[Seq, Slot] = {}
+        self._pools: dict[int, list[SlotPool]] = {}
+        self._free: dict[int, list[Slot]] = {}
+
+    @property
+    def num_live_tokens(self) -> int:
+        """Tokens cached over all live sequences."""
+        return sum(slot.length for slot in self.live.values())
+
+    @property
+    def num_slot_tokens(self) -> int:
+        """Tokens that the allocated slots have room for."""
+        return sum(pool.num_tokens for pools in self._pools.values() for pool in pools)
+
+    def reserve(self, needs: Sequence[tuple[Seq, int]]) -> list[Slot]:
+        """Give every sequence room for so many more tokens; unknown ones are opened.
+
+        Returns:
+            the slots, in the order of `needs`.
+
+        Raises:
+            CapacityError: the limits leave no room. Nothing has been opened then.
+        """
+        self._check_limits([seq for seq, _ in needs], sum(count for _, count in needs))
+        opened = [seq for seq, _ in needs if seq not in self.live]
+        try:
+            return [self._room(seq, count) for seq, count in needs]
+        except BaseException:
+            for seq in opened:
+                self.release(seq)
+            raise
+
+    def _check_limits(self, seqs: Sequence[Seq], num_tokens: int) -> None:
+        total = self.num_live_tokens + num_tokens
+        if self.max_tokens is not None and total > self.max_tokens:
+            raise CapacityError(f"the cache holds at most {self.max_tokens} tokens; {total} were needed")
+        count = len(self.live.keys() | set(seqs))
+        if self.max_sequences is not None and count > self.max_sequences:
+            raise CapacityError(f"the cache holds at most {self.max_sequences} sequences; {count} were needed")
+
+    def _room(self, seq: Seq, count: int) -> Slot:
+        slot = self.live.get(seq)
+        if slot is None:
+            slot = self._take_free(size_class(count))
+            slot.tokens, slot.exact = [], 0
+        elif slot.length + count > slot.pool.capacity:
+            larger = self._take_free(size_class(slot.length + count), slot)
+            larger.take(slot)
+            self._put_back(slot)
+            slot = larger
+        self.live[seq] = slot
+        return slot
+
+    def advance(self, seq: Seq, tokens: Sequence[int], *, exact: bool, poisoned: bool) -> None:
+        """Note that the tokens' keys and values stand in the sequence's slot.
+
+        Args:
+            exact: whether they were computed in an invariant pass.
+            poisoned: whether they may not be finite.
+        """
+        slot = self.live[seq]
+        if exact and slot.exact == slot.length:
+            slot.exact += len(tokens)
+        slot.tokens.extend(tokens)
+        slot.poisoned |= poisoned
+        assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"
+
+    def fork(self, seq: Seq, child: Seq) -> None:
+        """Give `child` a slot with the same tokens; see Runtime.fork."""
+        assert child not in self.live, f"sequence {child} exists"
+        parent = self.live[seq]
+        self._check_limits([child], parent.length)
+        slot = self._take_free(size_class(parent.length + 1), parent)
+        slot.take(parent)
+        self.live[child] = slot
+
+    def truncate(self, seq: Seq, keep: int) -> int:
+        """Keep at most the first `keep` tokens; see Runtime.truncate."""
+        assert keep >= 0, "a sequence cannot keep fewer than 0 tokens"
+        slot = self.live[seq]
+        slot.forget(min(keep, slot.length))
+        return slot.length
+
+    def release(self, seq: Seq) -> None:
+        """Free the sequence's slot; an unknown one is no error."""
+        slot = self.live.pop(seq, None)
+        if slot is not None:
+            self._put_back(slot)
+
+    def forget_free(self) -> None:
+        """Let no fork reuse what free slots hold, after the model's weights have changed."""
+        for slots in self._free.values():
+            for slot in slots:
+                slot.forget(0)
+
+    def _put_back(self, slot: Slot) -> None:
+        if slot.poisoned:
+            slot.forget(0)
+        self._free[slot.pool.capacity].append(slot)
+
+    def _take_free(self, capacity: int, wanted: Slot | None = None) -> Slot:
+        """Remove and return a free slot: the one most alike `wanted`, else the first, so that live ones lie close."""
+        free = self._free.setdefault(capacity, [])
+        if not free:
+            self._grow(capacity)
+        best = min(free, key=lambda slot: (-common_prefix(slot.tokens, wanted.tokens) if wanted else 0, slot.index))
+        free.remove(best)
+        return best
+
+    def _grow(self, capacity: int) -> None:
+        pools = self._pools.setdefault(capacity, [])
+        count = sum(pool.num_slots for pool in pools) or first_pool_size(capacity)
+        if self.max_tokens is not None:
+            budget = 2 * self.max_tokens
+            if self.num_slot_tokens + count * capacity > budget:
+                self._drop_idle_pools()
+            count = max(1, min(count, (budget - self.num_slot_tokens) // capacity))
+        pool = SlotPool(self.layout, capacity, count)
+        self._pools.setdefault(capacity, []).append(pool)
+        self._free.setdefault(capacity, []).extend(Slot(pool, index) for index in range(count))
+
+    def _drop_idle_pools(self) -> None:
+        used = {id(slot.pool) for slot in self.live.values()}
+        for capacity, pools in self._pools.items():
+            pools[:] = [pool for pool in pools if id(pool) in used]
+            free = self._free[capacity]
+            free[:] = [slot for slot in free if id(slot.pool) in used]
+
+    def check(self) -> None:
+        """Assert what must always hold: each slot is live once or free once, and no sequence outgrows its slot."""
+        free = [slot for slots in self._free.values() for slot in slots]
+        places = [(id(slot.pool), slot.index) for slot in (*self.live.values(), *free)]
+        assert len(set(places)) == len(places), "a slot belongs to two"
+        count = sum(pool.num_slots for pools in self._pools.values() for pool in pools)
+        assert len(places) == count, f"{count} slots exist, {len(places)} are live or free"
+        for slot in (*self.live.values(), *free):
+            assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"
+            assert 0 <= slot.exact <= slot.length, "more exact tokens than tokens"
+        assert not any(slot.poisoned for slot in free), "a free slot was not cleared"
+        if self.max_tokens is not None:
+            assert self.num_live_tokens <= self.max_tokens, "more tokens are cached than allowed"
+        if self.max_sequences is not None:
+            assert len(self.live) <= self.max_sequences, "more sequences are live than allowed"

@@ -1,0 +1,14 @@
+"""Decoding strategies, one file each: conversations in plain numbers, without a model, a clock or a text."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from unspool.protocols import Strategy
+from unspool.strategies.greedy import Greedy
+from unspool.strategies.inspect import ContinuationScores, NextTokenQuery, WithPromptScores
+from unspool.strategies.sample import Sampling
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType({"greedy": Greedy(), "sample": Sampling()})
+"""The strategies that `GenerationConfig.strategy` can name."""
+
+__all__ = ["STRATEGIES", "ContinuationScores", "Greedy", "NextTokenQuery", "Sampling", "WithPromptScores"]

@@ -1,0 +1,41 @@
+"""Greedy search: always the most probable next token."""
+
+from __future__ import annotations
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context, Conversation
+from unspool.types import ROOT, Commit, Extend, Hypothesis, Space, Top, Turn
+
+
+class Greedy:
+    """Extend one branch by its best token until that token ends it.
+
+    Worked example (test_greedy_worked_example), P(next | newest), prompt [a]:
+
+        a: b 0.6, c 0.4      b: a 0.3, c 0.7      c: <end> 1.0
+
+        a -> b (0.6) -> c (0.7) -> <end> (1.0)        score = ln 0.6 + ln 0.7 + ln 1.0 = -0.8675
+
+    One forward a token, one branch. The hypothesis' score is the sum of the model's own log-probabilities.
+    """
+
+    name = "greedy"
+    space: Space = "logits"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return 1
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns one hypothesis."""
+        ask = (Top(ROOT, 1),)
+        reply = yield Turn(asks=ask)
+        length, score = 0, 0.0
+        while True:
+            best = reply[0].candidates[0]
+            score += best.logprob
+            if best.ends:
+                return [Hypothesis(ROOT, length, best, score)]
+            length += 1
+            reply = yield Turn(
+                moves=(Extend(ROOT, (best.token,)),), asks=ask, commits=(Commit(ROOT, ROOT, length),)
+            )

@@ -1,0 +1,58 @@
+"""Sampling: every output is drawn token by token from the processed distribution."""
+
+from __future__ import annotations
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context, Conversation
+from unspool.types import ROOT, Commit, Drop, Extend, Fork, Hypothesis, Move, Sample, Space, Turn
+
+
+class Sampling:
+    """Draw `num_return_sequences` independent outputs from one prompt, each under its own noise.
+
+    The prompt is computed once: the root is asked once for each output, then forked. Output i is branch i, and its
+    draws are a function of (seed, i, position) alone, so asking for more outputs does not change the first ones.
+
+    Worked example (test_sample_worked_example): at a position with P = (0.1, 0.9) and noise G = (2.0, -0.5) the draw is
+    argmax(ln P + G) = argmax(-0.30, -0.61) = token 0.
+
+    One forward a token for all outputs together; outputs stand in the order of their index.
+    Source: Gumbel-max sampling, Gumbel 1954; Maddison et al. 2014, A* Sampling, section 2.
+    """
+
+    name = "sample"
+    space: Space = "logits"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.num_return_sequences or 1
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns one hypothesis an output, in the order of their index."""
+        outputs = range(self.max_branches(context.config))
+        done: dict[int, Hypothesis] = {}
+        scores = dict.fromkeys(outputs, 0.0)
+        live = list(outputs)
+        length = 0
+        reply = yield Turn(asks=tuple(Sample(ROOT, output=output) for output in live))
+        while True:
+            moves: list[Move] = []
+            commits: list[Commit] = []
+            for output, row in zip(live, reply, strict=True):
+                drawn = row.candidates[0]
+                scores[output] += drawn.logprob
+                if drawn.ends:
+                    branch = output if length else ROOT
+                    done[output] = Hypothesis(branch, length, drawn, scores[output])
+                    commits.append(Commit(output, branch, length, done[output]))
+                    # Before the first fork all outputs stand on the root, which the others still need.
+                    moves += [Drop(output)] if length else []
+                else:
+                    moves += [Fork(ROOT, output)] if length == 0 and output != ROOT else []
+                    moves.append(Extend(output, (drawn.token,)))
+                    commits.append(Commit(output, output, length + 1))
+            live = [output for output in live if output not in done]
+            if not live:
+                return [done[output] for output in outputs]
+            length += 1
+            asks = tuple(Sample(output, output=output) for output in live)
+            reply = yield Turn(moves=tuple(moves), asks=asks, commits=tuple(commits))

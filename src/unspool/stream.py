@@ -1,0 +1,186 @@
+"""From the engine's events to what a caller sees: chunks as they come, and the whole Generation at the end.
+
+Owns the text of outputs under way. Knows no model and no options.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+
+from unspool.engine.driver import Driver, Ticket
+from unspool.plan import Job
+from unspool.results import Chunk, Completion, Generation, Timing, Usage
+from unspool.strategies import WithPromptScores
+from unspool.text.detokenize import Detokenizer
+from unspool.text.emit import TextEmitter
+from unspool.types import Committed, Failed, Finished
+
+
+class Listener:
+    """Collects the events of one request.
+
+    Args:
+        job: what was submitted.
+        prompt: its index among the prompts of the call.
+        detokenizer: None where there is no tokenizer; texts are empty then.
+    """
+
+    def __init__(self, job: Job, prompt: int, detokenizer: Detokenizer | None) -> None:
+        self._job = job
+        self._prompt = prompt
+        self._detokenizer = detokenizer
+        self._emitters: dict[int, TextEmitter] = {}
+        self._started = time.perf_counter()
+        self._first: float | None = None
+
+    def chunk(self, event: Committed) -> Chunk:
+        """Return the chunk of newly committed tokens; its text may be empty."""
+        self.note(event)
+        text = ""
+        if self._detokenizer is not None:
+            emitter = self._emitters.get(event.output)
+            if emitter is None:
+                request = self._job.request
+                emitter = TextEmitter(self._detokenizer, request.prompt, stops=request.config.stop_strings or ())
+                self._emitters[event.output] = emitter
+                text = (self._job.prompt_text or "") if request.config.echo else ""
+            text += emitter.push(event.token_ids)
+            if event.finish_reason is not None:
+                text += emitter.finish(event.finish_reason)
+        return Chunk(
+            text=text,
+            index=event.output,
+            prompt=self._prompt,
+            token_ids=event.token_ids,
+            logprobs=event.logprobs,
+            finish_reason=event.finish_reason,
+        )
+
+    def note(self, event: Committed) -> None:
+        """Remember when the first token came."""
+        if self._first is None and event.token_ids:
+            self._first = time.perf_counter() - self._started
+
+    def generation(self, event: Finished) -> Generation:
+        """Return the whole result."""
+        request = self._job.request
+        completions = tuple(
+            Completion.from_output(
+                output,
+                index=index,
+                prompt_ids=request.prompt,
+                detokenizer=self._detokenizer,
+                stops=request.config.stop_strings or (),
+            )
+            for index, output in enumerate(event.outputs)
+        )
+        written = sum(len(output.token_ids) for output in event.outputs)
+        seconds = time.perf_counter() - self._started
+        strategy = request.strategy
+        return Generation(
+            prompt=self._job.prompt_text,
+            prompt_token_ids=request.prompt,
+            completions=completions,
+            seed=request.seed,
+            usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=written),
+            timing=Timing.of(seconds, tokens=written, seconds_to_first_token=self._first),
+            config=request.config,
+            strategy=strategy.name,
+            echo=bool(request.config.echo),
+            prompt_logprobs=(None, *strategy.prompt_logprobs) if isinstance(strategy, WithPromptScores) else None,
+        )
+
+
+class Stream:
+    """Chunks of text as they are committed; iterate over it once, in a `for` or an `async for`.
+
+    Leaving the loop early, `close()`, or dropping the stream cancels what is still being written. An error of a
+    request is raised where its chunk would have come, and cancels the others.
+
+    generations: one a prompt, in order, once the stream has ended; None for those not finished.
+    """
+
+    def __init__(self, driver: Driver, jobs: Sequence[Job], detokenizer: Detokenizer | None) -> None:
+        self.generations: list[Generation | None] = [None] * len(jobs)
+        self._driver = driver
+        self._tickets: list[Ticket] = []
+        self._tickets = driver.submit([job.request for job in jobs])
+        self._listeners = [Listener(job, index, detokenizer) for index, job in enumerate(jobs)]
+        self._prompts = {ticket.number: index for index, ticket in enumerate(self._tickets)}
+        self._chunks = self._read()
+
+    @property
+    def generation(self) -> Generation:
+        """The result of the first prompt, once the stream has ended.
+
+        Raises:
+            RuntimeError: it has not.
+        """
+        if not self.generations or self.generations[0] is None:
+            raise RuntimeError("the stream has not ended: read it to its end first")
+        return self.generations[0]
+
+    def _read(self) -> Iterator[Chunk]:
+        """Yield chunks until every request is over; an output's last chunk waits to see whether it is the last of all."""
+        held: Chunk | None = None
+        while any(ticket.events or not ticket.over for ticket in self._tickets):
+            event = self._driver.wait(self._tickets)
+            prompt = self._prompts[event.request]
+            if isinstance(event, Failed):
+                self.close()
+                raise event.error
+            if isinstance(event, Finished):
+                self.generations[prompt] = self._listeners[prompt].generation(event)
+                continue
+            if held is not None:
+                yield held
+                held = None
+            chunk = self._listeners[prompt].chunk(event)
+            if chunk.finish_reason is not None:
+                held = chunk
+            elif chunk.text or chunk.token_ids:
+                yield chunk
+        if held is not None:
+            yield replace(held, is_last=True)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            return next(self._chunks)
+        except BaseException:
+            self.close()
+            raise
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk = await asyncio.to_thread(next, self._chunks, None)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def close(self) -> None:
+        """Cancel what is still being written and free its memory; a stream that has ended is no error."""
+        for ticket in self._tickets:
+            self._driver.cancel(ticket)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,275 @@
+"""The words a strategy and the engine exchange, and what a request brings in and takes out.
+
+Plain values only: no tensors but in `Rows` and `Distribution`, no behaviour beyond reading. Imports nothing of ours.
+
+A *branch* is one partial output of a request. A strategy numbers its branches itself; branch `ROOT` exists from the
+start and holds the prompt alone. The *length* of a branch counts its output tokens, so the root's length is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = 0
+
+Space: TypeAlias = Literal["logits", "log_probs"]
+Model: TypeAlias = Literal["target", "draft"]
+Seq: TypeAlias = int
+
+
+class Candidate(NamedTuple):
+    """One possible next token of a branch.
+
+    score: after the processors, in the strategy's space, not renormalised.
+    logprob: the model's own natural-log probability, before any processor.
+    ends: None, or why the sequence would end with this token: "eos", "stop", "length", "time" or a criterion's name.
+    """
+
+    token: int
+    score: float
+    logprob: float
+    ends: str | None
+
+
+class Drop(NamedTuple):
+    """The branch is given up; its number is never used again."""
+
+    branch: int
+
+
+class Keep(NamedTuple):
+    """The branch keeps only its first `length` output tokens."""
+
+    branch: int
+    length: int
+
+
+class Fork(NamedTuple):
+    """`child`, a new number, becomes a copy of `parent` as it stands before this turn's extensions."""
+
+    parent: int
+    child: int
+
+
+class Extend(NamedTuple):
+    """The tokens are appended to the branch."""
+
+    branch: int
+    tokens: tuple[int, ...]
+
+
+Move: TypeAlias = Drop | Keep | Fork | Extend
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the strategy wants to know of the position `back` tokens before the branch's newest one.
+
+    back=0 asks what follows the newest token. Positions inside the prompt may be asked by `Score` alone, and before
+    the branch has been extended: they are answered with the model's own log-probabilities, since processors speak of
+    output only.
+    """
+
+    branch: int
+    back: int = field(default=0, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Top(Ask):
+    """The k best tokens, best first; ties go to the lowest token id. Fewer where fewer are allowed."""
+
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample(Ask):
+    """One draw from softmax(scores) under the request's noise for this output index."""
+
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Perturbed(Ask):
+    """k draws without replacement, in the order drawn: the k tokens of largest score + Gumbel noise (`Row.perturbed`).
+
+    Adding a branch's accumulated score to `perturbed` makes rows comparable: the largest k over all rows are draws
+    without replacement from the joint distribution. lane: separates the noise of branches asked at one position
+    (the beam rank).
+    Source: Kool et al. 2019, Stochastic Beams and Where to Find Them, section 2.3.
+    """
+
+    k: int
+    lane: int = 0
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Ask):
+    """The named tokens, in the order named."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(Ask):
+    """Everything, as a `Distribution`: for tracing and for strategies of the user's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The exact distribution of one position, with what each processor did to it.
+
+    Shapes: [vocab] each, on the CPU. `logprobs` is the model's own; `scores` is after the processors; `cut_by[t]` is
+    the index into `processors` of the one that set token t to -inf, or -1 where t is still allowed.
+    """
+
+    logprobs: torch.Tensor
+    scores: torch.Tensor
+    cut_by: torch.Tensor
+    processors: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """The answer to one Ask.
+
+    log_norm: logsumexp of the row's scores over the vocabulary, so that score - log_norm is a log-probability.
+    perturbed: for `Perturbed`, score + noise of each candidate; else empty.
+    """
+
+    candidates: tuple[Candidate, ...]
+    log_norm: float
+    perturbed: tuple[float, ...] = ()
+    distribution: Distribution | None = None
+
+
+Reply: TypeAlias = tuple[Row, ...]
+"""One Row for each Ask of the Turn, in the same order."""
+
+
+class Hypothesis(NamedTuple):
+    """A sequence: the first `length` output tokens of a branch (dropped or not), then `last` where there is one."""
+
+    branch: int
+    length: int
+    last: Candidate | None
+    score: float
+
+
+class Commit(NamedTuple):
+    """The first `length` tokens of the branch can no longer change in output `output`; with `finished`, that is all."""
+
+    output: int
+    branch: int
+    length: int
+    finished: Hypothesis | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One thing a strategy says: moves are applied as a whole (drops, keeps, forks, extensions), then asks answered.
+
+    Branches that are not named wait. A Turn without moves asks again about positions already computed.
+    """
+
+    moves: tuple[Move, ...] = ()
+    asks: tuple[Ask, ...] = ()
+    commits: tuple[Commit, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """Tokens to append to one cached sequence, and where logits are wanted.
+
+    asked: indices into `tokens`, ascending. source: encoder input, given with the first feed of a sequence alone.
+    invariant: the rows must not depend on what else is in the pass, nor on how the sequence was cut into feeds.
+    """
+
+    seq: Seq
+    tokens: Sequence[int]
+    asked: tuple[int, ...]
+    hidden: bool = False
+    invariant: bool = False
+    source: Any = None
+
+
+class Rows(NamedTuple):
+    """The asked rows of a forward, feed by feed: logits [rows, vocab] float32; hidden [rows, width] or None."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What the engine must know of a model.
+
+    max_length: most tokens in one sequence, prompt included; None where the model sets no bound.
+    max_sequences, max_tokens: most live sequences and most cached tokens over all of them; None for no bound.
+    batch_invariant: whether feeds marked `invariant` can be honoured.
+    path: which implementation runs the model, and why, in words.
+    """
+
+    name: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    max_length: int | None = None
+    max_sequences: int | None = None
+    max_tokens: int | None = None
+    needs_source: bool = False
+    batch_invariant: bool = False
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One finished sequence, as the engine hands it over.
+
+    logprobs: the model's own log-probability of each token; scores: after the processors, in the strategy's space.
+    top_logprobs: for each token the `logprobs=n` best alternatives as (token, logprob), best first; None if not asked.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    scores: tuple[float, ...]
+    score: float
+    finish_reason: str
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """Tokens that can no longer change in one output; `finish_reason` is set with the output's last ones."""
+
+    request: int
+    output: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The request is done: its outputs in the strategy's order, and the last Row where the strategy asks, not writes."""
+
+    request: int
+    outputs: tuple[Output, ...]
+    rows: Reply = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The request ended with an error of its own; the others go on."""
+
+    request: int
+    error: Exception
+
+
+Event: TypeAlias = Committed | Finished | Failed

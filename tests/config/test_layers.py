@@ -1,0 +1,467 @@
+"""Layers, the choice of a strategy, what counts as asked, and that nothing asked is ignored."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unspool.config import NO_EFFECT, OPTIONS, PROCESSOR_ORDER, REFUSED, STRATEGIES, GenerationConfig, resolve
+from unspool.config import strategies as names
+from unspool.errors import OptionError
+
+C = GenerationConfig
+
+
+@pytest.fixture
+def all_strategies(monkeypatch):
+    """The rules as they will be once every strategy is there."""
+    monkeypatch.setattr(names, "AVAILABLE_STRATEGIES", frozenset(STRATEGIES))
+
+
+def refusal(call, user=None, stored=None, **rest):
+    with pytest.raises(OptionError) as caught:
+        resolve(call, user, stored, **rest)
+    return caught.value
+
+
+# Layers
+
+
+def test_the_call_overrides_the_user_the_user_the_model_and_the_model_the_default():
+    stored = C(do_sample=True, temperature=0.6, top_k=20, top_p=0.9, repetition_penalty=1.1)
+    config = resolve({"top_p": 0.5}, C(top_p=0.7, top_k=30), stored)
+    assert (config.top_p, config.top_k, config.temperature, config.min_p) == (0.5, 30, 0.6, None)
+    assert config.repetition_penalty == 1.1
+    assert config.asked == {"top_p", "top_k"}
+    assert config.given == {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+
+
+def test_none_in_the_call_turns_off_what_lies_below():
+    stored = C(do_sample=True, temperature=0.6, top_k=20, eos_token_id=5)
+    config = resolve({"top_k": None, "temperature": None}, C(top_k=30), stored)
+    assert (config.top_k, config.temperature, config.eos_token_id, config.ignore_eos) == (None, None, (5,), False)
+    assert config.asked == frozenset()
+
+
+def test_no_end_of_sequence_token_means_that_none_ends_the_output():
+    config = resolve({"eos_token_id": None}, None, C(eos_token_id=5))
+    assert (config.eos_token_id, config.ignore_eos) == (None, True)
+    assert resolve({"eos_token_id": []}).ignore_eos
+    assert resolve({"eos_token_id": None, "ignore_eos": False}).asked == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ({"top_k": 0, "do_sample": True}, None),
+        ({"top_p": 1, "do_sample": True}, None),
+        ({"temperature": 1.0}, None),
+        ({"repetition_penalty": 1.0}, None),
+        ({"suppress_tokens": []}, None),
+        ({"sequence_bias": {}}, None),
+        ({"num_beams": None}, 1),
+        ({"xtc_threshold": None, "do_sample": True}, 0.1),
+    ],
+)
+def test_every_way_of_saying_off_is_one_in_the_resolved_config(call, expected):
+    config = resolve(call)
+    assert getattr(config, next(iter(call))) == expected
+    assert next(iter(call)) not in config.asked
+
+
+def test_asked_is_what_the_user_gave_and_neither_off_nor_the_models_own():
+    stored = C(do_sample=True, temperature=0.6)
+    assert resolve({"temperature": 0.6, "top_p": 1.0, "top_k": 5}, None, stored).asked == {"top_k"}
+    assert resolve({"temperature": 0.6}, None, None).asked == {"temperature"}
+    assert resolve({}, C(temperature=0.6), stored).asked == frozenset()
+
+
+def test_a_partial_processor_order_is_completed_in_place():
+    order = resolve({"processor_order": ["top_p", "temperature"]}).processor_order
+    assert order is not None
+    assert sorted(order) == sorted(PROCESSOR_ORDER)
+    assert order.index("top_p") == PROCESSOR_ORDER.index("temperature")
+    assert order.index("temperature") == PROCESSOR_ORDER.index("top_p")
+    assert [n for n in order if "top_p" != n != "temperature"] == [
+        n for n in PROCESSOR_ORDER if "top_p" != n != "temperature"
+    ]
+    assert resolve({"processor_order": list(PROCESSOR_ORDER[::-1])}).processor_order == PROCESSOR_ORDER[::-1]
+    assert resolve({}).processor_order is None
+
+
+def test_a_resolved_config_stays_resolved_when_one_option_is_replaced():
+    config = resolve({"do_sample": True, "echo": True}, None, C(top_p=0.9), drop_in=False)
+    changed = config.replace(echo=None)
+    assert changed.diff(config).keys() == {"echo"}
+    assert {name for name in OPTIONS if getattr(changed, name) != getattr(config, name)} == {"echo"}
+    assert (changed.max_new_tokens, changed.strategy, changed.asked) == (256, "sample", config.asked)
+
+
+# Length
+
+
+@pytest.mark.parametrize(
+    ("call", "user", "stored", "native", "drop_in"),
+    [
+        ({}, {}, {}, (256, None), (20, None)),
+        ({"max_new_tokens": 5}, {}, {}, (5, None), (5, None)),
+        ({"max_length": 5}, {}, {}, (None, 5), (None, 5)),
+        ({}, {}, {"max_length": 50}, (None, 50), (None, 50)),
+        ({}, {}, {"max_length": 50, "max_new_tokens": 7}, (7, None), (7, None)),
+        ({"max_new_tokens": 5}, {"max_length": 9}, {"max_length": 50}, (5, None), (5, None)),
+        ({"max_length": 9}, {"max_new_tokens": 5}, {}, (None, 9), (5, None)),
+        ({"max_length": 9}, {}, {"max_new_tokens": 5}, (None, 9), (5, None)),
+        ({"max_new_tokens": None}, {}, {}, (None, None), (20, None)),
+        ({"max_new_tokens": None}, {}, {"max_length": 50}, (None, 50), (None, 50)),
+        ({"max_length": None}, {}, {"max_length": 50}, (256, None), (20, None)),
+    ],
+)
+def test_at_most_one_limit_stands_in_the_end(call, user, stored, native, drop_in):
+    for expected, rest in ((native, {}), (drop_in, {"drop_in": True})):
+        config = resolve(call, C(**user), C(**stored), **rest)
+        assert (config.max_new_tokens, config.max_length) == expected
+
+
+def test_a_default_limit_is_not_asked_for():
+    assert resolve({"max_new_tokens": None}, drop_in=True).asked == frozenset()
+    assert resolve({}).asked == frozenset()
+
+
+def test_two_limits_at_once_are_a_contradiction_but_in_the_drop_in_max_new_tokens_wins():
+    both = {"max_length": 30, "max_new_tokens": 5}
+    assert refusal(both).option == "max_length"
+    assert refusal({}, C(**both)).option == "max_length"
+    assert resolve(both, drop_in=True).max_new_tokens == 5
+    assert refusal({"min_length": 3, "min_new_tokens": 2}).option == "min_length"
+    assert resolve({"min_length": 3, "min_new_tokens": 2}, drop_in=True).min_length is None
+
+
+@pytest.mark.parametrize(
+    ("call", "stored", "option"),
+    [
+        ({"min_new_tokens": 6, "max_new_tokens": 5}, {}, "min_new_tokens"),
+        ({"min_new_tokens": 257}, {}, "min_new_tokens"),
+        ({"min_new_tokens": 256}, {}, None),
+        ({"min_new_tokens": 5, "max_new_tokens": 5}, {}, None),
+        ({"min_length": 6, "max_length": 5}, {}, "min_length"),
+        ({"max_new_tokens": 5}, {"min_new_tokens": 10}, None),
+    ],
+)
+def test_a_minimum_above_the_maximum_is_refused_where_the_minimum_is_asked(call, stored, option):
+    if option is None:
+        resolve(call, None, C(**stored))
+    else:
+        assert refusal(call, None, C(**stored)).option == option
+
+
+# Greedy or sampling
+
+
+@pytest.mark.parametrize(
+    ("call", "stored", "strategy"),
+    [
+        ({}, {}, "greedy"),
+        ({"seed": 5}, {}, "greedy"),
+        ({"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "dry_multiplier": 0.8}, {}, "greedy"),
+        ({"do_sample": True}, {}, "sample"),
+        ({"strategy": "sample"}, {}, "sample"),
+        ({"strategy": "greedy"}, {"do_sample": True}, "greedy"),
+        ({"temperature": 0.7}, {}, "sample"),
+        ({"temperature": 1.0}, {}, "greedy"),
+        ({"temperature": 0}, {}, "greedy"),
+        ({"temperature": 0, "do_sample": True}, {}, "greedy"),
+        ({"temperature": 0, "strategy": "sample"}, {}, "greedy"),
+        ({"temperature": 0}, {"do_sample": True, "top_p": 0.9}, "greedy"),
+        ({"do_sample": True}, {"temperature": 0}, "greedy"),
+        ({"top_k": 5}, {}, "sample"),
+        ({"top_k": 0}, {}, "greedy"),
+        ({"top_p": 0.9}, {}, "sample"),
+        ({"top_p": 1.0}, {}, "greedy"),
+        ({"min_p": 0.1}, {}, "sample"),
+        ({"top_h": 0.5}, {}, "sample"),
+        ({"typical_p": 0.9}, {}, "sample"),
+        ({"epsilon_cutoff": 0.001}, {}, "sample"),
+        ({"eta_cutoff": 0.001}, {}, "sample"),
+        ({"top_n_sigma": 1}, {}, "sample"),
+        ({"xtc_probability": 0.5}, {}, "sample"),
+        ({}, {"do_sample": True, "temperature": 0.6}, "sample"),
+        ({}, {"temperature": 0.6}, "greedy"),
+        ({"do_sample": False}, {"do_sample": True, "temperature": 0.6}, "greedy"),
+        ({"do_sample": None}, {"do_sample": True}, "greedy"),
+        ({"temperature": 0.7}, {"do_sample": False}, "sample"),
+        ({"temperature": 0.6}, {"temperature": 0.6}, "sample"),
+    ],
+)
+def test_native_rules_choose_sampling_when_a_sampling_option_is_asked(call, stored, strategy):
+    config = resolve(call, None, C(**stored))
+    assert config.strategy == strategy
+    assert config.do_sample is (strategy == "sample")
+
+
+def test_what_the_strategy_does_not_read_is_off_in_the_resolved_config():
+    config = resolve({}, None, C(temperature=0.6, top_k=50, top_p=0.9, length_penalty=2.0, repetition_penalty=1.3))
+    assert (config.temperature, config.top_k, config.top_p, config.length_penalty) == (None, None, None, 1.0)
+    assert config.repetition_penalty == 1.3
+    assert config.asked == frozenset()
+
+
+def test_temperature_zero_leaves_no_temperature_behind():
+    config = resolve({"temperature": 0})
+    assert config.temperature is None
+    assert config.strategy == "greedy"
+
+
+def test_top_k_is_off_natively_and_fifty_in_the_drop_in_when_it_samples():
+    assert resolve({"do_sample": True}).top_k is None
+    assert resolve({"do_sample": True}, drop_in=True).top_k == 50
+    assert resolve({"do_sample": True, "top_k": None}, drop_in=True).top_k is None
+    assert resolve({"do_sample": True}, None, C(top_k=7), drop_in=True).top_k == 7
+    assert resolve({}, drop_in=True).top_k is None
+
+
+def test_the_drop_in_samples_only_when_told():
+    assert resolve({}, drop_in=True).strategy == "greedy"
+    assert resolve({"do_sample": True, "temperature": 0.7}, drop_in=True).strategy == "sample"
+    assert refusal({"temperature": 0.7}, drop_in=True).option == "temperature"
+
+
+def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
+    transformers = pytest.importorskip("transformers")
+    defaults = transformers.GenerationConfig._get_default_generation_params()
+    known = {name: value for name, value in defaults.items() if name != "max_length"}
+    assert resolve(known, drop_in=True).asked == frozenset()
+    assert resolve({}, drop_in=True).max_new_tokens == defaults["max_length"]
+    sampling = resolve({"do_sample": True}, drop_in=True)
+    explicit = resolve({**known, "do_sample": True}, drop_in=True)
+    assert {n for n in OPTIONS if getattr(sampling, n) != getattr(explicit, n)} == set()
+
+
+# Nothing is ignored
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "hint"),
+    [
+        ({"temperature": 0.7, "do_sample": False}, "temperature", "do_sample=True"),
+        ({"top_p": 0.7, "strategy": "greedy"}, "top_p", "do_sample=True"),
+        ({"temperature": 0, "top_p": 0.9}, "top_p", "temperature above 0"),
+        ({"length_penalty": 0.5}, "length_penalty", "num_beams above 1"),
+        ({"early_stopping": True}, "early_stopping", "num_beams above 1"),
+        ({"num_return_sequences": 2}, "num_return_sequences", "do_sample=True, or num_beams"),
+        ({"num_return_sequences": 2, "temperature": 0}, "num_return_sequences", "do_sample=True"),
+        ({"num_beam_groups": 2}, "num_beam_groups", "num_beam_groups above 1"),
+        ({"diversity_penalty": 0.5}, "diversity_penalty", "num_beam_groups above 1"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha", "top_k above 1"),
+        ({"num_assistant_tokens": 7}, "num_assistant_tokens", "prompt_lookup_num_tokens"),
+        ({"xtc_threshold": 0.2, "do_sample": True}, "xtc_threshold", "set it"),
+        ({"xtc_exclude": [1], "do_sample": True}, "xtc_exclude", "set it"),
+        ({"dry_base": 2}, "dry_base", "set it"),
+        ({"dry_sequence_breakers": ["."]}, "dry_sequence_breakers", "set it"),
+        ({"penalty_scope": "output"}, "penalty_scope", "set it"),
+        ({"penalty_exclude": [3]}, "penalty_exclude", "set it"),
+        ({"prompt_ignore_length": 3}, "prompt_ignore_length", "set it"),
+        ({"output_scores": True}, "output_scores", "logprobs"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate", "logprobs"),
+        ({"do_sample": True, "strategy": "greedy"}, "do_sample", "leave `do_sample` out"),
+        ({"do_sample": False, "strategy": "sample"}, "do_sample", "leave `do_sample` out"),
+        ({"guidance_scale": 1.5}, "guidance_scale", "leave it out"),
+        ({"decoder_start_token_id": 2}, "decoder_start_token_id", "leave it out"),
+        ({"forced_eos_token_id": 3, "suppress_tokens": [3, 4]}, "forced_eos_token_id", "take it out"),
+    ],
+)
+def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint):
+    error = refusal(call)
+    assert error.option == option
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [({"logprobs": 0}, "logprobs"), ({"echo": True}, "echo"), ({"output_scores": True}, "output_scores")],
+)
+def test_the_drop_in_refuses_what_it_would_not_return(call, option):
+    assert refusal(call, drop_in=True).option == option
+    assert resolve({"output_scores": True, "return_dict_in_generate": True}, drop_in=True).output_scores
+
+
+def test_partners_are_on_wherever_they_come_from():
+    assert resolve({"penalty_scope": "output"}, None, C(repetition_penalty=1.2)).penalty_scope == "output"
+    assert resolve({"xtc_threshold": 0.2, "xtc_probability": 0.5}).xtc_threshold == 0.2
+    assert resolve({"dry_base": 2, "dry_multiplier": 0.8}).dry_base == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "strategy"),
+    [
+        ({"num_beams": 4}, "num_beams", "beam"),
+        ({"num_beams": 4, "temperature": 0.7}, "num_beams", "beam_sample"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups", "diverse_beam"),
+        ({"force_words_ids": [[1]], "num_beams": 2}, "force_words_ids", "constrained_beam"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha", "contrastive"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens", "assisted"),
+        ({"dola_layers": "low"}, "dola_layers", "dola"),
+        ({"strategy": "beam", "num_beams": 2}, "strategy", "beam"),
+    ],
+)
+def test_a_strategy_that_is_not_there_yet_is_refused_by_name(call, option, strategy):
+    error = refusal(call)
+    assert error.option == option
+    assert f"strategy {strategy}, which is not in this version yet" in str(error)
+    assert "greedy, sample" in error.hint
+
+
+def test_a_stored_strategy_that_is_not_there_says_how_to_override_it():
+    error = refusal({}, None, C(num_beams=4))
+    assert (error.option, error.hint) == (
+        "num_beams",
+        "it stands in the model's stored config: override it with num_beams=1",
+    )
+    assert resolve({"num_beams": 1}, None, C(num_beams=4, length_penalty=0.8)).strategy == "greedy"
+    assert resolve({"strategy": "greedy"}, None, C(num_beams=4)).num_beams == 1
+    assert refusal({}, assistant=True).option == "assistant_model"
+
+
+@pytest.mark.parametrize(
+    ("call", "strategy"),
+    [
+        ({"num_beams": 4}, "beam"),
+        ({"num_beams": 4, "length_penalty": 0.5, "early_stopping": "never"}, "beam"),
+        ({"num_beams": 4, "num_return_sequences": 4}, "beam"),
+        ({"num_beams": 4, "temperature": 0.7}, "beam_sample"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "diverse_beam"),
+        ({"num_beams": 4, "force_words_ids": [[1]]}, "constrained_beam"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "do_sample": False}, "contrastive"),
+        ({"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 3}, "assisted"),
+        ({"prompt_lookup_num_tokens": 3, "temperature": 0.7}, "assisted"),
+        ({"dola_layers": "low"}, "dola"),
+        ({"strategy": "beam", "num_beams": 3}, "beam"),
+        ({"strategy": "beam_sample", "num_beams": 3}, "beam_sample"),
+    ],
+)
+def test_options_choose_the_strategy_that_transformers_would(all_strategies, call, strategy):
+    config = resolve(call)
+    assert config.strategy == strategy
+    assert config.asked == call.keys() - {"do_sample"}
+    assert all(getattr(config, name) == getattr(C(**call), name) for name in config.asked)
+
+
+def test_the_choice_agrees_with_transformers_generation_mode(all_strategies):
+    transformers = pytest.importorskip("transformers")
+    theirs = {
+        "greedy_search": "greedy",
+        "beam_search": "beam",
+        "group_beam_search": "diverse_beam",
+        "constrained_beam_search": "constrained_beam",
+        "contrastive_search": "contrastive",
+        "assisted_generation": "assisted",
+        "dola_generation": "dola",
+    }
+    tables = [
+        {"num_beams": beams, "do_sample": sample, **extra}
+        for beams in (1, 4)
+        for sample in (False, True)
+        for extra in ({}, {"penalty_alpha": 0.6, "top_k": 4}, {"prompt_lookup_num_tokens": 3}, {"dola_layers": "low"})
+        if beams == 1 or not extra
+    ]
+    tables += [{"num_beams": 4, "num_beam_groups": 2, "do_sample": False}, {"num_beams": 4, "force_words_ids": [[1]]}]
+    for call in tables:
+        if call.get("penalty_alpha") and call["do_sample"]:
+            continue  # transformers ignores penalty_alpha here; asked, it is an error of ours
+        mode = transformers.GenerationConfig(**call).get_generation_mode().value
+        assert resolve(call, drop_in=True).strategy == theirs.get(mode, mode), call
+
+
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups"),
+        ({"force_words_ids": [[1]]}, "force_words_ids"),
+        ({"num_beams": 4, "num_beam_groups": 2, "do_sample": True}, "do_sample"),
+        ({"num_beams": 4, "penalty_alpha": 0.6}, "penalty_alpha"),
+        ({"num_beams": 4, "prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
+        ({"prompt_lookup_num_tokens": 3, "temperature": 0.7, "do_sample": False}, "temperature"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "temperature": 0.7}, "penalty_alpha"),
+        ({"strategy": "beam"}, "strategy"),
+        ({"strategy": "contrastive", "top_k": 4}, "strategy"),
+        ({"strategy": "greedy", "num_beams": 4}, "num_beams"),
+    ],
+)
+def test_contradictions_of_the_searches_are_refused(all_strategies, call, option):
+    assert refusal(call).option == option
+
+
+# Stored configs
+
+
+def test_a_stored_promise_that_cannot_be_kept_raises_until_it_is_waived():
+    stored = C.from_stored({"watermarking_config": {"bias": 2.0}, "use_mtp": True})
+    error = refusal({}, None, stored)
+    assert error.option == "watermarking_config"
+    assert "stored config" in str(error)
+    assert resolve({"watermarking_config": None}, None, stored).strategy == "greedy"
+    assert refusal({}, stored, None).option in ("watermarking_config", "use_mtp")
+    assert refusal({"use_mtp": True}).option == "use_mtp"
+
+
+def test_a_stored_value_out_of_range_raises_only_where_it_would_be_read():
+    stored = C.from_stored({"top_p": 7.0})
+    assert resolve({}, None, stored).strategy == "greedy"
+    assert resolve({"top_p": 0.5}, None, stored).top_p == 0.5
+    error = refusal({"do_sample": True}, None, stored)
+    assert (error.option, error.given) == ("top_p", 7.0)
+    assert "top_p=1.0" in error.hint
+
+
+def test_a_strategy_of_the_callers_own_may_read_any_option():
+    config = resolve({"length_penalty": 0.5, "temperature": 0.7, "num_beams": 3}, custom="mine")
+    assert (config.strategy, config.length_penalty, config.temperature, config.num_beams) == ("mine", 0.5, 0.7, 3)
+    assert refusal({"top_p": 2}, custom="mine").option == "top_p"
+
+
+# Any options at all
+
+_values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 300),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(0, 1),
+    st.sampled_from(["", "never", "greedy", "sample", "beam", "output", "low", "\n", "constant", "user"]),
+    st.lists(st.integers(-1, 9), max_size=3),
+    st.lists(st.lists(st.integers(0, 9), max_size=2), max_size=2),
+    st.dictionaries(st.tuples(st.integers(0, 9)), st.floats(-5, 5), max_size=2),
+)
+_good = {
+    **{name: st.sampled_from([1, 2, 3]) for name, row in OPTIONS.items() if row.cli_type == "int"},
+    **{name: st.floats(0.1, 0.9) for name, row in OPTIONS.items() if row.cli_type == "float"},
+    **{name: st.booleans() for name, row in OPTIONS.items() if row.cli_type == "bool"},
+}
+_names = st.sampled_from([*OPTIONS, *NO_EFFECT, *REFUSED, "nonsense"])
+
+
+@st.composite
+def options(draw):
+    chosen = draw(st.lists(_names, max_size=5, unique=True))
+    return {name: draw(st.one_of(_values, _good.get(name, _values))) for name in chosen}
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(options(), options(), st.booleans(), st.booleans())
+def test_any_options_resolve_or_are_refused_by_the_name_of_one_of_them(call, below, drop_in, everything):
+    available = names.AVAILABLE_STRATEGIES
+    names.AVAILABLE_STRATEGIES = frozenset(STRATEGIES) if everything else available
+    try:
+        config = resolve(call, None, C.from_stored(below), drop_in=drop_in)
+    except OptionError as error:
+        assert error.option in call.keys() | below.keys()
+        assert error.hint and error.allowed
+    else:
+        assert config.strategy in names.AVAILABLE_STRATEGIES
+        assert isinstance(config.do_sample, bool)
+        assert config.max_new_tokens is None or config.max_length is None
+        assert config.asked <= call.keys()
+        for name in config.asked - {"processor_order", "temperature"}:
+            assert getattr(config, name) == getattr(C(**{name: call[name]}), name)
+    finally:
+        names.AVAILABLE_STRATEGIES = available

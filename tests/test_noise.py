@@ -1,0 +1,55 @@
+"""Noise is a pure function of its name, and it is the noise it claims to be."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from unspool.noise import NoiseKey, gumbel, key_bits, uniform
+
+TOKENS = torch.arange(20_000)
+
+
+def test_the_same_name_gives_the_same_number_wherever_it_stands() -> None:
+    keys = [NoiseKey(seed, 0, 5) for seed in range(4)]
+    together = gumbel(keys, TOKENS)
+    for index, key in enumerate(keys):
+        assert torch.equal(gumbel([key], TOKENS)[0], together[index])
+    some = torch.tensor([[17, 3, 19_999]])
+    assert torch.equal(gumbel([keys[2]], some)[0], together[2][some[0]])
+
+
+def test_numbers_are_pinned_so_that_recorded_seeds_stay_good() -> None:
+    assert key_bits(NoiseKey(0, 0, 0)) == 0x2130748AAAC80268
+    first = gumbel([NoiseKey(42, 1, 7)], torch.tensor([0, 1, 2]))[0]
+    assert [round(x, 4) for x in first.tolist()] == [-0.7934, -0.1649, 1.1059]
+
+
+def test_every_field_of_the_name_matters() -> None:
+    base = NoiseKey(1, 1, 1, 1)
+    others = [NoiseKey(2, 1, 1, 1), NoiseKey(1, 2, 1, 1), NoiseKey(1, 1, 2, 1), NoiseKey(1, 1, 1, 2),
+              NoiseKey(1, 1, 1, "xtc"), NoiseKey(-1, 1, 1, 1), NoiseKey(1 + 2**40, 1, 1, 1)]  # fmt: skip
+    assert len({key_bits(key) for key in [base, *others]}) == len(others) + 1
+    noise = gumbel([base, *others], TOKENS)
+    correlation = torch.corrcoef(noise) - torch.eye(len(noise))
+    # Standard deviation of a correlation of 20,000 independent pairs is 0.0071; 28 pairs beyond 5.5 of them: 1e-6.
+    assert correlation.abs().max() < 0.04
+
+
+def test_gumbel_noise_has_its_mean_variance_and_distribution() -> None:
+    noise = gumbel([NoiseKey(seed, 0, seed) for seed in range(50)], TOKENS).flatten()  # a million numbers
+    # Mean: sd of the estimate 0.0013; variance: sd about 0.004 (kurtosis 5.4). Six of each: false alarm below 1e-8.
+    assert abs(noise.mean().item() - 0.5772) < 0.008
+    assert abs(noise.var().item() - math.pi**2 / 6) < 0.03
+    shares = torch.exp(-torch.exp(-noise))
+    counts = torch.histc(shares, bins=100, min=0, max=1)
+    # Chi-square with 99 degrees of freedom: above 180 with probability 1.2e-6.
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 180
+
+
+def test_uniform_stays_inside_the_open_interval_and_keeps_small_numbers() -> None:
+    numbers = torch.cat([uniform([NoiseKey(seed, 0, p) for p in range(5000)]) for seed in range(4)])
+    assert numbers.min() > 0 and numbers.max() < 1
+    # The least of 20,000 numbers lies above 1e-3 with probability 2e-9.
+    assert numbers.min() < 1e-3

@@ -1,0 +1,95 @@
+"""What a user meets first: names, version, declared packages, and how little an import costs."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "unspool"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "tokenizers", "safetensors")
+
+
+def heavy_modules_after(code: str) -> list[str]:
+    """Run the code in a Python of its own; return which heavy packages it imported."""
+    report = f"\nimport sys\nprint(*(name for name in {HEAVY} if name in sys.modules), sep=',', file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [name for name in done.stderr.strip().splitlines()[-1].split(",") if name] if done.stderr.strip() else []
+
+
+def imported_packages(folder: Path) -> set[str]:
+    """Return the top-level names of all imports, lazy ones included."""
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_exported_name_exists_and_the_list_is_sorted():
+    import unspool
+
+    assert unspool.__all__ == sorted(unspool.__all__)
+    for name in unspool.__all__:
+        assert getattr(unspool, name) is not None
+
+
+def test_every_public_name_is_exported():
+    """What a type checker sees as public in `__init__.py` is what `__all__` says."""
+    import unspool
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    offered = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unspool")
+        for alias in node.names
+    }
+    public = {name for name in offered if not name.startswith("_")}
+    assert public <= set(unspool.__all__)
+
+
+def test_the_version_is_the_projects():
+    import unspool
+
+    assert unspool.__version__ == PROJECT["version"] == importlib.metadata.version("unspool")
+
+
+@pytest.mark.parametrize("module", ["unspool", "unspool.config", "unspool.cli.main"])
+def test_an_import_stays_light(module: str):
+    assert heavy_modules_after(f"import {module}") == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["next", "--help"], ["--version"]], ids=" ".join
+)
+def test_help_and_version_import_nothing_heavy(arguments: list[str]):
+    code = f"from unspool.cli.main import main\nstatus = main({arguments!r})\nassert status == 0, status"
+    assert heavy_modules_after(code) == []
+
+
+def test_the_declared_dependencies_are_the_imported_ones():
+    declared = {re.split(r"[<>=!~ \[]", line)[0].replace("-", "_") for line in PROJECT["dependencies"]}
+    imported = imported_packages(PACKAGE) - set(sys.stdlib_module_names) - {"unspool"}
+    optional = {"IPython", "accelerate"}
+    assert imported - optional == declared
+
+
+def test_constraints_pin_every_dependency_and_tool():
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line)
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    assert {re.split(r"[<>=!~ \[]", line)[0] for line in wanted} <= set(pinned)
+
+
+def test_the_package_says_it_is_typed():
+    assert (PACKAGE / "py.typed").exists()

@@ -45,6 +45,7 @@ format: install ## rewrite the sources in the project's style
 
 docs: install ## write the generated parts of docs/ anew
 	@$(BIN)/python tools/write_option_docs.py
+	@$(BIN)/python tools/write_doc_outputs.py
 
 bench: install ## measure against transformers, side by side
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -3,7 +3,7 @@
     python tools/train_tale.py tokenizer            # byte-level BPE, half a minute
     python tools/train_tale.py train tale           # about two hours on two CPU cores, resumes where it stopped
     python tools/train_tale.py train draft          # about ten minutes, taught by the finished tale model
-    python tools/train_tale.py export               # half-precision safetensors, evaluation and card -> src/unspool/tale
+    python tools/train_tale.py export               # half-precision weights and figures -> src/unspool/tale
 
 Progress lives in build/tale (checkpoints, tokens, tokenizer). The learning rate is constant until the last `COOLDOWN`
 of the passes and then falls linearly to zero, so a resumed run may change `--passes` while it has not begun to cool.
@@ -159,7 +159,7 @@ def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def rate_factor(done: float) -> float:
-    """Return the learning-rate factor after a share `done` in [0, 1] of the run: warm-up, constant, linear cool-down."""
+    """Return the learning-rate factor after a share `done` in [0, 1]: warm-up, constant, linear cool-down."""
     return min(1.0, done / 0.01 + 0.02, (1.0 - done) / COOLDOWN)
 
 
@@ -204,7 +204,9 @@ def train(name: str, passes: float | None, limit_minutes: float) -> None:
         for stepper, saved in zip(steppers, state["optimisers"], strict=True):
             stepper.load_state_dict(saved)
         seen, steps, epoch, skip = state["seen"], state["steps"], state["epoch"], state["batch"]
-    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens a pass", flush=True)
+    print(
+        f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens a pass", flush=True
+    )
     started = saved_at = time.monotonic()
     began_at = seen
     while seen < total:
@@ -227,7 +229,9 @@ def train(name: str, passes: float | None, limit_minutes: float) -> None:
             now = time.monotonic()
             if steps % 20 == 0:
                 speed = (seen - began_at) / (now - started)
-                print(f"step {steps} pass {seen / len(stream):.2f} loss {loss.item():.3f} {speed:,.0f} tok/s", flush=True)
+                print(
+                    f"step {steps} pass {seen / len(stream):.2f} loss {loss.item():.3f} {speed:,.0f} tok/s", flush=True
+                )
             stop = seen >= total or now - started > limit_minutes * 60
             if stop or now - saved_at > 300:
                 saved_at = now

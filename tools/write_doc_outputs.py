@@ -56,7 +56,10 @@ def rewrite(page: str, name: str) -> str:
 
 def main() -> None:
     os.environ.update(NO_COLOR="1", COLUMNS="100")
-    pages = [Path(given).resolve() for given in sys.argv[1:]] or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [Path(given).resolve() for given in sys.argv[1:]] or [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for path in pages:

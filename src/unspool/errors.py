@@ -1,14 +1,14 @@
 """Every error Unspool raises on purpose.
 
-    UnspoolError
-    ├── OptionError (ValueError)      an option is unknown, out of range, or not read by the chosen strategy
-    ├── PromptError (ValueError)      a prompt is empty, malformed, or too long for the model
-    ├── CapacityError (ValueError)    a request can never fit into the memory it may use
-    ├── ModelError (ValueError)       a model cannot be loaded, or not be run by the path asked for
-    ├── NumericsError (ArithmeticError)  NaN, or a position where every token is forbidden
-    ├── StrategyError (RuntimeError)  a strategy broke the rules of the conversation
-    ├── CancelledRequest              the request was cancelled by its owner
-    └── MissingExtra (ImportError)    an optional package is needed; the message is the line that installs it
+UnspoolError
+├── OptionError (ValueError)      an option is unknown, out of range, or not read by the chosen strategy
+├── PromptError (ValueError)      a prompt is empty, malformed, or too long for the model
+├── CapacityError (ValueError)    a request can never fit into the memory it may use
+├── ModelError (ValueError)       a model cannot be loaded, or not be run by the path asked for
+├── NumericsError (ArithmeticError)  NaN, or a position where every token is forbidden
+├── StrategyError (RuntimeError)  a strategy broke the rules of the conversation
+├── CancelledRequest              the request was cancelled by its owner
+└── MissingExtra (ImportError)    an optional package is needed; the message is the line that installs it
 """
 
 from __future__ import annotations

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from unspool.config import GenerationConfig
 from unspool.engine.engine import MAX_BATCH_TOKENS
@@ -56,12 +59,10 @@ def load(
         model = _given_model(name_or_path, device, dtype, from_pretrained_options)
         own, read_tokenizer = False, _tokenizer(tokenizer, {})
     else:
-        source = str(name_or_path) if name_or_path is not None else str(EMBEDDED)
+        source = os.fspath(name_or_path) if name_or_path is not None else str(EMBEDDED)
         model = _from_pretrained(source, device, dtype, from_pretrained_options)
         own, read_tokenizer = True, _tokenizer(tokenizer or source, from_pretrained_options)
-    runtime = DecoderRuntime(
-        model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences
-    )
+    runtime = DecoderRuntime(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
     stored = GenerationConfig.from_transformers(model.generation_config)
     return LanguageModel(runtime, read_tokenizer, config=stored, max_batch_tokens=max_batch_tokens)
 
@@ -78,17 +79,44 @@ def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[
     return model
 
 
-def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> PreTrainedModel:
+def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> Any:
+    _check_source(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **options)
+        with _quiet(source == str(EMBEDDED)):
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **options)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
     if device is not None:
-        model = model.to(device)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"`device` {str(device)!r} cannot be used: {_first_line(error)}") from error
     if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model):
         model = model.float()
     model.eval()
     return model
+
+
+def _check_source(source: str) -> None:
+    """Refuse a path that is no folder in plainer words than the hub would, which takes it for a name."""
+    path = Path(source).expanduser()
+    if path.is_dir() or not (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
+        return
+    found = "is a file, not a folder" if path.exists() else "does not exist"
+    raise ModelError(f"cannot load {source!r}: it {found}; give a model's folder, or a hub id such as gpt2")
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """Keep transformers' progress bar away from what loads in the blink of an eye."""
+    if not wanted or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _dtype(given: str | torch.dtype | None) -> Any:
@@ -101,7 +129,7 @@ def _dtype(given: str | torch.dtype | None) -> Any:
     return found
 
 
-def _on_cpu(model: PreTrainedModel) -> bool:
+def _on_cpu(model: Any) -> bool:
     return all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 

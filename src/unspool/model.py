@@ -62,7 +62,12 @@ class LanguageModel:
 
     @overload
     def generate(
-        self, prompt: Sequence[int], *, config: GenerationConfig | None = ..., progress: bool | None = ..., **options: Any
+        self,
+        prompt: Sequence[int],
+        *,
+        config: GenerationConfig | None = ...,
+        progress: bool | None = ...,
+        **options: Any,
     ) -> Generation: ...
 
     @overload
@@ -164,14 +169,10 @@ class LanguageModel:
         if not tokens:
             raise PromptError("the continuation holds no token, so there is nothing to score")
         config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
-        request = Request(
-            prompt=before + tokens[:-1], config=config, seed=0, strategy=ContinuationScores(tokens)
-        )
+        request = Request(prompt=before + tokens[:-1], config=config, seed=0, strategy=ContinuationScores(tokens))
         rows = self._ask(Job(request=request, prompt_text=None)).rows
         texts = self._detokenizer.pieces(before, tokens) if self._detokenizer else ()
-        return TextScore(
-            token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows)
-        )
+        return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
 
     # --- between the doors and the engine -----------------------------------------------------------------------
 

@@ -95,7 +95,10 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         return [seed] * count
     if len(seed) != count:
         raise OptionError(
-            "seed", tuple(seed), f"must be one integer, or one for each of the {count} prompts", "give as many seeds as prompts"
+            "seed",
+            tuple(seed),
+            f"must be one integer, or one for each of the {count} prompts",
+            "give as many seeds as prompts",
         )
     return list(seed)
 

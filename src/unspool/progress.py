@@ -28,7 +28,7 @@ def progress_bar(total: int, wanted: bool | None) -> Iterator[Any]:
     if not wanted:
         yield _NoBar()
         return
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with tqdm(total=total, unit="prompt", desc="generating") as bar:
         yield bar

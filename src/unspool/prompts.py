@@ -34,9 +34,7 @@ def read_prompts(given: Any) -> Prompts:
     if hasattr(given, "tolist"):
         given = given.tolist()
     if not isinstance(given, Sequence):
-        raise PromptError(
-            f"a prompt is a text, a list of token ids, or a list of either; got {type(given).__name__}"
-        )
+        raise PromptError(f"a prompt is a text, a list of token ids, or a list of either; got {type(given).__name__}")
     if given and all(_is_id(item) for item in given):
         return Prompts([_ids(given)], single=True)
     return Prompts([item if isinstance(item, str) else _ids(item, index) for index, item in enumerate(given)], False)

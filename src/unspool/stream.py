@@ -124,7 +124,7 @@ class Stream:
         return self.generations[0]
 
     def _read(self) -> Iterator[Chunk]:
-        """Yield chunks until every request is over; an output's last chunk waits to see whether it is the last of all."""
+        """Yield chunks until every request is over; an output's last one waits to see whether it is the last of all."""
         held: Chunk | None = None
         while any(ticket.events or not ticket.over for ticket in self._tickets):
             event = self._driver.wait(self._tickets)

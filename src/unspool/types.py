@@ -257,7 +257,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The request is done: its outputs in the strategy's order, and the last Row where the strategy asks, not writes."""
+    """The request is done: its outputs in the strategy's order, and the last reply, for strategies that only ask."""
 
     request: int
     outputs: tuple[Output, ...]

@@ -81,7 +81,9 @@ def test_frequencies_of_whole_sequences_are_products() -> None:
 def test_seeds_and_outputs_draw_apart() -> None:
     texts = set()
     for seed in range(10):
-        outputs = run_alone(mixing_toy, request([1], do_sample=True, seed=seed, max_new_tokens=8, num_return_sequences=4))
+        outputs = run_alone(
+            mixing_toy, request([1], do_sample=True, seed=seed, max_new_tokens=8, num_return_sequences=4)
+        )
         assert isinstance(outputs, tuple)
         texts |= {output.token_ids for output in outputs}
     assert len(texts) == 40  # two alike: each pair with probability below 16**-7

@@ -105,9 +105,9 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
     """Return the rows as one tensor, without a copy where they are one already. --> [rows, vocab]"""
     source = refs[0].source
     if all(ref.source is source for ref in refs):
-        index = [ref.index for ref in refs]
+        index = [ref.row for ref in refs]
         return source if index == list(range(len(source))) else source[index]
-    return torch.stack([ref.source[ref.index] for ref in refs])
+    return torch.stack([ref.source[ref.row] for ref in refs])
 
 
 def _job(place: Place) -> RowJob:

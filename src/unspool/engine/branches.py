@@ -1,8 +1,8 @@
 """One record per branch: its tokens, what is cached of it, and the state that follows it through forks.
 
-    tokens      [0, prompt) prompt | [prompt, total) output
-    runtime     [0, cached) in the runtime | [cached, total) pending
-    position p  stands for "what follows the first p tokens": its row of logits comes from feeding token p - 1
+tokens      [0, prompt) prompt | [prompt, total) output
+runtime     [0, cached) in the runtime | [cached, total) pending
+position p  stands for "what follows the first p tokens": its row of logits comes from feeding token p - 1
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RowRef(NamedTuple):
     """One row of a pass's logits, [vocab], without a copy."""
 
     source: torch.Tensor
-    index: int
+    row: int
 
 
 class Marks(NamedTuple):

@@ -151,7 +151,9 @@ class Conversation:
         if child in self.branches:
             raise StrategyError(f"branch number {child} was used before")
         if sum(1 for _ in self.live_branches()) >= self.max_branches:
-            raise StrategyError(f"more than the {self.max_branches} branches that {self.request.strategy.name} declared")
+            raise StrategyError(
+                f"more than the {self.max_branches} branches that {self.request.strategy.name} declared"
+            )
         seq = self._new_seq()
         if parent.cached:
             runtime.fork(parent.seq, seq)

@@ -133,7 +133,9 @@ class Engine:
             if len(numbers) == 1:
                 return [self._fail(numbers[0], error)]
             first = set(numbers[: len(numbers) // 2])
-            halves = ([each for each in planned if (each.conversation.number in first) is side] for side in (True, False))
+            halves = (
+                [each for each in planned if (each.conversation.number in first) is side] for side in (True, False)
+            )
             return [event for half in halves for event in self._forward(half)]
         finally:
             self.timing.forward += time.perf_counter() - started

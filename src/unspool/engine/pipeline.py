@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from unspool.processors import DEFAULT_ORDER
+from unspool.processors.rows import FORBIDDEN, log_norm
 from unspool.protocols import Processor, RowKey
 from unspool.types import Distribution
-
-FORBIDDEN = float("-inf")
 
 
 class RowJob(NamedTuple):
@@ -42,7 +41,7 @@ class Scored(NamedTuple):
 
 def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
     """Apply each row's processors. logits: [rows, vocab] float32, left unchanged."""
-    norm = torch.logsumexp(logits, dim=-1)  # --> [rows]
+    norm = log_norm(logits)  # --> [rows]
     busy = [row for row, job in enumerate(jobs) if job.chain or job.log_probs]
     if not busy:
         return Scored(logits, norm, logits, norm)
@@ -52,7 +51,7 @@ def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
     scores = logits - shift[:, None]
     for rows in _by_order(jobs):
         scores = _apply_group(scores, jobs, rows)
-    return Scored(logits, norm, scores, torch.logsumexp(scores, dim=-1))
+    return Scored(logits, norm, scores, log_norm(scores))
 
 
 def _by_order(jobs: Sequence[RowJob]) -> list[list[int]]:
@@ -89,7 +88,7 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[in
 
 def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
     """Return one row's exact distribution and which processor cut which token. logits: [vocab]."""
-    logprobs = logits - torch.logsumexp(logits, dim=-1)
+    logprobs = logits - log_norm(logits[None])
     scores = (logprobs if job.log_probs else logits).clone()[None]
     cut_by = torch.full_like(scores[0], -1, dtype=torch.int64)
     for index, (processor, state) in enumerate(zip(job.chain, job.states, strict=True)):

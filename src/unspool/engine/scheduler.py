@@ -1,4 +1,4 @@
-"""Who is admitted, and what the next forward pass holds. Knows lengths and budgets, no tensors and no tokens' meaning."""
+"""Who is admitted, and what the next forward pass holds. Knows lengths and budgets, neither tensors nor text."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Scheduler:
         if info.max_tokens is not None and tokens > info.max_tokens:
             raise CapacityError(
                 f"the request needs a cache of {tokens} tokens ({sequences} sequences, prompt and `max_new_tokens` "
-                f"together) and the limit is {info.max_tokens}; lower `max_new_tokens`, ask for fewer sequences, or load the "
-                "model with a larger `max_cache_tokens`"
+                f"together) and the limit is {info.max_tokens}; lower `max_new_tokens`, ask for fewer sequences, or "
+                "load the model with a larger `max_cache_tokens`"
             )
         self._waiting.append(waiting)
 
@@ -103,7 +103,7 @@ class Scheduler:
         return len(self._reserved)
 
     def plan(self, running: list[Conversation]) -> list[Planned]:
-        """Return the feeds of the next pass: all rows of requests that write, then prompts as far as the budget goes."""
+        """Return the feeds of the next pass: all rows of requests that write, then prompts within the budget."""
         asked = [(each, branch) for each in running for branch in each.asked_branches() if each.wanted(branch)]
         writing = [pair for pair in asked if pair[1].cached >= pair[1].prompt_len]
         planned = [self._feed(conversation, branch, len(branch.pending)) for conversation, branch in writing]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from unspool.noise import NoiseKey, gumbel
+from unspool.processors.rows import FORBIDDEN, best
 
-FORBIDDEN = float("-inf")
 FEW = 1024
 """Noise is drawn for the surviving tokens alone where no row has more than this many of them."""
 
@@ -29,7 +29,7 @@ def top(scores: torch.Tensor, k: int) -> list[Picked]:
     """Return the k best allowed tokens of each row, best first, fewer where fewer are allowed. scores: [rows, vocab]"""
     vocab = scores.shape[-1]
     k = min(k, vocab)
-    values, tokens = torch.topk(scores, min(k + 1, vocab), dim=-1)  # --> [rows, k + 1]
+    values, tokens = best(scores, k + 1)  # --> [rows, k + 1]
     picked = []
     for row, (row_values, row_tokens) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
         if any(a == b > FORBIDDEN for a, b in zip(row_values, row_values[1:], strict=False)):
@@ -58,8 +58,8 @@ def perturbed(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> list[Pi
     if count > min(FEW, scores.shape[-1] // 4):
         noisy = scores + gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))
         return top(noisy, k)
-    values, tokens = torch.topk(scores, count, dim=-1)  # --> [rows, count]
+    values, tokens = best(scores, count)  # --> [rows, count]
     noisy = values + gumbel(keys, tokens)
-    best = top(noisy, k)
+    drawn = top(noisy, k)
     ids = tokens.tolist()
-    return [Picked([ids[row][index] for index in each.tokens], each.values) for row, each in enumerate(best)]
+    return [Picked([ids[row][index] for index in each.tokens], each.values) for row, each in enumerate(drawn)]

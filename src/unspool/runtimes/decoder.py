@@ -7,17 +7,19 @@ Shell, the arithmetic in passes and attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 
 from unspool.errors import ModelError
+from unspool.runtimes.caches import SlotCache
 from unspool.runtimes.families import describe, supports
 from unspool.runtimes.linear import Pack, invariant_rows
-from unspool.runtimes.passes import AttentionPath, Plan, SlotCache, Span
+from unspool.runtimes.passes import AttentionPath, Plan, Span
 from unspool.runtimes.shell import Shell, refresh, shell_over
 from unspool.runtimes.slots import Slot, SlotTable
+from unspool.runtimes.steady import SteadyElementwise
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 __all__ = ["DecoderRuntime", "refresh", "supports"]
@@ -87,6 +89,8 @@ class DecoderRuntime:
             CapacityError: the limits on tokens or sequences leave no room.
             ModelError: a feed brings a source, or is invariant where `info.batch_invariant` is False.
         """
+        if not feeds:
+            return Rows(torch.empty(0, self.info.vocab_size, device=self._index_device))
         self._check(feeds)
         opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
         if opened:
@@ -170,7 +174,10 @@ class DecoderRuntime:
                 column += column[:1] if len(column) == 1 else []
         plan = Plan(spans, len(tokens), self._attention, self._index_device)
         cache = SlotCache(plan, len(self._shell.layout))
-        with invariant_rows() if invariant else nullcontext():
+        with ExitStack() as stack:
+            if invariant:
+                stack.enter_context(invariant_rows())
+                stack.enter_context(SteadyElementwise())
             logits, states = self._shell.run(cache, tokens, positions, asked, hidden=hidden)
         rows = Rows(logits[:num_asked], None if states is None else states[:num_asked])
         return rows, _finite_spans(cache, spans)
@@ -181,4 +188,4 @@ def _finite_spans(cache: SlotCache, spans: Sequence[Span]) -> list[bool]:
     if bool(cache.finite.all()):
         return [True] * len(spans)
     flags = cache.finite.tolist()
-    return [all(flags[span.row : span.row + span.count]) for span in spans]
+    return [all(flags[span.rows]) for span in spans]

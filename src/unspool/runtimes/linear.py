@@ -68,38 +68,41 @@ class PackedLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool) -> None:
         super().__init__()
-        self.transposed = isinstance(layer, Conv1D)
+        self._transposed = isinstance(layer, Conv1D)
         weight = layer.weight
-        self.in_features, self.out_features = weight.shape if self.transposed else weight.shape[::-1]
-        self.dtype = weight.dtype
-        self.bias = layer.bias
+        self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
+        self.dtype, self.bias = weight.dtype, layer.bias
         self._is_small = weight.numel() < _SMALL.get(weight.dtype, 0)
-        # In a tuple, so that the module does not list as its own a parameter that belongs to the user's model.
+        # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
+        # finds what a forward needs without a search.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or self._is_small else ()
-        self._packed = self._pack(weight)
+        self._tensors = self._pack(weight)
 
-    def _pack(self, weight: torch.Tensor) -> Any:
-        plain = weight.detach().T if self.transposed else weight.detach()
-        return torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), _ROWS_HINT)
+    def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
+        """Return the packed weight, the plain one where it is used, and the bias."""
+        plain = weight.detach().T if self._transposed else weight.detach()
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), _ROWS_HINT)
+        return packed, plain if self._is_small else None, self.bias
 
     @property
     def weight(self) -> torch.Tensor:
         """The plain weight, in the layout of the layer that was packed, bit for bit."""
         if self._source:
             return self._source[0]
-        plain: torch.Tensor = self._packed.to_dense()
-        return plain.T if self.transposed else plain
+        plain: torch.Tensor = self._tensors[0].to_dense()
+        return plain.T if self._transposed else plain
 
     def repack(self) -> None:
         """Pack the kept weight again, after its values have changed."""
         assert self._source, "only a layer that keeps its plain weight can be packed again"
-        self._packed = self._pack(self._source[0])
+        self._tensors = self._pack(self._source[0])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self._is_small and not _INVARIANT.get():
-            return F.linear(inputs, self._source[0].T if self.transposed else self._source[0], self.bias)
+        packed, plain, bias = self._tensors
+        if plain is not None and not _INVARIANT.get():
+            return F.linear(inputs, plain, bias)
         rows = inputs.reshape(-1, self.in_features)
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         return result.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -112,7 +115,7 @@ class PackedLinear(nn.Module):
 @cache
 def packing_obstacle() -> str:
     """Return why this machine cannot pack weights, or "" where it can: found by packing a small one and using it."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this PyTorch has no oneDNN"
     layer = nn.Linear(32, 16)
     inputs = torch.randn(3, 32)

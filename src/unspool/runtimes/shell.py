@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import inspect
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.attention import ATTENTION_NAME, attending
+from unspool.runtimes.attention import ATTENTION_NAME, attending, cache_dtype
+from unspool.runtimes.caches import LayoutCache, SlotCache
 from unspool.runtimes.families import has_experts, length_limit, sliding_layers, supports
 from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
-from unspool.runtimes.passes import LayoutCache, Plan, SlotCache, Span
+from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
 from unspool.runtimes.trees import (
+    HeadInput,
     borrowed_attention,
     copy_tree,
     fingerprint,
@@ -114,7 +113,7 @@ class Shell:
         with ExitStack() as stack:
             for context in (attending(cache), self._attention(), torch.no_grad()):
                 stack.enter_context(context)
-            states = stack.enter_context(_HeadInput(self.module)) if hidden else None
+            states = stack.enter_context(HeadInput(self.module)) if hidden else None
             output = self.module(
                 input_ids=ids,
                 position_ids=places,
@@ -223,32 +222,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class _HeadInput:
-    """While the context lasts, notes what goes into the language-model head."""
-
-    def __init__(self, model: Any) -> None:
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ModelError(f"{type(model).__name__} names no output layer, so hidden states cannot be had")
-        self._head: nn.Module = head
-        self._seen: torch.Tensor | None = None
-
-    def __enter__(self) -> _HeadInput:
-        self._hook = self._head.register_forward_pre_hook(self._note)
-        return self
-
-    def _note(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._seen = inputs[0]
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def rows(self) -> torch.Tensor:
-        """Return what was seen: [rows, width]"""
-        assert self._seen is not None, "the head was not called"
-        return self._seen.reshape(-1, self._seen.shape[-1])
-
-
 def _takes_logits_to_keep(model: Any) -> bool:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
@@ -285,22 +258,3 @@ def refresh(model: Any) -> None:
         for shell in _SHELLS.get(model, {}).values():
             shell.follow()
             shell.refresh()
-
-
-@cache
-def cache_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """Return the type to keep keys and values in: the model's, or float32 on a CPU where attention is faster so."""
-    if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return dtype
-    return torch.float32 if _attention_seconds(torch.float32) < _attention_seconds(dtype) else dtype
-
-
-def _attention_seconds(dtype: torch.dtype) -> float:
-    """Return the shortest time that one query over 512 keys took, of several."""
-    query, key = torch.zeros(1, 12, 1, 64, dtype=dtype), torch.zeros(1, 12, 512, 64, dtype=dtype)
-    times = []
-    for _ in range(8):
-        started = time.perf_counter()
-        F.scaled_dot_product_attention(query, key, key)
-        times.append(time.perf_counter() - started)
-    return min(times)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unspool.errors import CapacityError
-from unspool.runtimes.pools import Layout, SlotPool, first_pool_size, size_class
+from unspool.runtimes.pools import Layout, SlotPool, next_pool_size, size_class
 from unspool.types import Seq
 
 
@@ -18,6 +18,7 @@ from unspool.types import Seq
 class Slot:
     """One slot of a pool.
 
+    number: of the slot among all of its size class; neighbours lie side by side in memory.
     tokens: whose keys and values positions [0, len(tokens)) hold.
     exact: of how many leading tokens these were computed in invariant passes, free of any company.
     poisoned: whether some of them may not be finite.
@@ -25,6 +26,7 @@ class Slot:
 
     pool: SlotPool
     index: int
+    number: int
     tokens: list[int] = field(default_factory=list)
     exact: int = 0
     poisoned: bool = False
@@ -184,21 +186,22 @@ class SlotTable:
         free = self._free.setdefault(capacity, [])
         if not free:
             self._grow(capacity)
-        best = min(free, key=lambda slot: (-common_prefix(slot.tokens, wanted.tokens) if wanted else 0, slot.index))
+        best = min(free, key=lambda slot: (-common_prefix(slot.tokens, wanted.tokens) if wanted else 0, slot.number))
         free.remove(best)
         return best
 
     def _grow(self, capacity: int) -> None:
         pools = self._pools.setdefault(capacity, [])
-        count = sum(pool.num_slots for pool in pools) or first_pool_size(capacity)
+        number = sum(pool.num_slots for pool in pools)
+        count = next_pool_size(capacity, number)
         if self.max_tokens is not None:
             budget = 2 * self.max_tokens
             if self.num_slot_tokens + count * capacity > budget:
                 self._drop_idle_pools()
             count = max(1, min(count, (budget - self.num_slot_tokens) // capacity))
         pool = SlotPool(self.layout, capacity, count)
-        self._pools.setdefault(capacity, []).append(pool)
-        self._free.setdefault(capacity, []).extend(Slot(pool, index) for index in range(count))
+        pools.append(pool)
+        self._free.setdefault(capacity, []).extend(Slot(pool, index, number + index) for index in range(count))
 
     def _drop_idle_pools(self) -> None:
         used = {id(slot.pool) for slot in self.live.values()}

@@ -36,6 +36,4 @@ class Greedy:
             if best.ends:
                 return [Hypothesis(ROOT, length, best, score)]
             length += 1
-            reply = yield Turn(
-                moves=(Extend(ROOT, (best.token,)),), asks=ask, commits=(Commit(ROOT, ROOT, length),)
-            )
+            reply = yield Turn(moves=(Extend(ROOT, (best.token,)),), asks=ask, commits=(Commit(ROOT, ROOT, length),))

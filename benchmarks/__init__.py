@@ -1,0 +1,1 @@
+"""Measurements against transformers, both sides in one run: `python -m benchmarks`, or `make bench`."""

@@ -1,0 +1,5 @@
+"""Doors for people who come from transformers: its calls, its tensors and its output classes around our engine."""
+
+from unspool.interop.drop_in import generate
+
+__all__ = ["generate"]

@@ -1,0 +1,106 @@
+"""Sorts the keyword arguments of a call written for transformers: options, what has no effect, what is refused.
+
+Owns: the names that `model.generate` takes besides options of GenerationConfig. Does not know: what options mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from unspool.config import GenerationConfig, standing
+from unspool.config.foreign import is_set
+from unspool.config.generation import check_foreign
+from unspool.errors import OptionError
+
+_NOT_YET: Final = "is not in this version yet"
+_FEEDS_IDS: Final = "is not read: nothing but the token ids of `input_ids` is fed"
+
+REFUSED: Final[Mapping[str, tuple[str, str]]] = {
+    "logits_processor": (_NOT_YET, "use `processors` with objects of unspool.protocols.Processor"),
+    "stopping_criteria": (_NOT_YET, "use `criteria` with objects of unspool.protocols.Criterion"),
+    "prefix_allowed_tokens_fn": (_NOT_YET, "use `processors` with objects of unspool.protocols.Processor"),
+    "streamer": (_NOT_YET, "use unspool.load(model, tokenizer=tokenizer).stream(...)"),
+    "assistant_model": (_NOT_YET, "leave it out; the output is the same"),
+    "assistant_tokenizer": (_NOT_YET, "leave it out together with `assistant_model`"),
+    "negative_prompt_ids": (_NOT_YET, "leave it out"),
+    "negative_prompt_attention_mask": (_NOT_YET, "leave it out"),
+    "custom_generate": (_NOT_YET, "use `strategy` with an object of unspool.protocols.Strategy"),
+    "synced_gpus": (_NOT_YET, "leave it out; the model must be whole in one process"),
+    "inputs_embeds": (_NOT_YET, "give token ids as `input_ids`"),
+    "token_type_ids": (_FEEDS_IDS, "leave it out: tokenizer(..., return_token_type_ids=False)"),
+    "past_key_values": ("is not read: the engine keeps a cache of its own", "give the whole prompt as `input_ids`"),
+    "decoder_input_ids": ("belongs to encoder-decoder models", "give the prompt as `input_ids`"),
+    "decoder_attention_mask": ("belongs to encoder-decoder models", "give `attention_mask`"),
+    "encoder_outputs": ("belongs to encoder-decoder models", "leave it out"),
+}
+"""Refused when set: argument --> why, and what to do instead."""
+
+NO_EFFECT: Final = frozenset({"cache_position", "logits_to_keep", "return_dict", "trust_remote_code"})
+"""Accepted: how the model's forward is called, which the engine decides by itself, and leave to run code of the hub."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """The arguments of one call.
+
+    input_ids, attention_mask, position_ids: the prompts, as given. tokenizer: for options that hold text. options: all
+    other arguments, for the option table.
+    """
+
+    input_ids: Any
+    attention_mask: Any
+    position_ids: Any
+    tokenizer: Any
+    options: Mapping[str, Any]
+
+
+def sort_arguments(given: Mapping[str, Any]) -> Arguments:
+    """Return the arguments of a call sorted, `inputs` as another name for `input_ids`.
+
+    Raises:
+        OptionError: one is refused, or needs another one.
+    """
+    options = {name: value for name, value in given.items() if name not in NO_EFFECT}
+    for name, (reason, remedy) in REFUSED.items():
+        value = options.pop(name, None)
+        if is_set(value):
+            raise OptionError(name, _shown(value), reason, remedy)
+    tensors = {name: options.pop(name, None) for name in ("input_ids", "inputs", "attention_mask", "position_ids")}
+    inputs = tensors.pop("inputs")
+    if inputs is not None:
+        if tensors["input_ids"] is not None:
+            raise OptionError("inputs", _shown(inputs), "is another name for `input_ids`", "leave out one of the two")
+        tensors["input_ids"] = inputs
+    for name, value in tensors.items():
+        if value is not None and tensors["input_ids"] is None:
+            raise OptionError(name, _shown(value), "cannot be given without `input_ids`", "give the prompts as well")
+    return Arguments(**tensors, tokenizer=options.pop("tokenizer", None), options=options)
+
+
+def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None:
+    """Return a call's `generation_config`, transformers' or ours, as one of ours.
+
+    Args:
+        given: None for none.
+        stored: the model's; what a user's config has in common with it is not asked for.
+
+    Raises:
+        OptionError: it is no config, or holds an attribute that nothing reads.
+    """
+    if given is None or isinstance(given, GenerationConfig):
+        return given
+    if not hasattr(given, "to_diff_dict"):
+        allowed = "must be a GenerationConfig of transformers or of unspool"
+        raise OptionError("generation_config", _shown(given), allowed, "give options as keywords: max_new_tokens=20")
+    config = GenerationConfig.from_transformers(given)
+    for name, value in config.extras.items():
+        if standing(name) == "unknown" and is_set(value) and value != stored.extras.get(name):
+            check_foreign(name, value)
+    return config
+
+
+def _shown(value: Any) -> Any:
+    """Return the value, or for an object or tensor its type, which fits a line."""
+    return value if isinstance(value, bool | int | float | str) else type(value)

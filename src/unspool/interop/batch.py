@@ -1,0 +1,147 @@
+"""Padded tensors on the one side, rows of real tokens on the other.
+
+Owns: what a left-padded batch of prompts means, and how outputs become one tensor again. No pad is ever fed.
+
+    input_ids    [ pads | prompt ]
+    sequences    [ pads | prompt | output | pads ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unspool.errors import OptionError, PromptError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch of prompts.
+
+    input_ids: [rows, width] int64, as given. prompts: each row's real tokens.
+    """
+
+    input_ids: torch.Tensor
+    prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def width(self) -> int:
+        """Tokens of a row, pads included."""
+        return self.input_ids.shape[1]
+
+    def sequences(self, outputs: Sequence[Sequence[int]], pad_token_id: int | None) -> torch.Tensor:
+        """Return each prompt as it was given, then its output, then pads.
+
+        Args:
+            outputs: token ids, those of one prompt adjacent, as many for each.
+            pad_token_id: None where there is none.
+
+        Returns:
+            [outputs, width + longest output] int64, on the device of `input_ids`.
+
+        Raises:
+            OptionError: the outputs differ in length and there is no token to pad them with.
+        """
+        longest = max(map(len, outputs))
+        if pad_token_id is None and any(len(output) < longest for output in outputs):
+            hint = "give pad_token_id=, or set it in model.generation_config"
+            raise OptionError("pad_token_id", None, "must be set where outputs differ in length", hint)
+        fill = [] if pad_token_id is None else [pad_token_id]
+        rows = [[*output, *fill * (longest - len(output))] for output in outputs]
+        written = torch.tensor(rows, dtype=torch.int64, device=self.input_ids.device)
+        prompts = self.input_ids.repeat_interleave(len(outputs) // len(self.prompts), dim=0)
+        return torch.cat([prompts, written], dim=1)
+
+
+def batch_of_bos(bos_token_id: int | None, device: torch.device) -> Batch:
+    """Return the batch of one prompt that stands in for none: the begin-of-sequence token.
+
+    Raises:
+        PromptError: there is no such token.
+    """
+    if bos_token_id is None:
+        raise PromptError("there is no `input_ids` and no `bos_token_id` to start from: give one of them")
+    return Batch(input_ids=torch.tensor([[bos_token_id]], device=device), prompts=((bos_token_id,),))
+
+
+def read_batch(
+    input_ids: Any,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    *,
+    pad_token_id: int | None = None,
+    eos_token_ids: Sequence[int] = (),
+) -> Batch:
+    """Return the prompts of a left-padded batch.
+
+    Args:
+        input_ids: [rows, width] of any integer dtype.
+        attention_mask: [rows, width], 1 for tokens and 0 for pads; None to infer it as transformers does: from
+            `pad_token_id` where that occurs and does not also end sequences, else there are no pads.
+        position_ids: None, or exactly the positions that follow from the mask, on its real tokens.
+
+    Raises:
+        PromptError: the tensors are not of these kinds, or pads stand elsewhere than on the left.
+    """
+    ids = _two_dimensional("input_ids", input_ids)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise PromptError(f"`input_ids` must hold integers, got {ids.dtype}")
+    if not ids.numel():
+        raise PromptError(f"`input_ids` holds no token, its shape is {tuple(ids.shape)}; give at least one a row")
+    ids = ids.long()
+    is_inferred = attention_mask is None
+    mask = _infer_mask(ids, pad_token_id, eos_token_ids) if is_inferred else _read_mask(attention_mask, ids)
+    _check_padding(mask, is_inferred, pad_token_id)
+    if position_ids is not None:
+        _check_positions(_two_dimensional("position_ids", position_ids), mask)
+    prompts = (
+        tuple(row[len(row) - length :]) for row, length in zip(ids.tolist(), mask.sum(dim=1).tolist(), strict=True)
+    )
+    return Batch(input_ids=ids, prompts=tuple(prompts))
+
+
+def _two_dimensional(name: str, given: Any) -> torch.Tensor:
+    if not isinstance(given, torch.Tensor):
+        raise PromptError(f"`{name}` must be a tensor [rows, width], got {type(given).__name__}")
+    if given.ndim != 2:
+        advice = f"; add the batch dimension: {name}[None]" if given.ndim == 1 else ""
+        raise PromptError(f"`{name}` must have two dimensions, [rows, width], got shape {tuple(given.shape)}{advice}")
+    return given
+
+
+def _infer_mask(ids: torch.Tensor, pad_token_id: int | None, eos_token_ids: Sequence[int]) -> torch.Tensor:
+    if pad_token_id is None or pad_token_id in eos_token_ids:
+        return torch.ones_like(ids, dtype=torch.bool)
+    return ids != pad_token_id
+
+
+def _read_mask(given: Any, ids: torch.Tensor) -> torch.Tensor:
+    mask = _two_dimensional("attention_mask", given)
+    if mask.shape != ids.shape:
+        shapes = f"{tuple(ids.shape)}, got {tuple(mask.shape)}"
+        raise PromptError(f"`attention_mask` must have the shape of `input_ids`, {shapes}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise PromptError("`attention_mask` must hold nothing but 0 for pads and 1 for tokens")
+    return mask.bool()
+
+
+def _check_padding(mask: torch.Tensor, is_inferred: bool, pad_token_id: int | None) -> None:
+    """Refuse pads anywhere but on the left."""
+    source = (
+        f" (read off pad_token_id={pad_token_id}: give `attention_mask` if these are no pads)" if is_inferred else ""
+    )
+    for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
+        raise PromptError(f"row {row} of the batch holds no token but pads{source}; leave it out")
+    for row in (~mask[:, -1]).nonzero()[:, 0].tolist():
+        raise PromptError(f"row {row} of the batch is padded on the right{source}; set tokenizer.padding_side='left'")
+    for row in (mask[:, :-1] & ~mask[:, 1:]).any(dim=1).nonzero()[:, 0].tolist():
+        raise PromptError(f"row {row} of the batch has pads between its tokens{source}; pads must stand on the left")
+
+
+def _check_positions(given: torch.Tensor, mask: torch.Tensor) -> None:
+    usual = mask.cumsum(dim=1) - 1
+    if given.shape[1] != mask.shape[1] or bool(((given.to(mask.device) != usual) & mask).any()):
+        raise PromptError("`position_ids` must count a row's real tokens from 0; other positions are not supported")

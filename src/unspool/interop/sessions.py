@@ -1,0 +1,49 @@
+"""One engine for each model that the drop-in has seen, so that a second call does no work twice.
+
+Owns: the map from models to engines, which keeps no model alive. Does not know: requests.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from unspool.engine import Engine
+from unspool.engine.driver import Driver
+from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.trees import fingerprint, is_dispatched
+
+
+class _Session(NamedTuple):
+    """A driver, and which tensors the model consisted of when it was made."""
+
+    driver: Driver
+    tensors: tuple[int, ...]
+
+
+_SESSIONS: weakref.WeakKeyDictionary[nn.Module, _Session] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def driver_of(model: Any) -> Driver:
+    """Return the driver of this model's engine: the same one for each call while the model has the same tensors.
+
+    New values in the same tensors are seen by the runtime; other tensors may mean another vocabulary, which the engine
+    would not see. Requests that are under way on the former driver end there.
+
+    Raises:
+        ModelError: the model cannot run here; the message says why.
+    """
+    if is_dispatched(model):
+        # Its runtime holds the model itself, which must not keep itself alive.
+        return Driver(Engine(DecoderRuntime(model, own=False)))
+    with _LOCK:
+        tensors = fingerprint(model).tensors
+        session = _SESSIONS.get(model)
+        if session is None or session.tensors != tensors:
+            session = _Session(Driver(Engine(DecoderRuntime(model, own=False))), tensors)
+            _SESSIONS[model] = session
+        return session.driver

@@ -1,0 +1,54 @@
+"""Elementwise functions whose last bits do not depend on where in a tensor a number stands.
+
+On a CPU, PyTorch computes exp, tanh, cos and the like with vector instructions, but the last few numbers of a tensor,
+and of each thread's share, with scalar ones that round otherwise. So the result for one row would depend on how many
+others stand in the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+# Two vectors of the widest instruction set in the smallest type: what one turn of the vector loop takes.
+_STRIDE = 64
+# Below PyTorch's grain of 32,768, so that one thread does it all.
+_BLOCK = 1 << 14
+
+_NAMES = ("cos", "erf", "exp", "expm1", "log", "log1p", "sigmoid", "sin", "tanh")
+_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    [getattr(owner, name) for owner in (torch, torch.Tensor) for name in _NAMES]
+    + [F.celu, F.elu, F.gelu, F.logsigmoid, F.mish, F.selu, F.sigmoid, F.silu, F.softplus, F.tanh]
+)
+
+
+class SteadyElementwise(TorchFunctionMode):
+    """While the mode lasts, elementwise functions see whole vectors alone: input padded, in blocks of one thread."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = kwargs or {}
+        if func in _FUNCTIONS and args and not options.get("inplace"):
+            return _steady(func, args[0], args[1:], options)
+        return func(*args, **options)
+
+
+def _steady(
+    func: Callable[..., Any], numbers: torch.Tensor, args: Sequence[Any], options: Mapping[str, Any]
+) -> torch.Tensor:
+    count = numbers.numel()
+    if count <= _BLOCK and count % _STRIDE == 0 and numbers.is_contiguous():
+        result: torch.Tensor = func(numbers, *args, **options)
+        return result
+    flat = F.pad(numbers.reshape(-1), (0, -count % _STRIDE))
+    blocks = [func(block, *args, **options) for block in torch.split(flat, _BLOCK)]
+    return torch.cat(blocks)[:count].view(numbers.shape)

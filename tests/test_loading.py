@@ -1,0 +1,108 @@
+"""load(): folders, loaded models, and what it says when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import unspool
+from tests.text.tokenizers import byte_level
+from tests.tiny_models import tiny_model
+from unspool import LanguageModel, ModelError, PromptError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    tokenizer = byte_level()
+    model = tiny_model("llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model.half().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_folder_is_loaded_with_its_tokenizer_and_float16_is_widened_on_a_cpu(folder: Path) -> None:
+    lm = unspool.load(folder)
+    assert isinstance(lm, LanguageModel)
+    assert "float32" in lm.info.path
+    result = lm.generate("the fox", max_new_tokens=8)
+    assert result.usage.completion_tokens == 8 or result.completions[0].finish_reason == "eos"
+
+
+def test_dtype_is_the_users_to_choose(folder: Path) -> None:
+    for dtype in ("bfloat16", torch.bfloat16, "torch.bfloat16"):
+        assert "bfloat16" in unspool.load(folder, dtype=dtype).info.path
+    with pytest.raises(ModelError, match="`dtype` must be a floating-point dtype.*'int7'"):
+        unspool.load(folder, dtype="int7")
+
+
+def test_a_loaded_model_is_used_as_it_is_and_without_a_tokenizer_reads_ids() -> None:
+    model = tiny_model("gpt2")
+    lm = unspool.load(model)
+    assert lm.generate([5, 6], max_new_tokens=3).completions[0].token_ids == tuple(
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False)[0, 2:].tolist()
+    )
+    with pytest.raises(PromptError, match="needs a tokenizer"):
+        lm.generate("text")
+    assert unspool.load(model, tokenizer=byte_level()).tokenizer is byte_level()
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ("/nowhere/at/all", {}, "'/nowhere/at/all': it does not exist; give a model's folder"),
+        ("./nowhere", {}, "it does not exist"),
+        (__file__, {}, "is a file, not a folder"),
+        ("no-such-model-anywhere", {}, "cannot load 'no-such-model-anywhere'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(given: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        unspool.load(given, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_loading_are_refused_for_a_loaded_model() -> None:
+    for option in ({"dtype": "float32"}, {"device": "cpu"}, {"revision": "main"}):
+        with pytest.raises(ModelError, match=f"`{next(iter(option))}` is an option of loading"):
+            unspool.load(tiny_model("gpt2"), **option)
+
+
+def test_an_encoder_decoder_is_refused_with_the_reason() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        unspool.load(T5ForConditionalGeneration(T5Config(**sizes)))
+
+
+def test_memory_can_be_bounded() -> None:
+    lm = unspool.load(tiny_model("llama"), max_cache_tokens=40, max_sequences=2)
+    results = lm.generate([[5], [6], [7], [8]], max_new_tokens=15)
+    assert [r.completions[0].finish_reason for r in results] == ["length"] * 4 or all(results)
+    with pytest.raises(unspool.CapacityError, match="max_cache_tokens"):
+        lm.generate([5], max_new_tokens=60)
+
+
+@pytest.mark.model
+def test_the_embedded_model_tells_a_tale_without_a_network() -> None:
+    lm = unspool.load()
+    text = lm.generate("Once upon a time", max_new_tokens=40).text
+    words = text.split()
+    assert len(words) >= 20
+    assert sum(word.strip(".,;:!?\"'").isalpha() for word in words) >= 0.9 * len(words)
+
+
+@pytest.mark.model
+def test_the_embedded_models_are_small_and_store_no_sampling() -> None:
+    from unspool.config import GenerationConfig
+    from unspool.loading import EMBEDDED
+
+    weights = sum(path.stat().st_size for path in EMBEDDED.rglob("*.safetensors"))
+    assert weights <= 20_000_000
+    assert GenerationConfig.from_pretrained(EMBEDDED).do_sample is None
+    draft = unspool.load(EMBEDDED / "draft")
+    assert draft.info.vocab_size == unspool.load().info.vocab_size

@@ -91,7 +91,8 @@ def measure(quick: bool, runs: int, tokens: int) -> dict[str, Any]:
     model = build_model(quick)
     lm = unspool.load(model)
     report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads",
         "model": f"GPT-2 architecture, {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, float32",
         "path": lm.info.path,
         "throughput": {},

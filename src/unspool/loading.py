@@ -112,11 +112,12 @@ def _quiet(wanted: bool) -> Iterator[None]:
     if not wanted or not logging.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()
+    bars: Any = logging
+    bars.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        bars.enable_progress_bar()
 
 
 def _dtype(given: str | torch.dtype | None) -> Any:

@@ -94,6 +94,35 @@ class Listener:
         )
 
 
+def _read(
+    driver: Driver, tickets: list[Ticket], listeners: list[Listener], generations: list[Generation | None]
+) -> Iterator[Chunk]:
+    """Yield chunks until every request is over; an output's last one waits to see whether it is the last of all.
+
+    Knows nothing of the Stream, so that dropping the Stream drops this as well.
+    """
+    prompts = {ticket.number: index for index, ticket in enumerate(tickets)}
+    held: Chunk | None = None
+    while any(ticket.events or not ticket.over for ticket in tickets):
+        event = driver.wait(tickets)
+        prompt = prompts[event.request]
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            generations[prompt] = listeners[prompt].generation(event)
+            continue
+        if held is not None:
+            yield held
+            held = None
+        chunk = listeners[prompt].chunk(event)
+        if chunk.finish_reason is not None:
+            held = chunk
+        elif chunk.text or chunk.token_ids:
+            yield chunk
+    if held is not None:
+        yield replace(held, is_last=True)
+
+
 class Stream:
     """Chunks of text as they are committed; iterate over it once, in a `for` or an `async for`.
 
@@ -104,13 +133,12 @@ class Stream:
     """
 
     def __init__(self, driver: Driver, jobs: Sequence[Job], detokenizer: Detokenizer | None) -> None:
-        self.generations: list[Generation | None] = [None] * len(jobs)
-        self._driver = driver
         self._tickets: list[Ticket] = []
+        self._driver = driver
+        self.generations: list[Generation | None] = [None] * len(jobs)
         self._tickets = driver.submit([job.request for job in jobs])
-        self._listeners = [Listener(job, index, detokenizer) for index, job in enumerate(jobs)]
-        self._prompts = {ticket.number: index for index, ticket in enumerate(self._tickets)}
-        self._chunks = self._read()
+        listeners = [Listener(job, index, detokenizer) for index, job in enumerate(jobs)]
+        self._chunks = _read(driver, self._tickets, listeners, self.generations)
 
     @property
     def generation(self) -> Generation:
@@ -122,29 +150,6 @@ class Stream:
         if not self.generations or self.generations[0] is None:
             raise RuntimeError("the stream has not ended: read it to its end first")
         return self.generations[0]
-
-    def _read(self) -> Iterator[Chunk]:
-        """Yield chunks until every request is over; an output's last one waits to see whether it is the last of all."""
-        held: Chunk | None = None
-        while any(ticket.events or not ticket.over for ticket in self._tickets):
-            event = self._driver.wait(self._tickets)
-            prompt = self._prompts[event.request]
-            if isinstance(event, Failed):
-                self.close()
-                raise event.error
-            if isinstance(event, Finished):
-                self.generations[prompt] = self._listeners[prompt].generation(event)
-                continue
-            if held is not None:
-                yield held
-                held = None
-            chunk = self._listeners[prompt].chunk(event)
-            if chunk.finish_reason is not None:
-                held = chunk
-            elif chunk.text or chunk.token_ids:
-                yield chunk
-        if held is not None:
-            yield replace(held, is_last=True)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self

@@ -119,6 +119,16 @@ def test_writes_through_data_are_seen_after_refresh() -> None:
     torch.testing.assert_close(after, own_row(model), atol=1e-3, rtol=1e-4)
 
 
+def test_a_model_and_a_cache_made_in_inference_mode_serve_outside_of_it_too() -> None:
+    with torch.inference_mode():
+        model = tiny_model("llama")
+        runtime = DecoderRuntime(model, own=False, pack=True)
+        runtime.forward([Feed(seq=0, tokens=TEXT, asked=())])
+    runtime.fork(0, 1)
+    runtime.release(0)
+    assert same(next_row(runtime, seq=2), own_row(tiny_model("llama")))
+
+
 def test_refreshing_a_model_never_seen_before_is_no_error() -> None:
     refresh(tiny_model("gpt2"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from unspool.engine.engine import Engine
@@ -34,6 +35,27 @@ class Driver:
         self._changed = threading.Condition()
         self._tickets: dict[int, Ticket] = {}
         self._driving = False
+        self._doomed: deque[int] = deque()
+
+    @contextmanager
+    def _holding_engine(self) -> Iterator[None]:
+        """Have the engine for oneself; what was cancelled meanwhile is forgotten afterwards."""
+        with self._engine_lock:
+            yield
+        self._forget_doomed()
+
+    def _forget_doomed(self) -> None:
+        """Carry out cancellations, unless somebody holds the engine, who then does it.
+
+        A stream may be dropped, and so cancelled, by the garbage collector in the middle of a step of the same thread:
+        so cancelling never waits for the engine and never touches it under its feet.
+        """
+        while self._doomed and self._engine_lock.acquire(blocking=False):
+            try:
+                while self._doomed:
+                    self.engine.cancel(self._doomed.popleft())
+            finally:
+                self._engine_lock.release()
 
     def submit(self, requests: Sequence[Request]) -> list[Ticket]:
         """Queue requests together; all or none.
@@ -42,7 +64,7 @@ class Driver:
             PromptError, OptionError, CapacityError: see Engine.submit.
         """
         tickets: list[Ticket] = []
-        with self._engine_lock:
+        with self._holding_engine():
             try:
                 for request in requests:
                     tickets.append(Ticket(self.engine.submit(request)))
@@ -55,11 +77,11 @@ class Driver:
         return tickets
 
     def cancel(self, ticket: Ticket) -> None:
-        """Forget a request and free its memory; one that is over is no error."""
+        """Forget a request and free its memory, at the latest behind the step under way; one over is no error."""
         if ticket.over:
             return
-        with self._engine_lock:
-            self.engine.cancel(ticket.number)
+        self._doomed.append(ticket.number)
+        self._forget_doomed()
         with self._changed:
             self._end(ticket, Failed(request=ticket.number, error=CancelledRequest("the request was cancelled")))
             self._changed.notify_all()
@@ -94,7 +116,7 @@ class Driver:
         """Run one step and hand its events out."""
         events: Sequence[Event] = ()
         try:
-            with self._engine_lock:
+            with self._holding_engine():
                 events = self.engine.step()
         except BaseException as error:
             # An interrupt may fall anywhere inside the step, so nothing that runs can be trusted to go on.
@@ -108,7 +130,7 @@ class Driver:
                 self._changed.notify_all()
 
     def _abort(self, error: BaseException) -> list[Event]:
-        with self._engine_lock:
+        with self._holding_engine():
             for number in list(self._tickets):
                 self.engine.cancel(number)
         reason = CancelledRequest(f"the engine was interrupted: {type(error).__name__}")

@@ -44,7 +44,9 @@ class SlotPool:
 
     def _zeros(self, layer: LayerLayout, width: int) -> torch.Tensor:
         shape = (self.num_slots, layer.num_heads, self.capacity, width)
-        return torch.zeros(shape, dtype=layer.dtype, device=layer.device)
+        # Made in the caller's inference mode, it could not be written to outside of it.
+        with torch.inference_mode(False):
+            return torch.zeros(shape, dtype=layer.dtype, device=layer.device)
 
     @property
     def num_tokens(self) -> int:

@@ -111,7 +111,7 @@ class Shell:
         mask = torch.ones_like(ids)
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
         with ExitStack() as stack:
-            for context in (attending(cache), self._attention(), torch.no_grad()):
+            for context in (attending(cache), self._attention(), self._without_gradients()):
                 stack.enter_context(context)
             states = stack.enter_context(HeadInput(self.module)) if hidden else None
             output = self.module(
@@ -125,7 +125,11 @@ class Shell:
             )
         found = [output.logits[0], states.rows() if states is not None else None]
         logits, width = (rows if rows is None or self._keeps else rows[keep.to(rows.device)] for rows in found)
-        return logits.float(), None if width is None else width.float()
+        return _ordinary(logits), None if width is None else _ordinary(width)
+
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        # What a module of the caller's might keep must not be an inference tensor.
+        return torch.no_grad() if self.is_borrowed else torch.inference_mode()
 
     def _attention(self) -> AbstractContextManager[None]:
         return borrowed_attention(self.module, ATTENTION_NAME) if self.is_borrowed else nullcontext()
@@ -220,6 +224,12 @@ class Shell:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _ordinary(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows in float32, fit for use where gradients are recorded."""
+    rows = rows.float()
+    return rows.clone() if rows.is_inference() else rows
 
 
 def _takes_logits_to_keep(model: Any) -> bool:

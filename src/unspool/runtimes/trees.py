@@ -21,7 +21,7 @@ _Mark: TypeAlias = tuple[int, int, int]
 class Fingerprint(NamedTuple):
     """Which tensors a model consists of, and which values these hold, as far as PyTorch counts changes.
 
-    Writes through `.data` are not counted.
+    Writes through `.data` are not counted, nor those to tensors made in inference mode.
     """
 
     tensors: tuple[int, ...]
@@ -32,7 +32,12 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     """Return the fingerprint of all parameters, and the identity of all buffers."""
     parameters = list(model.parameters())
     tensors = tuple(id(tensor) for tensor in (*parameters, *model.buffers()))
-    return Fingerprint(tensors, tuple((parameter.data_ptr(), parameter._version) for parameter in parameters))
+    return Fingerprint(tensors, tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters))
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Return how often the tensor was written to; PyTorch does not count it for one made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def copy_tree(model: Any) -> Any:

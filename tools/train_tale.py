@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "tools" / "corpus"
@@ -283,7 +283,10 @@ def export() -> None:
             continue
         folder = PACKAGE if name == "tale" else PACKAGE / name
         model = load_trained(name).half()
-        model.generation_config.do_sample = None
+        ids = load_tokenizer()
+        model.generation_config = GenerationConfig(
+            bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
+        )
         model.save_pretrained(folder)
         load_tokenizer().save_pretrained(folder)
         widened = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,0 +1,78 @@
+"""One engine for each model: shared by calls and threads, renewed with the tensors of the model, and freed with it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import unspool
+from tests.tiny_models import VOCAB_SIZE, tiny_model
+from unspool.errors import ModelError, PromptError
+from unspool.interop.sessions import driver_of
+
+PROMPT = torch.tensor([[5, 6, 7]])
+
+
+def test_calls_on_one_model_share_an_engine_and_models_do_not():
+    first, second = tiny_model("llama"), tiny_model("llama")
+    assert driver_of(first) is driver_of(first)
+    assert driver_of(first) is not driver_of(second)
+
+
+def test_a_model_and_its_engine_are_freed_together():
+    model = tiny_model("llama")
+    unspool.generate(model, PROMPT, max_new_tokens=3)
+    kept = weakref.ref(model), weakref.ref(driver_of(model))
+    del model
+    gc.collect()
+    assert [ref() for ref in kept] == [None, None]
+
+
+def test_a_training_step_between_calls_is_seen_on_the_same_engine():
+    model = tiny_model("llama")
+    before, driver = unspool.generate(model, PROMPT, max_new_tokens=8), driver_of(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model(input_ids=PROMPT, labels=PROMPT).loss.backward()
+    optimizer.step()
+    after = unspool.generate(model, PROMPT, max_new_tokens=8)
+    assert driver_of(model) is driver
+    assert not after.equal(before)
+    assert after.equal(model.generate(PROMPT, max_new_tokens=8))
+
+
+def test_a_larger_vocabulary_is_a_new_engine():
+    model = tiny_model("llama")
+    prompt = torch.tensor([[5, VOCAB_SIZE + 1]])
+    with pytest.raises(PromptError, match="vocabulary"):
+        unspool.generate(model, prompt, max_new_tokens=3)
+    model.resize_token_embeddings(VOCAB_SIZE + 4, mean_resizing=False)
+    assert unspool.generate(model, prompt, max_new_tokens=3).equal(model.generate(prompt, max_new_tokens=3))
+
+
+def test_threads_share_the_engine_and_get_their_own_answers():
+    model = tiny_model("llama")
+    prompts = [torch.randint(3, VOCAB_SIZE, (2, 3 + index)) for index in range(8)]
+    alone = [unspool.generate(model, prompt, max_new_tokens=12, pad_token_id=0) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(lambda ids: unspool.generate(model, ids, max_new_tokens=12, pad_token_id=0), prompts)
+        assert all(found.equal(one) for found, one in zip(together, alone, strict=True))
+
+
+def test_nothing_is_left_behind_by_calls_that_end_well_or_badly():
+    model = tiny_model("llama")
+    unspool.generate(model, PROMPT, max_new_tokens=3)
+    with pytest.raises(PromptError):
+        unspool.generate(model, torch.tensor([[5, 6], [5, VOCAB_SIZE]]), max_new_tokens=3)
+    engine = driver_of(model).engine
+    engine.check()
+    assert engine.idle
+
+
+def test_a_model_that_cannot_run_is_refused():
+    for model in (torch.nn.Linear(2, 2), unspool.ToyRuntime({0: [1.0]}, 1), tiny_model("bloom")):
+        with pytest.raises(ModelError):
+            unspool.generate(model, PROMPT)

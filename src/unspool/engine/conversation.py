@@ -6,16 +6,15 @@ Owns the branches and applies the moves of a Turn to them and to the runtime. Kn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from unspool.engine.branches import Branch, Marks, Node
+from unspool.engine.ledger import Ledger
 from unspool.engine.request import Request
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.protocols import Context, Processor, Runtime
 from unspool.types import (
     ROOT,
-    Commit,
     Committed,
     Drop,
     Extend,
@@ -23,7 +22,6 @@ from unspool.types import (
     Fork,
     Hypothesis,
     Keep,
-    Output,
     Perturbed,
     Reply,
     Sample,
@@ -45,13 +43,6 @@ def processor_chain(request: Request, context: Context) -> tuple[list[Processor]
                 chain.append(processor)
                 states.append(state)
     return chain, states
-
-
-class _Progress(NamedTuple):
-    """How far an output has been committed."""
-
-    node: Node
-    finished: bool = False
 
 
 class Conversation:
@@ -77,9 +68,8 @@ class Conversation:
         )
         self.branches: dict[int, Branch] = {ROOT: root}
         self.turn = Turn()
-        self.root = root.tip
         self.outcome: list[Hypothesis] | None = None
-        self._committed: dict[int, _Progress] = {}
+        self._ledger = Ledger(number, self.branches, root.tip)
         self._last_reply: Reply = ()
         self._generator = request.strategy.run(context)
 
@@ -99,9 +89,9 @@ class Conversation:
             self.turn = advance()
         except StopIteration as stop:
             self.outcome = stop.value
-            return self._commit_outcome()
+            return self._ledger.commit_rest(stop.value)
         self._apply(runtime)
-        events = [self._commit(commit) for commit in self.turn.commits]
+        events = [self._ledger.commit(commit) for commit in self.turn.commits]
         if not self.turn.asks:
             raise StrategyError(f"{self.request.strategy.name}: a Turn must ask something or the strategy must return")
         self._check_asks()
@@ -245,63 +235,12 @@ class Conversation:
             return "length"
         return "time" if late else None
 
-    def _commit(self, commit: Commit) -> Committed | None:
-        """Return what the commit adds to its output, or None where it adds nothing."""
-        before = self._committed.get(commit.output, _Progress(self.root))
-        if before.finished:
-            raise StrategyError(f"output {commit.output} was already finished")
-        node = self.branches[commit.branch].tip.at(commit.length)
-        if node.length < before.node.length or node.at(before.node.length) is not before.node:
-            raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
-        self._committed[commit.output] = _Progress(node, commit.finished is not None)
-        steps = [(each.token, each.figures()[0]) for each in node.since(before.node.length)]
-        last = commit.finished.last if commit.finished else None
-        if last is not None:
-            steps.append((last.token, last.logprob))
-        if not steps and not commit.finished:
-            return None
-        return Committed(
-            request=self.number,
-            output=commit.output,
-            token_ids=tuple(token for token, _ in steps),
-            logprobs=tuple(logprob for _, logprob in steps),
-            finish_reason=finish_reason(commit.finished) if commit.finished else None,
-        )
-
-    def _commit_outcome(self) -> list[Committed]:
-        """Commit what the strategy returned and had not committed to its end."""
-        assert self.outcome is not None, "only a finished conversation has an outcome"
-        events = []
-        for output, hypothesis in enumerate(self.outcome):
-            if not self._committed.get(output, _Progress(self.root)).finished:
-                commit = Commit(output, hypothesis.branch, hypothesis.length, hypothesis)
-                events.append(self._commit(commit))
-        return [event for event in events if event]
-
     def finished(self) -> Finished:
         """Return the outputs of a conversation that is over."""
         assert self.outcome is not None, "only a finished conversation has an outcome"
-        outputs = tuple(self._output(hypothesis) for hypothesis in self.outcome)
+        alternatives = self.request.config.logprobs is not None
+        outputs = tuple(self._ledger.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome)
         return Finished(request=self.number, outputs=outputs, rows=self._last_reply)
-
-    def _output(self, hypothesis: Hypothesis) -> Output:
-        tip = self.branches[hypothesis.branch].tip.at(hypothesis.length)
-        nodes = tip.since(0)
-        tokens = [node.token for node in nodes]
-        figures = [node.figures() for node in nodes]
-        alternatives = [node.parent.alternatives or () for node in nodes if node.parent]
-        if hypothesis.last is not None:
-            tokens.append(hypothesis.last.token)
-            figures.append((hypothesis.last.logprob, hypothesis.last.score))
-            alternatives.append(tip.alternatives or ())
-        return Output(
-            token_ids=tuple(tokens),
-            logprobs=tuple(logprob for logprob, _ in figures),
-            scores=tuple(score for _, score in figures),
-            score=hypothesis.score,
-            finish_reason=finish_reason(hypothesis),
-            top_logprobs=tuple(alternatives) if self.request.config.logprobs is not None else None,
-        )
 
     def release(self, runtime: Runtime) -> None:
         """Give every branch's memory back and close the strategy."""
@@ -314,8 +253,3 @@ class Conversation:
         for branch in self.live_branches():
             branch.check()
         assert sum(1 for _ in self.live_branches()) <= self.max_branches, "more branches than reserved"
-
-
-def finish_reason(hypothesis: Hypothesis) -> str:
-    """Return why a hypothesis ended; "strategy" where nothing but the strategy's own decision ended it."""
-    return (hypothesis.last.ends if hypothesis.last else None) or "strategy"

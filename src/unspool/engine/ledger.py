@@ -1,0 +1,96 @@
+"""What a request has promised and what it hands over: commits that never go back, and finished outputs.
+
+Owns how far each output is committed. Reads branches, changes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from unspool.engine.branches import Branch, Node
+from unspool.errors import StrategyError
+from unspool.types import Commit, Committed, Hypothesis, Output
+
+
+class _Progress(NamedTuple):
+    """How far an output has been committed."""
+
+    node: Node
+    finished: bool = False
+
+
+class Ledger:
+    """The commits of one request.
+
+    Args:
+        number: of the request.
+        branches: the request's own, dropped ones included; read, never changed.
+        root: the node that stands for the prompt.
+    """
+
+    def __init__(self, number: int, branches: Mapping[int, Branch], root: Node) -> None:
+        self._number = number
+        self._branches = branches
+        self._root = root
+        self._progress: dict[int, _Progress] = {}
+
+    def commit(self, commit: Commit) -> Committed | None:
+        """Return what the commit adds to its output, or None where it adds nothing.
+
+        Raises:
+            StrategyError: the output was finished, or tokens that were committed have changed.
+        """
+        before = self._progress.get(commit.output, _Progress(self._root))
+        if before.finished:
+            raise StrategyError(f"output {commit.output} was already finished")
+        node = self._branches[commit.branch].tip.at(commit.length)
+        if node.length < before.node.length or node.at(before.node.length) is not before.node:
+            raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
+        self._progress[commit.output] = _Progress(node, commit.finished is not None)
+        steps = [(each.token, each.figures()[0]) for each in node.since(before.node.length)]
+        last = commit.finished.last if commit.finished else None
+        if last is not None:
+            steps.append((last.token, last.logprob))
+        if not steps and not commit.finished:
+            return None
+        return Committed(
+            request=self._number,
+            output=commit.output,
+            token_ids=tuple(token for token, _ in steps),
+            logprobs=tuple(logprob for _, logprob in steps),
+            finish_reason=finish_reason(commit.finished) if commit.finished else None,
+        )
+
+    def commit_rest(self, outcome: Sequence[Hypothesis]) -> list[Committed]:
+        """Commit what the strategy returned and had not committed to its end."""
+        events = []
+        for output, hypothesis in enumerate(outcome):
+            if not self._progress.get(output, _Progress(self._root)).finished:
+                events.append(self.commit(Commit(output, hypothesis.branch, hypothesis.length, hypothesis)))
+        return [event for event in events if event]
+
+    def output(self, hypothesis: Hypothesis, *, with_alternatives: bool) -> Output:
+        """Return a finished sequence with its figures."""
+        tip = self._branches[hypothesis.branch].tip.at(hypothesis.length)
+        nodes = tip.since(0)
+        tokens = [node.token for node in nodes]
+        figures = [node.figures() for node in nodes]
+        alternatives = [node.parent.alternatives or () for node in nodes if node.parent]
+        if hypothesis.last is not None:
+            tokens.append(hypothesis.last.token)
+            figures.append((hypothesis.last.logprob, hypothesis.last.score))
+            alternatives.append(tip.alternatives or ())
+        return Output(
+            token_ids=tuple(tokens),
+            logprobs=tuple(logprob for logprob, _ in figures),
+            scores=tuple(score for _, score in figures),
+            score=hypothesis.score,
+            finish_reason=finish_reason(hypothesis),
+            top_logprobs=tuple(alternatives) if with_alternatives else None,
+        )
+
+
+def finish_reason(hypothesis: Hypothesis) -> str:
+    """Return why a hypothesis ended; "strategy" where nothing but the strategy's own decision ended it."""
+    return (hypothesis.last.ends if hypothesis.last else None) or "strategy"

@@ -26,7 +26,7 @@ install: ## set up .venv, or bring it up to date
 	exit 1
 
 demo: install ## stream a tale from the embedded model; PROMPT="The king" to begin another
-	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.8 --top-p 0.95 --max-new-tokens 250 $(ARGS)
+	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.7 --min-p 0.05 --repetition-penalty 1.1 --max-new-tokens 250 $(ARGS)
 
 test: install ## run the tests, long drills sampled; ARGS="-k beam" to choose
 	@$(BIN)/python -m pytest -q -rs $(ARGS)

@@ -268,10 +268,19 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
         ({"forced_eos_token_id": 3, "suppress_tokens": [3, 4]}, "forced_eos_token_id", "take it out"),
     ],
 )
-def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint):
+def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint, all_strategies):
     error = refusal(call)
     assert error.option == option
     assert hint in error.hint
+
+
+@pytest.mark.parametrize("option", ["length_penalty", "diversity_penalty", "num_assistant_tokens"])
+def test_no_hint_leads_to_a_strategy_that_is_not_there(option, monkeypatch):
+    monkeypatch.setattr(names, "AVAILABLE_STRATEGIES", frozenset({"greedy", "sample"}))
+    error = refusal({option: 3})
+    assert error.option == option
+    assert error.hint == f"leave `{option}` out: the strategies that read it are not in this version yet"
+    assert refusal({"num_return_sequences": 2}).hint == "set do_sample=True for more than one output"
 
 
 @pytest.mark.parametrize(

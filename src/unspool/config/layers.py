@@ -237,11 +237,14 @@ class _Resolution:
             return "belongs to the native API", f"{out}, or use unspool.load(...).generate"
         allowed = f"is not read by the strategy {strategy}"
         if row.name == "num_return_sequences":
-            return allowed, "set do_sample=True, or num_beams of at least as many, for more than one output"
+            beams = ", or num_beams of at least as many," if "beam" in strategies.AVAILABLE_STRATEGIES else ""
+            return allowed, f"set do_sample=True{beams} for more than one output"
         if row.samples and self.values["temperature"] == 0:
             return allowed, f"{out}, since temperature=0 always takes the best token, or set temperature above 0"
         if row.samples or "sample" in row.read_by:
             return allowed, f"set do_sample=True, or {out}"
+        if row.read_by != "all" and not row.read_by & strategies.AVAILABLE_STRATEGIES:
+            return allowed, f"{out}: the strategies that read it are not in this version yet"
         if BEAMS & set(row.read_by):
             return allowed, f"set {NEEDS['beam' if 'beam' in row.read_by else 'diverse_beam']}, or {out}"
         readers = [name for name in strategies.STRATEGIES if name in row.read_by]

@@ -39,6 +39,15 @@ def test_dtype_is_the_users_to_choose(folder: Path) -> None:
         unspool.load(folder, dtype="int7")
 
 
+def test_options_of_from_pretrained_pass_through(folder: Path) -> None:
+    pytest.importorskip("accelerate")
+    plain = unspool.load(folder).generate("the fox", max_new_tokens=6)
+    mapped = unspool.load(folder, device_map="auto", revision="main", trust_remote_code=False)
+    assert mapped.generate("the fox", max_new_tokens=6).text == plain.text
+    with pytest.raises(ModelError, match="no_such_option"):
+        unspool.load(folder, no_such_option=1)
+
+
 def test_a_loaded_model_is_used_as_it_is_and_without_a_tokenizer_reads_ids() -> None:
     model = tiny_model("gpt2")
     lm = unspool.load(model)
@@ -56,6 +65,9 @@ def test_a_loaded_model_is_used_as_it_is_and_without_a_tokenizer_reads_ids() -> 
         ("/nowhere/at/all", {}, "'/nowhere/at/all': it does not exist; give a model's folder"),
         ("./nowhere", {}, "it does not exist"),
         (__file__, {}, "is a file, not a folder"),
+        (123, {}, "a model is a name, a folder or a loaded"),
+        (".", {"dtype": 5}, "`dtype` must be"),
+        ("no-such-model-anywhere", {"tokenizer": 123}, "cannot load"),
         ("no-such-model-anywhere", {}, "cannot load 'no-such-model-anywhere'"),
     ],
 )
@@ -63,6 +75,24 @@ def test_what_cannot_be_loaded_is_said_in_one_line(given: str, options: dict[str
     with pytest.raises(ModelError, match=message) as caught:
         unspool.load(given, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_are_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ModelError, match="cannot load") as caught:
+        unspool.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_batch_tokens", 0), ("max_cache_tokens", -1), ("max_sequences", 1.5), ("pack", "yes"), ("pack", None)],
+)
+def test_limits_are_checked_before_anything_is_loaded(option: str, value: Any) -> None:
+    with pytest.raises(unspool.OptionError) as caught:
+        unspool.load(tiny_model("gpt2"), **{option: value})
+    assert caught.value.option == option
 
 
 def test_options_of_loading_are_refused_for_a_loaded_model() -> None:

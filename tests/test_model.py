@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -208,6 +209,148 @@ def test_leaving_the_loop_early_cancels_and_frees() -> None:
     with lm.stream("x\n") as inside:
         next(inside)
     assert lm.engine.idle
+
+
+def test_leaving_the_loop_cancels_a_stream_that_has_a_name_too() -> None:
+    lm = recite(TALE)
+    stream = lm.stream("x\n")
+    for _ in stream:
+        break
+    assert lm.engine.idle and live(lm) == 0
+
+    async def main() -> None:
+        stream = lm.astream("x\n")
+        async for _ in stream:
+            break
+        await asyncio.sleep(0.05)
+        assert lm.engine.idle and live(lm) == 0
+        async with lm.astream("x\n") as stream:
+            await anext(stream)
+        assert lm.engine.idle
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_cancels_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = recite(TALE)
+    forward = lm.runtime.forward
+
+    def slow(feeds: Any) -> Any:
+        time.sleep(0.05)
+        return forward(feeds)
+
+    monkeypatch.setattr(lm.runtime, "forward", slow)
+
+    async def main() -> None:
+        stream = lm.astream("x\n")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        with pytest.raises((CancelledRequest, StopAsyncIteration)):
+            await anext(stream)
+
+    asyncio.run(main())
+    assert lm.generate("y\n").text == TALE
+    assert lm.engine.idle and live(lm) == 0
+
+
+class Sour:
+    """A processor that raises for prompts of one token."""
+
+    name = "sour"
+
+    def start(self, context: Any) -> int:
+        return len(context.prompt)
+
+    def advance(self, state: int, token: int) -> int:
+        return state
+
+    def fork(self, state: int) -> int:
+        return state
+
+    def apply(self, states: Any, scores: Any, keys: Any) -> Any:
+        if 1 in states:
+            raise ZeroDivisionError("sour")
+        return scores
+
+
+def test_an_error_in_a_stream_cancels_the_others_async_too() -> None:
+    lm = LanguageModel(mixing_toy())
+
+    async def read() -> None:
+        async for _ in lm.astream([[4], [4, 3]], processors=[Sour()]):
+            pass
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(read())
+    assert lm.engine.idle and live(lm) == 0
+    with pytest.raises(ZeroDivisionError):
+        list(lm.stream([[4], [4, 3]], processors=[Sour()]))
+    assert lm.engine.idle and live(lm) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "option", "message"),
+    [
+        ({"strategy": object()}, "strategy", "must hold objects with name, space"),
+        ({"processors": [1]}, "processors", "Processor and docs/extending.md"),
+        ({"processors": 5}, "processors", "must be a list of Processor objects"),
+        ({"criteria": lambda ids, scores: True}, "criteria", "must be a list of Criterion objects"),
+        ({"criteria": [lambda ids, scores: True]}, "criteria", "ends"),
+        ({"config": {"top_p": 0.5}}, "config", "must be an unspool.GenerationConfig"),
+    ],
+)
+def test_objects_that_cannot_take_part_are_refused_by_name(options: Any, option: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message) as caught:
+        LanguageModel(toy()).generate([0], **options)
+    assert caught.value.option == option
+
+
+@pytest.mark.parametrize("option", [{"stop_strings": ["a"]}, {"max_time": 1}, {"logprobs": 3}, {"echo": True}])
+def test_next_tokens_refuses_what_says_nothing_of_one_token(option: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="has no effect on the next token alone"):
+        LanguageModel(toy()).next_tokens([0], **option)
+
+
+def test_a_typo_in_the_users_own_file_is_refused(tmp_path: Any) -> None:
+    (tmp_path / "generation_config.json").write_text('{"tempratur": 1, "transformers_version": "5.0.0"}')
+    config = GenerationConfig.from_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="`tempratur` is not an option.*temperature"):
+        LanguageModel(toy()).generate([0], config=config)
+    assert LanguageModel(toy(), config=config).generate([0], max_new_tokens=1, config=config)
+
+
+@pytest.mark.parametrize("tokens", [[-1], [4], [1, 99999]])
+def test_token_ids_to_score_are_checked(tokens: list[int]) -> None:
+    with pytest.raises(PromptError, match="outside the vocabulary of 4"):
+        LanguageModel(toy()).score([0], tokens)
+    with pytest.raises(PromptError):
+        recite(TALE).generate([-1])
+
+
+def test_a_score_that_is_too_long_says_what_is_too_long() -> None:
+    lm = LanguageModel(mixing_toy(max_length=10))
+    assert len(lm.score([1] * 5, [2] * 5).logprobs) == 5
+    with pytest.raises(PromptError, match="prompt and continuation have 11 tokens together and toy holds 10"):
+        lm.score([1] * 5, [2] * 6)
+
+
+def test_odd_prompts_are_refused_or_read() -> None:
+    import numpy as np
+
+    lm = LanguageModel(toy())
+    assert lm.generate([np.int64(0), np.int32(1)], max_new_tokens=1).prompt_token_ids == (0, 1)
+    with pytest.raises(PromptError, match="a text, a list of token ids"):
+        lm.generate(b"abc")
+    with pytest.raises(PromptError, match="cannot read the prompt"):
+        recite(TALE).generate("\ud800\n")
+
+
+def test_a_strategy_without_a_hypothesis_is_an_error() -> None:
+    from tests.toys import Scripted
+    from unspool.types import ROOT, Top, Turn
+
+    with pytest.raises(unspool.StrategyError, match="returned no hypothesis"):
+        LanguageModel(toy()).generate([0], strategy=Scripted([Turn(asks=(Top(ROOT, 1),))]))
 
 
 def test_a_stream_dropped_in_the_middle_of_a_step_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,6 +289,7 @@ def export() -> None:
         )
         model.save_pretrained(folder)
         load_tokenizer().save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)
         widened = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         state = torch.load(BUILD / f"{name}.pt")
         figures[name] = {

@@ -14,7 +14,8 @@ from transformers.utils import logging
 
 from unspool.config import GenerationConfig
 from unspool.engine.engine import MAX_BATCH_TOKENS
-from unspool.errors import ModelError
+from unspool.engine.validate import check_limit
+from unspool.errors import ModelError, OptionError
 from unspool.model import LanguageModel
 from unspool.runtimes.decoder import DecoderRuntime
 
@@ -54,10 +55,20 @@ def load(
 
     Raises:
         ModelError: nothing of that name can be loaded, or the model cannot be run; the message says why.
+        OptionError: a limit or `pack` is out of range.
     """
+    for option, limit in (("max_cache_tokens", max_cache_tokens), ("max_sequences", max_sequences)):
+        if limit is not None:
+            check_limit(option, limit)
+    if pack not in ("auto", True, False):
+        raise OptionError("pack", pack, "must be 'auto', True or False", "leave it out for 'auto'")
     if isinstance(name_or_path, PreTrainedModel):
         model = _given_model(name_or_path, device, dtype, from_pretrained_options)
         own, read_tokenizer = False, _tokenizer(tokenizer, {})
+    elif name_or_path is not None and not isinstance(name_or_path, str | os.PathLike):
+        raise ModelError(
+            f"a model is a name, a folder or a loaded causal language model of transformers, got {type(name_or_path)}"
+        )
     else:
         source = os.fspath(name_or_path) if name_or_path is not None else str(EMBEDDED)
         model = _from_pretrained(source, device, dtype, from_pretrained_options)
@@ -81,11 +92,14 @@ def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[
 
 def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> Any:
     _check_source(source)
+    embedded = source == str(EMBEDDED)
     try:
-        with _quiet(source == str(EMBEDDED)):
+        with _quiet(embedded):
             model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **options)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # whatever is wrong with files, options or packages
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
+    if embedded:
+        model.config.name_or_path = EMBEDDED.name  # where it lies is nobody's concern
     if device is not None:
         try:
             model = model.to(device)
@@ -124,7 +138,7 @@ def _dtype(given: str | torch.dtype | None) -> Any:
     """Return what transformers takes for a dtype, or refuse an unknown name."""
     if given is None or given == "auto" or isinstance(given, torch.dtype):
         return given or "auto"
-    found = getattr(torch, given.removeprefix("torch."), None)
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else None
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ModelError(f"`dtype` must be a floating-point dtype such as float32 or bfloat16, got {given!r}")
     return found
@@ -136,13 +150,15 @@ def _on_cpu(model: Any) -> bool:
 
 def _tokenizer(given: Any, options: dict[str, Any]) -> Any:
     """Return the tokenizer itself, or load the one named."""
-    if given is None or not isinstance(given, str | os.PathLike):
+    if given is None or (callable(given) and hasattr(given, "decode")):
         return given
+    if not isinstance(given, str | os.PathLike):
+        raise ModelError(f"`tokenizer` must be a tokenizer, or the name or folder of one, got {given!r}")
     passed = {name: options[name] for name in ("revision", "trust_remote_code", "token", "cache_dir", "subfolder",
               "local_files_only", "force_download") if name in options}  # fmt: skip
     try:
         return AutoTokenizer.from_pretrained(str(given), **passed)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise ModelError(
             f"cannot load a tokenizer from {str(given)!r}: {_first_line(error)}; give `tokenizer=`"
         ) from error

@@ -10,7 +10,7 @@ from unspool.config import GenerationConfig
 from unspool.engine import Engine, Request
 from unspool.engine.driver import Driver
 from unspool.engine.engine import MAX_BATCH_TOKENS
-from unspool.errors import PromptError
+from unspool.errors import OptionError, PromptError
 from unspool.plan import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
 from unspool.prompts import Prompt, encode, read_prompts
@@ -20,6 +20,9 @@ from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
 from unspool.stream import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
+
+_BEYOND_ONE_TOKEN = ("stop_strings", "max_time", "num_return_sequences", "logprobs", "echo")
+"""Options of whole outputs, which say nothing about one distribution."""
 
 
 class LanguageModel:
@@ -141,6 +144,11 @@ class LanguageModel:
             PromptError: several prompts were given, or as in `generate`.
         """
         resolved, own = resolve_options(options, config, self.config)
+        for name in _BEYOND_ONE_TOKEN:
+            if name in resolved.asked:
+                raise OptionError(
+                    name, getattr(resolved, name), "has no effect on the next token alone", "leave it out"
+                )
         space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
         own = replace(own, strategy=NextTokenQuery(space))
         job = self._plan([_one(prompt)], resolved.replace(echo=None), own)[0]
@@ -168,11 +176,24 @@ class LanguageModel:
             tokens = given
         if not tokens:
             raise PromptError("the continuation holds no token, so there is nothing to score")
+        self._check_scored(before, tokens)
         config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
         request = Request(prompt=before + tokens[:-1], config=config, seed=0, strategy=ContinuationScores(tokens))
         rows = self._ask(Job(request=request, prompt_text=None)).rows
         texts = self._detokenizer.pieces(before, tokens) if self._detokenizer else ()
         return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
+
+    def _check_scored(self, before: tuple[int, ...], tokens: tuple[int, ...]) -> None:
+        for index, token in enumerate(tokens):
+            if not 0 <= token < self.info.vocab_size:
+                raise PromptError(
+                    f"token {index} to score is {token}, outside the vocabulary of {self.info.vocab_size}"
+                )
+        total, longest = len(before) + len(tokens), self.info.max_length
+        if longest is not None and total > longest:
+            raise PromptError(
+                f"prompt and continuation have {total} tokens together and {self.info.name} holds {longest}"
+            )
 
     # --- between the doors and the engine -----------------------------------------------------------------------
 

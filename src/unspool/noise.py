@@ -14,6 +14,7 @@ the batch, on the order of work, or on how many draws went before. Imports nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ def _mix_int(value: int) -> int:
 def _lane_number(lane: int | str) -> int:
     if isinstance(lane, int):
         return lane
-    return int.from_bytes(lane.encode()[:7].ljust(7, b"\0"), "big") | (1 << 63)
+    # The highest bit keeps names apart from the small numbers of ranks.
+    return int.from_bytes(blake2b(lane.encode(), digest_size=8).digest(), "big") | (1 << 63)
 
 
 def key_bits(key: NoiseKey) -> int:

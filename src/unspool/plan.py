@@ -31,7 +31,7 @@ class Own:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One prompt ready to submit. prompt_text: as given, or read back from ids; None without a tokenizer."""
+    """One prompt ready to submit. prompt_text: as given; None where token ids were given."""
 
     request: Request
     prompt_text: str | None
@@ -47,14 +47,35 @@ def resolve_options(
     Raises:
         OptionError: an option is unknown, out of range, in conflict, or not read by the chosen strategy.
     """
+    if user is not None and not isinstance(user, GenerationConfig):
+        raise OptionError("config", user, "must be an unspool.GenerationConfig", "give options as keywords instead")
     given = dict(options)
     strategy = None if isinstance(given.get("strategy"), str | None) else given.pop("strategy")
     own = Own(
         strategy=strategy,
-        processors=tuple(given.pop("processors", None) or ()),
-        criteria=tuple(given.pop("criteria", None) or ()),
+        processors=_objects("processors", given.pop("processors", None), ("name", "start", "advance", "fork", "apply")),
+        criteria=_objects("criteria", given.pop("criteria", None), ("name", "start", "advance", "ends")),
     )
+    if strategy is not None:
+        _objects("strategy", (strategy,), ("name", "space", "max_branches", "run"))
     return resolve(given, user, stored, drop_in=drop_in, custom=strategy.name if strategy else None), own
+
+
+def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the caller's own objects as a tuple, once each is seen to have what its protocol asks for."""
+    if given is None:
+        return ()
+    protocol = {"processors": "Processor", "criteria": "Criterion", "strategy": "Strategy"}[option]
+    hint = f"see unspool.protocols.{protocol} and docs/extending.md"
+    if not isinstance(given, list | tuple):
+        raise OptionError(option, given, f"must be a list of {protocol} objects", hint)
+    for each in given:
+        missing = [name for name in needed if not hasattr(each, name)]
+        if missing:
+            raise OptionError(
+                option, each, f"must hold objects with {', '.join(needed)} ({missing[0]} is missing)", hint
+            )
+    return tuple(given)
 
 
 def plan_jobs(
@@ -82,8 +103,7 @@ def plan_jobs(
         request = Request(
             prompt=ids, config=config, seed=seed, strategy=strategy, processors=own.processors, criteria=criteria
         )
-        text = prompt if isinstance(prompt, str) else detokenizer.decode(ids) if detokenizer else None
-        jobs.append(Job(request=request, prompt_text=text))
+        jobs.append(Job(request=request, prompt_text=prompt if isinstance(prompt, str) else None))
     return jobs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from unspool.errors import PromptError
@@ -33,7 +34,7 @@ def read_prompts(given: Any) -> Prompts:
         return Prompts([given], single=True)
     if hasattr(given, "tolist"):
         given = given.tolist()
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
         raise PromptError(f"a prompt is a text, a list of token ids, or a list of either; got {type(given).__name__}")
     if given and all(_is_id(item) for item in given):
         return Prompts([_ids(given)], single=True)
@@ -41,14 +42,14 @@ def read_prompts(given: Any) -> Prompts:
 
 
 def _is_id(item: Any) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
+    return isinstance(item, Integral) and not isinstance(item, bool)
 
 
 def _ids(item: Any, index: int | None = None) -> tuple[int, ...]:
     if hasattr(item, "tolist"):
         item = item.tolist()
-    if isinstance(item, Sequence) and all(_is_id(token) for token in item):
-        return tuple(item)
+    if isinstance(item, Sequence) and not isinstance(item, bytes | bytearray) and all(_is_id(token) for token in item):
+        return tuple(int(token) for token in item)
     where = "the prompt" if index is None else f"prompt {index}"
     raise PromptError(f"{where} must be a text or a list of token ids; got {item!r}")
 
@@ -65,7 +66,10 @@ def encode(prompt: str | tuple[int, ...], tokenizer: Any, bos_token_id: int | No
         return prompt
     if tokenizer is None:
         raise PromptError("a text prompt needs a tokenizer; give `tokenizer=` to load(), or prompt with token ids")
-    ids = tuple(tokenizer(prompt)["input_ids"])
+    try:
+        ids = tuple(tokenizer(prompt)["input_ids"])
+    except (TypeError, UnicodeError) as error:  # a lone surrogate is a str that no encoder takes
+        raise PromptError(f"the tokenizer cannot read the prompt {prompt!r}: {error}") from error
     if ids:
         return ids
     if bos_token_id is None:

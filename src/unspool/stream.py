@@ -6,11 +6,13 @@ Owns the text of outputs under way. Knows no model and no options.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from unspool.engine.driver import Driver, Ticket
+from unspool.errors import StrategyError
 from unspool.plan import Job
 from unspool.results import Chunk, Completion, Generation, Timing, Usage
 from unspool.strategies import WithPromptScores
@@ -46,7 +48,7 @@ class Listener:
                 request = self._job.request
                 emitter = TextEmitter(self._detokenizer, request.prompt, stops=request.config.stop_strings or ())
                 self._emitters[event.output] = emitter
-                text = (self._job.prompt_text or "") if request.config.echo else ""
+                text = (self._prompt_text() or "") if request.config.echo else ""
             text += emitter.push(event.token_ids)
             if event.finish_reason is not None:
                 text += emitter.finish(event.finish_reason)
@@ -59,14 +61,26 @@ class Listener:
             finish_reason=event.finish_reason,
         )
 
+    def _prompt_text(self) -> str | None:
+        """Return the prompt as it was given, or read back from its ids where there is a tokenizer."""
+        if self._job.prompt_text is not None or self._detokenizer is None:
+            return self._job.prompt_text
+        return self._detokenizer.decode(self._job.request.prompt)
+
     def note(self, event: Committed) -> None:
         """Remember when the first token came."""
         if self._first is None and event.token_ids:
             self._first = time.perf_counter() - self._started
 
     def generation(self, event: Finished) -> Generation:
-        """Return the whole result."""
+        """Return the whole result.
+
+        Raises:
+            StrategyError: the strategy returned no hypothesis.
+        """
         request = self._job.request
+        if not event.outputs:
+            raise StrategyError(f"{request.strategy.name}: the strategy returned no hypothesis")
         completions = tuple(
             Completion.from_output(
                 output,
@@ -81,7 +95,7 @@ class Listener:
         seconds = time.perf_counter() - self._started
         strategy = request.strategy
         return Generation(
-            prompt=self._job.prompt_text,
+            prompt=self._prompt_text(),
             prompt_token_ids=request.prompt,
             completions=completions,
             seed=request.seed,
@@ -103,8 +117,8 @@ def _read(
     """
     prompts = {ticket.number: index for index, ticket in enumerate(tickets)}
     held: Chunk | None = None
-    while any(ticket.events or not ticket.over for ticket in tickets):
-        event = driver.wait(tickets)
+    while tickets and not tickets[0].mailbox.is_done:
+        event = driver.wait(tickets[0].mailbox)
         prompt = prompts[event.request]
         if isinstance(event, Failed):
             raise event.error
@@ -126,8 +140,9 @@ def _read(
 class Stream:
     """Chunks of text as they are committed; iterate over it once, in a `for` or an `async for`.
 
-    Leaving the loop early, `close()`, or dropping the stream cancels what is still being written. An error of a
-    request is raised where its chunk would have come, and cancels the others.
+    Leaving the loop early, `close()`, or dropping the stream cancels what is still being written; so does cancelling
+    a task that waits for a chunk. An error of a request is raised where its chunk would have come, and cancels the
+    others. An `async for` that is left early is cleaned up when the event loop next runs; `async with` does it at once.
 
     generations: one a prompt, in order, once the stream has ended; None for those not finished.
     """
@@ -138,6 +153,7 @@ class Stream:
         self.generations: list[Generation | None] = [None] * len(jobs)
         self._tickets = driver.submit([job.request for job in jobs])
         listeners = [Listener(job, index, detokenizer) for index, job in enumerate(jobs)]
+        self._reading = threading.Lock()
         self._chunks = _read(driver, self._tickets, listeners, self.generations)
 
     @property
@@ -152,23 +168,46 @@ class Stream:
         return self.generations[0]
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self
+        try:
+            while (chunk := self._next()) is not None:
+                yield chunk
+        finally:
+            self.close()
 
     def __next__(self) -> Chunk:
-        try:
-            return next(self._chunks)
-        except BaseException:
-            self.close()
-            raise
+        chunk = self._next()
+        if chunk is None:
+            raise StopIteration
+        return chunk
 
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        try:
+            while (chunk := await self._anext()) is not None:
+                yield chunk
+        finally:
+            self.close()
 
     async def __anext__(self) -> Chunk:
-        chunk = await asyncio.to_thread(next, self._chunks, None)
+        chunk = await self._anext()
         if chunk is None:
             raise StopAsyncIteration
         return chunk
+
+    def _next(self) -> Chunk | None:
+        """Return the next chunk, or None at the end. One thread reads at a time."""
+        with self._reading:
+            try:
+                return next(self._chunks, None)
+            except BaseException:
+                self.close()
+                raise
+
+    async def _anext(self) -> Chunk | None:
+        try:
+            return await asyncio.to_thread(self._next)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Cancel what is still being written and free its memory; a stream that has ended is no error."""

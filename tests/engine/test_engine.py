@@ -142,6 +142,72 @@ def test_prompts_go_in_chunks_under_the_budget_and_writers_go_on_meanwhile() -> 
     assert runtime.passes[:5] == [(1,), (1, 3), (1, 3), (1, 3), (1, 1)]
 
 
+@pytest.mark.parametrize("invariant", [False, True])
+def test_prompts_get_their_share_while_others_write(invariant: bool) -> None:
+    """A long prompt, and what comes behind it, once waited until all writers were done."""
+    runtime = mixing_toy()
+    engine = Engine(runtime, max_batch_tokens=4)
+    writers = [engine.submit(request([1], max_new_tokens=200, ignore_eos=True)) for _ in range(4)]
+    for _ in range(3):
+        engine.step()
+    late = [
+        engine.submit(request([2] * 9, max_new_tokens=1, batch_invariant=invariant)),
+        engine.submit(request([3], max_new_tokens=1)),
+    ]
+    found = results([event for _ in range(15) for event in engine.step()])
+    assert set(late) <= found.keys() and not set(writers) & found.keys()
+
+
+@pytest.mark.parametrize("given", [0, -3, 1.5, True, "512"])
+def test_a_budget_that_could_never_be_met_is_refused(given: Any) -> None:
+    with pytest.raises(OptionError, match="`max_batch_tokens` must be an integer of at least 1"):
+        Engine(toy(), max_batch_tokens=given)
+
+
+class Untidy(Scripted):
+    """A strategy that raises while it cleans up."""
+
+    def run(self, context: Any) -> Any:
+        try:
+            yield Turn(asks=(Top(ROOT, 1),))
+            yield Turn(moves=(Extend(ROOT, (99,)),), asks=(Top(ROOT, 1),))
+        finally:
+            raise ValueError("untidy")
+
+
+def test_a_strategy_that_raises_while_it_cleans_up_harms_nobody() -> None:
+    runtime = mixing_toy()
+    engine = Engine(runtime)
+    bad = engine.submit(request([1], own={"strategy": Untidy([])}))
+    other = engine.submit(request([1], own={"strategy": Untidy([])}))
+    good = engine.submit(request([1], max_new_tokens=5))
+    events = engine.step()
+    engine.cancel(other)
+    found = results(events + drain(engine))
+    assert isinstance(found[bad], Exception)
+    assert found[good] == run_alone(mixing_toy, request([1], max_new_tokens=5))
+    assert not runtime.cached
+
+
+@pytest.mark.parametrize(
+    ("turns", "outcome", "message"),
+    [
+        (["no turn"], [], "yields Turns"),
+        ([Turn(moves=("jump",), asks=(Top(ROOT, 1),))], [], "is no move"),  # type: ignore[arg-type]
+        ([Turn(asks=(Top(ROOT, 1.5),))], [], "k must be at least 1"),  # type: ignore[arg-type]
+        ([Turn(asks=(Score(ROOT, (4,)),))], [], "outside the vocabulary"),
+        ([Turn(asks=(Top(ROOT, 1),), commits=(Commit(0, 9, 0),))], [], "branch 9 does not exist"),
+        ([Turn(asks=(Top(ROOT, 1),))], [Hypothesis(ROOT, 3, None, 0.0)], "branch 0 has 0 tokens"),
+        ([Turn(asks=(Top(ROOT, 1),))], ["best"], "returns a list of Hypotheses"),
+    ],
+)
+def test_a_strategys_slip_is_called_by_its_name(turns: Any, outcome: Any, message: str) -> None:
+    engine = Engine(toy())
+    number = engine.submit(request([0], own={"strategy": Scripted(turns, outcome)}))
+    error = results(drain(engine))[number]
+    assert isinstance(error, StrategyError) and message in str(error)
+
+
 def test_one_forward_a_token_and_none_after_the_last() -> None:
     runtime = toy()
     engine = Engine(runtime)

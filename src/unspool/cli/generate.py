@@ -23,6 +23,7 @@ from unspool.cli.options import (
 )
 from unspool.cli.screen import Screen
 from unspool.cli.sources import load_model, read_prompt
+from unspool.errors import OptionError
 
 if TYPE_CHECKING:
     from unspool.results import Chunk, Completion, Generation
@@ -47,6 +48,8 @@ def generate(
     In a terminal the prompt is shown dim before the text; a pipe gets the text alone, and the prompt with --echo.
     Several outputs are parted by a line of three dashes.
     """
+    if not as_json and options.get("logprobs") is not None:
+        raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
     text = read_prompt(prompt, prompt_file)
     language_model = load_model(model, dtype=dtype, device=device)
     if as_json:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from unspool.config import strategies
 from unspool.config.conflicts import check_conflicts
-from unspool.config.foreign import REFUSED, is_set
+from unspool.config.foreign import NO_EFFECT, REFUSED, is_set
 from unspool.config.generation import OPTIONS, GenerationConfig, build, check_foreign
 from unspool.config.option import UNSET, Option
 from unspool.config.order import complete_order
@@ -111,6 +111,13 @@ class _Resolution:
             if name in OPTIONS:
                 OPTIONS[name].check(value)
             elif name in REFUSED:
+                check_foreign(name, value)
+        for name, value in self.layers[1].extras.items():
+            # A file of the user's own holds what the user asks for; what a model's file holds besides is the model's.
+            known = (
+                name in overridden or name in OPTIONS or name.startswith("_") or name in NO_EFFECT or name in REFUSED
+            )
+            if not known and is_set(value) and value != self.stored.extras.get(name):
                 check_foreign(name, value)
         overridden |= set(self.layers[1].given) | set(self.layers[1].extras)
         for name, value in self.stored.extras.items():

@@ -6,6 +6,8 @@ Owns the branches and applies the moves of a Turn to them and to the runtime. Kn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 from unspool.engine.branches import Branch, Marks, Node
 from unspool.engine.ledger import Ledger
@@ -68,6 +70,7 @@ class Conversation:
         )
         self.branches: dict[int, Branch] = {ROOT: root}
         self.turn = Turn()
+        self._backs: dict[int, set[int]] = {}
         self.outcome: list[Hypothesis] | None = None
         self._ledger = Ledger(number, self.branches, root.tip)
         self._last_reply: Reply = ()
@@ -86,22 +89,38 @@ class Conversation:
 
     def _hear(self, advance: Callable[[], Turn], runtime: Runtime) -> list[Committed]:
         try:
-            self.turn = advance()
+            turn = advance()
         except StopIteration as stop:
-            self.outcome = stop.value
-            return self._ledger.commit_rest(stop.value)
+            self.outcome = self._checked_outcome(stop.value)
+            return self._ledger.commit_rest(self.outcome)
+        name = self.request.strategy.name
+        if not isinstance(turn, Turn):
+            raise StrategyError(f"{name}: a strategy yields Turns, got {turn!r}")
+        if not turn.asks:
+            raise StrategyError(f"{name}: a Turn must ask something or the strategy must return")
+        self.turn = turn
+        self._backs = {}
+        for ask in turn.asks:
+            self._backs.setdefault(ask.branch, set()).add(ask.back)
         self._apply(runtime)
-        events = [self._ledger.commit(commit) for commit in self.turn.commits]
-        if not self.turn.asks:
-            raise StrategyError(f"{self.request.strategy.name}: a Turn must ask something or the strategy must return")
+        events = [self._ledger.commit(commit) for commit in turn.commits]
         self._check_asks()
         return [event for event in events if event]
+
+    def _checked_outcome(self, outcome: Any) -> list[Hypothesis]:
+        """Return what the strategy returned, if it is what a strategy returns."""
+        if isinstance(outcome, list) and all(isinstance(each, Hypothesis) for each in outcome):
+            return outcome
+        raise StrategyError(f"{self.request.strategy.name}: a strategy returns a list of Hypotheses, got {outcome!r}")
 
     # --- moves --------------------------------------------------------------------------------------------------
 
     def _apply(self, runtime: Runtime) -> None:
         """Apply the Turn's moves as a whole: drops, then keeps, forks, extensions."""
         order = (Drop, Keep, Fork, Extend)
+        for move in self.turn.moves:
+            if type(move) not in order:
+                raise StrategyError(f"{self.request.strategy.name}: {move!r} is no move")
         for move in sorted(self.turn.moves, key=lambda move: order.index(type(move))):
             if isinstance(move, Drop):
                 self._drop(self.live(move.branch), runtime)
@@ -160,7 +179,7 @@ class Conversation:
 
     def _extend(self, branch: Branch, tokens: tuple[int, ...]) -> None:
         """Append tokens, keeping a copy of the marks at every length this Turn asks about."""
-        asked = {branch.length + len(tokens) - ask.back for ask in self.turn.asks if ask.branch == branch.number}
+        asked = {branch.length + len(tokens) - back for back in self._backs.get(branch.number, ())}
         kept = {length: marks for length, marks in branch.marks.items() if length in asked}
         marks = branch.marks[branch.length]
         if branch.length in kept:
@@ -207,20 +226,20 @@ class Conversation:
                 raise StrategyError(f"{ask}: that row was computed before the branch last grew and is gone")
             if position < branch.prompt_len and not isinstance(ask, Score):
                 raise StrategyError(f"{ask}: positions inside the prompt can only be scored")
-            if isinstance(ask, Top | Perturbed) and ask.k < 1:
+            if isinstance(ask, Top | Perturbed) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
+            if isinstance(ask, Score) and not all(0 <= token < self.context.info.vocab_size for token in ask.tokens):
+                raise StrategyError(f"{ask}: a token is outside the vocabulary of {self.context.info.vocab_size}")
             if isinstance(ask, Sample | Perturbed) and ask.output < 0:
                 raise StrategyError(f"{ask}: output must be at least 0")
 
     def asked_branches(self) -> list[Branch]:
         """Return the branches the open Turn asks about, each once, in the order of its asks."""
-        numbers = dict.fromkeys(ask.branch for ask in self.turn.asks)
-        return [self.branches[number] for number in numbers]
+        return [self.branches[number] for number in self._backs]
 
     def wanted(self, branch: Branch) -> set[int]:
         """Return the positions of this branch that the open Turn asks about and that no row answers yet."""
-        asked = {self.position(branch, ask.back) for ask in self.turn.asks if ask.branch == branch.number}
-        return asked - branch.rows.keys()
+        return {branch.total - back for back in self._backs[branch.number]} - branch.rows.keys()
 
     # --- what comes out -----------------------------------------------------------------------------------------
 
@@ -244,9 +263,11 @@ class Conversation:
 
     def release(self, runtime: Runtime) -> None:
         """Give every branch's memory back and close the strategy."""
-        self._generator.close()
         for branch in list(self.live_branches()):
             self._drop(branch, runtime)
+        # The request is over, so a strategy that raises while it cleans up has nobody left to tell.
+        with suppress(Exception):
+            self._generator.close()
 
     def check(self) -> None:
         """Assert what must hold between steps."""

@@ -18,11 +18,23 @@ from unspool.types import Committed, Event, Failed, Finished
 
 
 @dataclass(eq=False, slots=True)
+class Mailbox:
+    """The events of requests that were submitted together, and how many of these are still under way."""
+
+    events: deque[Event] = field(default_factory=deque)
+    num_open: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return not self.events and not self.num_open
+
+
+@dataclass(eq=False, slots=True)
 class Ticket:
-    """A submitted request and the events that have come for it."""
+    """A submitted request."""
 
     number: int
-    events: deque[Event] = field(default_factory=deque)
+    mailbox: Mailbox
     over: bool = False
 
 
@@ -40,9 +52,11 @@ class Driver:
     @contextmanager
     def _holding_engine(self) -> Iterator[None]:
         """Have the engine for oneself; what was cancelled meanwhile is forgotten afterwards."""
-        with self._engine_lock:
-            yield
-        self._forget_doomed()
+        try:
+            with self._engine_lock:
+                yield
+        finally:
+            self._forget_doomed()
 
     def _forget_doomed(self) -> None:
         """Carry out cancellations, unless somebody holds the engine, who then does it.
@@ -64,15 +78,17 @@ class Driver:
             PromptError, OptionError, CapacityError: see Engine.submit.
         """
         tickets: list[Ticket] = []
+        mailbox = Mailbox()
         with self._holding_engine():
             try:
                 for request in requests:
-                    tickets.append(Ticket(self.engine.submit(request)))
+                    tickets.append(Ticket(self.engine.submit(request), mailbox))
             except BaseException:
                 for ticket in tickets:
                     self.engine.cancel(ticket.number)
                 raise
             with self._changed:
+                mailbox.num_open = len(tickets)
                 self._tickets.update({ticket.number: ticket for ticket in tickets})
         return tickets
 
@@ -87,28 +103,23 @@ class Driver:
             self._changed.notify_all()
 
     def events(self, tickets: Sequence[Ticket]) -> Iterator[Event]:
-        """Yield the events of these requests as they come, until each is over. Leaving early cancels the rest."""
+        """Yield the events of requests submitted together, until each is over. Leaving early cancels the rest."""
         try:
-            while any(ticket.events or not ticket.over for ticket in tickets):
-                yield self.wait(tickets)
+            while tickets and not tickets[0].mailbox.is_done:
+                yield self.wait(tickets[0].mailbox)
         finally:
             for ticket in tickets:
                 self.cancel(ticket)
 
-    def wait(self, tickets: Sequence[Ticket]) -> Event:
-        """Return the next event of one of these requests, driving the engine where no other thread does.
-
-        At least one of the tickets must have an event or still be under way.
-        """
+    def wait(self, mailbox: Mailbox) -> Event:
+        """Return the mailbox's next event, driving the engine where no other thread does; it must not be done."""
         while True:
             with self._changed:
-                while True:
-                    for ticket in tickets:
-                        if ticket.events:
-                            return ticket.events.popleft()
-                    if not self._driving:
-                        break
+                while not mailbox.events and self._driving:
                     self._changed.wait()
+                if mailbox.events:
+                    return mailbox.events.popleft()
+                assert mailbox.num_open, "nothing is under way that could bring an event"
                 self._driving = True
             self._drive()
 
@@ -141,12 +152,13 @@ class Driver:
         if ticket is None:
             return
         if isinstance(event, Committed):
-            ticket.events.append(event)
+            ticket.mailbox.events.append(event)
         else:
             self._end(ticket, event)
 
     def _end(self, ticket: Ticket, event: Finished | Failed) -> None:
         if not ticket.over:
-            ticket.events.append(event)
+            ticket.mailbox.events.append(event)
+            ticket.mailbox.num_open -= 1
             ticket.over = True
             self._tickets.pop(ticket.number, None)

@@ -16,9 +16,9 @@ from unspool.engine.branches import RowRef
 from unspool.engine.conversation import Conversation
 from unspool.engine.request import Request
 from unspool.engine.scheduler import Planned, Scheduler, Waiting
-from unspool.engine.validate import context_of
+from unspool.engine.validate import check_limit, context_of
 from unspool.protocols import Runtime
-from unspool.types import Event, Failed
+from unspool.types import Event, Failed, Rows
 
 MAX_BATCH_TOKENS = 512
 
@@ -44,6 +44,9 @@ class Engine:
         runtime: the model.
         max_batch_tokens: most tokens of one pass that prompts may fill, at least 1.
         clock: seconds, monotonic; for `max_time`.
+
+    Raises:
+        OptionError: `max_batch_tokens` is no integer of at least 1.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Engine:
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_limit("max_batch_tokens", max_batch_tokens)
         self.runtime = runtime
         self.timing = Timing()
         self._clock = clock
@@ -125,9 +129,8 @@ class Engine:
         """Run the pass. If it raises, halve it until the guilty request stands alone, and fail that one."""
         if not planned:
             return []
-        started = time.perf_counter()
         try:
-            rows = self.runtime.forward([each.feed for each in planned])
+            rows = self._timed_forward(planned)
         except Exception as error:
             numbers = list(dict.fromkeys(each.conversation.number for each in planned))
             if len(numbers) == 1:
@@ -137,8 +140,6 @@ class Engine:
                 [each for each in planned if (each.conversation.number in first) is side] for side in (True, False)
             )
             return [event for half in halves for event in self._forward(half)]
-        finally:
-            self.timing.forward += time.perf_counter() - started
         self.timing.passes += 1
         index = 0
         for _, branch, feed, positions in planned:
@@ -149,6 +150,13 @@ class Engine:
                 branch.rows[position] = RowRef(rows.logits, index)
                 index += 1
         return []
+
+    def _timed_forward(self, planned: list[Planned]) -> Rows:
+        started = time.perf_counter()
+        try:
+            return self.runtime.forward([each.feed for each in planned])
+        finally:
+            self.timing.forward += time.perf_counter() - started
 
     def _select(self) -> Answers:
         """Answer the Turns whose rows are all there."""

@@ -44,7 +44,7 @@ class Ledger:
         before = self._progress.get(commit.output, _Progress(self._root))
         if before.finished:
             raise StrategyError(f"output {commit.output} was already finished")
-        node = self._branches[commit.branch].tip.at(commit.length)
+        node = self._node(commit.branch, commit.length)
         if node.length < before.node.length or node.at(before.node.length) is not before.node:
             raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
         self._progress[commit.output] = _Progress(node, commit.finished is not None)
@@ -62,6 +62,13 @@ class Ledger:
             finish_reason=finish_reason(commit.finished) if commit.finished else None,
         )
 
+    def _node(self, branch: int, length: int) -> Node:
+        found = self._branches.get(branch)
+        if found is None or not 0 <= length <= found.length:
+            has = "does not exist" if found is None else f"has {found.length} tokens"
+            raise StrategyError(f"branch {branch} {has}, so its first {length} cannot be handed over")
+        return found.tip.at(length)
+
     def commit_rest(self, outcome: Sequence[Hypothesis]) -> list[Committed]:
         """Commit what the strategy returned and had not committed to its end."""
         events = []
@@ -72,7 +79,7 @@ class Ledger:
 
     def output(self, hypothesis: Hypothesis, *, with_alternatives: bool) -> Output:
         """Return a finished sequence with its figures."""
-        tip = self._branches[hypothesis.branch].tip.at(hypothesis.length)
+        tip = self._node(hypothesis.branch, hypothesis.length)
         nodes = tip.since(0)
         tokens = [node.token for node in nodes]
         figures = [node.figures() for node in nodes]

@@ -44,6 +44,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Waiting] = deque()
         self._reserved: dict[int, tuple[int, int]] = {}
+        self._held = (0, 0)
 
     def needs(self, request: Request, context: Context) -> tuple[int, int]:
         """Return the most (sequences, cached tokens) a request can come to hold."""
@@ -77,22 +78,27 @@ class Scheduler:
         while self._waiting and self._fits(self._waiting[0]):
             waiting = self._waiting.popleft()
             self._reserved[waiting.number] = self.needs(waiting.request, waiting.context)
+            self._reserve(*self._reserved[waiting.number])
             admitted.append(waiting)
         return admitted
 
     def _fits(self, waiting: Waiting) -> bool:
-        sequences, tokens = self.needs(waiting.request, waiting.context)
-        held = [sum(column) for column in zip(*self._reserved.values(), strict=True)] or [0, 0]
+        needs = self.needs(waiting.request, waiting.context)
         limits = (self._info.max_sequences, self._info.max_tokens)
         return all(
-            limit is None or have + need <= limit
-            for limit, have, need in zip(limits, held, (sequences, tokens), strict=True)
+            limit is None or have + need <= limit for limit, have, need in zip(limits, self._held, needs, strict=True)
         )
+
+    def _reserve(self, sequences: int, tokens: int) -> None:
+        self._held = (self._held[0] + sequences, self._held[1] + tokens)
 
     def forget(self, number: int) -> None:
         """Free a request's reservation, or take it out of the queue."""
-        self._reserved.pop(number, None)
-        self._waiting = deque(waiting for waiting in self._waiting if waiting.number != number)
+        reserved = self._reserved.pop(number, None)
+        if reserved is not None:
+            self._reserve(-reserved[0], -reserved[1])
+        elif any(waiting.number == number for waiting in self._waiting):
+            self._waiting = deque(waiting for waiting in self._waiting if waiting.number != number)
 
     @property
     def num_waiting(self) -> int:
@@ -107,11 +113,14 @@ class Scheduler:
         asked = [(each, branch) for each in running for branch in each.asked_branches() if each.wanted(branch)]
         writing = [pair for pair in asked if pair[1].cached >= pair[1].prompt_len]
         planned = [self._feed(conversation, branch, len(branch.pending)) for conversation, branch in writing]
-        budget = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
+        # However many rows write, prompts get a share, or they would wait until the writers are done.
+        free = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
+        budget = max(free, self._max_batch_tokens // 4, 1)
+        num_writing = len(planned)
         for conversation, branch in asked:
             if branch.cached >= branch.prompt_len:
                 continue
-            count = self._chunk(conversation, branch, budget, first=not planned)
+            count = self._chunk(conversation, branch, budget, first=len(planned) == num_writing)
             if count == 0:
                 break  # the next prompt must not overtake this one
             planned.append(self._feed(conversation, branch, count))
@@ -121,7 +130,8 @@ class Scheduler:
     def _chunk(self, conversation: Conversation, branch: Branch, budget: int, first: bool) -> int:
         """Return how many pending tokens go now; 0 for none.
 
-        Chunk borders of a batch-invariant request depend on the request alone: whole chunks, or none.
+        Chunk borders of a batch-invariant request depend on the request alone: whole chunks, or none. The first prompt
+        of a pass always gets one, so that whole chunks need not wait for an idle engine.
         """
         pending = len(branch.pending)
         if conversation.request.config.batch_invariant:

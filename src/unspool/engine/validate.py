@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from unspool.config import GenerationConfig
 from unspool.engine.request import Request
 from unspool.errors import OptionError, PromptError
 from unspool.protocols import Context
 from unspool.types import ModelInfo
+
+
+def check_limit(option: str, given: Any) -> None:
+    """Refuse a limit that is no integer of at least 1.
+
+    Raises:
+        OptionError: so it is.
+    """
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise OptionError(option, given, "must be an integer of at least 1", "leave it out for the default")
 
 
 def context_of(request: Request, info: ModelInfo) -> Context:
@@ -56,6 +67,7 @@ def _check_token_ids(config: GenerationConfig, info: ModelInfo) -> None:
         "eos_token_id": _ids(config.eos_token_id),
         "penalty_exclude": config.penalty_exclude or (),
         "xtc_exclude": config.xtc_exclude or (),
+        "dry_sequence_breakers": _breaker_ids(config),
     }
     for option, tokens in groups.items():
         for token in tokens:
@@ -66,6 +78,12 @@ def _check_token_ids(config: GenerationConfig, info: ModelInfo) -> None:
                     f"must hold token ids in [0, {info.vocab_size})",
                     "use ids of this model's own tokenizer",
                 )
+
+
+def _breaker_ids(config: GenerationConfig) -> list[int]:
+    """Return the token ids among DRY's breakers; what is text has been encoded where DRY is on."""
+    breakers = config.dry_sequence_breakers or () if config.dry_multiplier else ()
+    return [token for each in breakers if not isinstance(each, str) for token in _ids(each)]
 
 
 def _ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -122,5 +122,5 @@ class SamplingOptions:
         read_by=SAMPLING,
         partners=("xtc_probability",),
         source="unspool",
-        help="Token ids whose presence among the top choices keeps `xtc_probability` from cutting, such as newlines.",
+        help="Token ids that `xtc_probability` must not cut, such as newlines: where it would, it cuts nothing.",
     )

@@ -22,7 +22,7 @@ class SearchOptions:
         group=_SEARCH,
         off=False,
         help="Draw tokens at random instead of taking the best; unset, it is on when a sampling option is asked for "
-        "(off in the drop-in).",
+        "with a value that changes something (off in the drop-in).",
         hint="leave it out to have the other options decide",
     )
     strategy: StrategyName | None = option(

@@ -150,7 +150,7 @@ def test_options_of_the_call_come_before_the_users_and_those_before_the_models()
         ({"top_p": 1.5}, "top_p"),
         ({"top_p": 0.5, "do_sample": False}, "top_p"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
-        ({"num_beams": 3}, "num_beams"),
+        ({"num_beams": 3, "num_beam_groups": 3}, "num_beam_groups"),
         ({"stop_strings": ["x"]}, "stop_strings"),
         ({"dry_multiplier": 0.8}, "dry_sequence_breakers"),
     ],

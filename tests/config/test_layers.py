@@ -301,28 +301,27 @@ def test_partners_are_on_wherever_they_come_from():
 @pytest.mark.parametrize(
     ("call", "option", "strategy"),
     [
-        ({"num_beams": 4}, "num_beams", "beam"),
         ({"num_beams": 4, "temperature": 0.7}, "num_beams", "beam_sample"),
         ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups", "diverse_beam"),
         ({"force_words_ids": [[1]], "num_beams": 2}, "force_words_ids", "constrained_beam"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha", "contrastive"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens", "assisted"),
         ({"dola_layers": "low"}, "dola_layers", "dola"),
-        ({"strategy": "beam", "num_beams": 2}, "strategy", "beam"),
+        ({"strategy": "dola", "dola_layers": "low"}, "strategy", "dola"),
     ],
 )
 def test_a_strategy_that_is_not_there_yet_is_refused_by_name(call, option, strategy):
     error = refusal(call)
     assert error.option == option
     assert f"strategy {strategy}, which is not in this version yet" in str(error)
-    assert "greedy, sample" in error.hint
+    assert "there is beam, greedy, sample" in error.hint
 
 
 def test_a_stored_strategy_that_is_not_there_says_how_to_override_it():
-    error = refusal({}, None, C(num_beams=4))
+    error = refusal({}, None, C(penalty_alpha=0.6, top_k=4))
     assert (error.option, error.hint) == (
-        "num_beams",
-        "it stands in the model's stored config: override it with num_beams=1",
+        "penalty_alpha",
+        "it stands in the model's stored config: override it with penalty_alpha=0.0",
     )
     assert resolve({"num_beams": 1}, None, C(num_beams=4, length_penalty=0.8)).strategy == "greedy"
     assert resolve({"strategy": "greedy"}, None, C(num_beams=4)).num_beams == 1

@@ -152,6 +152,7 @@ def mixed() -> list[Any]:
         request(PROMPT[:3], do_sample=True, top_k=5, num_return_sequences=4, seed=1, max_new_tokens=9),
         request(PROMPT[4:6], temperature=1.2, seed=2, max_new_tokens=12, repetition_penalty=1.3),
         request(PROMPT[:1], max_new_tokens=5, no_repeat_ngram_size=2),
+        request(PROMPT[:2], max_new_tokens=8, num_beams=4, num_return_sequences=3),
         request(PROMPT * 3, top_p=0.9, seed=3, max_new_tokens=4),
     ]
 

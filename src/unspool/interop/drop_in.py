@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from unspool.config import GenerationConfig
 from unspool.engine import Request
@@ -33,7 +33,7 @@ def generate(
     *,
     generation_config: Any = None,
     **options: Any,
-) -> torch.Tensor | GenerateDecoderOnlyOutput:
+) -> torch.Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
     """Write on from a batch of prompts, as `model.generate(input_ids, ...)` does: the same options, the same tokens.
 
     The model stays untouched and is always run in evaluation mode; training steps between calls are seen.
@@ -59,7 +59,8 @@ def generate(
         outputs of one prompt adjacent, each padded behind its end with `pad_token_id` or else the first end-of-sequence
         token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; `scores` (after the
         processors) and `logits` (before them) where asked, one [rows, vocab] float32 a step, in which rows that have
-        ended hold 0 for the pad and -inf elsewhere; no cache.
+        ended hold 0 for the pad and -inf elsewhere; no cache. With beams a GenerateBeamDecoderOnlyOutput of `sequences`
+        and `sequences_scores`, best first.
 
     Raises:
         ModelError: the model cannot run here. PromptError: the tensors are no left-padded batch.
@@ -86,6 +87,11 @@ def generate(
     sequences = batch.sequences([output.token_ids for group in groups for output in group], pad_token_id)
     if not config.return_dict_in_generate:
         return sequences
+    if config.strategy == "beam":
+        scores = torch.tensor([output.score for group in groups for output in group], device=sequences.device)
+        return GenerateBeamDecoderOnlyOutput(
+            sequences=cast(torch.LongTensor, sequences), sequences_scores=cast(torch.FloatTensor, scores)
+        )
     steps: dict[str, Any] = {}
     for name in kept:
         rows = [row for each, group in zip(recorders, groups, strict=True) for row in each.rows(name, group)]
@@ -153,6 +159,9 @@ def _kept(config: GenerationConfig, own: Own) -> list[Kept]:
     """Return which rows the call wants back."""
     options: dict[Kept, str] = {"scores": "output_scores", "logits": "output_logits"}
     names = [name for name, option in options.items() if getattr(config, option)]
+    if names and config.strategy == "beam":
+        allowed = "is not available with the strategy beam in this version"
+        raise OptionError(options[names[0]], True, allowed, "leave it out; `sequences_scores` are there")
     if names and own.strategy is not None:
         allowed = f"is not available with a strategy of your own ({own.strategy.name})"
         raise OptionError(options[names[0]], True, allowed, "leave it out, or have the strategy ask for types.Whole")

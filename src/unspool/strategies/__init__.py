@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from unspool.protocols import Strategy
+from unspool.strategies.beam import BeamSearch
 from unspool.strategies.greedy import Greedy
 from unspool.strategies.inspect import ContinuationScores, NextTokenQuery, WithPromptScores
 from unspool.strategies.sample import Sampling
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType({"greedy": Greedy(), "sample": Sampling()})
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType({"greedy": Greedy(), "sample": Sampling(), "beam": BeamSearch()})
 """The strategies that `GenerationConfig.strategy` can name."""
 
-__all__ = ["STRATEGIES", "ContinuationScores", "Greedy", "NextTokenQuery", "Sampling", "WithPromptScores"]
+__all__ = ["STRATEGIES", "BeamSearch", "ContinuationScores", "Greedy", "NextTokenQuery", "Sampling", "WithPromptScores"]

@@ -1,0 +1,164 @@
+"""Beam search: keeps the best partial sequences side by side, and the best finished ones apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context, Conversation
+from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Space, Top, Turn
+
+
+class Beam(NamedTuple):
+    """A live branch with its output tokens and the sum of its scores."""
+
+    branch: int
+    tokens: tuple[int, ...]
+    total: float
+
+
+class Choice(NamedTuple):
+    """One continuation of a beam."""
+
+    beam: Beam
+    candidate: Candidate
+    total: float
+
+
+class Pool:
+    """The best finished hypotheses, at most `size`, best first; equal ones in the order they came.
+
+    Args:
+        size: how many are kept.
+        length_penalty: a total is divided by the number of generated tokens, the ending one counted, to this power.
+        early_stopping, longest: see BeamSearch.
+    """
+
+    def __init__(
+        self, size: int, *, length_penalty: float, early_stopping: bool | Literal["never"], longest: int
+    ) -> None:
+        self.hypotheses: list[Hypothesis] = []
+        self.paths: list[tuple[int, ...]] = []
+        self.open = True
+        self._size, self._penalty = size, length_penalty
+        self._early_stopping, self._longest = early_stopping, longest
+
+    @property
+    def full(self) -> bool:
+        return len(self.hypotheses) == self._size
+
+    def add(self, choices: Iterable[Choice]) -> None:
+        """Take in the sequences that a step has finished, as far as they are good enough and the pool takes any.
+
+        With early_stopping=True a pool that was full before the step takes none; one that the step fills takes all.
+        """
+        if self.done:
+            return
+        for choice in choices:
+            beam, length = choice.beam, len(choice.beam.tokens)
+            score = choice.total / (length + 1) ** self._penalty
+            place = sum(score <= hypothesis.score for hypothesis in self.hypotheses)
+            self.hypotheses.insert(place, Hypothesis(beam.branch, length, choice.candidate, score))
+            self.paths.insert(place, (*beam.tokens, choice.candidate.token))
+        del self.hypotheses[self._size :], self.paths[self._size :]
+
+    def close_to(self, best: Beam) -> None:
+        """Close the pool once the best live beam can no longer do better than its worst hypothesis."""
+        if not self.full:
+            return
+        longest = self._early_stopping == "never" and self._penalty > 0
+        length = self._longest if longest else len(best.tokens)
+        self.open &= best.total / length**self._penalty > self.hypotheses[-1].score
+
+    @property
+    def done(self) -> bool:
+        return not self.open or (self.full and self._early_stopping is True)
+
+
+class BeamSearch:
+    """Extend the `num_beams` best partial sequences by all tokens and keep the `num_beams` best of what comes.
+
+    A token that ends a sequence finishes it only from among the `num_beams` best continuations of a step. Finished
+    sequences compete by score / length ** length_penalty. `early_stopping`: True ends with `num_beams` finished ones;
+    False when the best live beam, at its present length, scores no better than the worst finished one; "never" when
+    it could not even at the longest length.
+
+    Worked example (test_beam_search_worked_example), P(next | newest), prompt [a], 2 beams, length_penalty 0:
+
+        a: b 0.6, c 0.4      b: a 0.3, c 0.3, <end> 0.4      c: b 0.1, <end> 0.9
+
+        step 1   beams a b (0.60), a c (0.40)
+        step 2   a c <end> 0.36 and a b <end> 0.24 are the two best continuations: both finish; best first
+
+    Greedy takes b first and ends with 0.24. What all live beams and the best finished hypothesis share is committed.
+    One forward a token for all beams together. Outputs stand best first.
+    Source: transformers 5, GenerationMixin._beam_search; Sutskever et al. 2014, section 3.2.
+    """
+
+    name = "beam"
+    space: Space = "log_probs"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.num_beams
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
+        config, width = context.config, context.config.num_beams
+        looked_at = max(2, 1 + len(context.eos_token_ids)) * width
+        pool = Pool(
+            width,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+            longest=context.max_new_tokens,
+        )
+        beams, fresh, committed = [Beam(ROOT, (), 0.0)], 1, 0
+        reply = yield Turn(asks=(Top(ROOT, looked_at),))
+        while True:
+            choices = best_choices(beams, reply, looked_at)
+            pool.add(choice for choice in choices[:width] if choice.candidate.ends)
+            going = [choice for choice in choices if not choice.candidate.ends][:width]
+            if going:
+                moves, beams, fresh = continue_with(beams, going, fresh)
+                pool.close_to(beams[0])
+            if not going or pool.done:
+                return pool.hypotheses[: config.num_return_sequences]
+            committed = shared_length([beam.tokens for beam in beams] + pool.paths[:1], committed)
+            commits = (Commit(0, beams[0].branch, committed),) if committed else ()
+            reply = yield Turn(moves=moves, asks=tuple(Top(beam.branch, looked_at) for beam in beams), commits=commits)
+
+
+def best_choices(beams: list[Beam], reply: Reply, count: int) -> list[Choice]:
+    """Return the best continuations of all beams, best first; ties go to the better beam, then the lower token."""
+    choices = [
+        Choice(beam, candidate, beam.total + candidate.score)
+        for beam, row in zip(beams, reply, strict=True)
+        for candidate in row.candidates
+    ]
+    return sorted(choices, key=lambda choice: -choice.total)[:count]
+
+
+def continue_with(beams: list[Beam], going: list[Choice], fresh: int) -> tuple[tuple[Move, ...], list[Beam], int]:
+    """Return the moves that turn the beams into the chosen ones, those beams, and the next unused branch number.
+
+    The first continuation of a beam stays on its branch, the others fork from it.
+    """
+    chosen = {choice.beam.branch for choice in going}
+    moves: list[Move] = [Drop(beam.branch) for beam in beams if beam.branch not in chosen]
+    grown: list[Beam] = []
+    for choice in going:
+        branch, token = choice.beam.branch, choice.candidate.token
+        if any(beam.branch == branch for beam in grown):
+            moves.append(Fork(branch, fresh))
+            branch, fresh = fresh, fresh + 1
+        moves.append(Extend(branch, (token,)))
+        grown.append(Beam(branch, (*choice.beam.tokens, token), choice.total))
+    return tuple(moves), grown, fresh
+
+
+def shared_length(paths: list[tuple[int, ...]], known: int) -> int:
+    """Return how many first tokens all paths share, at least `known`."""
+    shortest = min(map(len, paths))
+    while known < shortest and all(path[known] == paths[0][known] for path in paths):
+        known += 1
+    return known

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ROOT = 0
 
 Space: TypeAlias = Literal["logits", "log_probs"]
-Model: TypeAlias = Literal["target", "draft"]
 Seq: TypeAlias = int
 
 

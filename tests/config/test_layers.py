@@ -301,7 +301,6 @@ def test_partners_are_on_wherever_they_come_from():
 @pytest.mark.parametrize(
     ("call", "option", "strategy"),
     [
-        ({"num_beams": 4, "temperature": 0.7}, "num_beams", "beam_sample"),
         ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups", "diverse_beam"),
         ({"force_words_ids": [[1]], "num_beams": 2}, "force_words_ids", "constrained_beam"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha", "contrastive"),
@@ -314,7 +313,7 @@ def test_a_strategy_that_is_not_there_yet_is_refused_by_name(call, option, strat
     error = refusal(call)
     assert error.option == option
     assert f"strategy {strategy}, which is not in this version yet" in str(error)
-    assert "there is beam, greedy, sample" in error.hint
+    assert "there is beam, beam_sample, greedy, sample" in error.hint
 
 
 def test_a_stored_strategy_that_is_not_there_says_how_to_override_it():

@@ -43,6 +43,7 @@ def mixed_requests() -> list[Request]:
         request([3, 1, 4, 1, 5], top_p=0.7, frequency_penalty=0.5, seed=7, max_new_tokens=8, logprobs=3),
         request([9, 9], own={"strategy": SmallBeam(3)}, max_new_tokens=5),
         request([7, 9, 1], num_beams=3, num_return_sequences=2, no_repeat_ngram_size=2, max_new_tokens=9),
+        request([7, 1], num_beams=3, do_sample=True, top_k=6, num_return_sequences=3, seed=2, max_new_tokens=6),
         request([8, 8], num_beams=4, early_stopping="never", length_penalty=0.3, max_new_tokens=7),
         request([1], temperature=0.7, min_p=0.1, seed=8, max_new_tokens=6, batch_invariant=True),
         request([6, 5, 4], do_sample=True, seed=9, max_new_tokens=6, xtc_probability=0.5),

@@ -22,7 +22,7 @@ StrategyName: TypeAlias = Literal[
 
 STRATEGIES: Final[tuple[str, ...]] = get_args(StrategyName)
 
-AVAILABLE_STRATEGIES: frozenset[str] = frozenset({"greedy", "sample", "beam"})
+AVAILABLE_STRATEGIES: frozenset[str] = frozenset({"greedy", "sample", "beam", "beam_sample"})
 """The strategies of this version. The others are known by name, so that options can be checked and explained."""
 
 NOT_YET: Mapping[str, str] = {

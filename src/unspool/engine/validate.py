@@ -44,6 +44,8 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         seed=request.seed,
         info=info,
         eos_token_ids=tuple(eos),
+        # Beams need a continuation besides every way to end, as in transformers.
+        min_tokens_to_keep=1 + len(tuple(eos)) if config.num_beams > 1 else 1,
     )
 
 

@@ -12,13 +12,14 @@ import torch
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from unspool.config import GenerationConfig
+from unspool.config.strategies import BEAMS
 from unspool.engine import Request
 from unspool.engine.driver import Driver
 from unspool.errors import ModelError, OptionError
 from unspool.interop.arguments import Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
+from unspool.interop.drivers import driver_of
 from unspool.interop.record import Kept, Recorder, steps_of
-from unspool.interop.sessions import driver_of
 from unspool.plan import Own, plan_jobs, resolve_options
 from unspool.runtimes.families import supports
 from unspool.runtimes.trees import input_device
@@ -87,7 +88,7 @@ def generate(
     sequences = batch.sequences([output.token_ids for group in groups for output in group], pad_token_id)
     if not config.return_dict_in_generate:
         return sequences
-    if config.strategy == "beam":
+    if config.strategy in BEAMS:
         scores = torch.tensor([output.score for group in groups for output in group], device=sequences.device)
         return GenerateBeamDecoderOnlyOutput(
             sequences=cast(torch.LongTensor, sequences), sequences_scores=cast(torch.FloatTensor, scores)
@@ -159,8 +160,8 @@ def _kept(config: GenerationConfig, own: Own) -> list[Kept]:
     """Return which rows the call wants back."""
     options: dict[Kept, str] = {"scores": "output_scores", "logits": "output_logits"}
     names = [name for name, option in options.items() if getattr(config, option)]
-    if names and config.strategy == "beam":
-        allowed = "is not available with the strategy beam in this version"
+    if names and config.strategy in BEAMS:
+        allowed = f"is not available with the strategy {config.strategy} in this version"
         raise OptionError(options[names[0]], True, allowed, "leave it out; `sequences_scores` are there")
     if names and own.strategy is not None:
         allowed = f"is not available with a strategy of your own ({own.strategy.name})"

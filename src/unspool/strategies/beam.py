@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from unspool.config import GenerationConfig
 from unspool.protocols import Context, Conversation
-from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Space, Top, Turn
+from unspool.types import ROOT, Ask, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Space, Top, Turn
 
 
 class Beam(NamedTuple):
@@ -113,11 +113,11 @@ class BeamSearch:
             longest=context.max_new_tokens,
         )
         beams, fresh, committed = [Beam(ROOT, (), 0.0)], 1, 0
-        reply = yield Turn(asks=(Top(ROOT, looked_at),))
+        reply = yield Turn(asks=self.asks(beams, looked_at))
         while True:
-            choices = best_choices(beams, reply, looked_at)
+            choices = self.choices(beams, reply, looked_at)
             pool.add(choice for choice in choices[:width] if choice.candidate.ends)
-            going = [choice for choice in choices if not choice.candidate.ends][:width]
+            going = by_total(choice for choice in choices if not choice.candidate.ends)[:width]
             if going:
                 moves, beams, fresh = continue_with(beams, going, fresh)
                 pool.close_to(beams[0])
@@ -125,17 +125,29 @@ class BeamSearch:
                 return pool.hypotheses[: config.num_return_sequences]
             committed = shared_length([beam.tokens for beam in beams] + pool.paths[:1], committed)
             commits = (Commit(0, beams[0].branch, committed),) if committed else ()
-            reply = yield Turn(moves=moves, asks=tuple(Top(beam.branch, looked_at) for beam in beams), commits=commits)
+            reply = yield Turn(moves=moves, asks=self.asks(beams, looked_at), commits=commits)
+
+    def asks(self, beams: list[Beam], count: int) -> tuple[Ask, ...]:
+        """Return what is asked about each beam, in order of rank."""
+        return tuple(Top(beam.branch, count) for beam in beams)
+
+    def choices(self, beams: list[Beam], reply: Reply, count: int) -> list[Choice]:
+        """Return the continuations that a step looks at, in the order in which they may finish beams: best first."""
+        return by_total(continuations(beams, reply))[:count]
 
 
-def best_choices(beams: list[Beam], reply: Reply, count: int) -> list[Choice]:
-    """Return the best continuations of all beams, best first; ties go to the better beam, then the lower token."""
-    choices = [
+def continuations(beams: list[Beam], reply: Reply) -> list[Choice]:
+    """Return every candidate of every beam, beam by beam."""
+    return [
         Choice(beam, candidate, beam.total + candidate.score)
         for beam, row in zip(beams, reply, strict=True)
         for candidate in row.candidates
     ]
-    return sorted(choices, key=lambda choice: -choice.total)[:count]
+
+
+def by_total(choices: Iterable[Choice]) -> list[Choice]:
+    """Return choices best first; equal ones keep their order: the better beam, then the lower token, comes first."""
+    return sorted(choices, key=lambda choice: -choice.total)
 
 
 def continue_with(beams: list[Beam], going: list[Choice], fresh: int) -> tuple[tuple[Move, ...], list[Beam], int]:

@@ -12,7 +12,7 @@ import torch
 import unspool
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 from unspool.errors import ModelError, PromptError
-from unspool.interop.sessions import driver_of
+from unspool.interop.drivers import driver_of
 
 PROMPT = torch.tensor([[5, 6, 7]])
 

@@ -17,14 +17,14 @@ from unspool.runtimes.decoder import DecoderRuntime
 from unspool.runtimes.trees import fingerprint, is_dispatched
 
 
-class _Session(NamedTuple):
+class _Entry(NamedTuple):
     """A driver, and which tensors the model consisted of when it was made."""
 
     driver: Driver
     tensors: tuple[int, ...]
 
 
-_SESSIONS: weakref.WeakKeyDictionary[nn.Module, _Session] = weakref.WeakKeyDictionary()
+_DRIVERS: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -42,8 +42,8 @@ def driver_of(model: Any) -> Driver:
         return Driver(Engine(DecoderRuntime(model, own=False)))
     with _LOCK:
         tensors = fingerprint(model).tensors
-        session = _SESSIONS.get(model)
-        if session is None or session.tensors != tensors:
-            session = _Session(Driver(Engine(DecoderRuntime(model, own=False))), tensors)
-            _SESSIONS[model] = session
-        return session.driver
+        entry = _DRIVERS.get(model)
+        if entry is None or entry.tensors != tensors:
+            entry = _Entry(Driver(Engine(DecoderRuntime(model, own=False))), tensors)
+            _DRIVERS[model] = entry
+        return entry.driver

@@ -102,6 +102,16 @@ def is_near_tie(scores: list[tuple[float, float]], row: int) -> bool:
     return any(abs(scores[row][0] - other[0]) < NEAR_TIE for index, other in enumerate(scores) if index != row)
 
 
+def test_too_few_outputs_to_fill_a_tensor_are_said_so() -> None:
+    """With two tokens allowed and one step to go there are two sequences, whatever the number of beams."""
+    model = tiny_model("gpt2")
+    allowed = {"suppress_tokens": list(range(2, 97)), "max_new_tokens": 1, "num_beams": 3}
+    assert unspool.generate(model, torch.tensor([[5]]), num_return_sequences=2, **allowed).shape == (2, 2)
+    with pytest.raises(unspool.StrategyError, match="row 0: beam found 2 outputs and 3 are to fill a tensor"):
+        unspool.generate(model, torch.tensor([[5]]), num_return_sequences=3, **allowed)
+    assert len(unspool.load(model).generate([5], num_return_sequences=3, **allowed).completions) == 2
+
+
 @pytest.mark.parametrize("option", ["output_scores", "output_logits"])
 def test_whole_rows_of_beams_are_refused_by_name(option: str) -> None:
     with pytest.raises(OptionError, match=f"`{option}` is not available with the strategy beam"):

@@ -15,7 +15,7 @@ from unspool.config import GenerationConfig
 from unspool.config.strategies import BEAMS
 from unspool.engine import Request
 from unspool.engine.driver import Driver
-from unspool.errors import ModelError, OptionError
+from unspool.errors import ModelError, OptionError, StrategyError
 from unspool.interop.arguments import Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.drivers import driver_of
@@ -67,6 +67,7 @@ def generate(
         ModelError: the model cannot run here. PromptError: the tensors are no left-padded batch.
         OptionError: an option is unknown, refused, out of range, or would be ignored.
         CapacityError: a request can never fit. NumericsError: the model's logits are not numbers.
+        StrategyError: what may be written leaves fewer outputs than are to be returned.
 
     Example:
         inputs = tokenizer(["Once upon", "The king"], padding=True, return_tensors="pt")
@@ -178,4 +179,12 @@ def _run(driver: Driver, requests: Sequence[Request]) -> list[Sequence[Output]]:
             raise event.error
         if isinstance(event, Finished):
             done[event.request] = event.outputs
-    return [done[ticket.number] for ticket in tickets]
+    groups = [done[ticket.number] for ticket in tickets]
+    wanted = max(requests[0].config.num_return_sequences, *map(len, groups))
+    for row, group in enumerate(groups):
+        if len(group) < wanted:
+            raise StrategyError(
+                f"row {row}: {requests[0].strategy.name} found {len(group)} outputs and {wanted} are to fill a tensor; "
+                "forbid fewer tokens or lower `num_return_sequences`"
+            )
+    return groups

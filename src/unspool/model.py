@@ -19,7 +19,7 @@ from unspool.results import Generation, NextTokens, TextScore
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
 from unspool.stream import Listener, Stream
 from unspool.text.detokenize import Detokenizer
-from unspool.types import Committed, Failed, Finished, ModelInfo
+from unspool.types import Committed, Failed, ModelInfo
 
 _BEYOND_ONE_TOKEN = ("stop_strings", "max_time", "num_return_sequences", "logprobs", "echo")
 """Options of whole outputs, which say nothing about one distribution."""
@@ -152,7 +152,7 @@ class LanguageModel:
         space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
         own = replace(own, strategy=NextTokenQuery(space))
         job = self._plan([_one(prompt)], resolved.replace(echo=None), own)[0]
-        distribution = self._ask(job).rows[0].distribution
+        distribution = self._driver.finish([job.request])[0].rows[0].distribution
         assert distribution is not None, "a Whole ask is answered with a distribution"
         return NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
 
@@ -179,7 +179,7 @@ class LanguageModel:
         self._check_scored(before, tokens)
         config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
         request = Request(prompt=before + tokens[:-1], config=config, seed=0, strategy=ContinuationScores(tokens))
-        rows = self._ask(Job(request=request, prompt_text=None)).rows
+        rows = self._driver.finish([request])[0].rows
         texts = self._detokenizer.pieces(before, tokens) if self._detokenizer else ()
         return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
 
@@ -231,15 +231,6 @@ class LanguageModel:
                     found[event.request] = listeners[event.request].generation(event)
                     bar.update()
         return [found[ticket.number] for ticket in tickets]
-
-    def _ask(self, job: Job) -> Finished:
-        """Run one job for its last reply."""
-        for event in self._driver.events(self._driver.submit([job.request])):
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Finished):
-                return event
-        raise AssertionError("every accepted request ends in a result or an error")
 
 
 def _one(prompt: Any) -> str | tuple[int, ...]:

@@ -111,6 +111,21 @@ class Driver:
             for ticket in tickets:
                 self.cancel(ticket)
 
+    def finish(self, requests: Sequence[Request]) -> list[Finished]:
+        """Run requests together to their end and return their results in order.
+
+        Raises:
+            Exception: the first error of one of them, which cancels the others; or as `submit`.
+        """
+        tickets = self.submit(requests)
+        done: dict[int, Finished] = {}
+        for event in self.events(tickets):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                done[event.request] = event
+        return [done[ticket.number] for ticket in tickets]
+
     def wait(self, mailbox: Mailbox) -> Event:
         """Return the mailbox's next event, driving the engine where no other thread does; it must not be done."""
         while True:
@@ -142,10 +157,12 @@ class Driver:
 
     def _abort(self, error: BaseException) -> list[Event]:
         with self._holding_engine():
-            for number in list(self._tickets):
+            # Read once: what is submitted as soon as the engine is free again is not to be failed.
+            numbers = list(self._tickets)
+            for number in numbers:
                 self.engine.cancel(number)
         reason = CancelledRequest(f"the engine was interrupted: {type(error).__name__}")
-        return [Failed(request=number, error=reason) for number in list(self._tickets)]
+        return [Failed(request=number, error=reason) for number in numbers]
 
     def _deliver(self, event: Event) -> None:
         ticket = self._tickets.get(event.request)

@@ -45,7 +45,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         info=info,
         eos_token_ids=tuple(eos),
         # Beams need a continuation besides every way to end, as in transformers.
-        min_tokens_to_keep=1 + len(tuple(eos)) if config.num_beams > 1 else 1,
+        min_tokens_to_keep=1 + len(eos) if config.num_beams > 1 else 1,
     )
 
 

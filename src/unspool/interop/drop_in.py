@@ -24,7 +24,7 @@ from unspool.plan import Own, plan_jobs, resolve_options
 from unspool.runtimes.families import supports
 from unspool.runtimes.trees import input_device
 from unspool.text.detokenize import Detokenizer
-from unspool.types import Failed, Finished, Output
+from unspool.types import Output
 
 
 def generate(
@@ -172,14 +172,7 @@ def _kept(config: GenerationConfig, own: Own) -> list[Kept]:
 
 def _run(driver: Driver, requests: Sequence[Request]) -> list[Sequence[Output]]:
     """Run the requests together; the first error cancels the others and is raised."""
-    tickets = driver.submit(requests)
-    done: dict[int, Sequence[Output]] = {}
-    for event in driver.events(tickets):
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Finished):
-            done[event.request] = event.outputs
-    groups = [done[ticket.number] for ticket in tickets]
+    groups: list[Sequence[Output]] = [finished.outputs for finished in driver.finish(requests)]
     wanted = max(requests[0].config.num_return_sequences, *map(len, groups))
     for row, group in enumerate(groups):
         if len(group) < wanted:

@@ -14,10 +14,9 @@ import torch
 
 from unspool.engine import Request
 from unspool.engine.conversation import processor_chain
+from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Context, Processor, RowKey
 from unspool.types import Output
-
-FORBIDDEN = float("-inf")
 
 Kept: TypeAlias = Literal["logits", "scores"]
 

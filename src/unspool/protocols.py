@@ -27,7 +27,7 @@ class Runtime(Protocol):
         No two feeds name the same sequence.
 
         Returns:
-            logits [asked rows, vocab] float32, feed by feed in the order given; hidden likewise, where a feed asks.
+            What `Rows` says: logits of the asked positions, and hidden states and inner layers where feeds want them.
         """
         ...
 
@@ -50,7 +50,9 @@ class Context:
 
     config: resolved, every option final. prompt: token ids. max_new_tokens: what the request, its `max_length` and
     the model's own length leave, at least 1. seed: of the request. info: of the model. eos_token_ids: the request's.
-    min_tokens_to_keep: truncating processors never leave fewer tokens allowed than this.
+    min_tokens_to_keep: truncating processors never leave fewer tokens allowed than this. draft: of the draft model, or
+    None where the request brings none. layers: inner layers whose logits are contrasted with the model's own.
+    source_ids: token ids of what the encoder reads; the prompt itself for models without one.
     """
 
     config: GenerationConfig
@@ -60,19 +62,27 @@ class Context:
     info: ModelInfo
     eos_token_ids: tuple[int, ...]
     min_tokens_to_keep: int = 1
+    draft: ModelInfo | None = None
+    layers: tuple[int, ...] = ()
+    source_ids: tuple[int, ...] = ()
 
 
 Conversation: TypeAlias = Generator[Turn, Reply, list[Hypothesis]]
 
 
 class Strategy(Protocol):
-    """A decoding strategy: a conversation with the engine, in plain numbers."""
+    """A decoding strategy: a conversation with the engine, in plain numbers.
+
+    One whose first asked branch is no leader to be shown in advance has an attribute `leads = False`.
+    One that asks for `Similarity` says so with an attribute `hidden_states = True`. One that not every request can be
+    decoded with has a method `check(context)`, which raises before the request is queued.
+    """
 
     name: str
     space: Space
 
     def max_branches(self, config: GenerationConfig) -> int:
-        """Return the most branches alive at once; admission reserves that many."""
+        """Return the most branches alive at once, on the model and on the draft model each; admission reserves them."""
         ...
 
     def run(self, context: Context) -> Conversation:
@@ -81,11 +91,12 @@ class Strategy(Protocol):
 
 
 class RowKey(NamedTuple):
-    """Names one row to processors that draw noise: see unspool.noise."""
+    """Names one row to processors that draw noise (see unspool.noise), and says what the diversity processor avoids."""
 
     seed: int
     output: int
     position: int
+    avoid: tuple[int, ...] = ()
 
 
 class Processor(Protocol):

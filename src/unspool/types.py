@@ -3,19 +3,23 @@
 Plain values only: no tensors but in `Rows` and `Distribution`, no behaviour beyond reading. Imports nothing of ours.
 
 A *branch* is one partial output of a request. A strategy numbers its branches itself; branch `ROOT` exists from the
-start and holds the prompt alone. The *length* of a branch counts its output tokens, so the root's length is 0.
+start and holds the prompt alone. Where the request brings a draft model, branch `DRAFT` holds the prompt there; what is
+forked from it stays on the draft model. The *length* of a branch counts its output tokens, so the root's length is 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import torch
 
+    from unspool.records import Recording
+
 ROOT = 0
+DRAFT = -1
 
 Space: TypeAlias = Literal["logits", "log_probs"]
 Seq: TypeAlias = int
@@ -72,10 +76,14 @@ class Ask:
     back=0 asks what follows the newest token. Positions inside the prompt may be asked by `Score` alone, and before
     the branch has been extended: they are answered with the model's own log-probabilities, since processors speak of
     output only.
+
+    avoid: tokens that other branches have chosen for this position, each as often as it was chosen; the diversity
+    processor makes them less likely.
     """
 
     branch: int
     back: int = field(default=0, kw_only=True)
+    avoid: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,16 @@ class Score(Ask):
 
 
 @dataclass(frozen=True, slots=True)
+class Similarity(Ask):
+    """How much the newest token repeats: the greatest cosine of its hidden state to those before it (`Row.similarity`).
+
+    The hidden states are what the model's head reads, of prompt and output. Only strategies with `hidden_states = True`
+    may ask, about a branch that holds at least two tokens, and with back=0.
+    Source: Su et al. 2022, A Contrastive Framework for Neural Text Generation, section 3.2.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Whole(Ask):
     """Everything, as a `Distribution`: for tracing and for strategies of the user's own."""
 
@@ -132,18 +150,25 @@ class Distribution:
     cut_by: torch.Tensor
     processors: tuple[str, ...]
 
+    def forbidden_by(self, token: int) -> str | None:
+        """Return the name of the processor that forbade this token, or None where it is allowed."""
+        index = int(self.cut_by[token])
+        return None if index < 0 else self.processors[index]
+
 
 class Row(NamedTuple):
     """The answer to one Ask.
 
     log_norm: logsumexp of the row's scores over the vocabulary, so that score - log_norm is a log-probability.
     perturbed: for `Perturbed`, score + noise of each candidate; else empty.
+    similarity: for `Similarity`, in [-1, 1]; such a row has no candidates, and its log_norm is NaN.
     """
 
     candidates: tuple[Candidate, ...]
     log_norm: float
     perturbed: tuple[float, ...] = ()
     distribution: Distribution | None = None
+    similarity: float | None = None
 
 
 Reply: TypeAlias = tuple[Row, ...]
@@ -151,12 +176,16 @@ Reply: TypeAlias = tuple[Row, ...]
 
 
 class Hypothesis(NamedTuple):
-    """A sequence: the first `length` output tokens of a branch (dropped or not), then `last` where there is one."""
+    """A sequence: the first `length` output tokens of a branch (dropped or not), then `last` where there is one.
+
+    unmet: what it lacks of what the request demands of every output, and why, in words; None where nothing is missing.
+    """
 
     branch: int
     length: int
     last: Candidate | None
     score: float
+    unmet: str | None = None
 
 
 class Commit(NamedTuple):
@@ -181,11 +210,26 @@ class Turn:
     note: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source:
+    """What the encoder of an encoder-decoder model reads, once for a request.
+
+    inputs: arguments of the model's encoder by name, tensors with a batch dimension of 1 (`input_ids`,
+    `input_features`, `pixel_values`, their `attention_mask`). token_ids: the same as ids, where it is text; empty
+    where it is not.
+    """
+
+    inputs: Mapping[str, Any]
+    token_ids: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """Tokens to append to one cached sequence, and where logits are wanted.
 
-    asked: indices into `tokens`, ascending. source: encoder input, given with the first feed of a sequence alone.
+    asked: indices into `tokens`, ascending. hidden: whether the hidden states of all tokens are wanted.
+    layers: inner layers whose logits are wanted as well at the asked positions; layer n is what n layers have made of
+    the embeddings, 0 <= n < `ModelInfo.num_layers`. source: encoder input, given with a sequence's first feed alone.
     invariant: the rows must not depend on what else is in the pass, nor on how the sequence was cut into feeds.
     """
 
@@ -193,15 +237,22 @@ class Feed:
     tokens: Sequence[int]
     asked: tuple[int, ...]
     hidden: bool = False
+    layers: tuple[int, ...] = ()
     invariant: bool = False
-    source: Any = None
+    source: Source | None = None
 
 
 class Rows(NamedTuple):
-    """The asked rows of a forward, feed by feed: logits [rows, vocab] float32; hidden [rows, width] or None."""
+    """What a forward brings, feed by feed in the order given.
+
+    logits: [asked rows, vocab] float32. hidden: [tokens of the feeds that want them, width], what the model's head
+    reads, or None where no feed does. inner: [asked rows x layers of the feeds that name some, vocab] float32, the
+    layers of one asked row side by side, read by the model's own head without its last normalisation; or None.
+    """
 
     logits: torch.Tensor
     hidden: torch.Tensor | None = None
+    inner: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +261,9 @@ class ModelInfo:
 
     max_length: most tokens in one sequence, prompt included; None where the model sets no bound.
     max_sequences, max_tokens: most live sequences and most cached tokens over all of them; None for no bound.
-    batch_invariant: whether feeds marked `invariant` can be honoured.
+    batch_invariant: whether feeds marked `invariant` can be honoured. hidden_states: whether `hidden` ones can.
+    num_layers: layers whose logits `Feed.layers` can name; None where the runtime cannot look inside.
+    tied_head: whether the head is the embedding itself.
     path: which implementation runs the model, and why, in words.
     """
 
@@ -224,6 +277,9 @@ class ModelInfo:
     max_tokens: int | None = None
     needs_source: bool = False
     batch_invariant: bool = False
+    hidden_states: bool = False
+    num_layers: int | None = None
+    tied_head: bool = False
     path: str = ""
 
 
@@ -233,6 +289,7 @@ class Output:
 
     logprobs: the model's own log-probability of each token; scores: after the processors, in the strategy's space.
     top_logprobs: for each token the `logprobs=n` best alternatives as (token, logprob), best first; None if not asked.
+    unmet: as in Hypothesis.
     """
 
     token_ids: tuple[int, ...]
@@ -241,6 +298,7 @@ class Output:
     score: float
     finish_reason: str
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    unmet: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,12 +313,28 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tentative:
+    """What the leading branch holds beyond output 0's committed tokens, and may still be taken back.
+
+    Sent to requests that want it, whenever it has changed; replaces what was sent before.
+    """
+
+    request: int
+    output: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The request is done: its outputs in the strategy's order, and the last reply, for strategies that only ask."""
+    """The request is done: its outputs in the strategy's order, and the last reply, for strategies that only ask.
+
+    trace: what was recorded, where the request asked for it (unspool.engine.recorder).
+    """
 
     request: int
     outputs: tuple[Output, ...]
     rows: Reply = ()
+    trace: Recording | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,4 +345,4 @@ class Failed:
     error: Exception
 
 
-Event: TypeAlias = Committed | Finished | Failed
+Event: TypeAlias = Committed | Tentative | Finished | Failed

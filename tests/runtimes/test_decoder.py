@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,17 +205,144 @@ def test_a_rotary_embedding_that_grows_bounds_the_length() -> None:
     assert "at most 64 tokens" in runtime.info.path
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "cohere"])
-def test_hidden_states_are_the_last_ones_at_the_asked_rows(family: str) -> None:
-    model, runtime = tiny_model(family), make(family)
-    (text,) = prompts(random.Random(5), (8,))
+def own_states(model: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Return what transformers calls `hidden_states`: [tokens, width] before each layer, and what the head reads."""
     with torch.no_grad():
-        plain = model.base_model(torch.tensor([text])).last_hidden_state[0]
-    rows = runtime.forward([feed(0, text, asked=(2, 7), hidden=True), feed(1, text, asked=(0,))])
-    assert rows.hidden is not None
-    torch.testing.assert_close(rows.hidden, plain[[2, 7, 0]], atol=2e-5, rtol=0)
-    assert rows.hidden.dtype == torch.float32
+        return tuple(states[0] for states in model(torch.tensor([tokens]), output_hidden_states=True).hidden_states)
+
+
+def own_looks(model: Any, tokens: Sequence[int], layer: int) -> torch.Tensor:
+    """Return what transformers' DoLa reads of an inner layer. --> [tokens, vocab]"""
+    with torch.no_grad():
+        return model.get_output_embeddings()(own_states(model, tokens)[layer])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_the_last_ones_of_transformers(family: str) -> None:
+    model, runtime = tiny_model(family), make(family)
+    first, second = prompts(random.Random(5), (8, 11))
+    assert runtime.info.hidden_states
+    rows = runtime.forward([feed(0, first, asked=(2, 7)), feed(1, second, asked=(4,), hidden=True)])
+    assert rows.hidden is not None and rows.hidden.dtype == torch.float32
+    torch.testing.assert_close(rows.hidden, own_states(model, second)[-1], atol=2e-5, rtol=0)
+    logits = torch.cat([own_logits(model, first)[[2, 7]], own_logits(model, second)[[4]]])
+    torch.testing.assert_close(rows.logits, logits, atol=2e-5, rtol=0)
     assert runtime.forward([feed(0, [5])]).hidden is None
+
+
+@pytest.mark.parametrize("attention", ["loop", "masked"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "opt"])
+def test_inner_rows_are_what_the_head_of_transformers_makes_of_the_hidden_states(family: str, attention: Any) -> None:
+    model, runtime = tiny_model(family), make(family, attention=attention)
+    num_layers = model.config.num_hidden_layers
+    assert runtime.info.num_layers == num_layers
+    assert runtime.info.tied_head == model.config.tie_word_embeddings
+    first, second, third = prompts(random.Random(6), (9, 5, 12))
+    every = tuple(range(num_layers))
+    runtime.forward([feed(0, first[:6], asked=(), layers=every)])
+    rows = runtime.forward(
+        [
+            feed(0, first[6:], asked=(0, 2), layers=every),
+            feed(1, second),
+            feed(2, third, asked=(11,), layers=(1,), hidden=True),
+        ]
+    )
+    expected = [own_looks(model, first, layer)[row] for row in (6, 8) for layer in every]
+    expected.append(own_looks(model, third, 1)[11])
+    assert rows.inner is not None and rows.inner.dtype == torch.float32
+    torch.testing.assert_close(rows.inner, torch.stack(expected), atol=3e-5, rtol=0)
+    assert runtime.forward([feed(0, [5])]).inner is None
+
+
+@pytest.mark.parametrize(("tied", "family"), [(True, "llama"), (False, "llama"), (True, "gpt2")])
+def test_what_the_user_owns_is_read_like_what_is_ours_and_keeps_no_hook(tied: bool, family: str) -> None:
+    model = tiny_model(family, tie_word_embeddings=tied)
+    expected = own_looks(model, [5, 9, 11], 1)[-1:], own_states(model, [5, 9, 11])[-1]
+    runtime = DecoderRuntime(model, own=False, pack=True)
+    assert runtime.info.tied_head is tied
+    rows = runtime.forward([last(0, [5, 9, 11], layers=(1,), hidden=True)])
+    for found, wanted in zip((rows.inner, rows.hidden), expected, strict=True):
+        assert found is not None and not found.is_inference() and not found.requires_grad
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+    assert not any(module._forward_pre_hooks for module in runtime._shell.module.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone() -> None:
+    runtime, seen = make("llama"), []
+    head = runtime._shell.module.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    rows = runtime.forward([last(0, [5] * 200, hidden=True), feed(1, [6] * 20, asked=(), hidden=True)])
+    assert rows.hidden is not None and rows.hidden.shape == (220, 32)
+    assert seen == [(1, 1, VOCAB_SIZE)]
+
+
+def test_the_head_never_reads_one_row_alone_for_an_invariant_feed() -> None:
+    runtime, seen = make("llama"), []
+    if not runtime.info.batch_invariant:
+        pytest.skip(f"not promised on this machine: {runtime.info.path}")
+    head = runtime._shell.module.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    rows = runtime.forward([feed(0, [5], layers=(1,), hidden=True, invariant=True)])
+    assert rows.hidden is not None and rows.inner is not None
+    assert [tensor.shape[0] for tensor in rows if tensor is not None] == [1, 1, 1]
+    assert seen == [(1, 2, VOCAB_SIZE)] * 2
+
+
+def test_layers_whose_states_are_not_as_wide_as_the_head_are_not_offered() -> None:
+    # With a projection before its head, OPT's states between layers are wider than what the head reads.
+    runtime, (text,) = make("opt"), prompts(random.Random(7), (6,))
+    assert runtime.info.num_layers is None and runtime.info.hidden_states
+    assert runtime.forward([feed(0, text, hidden=True)]).hidden.shape == (6, 16)  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match="no inner layers"):
+        runtime.forward([feed(0, [5], layers=(0,))])
+    assert runtime.truncate(0, 99) == 6
+    plain = tiny_model("opt", word_embed_proj_dim=32)
+    inner = DecoderRuntime(plain, own=False).forward([feed(0, text, layers=(1,))]).inner
+    torch.testing.assert_close(inner, own_looks(plain, text, 1), atol=2e-5, rtol=0)
+
+
+def test_layers_that_do_not_hand_their_states_on_as_they_are_are_not_offered() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].register_forward_pre_hook(lambda module, args: (args[0] * 1.5, *args[1:]))
+    assert DecoderRuntime(model, own=False).info.num_layers is None
+    model = tiny_model("llama")
+    model.config.num_hidden_layers = 3
+    assert DecoderRuntime(model, own=False).info.num_layers is None
+
+
+def test_a_head_that_is_not_named_is_not_read() -> None:
+    model = tiny_model("llama")
+    model.get_output_embeddings = lambda: None
+    runtime, (text,) = DecoderRuntime(model, own=True), prompts(random.Random(8), (5,))
+    assert (runtime.info.hidden_states, runtime.info.num_layers) == (False, None)
+    with pytest.raises(ModelError, match="hidden states"):
+        runtime.forward([feed(0, text, hidden=True)])
+    torch.testing.assert_close(
+        runtime.forward([feed(0, text)]).logits, own_logits(tiny_model("llama"), text), atol=2e-5, rtol=0
+    )
+
+
+def test_a_pass_in_another_thread_is_not_read() -> None:
+    model = tiny_model("gpt2")
+    first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
+    assert first._shell is second._shell
+    found: list[torch.Tensor] = []
+
+    def in_between(*_: Any) -> None:
+        if not found:
+            found.append(torch.empty(0))
+            other = threading.Thread(target=lambda: found.append(second.forward([feed(0, [7, 8, 9])]).logits))
+            other.start()
+            other.join()
+
+    handle = first._shell.module.transformer.h[1].register_forward_pre_hook(in_between)
+    rows = first.forward([last(0, [5, 6], hidden=True, layers=(1, 0))])
+    handle.remove()
+    torch.testing.assert_close(found[1], own_logits(model, [7, 8, 9]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(rows.hidden, own_states(model, [5, 6])[-1], atol=2e-5, rtol=0)
+    expected = torch.stack([own_looks(model, [5, 6], layer)[1] for layer in (1, 0)])
+    torch.testing.assert_close(rows.inner, expected, atol=2e-5, rtol=0)
 
 
 def test_only_asked_rows_come_back_in_the_order_of_the_feeds() -> None:

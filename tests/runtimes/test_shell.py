@@ -198,3 +198,18 @@ def test_a_model_with_accelerate_hooks_runs_as_it_is_and_is_left_as_it_was() -> 
     assert model.config._attn_implementation != "unspool_slots"
     with pytest.raises(ModelError, match="training mode"):
         DecoderRuntime(model.train(), own=False)
+
+
+def test_a_model_spread_over_devices_is_read_through_hooks_that_do_not_stay() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        theirs = model(torch.tensor([TEXT]), output_hidden_states=True).hidden_states
+        expected = model.lm_head(theirs[1][0, -1:])
+    hooks = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    model.model.layers[0]._hf_hook = object()  # what accelerate marks a module with
+    runtime = DecoderRuntime(model, own=False)
+    assert runtime._shell.module is model
+    rows = runtime.forward([Feed(seq=0, tokens=TEXT, asked=(len(TEXT) - 1,), hidden=True, layers=(1,))])
+    assert rows.hidden is not None and same(rows.hidden, theirs[-1][0])
+    assert rows.inner is not None and same(rows.inner, expected)
+    assert {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()} == hooks

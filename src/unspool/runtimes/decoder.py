@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from unspool.errors import ModelError
+from unspool.runtimes.batch import Batch
 from unspool.runtimes.caches import SlotCache
 from unspool.runtimes.families import describe, supports
 from unspool.runtimes.linear import Pack, invariant_rows
@@ -73,6 +74,8 @@ class DecoderRuntime:
             vocab_size=shell.vocab_size,
             path=shell.describe(),
             batch_invariant=shell.batch_invariant and self._attention == "loop",
+            hidden_states=shell.reads_head,
+            num_layers=None if shell.layers is None else len(shell.layers),
             max_sequences=self._max_sequences,
             max_tokens=self._max_tokens,
         )
@@ -87,7 +90,8 @@ class DecoderRuntime:
 
         Raises:
             CapacityError: the limits on tokens or sequences leave no room.
-            ModelError: a feed brings a source, or is invariant where `info.batch_invariant` is False.
+            ModelError: a feed brings a source, or wants what `info` says cannot be had: invariance, hidden states,
+                inner layers.
         """
         if not feeds:
             return Rows(torch.empty(0, self.info.vocab_size, device=self._index_device))
@@ -140,6 +144,12 @@ class DecoderRuntime:
             raise ModelError(f"{self.info.name} is a decoder and takes no source")
         if any(feed.invariant for feed in feeds) and not self.info.batch_invariant:
             raise ModelError(f"{self.info.name} cannot keep its rows free of their company here: {self.info.path}")
+        if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
+            raise ModelError(f"{self.info.name} does not show what its head reads: hidden states cannot be had")
+        if layers := [layer for feed in feeds for layer in feed.layers]:
+            if self.info.num_layers is None:
+                raise ModelError(f"{self.info.name} has no inner layers that its own head can read")
+            assert min(layers) >= 0 and max(layers) < self.info.num_layers, "a feed names a layer that is not there"
 
     def _follow(self) -> None:
         """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
@@ -156,31 +166,17 @@ class DecoderRuntime:
 
     def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
         """Run the pass. Returns the rows, and for each feed whether its values were finite."""
-        spans: list[Span] = []
-        tokens: list[int] = []
-        positions: list[int] = []
-        asked: list[int] = []
-        for feed, slot in zip(feeds, slots, strict=True):
-            row, count = len(tokens), len(feed.tokens)
-            spans.append(Span(slot.pool, slot.index, slot.length, count, row, feed.invariant))
-            tokens += feed.tokens
-            positions += range(slot.length, slot.length + count)
-            asked += [row + index for index in feed.asked]
-        num_asked, hidden = len(asked), any(feed.hidden for feed in feeds)
-        invariant = any(feed.invariant for feed in feeds)
-        if invariant:
-            # A matrix product of one row may run another kernel than one of two or more.
-            for column in (tokens, positions, asked):
-                column += column[:1] if len(column) == 1 else []
-        plan = Plan(spans, len(tokens), self._attention, self._index_device)
+        batch = Batch(feeds, slots)
+        plan = Plan(batch.spans, len(batch.tokens), self._attention, self._index_device)
         cache = SlotCache(plan, len(self._shell.layout))
         with ExitStack() as stack:
-            if invariant:
+            if batch.invariant:
                 stack.enter_context(invariant_rows())
                 stack.enter_context(SteadyElementwise())
-            logits, states = self._shell.run(cache, tokens, positions, asked, hidden=hidden)
-        rows = Rows(logits[:num_asked], None if states is None else states[:num_asked])
-        return rows, _finite_spans(cache, spans)
+            rows = self._shell.run(
+                cache, batch.tokens, batch.positions, batch.asked, hidden=batch.hidden, inner=batch.inner
+            )
+        return batch.unpad(rows), _finite_spans(cache, batch.spans)
 
 
 def _finite_spans(cache: SlotCache, spans: Sequence[Span]) -> list[bool]:

@@ -53,6 +53,12 @@ def sliding_layers(model: Any) -> set[int]:
     return {index for index, kind in enumerate(types) if kind == "sliding_attention"}
 
 
+def num_hidden_layers(model: Any) -> int | None:
+    """Return how many layers the config says the text decoder has; None where it does not say."""
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    return count if isinstance(count, int) else None
+
+
 def has_experts(model: Any) -> bool:
     """Return whether tokens are routed to experts, whose matrix products then see any number of rows."""
     config = text_config(model)
@@ -91,6 +97,8 @@ def describe(
     vocab_size: int,
     path: str,
     batch_invariant: bool,
+    hidden_states: bool,
+    num_layers: int | None,
     max_sequences: int | None,
     max_tokens: int | None,
 ) -> ModelInfo:
@@ -112,5 +120,8 @@ def describe(
         max_sequences=max_sequences,
         max_tokens=max_tokens,
         batch_invariant=batch_invariant,
+        hidden_states=hidden_states,
+        num_layers=num_layers,
+        tied_head=bool(getattr(model.config, "tie_word_embeddings", False)),
         path=path,
     )

@@ -19,12 +19,12 @@ from torch import nn
 from unspool.errors import ModelError
 from unspool.runtimes.attention import ATTENTION_NAME, attending, cache_dtype
 from unspool.runtimes.caches import LayoutCache, SlotCache
-from unspool.runtimes.families import has_experts, length_limit, sliding_layers, supports
+from unspool.runtimes.families import has_experts, length_limit, num_hidden_layers, sliding_layers, supports
 from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
 from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
+from unspool.runtimes.taps import HeadTap, LayerSearch, LayerTap, Place
 from unspool.runtimes.trees import (
-    HeadInput,
     borrowed_attention,
     copy_tree,
     fingerprint,
@@ -32,6 +32,7 @@ from unspool.runtimes.trees import (
     is_dispatched,
     set_attention,
 )
+from unspool.types import Rows
 
 # How far the trial may be from the model's own forward, relative to its largest logit.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -53,6 +54,8 @@ class Shell:
         vocab_size: width of the logits.
         version: counts how often the weights were found changed.
         batch_invariant: whether a row's bits can be kept free of its company: see `rows_are_independent`.
+        reads_head: whether what the head reads can be had.
+        layers: the decoder layers, where the head can read what is between them; else None.
 
     Raises:
         ModelError: the model cannot run on the slot cache; the message says why.
@@ -63,6 +66,8 @@ class Shell:
     report: PackReport
     device: torch.device
     batch_invariant: bool
+    reads_head: bool
+    layers: tuple[nn.Module, ...] | None
 
     def __init__(self, model: Any, *, own: bool, pack: Pack = "auto") -> None:
         self._source = None if own else weakref.ref(model)
@@ -91,41 +96,62 @@ class Shell:
         self.batch_invariant = on_cpu and not has_experts(model) and rows_are_independent(self.module)
 
     def run(
-        self, cache: Any, tokens: Sequence[int], positions: Sequence[int], asked: Sequence[int], *, hidden: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self,
+        cache: Any,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        asked: Sequence[int],
+        *,
+        hidden: Sequence[int] | None = None,
+        inner: Sequence[Place] | None = None,
+    ) -> Rows:
         """Run one flat pass.
 
         Args:
             cache: a SlotCache (or LayoutCache) made for this pass.
             tokens, positions: of each row.
             asked: rows whose logits are wanted; may be none, and may repeat.
-            hidden: whether the last hidden states of these rows are wanted as well.
+            hidden: rows of which is wanted what the head reads; None for none.
+            inner: rows and layers of which is wanted what the head makes of them; None for none.
 
         Returns:
-            logits [asked, vocab] and hidden [asked, width] or None, float32.
+            logits [asked, vocab], hidden [hidden, width] or None, inner [inner, vocab] or None.
         """
         ids = torch.tensor([tokens], device=self.device)
-        places = torch.tensor([positions], device=self.device)
+        options = {"position_ids": torch.tensor([positions], device=self.device), "past_key_values": cache}
         keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
-        # No layer sees this mask; without one, some models warn of padding where a prompt ends with that token.
-        mask = torch.ones_like(ids)
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
         with ExitStack() as stack:
             for context in (attending(cache), self._attention(), self._without_gradients()):
                 stack.enter_context(context)
-            states = stack.enter_context(HeadInput(self.module)) if hidden else None
-            output = self.module(
-                input_ids=ids,
-                position_ids=places,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-                **options,
-            )
-        found = [output.logits[0], states.rows() if states is not None else None]
-        logits, width = (rows if rows is None or self._keeps else rows[keep.to(rows.device)] for rows in found)
-        return _ordinary(logits), None if width is None else _ordinary(width)
+            with ExitStack() as taps:
+                head = taps.enter_context(HeadTap(self._head, keep)) if hidden is not None else None
+                layers = taps.enter_context(LayerTap(self.layers or (), inner)) if inner else None
+                logits = self._logits(ids, keep, is_tapped=head is not None, **options)
+            states = None if head is None else head.rows(hidden or ())
+            looks = None if inner is None else logits[:0]
+            if layers is not None:
+                looks = self._head(layers.states()[None])[0]
+        return Rows(
+            _ordinary(logits),
+            None if states is None else _ordinary(states),
+            None if looks is None else _ordinary(looks),
+        )
+
+    @property
+    def _head(self) -> nn.Module:
+        head: nn.Module | None = self.module.get_output_embeddings()
+        assert head is not None, "a model without an output layer was asked what it reads"
+        return head
+
+    def _logits(self, ids: torch.Tensor, keep: torch.Tensor, *, is_tapped: bool, **options: Any) -> torch.Tensor:
+        """Run the model. Returns the logits of the kept rows, which a tapped head computes alone in any case."""
+        if self._keeps and not is_tapped:
+            options["logits_to_keep"] = keep
+        # No layer sees this mask; without one, some models warn of padding where a prompt ends with that token.
+        mask = torch.ones_like(ids)
+        output = self.module(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **options)
+        logits: torch.Tensor = output.logits[0]
+        return logits if self._keeps or is_tapped else logits[keep.to(logits.device)]
 
     def _without_gradients(self) -> AbstractContextManager[Any]:
         # What a module of the caller's might keep must not be an inference tensor.
@@ -173,11 +199,16 @@ class Shell:
         return ", ".join(parts)
 
     def _reference(self) -> tuple[torch.Tensor, list[int]]:
-        """Return the model's own logits for a few tokens, and the tokens."""
+        """Return the model's own logits for a few tokens, and the tokens; see on the way what can be read of it."""
         vocab_size = self.module.get_input_embeddings().weight.shape[0]
         tokens = [vocab_size * part // 6 for part in (1, 2, 3, 4)]
-        with torch.no_grad():
+        search = LayerSearch(self.module, num_hidden_layers(self.module))
+        output_layer = self.module.get_output_embeddings()
+        head = HeadTap(nn.Identity() if output_layer is None else output_layer)
+        with torch.no_grad(), head, search:
             output = self.module(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
+        self.reads_head = head.states is not None and len(head.states) == len(tokens)
+        self.layers = search.found(head.states.shape[-1]) if head.states is not None and self.reads_head else None
         return output.logits[0].float(), tokens
 
     def _learn_layout(self) -> Layout:
@@ -201,9 +232,11 @@ class Shell:
         device = self.layout[0].device
         cache = SlotCache(Plan(first, half + len(tokens), "loop", device), len(self.layout))
         positions = [*range(half), *range(len(tokens))]
-        opening, _ = self._try(cache, tokens[:half] + tokens[::-1], positions, list(range(half)))
+        opening = self._try(cache, tokens[:half] + tokens[::-1], positions, list(range(half))).logits
         cache = SlotCache(Plan([Span(pool, 0, half, half, 0)], half, "loop", device), len(self.layout))
-        rest, _ = self._try(cache, tokens[half:], list(range(half, len(tokens))), list(range(half)))
+        # The second part goes the way of a pass whose hidden states are wanted, where there is one.
+        hidden = list(range(half)) if self.reads_head else None
+        rest = self._try(cache, tokens[half:], list(range(half, len(tokens))), list(range(half)), hidden=hidden).logits
         self.vocab_size = rest.shape[-1]
         reference = reference.to(rest.device)
         distance = (torch.cat([opening, rest]) - reference).abs().max()
@@ -212,9 +245,11 @@ class Shell:
             reason = f"gives other results on the slot cache ({float(distance):.2g} apart)"
             raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version")
 
-    def _try(self, cache: Any, tokens: list[int], positions: list[int], asked: list[int]) -> Any:
+    def _try(
+        self, cache: Any, tokens: list[int], positions: list[int], asked: list[int], hidden: list[int] | None = None
+    ) -> Rows:
         try:
-            return self.run(cache, tokens, positions, asked)
+            return self.run(cache, tokens, positions, asked, hidden=hidden)
         except ModelError:
             raise
         except Exception as error:

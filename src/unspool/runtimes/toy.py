@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 
+from unspool.errors import ModelError, OptionError
 from unspool.types import Feed, ModelInfo, Rows, Seq
+
+Table: TypeAlias = Callable[[tuple[int, ...]], Sequence[float]] | Mapping[int, Sequence[float]]
+"""What a model says after some tokens: a function of all of them, or a table from the newest one."""
 
 
 class ToyRuntime:
     """Answers with the probabilities that a function (or table) gives for the tokens so far.
 
     Args:
-        probabilities: called with all tokens of a sequence, returns one non-negative number a token of the vocabulary;
-            or a table from the newest token to such a row. Rows need not sum to 1; 0 is a token that never comes.
+        probabilities: of the next token, one non-negative number a token of the vocabulary. They need not sum to 1; 0
+            is a token that never comes.
         vocab_size: at least 1.
-        eos_token_ids, max_length, max_sequences, max_tokens: as in ModelInfo.
+        hidden: the newest token's hidden state, a vector of any one width; None for the probabilities themselves.
+        inner: called with all tokens and a layer, returns the probabilities that layer would give; None where there
+            are no layers to ask about.
+        num_layers: how many layers `inner` knows, at least 1; given together with it.
+        eos_token_ids, max_length, max_sequences, max_tokens, tied_head: as in ModelInfo.
 
     Every forward is noted in `passes` as the lengths of its feeds, so that a test can count work; `cached` shows what
-    each live sequence holds. Hidden states are the probabilities themselves.
+    each live sequence holds.
+
+    Raises:
+        OptionError: `inner` without `num_layers`, or the other way round.
     """
 
     def __init__(
         self,
-        probabilities: Callable[[tuple[int, ...]], Sequence[float]] | Mapping[int, Sequence[float]],
+        probabilities: Table,
         vocab_size: int,
         *,
+        hidden: Table | None = None,
+        inner: Callable[[tuple[int, ...], int], Sequence[float]] | None = None,
+        num_layers: int | None = None,
         eos_token_ids: tuple[int, ...] = (),
         max_length: int | None = None,
         max_sequences: int | None = None,
         max_tokens: int | None = None,
+        tied_head: bool = False,
     ) -> None:
-        self._probabilities = (
-            probabilities if callable(probabilities) else lambda tokens, table=probabilities: table[tokens[-1]]
-        )
+        if (inner is None) != (num_layers is None) or num_layers is not None and num_layers < 1:
+            raise OptionError(
+                "num_layers", num_layers, "must be at least 1 where `inner` is given, else None", "give both or neither"
+            )
+        self._probabilities = _function(probabilities)
+        self._hidden = self._probabilities if hidden is None else _function(hidden)
+        self._inner = inner
         self.cached: dict[Seq, tuple[int, ...]] = {}
         self.passes: list[tuple[int, ...]] = []
         self.num_forks = 0
@@ -46,22 +66,42 @@ class ToyRuntime:
             max_sequences=max_sequences,
             max_tokens=max_tokens,
             batch_invariant=True,
+            hidden_states=True,
+            num_layers=num_layers,
+            tied_head=tied_head,
             path="toy runtime: a table of probabilities",
         )
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
-        """Append the feeds and look their rows up; see Runtime.forward."""
+        """Append the feeds and look their rows up; see Runtime.forward.
+
+        Raises:
+            ModelError: a feed names layers, and there are none.
+        """
         grown = {feed.seq: self.cached.get(feed.seq, ()) + tuple(feed.tokens) for feed in feeds}
         assert len(grown) == len(feeds), "two feeds name the same sequence"
-        rows = [
-            self._probabilities(grown[feed.seq][: len(grown[feed.seq]) - len(feed.tokens) + index + 1])
-            for feed in feeds
-            for index in feed.asked
-        ]
-        table = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), self.info.vocab_size)
+        asked = [(feed, _until(grown[feed.seq], feed, index)) for feed in feeds for index in feed.asked]
+        shown = [(feed, index) for feed in feeds if feed.hidden for index in range(len(feed.tokens))]
+        logits = self._logs([self._probabilities(tokens) for _, tokens in asked])
+        hidden = [self._hidden(_until(grown[feed.seq], feed, index)) for feed, index in shown]
+        inner = [self._look(tokens, layer) for feed, tokens in asked for layer in feed.layers]
+        rows = Rows(
+            logits,
+            torch.tensor(hidden, dtype=torch.float32) if hidden else None,
+            self._logs(inner) if any(feed.layers for feed in feeds) else None,
+        )
         self.cached.update(grown)
         self.passes.append(tuple(len(feed.tokens) for feed in feeds))
-        return Rows(table.log(), table if any(feed.hidden for feed in feeds) else None)
+        return rows
+
+    def _look(self, tokens: tuple[int, ...], layer: int) -> Sequence[float]:
+        if self._inner is None or self.info.num_layers is None:
+            raise ModelError("this toy has no inner layers: give it `inner` and `num_layers`")
+        assert 0 <= layer < self.info.num_layers, f"layer {layer} of {self.info.num_layers}"
+        return self._inner(tokens, layer)
+
+    def _logs(self, rows: Sequence[Sequence[float]]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), self.info.vocab_size).log()
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork."""
@@ -77,3 +117,12 @@ class ToyRuntime:
     def release(self, seq: Seq) -> None:
         """Forget a sequence; see Runtime.release."""
         self.cached.pop(seq, None)
+
+
+def _function(table: Table) -> Callable[[tuple[int, ...]], Sequence[float]]:
+    return table if callable(table) else lambda tokens: table[tokens[-1]]
+
+
+def _until(tokens: tuple[int, ...], feed: Feed, index: int) -> tuple[int, ...]:
+    """Return the sequence up to token `index` of its newest feed."""
+    return tokens[: len(tokens) - len(feed.tokens) + index + 1]

@@ -94,29 +94,3 @@ def input_device(model: Any) -> torch.device:
     weight = model.get_input_embeddings().weight
     device: torch.device = weight.device
     return device if device.type != "meta" else torch.device("cpu")
-
-
-class HeadInput:
-    """While the context lasts, notes what goes into the language-model head."""
-
-    def __init__(self, model: Any) -> None:
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ModelError(f"{type(model).__name__} names no output layer, so hidden states cannot be had")
-        self._head: nn.Module = head
-        self._seen: torch.Tensor | None = None
-
-    def __enter__(self) -> HeadInput:
-        self._hook = self._head.register_forward_pre_hook(self._note)
-        return self
-
-    def _note(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._seen = inputs[0]
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def rows(self) -> torch.Tensor:
-        """Return what was seen: [rows, width]"""
-        assert self._seen is not None, "the head was not called"
-        return self._seen.reshape(-1, self._seen.shape[-1])

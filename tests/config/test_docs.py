@@ -27,7 +27,12 @@ def test_help_says_range_default_and_readers():
     text = help_for("top_p")
     assert "must be in (0, 1]" in text and "Default: None" in text and "Read by: sample" in text
     assert "only together with xtc_probability" in help_for("xtc_threshold")
-    assert "not in this version yet" in help_for("guidance_scale")
+    assert "only together with guidance_scale" in help_for("negative_prompt")
+    assert "only together with force_words_ids or force_words" in help_for("force_words_ordered")
+    assert "Read by: native API only: all" in help_for("negative_prompt")
+    assert "Read by: beam, beam_sample." in help_for("lookahead_steps")
+    assert "not in this version yet" in help_for("decoder_start_token_id")
+    assert "not in this version yet" not in help_for("guidance_scale")
     with pytest.raises(OptionError, match="name of an option"):
         help_for("topp")
 

@@ -2,13 +2,24 @@
 
 import copy
 import inspect
+import json
 import math
 import pickle
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from unspool.config import GROUPS, NO_EFFECT, OPTIONS, REFUSED, UNSET, GenerationConfig, standing
+from unspool.config import (
+    GROUPS,
+    NO_EFFECT,
+    OPTIONS,
+    REFUSED,
+    STRATEGIES,
+    UNSET,
+    GenerationConfig,
+    json_schema,
+    standing,
+)
 from unspool.errors import OptionError
 
 TINY = 1e-12
@@ -24,6 +35,8 @@ NUMBERS = {
     "num_return_sequences": ([1, 16], [0, -1, 1.5, True]),
     "num_beams": ([1, 4], [0, True]),
     "num_beam_groups": ([1, 4], [0]),
+    "lookahead_steps": ([1, 8], [0, -1, 1.5, True]),
+    "best_of": ([1, 16], [0, -1, 2.0, True, "4"]),
     "length_penalty": ([-2, 0.0, 2.5], [INF, -INF, NAN, True]),
     "diversity_penalty": ([0, 1.5], [-TINY, NAN]),
     "penalty_alpha": ([0, 0.6, 1], [-TINY, 1 + 1e-9]),
@@ -73,7 +86,7 @@ STRUCTURES = {
     "output_scores": ([(True, True)], [1]),
     "output_logits": ([(True, True)], [1]),
     "early_stopping": ([(True, True), ("never", "never")], [1, 0, "always"]),
-    "strategy": ([("greedy", "greedy"), ("beam", "beam")], ["fast", 1, ["greedy"]]),
+    "strategy": ([(name, name) for name in STRATEGIES], ["fast", 1, ["greedy"]]),
     "penalty_scope": ([("output", "output"), ("prompt_and_output", "prompt_and_output")], ["prompt", 1]),
     "num_assistant_tokens_schedule": ([("constant", "constant")], ["fast"]),
     "stop_strings": ([("\n", ("\n",)), (["a", "b"], ("a", "b")), ([], ())], ["", [""], 5, [5]]),
@@ -94,7 +107,24 @@ STRUCTURES = {
         ],
         [{(1,): INF}, {(1,): True}, {(): 1.0}, {"a": 1.0}, [[[1], 2.0, 3]], [[[1], 1.0], [[1], 2.0]], 5],
     ),
-    "force_words_ids": ([([[1], [[2], [3, 4]]], ((1,), ((2,), (3, 4))))], [[1], [[]], [[[]]], [[[1], 2]]]),
+    "force_words_ids": (
+        [
+            ([[1], [[2], [3, 4]]], ((1,), ((2,), (3, 4)))),
+            ([[1, None, 2, None, 3]], ((1, None, 2, None, 3),)),
+            ([[[1, None, 2], [3]]], (((1, None, 2), (3,)),)),
+        ],
+        [[1], [[]], [[[]]], [[[1], 2]], [[1, None]], [[None, 1]], [[None]], [[[1], [None, 2]]], [[-1]], [[True]]],
+    ),
+    "force_words": (
+        [("cat", ("cat",)), (["cat", ["dog", "wolf"]], ("cat", ("dog", "wolf"))), ([], ())],
+        ["", [""], [[]], [["dog", ""]], [5], 5, [[["dog"]]], {"cat": 1}],
+    ),
+    "force_words_ordered": ([(True, True), (False, False)], [1, "yes"]),
+    "negative_prompt": (
+        [("dull", "dull"), ("", ""), ([5, 7], (5, 7)), ((0,), (0,))],
+        [[], [-1], [1.5], ["dull"], 5, True, [True]],
+    ),
+    "best_of_by": ([("logprob", "logprob"), ("mbr", "mbr")], ["score", 1, True]),
     "exponential_decay_length_penalty": (
         [([5, 2], (5, 2.0)), ((0, 0.5), (0, 0.5))],
         [[5], [-1, 2.0], [5, 0], [0.5, 2]],
@@ -230,8 +260,55 @@ def test_flags_of_structures_take_json_or_the_bare_word():
     assert OPTIONS["early_stopping"].from_text("never") == "never"
     assert OPTIONS["early_stopping"].from_text("true") is True
     assert OPTIONS["dola_layers"].from_text("low") == "low"
+    assert OPTIONS["force_words_ids"].from_text("[[1, null, 2]]") == ((1, None, 2),)
+    assert OPTIONS["force_words"].from_text('["cat", ["dog", "wolf"]]') == ("cat", ("dog", "wolf"))
+    assert OPTIONS["force_words"].from_text("cat") == ("cat",)
+    assert OPTIONS["negative_prompt"].from_text("a dull tale") == "a dull tale"
+    assert OPTIONS["negative_prompt"].from_text("[5, 7]") == (5, 7)
     with pytest.raises(OptionError, match="bad_words_ids"):
         OPTIONS["bad_words_ids"].from_text("[[1")
+
+
+@pytest.mark.parametrize(("name", "pair"), [(name, one) for name, row in STRUCTURES.items() for one in row[0]])
+def test_json_of_a_normalised_value_is_accepted_and_fits_the_schema(name, pair):
+    text = json.dumps(OPTIONS[name].plain(pair[1]))
+    if OPTIONS[name].cli_type == "json":
+        assert OPTIONS[name].from_text(text) == pair[1]
+    if name in json_schema()["properties"]:
+        assert fits(json.loads(text), json_schema()["properties"][name]["anyOf"][0])
+
+
+@pytest.mark.parametrize("name", ["force_words", "force_words_ids", "negative_prompt", "lookahead_steps", "best_of_by"])
+def test_the_schema_refuses_what_the_check_refuses(name):
+    schema = json_schema()["properties"][name]["anyOf"][0]
+    for value in {**NUMBERS, **STRUCTURES}[name][1]:
+        assert not fits(value, schema) or value in ([[1, None]], [[None, 1]], [[None]], [[[1], [None, 2]]]), value
+
+
+def fits(value, schema):
+    """Return whether JSON fits a schema, as far as our schemas go; where a gap may stand is beyond them."""
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return any(type(value) is type(one) and value == one for one in schema["enum"])
+    if isinstance(value, list | tuple) and schema["type"] == "array":
+        head = schema.get("prefixItems", [])
+        rest = value[len(head) :]
+        return (
+            schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+            and all(fits(item, one) for item, one in zip(value, head, strict=False))
+            and all(fits(item, schema["items"]) for item in rest)
+        )
+    types = {"string": str, "boolean": bool, "null": type(None), "integer": int, "number": int | float}
+    if schema["type"] == "array" or not isinstance(value, types[schema["type"]]):
+        return False
+    if isinstance(value, bool):
+        return schema["type"] == "boolean"
+    if isinstance(value, str):
+        return len(value) >= schema.get("minLength", 0)
+    return value is None or (
+        value >= schema.get("minimum", value) and not value <= schema.get("exclusiveMinimum", value - 1)
+    )
 
 
 FULL = {

@@ -12,9 +12,9 @@ C = GenerationConfig
 
 
 @pytest.fixture
-def all_strategies(monkeypatch):
-    """The rules as they will be once every strategy is there."""
-    monkeypatch.setattr(names, "AVAILABLE_STRATEGIES", frozenset(STRATEGIES))
+def four_strategies(monkeypatch):
+    """The rules of a version that lacks most strategies."""
+    monkeypatch.setattr(names, "AVAILABLE_STRATEGIES", frozenset({"greedy", "sample", "beam", "beam_sample"}))
 
 
 def refusal(call, user=None, stored=None, **rest):
@@ -263,12 +263,40 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
         ({"return_dict_in_generate": True}, "return_dict_in_generate", "logprobs"),
         ({"do_sample": True, "strategy": "greedy"}, "do_sample", "leave `do_sample` out"),
         ({"do_sample": False, "strategy": "sample"}, "do_sample", "leave `do_sample` out"),
-        ({"guidance_scale": 1.5}, "guidance_scale", "leave it out"),
+        ({"negative_prompt": "dull"}, "negative_prompt", "set it"),
+        ({"negative_prompt": [5], "guidance_scale": 1.0}, "negative_prompt", "set it"),
+        ({"lookahead_steps": 3}, "lookahead_steps", "set num_beams above 1"),
+        ({"lookahead_steps": 3, "do_sample": True}, "lookahead_steps", "set num_beams above 1"),
+        ({"lookahead_steps": 3, "num_beams": 4, "strategy": "stochastic_beam"}, "lookahead_steps", "beam, beam_sample"),
+        (
+            {"lookahead_steps": 3, "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+            "lookahead_steps",
+            "leave `num_beam_groups` out",
+        ),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "force_words": ["cat"]},
+            "num_beam_groups",
+            "leave `force_words` out",
+        ),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "top_p": 0.9}, "top_p", "never draws"),
+        ({"force_words_ordered": True}, "force_words_ordered", "force_words_ids (or force_words)"),
+        ({"force_words_ordered": True, "num_beams": 4}, "force_words_ordered", "force_words_ids (or force_words)"),
+        ({"best_of_by": "mbr", "best_of": None}, "best_of_by", "set best_of"),
+        ({"best_of_by": "mbr", "do_sample": True}, "best_of_by", "set best_of"),
+        ({"best_of": 4, "do_sample": False}, "best_of", "do_sample=True"),
+        ({"best_of": 4, "temperature": 0}, "best_of", "temperature above 0"),
+        ({"best_of": 4, "num_beams": 4}, "best_of", "leave `num_beams` out"),
+        ({"best_of": 4, "prompt_lookup_num_tokens": 3}, "best_of", "leave `prompt_lookup_num_tokens` out"),
+        ({"best_of": 4, "penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha", "leave `best_of` out"),
+        ({"best_of": 4, "strategy": "sample"}, "best_of", "name a strategy that reads it: best_of"),
+        ({"penalty_alpha": 0.6, "do_sample": True}, "penalty_alpha", "with do_sample=False"),
+        ({"num_beams": 4, "strategy": "greedy"}, "num_beams", "beam_sample, diverse_beam"),
+        ({"xtc_threshold": 0.2}, "xtc_threshold", "do_sample=True"),
         ({"decoder_start_token_id": 2}, "decoder_start_token_id", "leave it out"),
         ({"forced_eos_token_id": 3, "suppress_tokens": [3, 4]}, "forced_eos_token_id", "take it out"),
     ],
 )
-def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint, all_strategies):
+def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint):
     error = refusal(call)
     assert error.option == option
     assert hint in error.hint
@@ -309,14 +337,14 @@ def test_partners_are_on_wherever_they_come_from():
         ({"strategy": "dola", "dola_layers": "low"}, "strategy", "dola"),
     ],
 )
-def test_a_strategy_that_is_not_there_yet_is_refused_by_name(call, option, strategy):
+def test_a_strategy_that_is_not_there_yet_is_refused_by_name(call, option, strategy, four_strategies):
     error = refusal(call)
     assert error.option == option
     assert f"strategy {strategy}, which is not in this version yet" in str(error)
     assert "there is beam, beam_sample, greedy, sample" in error.hint
 
 
-def test_a_stored_strategy_that_is_not_there_says_how_to_override_it():
+def test_a_stored_strategy_that_is_not_there_says_how_to_override_it(four_strategies):
     error = refusal({}, None, C(penalty_alpha=0.6, top_k=4))
     assert (error.option, error.hint) == (
         "penalty_alpha",
@@ -341,18 +369,31 @@ def test_a_stored_strategy_that_is_not_there_says_how_to_override_it():
         ({"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 3}, "assisted"),
         ({"prompt_lookup_num_tokens": 3, "temperature": 0.7}, "assisted"),
         ({"dola_layers": "low"}, "dola"),
+        ({"dola_layers": "low", "do_sample": True, "top_p": 0.9}, "dola"),
+        ({"best_of": 4}, "best_of"),
+        ({"best_of": 4, "num_return_sequences": 4, "best_of_by": "mbr", "temperature": 0.7}, "best_of"),
+        ({"best_of": 4, "dola_layers": "low"}, "best_of"),
+        ({"prompt_lookup_num_tokens": 3, "dola_layers": "low"}, "assisted"),
+        ({"num_beams": 4, "lookahead_steps": 2}, "beam"),
+        ({"num_beams": 4, "lookahead_steps": 2, "temperature": 0.7}, "beam_sample"),
+        ({"num_beams": 4, "force_words": ["cat", ["dog", "wolf"]], "force_words_ordered": True}, "constrained_beam"),
+        ({"num_beams": 4, "force_words_ids": [[1, None, 2]], "force_words": ["cat"]}, "constrained_beam"),
         ({"strategy": "beam", "num_beams": 3}, "beam"),
         ({"strategy": "beam_sample", "num_beams": 3}, "beam_sample"),
+        ({"strategy": "stochastic_beam", "num_beams": 3, "num_return_sequences": 3}, "stochastic_beam"),
+        ({"strategy": "stochastic_beam", "num_beams": 3, "temperature": 0.7, "top_p": 0.9}, "stochastic_beam"),
+        ({"strategy": "best_of", "best_of": 3}, "best_of"),
+        ({"strategy": "diverse_beam", "num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1}, "diverse_beam"),
     ],
 )
-def test_options_choose_the_strategy_that_transformers_would(all_strategies, call, strategy):
+def test_options_choose_the_strategy_that_transformers_would(call, strategy):
     config = resolve(call)
     assert config.strategy == strategy
-    assert config.asked == call.keys() - {"do_sample"}
+    assert config.asked == call.keys() - ({"do_sample"} if not call.get("do_sample") else set())
     assert all(getattr(config, name) == getattr(C(**call), name) for name in config.asked)
 
 
-def test_the_choice_agrees_with_transformers_generation_mode(all_strategies):
+def test_the_choice_agrees_with_transformers_generation_mode():
     transformers = pytest.importorskip("transformers")
     theirs = {
         "greedy_search": "greedy",
@@ -370,7 +411,8 @@ def test_the_choice_agrees_with_transformers_generation_mode(all_strategies):
         for extra in ({}, {"penalty_alpha": 0.6, "top_k": 4}, {"prompt_lookup_num_tokens": 3}, {"dola_layers": "low"})
         if beams == 1 or not extra
     ]
-    tables += [{"num_beams": 4, "num_beam_groups": 2, "do_sample": False}, {"num_beams": 4, "force_words_ids": [[1]]}]
+    groups = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "do_sample": False}
+    tables += [groups, {"num_beams": 4, "force_words_ids": [[1]]}]
     for call in tables:
         if call.get("penalty_alpha") and call["do_sample"]:
             continue  # transformers ignores penalty_alpha here; asked, it is an error of ours
@@ -382,7 +424,21 @@ def test_the_choice_agrees_with_transformers_generation_mode(all_strategies):
     ("call", "option"),
     [
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
-        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups"),
+        ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 0.5}, "num_beam_groups"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups"),
+        ({"force_words": ["cat"]}, "force_words"),
+        ({"force_words": ["cat"], "num_beams": 4, "do_sample": True}, "do_sample"),
+        ({"strategy": "stochastic_beam"}, "strategy"),
+        ({"strategy": "stochastic_beam", "num_beams": 1}, "strategy"),
+        ({"strategy": "stochastic_beam", "num_beams": 3, "do_sample": False}, "do_sample"),
+        ({"strategy": "stochastic_beam", "num_beams": 3, "temperature": 0}, "temperature"),
+        ({"strategy": "stochastic_beam", "num_beams": 3, "num_return_sequences": 4}, "num_return_sequences"),
+        ({"strategy": "stochastic_beam", "num_beams": 3, "length_penalty": 0.5}, "length_penalty"),
+        ({"strategy": "best_of"}, "strategy"),
+        ({"strategy": "best_of", "best_of": 3, "temperature": 0}, "temperature"),
+        ({"strategy": "best_of", "best_of": 3, "do_sample": False}, "do_sample"),
+        ({"best_of": 3, "num_return_sequences": 4}, "best_of"),
+        ({"strategy": "beam_sample", "temperature": 0}, "strategy"),
         ({"force_words_ids": [[1]]}, "force_words_ids"),
         ({"num_beams": 4, "num_beam_groups": 2, "do_sample": True}, "do_sample"),
         ({"num_beams": 4, "penalty_alpha": 0.6}, "penalty_alpha"),
@@ -394,8 +450,94 @@ def test_the_choice_agrees_with_transformers_generation_mode(all_strategies):
         ({"strategy": "greedy", "num_beams": 4}, "num_beams"),
     ],
 )
-def test_contradictions_of_the_searches_are_refused(all_strategies, call, option):
+def test_contradictions_of_the_searches_are_refused(call, option):
     assert refusal(call).option == option
+
+
+def test_what_does_not_fit_is_said_with_both_numbers():
+    error = refusal({"best_of": 3, "num_return_sequences": 4})
+    assert error.allowed == "does not fit: best_of (3) must be at least num_return_sequences (4)"
+    assert error.hint == "raise `best_of` or lower `num_return_sequences`"
+    assert refusal({"num_return_sequences": 4}, None, C(best_of=3, do_sample=True)).option == "num_return_sequences"
+    assert "diversity_penalty" in refusal({"num_beams": 4, "num_beam_groups": 2}).hint
+
+
+def test_equal_groups_of_a_stored_config_are_no_error_of_the_call():
+    assert resolve({}, None, C(num_beams=4, num_beam_groups=2)).strategy == "diverse_beam"
+
+
+@pytest.mark.parametrize("named", ["sample", "beam_sample"])
+def test_without_draws_the_named_strategies_take_the_best(named):
+    config = resolve({"strategy": named, "num_beams": 3 if "beam" in named else 1, "temperature": 0})
+    assert (config.strategy, config.do_sample) == (named.replace("_sample", "").replace("sample", "greedy"), False)
+
+
+NEEDED = {
+    "sample": {"do_sample": True},
+    "beam": {"num_beams": 4},
+    "beam_sample": {"num_beams": 4, "do_sample": True},
+    "diverse_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "constrained_beam": {"num_beams": 4, "force_words_ids": [[1]]},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+    "assisted": {"prompt_lookup_num_tokens": 3},
+    "dola": {"dola_layers": "low"},
+    "best_of": {"best_of": 4},
+    "stochastic_beam": {"strategy": "stochastic_beam", "num_beams": 4},
+    "greedy": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lookahead_steps", 2),
+        ("num_beam_groups", 2),
+        ("diversity_penalty", 0.5),
+        ("force_words_ordered", True),
+        ("length_penalty", 0.5),
+        ("early_stopping", True),
+        ("best_of_by", "mbr"),
+        ("num_assistant_tokens", 3),
+        ("num_return_sequences", 2),
+    ],
+)
+@pytest.mark.parametrize("strategy", NEEDED)
+def test_each_strategy_reads_its_own_options_and_refuses_the_others(strategy, option, value):
+    assert NEEDED.keys() == set(STRATEGIES)
+    call = {option: value, **NEEDED[strategy]}
+    if strategy in OPTIONS[option].read_by:
+        config = resolve(call)
+        assert (config.strategy, getattr(config, option)) == (strategy, getattr(C(**call), option))
+    elif option == "num_beam_groups" and strategy == "beam":
+        assert resolve(call | {"diversity_penalty": 0.5}).strategy == "diverse_beam"
+    else:
+        error = refusal(call)
+        assert error.option in (option, "do_sample")
+        assert error.hint
+
+
+@pytest.mark.parametrize("strategy", NEEDED)
+@pytest.mark.parametrize(
+    "options", [{"dola_layers": "high"}, {"guidance_scale": 1.5}, {"guidance_scale": 1.5, "negative_prompt": [3]}]
+)
+def test_every_strategy_reads_what_changes_the_models_own_rows(strategy, options):
+    config = resolve({**NEEDED[strategy], **options})
+    assert config.strategy == ("dola" if strategy in ("greedy", "sample") and "dola_layers" in options else strategy)
+    assert all(getattr(config, name) == getattr(C(**options), name) for name in options)
+
+
+def test_texts_belong_to_the_native_api():
+    for call in ({"num_beams": 4, "force_words": ["cat"]}, {"guidance_scale": 1.5, "negative_prompt": "dull"}):
+        assert resolve(call).asked == call.keys()
+        error = refusal(call, drop_in=True)
+        assert error.option in ("force_words", "negative_prompt")
+        assert "unspool.load(...).generate" in error.hint
+
+
+def test_the_drop_in_draws_the_best_of_several_only_when_told_to_draw():
+    assert refusal({"best_of": 4}, drop_in=True).option == "best_of"
+    assert resolve({"best_of": 4, "do_sample": True}, drop_in=True).strategy == "best_of"
+    assert resolve({}, None, C(best_of=4)).best_of is None
 
 
 # Stored configs
@@ -434,7 +576,7 @@ _values = st.one_of(
     st.integers(-2, 300),
     st.floats(allow_nan=True, allow_infinity=True),
     st.floats(0, 1),
-    st.sampled_from(["", "never", "greedy", "sample", "beam", "output", "low", "\n", "constant", "user"]),
+    st.sampled_from(["", "never", *STRATEGIES, "output", "low", "\n", "constant", "user", "mbr", "cat"]),
     st.lists(st.integers(-1, 9), max_size=3),
     st.lists(st.lists(st.integers(0, 9), max_size=2), max_size=2),
     st.dictionaries(st.tuples(st.integers(0, 9)), st.floats(-5, 5), max_size=2),
@@ -457,7 +599,7 @@ def options(draw):
 @given(options(), options(), st.booleans(), st.booleans())
 def test_any_options_resolve_or_are_refused_by_the_name_of_one_of_them(call, below, drop_in, everything):
     available = names.AVAILABLE_STRATEGIES
-    names.AVAILABLE_STRATEGIES = frozenset(STRATEGIES) if everything else available
+    names.AVAILABLE_STRATEGIES = available if everything else frozenset({"greedy", "sample", "beam"})
     try:
         config = resolve(call, None, C.from_stored(below), drop_in=drop_in)
     except OptionError as error:

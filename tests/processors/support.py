@@ -17,6 +17,7 @@ OPTIONS = (
     *("prompt_ignore_length", "penalty_scope", "penalty_exclude"),
     *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_sequence_breakers", "dry_range"),
     *("xtc_probability", "xtc_threshold", "xtc_exclude"),
+    "penalty_alpha",
 )
 """Every attribute that a processor reads from its config."""
 
@@ -24,6 +25,7 @@ INF = float("inf")
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sequence_bias": [{(3,): 1.5, (4, 5): 2.0, (1, 4, 5): -3.0}, {(2,): -1.0}, {(5, 6): 4.0, (6,): 1.0}],
+    "diversity_penalty": [0.5, 10.0, 0.1],
     "encoder_repetition_penalty": [1.5, 0.8, 3.0],
     "repetition_penalty": [1.5, 0.8, 3.0],
     "presence_penalty": [0.5, -0.25, 1.75],
@@ -99,9 +101,20 @@ def state_of(name: str, request: Context, output: Sequence[int] = ()) -> Any:
     return state
 
 
-def applied(name: str, states: Sequence[Any], scores: torch.Tensor, position: int = 0) -> torch.Tensor:
-    """Return what the processor makes of a copy of the scores; row r draws under seed r."""
-    keys = [RowKey(seed=row, output=0, position=position) for row in range(len(states))]
+AVOIDED = ((7, 2, 7), (3,), (0, 1, 2, 0))
+"""What rows 0, 1, 2 are to avoid, where no test says otherwise; the rows behind, nothing."""
+
+
+def applied(
+    name: str,
+    states: Sequence[Any],
+    scores: torch.Tensor,
+    position: int = 0,
+    avoid: Sequence[tuple[int, ...]] = AVOIDED,
+) -> torch.Tensor:
+    """Return what the processor makes of a copy of the scores; row r draws under seed r and avoids `avoid[r]`."""
+    avoid = [*avoid, *[()] * len(states)]
+    keys = [RowKey(seed=row, output=0, position=position, avoid=avoid[row]) for row in range(len(states))]
     return PROCESSORS[name].apply(states, scores.clone(), keys)
 
 

@@ -52,6 +52,7 @@ def test_it_is_off_where_its_option_is_not_set(name: str):
 
 OFF = {
     "sequence_bias": [{}],
+    "diversity_penalty": [0.0],
     "encoder_repetition_penalty": [1.0],
     "repetition_penalty": [1.0],
     "presence_penalty": [0.0],
@@ -88,7 +89,7 @@ def test_a_row_comes_out_the_same_bit_for_bit_alone_and_beside_rows_with_other_p
     together = applied(name, states, scores)
     assert not torch.equal(together, scores), "the example must show the processor at work"
     for row in range(3):
-        if name == "xtc":  # its keys go by row
+        if name in ("xtc", "diversity_penalty"):  # their keys go by row
             alone = applied(name, [states[row]] * (row + 1), scores[row : row + 1].expand(row + 1, -1))[row:]
         else:
             alone = applied(name, [states[row]], scores[row : row + 1])

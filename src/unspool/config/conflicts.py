@@ -24,8 +24,12 @@ def check_conflicts(values: Mapping[str, Any], asked: frozenset[str], strategy: 
     _check_lengths(values, asked, "min_new_tokens", "max_new_tokens")
     _check_lengths(values, asked, "min_length", "max_length")
     _check_forced(values, asked)
-    if strategy in BEAMS:
+    if strategy in BEAMS or strategy == "stochastic_beam":
         _check_beams(values, asked)
+    if strategy == "diverse_beam":
+        _check_diversity(values, asked)
+    if strategy == "best_of":
+        _check_best_of(values, asked)
 
 
 def _check_lengths(values: Mapping[str, Any], asked: frozenset[str], least: str, most: str) -> None:
@@ -52,13 +56,34 @@ def _check_forced(values: Mapping[str, Any], asked: frozenset[str]) -> None:
 def _check_beams(values: Mapping[str, Any], asked: frozenset[str]) -> None:
     beams, groups, outputs = values["num_beams"], values["num_beam_groups"], values["num_return_sequences"]
     if beams < 2:
-        named = "force_words_ids" if "force_words_ids" in asked else "num_beams"
+        named = _first_asked(asked, "force_words_ids", "force_words", "num_beams")
         raise OptionError(named, values[named], "needs `num_beams` above 1", "set num_beams=2 or more")
     if outputs > beams:
-        named = "num_return_sequences" if "num_return_sequences" in asked else "num_beams"
+        named = _first_asked(asked, "num_return_sequences", "num_beams")
         allowed = f"does not fit: num_return_sequences ({outputs}) must be at most num_beams ({beams})"
         raise OptionError(named, values[named], allowed, "raise `num_beams` or lower `num_return_sequences`")
     if beams % groups:
-        named = "num_beam_groups" if "num_beam_groups" in asked else "num_beams"
+        named = _first_asked(asked, "num_beam_groups", "num_beams")
         allowed = f"does not fit: num_beam_groups ({groups}) must divide num_beams ({beams})"
         raise OptionError(named, values[named], allowed, "change one of the two")
+
+
+def _check_diversity(values: Mapping[str, Any], asked: frozenset[str]) -> None:
+    if values["diversity_penalty"] or "num_beam_groups" not in asked:
+        return
+    allowed = "needs `diversity_penalty` above 0, or all groups would find the same"
+    raise OptionError("num_beam_groups", values["num_beam_groups"], allowed, "set diversity_penalty, such as 0.5")
+
+
+def _check_best_of(values: Mapping[str, Any], asked: frozenset[str]) -> None:
+    samples, outputs = values["best_of"], values["num_return_sequences"]
+    if samples >= outputs:
+        return
+    named = _first_asked(asked, "best_of", "num_return_sequences")
+    allowed = f"does not fit: best_of ({samples}) must be at least num_return_sequences ({outputs})"
+    raise OptionError(named, values[named], allowed, "raise `best_of` or lower `num_return_sequences`")
+
+
+def _first_asked(asked: frozenset[str], *names: str) -> str:
+    """Return the first of the names that was asked for, else the last."""
+    return next((name for name in names if name in asked), names[-1])

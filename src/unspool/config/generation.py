@@ -27,7 +27,6 @@ from unspool.errors import OptionError
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "n": "num_return_sequences",
-    "best_of": "num_return_sequences",
     "stop": "stop_strings",
     "stop_sequences": "stop_strings",
     "stop_token_ids": "eos_token_id",

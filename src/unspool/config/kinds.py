@@ -159,6 +159,49 @@ def texts() -> Kind:
     return Kind(words=words, parse=parse, cli_type="str", metavar="TEXT", schema=schema, multiple=True, dump=as_lists)
 
 
+def wordings() -> Kind:
+    """Strings, or lists of alternatives to one --> tuple[str | tuple[str, ...], ...]"""
+
+    def parse_text(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise Unfit
+        return value
+
+    def parse_one(value: Any) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            return parse_text(value)
+        several = tuple(parse_text(one) for one in items(value))
+        if not several:
+            raise Unfit
+        return several
+
+    def parse(value: Any) -> tuple[str | tuple[str, ...], ...]:
+        return (parse_text(value),) if isinstance(value, str) else tuple(parse_one(one) for one in items(value))
+
+    one = {"type": "string", "minLength": 1}
+    several = {"type": "array", "items": one, "minItems": 1}
+    schema = {"anyOf": [one, {"type": "array", "items": {"anyOf": [one, several]}}]}
+    words = "must be a text, or a list of texts and of lists of alternative texts, none of them empty"
+    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+
+
+def text_or_tokens() -> Kind:
+    """A text, or token ids, at least one --> str | tuple[int, ...]"""
+
+    def parse(value: Any) -> str | tuple[int, ...]:
+        if isinstance(value, str):
+            return value
+        tokens = tuple(whole(token) for token in items(value))
+        if not tokens or min(tokens) < 0:
+            raise Unfit
+        return tokens
+
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    schema = {"anyOf": [{"type": "string"}, ids]}
+    words = "must be a text, or a list of token ids"
+    return Kind(words=words, parse=parse, cli_type="json", metavar="TEXT", schema=schema, dump=as_lists)
+
+
 def names(allowed: tuple[str, ...]) -> Kind:
     """Some of the allowed names, in any order, each at most once --> tuple[str, ...]"""
 

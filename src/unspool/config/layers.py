@@ -15,7 +15,15 @@ from unspool.config.foreign import NO_EFFECT, REFUSED, is_set
 from unspool.config.generation import OPTIONS, GenerationConfig, build, check_foreign
 from unspool.config.option import UNSET, Option
 from unspool.config.order import complete_order
-from unspool.config.strategies import BEAMS, EITHER, NEEDS, NEVER_SAMPLING, SELECTED_BY, choose_strategy, meets_needs
+from unspool.config.strategies import (
+    ALWAYS_SAMPLING,
+    EITHER,
+    NEEDS,
+    NEVER_SAMPLING,
+    SELECTED_BY,
+    choose_strategy,
+    meets_needs,
+)
 from unspool.errors import OptionError
 
 NATIVE_MAX_NEW_TOKENS: Final = 256
@@ -150,8 +158,8 @@ class _Resolution:
         always_best = self.values["temperature"] == 0
         if self.custom is not None:
             return self.custom, not always_best and self._wants_sampling(None)
-        if named == "sample" and always_best:
-            named = None
+        if always_best and named in ALWAYS_SAMPLING:
+            named = self._without_draws(named)
         do_sample = False if always_best else self._wants_sampling(named)
         strategy = named or choose_strategy(self.values, do_sample=do_sample, assistant=self.assistant)
         if strategy in NEVER_SAMPLING and do_sample:
@@ -163,6 +171,13 @@ class _Resolution:
         if named and not meets_needs(strategy, self.values, assistant=self.assistant):
             raise OptionError("strategy", strategy, f"needs {NEEDS[strategy]}", "give it, or leave `strategy` out")
         return strategy, do_sample
+
+    def _without_draws(self, named: str) -> str | None:
+        """Return what temperature=0 makes of a strategy that draws; None has the other options decide."""
+        if named in ("sample", "beam_sample"):
+            return None if named == "sample" else "beam"
+        allowed = f"must be above 0 with the strategy {named}, whose outputs would all be the same"
+        raise OptionError("temperature", self.values["temperature"], allowed, "leave it out, or name another strategy")
 
     def _wants_sampling(self, named: str | None) -> bool:
         explicit: bool | None = self.values["do_sample"] if "do_sample" in self.layer else None
@@ -222,7 +237,7 @@ class _Resolution:
                     name, value, f"needs {strategies.NOT_YET[name]}, which is not in this version yet", "leave it out"
                 )
             if not self._reads(row, strategy, do_sample):
-                raise OptionError(name, value, *self._why_unread(row, strategy))
+                raise OptionError(name, value, *self._why_unread(row, strategy, do_sample))
             if row.partners and not any(self._is_on(partner) for partner in row.partners):
                 partners = " or ".join(f"`{partner}`" for partner in row.partners)
                 raise OptionError(name, value, f"is read only together with {partners}", "set it, or leave this out")
@@ -235,7 +250,7 @@ class _Resolution:
         hint = f"it stands in the model's stored config: override it with {row.name}={row.off!r}"
         raise OptionError(row.name, value, row.range, hint)
 
-    def _why_unread(self, row: Option, strategy: str) -> tuple[str, str]:
+    def _why_unread(self, row: Option, strategy: str, do_sample: bool) -> tuple[str, str]:
         """Return (what is wrong, what to do)."""
         out = f"leave `{row.name}` out"
         if row.door == "drop_in" and not self.drop_in:
@@ -248,14 +263,26 @@ class _Resolution:
             return allowed, f"set do_sample=True{beams} for more than one output"
         if row.samples and self.values["temperature"] == 0:
             return allowed, f"{out}, since temperature=0 always takes the best token, or set temperature above 0"
-        if row.samples or "sample" in row.read_by:
+        draws = row.samples or "sample" in row.read_by
+        if draws and strategy in NEVER_SAMPLING - {"greedy", "beam"}:
+            return allowed, f"{out}: that strategy never draws"
+        if draws and not do_sample:
             return allowed, f"set do_sample=True, or {out}"
-        if row.read_by != "all" and not row.read_by & strategies.AVAILABLE_STRATEGIES:
-            return allowed, f"{out}: the strategies that read it are not in this version yet"
-        if BEAMS & set(row.read_by):
-            return allowed, f"set {NEEDS['beam' if 'beam' in row.read_by else 'diverse_beam']}, or {out}"
-        readers = [name for name in strategies.STRATEGIES if name in row.read_by]
-        return allowed, f"set {NEEDS[readers[0]]}, or {out}"
+        return allowed, self._how_to_be_read(row, strategy, do_sample, out)
+
+    def _how_to_be_read(self, row: Option, strategy: str, do_sample: bool, out: str) -> str:
+        """Return the change of options that leads to a strategy which reads this one."""
+        there = strategies.AVAILABLE_STRATEGIES
+        readers = [name for name in strategies.STRATEGIES if name in row.read_by and name in there]
+        if not readers:
+            return f"{out}: the strategies that read it are not in this version yet"
+        if self.values["strategy"] is not None:
+            return f"{out}, or name a strategy that reads it: {', '.join(readers)}"
+        culprit = next((name for name in SELECTED_BY.get(strategy, ()) if self._is_on(name)), None)
+        if culprit and any(meets_needs(name, self.values, assistant=self.assistant) for name in readers):
+            return f"leave `{culprit}` out, or {out}"
+        greedily = " with do_sample=False" if do_sample and readers[0] in NEVER_SAMPLING else ""
+        return f"set {NEEDS[readers[0]]}{greedily}, or {out}"
 
     def _final(self, row: Option, strategy: str, do_sample: bool) -> Any:
         if not self._reads(row, strategy, do_sample) or row.name in strategies.NOT_YET:

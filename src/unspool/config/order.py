@@ -12,6 +12,7 @@ from typing import Final
 # every score that may still be sampled; then temperature and the truncations, which act on what is left.
 PROCESSOR_ORDER: Final[tuple[str, ...]] = (
     "sequence_bias",
+    "diversity_penalty",
     "encoder_repetition_penalty",
     "repetition_penalty",
     "presence_penalty",

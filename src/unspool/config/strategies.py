@@ -18,44 +18,51 @@ StrategyName: TypeAlias = Literal[
     "contrastive",
     "assisted",
     "dola",
+    "best_of",
+    "stochastic_beam",
 ]
 
 STRATEGIES: Final[tuple[str, ...]] = get_args(StrategyName)
 
-AVAILABLE_STRATEGIES: frozenset[str] = frozenset({"greedy", "sample", "beam", "beam_sample"})
-"""The strategies of this version. The others are known by name, so that options can be checked and explained."""
+AVAILABLE_STRATEGIES: frozenset[str] = frozenset(STRATEGIES)
+"""The strategies of this version. Others may be known by name, so that options can be checked and explained."""
 
 NOT_YET: Mapping[str, str] = {
-    "guidance_scale": "guidance with a negative prompt",
     "decoder_start_token_id": "encoder-decoder models",
 }
 """Options that work within any strategy, but wait for a part this version lacks: option --> the part."""
 
 BEAMS: Final = frozenset({"beam", "beam_sample", "diverse_beam", "constrained_beam"})
-SAMPLING: Final = frozenset({"sample", "beam_sample", "assisted", "dola"})
+SAMPLING: Final = frozenset({"sample", "beam_sample", "assisted", "dola", "best_of", "stochastic_beam"})
 EITHER: Final = frozenset({"assisted", "dola"})
 """Strategies that draw when `do_sample` is True and take the best token otherwise."""
+ALWAYS_SAMPLING: Final = SAMPLING - EITHER
 NEVER_SAMPLING: Final = frozenset(STRATEGIES) - SAMPLING
 
 SELECTED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "beam": ("num_beams",),
     "beam_sample": ("num_beams",),
     "diverse_beam": ("num_beam_groups", "num_beams"),
-    "constrained_beam": ("force_words_ids",),
+    "constrained_beam": ("force_words_ids", "force_words"),
     "contrastive": ("penalty_alpha",),
     "assisted": ("prompt_lookup_num_tokens",),
     "dola": ("dola_layers",),
+    "best_of": ("best_of",),
+    "stochastic_beam": ("num_beams",),
 }
 """The options whose values lead to a strategy, the most telling first."""
 
 NEEDS: Final[Mapping[str, str]] = {
+    "sample": "do_sample=True",
     "beam": "num_beams above 1",
     "beam_sample": "num_beams above 1",
     "diverse_beam": "num_beams above 1 and num_beam_groups above 1",
-    "constrained_beam": "force_words_ids and num_beams above 1",
+    "constrained_beam": "force_words_ids (or force_words) and num_beams above 1",
     "contrastive": "penalty_alpha above 0 and top_k above 1",
     "assisted": "prompt_lookup_num_tokens or an assistant model",
     "dola": "dola_layers",
+    "best_of": "best_of",
+    "stochastic_beam": "num_beams above 1",
 }
 """What a strategy cannot go without, in words."""
 
@@ -70,15 +77,17 @@ def choose_strategy(values: Mapping[str, Any], *, do_sample: bool, assistant: bo
     """
     chosen = _base_strategy(values, do_sample)
     if chosen in ("greedy", "sample"):
-        if values["dola_layers"] is not None:
-            return "dola"
         if assistant or values["prompt_lookup_num_tokens"] is not None:
             return "assisted"
+        if values["best_of"] is not None and do_sample:
+            return "best_of"
+        if values["dola_layers"] is not None:
+            return "dola"
     return chosen
 
 
 def _base_strategy(values: Mapping[str, Any], do_sample: bool) -> str:
-    if values["force_words_ids"]:
+    if values["force_words_ids"] or values["force_words"]:
         return "constrained_beam"
     if values["num_beams"] > 1:
         if values["num_beam_groups"] > 1:
@@ -96,9 +105,11 @@ def meets_needs(strategy: str, values: Mapping[str, Any], *, assistant: bool = F
         "beam": beams,
         "beam_sample": beams,
         "diverse_beam": beams and groups,
-        "constrained_beam": beams and bool(values["force_words_ids"]),
+        "constrained_beam": beams and bool(values["force_words_ids"] or values["force_words"]),
         "contrastive": (values["penalty_alpha"] or 0) > 0 and (values["top_k"] or 0) > 1,
         "assisted": assistant or values["prompt_lookup_num_tokens"] is not None,
         "dola": values["dola_layers"] is not None,
+        "best_of": values["best_of"] is not None,
+        "stochastic_beam": beams,
     }
     return needs.get(strategy, True)

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 from unspool.config.kinds import Kind, Unfit, as_lists, finite, integer, items, whole
 
 TokenIds: TypeAlias = tuple[int, ...]
+Template: TypeAlias = tuple[int | None, ...]
+"""Token ids, with None for a gap of any length."""
 
 
 class TokenBiases(Mapping[TokenIds, float]):
@@ -83,19 +85,29 @@ def sequences() -> Kind:
 
 
 def forced_words() -> Kind:
-    """Token sequences, or lists of alternatives to one --> tuple[tuple[int, ...] | tuple[tuple[int, ...], ...], ...]"""
+    """Token sequences with gaps (None), or lists of alternatives to one --> tuple of sequences or of alternatives"""
 
-    def parse_word(value: Any) -> TokenIds | tuple[TokenIds, ...]:
+    def parse_sequence(value: Any) -> Template:
+        tokens = tuple(None if token is None else _token(token) for token in items(value))
+        if not tokens or tokens[0] is None or tokens[-1] is None:
+            raise Unfit
+        return tokens
+
+    def parse_word(value: Any) -> Template | tuple[Template, ...]:
         word = tuple(items(value))
         if not word:
             raise Unfit
-        return _sequence(word) if isinstance(word[0], Integral) else tuple(_sequence(one) for one in word)
+        return parse_sequence(word) if isinstance(word[0], Integral) else tuple(parse_sequence(one) for one in word)
 
-    def parse(value: Any) -> tuple[TokenIds | tuple[TokenIds, ...], ...]:
+    def parse(value: Any) -> tuple[Template | tuple[Template, ...], ...]:
         return tuple(parse_word(one) for one in items(value))
 
-    word = {"anyOf": [_SEQUENCE_SCHEMA, {"type": "array", "items": _SEQUENCE_SCHEMA, "minItems": 1}]}
-    words = "must be a list of token sequences, or of lists of alternative sequences"
+    template = {"type": "array", "items": {"anyOf": [_TOKEN_SCHEMA, {"type": "null"}]}, "minItems": 1}
+    word = {"anyOf": [template, {"type": "array", "items": template, "minItems": 1}]}
+    words = (
+        "must be a list of token sequences, or of lists of alternative sequences; None stands for a gap between two "
+        "tokens of a sequence"
+    )
     schema = {"type": "array", "items": word}
     return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from unspool.config.order import PROCESSOR_ORDER as DEFAULT_ORDER
 from unspool.processors.bias import SequenceBias
+from unspool.processors.diversity import Diversity
 from unspool.processors.dry import Dry
 from unspool.processors.entropy import EpsilonCutoff, EtaCutoff, TypicalP
 from unspool.processors.length import ExponentialDecay, MinLength, MinNewTokens
@@ -30,6 +31,7 @@ from unspool.protocols import Processor
 
 _ALL: tuple[Processor, ...] = (
     SequenceBias(),
+    Diversity(),
     EncoderRepetitionPenalty(),
     RepetitionPenalty(),
     PresencePenalty(),

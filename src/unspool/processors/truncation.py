@@ -31,6 +31,8 @@ class TopK(Fixed[int]):
     def start(self, context: Context) -> int | None:
         """Return how many tokens to keep, never fewer than `min_tokens_to_keep`; None where it is off."""
         top_k = context.config.top_k
+        if context.config.penalty_alpha:
+            return None  # there it is the number of candidates, which are not cut off from the others
         return max(int(top_k), context.min_tokens_to_keep) if top_k else None
 
     def apply(self, states: Sequence[int], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unspool.config.kinds import choice, flag, integer, layers, real
+from unspool.config.kinds import choice, flag, integer, layers, real, text_or_tokens, wordings
 from unspool.config.option import option
 from unspool.config.strategies import BEAMS, SAMPLING, STRATEGIES, StrategyName
-from unspool.config.token_kinds import forced_words
+from unspool.config.token_kinds import Template, forced_words
 
 _SEARCH = "Search"
 
@@ -40,7 +40,11 @@ class SearchOptions:
         help="Outputs for each prompt, best first; with beams at most `num_beams`.",
     )
     num_beams: int = option(
-        integer(1), group=_SEARCH, default=1, read_by=BEAMS, help="Beams of a beam search; 1 is no beam search."
+        integer(1),
+        group=_SEARCH,
+        default=1,
+        read_by=BEAMS | {"stochastic_beam"},
+        help="Beams of a beam search; 1 is no beam search.",
     )
     length_penalty: float = option(
         real(),
@@ -58,6 +62,14 @@ class SearchOptions:
         help="When a beam search ends: True with `num_beams` finished outputs, False when a better one is unlikely, "
         "'never' when none can come.",
     )
+    lookahead_steps: int | None = option(
+        integer(1),
+        group=_SEARCH,
+        source="unspool",
+        read_by=frozenset({"beam", "beam_sample"}),
+        help="Commit a token once the best beam has held it for this many steps, and drop beams that disagree: text "
+        "streams sooner, and the output may differ from that of the full search.",
+    )
     num_beam_groups: int = option(
         integer(1),
         group=_SEARCH,
@@ -72,11 +84,29 @@ class SearchOptions:
         read_by=frozenset({"diverse_beam"}),
         help="Taken off a token's score for each earlier beam group that chose it at the same step.",
     )
-    force_words_ids: tuple[tuple[int, ...] | tuple[tuple[int, ...], ...], ...] | None = option(
+    force_words_ids: tuple[Template | tuple[Template, ...], ...] | None = option(
         forced_words(),
         group=_SEARCH,
         read_by=frozenset({"constrained_beam"}),
-        help="Token sequences that every output must hold; a list of sequences stands for any one of them.",
+        help="Token sequences that every output must hold; a list of sequences stands for any one of them, and None "
+        "inside a sequence for a gap of any length.",
+    )
+    force_words: tuple[str | tuple[str, ...], ...] | None = option(
+        wordings(),
+        group=_SEARCH,
+        door="native",
+        source="unspool",
+        read_by=frozenset({"constrained_beam"}),
+        help="Texts that every output must hold; a list of texts stands for any one of them.",
+    )
+    force_words_ordered: bool = option(
+        flag(),
+        group=_SEARCH,
+        default=False,
+        source="unspool",
+        read_by=frozenset({"constrained_beam"}),
+        partners=("force_words_ids", "force_words"),
+        help="The forced words must come in the order given, without overlapping.",
     )
     penalty_alpha: float | None = option(
         real(0, 1),
@@ -88,7 +118,6 @@ class SearchOptions:
     dola_layers: str | tuple[int, ...] | None = option(
         layers(),
         group=_SEARCH,
-        read_by=frozenset({"dola"}),
         help="Layers whose logits are contrasted with the last one's: 'low', 'high', or their numbers.",
     )
     guidance_scale: float | None = option(
@@ -96,4 +125,30 @@ class SearchOptions:
         group=_SEARCH,
         off=1.0,
         help="Scores move away from those of the negative prompt by this factor; above 1 strengthens the prompt.",
+    )
+    negative_prompt: str | tuple[int, ...] | None = option(
+        text_or_tokens(),
+        group=_SEARCH,
+        door="native",
+        source="unspool",
+        partners=("guidance_scale",),
+        help="What `guidance_scale` moves away from, as a text or token ids; unset, the prompt's last token alone.",
+    )
+    best_of: int | None = option(
+        integer(1),
+        group=_SEARCH,
+        source="unspool",
+        samples=True,
+        read_by=frozenset({"best_of"}),
+        help="Samples drawn for each prompt, of which the best `num_return_sequences` are returned.",
+    )
+    best_of_by: Literal["logprob", "mbr"] = option(
+        choice("logprob", "mbr"),
+        group=_SEARCH,
+        default="logprob",
+        source="unspool",
+        read_by=frozenset({"best_of"}),
+        partners=("best_of",),
+        help="What makes a sample the best: its mean log-probability a token, or minimum Bayes risk, its mean "
+        "resemblance to all other samples.",
     )

@@ -1,0 +1,42 @@
+"""A penalty on what other branches have chosen for the same place.
+
+Owns: diversity_penalty. Does not know: groups of beams, or who chose first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from unspool.processors.base import Fixed
+from unspool.protocols import Context, RowKey
+
+
+class Diversity(Fixed[float]):
+    """Take `diversity_penalty` off a token's score for each time the row is to avoid it. Off at 0.
+
+    Worked example: penalty 0.5, avoid (7, 2, 7): token 7 loses 1.0, token 2 loses 0.5.
+
+    Source: transformers 4, `HammingDiversityLogitsProcessor`; Vijayakumar et al. 2018, Diverse Beam Search, section 3.
+    """
+
+    name = "diversity_penalty"
+
+    def start(self, context: Context) -> float | None:
+        """Return the penalty; None where it is off."""
+        return context.config.diversity_penalty or None
+
+    def apply(self, states: Sequence[float], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+        """Return the scores with the penalties taken off in place. scores: [rows, vocab]"""
+        cells = [
+            (row, token, penalty * count)
+            for row, (penalty, key) in enumerate(zip(states, keys, strict=True))
+            for token, count in Counter(key.avoid).items()
+        ]
+        if cells:
+            rows, tokens, penalties = zip(*cells, strict=True)
+            index = (torch.tensor(rows, device=scores.device), torch.tensor(tokens, device=scores.device))
+            scores[index] -= torch.tensor(penalties, device=scores.device)
+        return scores

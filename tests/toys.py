@@ -42,7 +42,9 @@ def request(prompt: Sequence[int], *, seed: int = 0, own: dict[str, Any] | None 
     """Build a request as the native API would. own: strategy, processors, criteria objects."""
     own = dict(own or {})
     strategy = own.pop("strategy", None)
-    config = resolve(options, None, GenerationConfig(), custom=strategy.name if strategy else None)
+    config = resolve(
+        options, None, GenerationConfig(), assistant="assistant" in own, custom=strategy.name if strategy else None
+    )
     return Request(
         prompt=tuple(prompt), config=config, seed=seed, strategy=strategy or STRATEGIES[config.strategy], **own
     )

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+from unspool.compare import Entries, compare
 from unspool.config import GenerationConfig
 from unspool.engine import Engine, Request
 from unspool.engine.driver import Driver
 from unspool.engine.engine import MAX_BATCH_TOKENS
+from unspool.engine.validate import context_of
 from unspool.errors import OptionError, PromptError
 from unspool.plan import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
 from unspool.prompts import Prompt, encode, read_prompts
 from unspool.protocols import Runtime
 from unspool.results import Generation, NextTokens, TextScore
+from unspool.results.comparison import Comparison
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
 from unspool.stream import Listener, Stream
 from unspool.text.detokenize import Detokenizer
-from unspool.types import Committed, Failed, ModelInfo
+from unspool.types import Committed, Failed, Finished, ModelInfo
 
 _BEYOND_ONE_TOKEN = ("stop_strings", "max_time", "num_return_sequences", "logprobs", "echo")
 """Options of whole outputs, which say nothing about one distribution."""
@@ -89,6 +92,7 @@ class LanguageModel:
         *,
         config: GenerationConfig | None = None,
         progress: bool | None = None,
+        trace: bool = False,
         **options: Any,
     ) -> Generation | list[Generation]:
         """Write on from one prompt or several; several share every forward pass.
@@ -97,8 +101,10 @@ class LanguageModel:
             prompt: a text, a list of token ids (one prompt), or a list of either (several).
             config: the user's own options; those given in the call come before it, the model's stored ones after.
             progress: show a progress bar over the prompts; None for: in a terminal, from 16 prompts on.
+            trace: record what happened, token by token, as `trace` of each Generation; slower.
             options: any option of GenerationConfig, and besides `strategy` (a name or an object), `processors` and
-                `criteria` (objects of the protocols in unspool.protocols, in the order they are to act).
+                `criteria` (objects of the protocols in unspool.protocols, in the order they are to act), and
+                `assistant_model` (a LanguageModel, a Runtime or a transformers model that drafts for this one).
 
         Returns:
             One Generation for one prompt; a list in the order of the prompts for several.
@@ -108,27 +114,45 @@ class LanguageModel:
             NumericsError: the model's logits are not numbers, or every token is forbidden.
         """
         prompts = read_prompts(prompt)
-        jobs = self._jobs(prompts.items, config, options)
+        jobs = self._jobs(prompts.items, config, options, trace=trace)
         generations = self._run(jobs, progress)
         return generations[0] if prompts.single else generations
 
     def stream(
-        self, prompt: Prompt | Sequence[Prompt], *, config: GenerationConfig | None = None, **options: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        config: GenerationConfig | None = None,
+        tentative: bool = False,
+        trace: bool = False,
+        **options: Any,
     ) -> Stream:
         """Write on from one prompt or several and hand the text out as it is committed.
 
         Arguments and errors as in `generate`; what is wrong with them raises here, not at the first chunk.
 
+        Args:
+            tentative: hand out as well what the leading beam holds beyond the committed text, as `Chunk.tentative`,
+                which the next one replaces.
+
         Returns:
             A Stream of Chunks; `stream.generation` (or `.generations`) is the whole result at the end.
         """
-        return Stream(self._driver, self._jobs(read_prompts(prompt).items, config, options), self._detokenizer)
+        items = read_prompts(prompt).items
+        jobs = self._jobs(items, config, options, tentative=tentative, trace=trace)
+        return Stream(self._driver, jobs, self._detokenizer)
 
     def astream(
-        self, prompt: Prompt | Sequence[Prompt], *, config: GenerationConfig | None = None, **options: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        config: GenerationConfig | None = None,
+        tentative: bool = False,
+        trace: bool = False,
+        **options: Any,
     ) -> Stream:
         """Return what `stream` returns, to be read with `async for`; the event loop stays free meanwhile."""
-        return self.stream(prompt, config=config, **options)
+        return self.stream(prompt, config=config, tentative=tentative, trace=trace, **options)
 
     def next_tokens(
         self, prompt: Prompt, *, config: GenerationConfig | None = None, limit: int = 20, **options: Any
@@ -155,6 +179,48 @@ class LanguageModel:
         distribution = self._driver.finish([job.request])[0].rows[0].distribution
         assert distribution is not None, "a Whole ask is answered with a distribution"
         return NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
+
+    def compare(
+        self,
+        prompt: Prompt,
+        strategies: Entries | None = None,
+        *,
+        config: GenerationConfig | None = None,
+        progress: bool | None = None,
+        **shared_options: Any,
+    ) -> Comparison:
+        """Go on from one prompt in several ways, all in one batch, and return the answers side by side.
+
+        Each answer is the one that `generate` gives with the entry's options over the shared ones.
+
+        Args:
+            prompt: a text or a list of token ids.
+            strategies: entries, name --> options or a GenerationConfig; or names from the built-in line-up; None for
+                all of the line-up that this model and call can run (see docs/compare.md).
+            config, progress: as in `generate`.
+            shared_options: as in `generate`, for every entry whose strategy reads them; an entry's own come before
+                them. Entries without a seed share one.
+
+        Raises:
+            PromptError, OptionError, CapacityError: before any work starts; an entry's own options must all be read,
+                a shared one by at least one entry.
+        """
+        text = _one(prompt)
+
+        def plan(layer: GenerationConfig, options: dict[str, Any]) -> Job:
+            (job,) = self._jobs([text], layer, options)
+            context_of(job.request, self.info)  # here, where it is known which entry an error is about
+            return job
+
+        return compare(
+            strategies,
+            shared_options,
+            config,
+            stored=self.config,
+            info=self.info,
+            plan=plan,
+            run=lambda jobs: self._run(jobs, progress),
+        )
 
     def score(self, prompt: Prompt, continuation: Prompt) -> TextScore:
         """Return the model's own log-probability of each token of a given continuation.
@@ -198,19 +264,26 @@ class LanguageModel:
     # --- between the doors and the engine -----------------------------------------------------------------------
 
     def _jobs(
-        self, prompts: Sequence[str | tuple[int, ...]], config: GenerationConfig | None, options: dict[str, Any]
+        self,
+        prompts: Sequence[str | tuple[int, ...]],
+        config: GenerationConfig | None,
+        options: dict[str, Any],
+        **wanted: bool,
     ) -> list[Job]:
         resolved, own = resolve_options(options, config, self.config)
-        return self._plan(prompts, resolved, own)
+        return self._plan(prompts, resolved, own, **wanted)
 
-    def _plan(self, prompts: Sequence[str | tuple[int, ...]], config: GenerationConfig, own: Own) -> list[Job]:
+    def _plan(
+        self, prompts: Sequence[str | tuple[int, ...]], config: GenerationConfig, own: Own, **wanted: bool
+    ) -> list[Job]:
         return plan_jobs(
             prompts,
             config,
             own,
             tokenizer=self.tokenizer,
             detokenizer=self._detokenizer,
-            bos_token_id=self.info.bos_token_id,
+            info=self.info,
+            **wanted,
         )
 
     def _run(self, jobs: Sequence[Job], progress: bool | None) -> list[Generation]:
@@ -227,7 +300,7 @@ class LanguageModel:
                     raise event.error
                 if isinstance(event, Committed):
                     listeners[event.request].note(event)
-                else:
+                elif isinstance(event, Finished):
                     found[event.request] = listeners[event.request].generation(event)
                     bar.update()
         return [found[ticket.number] for ticket in tickets]

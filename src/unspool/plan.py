@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unspool.assistants import Assistant, check_vocabulary, read_assistant
 from unspool.config import GenerationConfig, resolve
 from unspool.engine import Request
 from unspool.errors import OptionError
@@ -18,23 +19,30 @@ from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.stops import StopStrings
+from unspool.types import ModelInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
-    """What a caller passes beside options: a strategy, processors and criteria of the caller's own."""
+    """What a caller passes beside options: a strategy, processors and criteria of the caller's own, a draft model.
+
+    negative_prompts: token ids, one for each prompt, where they do not come as an option.
+    """
 
     strategy: Strategy | None = None
     processors: tuple[Processor, ...] = ()
     criteria: tuple[Criterion, ...] = ()
+    assistant: Assistant | None = None
+    negative_prompts: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One prompt ready to submit. prompt_text: as given; None where token ids were given."""
+    """One prompt ready to submit. prompt_text: as given; None where token ids were given. model: its name."""
 
     request: Request
     prompt_text: str | None
+    model: str = ""
 
 
 def resolve_options(
@@ -43,6 +51,7 @@ def resolve_options(
     """Split a call's keyword arguments into a resolved config and the caller's own objects.
 
     `strategy` may be a name or an object; an object may read any option, so only values are checked then.
+    `assistant_model` is a LanguageModel, a Runtime, or a loaded transformers model.
 
     Raises:
         OptionError: an option is unknown, out of range, in conflict, or not read by the chosen strategy.
@@ -53,12 +62,25 @@ def resolve_options(
     strategy = None if isinstance(given.get("strategy"), str | None) else given.pop("strategy")
     own = Own(
         strategy=strategy,
+        assistant=read_assistant(given.pop("assistant_model", None)),
         processors=_objects("processors", given.pop("processors", None), ("name", "start", "advance", "fork", "apply")),
         criteria=_objects("criteria", given.pop("criteria", None), ("name", "start", "advance", "ends")),
     )
     if strategy is not None:
         _objects("strategy", (strategy,), ("name", "space", "max_branches", "run"))
-    return resolve(given, user, stored, drop_in=drop_in, custom=strategy.name if strategy else None), own
+    config = resolve(
+        given,
+        user,
+        stored,
+        drop_in=drop_in,
+        assistant=own.assistant is not None,
+        custom=strategy.name if strategy else None,
+    )
+    if own.assistant is not None and strategy is None and config.strategy != "assisted":
+        allowed = f"is not read by the strategy {config.strategy}"
+        name = own.assistant.runtime.info.name
+        raise OptionError("assistant_model", name, allowed, "leave it out, or leave out what chooses that strategy")
+    return config, own
 
 
 def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...]:
@@ -85,25 +107,45 @@ def plan_jobs(
     *,
     tokenizer: Any,
     detokenizer: Detokenizer | None,
-    bos_token_id: int | None,
+    info: ModelInfo,
+    tentative: bool = False,
+    trace: bool = False,
 ) -> list[Job]:
     """Return one job for each prompt.
+
+    info: of the model. tentative, trace: as in Request.
 
     Raises:
         PromptError: a prompt cannot be read. OptionError: an option needs what the model has not.
     """
-    config = _with_token_breakers(config, tokenizer)
+    config = _with_forced_words(_with_token_breakers(config, tokenizer), tokenizer)
+    if own.assistant is not None:
+        check_vocabulary(own.assistant, tokenizer, info.vocab_size)
     criteria = _criteria(config, own, detokenizer)
     jobs = []
-    for prompt, seed in zip(prompts, _seeds(config.seed, len(prompts)), strict=True):
-        ids = encode(prompt, tokenizer, bos_token_id)
+    for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True)):
+        ids = encode(prompt, tokenizer, info.bos_token_id)
         strategy = own.strategy or STRATEGIES[config.strategy or "greedy"]
         if config.echo and config.logprobs is not None:
             strategy = WithPromptScores(strategy)
+        negative = None
+        if config.guidance_scale is not None and config.guidance_scale != 1.0:
+            given = own.negative_prompts[index] if own.negative_prompts else config.negative_prompt
+            negative = ids[-1:] if given is None else encode(given, tokenizer, info.bos_token_id)
         request = Request(
-            prompt=ids, config=config, seed=seed, strategy=strategy, processors=own.processors, criteria=criteria
+            prompt=ids,
+            config=config,
+            seed=seed,
+            strategy=strategy,
+            processors=own.processors,
+            criteria=criteria,
+            assistant=own.assistant.runtime if own.assistant is not None else None,
+            negative_prompt=negative,
+            tentative=tentative,
+            trace=trace,
         )
-        jobs.append(Job(request=request, prompt_text=prompt if isinstance(prompt, str) else None))
+        text = prompt if isinstance(prompt, str) else None
+        jobs.append(Job(request=request, prompt_text=text, model=info.name))
     return jobs
 
 
@@ -131,6 +173,19 @@ def _criteria(config: GenerationConfig, own: Own, detokenizer: Detokenizer | Non
         hint = "give `tokenizer=` to load(), or stop at token ids with `eos_token_id`"
         raise OptionError("stop_strings", config.stop_strings, "needs a tokenizer to read text with", hint)
     return (StopStrings(config.stop_strings, detokenizer), *own.criteria)
+
+
+def _with_forced_words(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:
+    """Turn forced words that are text into token ids, behind those given as such."""
+    if not config.force_words:
+        return config
+    if tokenizer is None:
+        hint = "give `tokenizer=` to load(), or force_words_ids"
+        raise OptionError("force_words", config.force_words, "needs a tokenizer to read text with", hint)
+    from unspool.text.forced_words import forced_word_ids
+
+    ids = forced_word_ids(config.force_words, tokenizer)
+    return config.replace(force_words_ids=(*(config.force_words_ids or ()), *ids), force_words=None)
 
 
 def _with_token_breakers(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:

@@ -222,7 +222,7 @@ def test_one_forward_a_token_and_none_after_the_last() -> None:
 def test_requests_wait_for_memory_and_one_that_never_fits_is_refused() -> None:
     runtime = toy(max_tokens=20, max_sequences=2)
     engine = Engine(runtime)
-    with pytest.raises(CapacityError, match="cache of 21 tokens.*limit is 20.*max_cache_tokens"):
+    with pytest.raises(CapacityError, match="cache of 21 tokens.*limit of toy is 20.*max_cache_tokens"):
         engine.submit(request([0], max_new_tokens=20))
     with pytest.raises(CapacityError, match="3 sequences.*at most 2"):
         engine.submit(request([0], do_sample=True, num_return_sequences=3, max_new_tokens=2))

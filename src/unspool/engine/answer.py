@@ -15,31 +15,34 @@ from unspool.engine import select
 from unspool.engine.branches import Branch, RowRef
 from unspool.engine.conversation import Conversation
 from unspool.engine.pipeline import RowJob, Scored, distribution, process
+from unspool.engine.readout import read_out
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
 from unspool.protocols import RowKey
-from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Score, Top, Whole
+from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Score, Similarity, Top, Whole
 
 
 class Place(NamedTuple):
-    """A position of a branch that is asked about, and the output whose noise its processors draw: one row."""
+    """A length of a branch that is asked about, the output whose noise its processors draw, what to avoid: one row."""
 
     conversation: Conversation
     branch: Branch
-    position: int
+    length: int
     output: int
+    avoid: tuple[int, ...]
 
     @property
     def in_prompt(self) -> bool:
-        return self.position < self.branch.prompt_len
+        return self.length < 0
 
     @property
-    def length(self) -> int:
-        return self.position - self.branch.prompt_len
+    def position(self) -> int:
+        """Tokens of prompt and output before the place."""
+        return len(self.branch.main.prompt) + self.length
 
 
 class Asked(NamedTuple):
-    """One ask, and the row that answers it."""
+    """One ask that a row of logits answers, and that row."""
 
     ask: Ask
     place: Place
@@ -54,47 +57,85 @@ class Found(NamedTuple):
     whole: Distribution | None = None
 
 
-Answers: TypeAlias = dict[int, Reply | Exception]
+class Answer(NamedTuple):
+    """The reply to one Turn; cuts: for traced requests, the distribution behind each row, None where there is none."""
+
+    reply: Reply
+    cuts: tuple[Distribution | None, ...] = ()
 
 
-def answer(conversations: Iterable[Conversation], now: float) -> Answers:
-    """Return, by request number, the reply to each open Turn, or the error of a request whose row is no distribution.
+Answers: TypeAlias = dict[int, Answer | Exception]
+
+
+def answer(conversations: Sequence[Conversation], now: float) -> Answers:
+    """Return, by request number, the answer to each open Turn, or the error of a request whose row is no distribution.
 
     Every asked row must have been computed. now: seconds, on the clock of the conversations' deadlines.
     """
     asked, places = _collect(conversations)
-    jobs = [_job(place) for place in places]
-    scored = process(_gather([place.branch.rows[place.position] for place in places]), jobs)
-    norms, score_norms = scored.norm.tolist(), scored.score_norm.tolist()
     answers: Answers = {}
+    rows = iter(_rows(asked, places, answers, now))
+    for conversation in conversations:
+        similar = iter(_similarities(conversation))
+        pairs = [
+            (Row((), math.nan, similarity=next(similar)), None) if isinstance(ask, Similarity) else next(rows)
+            for ask in conversation.turn.asks
+        ]
+        cuts = tuple(cut for _, cut in pairs) if conversation.recorder is not None else ()
+        answers.setdefault(conversation.number, Answer(tuple(row for row, _ in pairs), cuts))
+    return answers
+
+
+def _similarities(conversation: Conversation) -> list[float]:
+    """Return what answers a Turn's Similarity asks, in their order."""
+    tips = [conversation.branches[ask.branch].tip for ask in conversation.turn.asks if isinstance(ask, Similarity)]
+    return conversation.hidden.similarities(tips) if conversation.hidden is not None and tips else []
+
+
+def _rows(
+    asked: Sequence[Asked], places: Sequence[Place], answers: Answers, now: float
+) -> list[tuple[Row, Distribution | None]]:
+    """Return the rows that answer all asks about logits, and notes in `answers` whose are flawed."""
+    if not asked:
+        return []
+    jobs = [_job(place) for place in places]
+    scored = process(_gather([place.branch.main.rows[place.length] for place in places]), jobs)
+    norms, score_norms = scored.norm.tolist(), scored.score_norm.tolist()
     for place, norm, score_norm in zip(places, norms, score_norms, strict=True):
         reason = _flaw(norm, score_norm)
-        if reason:
+        # A draft model that may say nothing has nothing to guess; that is no flaw of the request.
+        silent = place.branch.drafts and score_norm == -math.inf and math.isfinite(norm)
+        if reason and not silent:
             answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
     found = _find(asked, jobs, scored)
     _alternatives(places, scored, norms)
     figures = iter(_figures(asked, found, scored))
-    replies: dict[int, list[Row]] = {}
+    rows: list[tuple[Row, Distribution | None]] = []
     for each, what in zip(asked, found, strict=True):
         pairs = [next(figures) for _ in what.tokens]
         candidates = _candidates(each.place, what.tokens, pairs, norms[each.row], now)
         row = Row(candidates, score_norms[each.row], what.perturbed, what.whole)
         _remember(each.place, row)
-        replies.setdefault(each.place.conversation.number, []).append(row)
-    return {number: tuple(rows) for number, rows in replies.items()} | answers
+        traced = each.place.conversation.recorder is not None and not each.place.in_prompt
+        cut = what.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
+        rows.append((row, cut if traced else None))
+    return rows
 
 
 def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:
-    """Return every ask with its row number, and the place of every row."""
+    """Return every ask about logits with its row number, and the place of every row."""
     asked: list[Asked] = []
-    rows: dict[tuple[int, int, int, int], int] = {}
+    rows: dict[tuple[int, int, int, int, tuple[int, ...]], int] = {}
     places: list[Place] = []
     for conversation in conversations:
         for ask in conversation.turn.asks:
+            if isinstance(ask, Similarity):
+                continue
             branch = conversation.branches[ask.branch]
             output = ask.output if isinstance(ask, Sample | Perturbed) else 0
-            place = Place(conversation, branch, conversation.position(branch, ask.back), output)
-            row = rows.setdefault((conversation.number, branch.number, place.position, output), len(places))
+            place = Place(conversation, branch, branch.length - ask.back, output, ask.avoid)
+            key = (conversation.number, branch.number, place.length, output, ask.avoid)
+            row = rows.setdefault(key, len(places))
             if row == len(places):
                 places.append(place)
             asked.append(Asked(ask, place, row))
@@ -111,13 +152,20 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
 
 
 def _job(place: Place) -> RowJob:
-    request = place.conversation.request
-    key = RowKey(request.seed, place.output, place.position)
-    if place.in_prompt:
-        return RowJob((), (), None, request.strategy.space == "log_probs", key)
-    marks = place.branch.marks[place.length]
+    conversation, request = place.conversation, place.conversation.request
+    key = RowKey(request.seed, place.output, place.position, place.avoid)
     log_probs = request.strategy.space == "log_probs"
-    return RowJob(place.conversation.chain, marks.processors, request.config.processor_order, log_probs, key)
+    if place.in_prompt:
+        return RowJob((), (), None, log_probs, key)
+    marks, strands = place.branch.marks[place.length], place.branch.strands
+    main = strands[0].rows[place.length]
+    negative = strands[1].rows[place.length] if len(strands) > 1 else None
+    read = None
+    if negative is not None or main.inner is not None:
+        read = read_out(main, negative, request.config.guidance_scale or 1.0)
+        # Guided rows are sums of log-probabilities, which beams add up as they are, as in transformers.
+        log_probs = log_probs and negative is None
+    return RowJob(conversation.chain, marks.processors, request.config.processor_order, log_probs, key, read)
 
 
 def _flaw(norm: float, score_norm: float) -> str | None:
@@ -194,7 +242,9 @@ def _remember(place: Place, row: Row) -> None:
     if place.in_prompt:
         return
     node = place.branch.tip.at(place.length)
-    node.known.update({c.token: (c.logprob, c.score) for c in row.candidates})
+    for each in row.candidates:
+        # Where several branches still stand on one node, the first look is the one without what to avoid.
+        node.known.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
         node.whole = row.distribution
 

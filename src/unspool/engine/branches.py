@@ -1,8 +1,11 @@
 """One record per branch: its tokens, what is cached of it, and the state that follows it through forks.
 
+A branch's output tokens stand behind one prompt or several: each such sequence is a strand, cached by itself.
+
 tokens      [0, prompt) prompt | [prompt, total) output
 runtime     [0, cached) in the runtime | [cached, total) pending
-position p  stands for "what follows the first p tokens": its row of logits comes from feeding token p - 1
+length n    stands for "what follows the first n output tokens": its row of logits comes from feeding the token before;
+            lengths below 0 are places inside the prompt
 """
 
 from __future__ import annotations
@@ -13,17 +16,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.protocols import Criterion, Processor
-from unspool.types import Distribution, Seq
+from unspool.protocols import Criterion, Processor, Runtime
+from unspool.types import Distribution, Seq, Source
 
 
 class Node:
     """One output token in a tree that all branches of a request share; the root node stands for the whole prompt.
 
-    `known`, `whole` and `alternatives` speak of the token that follows: what was replied about it.
+    `known`, `whole` and `alternatives` speak of the token that follows: what was replied about it. `hidden` and
+    `context` belong to engine/similarity.py.
     """
 
-    __slots__ = ("alternatives", "known", "length", "parent", "token", "whole")
+    __slots__ = ("alternatives", "context", "hidden", "known", "length", "parent", "token", "whole")
 
     def __init__(self, parent: Node | None, token: int) -> None:
         self.parent = parent
@@ -32,6 +36,8 @@ class Node:
         self.known: dict[int, tuple[float, float]] = {}
         self.whole: Distribution | None = None
         self.alternatives: tuple[tuple[int, float], ...] | None = None
+        self.hidden: torch.Tensor | None = None
+        self.context: Any = None
 
     def follow(self, token: int) -> Node:
         """Return a new node behind this one; of a whole distribution only this token's figures are kept."""
@@ -59,6 +65,10 @@ class Node:
             node = node.parent
         return nodes[::-1]
 
+    def passes(self, node: Node) -> bool:
+        """Return whether `node` lies on the path to this one, or is this one."""
+        return self.length >= node.length and self.at(node.length) is node
+
     def figures(self) -> tuple[float, float]:
         """Return (logprob, score) of this token as the engine replied them; NaN where nobody asked."""
         assert self.parent is not None, "the root node is no token"
@@ -66,10 +76,16 @@ class Node:
 
 
 class RowRef(NamedTuple):
-    """One row of a pass's logits, [vocab], without a copy."""
+    """One row of a pass's logits, [vocab], without a copy; inner: [layers, vocab], those of inner layers if wanted."""
 
     source: torch.Tensor
     row: int
+    inner: torch.Tensor | None = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """The row itself. --> [vocab]"""
+        return self.source[self.row]
 
 
 class Marks(NamedTuple):
@@ -92,22 +108,62 @@ class Marks(NamedTuple):
 
 
 @dataclass(slots=True)
+class Strand:
+    """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
+
+    pending: tokens [cached, total), not yet in the runtime. rows: by length, computed since the branch last grew.
+    source: for the encoder, until the first feed has brought it there.
+    """
+
+    seq: Seq
+    runtime: Runtime
+    prompt: tuple[int, ...]
+    pending: list[int]
+    cached: int = 0
+    rows: dict[int, RowRef] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the whole prompt is cached."""
+        return self.cached >= len(self.prompt)
+
+    def fork(self, seq: Seq) -> Strand:
+        """Return a strand that holds the same and goes its own way."""
+        if self.cached:
+            self.runtime.fork(self.seq, seq)
+        return Strand(seq, self.runtime, self.prompt, list(self.pending), self.cached, dict(self.rows), self.source)
+
+    def keep(self, tip: Node) -> None:
+        """Shorten the strand to the output tokens up to `tip`."""
+        total = len(self.prompt) + tip.length
+        if self.cached > total:
+            self.cached = self.runtime.truncate(self.seq, total)
+        output = [node.token for node in tip.since(max(self.cached - len(self.prompt), 0))]
+        self.pending = [*self.prompt[self.cached :], *output]
+        self.rows = {length: row for length, row in self.rows.items() if length <= tip.length}
+
+    def release(self) -> None:
+        """Give its memory back."""
+        self.runtime.release(self.seq)
+        self.rows, self.pending = {}, []
+
+
+@dataclass(slots=True)
 class Branch:
     """A live (or given-up) branch of a request.
 
-    tip: its newest output token in the request's tree. pending: tokens [cached, total), not yet in the runtime.
-    marks: by length; always holds the newest length, and the lengths this turn asks about.
-    rows: by position, the raw logits computed since the branch last grew.
+    strands: its sequences, the one that holds the request's own prompt first. tip: its newest output token in the
+    request's tree. marks: by length; always holds the newest length, the lengths this turn asks about, and `anchor`,
+    from which those of lengths in between can be made anew. drafts: whether it stands on the draft model.
     """
 
     number: int
-    seq: Seq
+    strands: tuple[Strand, ...]
     tip: Node
-    prompt_len: int
-    pending: list[int]
     marks: dict[int, Marks]
-    cached: int = 0
-    rows: dict[int, RowRef] = field(default_factory=dict)
+    drafts: bool = False
+    anchor: int | None = None
     alive: bool = True
 
     @property
@@ -115,10 +171,18 @@ class Branch:
         return self.tip.length
 
     @property
+    def main(self) -> Strand:
+        """The strand that holds the request's own prompt."""
+        return self.strands[0]
+
+    @property
     def total(self) -> int:
-        return self.prompt_len + self.tip.length
+        """Tokens of prompt and output together."""
+        return len(self.main.prompt) + self.tip.length
 
     def check(self) -> None:
         """Assert what must hold between steps."""
-        assert self.cached + len(self.pending) == self.total, f"branch {self.number}: cached + pending != total"
+        for strand in self.strands:
+            expected = len(strand.prompt) + self.length
+            assert strand.cached + len(strand.pending) == expected, f"branch {self.number}: cached + pending != total"
         assert self.length in self.marks, f"branch {self.number}: no marks for its newest length"

@@ -9,15 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from unspool.engine.branches import Branch, Marks, Node
+import torch
+
+from unspool.engine.branches import Branch, Marks, Node, Strand
 from unspool.engine.ledger import Ledger
+from unspool.engine.recorder import Recorder
 from unspool.engine.request import Request
+from unspool.engine.similarity import HiddenStates
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.protocols import Context, Processor, Runtime
 from unspool.types import (
+    DRAFT,
     ROOT,
     Committed,
+    Distribution,
     Drop,
     Extend,
     Finished,
@@ -29,6 +35,8 @@ from unspool.types import (
     Sample,
     Score,
     Seq,
+    Similarity,
+    Tentative,
     Top,
     Turn,
 )
@@ -48,9 +56,18 @@ def processor_chain(request: Request, context: Context) -> tuple[list[Processor]
 
 
 class Conversation:
-    """The engine's side of one strategy's generator."""
+    """The engine's side of one strategy's generator.
 
-    def __init__(self, number: int, request: Request, context: Context, new_seq: Callable[[], Seq]) -> None:
+    Args:
+        number: of the request.
+        request, context: what is decoded, and what was found out about it.
+        runtime: of the model; the draft's is the request's own.
+        new_seq: returns a name for a sequence that no runtime has seen.
+    """
+
+    def __init__(
+        self, number: int, request: Request, context: Context, runtime: Runtime, new_seq: Callable[[], Seq]
+    ) -> None:
         self.number = number
         self.request = request
         self.context = context
@@ -60,39 +77,53 @@ class Conversation:
         self._new_seq = new_seq
         self.chain, states = processor_chain(request, context)
         criteria = tuple(criterion.start(context) for criterion in request.criteria)
-        root = Branch(
-            number=ROOT,
-            seq=new_seq(),
-            tip=Node(None, -1),
-            prompt_len=len(request.prompt),
-            pending=list(request.prompt),
-            marks={0: Marks(tuple(states), criteria)},
-        )
-        self.branches: dict[int, Branch] = {ROOT: root}
+        self._start = Marks(tuple(states), criteria)
+        root = Node(None, -1)
+        prompts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
+        self.branches: dict[int, Branch] = {ROOT: self._first(ROOT, runtime, prompts, root)}
+        if request.assistant is not None:
+            # The draft's output is a tree of its own: what it says of a token is not what the model says.
+            self.branches[DRAFT] = self._first(DRAFT, request.assistant, [request.prompt], Node(None, -1))
+        self.hidden = HiddenStates(root) if getattr(request.strategy, "hidden_states", False) else None
+        self.recorder = Recorder(request.prompt, root) if request.trace else None
         self.turn = Turn()
         self._backs: dict[int, set[int]] = {}
         self.outcome: list[Hypothesis] | None = None
-        self._ledger = Ledger(number, self.branches, root.tip)
+        self._ledger = Ledger(number, self.branches, root)
+        self._tail: tuple[int, ...] = ()
         self._last_reply: Reply = ()
         self._generator = request.strategy.run(context)
 
+    def _first(self, number: int, runtime: Runtime, prompts: list[tuple[int, ...]], root: Node) -> Branch:
+        """Return a branch that holds a prompt and nothing else."""
+        source = self.request.source
+        strands = tuple(
+            Strand(self._new_seq(), runtime, prompt, list(prompt), source=source if runtime.info.needs_source else None)
+            for prompt in prompts
+        )
+        return Branch(number, strands, root, {0: self._start.fork(self.chain)}, drafts=number == DRAFT)
+
     # --- the exchange -------------------------------------------------------------------------------------------
 
-    def begin(self, runtime: Runtime) -> list[Committed]:
+    def begin(self) -> list[Committed | Tentative]:
         """Hear the first Turn."""
-        return self._hear(lambda: next(self._generator), runtime)
+        return self._hear(lambda: next(self._generator))
 
-    def reply(self, reply: Reply, runtime: Runtime) -> list[Committed]:
-        """Answer the open Turn and hear the next one; returns what it commits."""
+    def reply(self, reply: Reply, cuts: tuple[Distribution | None, ...] = ()) -> list[Committed | Tentative]:
+        """Answer the open Turn and hear the next one; returns what it commits. cuts: for the trace, one an ask."""
         self._last_reply = reply
-        return self._hear(lambda: self._generator.send(reply), runtime)
+        if self.recorder is not None:
+            self.recorder.reply(self.turn, reply, cuts)
+        return self._hear(lambda: self._generator.send(reply))
 
-    def _hear(self, advance: Callable[[], Turn], runtime: Runtime) -> list[Committed]:
+    def _hear(self, advance: Callable[[], Turn]) -> list[Committed | Tentative]:
         try:
             turn = advance()
         except StopIteration as stop:
             self.outcome = self._checked_outcome(stop.value)
-            return self._ledger.commit_rest(self.outcome)
+            if self.recorder is not None:
+                self.recorder.finish(self.outcome)
+            return list(self._ledger.commit_rest(self.outcome))
         name = self.request.strategy.name
         if not isinstance(turn, Turn):
             raise StrategyError(f"{name}: a strategy yields Turns, got {turn!r}")
@@ -101,11 +132,35 @@ class Conversation:
         self.turn = turn
         self._backs = {}
         for ask in turn.asks:
-            self._backs.setdefault(ask.branch, set()).add(ask.back)
-        self._apply(runtime)
-        events = [self._ledger.commit(commit) for commit in turn.commits]
+            backs = self._backs.setdefault(ask.branch, set())
+            if not isinstance(ask, Similarity):
+                backs.add(ask.back)
+        self._apply()
+        if self.recorder is not None:
+            self.recorder.turn(turn, self.branches)
+        events: list[Committed | Tentative] = []
+        for commit in turn.commits:
+            event = self._ledger.commit(commit)
+            events += [event] if event else []
+            if self.recorder is not None:
+                self.recorder.commit(commit)
         self._check_asks()
-        return [event for event in events if event]
+        return events + self._tentative(committed=bool(events))
+
+    def _tentative(self, *, committed: bool) -> list[Tentative]:
+        """Say what the leading branch holds beyond what is committed, where that is new and somebody listens.
+
+        A commit eats into what was said before, so the same tail behind it is new.
+        """
+        leader = self.branches[self.turn.asks[0].branch]
+        if not self.request.tentative or leader.drafts or not getattr(self.request.strategy, "leads", True):
+            return []
+        nodes = self._ledger.beyond(0, leader.tip)
+        tail = tuple(node.token for node in nodes or ())
+        if tail == self._tail and not (tail and committed):
+            return []
+        self._tail = tail
+        return [Tentative(request=self.number, output=0, token_ids=tail)]
 
     def _checked_outcome(self, outcome: Any) -> list[Hypothesis]:
         """Return what the strategy returned, if it is what a strategy returns."""
@@ -115,7 +170,7 @@ class Conversation:
 
     # --- moves --------------------------------------------------------------------------------------------------
 
-    def _apply(self, runtime: Runtime) -> None:
+    def _apply(self) -> None:
         """Apply the Turn's moves as a whole: drops, then keeps, forks, extensions."""
         order = (Drop, Keep, Fork, Extend)
         for move in self.turn.moves:
@@ -123,11 +178,11 @@ class Conversation:
                 raise StrategyError(f"{self.request.strategy.name}: {move!r} is no move")
         for move in sorted(self.turn.moves, key=lambda move: order.index(type(move))):
             if isinstance(move, Drop):
-                self._drop(self.live(move.branch), runtime)
+                self._drop(self.live(move.branch))
             elif isinstance(move, Keep):
-                self._keep(self.live(move.branch), move.length, runtime)
+                self._keep(self.live(move.branch), move.length)
             elif isinstance(move, Fork):
-                self._fork(self.live(move.parent), move.child, runtime)
+                self._fork(self.live(move.parent), move.child)
             else:
                 self._extend(self.live(move.branch), move.tokens)
 
@@ -141,51 +196,61 @@ class Conversation:
     def live_branches(self) -> Iterator[Branch]:
         return (branch for branch in self.branches.values() if branch.alive)
 
-    def _drop(self, branch: Branch, runtime: Runtime) -> None:
-        runtime.release(branch.seq)
+    def _drop(self, branch: Branch) -> None:
         branch.alive = False
-        branch.rows, branch.marks, branch.pending = {}, {}, []
+        branch.marks = {}
+        for strand in branch.strands:
+            strand.release()
+        if self.hidden is not None and not any(each.tip.passes(branch.tip) for each in self.live_branches()):
+            branch.tip.hidden = branch.tip.context = None
 
-    def _keep(self, branch: Branch, length: int, runtime: Runtime) -> None:
+    def _keep(self, branch: Branch, length: int) -> None:
         if not 0 <= length <= branch.length:
             raise StrategyError(f"branch {branch.number} has {branch.length} tokens: it cannot keep {length}")
         branch.tip = branch.tip.at(length)
-        if branch.cached > branch.total:
-            branch.cached = runtime.truncate(branch.seq, branch.total)
-        branch.pending = self.tokens(branch)[branch.cached :]
-        branch.rows = {position: row for position, row in branch.rows.items() if position <= branch.total}
-        branch.marks = {length: branch.marks.get(length) or self._marks_from_start(branch)}
+        for strand in branch.strands:
+            strand.keep(branch.tip)
+        if length not in branch.marks:
+            branch.marks[length] = self._marks_again(branch)
+            branch.anchor = length
+        branch.marks = {length: branch.marks[length]}
+        branch.anchor = length if branch.anchor is not None else None
 
-    def _fork(self, parent: Branch, child: int, runtime: Runtime) -> None:
+    def _marks_again(self, branch: Branch) -> Marks:
+        """Return the marks at the branch's tip, made anew from those of an earlier length."""
+        known = branch.anchor if branch.anchor in branch.marks and branch.anchor <= branch.length else None
+        marks = (self._start if known is None else branch.marks[known]).fork(self.chain)
+        for node in branch.tip.since(known or 0):
+            marks = marks.advance(self.chain, self.request.criteria, node.token)
+        return marks
+
+    def _fork(self, parent: Branch, child: int) -> None:
         if child in self.branches:
             raise StrategyError(f"branch number {child} was used before")
-        if sum(1 for _ in self.live_branches()) >= self.max_branches:
+        if sum(branch.drafts is parent.drafts for branch in self.live_branches()) >= self.max_branches:
             raise StrategyError(
                 f"more than the {self.max_branches} branches that {self.request.strategy.name} declared"
             )
-        seq = self._new_seq()
-        if parent.cached:
-            runtime.fork(parent.seq, seq)
         self.branches[child] = Branch(
             number=child,
-            seq=seq,
+            strands=tuple(strand.fork(self._new_seq()) for strand in parent.strands),
             tip=parent.tip,
-            prompt_len=parent.prompt_len,
-            pending=list(parent.pending),
             marks={length: marks.fork(self.chain) for length, marks in parent.marks.items()},
-            cached=parent.cached,
-            rows=dict(parent.rows),
+            drafts=parent.drafts,
+            anchor=parent.anchor,
         )
 
     def _extend(self, branch: Branch, tokens: tuple[int, ...]) -> None:
         """Append tokens, keeping a copy of the marks at every length this Turn asks about."""
         asked = {branch.length + len(tokens) - back for back in self._backs.get(branch.number, ())}
+        asked |= set() if branch.anchor is None else {branch.anchor}
         kept = {length: marks for length, marks in branch.marks.items() if length in asked}
         marks = branch.marks[branch.length]
         if branch.length in kept:
             marks = marks.fork(self.chain)
+        vocab_size = branch.main.runtime.info.vocab_size
         for token in tokens:
-            if not 0 <= token < self.context.info.vocab_size:
+            if not 0 <= token < vocab_size:
                 raise StrategyError(f"branch {branch.number}: token {token} is outside the vocabulary")
             branch.tip = branch.tip.follow(token)
             marks = marks.advance(self.chain, self.request.criteria, token)
@@ -194,52 +259,76 @@ class Conversation:
                 marks = marks.fork(self.chain)
         kept[branch.length] = marks
         branch.marks = kept
-        branch.rows = {}
-        branch.pending.extend(tokens)
+        for strand in branch.strands:
+            strand.rows = {}
+            strand.pending.extend(tokens)
         if branch.length > self.context.max_new_tokens:
             raise StrategyError(f"branch {branch.number} is longer than {self.context.max_new_tokens} tokens")
 
-    def _marks_from_start(self, branch: Branch) -> Marks:
-        _, states = processor_chain(self.request, self.context)
-        marks = Marks(tuple(states), tuple(criterion.start(self.context) for criterion in self.request.criteria))
-        for node in branch.tip.since(0):
-            marks = marks.advance(self.chain, self.request.criteria, node.token)
-        return marks
-
-    def tokens(self, branch: Branch) -> list[int]:
-        """Return all tokens of a branch, prompt first."""
-        return [*self.request.prompt, *(node.token for node in branch.tip.since(0))]
-
     # --- asks ---------------------------------------------------------------------------------------------------
-
-    def position(self, branch: Branch, back: int) -> int:
-        return branch.total - back
 
     def _check_asks(self) -> None:
         """Refuse asks that no forward could answer."""
         for ask in self.turn.asks:
             branch = self.live(ask.branch)
-            position = self.position(branch, ask.back)
-            if ask.back < 0 or position < 1:
+            if branch.drafts is not self.branches[self.turn.asks[0].branch].drafts:
+                raise StrategyError(f"{ask}: a Turn asks about the model or about the draft model, not about both")
+            length = branch.length - ask.back
+            if ask.back < 0 or branch.total - ask.back < 1:
                 raise StrategyError(f"{ask}: there is no such position in branch {branch.number}")
-            if position <= branch.cached and position not in branch.rows:
-                raise StrategyError(f"{ask}: that row was computed before the branch last grew and is gone")
-            if position < branch.prompt_len and not isinstance(ask, Score):
+            if isinstance(ask, Similarity):
+                self._check_similarity(ask, branch)
+                continue
+            for strand in branch.strands if length >= 0 else branch.strands[:1]:
+                if len(strand.prompt) + length <= strand.cached and length not in strand.rows:
+                    raise StrategyError(f"{ask}: that row was computed before the branch last grew and is gone")
+            if length < 0 and not isinstance(ask, Score):
                 raise StrategyError(f"{ask}: positions inside the prompt can only be scored")
             if isinstance(ask, Top | Perturbed) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
-            if isinstance(ask, Score) and not all(0 <= token < self.context.info.vocab_size for token in ask.tokens):
+            named = (*ask.avoid, *(ask.tokens if isinstance(ask, Score) else ()))
+            if not all(0 <= token < self.context.info.vocab_size for token in named):
                 raise StrategyError(f"{ask}: a token is outside the vocabulary of {self.context.info.vocab_size}")
             if isinstance(ask, Sample | Perturbed) and ask.output < 0:
                 raise StrategyError(f"{ask}: output must be at least 0")
+
+    def _check_similarity(self, ask: Similarity, branch: Branch) -> None:
+        if self.hidden is None:
+            raise StrategyError(f"{ask}: only a strategy with hidden_states = True may ask for a similarity")
+        if branch.drafts or ask.back or branch.total < 2:
+            raise StrategyError(f"{ask}: only the newest of at least two tokens on the model can be compared")
 
     def asked_branches(self) -> list[Branch]:
         """Return the branches the open Turn asks about, each once, in the order of its asks."""
         return [self.branches[number] for number in self._backs]
 
-    def wanted(self, branch: Branch) -> set[int]:
-        """Return the positions of this branch that the open Turn asks about and that no row answers yet."""
-        return {branch.total - back for back in self._backs[branch.number]} - branch.rows.keys()
+    def wanted(self, branch: Branch, strand: Strand) -> set[int]:
+        """Return the lengths that the open Turn asks this strand about and that no row answers yet."""
+        lengths = {branch.length - back for back in self._backs[branch.number]}
+        if strand is not branch.main:
+            lengths = {length for length in lengths if length >= 0}  # the prompt's own tokens are read on one strand
+        return lengths - strand.rows.keys()
+
+    def lacks(self, branch: Branch, strand: Strand) -> bool:
+        """Return whether a pass over this strand is needed before the open Turn can be answered."""
+        if self.wanted(branch, strand):
+            return True
+        # A branch that is asked for its similarity alone wants no row, but its newest token must have been fed.
+        return self.hidden is not None and bool(strand.pending) and strand is branch.main
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every row that the open Turn asks about is there."""
+        return not any(self.lacks(branch, strand) for branch in self.asked_branches() for strand in branch.strands)
+
+    def remember(self, branch: Branch, start: int, hidden: torch.Tensor) -> None:
+        """Keep the hidden states of the main strand's tokens from position `start` on. hidden: [tokens, width]"""
+        assert self.hidden is not None, "hidden states were not wanted"
+        prompt_len = len(branch.main.prompt)
+        in_prompt = min(max(prompt_len - start, 0), len(hidden))
+        self.hidden.add_prompt(start, hidden[:in_prompt])
+        nodes = branch.tip.since(max(start - prompt_len, 0))
+        self.hidden.add(nodes[: len(hidden) - in_prompt], hidden[in_prompt:])
 
     # --- what comes out -----------------------------------------------------------------------------------------
 
@@ -259,12 +348,13 @@ class Conversation:
         assert self.outcome is not None, "only a finished conversation has an outcome"
         alternatives = self.request.config.logprobs is not None
         outputs = tuple(self._ledger.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome)
-        return Finished(request=self.number, outputs=outputs, rows=self._last_reply)
+        trace = self.recorder.trace() if self.recorder is not None else None
+        return Finished(request=self.number, outputs=outputs, rows=self._last_reply, trace=trace)
 
-    def release(self, runtime: Runtime) -> None:
+    def release(self) -> None:
         """Give every branch's memory back and close the strategy."""
         for branch in list(self.live_branches()):
-            self._drop(branch, runtime)
+            self._drop(branch)
         # The request is over, so a strategy that raises while it cleans up has nobody left to tell.
         with suppress(Exception):
             self._generator.close()
@@ -273,4 +363,6 @@ class Conversation:
         """Assert what must hold between steps."""
         for branch in self.live_branches():
             branch.check()
-        assert sum(1 for _ in self.live_branches()) <= self.max_branches, "more branches than reserved"
+        for drafts in (False, True):
+            count = sum(branch.drafts is drafts for branch in self.live_branches())
+            assert count <= self.max_branches, "more branches than reserved"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from unspool.engine.engine import Engine
 from unspool.engine.request import Request
 from unspool.errors import CancelledRequest
-from unspool.types import Committed, Event, Failed, Finished
+from unspool.types import Committed, Event, Failed, Finished, Tentative
 
 
 @dataclass(eq=False, slots=True)
@@ -168,7 +168,7 @@ class Driver:
         ticket = self._tickets.get(event.request)
         if ticket is None:
             return
-        if isinstance(event, Committed):
+        if isinstance(event, Committed | Tentative):
             ticket.mailbox.events.append(event)
         else:
             self._end(ticket, event)

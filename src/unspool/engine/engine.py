@@ -9,25 +9,36 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from unspool.engine.answer import Answers, answer
 from unspool.engine.branches import RowRef
 from unspool.engine.conversation import Conversation
+from unspool.engine.guard import guarded
 from unspool.engine.request import Request
 from unspool.engine.scheduler import Planned, Scheduler, Waiting
 from unspool.engine.validate import check_limit, context_of
+from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Runtime
 from unspool.types import Event, Failed, Rows
 
 MAX_BATCH_TOKENS = 512
+
+_MAX_ASIDES = 1000
+"""Rounds of draft passes and second looks before the model's own pass comes, whatever strategies still ask."""
+
+# One count for all engines, since a draft model may serve several.
+_SEQS = itertools.count()
 
 
 @dataclass(slots=True)
 class Timing:
     """Seconds spent since the engine was made, in three parts, and how many steps and passes they paid for.
 
-    forward: inside the model. vocabulary: processors and selection. bookkeeping: scheduling, conversation, events.
+    forward: inside the models. vocabulary: processors and selection. bookkeeping: scheduling, conversation, events.
+    passes: of the model; draft_passes: of draft models.
     """
 
     forward: float = 0.0
@@ -35,6 +46,7 @@ class Timing:
     bookkeeping: float = 0.0
     steps: int = 0
     passes: int = 0
+    draft_passes: int = 0
 
 
 class Engine:
@@ -60,10 +72,10 @@ class Engine:
         self.runtime = runtime
         self.timing = Timing()
         self._clock = clock
-        self._scheduler = Scheduler(runtime.info, max_batch_tokens)
+        self._model = guarded(runtime)
+        self._scheduler = Scheduler(self._model, max_batch_tokens)
         self._running: dict[int, Conversation] = {}
         self._numbers = itertools.count()
-        self._seqs = itertools.count()
 
     # --- in and out ---------------------------------------------------------------------------------------------
 
@@ -72,10 +84,15 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves the model no room.
-            OptionError: an option does not fit the model.
+            OptionError: an option does not fit the model, or the prompt.
             CapacityError: the request needs more memory than it could ever be given.
         """
+        if request.assistant is not None:
+            request = replace(request, assistant=guarded(request.assistant))
         context = context_of(request, self.runtime.info)
+        check = getattr(request.strategy, "check", None)
+        if check is not None:
+            check(context)
         number = next(self._numbers)
         self._scheduler.enqueue(Waiting(number, request, context))
         return number
@@ -84,7 +101,7 @@ class Engine:
         """Forget a request, queued or running, and free its memory. A finished one is no error."""
         conversation = self._running.pop(number, None)
         if conversation is not None:
-            conversation.release(self.runtime)
+            conversation.release()
         self._scheduler.forget(number)
 
     @property
@@ -97,10 +114,9 @@ class Engine:
         started = time.perf_counter()
         spent = self.timing.forward + self.timing.vocabulary
         events = self._admit()
-        planned = self._plan()
-        events += self._forward(planned)
-        answers = self._select()
-        events += self._advance(answers)
+        events += self._aside()
+        events += self._forward(self._plan())
+        events += self._advance(self._select())
         self.timing.steps += 1
         elapsed = time.perf_counter() - started
         self.timing.bookkeeping += elapsed - (self.timing.forward + self.timing.vocabulary - spent)
@@ -113,17 +129,31 @@ class Engine:
         events: list[Event] = []
         for number, request, context in self._scheduler.admit():
             try:
-                conversation = Conversation(number, request, context, lambda: next(self._seqs))
+                conversation = Conversation(number, request, context, self._model, lambda: next(_SEQS))
                 if request.config.max_time is not None:
                     conversation.deadline = self._clock() + request.config.max_time
                 self._running[number] = conversation
-                events += self._settle(conversation, conversation.begin(self.runtime))
+                events += self._settle(conversation, conversation.begin())
             except Exception as error:
                 events.append(self._fail(number, error))
         return events
 
+    def _aside(self) -> list[Event]:
+        """Serve everything that needs no pass of the model: draft passes of all requests together, and second looks."""
+        events: list[Event] = []
+        for _ in range(_MAX_ASIDES):
+            drafts = list(dict.fromkeys(each.request.assistant for each in self._running.values()))
+            planned = [self._scheduler.plan(self._running.values(), draft) for draft in drafts if draft is not None]
+            for feeds in planned:
+                events += self._forward(feeds)
+            answers = self._select()
+            if not answers and not any(planned):
+                break
+            events += self._advance(answers)
+        return events
+
     def _plan(self) -> list[Planned]:
-        return self._scheduler.plan(list(self._running.values()))
+        return self._scheduler.plan(self._running.values(), self._model)
 
     def _forward(self, planned: list[Planned]) -> list[Event]:
         """Run the pass. If it raises, halve it until the guilty request stands alone, and fail that one."""
@@ -140,27 +170,45 @@ class Engine:
                 [each for each in planned if (each.conversation.number in first) is side] for side in (True, False)
             )
             return [event for half in halves for event in self._forward(half)]
-        self.timing.passes += 1
-        index = 0
-        for _, branch, feed, positions in planned:
-            count = len(feed.tokens)
-            branch.cached += count
-            branch.pending = branch.pending[count:]
-            for position in positions:
-                branch.rows[position] = RowRef(rows.logits, index)
-                index += 1
+        if planned[0].strand.runtime is self._model:
+            self.timing.passes += 1
+        else:
+            self.timing.draft_passes += 1
+        self._take_in(planned, rows)
         return []
 
     def _timed_forward(self, planned: list[Planned]) -> Rows:
         started = time.perf_counter()
         try:
-            return self.runtime.forward([each.feed for each in planned])
+            rows = planned[0].strand.runtime.forward([each.feed for each in planned])
+            return rows._replace(logits=_fitted(rows.logits, self.runtime.info.vocab_size))
         finally:
             self.timing.forward += time.perf_counter() - started
 
+    def _take_in(self, planned: list[Planned], rows: Rows) -> None:
+        """Hand a pass's rows to the strands that asked for them, and count what is cached now."""
+        row = inner = hidden = 0
+        for conversation, branch, strand, feed, lengths in planned:
+            start, count = strand.cached, len(feed.tokens)
+            strand.cached += count
+            strand.source = None
+            strand.pending = strand.pending[count:]
+            for length in lengths:
+                layers = None
+                if feed.layers:
+                    assert rows.inner is not None, "the runtime left out the inner layers"
+                    layers = rows.inner[inner : inner + len(feed.layers)]
+                    inner += len(feed.layers)
+                strand.rows[length] = RowRef(rows.logits, row, layers)
+                row += 1
+            if feed.hidden:
+                assert rows.hidden is not None, "the runtime left out the hidden states"
+                conversation.remember(branch, start, rows.hidden[hidden : hidden + count])
+                hidden += count
+
     def _select(self) -> Answers:
         """Answer the Turns whose rows are all there."""
-        ready = [each for each in self._running.values() if not any(each.wanted(b) for b in each.asked_branches())]
+        ready = [each for each in self._running.values() if each.is_ready]
         if not ready:
             return {}
         started = time.perf_counter()
@@ -187,7 +235,7 @@ class Engine:
                 events.append(self._fail(number, reply))
                 continue
             try:
-                events += self._settle(conversation, conversation.reply(reply, self.runtime))
+                events += self._settle(conversation, conversation.reply(*reply))
             except Exception as error:
                 events.append(self._fail(number, error))
         return events
@@ -212,3 +260,13 @@ class Engine:
         for conversation in self._running.values():
             conversation.check()
         assert self._scheduler.num_reserved == len(self._running), "a reservation without a request"
+
+
+def _fitted(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Return a draft model's rows in the model's width: one vocabulary may be padded to different sizes."""
+    width = logits.shape[-1]
+    if width == vocab_size:
+        return logits
+    if width > vocab_size:
+        return logits[:, :vocab_size]
+    return torch.nn.functional.pad(logits, (0, vocab_size - width), value=FORBIDDEN)

@@ -45,7 +45,7 @@ class Ledger:
         if before.finished:
             raise StrategyError(f"output {commit.output} was already finished")
         node = self._node(commit.branch, commit.length)
-        if node.length < before.node.length or node.at(before.node.length) is not before.node:
+        if not _goes_on(node, before.node):
             raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
         self._progress[commit.output] = _Progress(node, commit.finished is not None)
         steps = [(each.token, each.figures()[0]) for each in node.since(before.node.length)]
@@ -61,6 +61,14 @@ class Ledger:
             logprobs=tuple(logprob for _, logprob in steps),
             finish_reason=finish_reason(commit.finished) if commit.finished else None,
         )
+
+    def beyond(self, output: int, tip: Node) -> list[Node] | None:
+        """Return the nodes behind what is committed of an output, up to `tip`.
+
+        None where the output is finished, or `tip` is on another path.
+        """
+        node, finished = self._progress.get(output, _Progress(self._root))
+        return tip.since(node.length) if not finished and _goes_on(tip, node) else None
 
     def _node(self, branch: int, length: int) -> Node:
         found = self._branches.get(branch)
@@ -95,7 +103,18 @@ class Ledger:
             score=hypothesis.score,
             finish_reason=finish_reason(hypothesis),
             top_logprobs=tuple(alternatives) if with_alternatives else None,
+            unmet=hypothesis.unmet,
         )
+
+
+def _goes_on(node: Node, committed: Node) -> bool:
+    """Return whether a path begins with the committed tokens; two branches may hold them on nodes of their own."""
+    if node.passes(committed):
+        return True
+    if node.length < committed.length:
+        return False
+    path, promised = node.at(committed.length).since(0), committed.since(0)
+    return all(one.token == other.token for one, other in zip(path, promised, strict=True))
 
 
 def finish_reason(hypothesis: Hypothesis) -> str:

@@ -17,13 +17,17 @@ from unspool.types import Distribution
 
 
 class RowJob(NamedTuple):
-    """One row to process: its chain of processors with their states, in the request's order of names."""
+    """One row to process: its chain of processors with their states, in the request's order of names.
+
+    log_probs: whether scores start as log-probabilities. read: [vocab], what a readout made of the row, in its place.
+    """
 
     chain: Sequence[Processor]
     states: Sequence[Any]
     order: tuple[str, ...] | None
     log_probs: bool
     key: RowKey
+    read: torch.Tensor | None = None
 
 
 class Scored(NamedTuple):
@@ -42,13 +46,18 @@ class Scored(NamedTuple):
 def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
     """Apply each row's processors. logits: [rows, vocab] float32, left unchanged."""
     norm = log_norm(logits)  # --> [rows]
-    busy = [row for row, job in enumerate(jobs) if job.chain or job.log_probs]
-    if not busy:
-        return Scored(logits, norm, logits, norm)
-    shift = torch.zeros_like(norm)
+    base, base_norm = logits, norm
+    read = [row for row, job in enumerate(jobs) if job.read is not None]
+    if read:
+        base, base_norm = logits.clone(), norm.clone()
+        base[read] = torch.stack([job.read for job in jobs if job.read is not None])
+        base_norm[read] = log_norm(base[read])
     beams = [row for row, job in enumerate(jobs) if job.log_probs]
-    shift[beams] = norm[beams]
-    scores = logits - shift[:, None]
+    if not beams and not any(job.chain for job in jobs):
+        return Scored(logits, norm, base, base_norm)
+    shift = torch.zeros_like(norm)
+    shift[beams] = base_norm[beams]
+    scores = base - shift[:, None]
     for rows in _by_order(jobs):
         scores = _apply_group(scores, jobs, rows)
     return Scored(logits, norm, scores, log_norm(scores))
@@ -89,7 +98,8 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[in
 def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
     """Return one row's exact distribution and which processor cut which token. logits: [vocab]."""
     logprobs = logits - log_norm(logits[None])
-    scores = (logprobs if job.log_probs else logits).clone()[None]
+    base = logits if job.read is None else job.read
+    scores = (base - log_norm(base[None]) if job.log_probs else base.clone())[None]
     cut_by = torch.full_like(scores[0], -1, dtype=torch.int64)
     for index, (processor, state) in enumerate(zip(job.chain, job.states, strict=True)):
         allowed = scores[0] > FORBIDDEN

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unspool.config import GenerationConfig
-from unspool.protocols import Criterion, Processor, Strategy
+from unspool.protocols import Criterion, Processor, Runtime, Strategy
+from unspool.types import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt with everything that decides its tokens.
 
-    prompt: token ids, at least one. config: resolved. seed: any integer. strategy: the conversation to hold.
+    prompt: token ids, at least one; for models with an encoder, the decoder's. source: what the encoder reads.
+    config: resolved. seed: any integer. strategy: the conversation to hold.
     processors: the user's own, applied in this order at the place called "user". criteria: reasons to stop besides
-    end-of-sequence tokens, length and time, asked in this order.
+    end-of-sequence tokens, length and time, asked in this order. assistant: the draft model. negative_prompt: token ids
+    of what `guidance_scale` moves away from; given wherever guidance is on. tentative, trace: whether Tentative events
+    are wanted, and a trace.
     """
 
     prompt: tuple[int, ...]
@@ -23,3 +27,8 @@ class Request:
     strategy: Strategy
     processors: tuple[Processor, ...] = ()
     criteria: tuple[Criterion, ...] = ()
+    source: Source | None = None
+    assistant: Runtime | None = None
+    negative_prompt: tuple[int, ...] | None = None
+    tentative: bool = False
+    trace: bool = False

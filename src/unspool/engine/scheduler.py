@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from unspool.engine.branches import Branch
+from unspool.engine.branches import Branch, Strand
 from unspool.engine.conversation import Conversation
 from unspool.engine.request import Request
 from unspool.errors import CapacityError
-from unspool.protocols import Context
-from unspool.types import Feed, ModelInfo
+from unspool.protocols import Context, Runtime
+from unspool.types import Feed
 
 
 class Waiting(NamedTuple):
@@ -22,34 +23,49 @@ class Waiting(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """One feed of the next pass, the branch it belongs to, and the positions its asked rows stand for."""
+    """One feed of the next pass, the strand it grows, and the lengths its asked rows stand for."""
 
     conversation: Conversation
     branch: Branch
+    strand: Strand
     feed: Feed
-    positions: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+class Need(NamedTuple):
+    """The most (sequences, cached tokens) that a request can come to hold on one runtime."""
+
+    runtime: Runtime
+    sequences: int
+    tokens: int
 
 
 class Scheduler:
     """First come, first served: a request waits until all memory it could ever need is free, so none starves another.
 
     Args:
-        info: of the runtime; its `max_sequences` and `max_tokens` bound what is reserved.
+        runtime: of the model; the `max_sequences` and `max_tokens` of its info, and of a request's draft model, bound
+            what is reserved.
         max_batch_tokens: most tokens of one pass, as far as prompts are concerned: rows of requests that are already
             writing always go, prompts share what they leave, in chunks.
     """
 
-    def __init__(self, info: ModelInfo, max_batch_tokens: int) -> None:
-        self._info = info
+    def __init__(self, runtime: Runtime, max_batch_tokens: int) -> None:
+        self._runtime = runtime
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Waiting] = deque()
-        self._reserved: dict[int, tuple[int, int]] = {}
-        self._held = (0, 0)
+        self._reserved: dict[int, list[Need]] = {}
 
-    def needs(self, request: Request, context: Context) -> tuple[int, int]:
-        """Return the most (sequences, cached tokens) a request can come to hold."""
+    def needs(self, request: Request, context: Context) -> list[Need]:
+        """Return the most that a request can come to hold, on the model and on its draft model."""
         branches = request.strategy.max_branches(request.config)
-        return branches, branches * (len(request.prompt) + context.max_new_tokens)
+        prompts = [request.prompt] + ([request.negative_prompt] if request.negative_prompt is not None else [])
+        tokens = sum(len(prompt) + context.max_new_tokens for prompt in prompts)
+        needs = [Need(self._runtime, branches * len(prompts), branches * tokens)]
+        if request.assistant is not None:
+            drafted = len(request.prompt) + context.max_new_tokens
+            needs.append(Need(request.assistant, branches, branches * drafted))
+        return needs
 
     def enqueue(self, waiting: Waiting) -> None:
         """Queue a request.
@@ -57,47 +73,48 @@ class Scheduler:
         Raises:
             CapacityError: it could not be held even alone.
         """
-        sequences, tokens = self.needs(waiting.request, waiting.context)
-        info = self._info
-        if info.max_sequences is not None and sequences > info.max_sequences:
-            raise CapacityError(
-                f"the request needs {sequences} sequences at once and the model holds at most {info.max_sequences}; "
-                "ask for fewer beams or sequences, or load the model with a larger `max_sequences`"
-            )
-        if info.max_tokens is not None and tokens > info.max_tokens:
-            raise CapacityError(
-                f"the request needs a cache of {tokens} tokens ({sequences} sequences, prompt and `max_new_tokens` "
-                f"together) and the limit is {info.max_tokens}; lower `max_new_tokens`, ask for fewer sequences, or "
-                "load the model with a larger `max_cache_tokens`"
-            )
+        for runtime, sequences, tokens in self.needs(waiting.request, waiting.context):
+            info = runtime.info
+            if info.max_sequences is not None and sequences > info.max_sequences:
+                raise CapacityError(
+                    f"the request needs {sequences} sequences at once and {info.name} holds at most "
+                    f"{info.max_sequences}; ask for fewer beams or sequences, or load the model with a larger "
+                    "`max_sequences`"
+                )
+            if info.max_tokens is not None and tokens > info.max_tokens:
+                raise CapacityError(
+                    f"the request needs a cache of {tokens} tokens ({sequences} sequences, prompt and `max_new_tokens` "
+                    f"together) and the limit of {info.name} is {info.max_tokens}; lower `max_new_tokens`, ask for "
+                    "fewer sequences, or load the model with a larger `max_cache_tokens`"
+                )
         self._waiting.append(waiting)
 
     def admit(self) -> list[Waiting]:
         """Return the requests that may start now, in order of arrival."""
         admitted = []
-        while self._waiting and self._fits(self._waiting[0]):
+        while self._waiting and self._fits(needs := self.needs(self._waiting[0].request, self._waiting[0].context)):
             waiting = self._waiting.popleft()
-            self._reserved[waiting.number] = self.needs(waiting.request, waiting.context)
-            self._reserve(*self._reserved[waiting.number])
+            self._reserved[waiting.number] = needs
             admitted.append(waiting)
         return admitted
 
-    def _fits(self, waiting: Waiting) -> bool:
-        needs = self.needs(waiting.request, waiting.context)
-        limits = (self._info.max_sequences, self._info.max_tokens)
-        return all(
-            limit is None or have + need <= limit for limit, have, need in zip(limits, self._held, needs, strict=True)
-        )
+    def _fits(self, needs: list[Need]) -> bool:
+        return all(self._has_room(need) for need in needs)
 
-    def _reserve(self, sequences: int, tokens: int) -> None:
-        self._held = (self._held[0] + sequences, self._held[1] + tokens)
+    def _has_room(self, need: Need) -> bool:
+        info = need.runtime.info
+        if info.max_sequences is None and info.max_tokens is None:
+            return True
+        held = [each for needs in self._reserved.values() for each in needs if each.runtime is need.runtime]
+        sequences = need.sequences + sum(each.sequences for each in held)
+        tokens = need.tokens + sum(each.tokens for each in held)
+        return (info.max_sequences is None or sequences <= info.max_sequences) and (
+            info.max_tokens is None or tokens <= info.max_tokens
+        )
 
     def forget(self, number: int) -> None:
         """Free a request's reservation, or take it out of the queue."""
-        reserved = self._reserved.pop(number, None)
-        if reserved is not None:
-            self._reserve(-reserved[0], -reserved[1])
-        elif any(waiting.number == number for waiting in self._waiting):
+        if self._reserved.pop(number, None) is None and any(waiting.number == number for waiting in self._waiting):
             self._waiting = deque(waiting for waiting in self._waiting if waiting.number != number)
 
     @property
@@ -108,44 +125,54 @@ class Scheduler:
     def num_reserved(self) -> int:
         return len(self._reserved)
 
-    def plan(self, running: list[Conversation]) -> list[Planned]:
-        """Return the feeds of the next pass: all rows of requests that write, then prompts within the budget."""
-        asked = [(each, branch) for each in running for branch in each.asked_branches() if each.wanted(branch)]
-        writing = [pair for pair in asked if pair[1].cached >= pair[1].prompt_len]
-        planned = [self._feed(conversation, branch, len(branch.pending)) for conversation, branch in writing]
+    def plan(self, running: Iterable[Conversation], runtime: Runtime) -> list[Planned]:
+        """Return the feeds of a runtime's next pass: rows of requests that write, then prompts within the budget."""
+        asked = [
+            (conversation, branch, strand)
+            for conversation in running
+            for branch in conversation.asked_branches()
+            for strand in branch.strands
+            if strand.runtime is runtime and conversation.lacks(branch, strand)
+        ]
+        planned = [self._feed(*each, len(each[2].pending)) for each in asked if each[2].has_prompt]
         # However many rows write, prompts get a share, or they would wait until the writers are done.
         free = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
         budget = max(free, self._max_batch_tokens // 4, 1)
         num_writing = len(planned)
-        for conversation, branch in asked:
-            if branch.cached >= branch.prompt_len:
+        for conversation, branch, strand in asked:
+            if strand.has_prompt:
                 continue
-            count = self._chunk(conversation, branch, budget, first=len(planned) == num_writing)
+            count = self._chunk(conversation, strand, budget, first=len(planned) == num_writing)
             if count == 0:
                 break  # the next prompt must not overtake this one
-            planned.append(self._feed(conversation, branch, count))
+            planned.append(self._feed(conversation, branch, strand, count))
             budget -= count
         return planned
 
-    def _chunk(self, conversation: Conversation, branch: Branch, budget: int, first: bool) -> int:
+    def _chunk(self, conversation: Conversation, strand: Strand, budget: int, first: bool) -> int:
         """Return how many pending tokens go now; 0 for none.
 
         Chunk borders of a batch-invariant request depend on the request alone: whole chunks, or none. The first prompt
         of a pass always gets one, so that whole chunks need not wait for an idle engine.
         """
-        pending = len(branch.pending)
+        pending = len(strand.pending)
         if conversation.request.config.batch_invariant:
             count = min(pending, self._max_batch_tokens)
             return count if first or count <= budget else 0
         return max(min(pending, budget), 0)
 
-    def _feed(self, conversation: Conversation, branch: Branch, count: int) -> Planned:
-        start = branch.cached
-        positions = tuple(sorted(p for p in conversation.wanted(branch) if start < p <= start + count))
-        feed = Feed(
-            seq=branch.seq,
-            tokens=branch.pending[:count],
-            asked=tuple(position - start - 1 for position in positions),
-            invariant=bool(conversation.request.config.batch_invariant),
+    def _feed(self, conversation: Conversation, branch: Branch, strand: Strand, count: int) -> Planned:
+        start = strand.cached - len(strand.prompt)
+        lengths = tuple(
+            sorted(length for length in conversation.wanted(branch, strand) if start < length <= start + count)
         )
-        return Planned(conversation, branch, feed, positions)
+        feed = Feed(
+            seq=strand.seq,
+            tokens=strand.pending[:count],
+            asked=tuple(length - start - 1 for length in lengths),
+            hidden=conversation.hidden is not None and strand is branch.main and not branch.drafts,
+            layers=conversation.context.layers if lengths and strand is branch.main and not branch.drafts else (),
+            invariant=bool(conversation.request.config.batch_invariant) and not branch.drafts,
+            source=strand.source,
+        )
+        return Planned(conversation, branch, strand, feed, lengths)

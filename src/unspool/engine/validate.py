@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from unspool.config import GenerationConfig
+from unspool.engine.readout import layers_of
 from unspool.engine.request import Request
 from unspool.errors import OptionError, PromptError
 from unspool.protocols import Context
@@ -36,6 +37,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         raise OptionError(
             "batch_invariant", True, f"cannot be promised for {info.name} ({info.path})", "leave it unset"
         )
+    _check_strategy(request, info)
     eos = () if config.ignore_eos else (config.eos_token_id or info.eos_token_ids)
     return Context(
         config=config,
@@ -44,9 +46,49 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         seed=request.seed,
         info=info,
         eos_token_ids=tuple(eos),
-        # Beams need a continuation besides every way to end, as in transformers.
-        min_tokens_to_keep=1 + len(eos) if config.num_beams > 1 else 1,
+        # Beams need a continuation besides every way to end, as in transformers; stochastic ones are samples.
+        min_tokens_to_keep=1 + len(eos) if config.num_beams > 1 and config.strategy != "stochastic_beam" else 1,
+        draft=request.assistant.info if request.assistant is not None else None,
+        layers=_layers(config, info),
+        source_ids=request.prompt if request.source is None else request.source.token_ids,
     )
+
+
+def _check_strategy(request: Request, info: ModelInfo) -> None:
+    """Refuse what the strategy, the draft model or the negative prompt would need and cannot have."""
+    name = request.strategy.name
+    if info.needs_source and request.source is None:
+        raise PromptError(f"{info.name} has an encoder and the request brings nothing for it to read")
+    if request.source is not None and not info.needs_source:
+        raise PromptError(f"{info.name} has no encoder, so there is nothing that reads a source")
+    if getattr(request.strategy, "hidden_states", False) and not info.hidden_states:
+        raise OptionError(
+            "strategy", name, f"reads hidden states, which {info.name} does not hand out ({info.path})", "name another"
+        )
+    draft = request.assistant.info if request.assistant is not None else None
+    if draft is not None and draft.max_length is not None and len(request.prompt) >= draft.max_length:
+        raise PromptError(
+            f"the prompt has {len(request.prompt)} tokens and the draft model {draft.name} holds {draft.max_length} in "
+            "all; shorten the prompt, or leave `assistant_model` out"
+        )
+    for token in request.negative_prompt or ():
+        if token >= info.vocab_size:
+            allowed = f"must hold token ids in [0, {info.vocab_size})"
+            raise OptionError("negative_prompt", token, allowed, "use ids of this model's own tokenizer")
+
+
+def _layers(config: GenerationConfig, info: ModelInfo) -> tuple[int, ...]:
+    """Return the inner layers to contrast with the last, none where that is off."""
+    if config.dola_layers is None:
+        return ()
+    if info.num_layers is None:
+        allowed = f"cannot be had: the inner layers of {info.name} are not at hand ({info.path})"
+        raise OptionError("dola_layers", config.dola_layers, allowed, "leave it out")
+    layers = layers_of(config.dola_layers, info)
+    if not layers:
+        allowed = f"must name a layer below {info.num_layers}, the layers of {info.name}"
+        raise OptionError("dola_layers", config.dola_layers, allowed, "use 'low', 'high' or smaller numbers")
+    return layers
 
 
 def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
@@ -112,7 +154,10 @@ def _room(request: Request, info: ModelInfo) -> int:
             )
         rooms.append(config.max_length - length)
     if info.max_length is not None:
-        rooms.append(info.max_length - length)
+        rooms.append(info.max_length - max(length, len(request.negative_prompt or ())))
+    if info.max_length is not None and len(request.negative_prompt or ()) >= info.max_length:
+        allowed = f"must be shorter than the {info.max_length} tokens that {info.name} holds"
+        raise OptionError("negative_prompt", f"{len(request.negative_prompt or ())} tokens", allowed, "shorten it")
     if not rooms:
         raise OptionError(
             "max_new_tokens", None, f"must be set for {info.name}, which has no longest length", "give a number"

@@ -22,10 +22,10 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "stopping_criteria": (_NOT_YET, "use `criteria` with objects of unspool.protocols.Criterion"),
     "prefix_allowed_tokens_fn": (_NOT_YET, "use `processors` with objects of unspool.protocols.Processor"),
     "streamer": (_NOT_YET, "use unspool.load(model, tokenizer=tokenizer).stream(...)"),
-    "assistant_model": (_NOT_YET, "leave it out; the output is the same"),
-    "assistant_tokenizer": (_NOT_YET, "leave it out together with `assistant_model`"),
-    "negative_prompt_ids": (_NOT_YET, "leave it out"),
-    "negative_prompt_attention_mask": (_NOT_YET, "leave it out"),
+    "assistant_tokenizer": (
+        "is not supported: a draft model must have the model's own tokenizer",
+        "leave it out, and give a draft model of the same family",
+    ),
     "custom_generate": (_NOT_YET, "use `strategy` with an object of unspool.protocols.Strategy"),
     "synced_gpus": (_NOT_YET, "leave it out; the model must be whole in one process"),
     "inputs_embeds": (_NOT_YET, "give token ids as `input_ids`"),
@@ -41,17 +41,30 @@ NO_EFFECT: Final = frozenset({"cache_position", "logits_to_keep", "return_dict",
 """Accepted: how the model's forward is called, which the engine decides by itself, and leave to run code of the hub."""
 
 
+_TENSORS: Final = (
+    "input_ids",
+    "inputs",
+    "attention_mask",
+    "position_ids",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """The arguments of one call.
 
-    input_ids, attention_mask, position_ids: the prompts, as given. tokenizer: for options that hold text. options: all
-    other arguments, for the option table.
+    input_ids, attention_mask, position_ids: the prompts, as given. negative_prompt_ids, negative_prompt_attention_mask:
+    what guidance moves away from, likewise. tokenizer: for options that hold text. options: all other arguments, for
+    the option table.
     """
 
     input_ids: Any
     attention_mask: Any
     position_ids: Any
+    negative_prompt_ids: Any
+    negative_prompt_attention_mask: Any
     tokenizer: Any
     options: Mapping[str, Any]
 
@@ -67,12 +80,16 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
         value = options.pop(name, None)
         if is_set(value):
             raise OptionError(name, _shown(value), reason, remedy)
-    tensors = {name: options.pop(name, None) for name in ("input_ids", "inputs", "attention_mask", "position_ids")}
+    tensors = {name: options.pop(name, None) for name in _TENSORS}
     inputs = tensors.pop("inputs")
     if inputs is not None:
         if tensors["input_ids"] is not None:
             raise OptionError("inputs", _shown(inputs), "is another name for `input_ids`", "leave out one of the two")
         tensors["input_ids"] = inputs
+    if tensors["negative_prompt_attention_mask"] is not None and tensors["negative_prompt_ids"] is None:
+        shown = _shown(tensors["negative_prompt_attention_mask"])
+        allowed = "cannot be given without `negative_prompt_ids`"
+        raise OptionError("negative_prompt_attention_mask", shown, allowed, "give the negative prompts as well")
     for name, value in tensors.items():
         if value is not None and tensors["input_ids"] is None:
             raise OptionError(name, _shown(value), "cannot be given without `input_ids`", "give the prompts as well")

@@ -6,6 +6,7 @@ Owns: the order of one call, and transformers' meaning of lengths. Does not know
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,7 @@ from unspool.plan import Own, plan_jobs, resolve_options
 from unspool.runtimes.families import supports
 from unspool.runtimes.trees import input_device
 from unspool.text.detokenize import Detokenizer
-from unspool.types import Output
+from unspool.types import ModelInfo, Output
 
 
 def generate(
@@ -53,7 +54,9 @@ def generate(
         generation_config: transformers' GenerationConfig or ours; comes before the model's own.
         options: options of GenerationConfig, which come first, under transformers' rules and defaults: 20 new tokens,
             greedy unless do_sample=True, `max_length` and `min_length` count pads. Besides: `seed`; `tokenizer`, for
-            options that hold text; `strategy`, `processors` and `criteria` as in LanguageModel.generate.
+            options that hold text; `assistant_model`, a loaded model of the same vocabulary; `negative_prompt_ids` and
+            `negative_prompt_attention_mask` for `guidance_scale`; `strategy`, `processors` and `criteria` as in
+            LanguageModel.generate.
 
     Returns:
         [rows * num_return_sequences, width + longest output] int64 on the device of `input_ids`: prompts as given, the
@@ -83,9 +86,11 @@ def generate(
     pad_token_id = _pad_token(config)
     batch = _batch(arguments, config, pad_token_id, input_device(model))
     config = _seeded(_with_lengths_of(config, batch.width), own, len(batch.prompts))
-    requests = _requests(batch, config, own, arguments.tokenizer)
+    own = _with_negative_prompts(own, arguments, config, len(batch.prompts))
+    driver = driver_of(model)
+    requests = _requests(batch, config, own, arguments.tokenizer, driver.engine.runtime.info)
     recorders = [Recorder(request, kept) for request in requests] if kept else []
-    groups = _run(driver_of(model), [each.recorded() for each in recorders] or requests)
+    groups = _run(driver, [each.recorded() for each in recorders] or requests)
     sequences = batch.sequences([output.token_ids for group in groups for output in group], pad_token_id)
     if not config.return_dict_in_generate:
         return sequences
@@ -147,13 +152,36 @@ def _seeded(config: GenerationConfig, own: Own, count: int) -> GenerationConfig:
     return config.replace(seed=tuple(torch.randint(2**63 - 1, (count,), device="cpu").tolist()))
 
 
-def _requests(batch: Batch, config: GenerationConfig, own: Own, tokenizer: Any) -> list[Request]:
+def _with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConfig, count: int) -> Own:
+    """Return the caller's own with the negative prompts of the call: one for all rows, or one for each."""
+    if arguments.negative_prompt_ids is None:
+        return own
+    shown = f"shape {tuple(getattr(arguments.negative_prompt_ids, 'shape', ()))}"
+    if config.guidance_scale is None or config.guidance_scale == 1.0:
+        allowed = "is read only together with `guidance_scale`"
+        raise OptionError("negative_prompt_ids", shown, allowed, "set it, or leave this out")
+    mask = arguments.negative_prompt_attention_mask
+    prompts = read_batch(arguments.negative_prompt_ids, mask).prompts
+    if len(prompts) not in (1, count):
+        allowed = f"must have one row, or one for each of the {count} prompts"
+        raise OptionError("negative_prompt_ids", shown, allowed, "give as many as prompts")
+    return replace(own, negative_prompts=prompts if len(prompts) == count else prompts * count)
+
+
+def _requests(batch: Batch, config: GenerationConfig, own: Own, tokenizer: Any, info: ModelInfo) -> list[Request]:
     """Return a request for each prompt."""
     if tokenizer is None and config.stop_strings:
         allowed = "needs a tokenizer to read text with"
         raise OptionError("stop_strings", config.stop_strings, allowed, "give the model's own as `tokenizer=`")
     detokenizer = Detokenizer(tokenizer) if config.stop_strings else None
-    jobs = plan_jobs(batch.prompts, config, own, tokenizer=tokenizer, detokenizer=detokenizer, bos_token_id=None)
+    jobs = plan_jobs(
+        batch.prompts,
+        config,
+        own,
+        tokenizer=tokenizer,
+        detokenizer=detokenizer,
+        info=info,
+    )
     return [job.request for job in jobs]
 
 

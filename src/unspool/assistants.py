@@ -1,0 +1,84 @@
+"""The draft model of speculative decoding: what a caller may give as one, and whether it speaks the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from unspool.errors import OptionError
+from unspool.protocols import Runtime
+
+_OPTION = "assistant_model"
+_REMEDY = "give a draft model of the same tokenizer, or draft from the prompt with prompt_lookup_num_tokens"
+
+
+class Assistant(NamedTuple):
+    """A draft model. tokenizer: its own, None where it has none."""
+
+    runtime: Runtime
+    tokenizer: Any
+
+
+def read_assistant(given: Any) -> Assistant | None:
+    """Return what a caller gives as `assistant_model`: a LanguageModel, a runtime, or a loaded transformers model.
+
+    Raises:
+        OptionError: it is none of these. ModelError: a transformers model that cannot run here.
+    """
+    if given is None:
+        return None
+    if hasattr(given, "runtime") and hasattr(given, "tokenizer"):
+        return Assistant(given.runtime, given.tokenizer)
+    if isinstance(given, Runtime):
+        return Assistant(given, None)
+    if hasattr(given, "generation_config") and hasattr(given, "forward"):
+        from unspool.interop.drivers import driver_of
+
+        return Assistant(driver_of(given).engine.runtime, None)
+    allowed = "must be a LanguageModel, a Runtime, or a loaded transformers model"
+    raise OptionError(_OPTION, type(given).__name__, allowed, "load one: assistant_model=unspool.load(...)")
+
+
+def check_vocabulary(assistant: Assistant, tokenizer: Any, vocab_size: int) -> None:
+    """Refuse a draft model whose token ids mean something else.
+
+    Where both tokenizers are known, their vocabularies must be equal, and the models' sizes may be padded differently;
+    else the sizes must be equal.
+
+    Raises:
+        OptionError: they are not.
+    """
+    name, drafts = assistant.runtime.info.name, assistant.runtime.info.vocab_size
+    if assistant.tokenizer is None or tokenizer is None:
+        if drafts != vocab_size:
+            allowed = f"must have the model's own vocabulary of {vocab_size} tokens, and has {drafts}"
+            raise OptionError(_OPTION, name, allowed, _REMEDY)
+        return
+    if assistant.tokenizer is tokenizer or _fingerprint(assistant.tokenizer) == _fingerprint(tokenizer):
+        return
+    ours, theirs = _vocabulary(tokenizer), _vocabulary(assistant.tokenizer)
+    texts = {token: text for text, token in theirs.items()}
+    text, token = next(((text, token) for text, token in ours.items() if texts.get(token) != text), ("", 0))
+    allowed = "must have the model's own tokenizer"
+    if text:
+        allowed += f": token {token} is {text!r} to the model and {texts.get(token)!r} to the draft model"
+    else:
+        allowed += f", whose {len(ours)} tokens are not its {len(theirs)}"
+    raise OptionError(_OPTION, name, allowed, _REMEDY)
+
+
+_FINGERPRINTS: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Any) -> Mapping[str, int]:
+    found: Mapping[str, int] = tokenizer.get_vocab()
+    return found
+
+
+def _fingerprint(tokenizer: Any) -> tuple[int, int]:
+    """Return (size, hash) of a tokenizer's vocabulary, computed once as long as nothing is added to it."""
+    known = _FINGERPRINTS.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        known = _FINGERPRINTS[tokenizer] = (len(tokenizer), hash(frozenset(_vocabulary(tokenizer).items())))
+    return known

@@ -1,0 +1,61 @@
+"""One runtime, several engines: a draft model may have an engine of its own, in another thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
+from unspool.protocols import Runtime
+from unspool.types import Feed, ModelInfo, Rows, Seq
+
+# By the runtime's id, which stays its own as long as its guard, and with that the runtime, is alive.
+_GUARDS: WeakValueDictionary[int, Guarded] = WeakValueDictionary()
+_MAKING = threading.Lock()
+
+
+def guarded(runtime: Runtime) -> Guarded:
+    """Return the one guard over a runtime; a guard guards itself."""
+    if isinstance(runtime, Guarded):
+        return runtime
+    with _MAKING:
+        guard = _GUARDS.get(id(runtime))
+        if guard is None:
+            guard = _GUARDS[id(runtime)] = Guarded(runtime)
+        return guard
+
+
+class Guarded:
+    """A runtime whose calls wait for each other, whoever makes them. Follows the contract of every Runtime."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._runtime.info
+
+    @info.setter
+    def info(self, info: ModelInfo) -> None:
+        self._runtime.info = info
+
+    def forward(self, feeds: Sequence[Feed]) -> Rows:
+        """See Runtime.forward."""
+        with self._lock:
+            return self._runtime.forward(feeds)
+
+    def fork(self, seq: Seq, child: Seq) -> None:
+        """See Runtime.fork."""
+        with self._lock:
+            self._runtime.fork(seq, child)
+
+    def truncate(self, seq: Seq, keep: int) -> int:
+        """See Runtime.truncate."""
+        with self._lock:
+            return self._runtime.truncate(seq, keep)
+
+    def release(self, seq: Seq) -> None:
+        """See Runtime.release."""
+        with self._lock:
+            self._runtime.release(seq)

@@ -4,24 +4,50 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from unspool.protocols import Strategy
+from unspool.strategies.assisted import Assisted
 from unspool.strategies.beam import BeamSearch
 from unspool.strategies.beam_sample import BeamSampling
+from unspool.strategies.best_of import BestOf
+from unspool.strategies.constrained_beam import ConstrainedBeamSearch
+from unspool.strategies.contrastive import ContrastiveSearch
+from unspool.strategies.diverse_beam import DiverseBeamSearch
+from unspool.strategies.dola import Dola
 from unspool.strategies.greedy import Greedy
 from unspool.strategies.inspect import ContinuationScores, NextTokenQuery, WithPromptScores
 from unspool.strategies.sample import Sampling
+from unspool.strategies.stochastic_beam import StochasticBeamSearch
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {"greedy": Greedy(), "sample": Sampling(), "beam": BeamSearch(), "beam_sample": BeamSampling()}
+_ALL: tuple[Strategy, ...] = (
+    Greedy(),
+    Sampling(),
+    BestOf(),
+    BeamSearch(),
+    BeamSampling(),
+    DiverseBeamSearch(),
+    ConstrainedBeamSearch(),
+    StochasticBeamSearch(),
+    ContrastiveSearch(),
+    Assisted(),
+    Dola(),
 )
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType({strategy.name: strategy for strategy in _ALL})
 """The strategies that `GenerationConfig.strategy` can name."""
 
 __all__ = [
     "STRATEGIES",
+    "Assisted",
     "BeamSampling",
     "BeamSearch",
+    "BestOf",
+    "ConstrainedBeamSearch",
     "ContinuationScores",
+    "ContrastiveSearch",
+    "DiverseBeamSearch",
+    "Dola",
     "Greedy",
     "NextTokenQuery",
     "Sampling",
+    "StochasticBeamSearch",
     "WithPromptScores",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from unspool.config import GenerationConfig
 from unspool.protocols import Context, Conversation
+from unspool.strategies.lookahead import LookAhead, shared_length
 from unspool.types import ROOT, Ask, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Space, Top, Turn
 
 
@@ -25,6 +26,11 @@ class Choice(NamedTuple):
     candidate: Candidate
     total: float
 
+    @property
+    def grown(self) -> Beam:
+        """The beam that goes on with it, on the branch it comes from."""
+        return Beam(self.beam.branch, (*self.beam.tokens, self.candidate.token), self.total)
+
 
 class Pool:
     """The best finished hypotheses, at most `size`, best first; equal ones in the order they came.
@@ -41,12 +47,35 @@ class Pool:
         self.hypotheses: list[Hypothesis] = []
         self.paths: list[tuple[int, ...]] = []
         self.open = True
-        self._size, self._penalty = size, length_penalty
+        self.size, self._penalty = size, length_penalty
         self._early_stopping, self._longest = early_stopping, longest
+
+    @classmethod
+    def of(cls, context: Context, size: int) -> Self:
+        """Return an empty pool under the request's options."""
+        config = context.config
+        return cls(
+            size,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+            longest=context.max_new_tokens,
+        )
+
+    def take(self, choices: list[Choice]) -> list[Choice]:
+        """Take in what a step has finished, close if nothing better can come, and return the beams-to-be, best first.
+
+        Only the first `size` choices finish anything; of those that end nothing, the best `size` go on, and none does
+        once the pool is done.
+        """
+        self.add(choice for choice in choices[: self.size] if choice.candidate.ends)
+        going = by_total(choice for choice in choices if not choice.candidate.ends)[: self.size]
+        if going:
+            self.close_to(going[0].grown)
+        return [] if self.done else going
 
     @property
     def full(self) -> bool:
-        return len(self.hypotheses) == self._size
+        return len(self.hypotheses) == self.size
 
     def add(self, choices: Iterable[Choice]) -> None:
         """Take in the sequences that a step has finished, as far as they are good enough and the pool takes any.
@@ -56,12 +85,24 @@ class Pool:
         if self.done:
             return
         for choice in choices:
-            beam, length = choice.beam, len(choice.beam.tokens)
-            score = choice.total / (length + 1) ** self._penalty
+            beam, score = choice.beam, self.score(choice.grown)
             place = sum(score <= hypothesis.score for hypothesis in self.hypotheses)
-            self.hypotheses.insert(place, Hypothesis(beam.branch, length, choice.candidate, score))
-            self.paths.insert(place, (*beam.tokens, choice.candidate.token))
-        del self.hypotheses[self._size :], self.paths[self._size :]
+            self.hypotheses.insert(place, Hypothesis(beam.branch, len(beam.tokens), choice.candidate, score))
+            self.paths.insert(place, choice.grown.tokens)
+        del self.hypotheses[self.size :], self.paths[self.size :]
+
+    def score(self, beam: Beam) -> float:
+        """Return what the beam would compete with if it ended as it stands."""
+        score: float = beam.total / len(beam.tokens) ** self._penalty
+        return score
+
+    def keep(self, beginning: tuple[int, ...]) -> int:
+        """Forget the hypotheses that do not begin with these tokens; returns how many these were."""
+        before = len(self.paths)
+        kept = [index for index, path in enumerate(self.paths) if path[: len(beginning)] == beginning]
+        self.hypotheses[:] = [self.hypotheses[index] for index in kept]
+        self.paths[:] = [self.paths[index] for index in kept]
+        return before - len(kept)
 
     def close_to(self, best: Beam) -> None:
         """Close the pool once the best live beam can no longer do better than its worst hypothesis."""
@@ -91,8 +132,9 @@ class BeamSearch:
         step 1   beams a b (0.60), a c (0.40)
         step 2   a c <end> 0.36 and a b <end> 0.24 are the two best continuations: both finish; best first
 
-    Greedy takes b first and ends with 0.24. What all live beams and the best finished hypothesis share is committed.
-    One forward a token for all beams together. Outputs stand best first.
+    Greedy takes b first and ends with 0.24. What all live beams and the best finished hypothesis share is committed;
+    `lookahead_steps` commits more, earlier (LookAhead). One forward a token for all beams together. Outputs stand best
+    first.
     Source: transformers 5, GenerationMixin._beam_search; Sutskever et al. 2014, section 3.2.
     """
 
@@ -106,26 +148,18 @@ class BeamSearch:
         """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
         config, width = context.config, context.config.num_beams
         looked_at = max(2, 1 + len(context.eos_token_ids)) * width
-        pool = Pool(
-            width,
-            length_penalty=config.length_penalty,
-            early_stopping=config.early_stopping,
-            longest=context.max_new_tokens,
-        )
+        pool = Pool.of(context, width)
+        ahead = LookAhead(config.lookahead_steps, outputs=config.num_return_sequences)
         beams, fresh, committed = [Beam(ROOT, (), 0.0)], 1, 0
         reply = yield Turn(asks=self.asks(beams, looked_at))
         while True:
-            choices = self.choices(beams, reply, looked_at)
-            pool.add(choice for choice in choices[:width] if choice.candidate.ends)
-            going = by_total(choice for choice in choices if not choice.candidate.ends)[:width]
-            if going:
-                moves, beams, fresh = continue_with(beams, going, fresh)
-                pool.close_to(beams[0])
-            if not going or pool.done:
+            going, note = ahead.agreeing(pool.take(self.choices(beams, reply, looked_at)), pool)
+            if not going:
                 return pool.hypotheses[: config.num_return_sequences]
+            moves, beams, fresh = continue_with(beams, going, fresh)
             committed = shared_length([beam.tokens for beam in beams] + pool.paths[:1], committed)
             commits = (Commit(0, beams[0].branch, committed),) if committed else ()
-            reply = yield Turn(moves=moves, asks=self.asks(beams, looked_at), commits=commits)
+            reply = yield Turn(moves=moves, asks=self.asks(beams, looked_at), commits=commits, note=note)
 
     def asks(self, beams: list[Beam], count: int) -> tuple[Ask, ...]:
         """Return what is asked about each beam, in order of rank."""
@@ -159,18 +193,10 @@ def continue_with(beams: list[Beam], going: list[Choice], fresh: int) -> tuple[t
     moves: list[Move] = [Drop(beam.branch) for beam in beams if beam.branch not in chosen]
     grown: list[Beam] = []
     for choice in going:
-        branch, token = choice.beam.branch, choice.candidate.token
-        if any(beam.branch == branch for beam in grown):
-            moves.append(Fork(branch, fresh))
-            branch, fresh = fresh, fresh + 1
-        moves.append(Extend(branch, (token,)))
-        grown.append(Beam(branch, (*choice.beam.tokens, token), choice.total))
+        beam = choice.grown
+        if any(other.branch == beam.branch for other in grown):
+            moves.append(Fork(beam.branch, fresh))
+            beam, fresh = beam._replace(branch=fresh), fresh + 1
+        moves.append(Extend(beam.branch, (choice.candidate.token,)))
+        grown.append(beam)
     return tuple(moves), grown, fresh
-
-
-def shared_length(paths: list[tuple[int, ...]], known: int) -> int:
-    """Return how many first tokens all paths share, at least `known`."""
-    shortest = min(map(len, paths))
-    while known < shortest and all(path[known] == paths[0][known] for path in paths):
-        known += 1
-    return known

@@ -72,6 +72,7 @@ class WithPromptScores:
         self.inner = inner
         self.name = inner.name
         self.space: Space = inner.space
+        self.hidden_states: bool = getattr(inner, "hidden_states", False)
         self.prompt_logprobs: tuple[float, ...] = ()
 
     def max_branches(self, config: GenerationConfig) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import NamedTuple
+
 from unspool.config import GenerationConfig
 from unspool.protocols import Context, Conversation
-from unspool.types import ROOT, Commit, Drop, Extend, Fork, Hypothesis, Move, Sample, Space, Turn
+from unspool.types import ROOT, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Sample, Space, Turn
 
 
 class Sampling:
@@ -28,31 +31,54 @@ class Sampling:
 
     def run(self, context: Context) -> Conversation:
         """Hold the conversation; returns one hypothesis an output, in the order of their index."""
-        outputs = range(self.max_branches(context.config))
-        done: dict[int, Hypothesis] = {}
-        scores = dict.fromkeys(outputs, 0.0)
-        live = list(outputs)
-        length = 0
-        reply = yield Turn(asks=tuple(Sample(ROOT, output=output) for output in live))
-        while True:
-            moves: list[Move] = []
-            commits: list[Commit] = []
-            for output, row in zip(live, reply, strict=True):
-                drawn = row.candidates[0]
-                scores[output] += drawn.logprob
-                if drawn.ends:
-                    branch = output if length else ROOT
-                    done[output] = Hypothesis(branch, length, drawn, scores[output])
-                    commits.append(Commit(output, branch, length, done[output]))
-                    # Before the first fork all outputs stand on the root, which the others still need.
-                    moves += [Drop(output)] if length else []
-                else:
-                    moves += [Fork(ROOT, output)] if length == 0 and output != ROOT else []
-                    moves.append(Extend(output, (drawn.token,)))
-                    commits.append(Commit(output, output, length + 1))
-            live = [output for output in live if output not in done]
-            if not live:
-                return [done[output] for output in outputs]
-            length += 1
-            asks = tuple(Sample(output, output=output) for output in live)
-            reply = yield Turn(moves=tuple(moves), asks=asks, commits=tuple(commits))
+        samples = yield from draw(self.max_branches(context.config), committing=True)
+        return [sample.hypothesis for sample in samples]
+
+
+class Drawn(NamedTuple):
+    """A finished sample: its output tokens, the ending one among them, and the hypothesis that stands for it."""
+
+    tokens: tuple[int, ...]
+    hypothesis: Hypothesis
+
+
+def draw(count: int, *, committing: bool) -> Generator[Turn, Reply, list[Drawn]]:
+    """Hold a conversation that draws `count` samples; returns them in the order of their index.
+
+    The `score` of a hypothesis is the sum of the model's own log-probabilities.
+
+    Args:
+        count: at least 1.
+        committing: whether sample i is output i of the request, so that its tokens are final as soon as drawn.
+    """
+    outputs = range(count)
+    done: dict[int, Drawn] = {}
+    tokens: dict[int, list[int]] = {output: [] for output in outputs}
+    scores = dict.fromkeys(outputs, 0.0)
+    live = list(outputs)
+    length = 0
+    reply = yield Turn(asks=tuple(Sample(ROOT, output=output) for output in live))
+    while True:
+        moves: list[Move] = []
+        commits: list[Commit] = []
+        for output, row in zip(live, reply, strict=True):
+            drawn = row.candidates[0]
+            tokens[output].append(drawn.token)
+            scores[output] += drawn.logprob
+            if drawn.ends:
+                branch = output if length else ROOT
+                finished = Hypothesis(branch, length, drawn, scores[output])
+                done[output] = Drawn(tuple(tokens[output]), finished)
+                commits.append(Commit(output, branch, length, finished))
+                # Before the first fork all outputs stand on the root, which the others still need.
+                moves += [Drop(output)] if length else []
+            else:
+                moves += [Fork(ROOT, output)] if length == 0 and output != ROOT else []
+                moves.append(Extend(output, (drawn.token,)))
+                commits.append(Commit(output, output, length + 1))
+        live = [output for output in live if output not in done]
+        if not live:
+            return [done[output] for output in outputs]
+        length += 1
+        asks = tuple(Sample(output, output=output) for output in live)
+        reply = yield Turn(moves=tuple(moves), asks=asks, commits=tuple(commits) if committing else ())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from unspool.text.detokenize import Detokenizer
-from unspool.text.stops import HoldBack
+from unspool.text.detokenize import REPLACEMENT, Detokenizer
+from unspool.text.stops import HoldBack, first_stop
 
 
 class TextEmitter:
@@ -33,6 +33,19 @@ class TextEmitter:
             self._hold, shown = self._hold.push(text)
             pieces.append(shown)
         return "".join(pieces)
+
+    def tentative(self, token_ids: Iterable[int]) -> str:
+        """Return the text that these tokens would add to what is out, if they followed; changes nothing.
+
+        What is held back so far comes first. It ends before a stop string, and holds no part of a character.
+        """
+        state, pieces = self._state, [self._hold.held]
+        for token in token_ids:
+            state, text = self._detokenizer.advance(state, token)
+            pieces.append(text)
+        text = "".join(pieces) + self._detokenizer.flush(state)
+        match = first_stop(text, self._hold.stops)
+        return text[: match[0]] if match else text.rstrip(REPLACEMENT)
 
     def finish(self, finish_reason: str) -> str:
         """Return the last text of the output.

@@ -1,0 +1,168 @@
+"""Assisted (speculative) decoding: tokens are guessed cheaply, and the model checks a whole guess in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from unspool.config import GenerationConfig
+from unspool.errors import OptionError
+from unspool.protocols import Context, Conversation
+from unspool.strategies.drafting import Agenda, Drafter, DraftModel, Drafts, Writing, ask_one
+from unspool.strategies.prompt_lookup import PromptLookup
+from unspool.types import ROOT, Commit, Drop, Fork, Hypothesis, Keep, Reply, Row, Space, Turn
+
+
+class Assisted:
+    """Have a draft model, or a look at what was said before, guess some tokens, and the model verify them at once.
+
+    One pass over a guess of n tokens brings the model's own choice at n + 1 places: its best token, or its draw under
+    the request's noise. A guess holds as far as it is what the model chooses; the first different choice is the next
+    token, and if all hold, the last choice is one token more. So every token is the model's own, and the output is that
+    of greedy search or of sampling under the same seed, whatever is guessed. Noise belongs to (seed, output, position,
+    token), hence a draft model that draws under it too often draws the same token.
+
+    Worked example (test_assisted_worked_example), P(next | newest), prompt [a], 2 tokens a guess, 6 tokens in all:
+
+        target  a: b 0.6, c 0.4     b: c 0.7, a 0.3     c: a 0.8, b 0.2
+        draft   a: b 0.9, c 0.1     b: c 0.9, a 0.1     c: b 0.9, a 0.1
+
+        pass    guess    fed      chosen    output
+        1                a        b         b
+        2       c b      b c b    c a       b c a             accepted 1 of 2; guesses shrink to 1
+        3       b        a b      b c       b c a b c         accepted 1 of 1; guesses grow to 3
+        4                c        a         b c a b c a       the last token needs no guess
+
+        score = ln 0.6 + ln 0.7 + ln 0.8 + ln 0.6 + ln 0.7 + ln 0.8 = -2.1813
+
+    All outputs of a prompt draft together and are verified in one pass. A guess has `num_assistant_tokens` tokens at
+    first, then 2 more if all held and else 1 fewer, at least 1, or always as many, by `num_assistant_tokens_schedule`;
+    "heuristic" and "heuristic_transient" are one, since nothing outlives a request.
+    Source: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, with the draw fixed by the
+    noise in place of rejection sampling; schedule: transformers 5, AssistedCandidateGenerator.
+    """
+
+    name = "assisted"
+    space: Space = "logits"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.num_return_sequences
+
+    def check(self, context: Context) -> None:
+        """Raise where nothing could draft, or two ways of drafting are asked for; see check_drafting."""
+        check_drafting(context.config, has_draft=context.draft is not None)
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns one hypothesis an output, in the order of their index.
+
+        Raises:
+            OptionError: see check_drafting.
+        """
+        config = context.config
+        check_drafting(config, has_draft=context.draft is not None)
+        drafter: Drafter = DraftModel(context) if context.draft else PromptLookup(context)
+        outputs = range(self.max_branches(config))
+        live = [Writing(output) for output in outputs]
+        done: dict[int, Hypothesis] = {}
+        agenda, drafts = Agenda(), Drafts()
+        reply = yield Turn(asks=tuple(ask_one(config, ROOT, output) for output in outputs))
+        while True:
+            done |= settle(live, drafts, reply, agenda)
+            live = [writing for writing in live if writing.output not in done]
+            if not live:
+                return [done[output] for output in outputs]
+            drafts = yield from drafter.propose(live, agenda)
+            reply = yield verification(config, live, drafts, agenda)
+
+
+def check_drafting(config: GenerationConfig, *, has_draft: bool) -> None:
+    """Refuse options that assisted decoding cannot honour.
+
+    Args:
+        has_draft: whether the request brings a draft model.
+
+    Raises:
+        OptionError: nothing drafts, or two ways of drafting are given, or several outputs that would all be the same.
+    """
+    lookup, outputs = config.prompt_lookup_num_tokens, config.num_return_sequences
+    if has_draft and lookup is not None:
+        raise OptionError(
+            "prompt_lookup_num_tokens",
+            lookup,
+            "cannot be used together with an assistant model",
+            "leave one of them out",
+        )
+    if not has_draft and lookup is None:
+        raise OptionError(
+            "strategy", "assisted", "needs prompt_lookup_num_tokens or an assistant model", "give one of them"
+        )
+    if not config.do_sample and outputs > 1:
+        allowed = "must be 1 where nothing is drawn, or all outputs would be the same"
+        raise OptionError("num_return_sequences", outputs, allowed, "leave it out, or set do_sample=True")
+
+
+def verification(config: GenerationConfig, live: Sequence[Writing], drafts: Drafts, agenda: Agenda) -> Turn:
+    """Return the Turn that writes the guesses and asks for the model's choice before each and behind the last."""
+    asks = []
+    for writing in live:
+        guesses = drafts.get(writing.output, ())
+        agenda.extend(writing.output, guesses)
+        asks += [ask_one(config, writing.output, writing.output, back) for back in range(len(guesses), -1, -1)]
+    return agenda.turn(asks)
+
+
+def settle(live: Sequence[Writing], drafts: Drafts, reply: Reply, agenda: Agenda) -> dict[int, Hypothesis]:
+    """Take in the reply to a verification, or to the first Turn; returns the outputs that are finished."""
+    done = {}
+    start = 0
+    for writing in live:
+        guesses = drafts.get(writing.output, ())
+        rows = reply[start : start + len(guesses) + 1]
+        start += len(rows)
+        accepted, finished = accept(writing, guesses, rows, agenda)
+        if guesses:
+            whose = f"output {writing.output}: " if len(live) > 1 else ""
+            agenda.notes.append(f"{whose}accepted {accepted} of {len(guesses)}")
+        if finished:
+            done[writing.output] = finished
+    return done
+
+
+class Verdict(NamedTuple):
+    """How many guesses held, and the output if it is finished."""
+
+    accepted: int
+    finished: Hypothesis | None
+
+
+def accept(writing: Writing, guesses: Sequence[int], rows: Sequence[Row], agenda: Agenda) -> Verdict:
+    """Append the model's choices to the output up to the first that was not guessed, and note the moves it takes.
+
+    Args:
+        guesses: what the output's branch holds behind the verified tokens.
+        rows: the model's choice at the place of each guess and behind the last.
+    """
+    # Before the first token all outputs stand on the root, which the others still need.
+    branch = writing.output if writing.tokens else ROOT
+    num_held = len(writing.tokens) + len(guesses)
+    accepted = 0
+    for row, guess in zip(rows, (*guesses, None), strict=True):
+        chosen = row.candidates[0]
+        writing.score += chosen.logprob
+        if chosen.ends:
+            finished = Hypothesis(branch, len(writing.tokens), chosen, writing.score)
+            agenda.commits.append(Commit(writing.output, branch, finished.length, finished))
+            agenda.moves += [Drop(branch)] if writing.tokens else []
+            return Verdict(accepted + (chosen.token == guess), finished)
+        writing.tokens.append(chosen.token)
+        if chosen.token != guess:
+            break
+        accepted += 1
+    num_kept = len(writing.tokens) - 1
+    if num_kept == 0 and writing.output != ROOT:
+        agenda.moves.append(Fork(ROOT, writing.output))
+    if num_kept < num_held:
+        agenda.moves.append(Keep(writing.output, num_kept))
+    agenda.extend(writing.output, writing.tokens[-1:])
+    agenda.commits.append(Commit(writing.output, writing.output, len(writing.tokens)))
+    return Verdict(accepted, None)

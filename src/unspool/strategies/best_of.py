@@ -1,0 +1,58 @@
+"""Best-of-n: draws several samples and returns the best of them, by log-probability or by minimum Bayes risk."""
+
+from __future__ import annotations
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context, Conversation
+from unspool.strategies.resemblance import mean_resemblances
+from unspool.strategies.sample import Drawn, draw
+from unspool.types import Space
+
+
+class BestOf:
+    """Draw `best_of` samples and return the best `num_return_sequences`, judged by `best_of_by`:
+
+        logprob   the mean of the model's own log-probabilities of its tokens
+        mbr       minimum Bayes risk: its mean resemblance to the other samples, which stand for the distribution;
+                  0 where there is no other. Resemblance is the n-gram F1 of unspool.strategies.resemblance
+
+    The ending token counts as one. Of equally good samples the one drawn under the lower index is the better. A
+    `score` is the figure that the output was judged by.
+
+    Worked example (test_best_of_worked_example): three samples, their tokens with the model's probabilities,
+
+        0: a .5  b .5  c .5  <end> 1      1: a .5  b .5  d .3  <end> 1      2: e .5  <end> 1
+
+        logprob   ln 0.125 / 4 = -0.520, ln 0.075 / 4 = -0.648, ln 0.5 / 2 = -0.347                        best: 2
+        mbr       0 and 1 share 3 of 4 tokens and 1 of 3 pairs: (3/4 + 1/3 + 0 + 0) / 4 = 0.2708; 2 shares the end
+                  with each: (2 * 1/6 + 0 + 0 + 0) / 4 = 0.0833. Means: 0.1771, 0.1771, 0.0833             best: 0
+
+    Sample i is output i of sampling with `num_return_sequences=best_of` and the same seed. Nothing is committed before
+    all are finished. One forward a token for all samples together.
+    Source: `best_of` of OpenAI's completions for the log-probability; Eikema and Aziz 2020, Is MAP Decoding All You
+    Need?, section 6, for minimum Bayes risk by sampling.
+    """
+
+    name = "best_of"
+    leads = False
+    space: Space = "logits"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.best_of or 1
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns the best hypotheses, best first."""
+        config = context.config
+        samples = yield from draw(self.max_branches(config), committing=False)
+        if config.best_of_by == "mbr":
+            figures = mean_resemblances([sample.tokens for sample in samples])
+        else:
+            figures = [mean_logprob(sample) for sample in samples]
+        ranked = sorted(zip(samples, figures, strict=True), key=lambda pair: -pair[1])
+        best = ranked[: config.num_return_sequences]
+        return [sample.hypothesis._replace(score=figure) for sample, figure in best]
+
+
+def mean_logprob(sample: Drawn) -> float:
+    """Return the mean of the model's own log-probabilities of a sample's tokens."""
+    return sample.hypothesis.score / len(sample.tokens)

@@ -1,0 +1,247 @@
+"""Constrained beam search: beam search whose outputs hold what `force_words_ids` demands."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Final, NamedTuple
+
+from unspool.config import GenerationConfig
+from unspool.errors import OptionError
+from unspool.protocols import Context, Conversation
+from unspool.strategies.beam import Beam, Choice, Pool, continue_with
+from unspool.strategies.constraints import ForcedWords, Place, State, Template
+from unspool.strategies.lookahead import shared_length
+from unspool.types import ROOT, Ask, Candidate, Commit, Hypothesis, Reply, Score, Space, Top, Turn, Whole
+
+FORBIDDEN: Final = float("-inf")
+
+
+class Step(NamedTuple):
+    """One continuation of a beam, and how far its text has come in the forced words."""
+
+    choice: Choice
+    state: State
+
+    @property
+    def ends(self) -> bool:
+        return self.choice.candidate.ends is not None
+
+
+class BeamRow(NamedTuple):
+    """A beam with its state and what was replied about it: candidates best first, and the forced ones as named."""
+
+    beam: Beam
+    state: State
+    candidates: tuple[Candidate, ...]
+    forced: tuple[Candidate, ...]
+
+
+class ConstrainedBeamSearch:
+    """Keep the `num_beams` best partial sequences, shared out over how much of the forced words they hold.
+
+    Every step looks at each beam's best tokens and at all tokens that bring a forced word forward. What remains is
+    what can still be completed within `max_new_tokens`: once only the tokens for it are left, a forced word's next one
+    is the only way on. The places are dealt out by dynamic beam allocation: candidates that miss equally many tokens
+    form a bank, and the banks in turn, the most complete first, get a place for their best candidate until none is
+    left. So a hypothesis that pays for a forced word now competes with those that have paid as much, not with those
+    that put it off. An end finishes a sequence only where it holds everything, and from among the `num_beams` best
+    continuations that do.
+
+    Worked example (test_constrained_beam_worked_example), P(next | newest), prompt [a], forced [[c]], 2 beams,
+    length_penalty 0, max_new_tokens 3:
+
+        a: a 0.5, b 0.4, c 0.1      b: a 0.5, c 0.4, <end> 0.1      c: a 0.2, <end> 0.8
+
+        step 1   missing 0: c 0.10      missing 1: a 0.50, b 0.40         places: c, a
+        step 2   missing 0: a c 0.05, c a 0.02      missing 1: a a 0.25, a b 0.20      c <end> 0.08 finishes
+                                                                          places: a c, a a
+        step 3   the last token: of what holds c, the two best finish, a c <end> 0.04 and a a c 0.025
+
+    The outputs are c <end> and a c <end>. Where a needed token is forbidden to the last beams, or time is up, the best
+    that they can do fills the outputs that no sequence with the forced words is there for, with the reason in `unmet`.
+
+    One forward a token for all beams together. Outputs stand best first. Commits are exact, as in beam search.
+    Source: Post, Vilar 2018, Fast Lexically Constrained Decoding with Dynamic Beam Allocation, section 3.2.
+    """
+
+    name = "constrained_beam"
+    space: Space = "log_probs"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.num_beams
+
+    def check(self, context: Context) -> None:
+        """Raise where the forced words cannot be had; see check_constraints."""
+        check_constraints(context)
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
+        words = check_constraints(context)
+        config, width = context.config, context.config.num_beams
+        looked_at = max(2, 1 + len(context.eos_token_ids)) * width
+        pool = Pool.of(context, width)
+        beams, states, fresh, committed = [Beam(ROOT, (), 0.0)], [words.start], 1, 0
+        reply = yield Turn(asks=_asks(beams, states, looked_at))
+        for room in reversed(range(context.max_new_tokens)):
+            rows = _rows(beams, states, reply)
+            steps = _steps(rows, words)
+            pool.add(step.choice for step in [step for step in steps if step.state.met][:width] if step.ends)
+            going = share_out((step for step in steps if not step.ends and words.fits(step.state, room)), width)
+            if going:
+                pool.close_to(going[0].choice.grown)
+            if not going or pool.done:
+                break
+            moves, beams, fresh = continue_with(beams, [step.choice for step in going], fresh)
+            states = [step.state for step in going]
+            committed = shared_length([beam.tokens for beam in beams] + pool.paths[:1], committed)
+            commits = (Commit(0, beams[0].branch, committed),) if committed else ()
+            reply = yield Turn(moves=moves, asks=_asks(beams, states, looked_at), commits=commits)
+        found = pool.hypotheses[: config.num_return_sequences]
+        lacking = config.num_return_sequences - len(found)
+        if lacking:
+            found += yield from _unmet(rows, words, room, lacking, pool)
+        return found
+
+
+def check_constraints(context: Context) -> ForcedWords:
+    """Return the automaton of what the request's outputs must hold.
+
+    Raises:
+        OptionError: nothing is forced, a forced token does not exist or would end the output too early, or the forced
+            words do not fit into `max_new_tokens`.
+    """
+    forced, ordered = context.config.force_words_ids, context.config.force_words_ordered
+    if not forced:
+        raise OptionError(
+            "force_words_ids", forced, "must name at least one forced word", "leave it out for plain beam search"
+        )
+    words = ForcedWords(forced, ordered=ordered)
+    for chain in words.words:
+        for index, place in enumerate(chain):
+            last = len(words.words) == 1 and index == len(chain) - 1
+            for template in place:
+                _check_template(template, context, last=last)
+    need = words.need(words.start)
+    if need > context.max_new_tokens:
+        raise OptionError(
+            "max_new_tokens",
+            context.max_new_tokens,
+            f"must be at least {need}, the tokens that the forced words take",
+            "raise it (or `max_length`, or shorten the prompt), or force less",
+        )
+    return words
+
+
+def _check_template(template: Template, context: Context, *, last: bool) -> None:
+    """Refuse tokens outside the vocabulary, and ends of sequence where more would have to follow."""
+    vocab = context.info.vocab_size
+    for token in template:
+        if token is not None and not 0 <= token < vocab:
+            hint = "use ids of this model's own tokenizer"
+            raise OptionError("force_words_ids", token, f"must hold token ids in [0, {vocab})", hint)
+    if not set(context.eos_token_ids).isdisjoint(template[:-1] if last else template):
+        raise OptionError(
+            "force_words_ids",
+            template,
+            "may hold an end-of-sequence token only at the very end of a single word, or of the last ordered one",
+            "encode words with add_special_tokens=False, or set `ignore_eos`",
+        )
+
+
+def share_out(steps: Iterable[Step], places: int) -> list[Step]:
+    """Return the steps that get a place, best first; `steps` stand best first.
+
+    Steps that miss equally many tokens are a bank. The banks in turn, the most complete first, give a place to the
+    best they have left, so an empty or short bank leaves its share to the others.
+    """
+    banks: dict[int, int] = {}
+    turns = []
+    for rank, step in enumerate(steps):
+        missing = step.state.missing
+        turn = banks[missing] = banks.get(missing, -1) + 1
+        turns.append((turn, missing, rank, step))
+    chosen = sorted(turns, key=lambda each: each[:3])[:places]
+    return [step for _, _, _, step in sorted(chosen, key=lambda each: each[2])]
+
+
+def _asks(beams: list[Beam], states: list[State], count: int) -> tuple[Ask, ...]:
+    """Return what is asked: each beam's best tokens, then those that get or keep a word under way, where some do."""
+    pairs = zip(beams, states, strict=True)
+    forced = [Score(beam.branch, state.tokens) for beam, state in pairs if not state.met]
+    return (*(Top(beam.branch, count) for beam in beams), *forced)
+
+
+def _rows(beams: list[Beam], states: list[State], reply: Reply) -> list[BeamRow]:
+    tops, forced = reply[: len(beams)], iter(reply[len(beams) :])
+    return [
+        BeamRow(beam, state, top.candidates, () if state.met else next(forced).candidates)
+        for beam, state, top in zip(beams, states, tops, strict=True)
+    ]
+
+
+def _steps(rows: list[BeamRow], words: ForcedWords) -> list[Step]:
+    """Return every allowed continuation once, best first; ties go to the better beam, then to the lower token."""
+    steps = []
+    for row in rows:
+        candidates = {each.token: each for each in (*row.candidates, *row.forced) if each.score > FORBIDDEN}
+        for token in sorted(candidates):
+            choice = Choice(row.beam, candidates[token], row.beam.total + candidates[token].score)
+            steps.append(Step(choice, words.advance(row.state, token)))
+    return sorted(steps, key=lambda step: -step.choice.total)
+
+
+def _unmet(
+    rows: list[BeamRow], words: ForcedWords, room: int, count: int, pool: Pool
+) -> Generator[Turn, Reply, list[Hypothesis]]:
+    """Return the best `count` continuations of beams that cannot be completed, each with the reason why.
+
+    room: tokens left behind the next one. pool: what scores them as it does finished ones.
+    """
+    stuck = {
+        row.beam.branch: row for row in rows if not any(_can_go(step, words, room) for step in _steps([row], words))
+    }
+    best = [step.choice for step in _steps(list(stuck.values()), words)[:count]]
+    reasons: dict[int, str] = {}
+    for branch in dict.fromkeys(each.beam.branch for each in best):
+        reasons[branch] = yield from _reason(stuck[branch], words, room)
+    return [
+        Hypothesis(
+            branch=each.beam.branch,
+            length=len(each.beam.tokens),
+            last=each.candidate,
+            score=pool.score(each.grown),
+            unmet=reasons[each.beam.branch],
+        )
+        for each in best
+    ]
+
+
+def _can_go(step: Step, words: ForcedWords, room: int) -> bool:
+    return step.state.met if step.ends else words.fits(step.state, room)
+
+
+def _reason(row: BeamRow, words: ForcedWords, room: int) -> Generator[Turn, Reply, str]:
+    """Return in words what a beam misses, and what kept it away."""
+    needed = [each for each in row.forced if words.fits(words.advance(row.state, each.token), room)]
+    if any(each.ends == "time" for each in needed):
+        return f"{_named(words.unmet_words(row.state))} missing: the time limit came first"
+    causes: dict[str, list[int]] = {}
+    for each in needed:
+        if each.score > FORBIDDEN:
+            causes.setdefault(f"would have ended the output ({each.ends})", []).append(each.token)
+    forbidden = [each.token for each in needed if each.score == FORBIDDEN]
+    if forbidden:
+        (answer,) = yield Turn(asks=(Whole(row.beam.branch),))
+        assert answer.distribution is not None, "Whole is answered with a distribution"
+        for token in forbidden:
+            by = answer.distribution.forbidden_by(token)
+            causes.setdefault(f"forbidden by {by}" if by else "of no probability to the model", []).append(token)
+    places = [place for each in needed for place in words.unmet_words(row.state, each.token)]
+    told = (f"token{'s' * (len(of) > 1)} {', '.join(map(str, of))} {cause}" for cause, of in causes.items())
+    return f"{_named(places)} missing: {'; '.join(told)}"
+
+
+def _named(places: Iterable[Place]) -> str:
+    """Return forced words for people, ready for "missing"."""
+    named = [" or ".join(str(list(template)) for template in place) for place in dict.fromkeys(places)]
+    return f"the forced word {named[0]} is" if len(named) == 1 else f"the forced words {', '.join(named)} are"

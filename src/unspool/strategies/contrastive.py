@@ -1,0 +1,95 @@
+"""Contrastive search: of the most probable next tokens, the one that best balances probability against repetition."""
+
+from __future__ import annotations
+
+import math
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context, Conversation
+from unspool.types import (
+    ROOT,
+    Commit,
+    Drop,
+    Extend,
+    Fork,
+    Hypothesis,
+    Move,
+    Reply,
+    Row,
+    Similarity,
+    Space,
+    Top,
+    Turn,
+)
+
+
+class ContrastiveSearch:
+    """Try the `top_k` most probable tokens v and keep the one of greatest
+
+        (1 - penalty_alpha) * P(v) - penalty_alpha * (greatest cosine of v's hidden state to those before it)
+
+    where P is the whole processed distribution and the hidden states are what the model's head reads, of prompt and
+    output. Every candidate is a branch of its own, so the pass that yields its hidden state also yields what may follow
+    it. Of equally good candidates the more probable one is kept.
+
+    Worked example (test_contrastive_worked_example), P(next | newest), prompt [a], top_k 2, penalty_alpha 0.6; the
+    hidden state of a token is its own row:
+
+        a: b 0.6, c 0.4      b: b 0.6, c 0.4      c: a 0.8, <end> 0.2      <end>: <end> 1
+
+        step 1   b  0.4 * 0.6 - 0.6 * 1 = -0.36      c      0.4 * 0.4 - 0.6 * 0     =  0.16   c is kept
+        step 2   a  0.4 * 0.8 - 0.6 * 1 = -0.28      <end>  0.4 * 0.2 - 0.6 * 0.243 = -0.07   <end> is kept
+
+    Greedy search writes b for ever. Here a c <end> comes out, with the score ln 0.4 + ln 0.2 = -2.5257: the sum of the
+    model's own log-probabilities. A token is committed as soon as it is kept.
+
+    One forward a token, and one more: `top_k` rows each but the prompt's.
+    Source: Su et al. 2022, section 3.2; transformers 4.48, GenerationMixin._contrastive_search.
+    """
+
+    name = "contrastive"
+    space: Space = "logits"
+    hidden_states = True
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.top_k or 1
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns one hypothesis."""
+        width, alpha = self.max_branches(context.config), context.config.penalty_alpha or 0.0
+        reply = yield Turn(asks=(Top(ROOT, width),))
+        row, kept, tried = reply[0], ROOT, [ROOT]
+        length, total, fresh = 0, 0.0, 1
+        while True:
+            losers = [branch for branch in tried if branch != kept]
+            tried = [kept, *range(fresh, fresh + len(row.candidates) - 1)]
+            fresh += len(tried) - 1
+            going = [branch for branch, each in zip(tried, row.candidates, strict=True) if not each.ends]
+            reply = yield Turn(
+                moves=try_out(row, tried, losers),
+                asks=(*map(Similarity, tried), *(Top(branch, width) for branch in going)),
+                commits=(Commit(ROOT, kept, length),) if length else (),
+            )
+            best = best_candidate(row, reply[: len(tried)], alpha)
+            kept, chosen = tried[best], row.candidates[best]
+            total += chosen.logprob
+            if chosen.ends:
+                return [Hypothesis(kept, length, chosen, total)]
+            row, length = reply[len(tried) + going.index(kept)], length + 1
+
+
+def try_out(row: Row, branches: list[int], losers: list[int]) -> tuple[Move, ...]:
+    """Return the moves that give each candidate of the first branch's row a branch, once the losers are gone."""
+    moves: list[Move] = [Drop(loser) for loser in losers]
+    moves += [Fork(branches[0], child) for child in branches[1:]]
+    moves += [Extend(branch, (each.token,)) for branch, each in zip(branches, row.candidates, strict=True)]
+    return tuple(moves)
+
+
+def best_candidate(row: Row, answers: Reply, alpha: float) -> int:
+    """Return the index of the candidate to keep, the first of equally good ones. answers: a similarity for each."""
+    scores: list[float] = []
+    for candidate, answer in zip(row.candidates, answers, strict=True):
+        assert answer.similarity is not None, "a Similarity is answered by a number"
+        scores.append((1 - alpha) * math.exp(candidate.score - row.log_norm) - alpha * answer.similarity)
+    return scores.index(max(scores))

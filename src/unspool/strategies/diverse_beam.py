@@ -1,0 +1,145 @@
+"""Diverse beam search: groups of beams that search side by side, each kept off what the others have chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context, Conversation
+from unspool.strategies.beam import Beam, Choice, Pool, by_total, continuations, continue_with
+from unspool.strategies.lookahead import shared_length
+from unspool.types import ROOT, Commit, Hypothesis, Reply, Score, Space, Top, Turn
+
+CUT_OFF = ("length", "time")
+"""Ends that have nothing to do with the token itself, so that it counts as chosen."""
+
+
+class GroupPool(Pool):
+    """The pool of one group. It closes as transformers 4 closes it, which alone has groups."""
+
+    def take(self, choices: list[Choice]) -> list[Choice]:
+        """Take in what a step has finished, and return the beams-to-be, best first.
+
+        Unlike in a plain beam search, whether anything better can come is read off the best continuation, one that
+        ends among them, and what is cut off is taken in only where the pool is not done by then.
+        """
+        self.add(choice for choice in choices[: self.size] if choice.candidate.ends not in (None, *CUT_OFF))
+        self.close_to(choices[0].grown)
+        if self.done:
+            return []
+        going = [choice for choice in choices if choice.candidate.ends in (None, *CUT_OFF)][: self.size]
+        self.add(choice for choice in going if choice.candidate.ends)
+        return [choice for choice in going if not choice.candidate.ends]
+
+
+class Group(NamedTuple):
+    """Beams that compete with each other alone, and what they have finished. At its end a group has no beams."""
+
+    beams: list[Beam]
+    pool: GroupPool
+
+
+class DiverseBeamSearch:
+    """Divide the `num_beams` beams into `num_beam_groups` groups, each a beam search of its own with a pool of its own.
+
+    Within a step the groups choose in turn: from the scores of a later one `diversity_penalty` is taken off a token for
+    each beam of an earlier group that has chosen it at this step (Hamming diversity). What is taken off stays in the
+    total, so a `score` is the usual one less the penalties paid. A token that ends a sequence is nobody's choice.
+
+    A group ends by the rules of beam search, with `early_stopping` and `length_penalty`, and the others go on; to those
+    behind it, all its beams choose the padding token from then on, which by default is the ending one. Outputs are the
+    best of all pools, best first; two groups may find the same text, and then it is there twice.
+
+    Worked example (test_diverse_beam_search_worked_example), P(next | newest), prompt [a], 2 groups of one beam,
+    diversity_penalty 0.5, length_penalty 0, two tokens:
+
+        a: b 0.6, c 0.4      b: a 0.05, b 0.5, c 0.45      c: a 0.2, b 0.6, c 0.2
+
+        step 1   group 1   b    ln 0.60       = -0.51     c    ln 0.40 = -0.92     b is chosen
+                 group 2   b    ln 0.60 - 0.5 = -1.01     c    ln 0.40 = -0.92     c is chosen
+        step 2   group 1   b b  ln 0.30       = -1.20     b c  ln 0.27 = -1.31     b is chosen
+                 group 2   c b  ln 0.24 - 0.5 = -1.93     c a  ln 0.08 = -2.53     b is chosen again
+
+    Outputs: b b with -1.20, c b with -1.93. A plain search of two beams ends with b b and b c.
+
+    One forward a token for all beams together, however many groups. What all live beams and the best hypothesis of
+    all pools share is committed.
+    Source: Vijayakumar et al. 2018, Diverse Beam Search, algorithm 1; transformers 4.48,
+    GenerationMixin._group_beam_search and BeamSearchScorer.
+    """
+
+    name = "diverse_beam"
+    space: Space = "log_probs"
+
+    def max_branches(self, config: GenerationConfig) -> int:
+        return config.num_beams
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
+        config = context.config
+        size = config.num_beams // config.num_beam_groups
+        looked_at = max(2, 1 + len(context.eos_token_ids)) * size
+        pools = [GroupPool.of(context, size) for _ in range(config.num_beam_groups)]
+        groups = [Group([Beam(ROOT, (), 0.0)], pool) for pool in pools]
+        turn, fresh, committed = Turn(), 1, 0
+        while True:
+            going = yield from choose_in_turn(groups, turn, looked_at, padding(context))
+            chosen = [choice for each in going for choice in each]
+            if not chosen:
+                return best_of(pools)[: config.num_return_sequences]
+            moves, beams, fresh = continue_with([beam for group in groups for beam in group.beams], chosen, fresh)
+            rest = iter(beams)
+            groups = [Group(list(islice(rest, len(each))), pool) for each, pool in zip(going, pools, strict=True)]
+            committed = shared_length([beam.tokens for beam in beams] + best_path(pools), committed)
+            commits = (Commit(0, beams[0].branch, committed),) if committed else ()
+            turn = Turn(moves=moves, commits=commits)
+
+
+def choose_in_turn(
+    groups: list[Group], turn: Turn, count: int, padding: tuple[int, ...]
+) -> Generator[Turn, Reply, list[list[Choice]]]:
+    """Let the groups choose one after the other; returns what goes on of each, nothing for one at its end.
+
+    Args:
+        groups: in the order in which they choose; one of them has beams.
+        turn: moves and commits that come before the first question.
+        count: how many continuations of a group are looked at.
+        padding: what each beam of a group at its end chooses.
+    """
+    going: list[list[Choice]] = []
+    avoid: list[int] = []
+    # The first Turn has the rows of all groups computed in one pass: to score no tokens asks for no more than that.
+    waiting = tuple(Score(beam.branch, ()) for group in groups for beam in group.beams)
+    for group in groups:
+        if not group.beams:
+            going.append([])
+            avoid += padding * group.pool.size
+            continue
+        asks = tuple(Top(beam.branch, count, avoid=tuple(avoid)) for beam in group.beams)
+        reply = yield replace(turn, asks=asks + waiting[len(asks) :])
+        choices = by_total(continuations(group.beams, reply[: len(asks)]))[:count]
+        going.append(group.pool.take(choices))
+        tokens = (each.candidate.token for each in choices if each.candidate.ends in (None, *CUT_OFF))
+        avoid += islice(tokens, group.pool.size)
+        turn, waiting = Turn(), ()
+    return going
+
+
+def padding(context: Context) -> tuple[int, ...]:
+    """Return the token that fills up finished sequences: the one configured, or the first that ends any, or none."""
+    configured = context.config.pad_token_id
+    return context.eos_token_ids[:1] if configured is None else (configured,)
+
+
+def best_of(pools: list[GroupPool]) -> list[Hypothesis]:
+    """Return the hypotheses of all pools, best first; of equal ones that of the earlier group."""
+    return sorted((each for pool in pools for each in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
+
+
+def best_path(pools: list[GroupPool]) -> list[tuple[int, ...]]:
+    """Return the tokens of the best hypothesis of all pools, or nothing where there is none."""
+    filled = [pool for pool in pools if pool.hypotheses]
+    return max(filled, key=lambda pool: pool.hypotheses[0].score).paths[:1] if filled else []

@@ -1,0 +1,202 @@
+"""What is written ahead of the model for each output of a request, and the draft model that writes it.
+
+Owns the draft branches and how many tokens a draft has. Does not know how drafts are verified.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Protocol, TypeAlias
+
+from unspool.config import GenerationConfig
+from unspool.protocols import Context
+from unspool.types import DRAFT, Ask, Commit, Drop, Extend, Fork, Keep, Move, Reply, Row, Sample, Top, Turn
+
+Drafts: TypeAlias = dict[int, tuple[int, ...]]
+"""The drafted tokens of each output that has any: output index --> tokens."""
+
+
+@dataclass(slots=True)
+class Writing:
+    """One output under way: its verified tokens and the sum of their log-probabilities."""
+
+    output: int
+    tokens: list[int] = field(default_factory=list)
+    score: float = 0.0
+
+
+class Agenda:
+    """What the next Turn does besides asking, gathered from all that want something done."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Have nothing to do."""
+        self.moves: list[Move] = []
+        self.commits: list[Commit] = []
+        self.notes: list[str] = []
+        self._extensions: dict[int, list[int]] = {}
+
+    def extend(self, branch: int, tokens: Sequence[int]) -> None:
+        """Append the tokens to the branch, behind those already gathered for it."""
+        self._extensions.setdefault(branch, []).extend(tokens)
+
+    def turn(self, asks: Sequence[Ask]) -> Turn:
+        """Return the Turn that does all of it and asks; nothing is left to do."""
+        extensions = (Extend(branch, tuple(tokens)) for branch, tokens in self._extensions.items() if tokens)
+        turn = Turn(
+            moves=(*self.moves, *extensions),
+            asks=tuple(asks),
+            commits=tuple(self.commits),
+            note="; ".join(self.notes) or None,
+        )
+        self.clear()
+        return turn
+
+
+class Drafter(Protocol):
+    """A way to guess what the model will write next."""
+
+    def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
+        """Return the guesses for the outputs still under way, asking a draft model if need be.
+
+        A guess leaves room for one more token behind it, and holds none that ends its output: what follows an end is
+        never wanted, and the model is asked about that place anyway.
+        """
+        ...
+
+
+def ask_one(config: GenerationConfig, branch: int, output: int, back: int = 0) -> Ask:
+    """Return the question for one next token: a draw if the request samples, else the best."""
+    return Sample(branch, back=back, output=output) if config.do_sample else Top(branch, 1, back=back)
+
+
+@dataclass(slots=True)
+class Draft:
+    """One output's branch on the draft model.
+
+    branch      [0, base) verified when drafting began | [base, length) the guesses fed so far, all but the newest
+    """
+
+    branch: int
+    count: int
+    base: int = 0
+    length: int = 0
+    guesses: list[int] = field(default_factory=list)
+
+    def learn(self, verified: Sequence[int], schedule: str) -> int:
+        """Take in what became of the guesses; returns how many first tokens of the branch are the output's.
+
+        Args:
+            verified: the output's tokens.
+            schedule: unless "constant", the next draft is 2 longer if all guesses were right, else 1 shorter.
+        """
+        pairs = zip(self.guesses, verified[self.base :], strict=False)
+        accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if self.guesses and schedule != "constant":
+            self.count = self.count + 2 if accepted == len(self.guesses) else max(1, self.count - 1)
+        return min(self.length, self.base + accepted)
+
+
+class DraftModel:
+    """Drafts with a smaller model: its own greedy choice, or its own draw under the noise of the real output.
+
+    A draft has `num_assistant_tokens` tokens at first. It ends early before a token that ends the output or that the
+    target has not, where the processors allow none, and behind one that got a probability below
+    `assistant_confidence_threshold`. An output that leaves the draft model no room, or holds a token it has not, goes
+    on without drafts.
+
+    Args:
+        context: of a request that brings a draft model.
+    """
+
+    def __init__(self, context: Context) -> None:
+        assert context.draft is not None, "there is no draft model"
+        self._context, self._info, self._config = context, context.draft, context.config
+        self._drafts: dict[int, Draft] | None = None
+
+    def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
+        """Return the guesses for the outputs still under way; see Drafter."""
+        if self._drafts is None:
+            self._drafts = yield from self._open(live, agenda)
+        self._close_all_but(live, agenda)
+        drafting = [(writing.output, self._drafts[writing.output]) for writing in self._prepared(live, agenda)]
+        started = drafting
+        while drafting:
+            reply = yield agenda.turn([ask_one(self._config, draft.branch, output) for output, draft in drafting])
+            drafting = [
+                (output, draft)
+                for (output, draft), row in zip(drafting, reply, strict=True)
+                if self._goes_on(draft, row)
+            ]
+            for _, draft in drafting:
+                agenda.extend(draft.branch, draft.guesses[-1:])
+                draft.length += 1
+        return {output: tuple(draft.guesses) for output, draft in started if draft.guesses}
+
+    def _open(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, dict[int, Draft]]:
+        """Give each output that can be drafted for a branch; several fork from one that has read the prompt."""
+        prompt, count = self._context.prompt, self._config.num_assistant_tokens
+        possible = [each for each in live if self._room(len(each.tokens)) > 0 and self._has((*prompt, *each.tokens))]
+        if not possible:
+            agenda.moves.append(Drop(DRAFT))
+        if len(possible) > 1:
+            yield agenda.turn([Top(DRAFT, 1)])
+        drafts = {writing.output: Draft(DRAFT - rank, count) for rank, writing in enumerate(possible)}
+        agenda.moves += [Fork(DRAFT, draft.branch) for draft in drafts.values() if draft.branch != DRAFT]
+        return drafts
+
+    def _close_all_but(self, live: Sequence[Writing], agenda: Agenda) -> None:
+        assert self._drafts is not None, "closed before opened"
+        going = {writing.output for writing in live}
+        for output in [output for output in self._drafts if output not in going]:
+            agenda.moves.append(Drop(self._drafts.pop(output).branch))
+
+    def _prepared(self, live: Sequence[Writing], agenda: Agenda) -> list[Writing]:
+        """Bring the branches in step with the verified tokens; returns the outputs that can be drafted for."""
+        assert self._drafts is not None, "prepared before opened"
+        prepared = []
+        for writing in live:
+            draft = self._drafts.get(writing.output)
+            if draft is None:
+                continue
+            agreed = draft.learn(writing.tokens, self._config.num_assistant_tokens_schedule)
+            lacking = writing.tokens[agreed:]
+            if self._room(len(writing.tokens)) < 1 or not self._has(lacking):
+                agenda.moves.append(Drop(self._drafts.pop(writing.output).branch))
+                continue
+            if agreed < draft.length:
+                agenda.moves.append(Keep(draft.branch, agreed))
+            agenda.extend(draft.branch, lacking)
+            draft.base = draft.length = len(writing.tokens)
+            draft.guesses = []
+            prepared.append(writing)
+        return prepared
+
+    def _goes_on(self, draft: Draft, row: Row) -> bool:
+        """Take in a guess, if it can be one; returns whether another one is wanted behind it."""
+        if not row.candidates:
+            return False  # the processors allow nothing that the draft model has
+        guess = row.candidates[0]
+        if guess.ends or guess.token >= self._context.info.vocab_size:
+            return False
+        draft.guesses.append(guess.token)
+        if math.exp(guess.score - row.log_norm) < self._config.assistant_confidence_threshold:
+            return False
+        return len(draft.guesses) < min(draft.count, self._room(draft.base))
+
+    def _room(self, length: int) -> int:
+        """Return how many guesses can follow an output of this length, 0 or less for none, now and ever after."""
+        room = self._context.max_new_tokens - length - 1
+        if self._info.max_length is None:
+            return room
+        # The newest guess need not be fed.
+        return min(room, self._info.max_length - len(self._context.prompt) - length + 1)
+
+    def _has(self, tokens: Sequence[int]) -> bool:
+        """Return whether the draft model knows all these tokens."""
+        return all(token < self._info.vocab_size for token in tokens)

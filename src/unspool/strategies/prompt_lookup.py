@@ -1,0 +1,100 @@
+"""Drafts without a model: what followed the newest tokens when they last came up in the prompt or the output."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+
+from unspool.protocols import Context
+from unspool.strategies.drafting import Agenda, Drafts, Writing
+from unspool.types import Reply, Turn
+
+
+class NgramIndex:
+    """Finds the newest tokens again, earlier in the same sequence. One dictionary look-up a length; grows with it.
+
+    Args:
+        longest: most tokens of a run that is looked for, at least 1.
+        tokens: the sequence so far.
+    """
+
+    def __init__(self, longest: int, tokens: Iterable[int] = ()) -> None:
+        self._longest = longest
+        self._tokens: list[int] = []
+        self._behind: dict[tuple[int, ...], int] = {}
+        self.extend(tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def copy(self) -> NgramIndex:
+        """Return an index that can be extended apart from this one."""
+        twin = NgramIndex(self._longest)
+        twin._tokens, twin._behind = self._tokens.copy(), self._behind.copy()
+        return twin
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens. A run is entered only once a token follows it, so the newest run never finds itself."""
+        for token in tokens:
+            for run in self._newest_runs():
+                self._behind[run] = len(self._tokens)
+            self._tokens.append(token)
+
+    def continuation(self, count: int) -> tuple[int, ...]:
+        """Return up to `count` tokens that followed the longest run of newest tokens that occurred before.
+
+        Of several occurrences the most recent one counts. Where its continuation reaches the end of the sequence, it
+        goes on with its own first tokens, so a loop is continued at any length. Empty where nothing is found.
+        """
+        for run in self._newest_runs():
+            start = self._behind.get(run)
+            if start is not None:
+                period = len(self._tokens) - start
+                return tuple(self._tokens[start + index % period] for index in range(count))
+        return ()
+
+    def _newest_runs(self) -> list[tuple[int, ...]]:
+        """Return the runs that end with the newest token, longest first."""
+        end = len(self._tokens)
+        return [tuple(self._tokens[end - length :]) for length in range(min(self._longest, end), 0, -1)]
+
+
+class PromptLookup:
+    """Drafts `prompt_lookup_num_tokens` tokens that once followed the newest ones, in the prompt or in the output.
+
+    The longest run of at most `max_matching_ngram_size` newest tokens that occurred before is continued as it was then.
+
+    Worked example (test_prompt_lookup_worked_example), runs of at most 2, drafts of 3 tokens:
+
+        5 6 7 8 9 6 7      6 7 came before, followed by 8 9 6     draft 8 9 6
+        5 6 7 8 9 6        9 6 did not, 6 did, followed by 7 8 9  draft 7 8 9
+        1 2 1 2            1 2 came before, followed by 1 2       draft 1 2 1: the copy goes on into itself
+
+    Differs from transformers, which continues the first occurrence instead of the most recent one: the output is the
+    same. Source: Saxena 2023, Prompt Lookup Decoding; transformers' PromptLookupCandidateGenerator.
+
+    Args:
+        context: of a request whose `prompt_lookup_num_tokens` is set.
+    """
+
+    def __init__(self, context: Context) -> None:
+        count = context.config.prompt_lookup_num_tokens
+        assert count is not None, "prompt lookup is off"
+        self._count = count
+        self._context = context
+        self._prompt = NgramIndex(context.config.max_matching_ngram_size, context.prompt)
+        self._indexes: dict[int, NgramIndex] = {}
+
+    def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
+        """Return the guesses for the outputs still under way, asking nobody; see Drafter."""
+        yield from ()
+        return {writing.output: guesses for writing in live if (guesses := self._guesses(writing))}
+
+    def _guesses(self, writing: Writing) -> tuple[int, ...]:
+        index = self._indexes.get(writing.output)
+        if index is None:
+            index = self._indexes[writing.output] = self._prompt.copy()
+        index.extend(writing.tokens[len(index) - len(self._prompt) :])
+        room = self._context.max_new_tokens - len(writing.tokens) - 1
+        found = index.continuation(min(self._count, room))
+        ends = (place for place, token in enumerate(found) if token in self._context.eos_token_ids)
+        return found[: next(ends, len(found))]

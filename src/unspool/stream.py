@@ -10,15 +10,23 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from unspool.engine.driver import Driver, Ticket
 from unspool.errors import StrategyError
 from unspool.plan import Job
-from unspool.results import Chunk, Completion, Generation, Timing, Usage
+from unspool.results import Chunk, Completion, Generation, Timing, Trace, Usage
 from unspool.strategies import WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.emit import TextEmitter
-from unspool.types import Committed, Failed, Finished
+from unspool.types import Committed, Failed, Finished, Tentative
+
+
+class Tail(NamedTuple):
+    """What an output may go on with, as the leading branch stands."""
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
 
 
 class Listener:
@@ -35,20 +43,20 @@ class Listener:
         self._prompt = prompt
         self._detokenizer = detokenizer
         self._emitters: dict[int, TextEmitter] = {}
+        self._tails: dict[int, Tail] = {}
         self._started = time.perf_counter()
         self._first: float | None = None
 
-    def chunk(self, event: Committed) -> Chunk:
-        """Return the chunk of newly committed tokens; its text may be empty."""
+    def chunk(self, event: Committed | Tentative) -> Chunk:
+        """Return what is new; its text may be empty."""
+        if isinstance(event, Tentative):
+            text, emitter = self._emitter(event.output)
+            tail = emitter.tentative(event.token_ids) if emitter else ""
+            tentative = self._tail(event.output, event.token_ids, tail)
+            return Chunk(text=text, index=event.output, prompt=self._prompt, tentative=tentative)
         self.note(event)
-        text = ""
-        if self._detokenizer is not None:
-            emitter = self._emitters.get(event.output)
-            if emitter is None:
-                request = self._job.request
-                emitter = TextEmitter(self._detokenizer, request.prompt, stops=request.config.stop_strings or ())
-                self._emitters[event.output] = emitter
-                text = (self._prompt_text() or "") if request.config.echo else ""
+        text, emitter = self._emitter(event.output)
+        if emitter is not None:
             text += emitter.push(event.token_ids)
             if event.finish_reason is not None:
                 text += emitter.finish(event.finish_reason)
@@ -59,7 +67,35 @@ class Listener:
             token_ids=event.token_ids,
             logprobs=event.logprobs,
             finish_reason=event.finish_reason,
+            tentative=self._tail_behind(event, emitter),
         )
+
+    def _emitter(self, output: int) -> tuple[str, TextEmitter | None]:
+        """Return what makes an output's text, if anything does, and the text that comes before, the first time."""
+        if self._detokenizer is None:
+            return "", None
+        if output in self._emitters:
+            return "", self._emitters[output]
+        request = self._job.request
+        emitter = TextEmitter(self._detokenizer, request.prompt, stops=request.config.stop_strings or ())
+        self._emitters[output] = emitter
+        return (self._prompt_text() or "") if request.config.echo else "", emitter
+
+    def _tail(self, output: int, token_ids: tuple[int, ...], text: str) -> str | None:
+        """Remember what an output may go on with; returns its text, or None where that is what was said before."""
+        before = self._tails.get(output, Tail())
+        self._tails[output] = Tail(token_ids, text)
+        return None if text == before.text else text
+
+    def _tail_behind(self, event: Committed, emitter: TextEmitter | None) -> str | None:
+        """Take what has just been committed off the output's tail, or all of it where another branch has won."""
+        if event.output not in self._tails:
+            return None
+        if event.finish_reason is not None or emitter is None:
+            return self._tail(event.output, (), "")
+        tail, count = self._tails[event.output].token_ids, len(event.token_ids)
+        rest = tail[count:] if tail[:count] == event.token_ids else ()
+        return self._tail(event.output, rest, emitter.tentative(rest))
 
     def _prompt_text(self) -> str | None:
         """Return the prompt as it was given, or read back from its ids where there is a tokenizer."""
@@ -105,6 +141,22 @@ class Listener:
             strategy=strategy.name,
             echo=bool(request.config.echo),
             prompt_logprobs=(None, *strategy.prompt_logprobs) if isinstance(strategy, WithPromptScores) else None,
+            trace=self._trace(event),
+        )
+
+    def _trace(self, event: Finished) -> Trace | None:
+        """Return what was recorded, with its texts, where it was asked for."""
+        if event.trace is None:
+            return None
+        request = self._job.request
+        return Trace.from_recording(
+            event.trace,
+            self._detokenizer.tokenizer if self._detokenizer else None,
+            model=self._job.model,
+            strategy=request.strategy.name,
+            seed=request.seed,
+            config=request.config,
+            prompt=self._prompt_text(),
         )
 
 
@@ -131,7 +183,7 @@ def _read(
         chunk = listeners[prompt].chunk(event)
         if chunk.finish_reason is not None:
             held = chunk
-        elif chunk.text or chunk.token_ids:
+        elif chunk.text or chunk.token_ids or chunk.tentative is not None:
             yield chunk
     if held is not None:
         yield replace(held, is_last=True)
@@ -139,6 +191,9 @@ def _read(
 
 class Stream:
     """Chunks of text as they are committed; iterate over it once, in a `for` or an `async for`.
+
+    Requests with `tentative=True` bring chunks between these that say what the leading branch holds beyond
+    (`Chunk.tentative`); a chunk without text and token ids brings nothing else.
 
     Leaving the loop early, `close()`, or dropping the stream cancels what is still being written; so does cancelling
     a task that waits for a chunk. An error of a request is raised where its chunk would have come, and cancels the

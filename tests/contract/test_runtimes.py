@@ -14,7 +14,8 @@ from tests.toys import drain, mixing_toy, request, results
 from unspool.engine import Engine
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder import DecoderRuntime
-from unspool.types import Feed, Output
+from unspool.runtimes.toy import ToyRuntime
+from unspool.types import Feed, Output, Rows
 
 PROMPT = (5, 3, 8, 1, 9, 4, 7, 2, 6, 11, 3, 5)
 
@@ -30,8 +31,14 @@ def decoder(family: str, **options: Any) -> Case:
     return Case(make, lambda runtime: len(runtime._slots.live), 3e-5)
 
 
+def layered_toy() -> ToyRuntime:
+    """A toy whose layers see the newest tokens alone: one more of them each."""
+    look = lambda tokens, layer: mixing_toy()._probabilities(tokens[-layer - 1 :])  # noqa: E731
+    return mixing_toy(inner=look, num_layers=2)
+
+
 RUNTIMES = {
-    "toy": Case(mixing_toy, lambda runtime: len(runtime.cached), 0.0),
+    "toy": Case(layered_toy, lambda runtime: len(runtime.cached), 0.0),
     "gpt2": decoder("gpt2"),
     "llama": decoder("llama"),
     "llama-masked": decoder("llama", attention="masked"),
@@ -45,8 +52,18 @@ def case(request: pytest.FixtureRequest) -> Case:
     return RUNTIMES[request.param]
 
 
-def rows(runtime: Runtime, seq: int, tokens: Sequence[int], asked: Sequence[int]) -> torch.Tensor:
-    return runtime.forward([Feed(seq=seq, tokens=tokens, asked=tuple(asked))]).logits
+def rows(runtime: Runtime, seq: int, tokens: Sequence[int], asked: Sequence[int], **options: Any) -> torch.Tensor:
+    return runtime.forward([Feed(seq=seq, tokens=tokens, asked=tuple(asked), **options)]).logits
+
+
+def pieces_of(trial: int, tokens: Sequence[int] = PROMPT) -> list[Sequence[int]]:
+    """Return the tokens in random pieces of 1 to 5."""
+    pieces, start = [], 0
+    while start < len(tokens):
+        count = random.Random(f"{trial} {start}").randint(1, 5)
+        pieces.append(tokens[start : start + count])
+        start += count
+    return pieces
 
 
 def close(case: Case, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -71,13 +88,8 @@ def test_rows_come_feed_by_feed_in_float32(case: Case) -> None:
 def test_chunks_of_any_size_give_the_rows_of_one_pass(case: Case) -> None:
     whole = rows(case.make(), 0, PROMPT, range(len(PROMPT)))
     for trial in range(4):
-        runtime, start, pieces = case.make(), 0, []
-        while start < len(PROMPT):
-            count = random.Random(f"{trial} {start}").randint(1, 5)
-            chunk = PROMPT[start : start + count]
-            pieces.append(rows(runtime, 0, chunk, range(len(chunk))))
-            start += count
-        close(case, torch.cat(pieces), whole)
+        runtime = case.make()
+        close(case, torch.cat([rows(runtime, 0, piece, range(len(piece))) for piece in pieces_of(trial)]), whole)
 
 
 def test_company_does_not_change_a_row(case: Case) -> None:
@@ -121,10 +133,112 @@ def test_release_forgets_and_an_unknown_sequence_is_no_error(case: Case) -> None
     close(case, rows(runtime, 0, PROMPT[:4], [3]), rows(case.make(), 0, PROMPT[:4], [3]))
 
 
-def test_hidden_states_come_where_they_are_asked(case: Case) -> None:
-    found = case.make().forward([Feed(seq=0, tokens=PROMPT, asked=(3, 11), hidden=True)])
-    assert found.hidden is not None and found.hidden.shape[0] == 2
-    assert torch.isfinite(found.hidden).all()
+def shown(runtime: Runtime, seq: int, tokens: Sequence[int], **options: Any) -> Rows:
+    return runtime.forward([Feed(seq=seq, tokens=tokens, asked=(len(tokens) - 1,), **options)])
+
+
+def hidden_of(runtime: Runtime, seq: int, tokens: Sequence[int], **options: Any) -> torch.Tensor:
+    found = shown(runtime, seq, tokens, hidden=True, **options).hidden
+    assert found is not None and found.shape[0] == len(tokens) and found.dtype == torch.float32
+    return found
+
+
+def inner_of(runtime: Runtime, seq: int, tokens: Sequence[int], **options: Any) -> torch.Tensor:
+    found = shown(runtime, seq, tokens, layers=(1, 0), **options).inner
+    assert found is not None and found.shape == (2, runtime.info.vocab_size) and found.dtype == torch.float32
+    return found
+
+
+def test_hidden_states_are_those_of_all_tokens_of_the_feeds_that_want_them(case: Case) -> None:
+    runtime = case.make()
+    assert runtime.info.hidden_states
+    found = runtime.forward(
+        [
+            Feed(seq=1, tokens=PROMPT[:3], asked=(), hidden=True),
+            Feed(seq=2, tokens=PROMPT[:6], asked=(0, 5)),
+            Feed(seq=3, tokens=PROMPT[:5], asked=(4,), hidden=True),
+        ]
+    )
+    assert found.hidden is not None and found.hidden.shape[0] == 3 + 5 and found.inner is None
+    close(case, found.hidden[:3], found.hidden[3:6])
+    assert not torch.equal(found.hidden[0], found.hidden[1])
+    close(case, found.logits, rows(case.make(), 0, PROMPT[:6], (0, 5, 4)))
+
+
+def test_hidden_states_of_chunks_are_those_of_one_pass(case: Case) -> None:
+    whole = hidden_of(case.make(), 0, PROMPT)
+    for trial in range(3):
+        runtime = case.make()
+        close(case, torch.cat([hidden_of(runtime, 0, piece) for piece in pieces_of(trial)]), whole)
+
+
+def test_company_does_not_change_hidden_states_nor_inner_rows(case: Case) -> None:
+    wanted: dict[str, Any] = {"hidden": True, "layers": (0, 1)}
+    alone = shown(case.make(), 0, PROMPT, **wanted)
+    runtime = case.make()
+    others = [Feed(seq=n, tokens=PROMPT[n:], asked=(0,), hidden=n % 2 == 0, layers=(1,)) for n in range(1, 9)]
+    runtime.forward(others[:4])
+    found = runtime.forward([*others[4:], Feed(seq=0, tokens=PROMPT, asked=(len(PROMPT) - 1,), **wanted)])
+    assert found.hidden is not None and alone.hidden is not None and found.inner is not None and alone.inner is not None
+    close(case, found.hidden[-len(PROMPT) :], alone.hidden)
+    close(case, found.inner[4:], alone.inner)
+
+
+def test_inner_rows_come_asked_row_by_asked_row_in_the_order_the_layers_are_named(case: Case) -> None:
+    runtime = case.make()
+    assert runtime.info.num_layers is not None and runtime.info.num_layers >= 2
+    found = runtime.forward(
+        [
+            Feed(seq=1, tokens=PROMPT[:4], asked=(1, 3), layers=(1, 0)),
+            Feed(seq=2, tokens=PROMPT[:4], asked=(0, 1, 2)),
+            Feed(seq=3, tokens=PROMPT[:4], asked=(3,), layers=(0,)),
+            Feed(seq=4, tokens=PROMPT[:2], asked=(), layers=(0,)),
+        ]
+    ).inner
+    assert found is not None and found.shape == (5, runtime.info.vocab_size) and found.dtype == torch.float32
+    close(case, found[:2], inner_of(case.make(), 0, PROMPT[:2]))
+    close(case, found[2:4], inner_of(case.make(), 0, PROMPT[:4]))
+    close(case, found[4], found[3])
+    assert not torch.equal(found[2], found[3])
+    nothing = runtime.forward([Feed(seq=1, tokens=(5,), asked=(), layers=(0,))]).inner
+    assert nothing is not None and nothing.shape == (0, runtime.info.vocab_size)
+
+
+def test_inner_rows_do_not_depend_on_chunks(case: Case) -> None:
+    whole = inner_of(case.make(), 0, PROMPT)
+    for trial in range(3):
+        runtime = case.make()
+        close(case, [inner_of(runtime, 0, piece) for piece in pieces_of(trial)][-1], whole)
+
+
+def test_invariant_hidden_states_and_inner_rows_are_bit_equal_in_any_company_and_any_chunks(case: Case) -> None:
+    runtime = case.make()
+    if not runtime.info.batch_invariant:
+        pytest.skip(f"not promised: {runtime.info.path}")
+    logits = rows(runtime, 0, PROMPT, [len(PROMPT) - 1], invariant=True)
+    runtime.truncate(0, 0)
+    whole = hidden_of(runtime, 0, PROMPT, invariant=True)
+    runtime.truncate(0, 0)
+    inner = torch.cat([inner_of(runtime, 0, [token], invariant=True) for token in PROMPT])
+    crowd = [Feed(seq=10 + n, tokens=PROMPT[n:], asked=(0, 1), hidden=True, layers=(1,)) for n in range(5)]
+    for trial in range(3):
+        hidden, last = [], []
+        for piece in pieces_of(trial):
+            wanted = Feed(seq=1, tokens=piece, asked=(len(piece) - 1,), hidden=True, layers=(1, 0), invariant=True)
+            found = runtime.forward([*crowd[:trial], wanted])
+            assert found.hidden is not None and found.inner is not None
+            hidden.append(found.hidden[-len(piece) :])
+            last.append((sum(map(len, hidden)), found.inner[-2:]))
+        assert torch.equal(torch.cat(hidden), whole) and torch.equal(found.logits[-1:], logits)
+        for length, rows_there in last:
+            assert torch.equal(rows_there, inner[2 * length - 2 : 2 * length])
+        for seq in (1, 10, 11, 12, 13, 14):
+            runtime.release(seq)
+    runtime.truncate(0, 0)
+    for token, row in zip(PROMPT, inner.split(2), strict=True):
+        one = shown(runtime, 0, [token], layers=(1,), hidden=True, invariant=True)
+        assert one.hidden is not None and one.hidden.shape[0] == one.logits.shape[0] == 1, "a row too many"
+        assert one.inner is not None and torch.equal(one.inner, row[:1])
 
 
 def test_invariant_rows_are_bit_equal_in_any_company_and_any_chunks(case: Case) -> None:

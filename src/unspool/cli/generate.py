@@ -46,7 +46,8 @@ def generate(
     """Go on from a prompt.
 
     In a terminal the prompt is shown dim before the text; a pipe gets the text alone, and the prompt with --echo.
-    Several outputs are parted by a line of three dashes.
+    Several outputs are parted by a line of three dashes. In a beam search, what the best beam holds is shown dim
+    behind the text until it is certain.
     """
     if not as_json and options.get("logprobs") is not None:
         raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
@@ -59,6 +60,8 @@ def generate(
     asked = dict(options)
     screen = Screen(prompt=text, echo=asked.pop("echo", False))
     if stream:
+        if screen.shows_tails:
+            asked["tentative"] = True
         with language_model.stream(text, **asked) as chunks:
             show_chunks(screen, chunks)
         generation = chunks.generation
@@ -80,7 +83,7 @@ def show_chunks(screen: Screen, chunks: Iterable[Chunk]) -> None:
             waiting[chunk.index] = waiting.get(chunk.index, "") + chunk.text
             if chunk.finish_reason is not None:
                 finished.add(chunk.index)
-            screen.text(waiting.pop(current, ""))
+            screen.text(waiting.pop(current, ""), tail=chunk.tentative if chunk.index == current else None)
             while current in finished and current + 1 in waiting:
                 current += 1
                 screen.part()

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from rich.console import Console
 
+from unspool.cli.live import LiveTail, terminal_size
+
 SEPARATOR = "---\n"
 
 # A model may write control characters; in a terminal they could move the cursor or worse. Pipes get the text as it is.
@@ -30,18 +32,37 @@ class Screen:
         self._prompt = prompt
         self._shows_prompt = echo or self._output.isatty()
         self._at_line_start = True
+        self._live: LiveTail | None = None
+        if self._output.isatty() and _has_styles(self._output):
+            self._live = LiveTail(lambda text: _write(self._output, text), lambda: terminal_size(self._output))
+
+    @property
+    def shows_tails(self) -> bool:
+        """Whether a tail can be told from the text and taken back: in a terminal with styles alone."""
+        return self._live is not None
 
     def prompt(self) -> None:
         """Show the prompt where it is wanted."""
         if self._shows_prompt:
             self._put(self._output, self._prompt, dim=True)
 
-    def text(self, text: str) -> None:
-        """Show a piece of text at once."""
-        self._put(self._output, text, dim=False)
+    def text(self, text: str, *, tail: str | None = None) -> None:
+        """Show a piece of text at once, and behind it, dim, what may be taken back.
+
+        Args:
+            tail: replaces the one before; None leaves it as it is, "" takes it away. Ignored where none can be shown.
+        """
+        if self._live is None:
+            self._put(self._output, text, dim=False)
+            return
+        self._live.show(_safe(text), None if tail is None else _safe(tail))
+        if text:
+            self._at_line_start = text.endswith("\n")
 
     def end_line(self) -> None:
-        """Go to a new line unless there already."""
+        """Take the tail away and go to a new line unless there already."""
+        if self._live is not None:
+            self._live.end()
         if not self._at_line_start:
             self.text("\n")
 
@@ -59,14 +80,24 @@ class Screen:
     def _put(self, stream: TextIO, text: str, *, dim: bool) -> None:
         if not text:
             return
-        shown = text.translate(_UNSAFE) if stream.isatty() else text
+        shown = _safe(text) if stream.isatty() else text
+        if stream is self._output:
+            shown = self._live.passed(shown) if self._live else shown
+            self._at_line_start = text.endswith("\n")
         if dim and _has_styles(stream):
             words = shown.rstrip("\n")
             shown = f"\x1b[2m{words}\x1b[0m{shown[len(words) :]}"
-        stream.write(shown)
+        _write(stream, shown)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    if text:
+        stream.write(text)
         stream.flush()
-        if stream is self._output:
-            self._at_line_start = text.endswith("\n")
+
+
+def _safe(text: str) -> str:
+    return text.translate(_UNSAFE)
 
 
 def _has_styles(stream: TextIO) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from unspool.config import GenerationConfig
+    from unspool.results.trace import Trace
     from unspool.text.detokenize import Detokenizer
     from unspool.types import Output
 
@@ -41,8 +42,10 @@ class Completion:
     logprobs: of each token, the model's own natural-log probability, before any processor.
     scores: of each token, after the processors and not renormalised, in the strategy's space.
     score: what the strategy ranks outputs by.
-    finish_reason: "eos", "stop", "length", "time" or the name of a criterion.
+    finish_reason: "eos", "stop", "length", "time" or the name of a criterion; "strategy" where the strategy itself
+        went no further.
     top_logprobs: for each token the best alternatives, best first; None unless `logprobs` asked for them.
+    unmet: which forced words the output lacks, and why, in words; None where it has all that were asked for.
     """
 
     index: int
@@ -54,6 +57,12 @@ class Completion:
     score: float
     finish_reason: str
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
+    unmet: str | None = None
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the output has all that was demanded of it; True where nothing was. `unmet` says why not."""
+        return self.unmet is None
 
     @classmethod
     def from_output(
@@ -82,6 +91,7 @@ class Completion:
             score=output.score,
             finish_reason=reason,
             top_logprobs=_named(output, detokenizer),
+            unmet=output.unmet,
         )
 
     def __str__(self) -> str:
@@ -100,6 +110,8 @@ class Completion:
             "score": _number(self.score),
             "finish_reason": self.finish_reason,
             "top_logprobs": top and [[_top(entry) for entry in position] for position in top],
+            "satisfied": self.satisfied,
+            "unmet": self.unmet,
         }
 
 
@@ -163,6 +175,7 @@ class Generation:
     echo: whether `text` begins with the prompt.
     prompt_logprobs: with `echo` and `logprobs`, the model's own log-probability of each prompt token, None for the
         first, which nothing precedes; else None.
+    trace: what happened, token by token, where `trace=True` asked for it.
     """
 
     prompt: str | None
@@ -175,6 +188,7 @@ class Generation:
     strategy: str
     echo: bool = False
     prompt_logprobs: tuple[float | None, ...] | None = None
+    trace: Trace | None = None
 
     @property
     def text(self) -> str:
@@ -216,6 +230,7 @@ class Generation:
             "timing": self.timing.to_dict(),
             "config": self.config.to_dict(),
             "strategy": self.strategy,
+            "trace": self.trace and self.trace.to_dict(),
         }
 
 
@@ -228,6 +243,8 @@ class Chunk:
     token_ids, logprobs: the tokens committed since the output's last chunk. Their text may come later, when the
         character is whole and no stop string can begin there.
     finish_reason: set in the output's last chunk. is_last: nothing follows in the whole stream.
+    tentative: where it was asked for, the text that would follow all the output's chunks so far if the leading branch
+        won. Unlike `text` it may be taken back: each one replaces the one before. None: as it was; "": none any more.
     """
 
     text: str
@@ -237,6 +254,7 @@ class Chunk:
     logprobs: tuple[float, ...] = ()
     finish_reason: str | None = None
     is_last: bool = False
+    tentative: str | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -251,6 +269,7 @@ class Chunk:
             "logprobs": [_number(value) for value in self.logprobs],
             "finish_reason": self.finish_reason,
             "is_last": self.is_last,
+            "tentative": self.tentative,
         }
 
 

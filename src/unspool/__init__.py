@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from unspool.loading import load as load
     from unspool.model import LanguageModel as LanguageModel
     from unspool.results import Chunk as Chunk
+    from unspool.results import Comparison as Comparison
     from unspool.results import Completion as Completion
     from unspool.results import Generation as Generation
     from unspool.results import NextTokens as NextTokens
     from unspool.results import TextScore as TextScore
+    from unspool.results import Trace as Trace
+    from unspool.results import trace_schema as trace_schema
     from unspool.runtimes.shell import refresh as refresh
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
     from unspool.seeds import set_seed as set_seed
@@ -47,6 +50,7 @@ _HOMES = {
     "CancelledRequest": "unspool.errors",
     "CapacityError": "unspool.errors",
     "Chunk": "unspool.results",
+    "Comparison": "unspool.results",
     "Completion": "unspool.results",
     "Engine": "unspool.engine",
     "Generation": "unspool.results",
@@ -63,17 +67,20 @@ _HOMES = {
     "Stream": "unspool.stream",
     "TextScore": "unspool.results",
     "ToyRuntime": "unspool.runtimes.toy",
+    "Trace": "unspool.results",
     "UnspoolError": "unspool.errors",
     "generate": "unspool.interop",
     "load": "unspool.loading",
     "refresh": "unspool.runtimes.shell",
     "set_seed": "unspool.seeds",
+    "trace_schema": "unspool.results",
 }
 
 __all__ = [
     "CancelledRequest",
     "CapacityError",
     "Chunk",
+    "Comparison",
     "Completion",
     "Engine",
     "Generation",
@@ -90,11 +97,13 @@ __all__ = [
     "Stream",
     "TextScore",
     "ToyRuntime",
+    "Trace",
     "UnspoolError",
     "generate",
     "load",
     "refresh",
     "set_seed",
+    "trace_schema",
 ]
 
 

@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 
+from unspool.cli.compare import compare
 from unspool.cli.endings import CLOSED, FAILED, INTERRUPTED, abandon_output, report, tolerate_narrow_encodings
 from unspool.cli.generate import generate
 from unspool.cli.models import models
 from unspool.cli.next import next_tokens
+from unspool.cli.trace import trace
 
 app = typer.Typer(
     name="unspool",
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command("generate")(generate)
 app.command("next")(next_tokens)
+app.command("trace")(trace)
+app.command("compare")(compare)
 app.command("models")(models)
 
 

@@ -1,17 +1,25 @@
 """What the library hands back: frozen values that print themselves, and know no model and no engine."""
 
+from unspool.results.comparison import Compared, Comparison
+from unspool.results.figures import Figures
 from unspool.results.generation import Chunk, Completion, Generation, Timing, TopLogprob, Usage
 from unspool.results.next_tokens import NextToken, NextTokens
 from unspool.results.score import TextScore
+from unspool.results.trace import Trace, trace_schema
 
 __all__ = [
     "Chunk",
+    "Compared",
+    "Comparison",
     "Completion",
+    "Figures",
     "Generation",
     "NextToken",
     "NextTokens",
     "TextScore",
     "Timing",
     "TopLogprob",
+    "Trace",
     "Usage",
+    "trace_schema",
 ]

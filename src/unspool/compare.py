@@ -1,0 +1,315 @@
+"""Comparing strategies: which entries there are, what options each runs under, and all of them in one batch.
+
+Owns: the built-in line-up and how options shared by all entries reach each. Does not know: how options resolve
+(unspool.config), how jobs run, or how the answers are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from unspool.config import OPTIONS, GenerationConfig
+from unspool.config.option import UNSET
+from unspool.config.strategies import choose_strategy, meets_needs
+from unspool.errors import OptionError
+from unspool.results.comparison import Compared, Comparison
+from unspool.results.generation import Generation
+from unspool.strategies import STRATEGIES
+from unspool.types import ModelInfo
+
+if TYPE_CHECKING:
+    from unspool.plan import Job
+
+Entries: TypeAlias = Mapping[str, Mapping[str, Any] | GenerationConfig] | Sequence[str]
+Planner: TypeAlias = Callable[[GenerationConfig, dict[str, Any]], "Job"]
+Runner: TypeAlias = Callable[[Sequence["Job"]], list[Generation]]
+
+_WIDTH: Final = 4
+
+LINE_UP: Final[Mapping[str, Mapping[str, Any]]] = {
+    "greedy": {"strategy": "greedy"},
+    "sample": {"strategy": "sample"},
+    "top_k": {"strategy": "sample", "top_k": 40},
+    "top_p": {"strategy": "sample", "top_p": 0.95},
+    "min_p": {"strategy": "sample", "min_p": 0.1},
+    "beam": {"strategy": "beam", "num_beams": _WIDTH},
+    "beam_sample": {"strategy": "beam_sample", "num_beams": _WIDTH},
+    "diverse_beam": {
+        "strategy": "diverse_beam",
+        "num_beams": _WIDTH,
+        "num_beam_groups": _WIDTH,
+        "diversity_penalty": 0.5,
+    },
+    "constrained_beam": {"strategy": "constrained_beam", "num_beams": _WIDTH},
+    "stochastic_beam": {"strategy": "stochastic_beam", "num_beams": _WIDTH},
+    "contrastive": {"strategy": "contrastive", "penalty_alpha": 0.6, "top_k": 4},
+    "dola": {"strategy": "dola", "dola_layers": "low"},
+    "best_of": {"strategy": "best_of", "best_of": _WIDTH},
+    "assisted": {"strategy": "assisted"},
+}
+"""The built-in entries in order: the strategy is fixed, the other options are what they are unless the call differs.
+
+top_p as in Holtzman et al. 2020, section 5; penalty_alpha as in Su et al. 2022, section 4; as many groups as beams as
+in Vijayakumar et al. 2018, section 5.
+"""
+
+_OBJECTS: Final = ("processors", "criteria", "assistant_model")
+"""What a call may hold besides options of the table."""
+
+_SUPERSEDES: Final = {
+    "max_new_tokens": "max_length",
+    "max_length": "max_new_tokens",
+    "min_new_tokens": "min_length",
+    "min_length": "min_new_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One entry to be planned. own: options of its own, all to be read. presets: below everything the caller gives."""
+
+    name: str
+    own: Mapping[str, Any]
+    presets: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """An entry ready to run. unread: what its strategy does not read of the shared options."""
+
+    entry: _Entry
+    job: Job
+    unread: frozenset[str]
+
+
+def line_up() -> tuple[str, ...]:
+    """Return the names of the built-in entries of this version, in order."""
+    present = [name for name, options in LINE_UP.items() if options["strategy"] in STRATEGIES]
+    return (*present, *(name for name in STRATEGIES if name not in LINE_UP))
+
+
+def check_names(names: Iterable[Any]) -> None:
+    """Refuse names that are not in the line-up.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name in names:
+        if name not in line_up():
+            allowed = f"must name entries of the line-up ({', '.join(line_up())})"
+            raise OptionError("strategies", name, allowed, "in Python, a mapping of names to options takes any name")
+
+
+def compare(
+    strategies: Entries | None,
+    shared: Mapping[str, Any],
+    config: GenerationConfig | None,
+    *,
+    stored: GenerationConfig,
+    info: ModelInfo,
+    plan: Planner,
+    run: Runner,
+) -> Comparison:
+    """Answer one prompt in several ways, all in one batch.
+
+    Args:
+        strategies: entries by name, names of the line-up, or None for all of it that this model and call can run.
+        shared: options for every entry whose strategy reads them; besides `processors`, `criteria`, `assistant_model`.
+        config: the user's own options, a layer below.
+        stored: the model's.
+        info: of the model.
+        plan: makes the prompt's job from a config and the options above it, or raises what is wrong with them.
+        run: runs jobs together.
+
+    Raises:
+        OptionError: before any work starts; where it is about an entry, it names it.
+    """
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise OptionError("config", config, "must be an unspool.GenerationConfig", "give options as keywords instead")
+    objects = {name: value for name, value in shared.items() if name in _OBJECTS}
+    if not isinstance(shared.get("strategy"), str | None):
+        objects["strategy"] = shared["strategy"]
+    below = _layered(config, {name: value for name, value in shared.items() if name not in objects})
+    entries = _entries(strategies, below, objects, info)
+    planned = [_plan(entry, below, objects, stored=stored, plan=plan) for entry in entries]
+    _check_read(planned, {**_given(below), **objects})
+    jobs = _under_one_seed([each.job for each in planned])
+    rows = (
+        Compared.of(each.entry.name, generation, unread=tuple(sorted(each.unread)))
+        for each, generation in zip(planned, run(jobs), strict=True)
+    )
+    return Comparison(rows=tuple(rows))
+
+
+# --- which entries ------------------------------------------------------------------------------------------------
+
+
+def _entries(
+    strategies: Entries | None, below: GenerationConfig, objects: Mapping[str, Any], info: ModelInfo
+) -> list[_Entry]:
+    if isinstance(strategies, Mapping):
+        entries = [_own_entry(name, options) for name, options in strategies.items()]
+    elif strategies is None or (isinstance(strategies, Sequence) and not isinstance(strategies, str)):
+        if "strategy" in below.given or "strategy" in objects:
+            given = objects.get("strategy", below.strategy)
+            raise OptionError("strategy", given, "is what the line-up varies", "name entries in `strategies` instead")
+        check_names(strategies or ())
+        names = line_up() if strategies is None else dict.fromkeys(strategies)
+        entries = [_built_in(name, below) for name in names]
+        if strategies is None:  # what is named is tried, so that the error says what is missing
+            entries = [entry for entry in entries if _can_run(entry, below, objects, info)]
+    else:
+        allowed = "must be a mapping of names to options, or a list of names of the line-up"
+        raise OptionError("strategies", strategies, allowed, "leave it out for the whole line-up")
+    if not entries:
+        raise OptionError("strategies", strategies, "must hold at least one entry", "leave it out for the line-up")
+    return entries
+
+
+def _own_entry(name: Any, options: Any) -> _Entry:
+    if not isinstance(name, str) or not name:
+        raise OptionError("strategies", name, "must have texts as names", 'such as {"narrow": {"num_beams": 2}}')
+    if isinstance(options, GenerationConfig):
+        # Attributes with an underscore are notes on where a stored config came from.
+        extras = {name: value for name, value in options.extras.items() if not name.startswith("_")}
+        options = {**extras, **_given(options)}
+    if not isinstance(options, Mapping):
+        allowed = f"has under {name!r} what is neither a mapping of options nor a GenerationConfig"
+        raise OptionError("strategies", options, allowed, 'such as {"narrow": {"num_beams": 2}}')
+    return _Entry(name=name, own=options, presets={})
+
+
+def _built_in(name: str, below: GenerationConfig) -> _Entry:
+    """Return an entry of the line-up, its presets fitted to what the caller gives."""
+    presets = dict(LINE_UP.get(name, {"strategy": name}))
+    own = {"strategy": presets.pop("strategy")}
+    for width in ("num_beams", "best_of"):
+        if width in presets:
+            presets[width] = max(_WIDTH, below.num_return_sequences)
+    if "num_beam_groups" in presets:
+        presets["num_beam_groups"] = below.num_beams if "num_beams" in below.given else presets["num_beams"]
+    return _Entry(name=name, own=own, presets={name: presets[name] for name in presets if name not in below.given})
+
+
+def _can_run(entry: _Entry, below: GenerationConfig, objects: Mapping[str, Any], info: ModelInfo) -> bool:
+    """Return whether the model and the call have what the entry needs."""
+    strategy = entry.own["strategy"]
+    if getattr(STRATEGIES[strategy], "hidden_states", False) and not info.hidden_states:
+        return False
+    if strategy == "dola" and info.num_layers is None:
+        return False
+    return meets_needs(strategy, {**_values(below), **entry.presets}, assistant="assistant_model" in objects)
+
+
+# --- the options of one entry --------------------------------------------------------------------------------------
+
+
+def _plan(
+    entry: _Entry,
+    below: GenerationConfig,
+    objects: Mapping[str, Any],
+    *,
+    stored: GenerationConfig,
+    plan: Planner,
+) -> _Planned:
+    """Return the entry's job, without the shared options that its strategy does not read."""
+    whole = below.replace(**entry.presets)
+    layer, own = whole, {**objects, **entry.own}
+    refusals: dict[str, OptionError] = {}
+    while True:
+        try:
+            job = plan(layer, own)
+            break
+        except OptionError as error:
+            option = error.option
+            if option == "assistant_model" and option not in entry.own and own.get("strategy") != "assisted":
+                del own[option]
+            elif option in layer.given and option not in own:
+                layer = layer.replace(**{option: UNSET})
+            else:
+                raise _named(error, entry.name) from None
+            refusals[option] = error
+    # An option may have been refused for another reason than that nobody reads it; that is an error after all.
+    values = {**_values(stored), **_given(whole), **_checked(own)}
+    for option, refusal in refusals.items():
+        if not _is_unread(option, job, values, named="strategy" in own):
+            raise _named(refusal, entry.name)
+    return _Planned(entry=entry, job=job, unread=frozenset(refusals) - entry.presets.keys())
+
+
+def _is_unread(option: str, job: Job, values: Mapping[str, Any], *, named: bool) -> bool:
+    """Return whether the strategy that the options lead to does not read this one.
+
+    Args:
+        option: one that was refused and left out.
+        job: what came of it without.
+        values: every option, those left out included.
+        named: whether the entry names its strategy.
+    """
+    config = job.request.config
+    assistant = option == "assistant_model" or job.request.assistant is not None
+    if option == "do_sample":
+        return named
+    if not (named or values["strategy"]):
+        chosen = choose_strategy(values, do_sample=bool(config.do_sample), assistant=assistant)
+        if chosen != config.strategy:
+            return False
+    if option == "assistant_model":
+        return True
+    row = OPTIONS[option]
+    if row.partners and all(OPTIONS[partner].is_off(getattr(config, partner)) for partner in row.partners):
+        return True
+    return (row.read_by != "all" and config.strategy not in row.read_by) or (row.samples and not config.do_sample)
+
+
+def _named(error: OptionError, name: str) -> OptionError:
+    return OptionError(error.option, error.given, f"of the entry {name!r} {error.allowed}", error.hint)
+
+
+def _layered(config: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
+    """Return the config with options of a higher layer, each of which takes the place of its counterpart too."""
+    counterparts = {_SUPERSEDES[name]: UNSET for name in options if name in _SUPERSEDES}
+    return (config or GenerationConfig()).replace(**{**counterparts, **options})
+
+
+def _given(config: GenerationConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in OPTIONS if name in config.given}
+
+
+def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values among an entry's own options, normalised; a strategy is no value where it is an object."""
+    values = {name: value for name, value in own.items() if name in OPTIONS and name != "strategy"}
+    return _given(GenerationConfig(**values))
+
+
+def _values(config: GenerationConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in OPTIONS}
+
+
+# --- all entries together --------------------------------------------------------------------------------------------
+
+
+def _check_read(planned: Sequence[_Planned], shared: Mapping[str, Any]) -> None:
+    """Refuse a shared option that no entry reads."""
+    for option in sorted({option for each in planned for option in each.unread}):
+        if all(option in each.unread or option in each.entry.own for each in planned):
+            unread = ", ".join(each.entry.name for each in planned if option in each.unread)
+            raise OptionError(
+                option,
+                shared[option],
+                f"is not read by any entry that it would reach ({unread})",
+                "leave it out, or add an entry whose strategy reads it",
+            )
+
+
+def _under_one_seed(jobs: Sequence[Job]) -> list[Job]:
+    """Give the jobs whose options hold no seed the same one."""
+    first = next((job.request.seed for job in jobs if job.request.config.seed is None), None)
+    return [
+        job
+        if first is None or job.request.config.seed is not None
+        else replace(job, request=replace(job.request, seed=first))
+        for job in jobs
+    ]

@@ -1,0 +1,196 @@
+"""The trace of a request: everything a strategy tried, in numbers and in words.
+
+Owns the header, the texts of tokens and moves, and the JSON form (docs/trace.md). Does not know: how it was recorded
+(unspool.engine.recorder), how it is drawn (unspool.display).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from unspool.config.generation import OPTIONS
+from unspool.errors import OptionError
+from unspool.records import Recording, TraceMove, TraceNode, TraceOutput, TraceRow, TraceStep
+from unspool.results.plain import from_plain, schema_of, to_plain
+from unspool.text.labels import token_label
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from unspool.config import GenerationConfig
+
+TRACE_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Trace:
+    """What a strategy did with one prompt. Printing it draws it; `to_json` and `from_json` keep everything.
+
+    version: of this form, 1. model: its name. strategy: its name.
+    seed: that the draws were made under. options: those that were asked for, by name, as plain JSON.
+    prompt: the prompt's text, where there is one. prompt_token_ids: the prompt as the model read it.
+    processors: those in force, in order.
+    nodes: the tree of all tokens that were tried, parents before children; node 0 is the prompt.
+    steps: what the strategy said and heard, turn by turn. outputs: what it returned, in its order.
+    """
+
+    version: int
+    model: str
+    strategy: str
+    seed: int
+    options: Mapping[str, Any]
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    processors: tuple[str, ...]
+    nodes: tuple[TraceNode, ...]
+    steps: tuple[TraceStep, ...]
+    outputs: tuple[TraceOutput, ...]
+
+    @classmethod
+    def from_recording(
+        cls,
+        recording: Recording,
+        tokenizer: Any,
+        *,
+        model: str,
+        strategy: str,
+        seed: int,
+        config: GenerationConfig,
+        prompt: str | None,
+    ) -> Trace:
+        """Read what the engine recorded.
+
+        Args:
+            recording: of one request.
+            tokenizer: names the tokens, see `token_label`; None where the model has none.
+            model, strategy: their names.
+            seed: of the request.
+            config: resolved; the options in `asked` are kept.
+            prompt: its text, where there is one.
+        """
+        texts = _Texts(tokenizer)
+        return cls(
+            version=TRACE_VERSION,
+            model=model,
+            strategy=strategy,
+            seed=seed,
+            options={name: OPTIONS[name].plain(getattr(config, name)) for name in OPTIONS if name in config.asked},
+            prompt=prompt,
+            prompt_token_ids=recording.prompt,
+            processors=recording.processors,
+            nodes=tuple(texts.node(node) for node in recording.nodes),
+            steps=tuple(texts.step(step) for step in recording.steps),
+            outputs=recording.outputs,
+        )
+
+    def path(self, output: int) -> tuple[TraceNode, ...]:
+        """Return the nodes of an output, first token to last."""
+        return tuple(self.nodes[node] for node in self.outputs[output].nodes)
+
+    def __repr__(self) -> str:
+        counts = f"nodes={len(self.nodes)}, steps={len(self.steps)}, outputs={len(self.outputs)}"
+        return f"<Trace of {self.strategy}: {counts}>"
+
+    def __str__(self) -> str:
+        from unspool.display.trace_tree import trace_plain
+
+        return trace_plain(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from unspool.display.trace_tree import trace_terminal
+
+        yield trace_terminal(self, width=options.max_width)
+
+    def _repr_html_(self) -> str:
+        from unspool.display.trace_html import trace_html
+
+        return trace_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold, by the form that `trace_schema` describes."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the trace as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Trace:
+        """Return the trace that `to_dict` wrote.
+
+        Raises:
+            OptionError: the values are of another version, or no trace.
+        """
+        hint = "give what `to_json` or `unspool trace --json` of this version has written"
+        version = values.get("version") if isinstance(values, Mapping) else None
+        if version != TRACE_VERSION:
+            raise OptionError("version", version, f"of a trace must be {TRACE_VERSION}", hint)
+        try:
+            return from_plain(cls, values)
+        except ValueError as error:
+            raise OptionError("trace", "something else", f"must be a whole trace: {error}", hint) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """Return the trace that `to_json` wrote.
+
+        Raises:
+            OptionError: the text is no JSON, of another version, or no trace.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise OptionError("trace", text[:40], f"must be JSON: {error}", "give what `to_json` wrote") from None
+        return cls.from_dict(values)
+
+
+def trace_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a trace's JSON form."""
+    return schema_of(Trace)
+
+
+class _Texts:
+    """Puts texts to the tokens of a recording, each looked up once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def of(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = token_label(self._tokenizer, token)
+        return self._known[token]
+
+    def node(self, node: TraceNode) -> TraceNode:
+        return node if node.token is None else replace(node, text=self.of(node.token))
+
+    def step(self, step: TraceStep) -> TraceStep:
+        return replace(
+            step, moves=tuple(self.move(move) for move in step.moves), rows=tuple(self.row(row) for row in step.rows)
+        )
+
+    def row(self, row: TraceRow) -> TraceRow:
+        return replace(
+            row,
+            candidates=tuple(replace(each, text=self.of(each.token)) for each in row.candidates),
+            best=tuple(replace(each, text=self.of(each.token)) for each in row.best),
+        )
+
+    def move(self, move: TraceMove) -> TraceMove:
+        texts = tuple(self.of(token) for token in move.tokens)
+        return replace(move, texts=texts, words=_words(move, texts))
+
+
+def _words(move: TraceMove, texts: Sequence[str]) -> str:
+    if move.kind == "drop":
+        return f"branch {move.branch} is dropped"
+    if move.kind == "keep":
+        count = "1 token" if move.length == 1 else f"{move.length} tokens"
+        return f"branch {move.branch} keeps its first {count}"
+    if move.kind == "fork":
+        return f"branch {move.branch} becomes a copy of branch {move.parent}"
+    return f"branch {move.branch} goes on with {', '.join(map(repr, texts))}"

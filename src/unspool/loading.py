@@ -22,6 +22,8 @@ from unspool.runtimes.decoder import DecoderRuntime
 EMBEDDED = Path(__file__).parent / "tale"
 """Folder of the embedded model; its draft stands in the folder `draft` inside."""
 
+_NAMED = {"tale": EMBEDDED, "tale-draft": EMBEDDED / "draft"}
+
 
 def load(
     name_or_path: str | os.PathLike[str] | PreTrainedModel | None = None,
@@ -38,8 +40,8 @@ def load(
     """Load a model that is ready to write.
 
     Args:
-        name_or_path: None for the embedded model `tale`; a local folder; a hub id; or a loaded transformers model,
-            which stays untouched.
+        name_or_path: None for the embedded model, "tale"; "tale-draft" for the small one that drafts for it; a local
+            folder; a hub id; or a loaded transformers model, which stays untouched.
         tokenizer: a tokenizer, or the name or folder of one; None for the model's own. A loaded model has none of its
             own: without one it reads and writes token ids.
         device: such as "cpu" or "cuda:0"; None for where transformers puts it.
@@ -70,7 +72,9 @@ def load(
             f"a model is a name, a folder or a loaded causal language model of transformers, got {type(name_or_path)}"
         )
     else:
-        source = os.fspath(name_or_path) if name_or_path is not None else str(EMBEDDED)
+        source = os.fspath(name_or_path) if name_or_path is not None else "tale"
+        if source in _NAMED and not Path(source).is_dir():
+            source = str(_NAMED[source])
         model = _from_pretrained(source, device, dtype, from_pretrained_options)
         own, read_tokenizer = True, _tokenizer(tokenizer or source, from_pretrained_options)
     runtime = DecoderRuntime(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
@@ -92,14 +96,14 @@ def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[
 
 def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> Any:
     _check_source(source)
-    embedded = source == str(EMBEDDED)
+    embedded = next((name for name, folder in _NAMED.items() if source == str(folder)), None)
     try:
-        with _quiet(embedded):
+        with _quiet(embedded is not None):
             model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **options)
     except Exception as error:  # whatever is wrong with files, options or packages
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
-    if embedded:
-        model.config.name_or_path = EMBEDDED.name  # where it lies is nobody's concern
+    if embedded is not None:
+        model.config.name_or_path = embedded  # where it lies is nobody's concern
     if device is not None:
         try:
             model = model.to(device)

@@ -58,8 +58,8 @@ def test_the_embedded_model_comes_before_its_draft(tmp_path: Path):
     tale, draft = embedded_models(tmp_path / "tale")
     assert (tale.title, tale.name, tale.parameters, tale.bits_per_byte) == ("tale", None, 1000, 1.5)
     assert (draft.title, draft.name, draft.parameters, draft.bits_per_byte) == (
-        "tale/draft",
-        str(tmp_path / "tale" / "draft"),
+        "tale-draft",
+        "tale-draft",
         10,
         None,
     )

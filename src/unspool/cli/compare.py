@@ -15,6 +15,7 @@ from rich.console import Console
 
 from unspool.cli.endings import guarded, with_parameters
 from unspool.cli.options import (
+    AssistantFlag,
     DeviceFlag,
     DtypeFlag,
     JsonFlag,
@@ -23,7 +24,7 @@ from unspool.cli.options import (
     PromptFileFlag,
     with_generation_options,
 )
-from unspool.cli.sources import load_model, read_prompt
+from unspool.cli.sources import load_assistant, load_model, read_prompt
 from unspool.errors import OptionError
 
 TOKENS: Final = 60
@@ -62,6 +63,7 @@ def compare(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     as_json: JsonFlag = False,
@@ -83,6 +85,7 @@ def compare(
     errors = Console(stderr=True)
     with errors.status("Loading the model"):
         language_model = load_model(model, dtype=dtype, device=device)
+        asked |= load_assistant(assistant_model, dtype=dtype, device=device)
     with errors.status(f"Writing with {', '.join(names) if names else 'every strategy'}"):
         comparison = language_model.compare(text, names, **asked)
     if as_json:

@@ -13,6 +13,7 @@ import typer
 
 from unspool.cli.endings import guarded
 from unspool.cli.options import (
+    AssistantFlag,
     DeviceFlag,
     DtypeFlag,
     JsonFlag,
@@ -22,7 +23,7 @@ from unspool.cli.options import (
     with_generation_options,
 )
 from unspool.cli.screen import Screen
-from unspool.cli.sources import load_model, read_prompt
+from unspool.cli.sources import load_assistant, load_model, read_prompt
 from unspool.errors import OptionError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def generate(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show text as it comes, or all at once.")] = True,
@@ -53,11 +55,11 @@ def generate(
         raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
     text = read_prompt(prompt, prompt_file)
     language_model = load_model(model, dtype=dtype, device=device)
+    asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     if as_json:
-        typer.echo(json.dumps(language_model.generate(text, **options).to_dict(), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(language_model.generate(text, **asked).to_dict(), ensure_ascii=False, indent=2))
         return
     # The screen shows the prompt itself, so the model is not asked to repeat it.
-    asked = dict(options)
     screen = Screen(prompt=text, echo=asked.pop("echo", False))
     if stream:
         if screen.shows_tails:
@@ -68,6 +70,9 @@ def generate(
     else:
         generation = language_model.generate(text, **asked)
         show_completions(screen, generation.completions)
+    for completion in generation.completions:
+        if completion.unmet is not None:
+            screen.remark(f"output {completion.index + 1} lacks what was asked for: {completion.unmet}")
     if not quiet:
         screen.remark(summary(generation))
 

@@ -55,8 +55,8 @@ def embedded_models(folder: Path = EMBEDDED) -> list[Model]:
     found = [one for one in (folder, *sorted(folder.glob("*/"))) if (one / "model.safetensors").exists()]
     return [
         Model(
-            title=one.relative_to(folder.parent).as_posix(),
-            name=None if one == folder else str(one),
+            title=one.relative_to(folder.parent).as_posix().replace("/", "-"),
+            name=None if one == folder else f"{folder.name}-{one.name}",
             place="embedded",
             folder=one,
             parameters=count_parameters(one),

@@ -40,6 +40,15 @@ DtypeFlag = Annotated[Dtype | None, typer.Option("--dtype", help="The number for
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
 ]
+AssistantFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--assistant-model",
+        metavar="NAME|FOLDER",
+        help="A small model of the same tokenizer that drafts for the model, which makes it faster and changes no "
+        "token; tale-draft for the embedded one.",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")]
 
 # In 80 columns, longer flags are cut.

@@ -56,3 +56,8 @@ def load_model(name: str | None, *, dtype: str | None, device: str | None) -> La
     from unspool.loading import load
 
     return load(name, dtype=dtype, device=device)
+
+
+def load_assistant(name: str | None, *, dtype: str | None, device: str | None) -> dict[str, LanguageModel]:
+    """Return the draft model as an option of generation, or nothing where none is named."""
+    return {} if name is None else {"assistant_model": load_model(name, dtype=dtype, device=device)}

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from unspool.cli.endings import guarded
 from unspool.cli.options import (
+    AssistantFlag,
     DeviceFlag,
     DtypeFlag,
     JsonFlag,
@@ -21,7 +22,7 @@ from unspool.cli.options import (
     PromptFileFlag,
     with_generation_options,
 )
-from unspool.cli.sources import load_model, read_prompt
+from unspool.cli.sources import load_assistant, load_model, read_prompt
 
 MAX_NEW_TOKENS: Final = 12
 _LENGTHS: Final = ("max_new_tokens", "max_length")
@@ -34,6 +35,7 @@ def trace(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     as_json: JsonFlag = False,
@@ -45,7 +47,7 @@ def trace(
     Unless --max-new-tokens or --max-length is given, 12 tokens are written, which fit on a screen.
     """
     text = read_prompt(prompt, prompt_file)
-    asked = dict(options)
+    asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     if not any(name in asked for name in _LENGTHS):
         asked["max_new_tokens"] = MAX_NEW_TOKENS
     answer = load_model(model, dtype=dtype, device=device).generate(text, trace=True, **asked).trace

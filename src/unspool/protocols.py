@@ -132,7 +132,11 @@ class Processor(Protocol):
 
 
 class Criterion(Protocol):
-    """A reason to stop. States follow forks as values: `advance` returns a new one and leaves the old one alone."""
+    """A reason to stop. States follow forks as values: `advance` returns a new one and leaves the old one alone.
+
+    One that had rather judge many tokens in one call has a method `foresee(pairs)`: it is told all (state, token) that
+    `ends` is about to be asked about, of all requests that hold the same object, row by row, best candidates first.
+    """
 
     name: str
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -109,6 +109,7 @@ def _rows(
             answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
     found = _find(asked, jobs, scored)
     _alternatives(places, scored, norms)
+    _foresee(asked, found)
     figures = iter(_figures(asked, found, scored))
     rows: list[tuple[Row, Distribution | None]] = []
     for each, what in zip(asked, found, strict=True):
@@ -120,6 +121,22 @@ def _rows(
         cut = what.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
         rows.append((row, cut if traced else None))
     return rows
+
+
+def _foresee(asked: Sequence[Asked], found: Sequence[Found]) -> None:
+    """Tell criteria that judge many tokens at once which ones they are about to be asked about."""
+    pairs: dict[int, tuple[Any, list[tuple[Any, int]]]] = {}
+    for each, what in zip(asked, found, strict=True):
+        if each.place.in_prompt:
+            continue
+        marks = each.place.branch.marks[each.place.length]
+        for criterion, state in zip(each.place.conversation.request.criteria, marks.criteria, strict=True):
+            foresee = getattr(criterion, "foresee", None)
+            if foresee is not None:
+                _, told = pairs.setdefault(id(criterion), (foresee, []))
+                told += [(state, token) for token in what.tokens]
+    for foresee, told in pairs.values():
+        foresee(told)
 
 
 def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:

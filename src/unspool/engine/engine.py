@@ -208,7 +208,8 @@ class Engine:
 
     def _select(self) -> Answers:
         """Answer the Turns whose rows are all there."""
-        ready = [each for each in self._running.values() if each.is_ready]
+        behind = {each.request.gang for each in self._running.values() if each.request.gang and not each.is_ready}
+        ready = [each for each in self._running.values() if each.request.gang not in behind and each.is_ready]
         if not ready:
             return {}
         started = time.perf_counter()

@@ -9,6 +9,13 @@ from unspool.protocols import Criterion, Processor, Runtime, Strategy
 from unspool.types import Source
 
 
+class Gang:
+    """Names requests that are admitted together, and whose turns are answered together, so that one call sees them all.
+
+    They are queued one after the other, before the engine's next step.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt with everything that decides its tokens.
@@ -18,7 +25,7 @@ class Request:
     processors: the user's own, applied in this order at the place called "user". criteria: reasons to stop besides
     end-of-sequence tokens, length and time, asked in this order. assistant: the draft model. negative_prompt: token ids
     of what `guidance_scale` moves away from; given wherever guidance is on. tentative, trace: whether Tentative events
-    are wanted, and a trace.
+    are wanted, and a trace. gang: the requests it keeps in step with.
     """
 
     prompt: tuple[int, ...]
@@ -32,3 +39,4 @@ class Request:
     negative_prompt: tuple[int, ...] | None = None
     tentative: bool = False
     trace: bool = False
+    gang: Gang | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import NamedTuple
 
 from unspool.engine.branches import Branch, Strand
@@ -71,10 +72,15 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            CapacityError: it could not be held even alone.
+            CapacityError: it could not be held even alone, or with its gang.
         """
-        for runtime, sequences, tokens in self.needs(waiting.request, waiting.context):
+        gang = waiting.request.gang
+        ahead = [each for each in self._waiting if each.request.gang is gang] if gang is not None else []
+        needs = [need for each in (*ahead, waiting) for need in self.needs(each.request, each.context)]
+        for runtime in {id(need.runtime): need.runtime for need in needs}.values():
             info = runtime.info
+            sequences = sum(need.sequences for need in needs if need.runtime is runtime)
+            tokens = sum(need.tokens for need in needs if need.runtime is runtime)
             if info.max_sequences is not None and sequences > info.max_sequences:
                 raise CapacityError(
                     f"the request needs {sequences} sequences at once and {info.name} holds at most "
@@ -90,27 +96,38 @@ class Scheduler:
         self._waiting.append(waiting)
 
     def admit(self) -> list[Waiting]:
-        """Return the requests that may start now, in order of arrival."""
+        """Return the requests that may start now, in order of arrival; a gang starts as a whole."""
         admitted = []
-        while self._waiting and self._fits(needs := self.needs(self._waiting[0].request, self._waiting[0].context)):
-            waiting = self._waiting.popleft()
-            self._reserved[waiting.number] = needs
-            admitted.append(waiting)
+        while self._waiting:
+            party = self._party(self._waiting[0])
+            needs = {each.number: self.needs(each.request, each.context) for each in party}
+            if not self._fits([need for several in needs.values() for need in several]):
+                break
+            for _ in party:
+                self._waiting.popleft()
+            self._reserved.update(needs)
+            admitted += party
         return admitted
 
-    def _fits(self, needs: list[Need]) -> bool:
-        return all(self._has_room(need) for need in needs)
+    def _party(self, first: Waiting) -> list[Waiting]:
+        """Return who must start together with the first that waits."""
+        if first.request.gang is None:
+            return [first]
+        return list(takewhile(lambda each: each.request.gang is first.request.gang, self._waiting))
 
-    def _has_room(self, need: Need) -> bool:
-        info = need.runtime.info
-        if info.max_sequences is None and info.max_tokens is None:
-            return True
-        held = [each for needs in self._reserved.values() for each in needs if each.runtime is need.runtime]
-        sequences = need.sequences + sum(each.sequences for each in held)
-        tokens = need.tokens + sum(each.tokens for each in held)
-        return (info.max_sequences is None or sequences <= info.max_sequences) and (
-            info.max_tokens is None or tokens <= info.max_tokens
-        )
+    def _fits(self, needs: list[Need]) -> bool:
+        """Return whether there is room for all of these beside what is reserved."""
+        reserved = [each for several in self._reserved.values() for each in several]
+        for runtime in {id(need.runtime): need.runtime for need in needs}.values():
+            info = runtime.info
+            if info.max_sequences is None and info.max_tokens is None:
+                continue
+            wanted = [each for each in (*reserved, *needs) if each.runtime is runtime]
+            if info.max_sequences is not None and sum(each.sequences for each in wanted) > info.max_sequences:
+                return False
+            if info.max_tokens is not None and sum(each.tokens for each in wanted) > info.max_tokens:
+                return False
+        return True
 
     def forget(self, number: int) -> None:
         """Free a request's reservation, or take it out of the queue."""

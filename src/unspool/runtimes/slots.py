@@ -22,6 +22,7 @@ class Slot:
     tokens: whose keys and values positions [0, len(tokens)) hold.
     exact: of how many leading tokens these were computed in invariant passes, free of any company.
     poisoned: whether some of them may not be finite.
+    context: names what keys and values depend on besides the tokens; 0 for nothing. Only slots of one context are alike.
     """
 
     pool: SlotPool
@@ -30,6 +31,7 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     exact: int = 0
     poisoned: bool = False
+    context: int = 0
 
     @property
     def length(self) -> int:
@@ -46,12 +48,16 @@ class Slot:
 
     def take(self, source: Slot) -> None:
         """Become a copy of `source`, copying only the positions that differ from what is here already."""
-        start = common_prefix(self.tokens, source.tokens)
+        start = self.num_shared(source)
         if self.exact < min(start, source.exact):
             start = self.exact
         self.pool.copy(self.index, source.pool, source.index, start, source.length)
         self.tokens = list(source.tokens)
-        self.exact, self.poisoned = source.exact, source.poisoned
+        self.exact, self.poisoned, self.context = source.exact, source.poisoned, source.context
+
+    def num_shared(self, other: Slot) -> int:
+        """Return how many leading positions hold the same keys and values in both slots."""
+        return common_prefix(self.tokens, other.tokens) if self.context == other.context else 0
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -125,7 +131,7 @@ class SlotTable:
         slot = self.live.get(seq)
         if slot is None:
             slot = self._take_free(size_class(count))
-            slot.tokens, slot.exact = [], 0
+            slot.tokens, slot.exact, slot.context = [], 0, 0
         elif slot.length + count > slot.pool.capacity:
             larger = self._take_free(size_class(slot.length + count), slot)
             larger.take(slot)
@@ -186,7 +192,7 @@ class SlotTable:
         free = self._free.setdefault(capacity, [])
         if not free:
             self._grow(capacity)
-        best = min(free, key=lambda slot: (-common_prefix(slot.tokens, wanted.tokens) if wanted else 0, slot.number))
+        best = min(free, key=lambda slot: (-slot.num_shared(wanted) if wanted else 0, slot.number))
         free.remove(best)
         return best
 

@@ -47,7 +47,7 @@ class HeadTap(_Tap):
         keep: rows that the head shall read; None for all.
 
     Attributes:
-        states: [rows, width], all rows of the pass; None where the head was not called.
+        states: [rows, width], all rows of the pass, sequence by sequence; None where the head was not called.
     """
 
     def __init__(self, head: nn.Module, keep: torch.Tensor | None = None) -> None:
@@ -64,7 +64,7 @@ class HeadTap(_Tap):
             return None
         states: torch.Tensor = inputs[0]
         self.states = states.reshape(-1, states.shape[-1])
-        return None if self._keep is None else (states[:, self._keep.to(states.device)], *inputs[1:])
+        return None if self._keep is None else (self.states[self._keep.to(states.device)][None], *inputs[1:])
 
     def rows(self, rows: Sequence[int]) -> torch.Tensor:
         """Return some rows of the states. --> [rows, width]"""

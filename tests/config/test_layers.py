@@ -506,7 +506,7 @@ def test_each_strategy_reads_its_own_options_and_refuses_the_others(strategy, op
     assert NEEDED.keys() == set(STRATEGIES)
     call = {option: value, **NEEDED[strategy]}
     if strategy in OPTIONS[option].read_by:
-        config = resolve(call)
+        config = resolve(call, assistant=option == "num_assistant_tokens")
         assert (config.strategy, getattr(config, option)) == (strategy, getattr(C(**call), option))
     elif option == "num_beam_groups" and strategy == "beam":
         assert resolve(call | {"diversity_penalty": 0.5}).strategy == "diverse_beam"
@@ -524,6 +524,20 @@ def test_every_strategy_reads_what_changes_the_models_own_rows(strategy, options
     config = resolve({**NEEDED[strategy], **options})
     assert config.strategy == ("dola" if strategy in ("greedy", "sample") and "dola_layers" in options else strategy)
     assert all(getattr(config, name) == getattr(C(**options), name) for name in options)
+
+
+def test_what_shapes_a_draft_models_guesses_needs_a_draft_model():
+    for name, value in {"num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant"}.items():
+        error = refusal({"prompt_lookup_num_tokens": 3, name: value})
+        assert error.option == name and "together with `assistant_model`" in str(error)
+        assert getattr(resolve({name: value}, assistant=True), name) == value
+
+
+@pytest.mark.parametrize("options", [{"dola_layers": "low"}, {"prompt_lookup_num_tokens": 3}])
+def test_several_outputs_that_nothing_draws_are_refused(options):
+    error = refusal({**options, "num_return_sequences": 3})
+    assert error.option == "num_return_sequences" and "do_sample=True" in error.hint
+    assert resolve({**options, "num_return_sequences": 3, "do_sample": True}).num_return_sequences == 3
 
 
 def test_texts_belong_to_the_native_api():

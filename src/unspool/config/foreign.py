@@ -20,6 +20,8 @@ NO_EFFECT: Final[Mapping[str, str]] = {
     "low_memory": "a matter of memory",
     "prefill_chunk_size": "the engine cuts prompts into chunks under its own token budget",
     "continuous_batching_config": "the engine batches all requests itself",
+    "assistant_lookbehind": "aligns two tokenizers, and a draft model must have the model's own",
+    "target_lookbehind": "aligns two tokenizers, and a draft model must have the model's own",
     "is_assistant": "the engine knows which model drafts",
     "transformers_version": "says who wrote a stored config",
     "_from_model_config": "says where a stored config came from",

@@ -104,6 +104,10 @@ class _Resolution:
     def _is_on(self, name: str) -> bool:
         return not OPTIONS[name].is_off(self.values[name])
 
+    def _has(self, partner: str) -> bool:
+        """Return whether what an option needs beside it is there; a draft model is given, and is no option."""
+        return self.assistant if partner == "assistant_model" else self._is_on(partner)
+
     def _is_asked(self, name: str) -> bool:
         value = self.values[name]
         if not self._by_user(name) or not self._is_on(name) or value == self._default(OPTIONS[name]):
@@ -221,8 +225,8 @@ class _Resolution:
             return True
         if row.name == "temperature" and self.values["temperature"] == 0:
             return True  # it has been read: it chose the strategy
-        if row.samples and strategy in EITHER and not do_sample:
-            return False
+        if (row.samples or row.name == "num_return_sequences") and strategy in EITHER and not do_sample:
+            return False  # without draws all outputs would be the same
         return strategy in row.read_by
 
     def _check_asked(self, asked: frozenset[str], strategy: str, do_sample: bool) -> None:
@@ -238,7 +242,7 @@ class _Resolution:
                 )
             if not self._reads(row, strategy, do_sample):
                 raise OptionError(name, value, *self._why_unread(row, strategy, do_sample))
-            if row.partners and not any(self._is_on(partner) for partner in row.partners):
+            if row.partners and not any(self._has(partner) for partner in row.partners):
                 partners = " or ".join(f"`{partner}`" for partner in row.partners)
                 raise OptionError(name, value, f"is read only together with {partners}", "set it, or leave this out")
 

@@ -53,7 +53,8 @@ class Option:
     kind: the values it takes and how they are normalised.
     default: its value where nothing gives one. off: the value that changes nothing; None is off as well.
     help: one sentence, with the unit. hint: what to do about a bad value.
-    read_by: the strategies that read it. partners: it is read only where one of these options is on.
+    read_by: the strategies that read it. partners: it is read only where one of these options is on, or
+        "assistant_model" is given.
     samples: whether asking for it, in the native API, asks for sampling.
     door: "native" (Python API, CLI, server), "drop_in" (`unspool.generate`), or "both".
     drop_in_default: its value in the drop-in where nothing gives one; UNSET where that is `default`.

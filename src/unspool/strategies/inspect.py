@@ -73,10 +73,17 @@ class WithPromptScores:
         self.name = inner.name
         self.space: Space = inner.space
         self.hidden_states: bool = getattr(inner, "hidden_states", False)
+        self.leads: bool = getattr(inner, "leads", True)
         self.prompt_logprobs: tuple[float, ...] = ()
 
     def max_branches(self, config: GenerationConfig) -> int:
         return self.inner.max_branches(config)
+
+    def check(self, context: Context) -> None:
+        """Raise what the inner strategy raises before anything is queued."""
+        check = getattr(self.inner, "check", None)
+        if check is not None:
+            check(context)
 
     def run(self, context: Context) -> Conversation:
         """Hold the inner conversation; returns its hypotheses."""

@@ -38,6 +38,7 @@ class SpeculationOptions:
         default=5,
         drop_in_default=20,
         read_by=_ASSISTED,
+        partners=("assistant_model",),
         help="Tokens that the draft model proposes at a time, at first.",
     )
     num_assistant_tokens_schedule: Literal["constant", "heuristic", "heuristic_transient"] = option(
@@ -46,6 +47,7 @@ class SpeculationOptions:
         default="heuristic",
         drop_in_default="constant",
         read_by=_ASSISTED,
+        partners=("assistant_model",),
         help="Whether the number of drafted tokens stays, or follows how many were accepted.",
     )
     assistant_confidence_threshold: float = option(
@@ -53,21 +55,8 @@ class SpeculationOptions:
         group=_SPECULATION,
         default=0.4,
         read_by=_ASSISTED,
+        partners=("assistant_model",),
         help="A draft ends early at a token to which the draft model gives less than this probability.",
-    )
-    assistant_lookbehind: int = option(
-        integer(1),
-        group=_SPECULATION,
-        default=10,
-        read_by=_ASSISTED,
-        help="Newest draft tokens, in tokens, that are aligned again between two different tokenizers.",
-    )
-    target_lookbehind: int = option(
-        integer(1),
-        group=_SPECULATION,
-        default=10,
-        read_by=_ASSISTED,
-        help="Newest target tokens, in tokens, that are aligned again between two different tokenizers.",
     )
 
 

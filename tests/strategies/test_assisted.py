@@ -114,7 +114,7 @@ def row(token: int, probability: float, ends: str | None = None) -> Row:
 
 def context_of(*, draft: ModelInfo | None = None, **options: Any) -> Context:
     return Context(
-        config=resolve(options, None, GenerationConfig(), custom="assisted"),
+        config=resolve(options, None, GenerationConfig(), assistant=draft is not None, custom="assisted"),
         prompt=(A,),
         max_new_tokens=options["max_new_tokens"],
         seed=0,

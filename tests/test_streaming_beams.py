@@ -27,7 +27,8 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 def listener(**options: Any) -> Listener:
-    job = Job(request=request(encode(PROMPT), num_beams=2, max_new_tokens=50, **options), prompt_text=PROMPT)
+    wanted = request(encode(PROMPT), num_beams=2, max_new_tokens=50, **options)
+    job = Job(request=wanted, prompt_text=PROMPT, config=wanted.config)
     return Listener(job, 0, Detokenizer(byte_level()))
 
 
@@ -88,7 +89,8 @@ def test_echo_comes_before_the_first_tail() -> None:
 
 
 def test_without_a_tokenizer_a_tail_has_no_text() -> None:
-    job = Job(request=request([1], num_beams=2, max_new_tokens=5), prompt_text=None)
+    wanted = request([1], num_beams=2, max_new_tokens=5)
+    job = Job(request=wanted, prompt_text=None, config=wanted.config)
     heard = Listener(job, 0, None)
     assert said(heard.chunk(tentative(3, 4))) == ("", None)
     assert said(heard.chunk(committed(3))) == ("", None)

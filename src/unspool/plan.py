@@ -38,10 +38,15 @@ class Own:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One prompt ready to submit. prompt_text: as given; None where token ids were given. model: its name."""
+    """One prompt ready to submit.
+
+    prompt_text: as given; None where token ids were given. config: resolved, with texts where the request has token ids
+    in their place. model: its name.
+    """
 
     request: Request
     prompt_text: str | None
+    config: GenerationConfig
     model: str = ""
 
 
@@ -118,6 +123,7 @@ def plan_jobs(
     Raises:
         PromptError: a prompt cannot be read. OptionError: an option needs what the model has not.
     """
+    told = config
     config = _with_forced_words(_with_token_breakers(config, tokenizer), tokenizer)
     if own.assistant is not None:
         check_vocabulary(own.assistant, tokenizer, info.vocab_size)
@@ -145,7 +151,7 @@ def plan_jobs(
             trace=trace,
         )
         text = prompt if isinstance(prompt, str) else None
-        jobs.append(Job(request=request, prompt_text=text, model=info.name))
+        jobs.append(Job(request=request, prompt_text=text, config=told, model=info.name))
     return jobs
 
 

@@ -73,6 +73,8 @@ Conversation: TypeAlias = Generator[Turn, Reply, list[Hypothesis]]
 class Strategy(Protocol):
     """A decoding strategy: a conversation with the engine, in plain numbers.
 
+    One that can go on while some of its branches have no token left to go on with has `bears_dead_ends = True`: such a
+    row has no candidates, and only a search that finds nothing at all is an error.
     One whose first asked branch is no leader to be shown in advance has an attribute `leads = False`.
     One that asks for `Similarity` says so with an attribute `hidden_states = True`. One that not every request can be
     decoded with has a method `check(context)`, which raises before the request is queued.

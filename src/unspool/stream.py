@@ -137,7 +137,7 @@ class Listener:
             seed=request.seed,
             usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=written),
             timing=Timing.of(seconds, tokens=written, seconds_to_first_token=self._first),
-            config=request.config,
+            config=self._job.config,
             strategy=strategy.name,
             echo=bool(request.config.echo),
             prompt_logprobs=(None, *strategy.prompt_logprobs) if isinstance(strategy, WithPromptScores) else None,
@@ -155,7 +155,7 @@ class Listener:
             model=self._job.model,
             strategy=request.strategy.name,
             seed=request.seed,
-            config=request.config,
+            config=self._job.config,
             prompt=self._prompt_text(),
         )
 

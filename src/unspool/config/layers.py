@@ -283,6 +283,8 @@ class _Resolution:
         if self.values["strategy"] is not None:
             return f"{out}, or name a strategy that reads it: {', '.join(readers)}"
         culprit = next((name for name in SELECTED_BY.get(strategy, ()) if self._is_on(name)), None)
+        if strategy == "assisted" and self.assistant:
+            culprit = "assistant_model"
         if culprit and any(meets_needs(name, self.values, assistant=self.assistant) for name in readers):
             return f"leave `{culprit}` out, or {out}"
         greedily = " with do_sample=False" if do_sample and readers[0] in NEVER_SAMPLING else ""

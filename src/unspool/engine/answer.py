@@ -103,10 +103,13 @@ def _rows(
     norms, score_norms = scored.norm.tolist(), scored.score_norm.tolist()
     for place, norm, score_norm in zip(places, norms, score_norms, strict=True):
         reason = _flaw(norm, score_norm)
-        # A draft model that may say nothing has nothing to guess; that is no flaw of the request.
-        silent = place.branch.drafts and score_norm == -math.inf and math.isfinite(norm)
-        if reason and not silent:
-            answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
+        if reason is None:
+            continue
+        error = NumericsError(place.branch.number, place.position, reason)
+        if score_norm == -math.inf and math.isfinite(norm) and place.conversation.bears_dead_ends(place.branch):
+            place.conversation.dead_end = error
+        else:
+            answers[place.conversation.number] = error
     found = _find(asked, jobs, scored)
     _alternatives(places, scored, norms)
     _foresee(asked, found)
@@ -179,7 +182,8 @@ def _job(place: Place) -> RowJob:
     negative = strands[1].rows[place.length] if len(strands) > 1 else None
     read = None
     if negative is not None or main.inner is not None:
-        read = read_out(main, negative, request.config.guidance_scale or 1.0)
+        scale = request.config.guidance_scale
+        read = read_out(main, negative, 1.0 if scale is None else scale)
         # Guided rows are sums of log-probabilities, which beams add up as they are, as in transformers.
         log_probs = log_probs and negative is None
     return RowJob(conversation.chain, marks.processors, request.config.processor_order, log_probs, key, read)

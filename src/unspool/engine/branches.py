@@ -145,8 +145,8 @@ class Strand:
 
     def release(self) -> None:
         """Give its memory back."""
-        self.runtime.release(self.seq)
         self.rows, self.pending = {}, []
+        self.runtime.release(self.seq)
 
 
 @dataclass(slots=True)

@@ -89,6 +89,8 @@ class Conversation:
         self.turn = Turn()
         self._backs: dict[int, set[int]] = {}
         self.outcome: list[Hypothesis] | None = None
+        self.dead_end: Exception | None = None
+        self._live = dict(self.branches)
         self._ledger = Ledger(number, self.branches, root)
         self._tail: tuple[int, ...] = ()
         self._last_reply: Reply = ()
@@ -121,6 +123,8 @@ class Conversation:
             turn = advance()
         except StopIteration as stop:
             self.outcome = self._checked_outcome(stop.value)
+            if not self.outcome and self.dead_end is not None:
+                raise self.dead_end from None
             if self.recorder is not None:
                 self.recorder.finish(self.outcome)
             return list(self._ledger.commit_rest(self.outcome))
@@ -194,11 +198,19 @@ class Conversation:
         return branch
 
     def live_branches(self) -> Iterator[Branch]:
-        return (branch for branch in self.branches.values() if branch.alive)
+        return iter(self._live.values())
+
+    def bears_dead_ends(self, branch: Branch) -> bool:
+        """Return whether a row of this branch in which everything is forbidden is answered with no candidate.
+
+        So it is where others may go on: among the branches of a search, and with guesses, which need not be made.
+        """
+        return branch.drafts or getattr(self.request.strategy, "bears_dead_ends", False)
 
     def _drop(self, branch: Branch) -> None:
         branch.alive = False
         branch.marks = {}
+        self._live.pop(branch.number, None)
         for strand in branch.strands:
             strand.release()
         if self.hidden is not None and not any(each.tip.passes(branch.tip) for each in self.live_branches()):
@@ -231,14 +243,18 @@ class Conversation:
             raise StrategyError(
                 f"more than the {self.max_branches} branches that {self.request.strategy.name} declared"
             )
-        self.branches[child] = Branch(
+        branch = Branch(
             number=child,
-            strands=tuple(strand.fork(self._new_seq()) for strand in parent.strands),
+            strands=(),
             tip=parent.tip,
             marks={length: marks.fork(self.chain) for length, marks in parent.marks.items()},
             drafts=parent.drafts,
             anchor=parent.anchor,
         )
+        self.branches[child] = self._live[child] = branch
+        for strand in parent.strands:
+            # One by one, so that what has been forked is released should the next fork fail.
+            branch.strands += (strand.fork(self._new_seq()),)
 
     def _extend(self, branch: Branch, tokens: tuple[int, ...]) -> None:
         """Append tokens, keeping a copy of the marks at every length this Turn asks about."""
@@ -354,7 +370,8 @@ class Conversation:
     def release(self) -> None:
         """Give every branch's memory back and close the strategy."""
         for branch in list(self.live_branches()):
-            self._drop(branch)
+            with suppress(Exception):
+                self._drop(branch)
         # The request is over, so a strategy that raises while it cleans up has nobody left to tell.
         with suppress(Exception):
             self._generator.close()

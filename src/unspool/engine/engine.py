@@ -100,9 +100,11 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Forget a request, queued or running, and free its memory. A finished one is no error."""
         conversation = self._running.pop(number, None)
-        if conversation is not None:
-            conversation.release()
-        self._scheduler.forget(number)
+        try:
+            if conversation is not None:
+                conversation.release()
+        finally:
+            self._scheduler.forget(number)
 
     @property
     def idle(self) -> bool:
@@ -143,7 +145,11 @@ class Engine:
         events: list[Event] = []
         for _ in range(_MAX_ASIDES):
             drafts = list(dict.fromkeys(each.request.assistant for each in self._running.values()))
-            planned = [self._scheduler.plan(self._running.values(), draft) for draft in drafts if draft is not None]
+            planned = [
+                self._scheduler.plan(self._running.values(), draft, drafts=True)
+                for draft in drafts
+                if draft is not None
+            ]
             for feeds in planned:
                 events += self._forward(feeds)
             answers = self._select()
@@ -170,10 +176,10 @@ class Engine:
                 [each for each in planned if (each.conversation.number in first) is side] for side in (True, False)
             )
             return [event for half in halves for event in self._forward(half)]
-        if planned[0].strand.runtime is self._model:
-            self.timing.passes += 1
-        else:
+        if planned[0].branch.drafts:
             self.timing.draft_passes += 1
+        else:
+            self.timing.passes += 1
         self._take_in(planned, rows)
         return []
 

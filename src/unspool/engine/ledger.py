@@ -44,7 +44,10 @@ class Ledger:
         before = self._progress.get(commit.output, _Progress(self._root))
         if before.finished:
             raise StrategyError(f"output {commit.output} was already finished")
-        node = self._node(commit.branch, commit.length)
+        branch = self._branch(commit.branch, commit.length)
+        if commit.length == before.node.length and not commit.finished:
+            return None  # nothing new; to look would mean to walk back over all that is not committed
+        node = branch.tip.at(commit.length)
         if not _goes_on(node, before.node):
             raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
         self._progress[commit.output] = _Progress(node, commit.finished is not None)
@@ -71,11 +74,14 @@ class Ledger:
         return tip.since(node.length) if not finished and _goes_on(tip, node) else None
 
     def _node(self, branch: int, length: int) -> Node:
+        return self._branch(branch, length).tip.at(length)
+
+    def _branch(self, branch: int, length: int) -> Branch:
         found = self._branches.get(branch)
         if found is None or not 0 <= length <= found.length:
             has = "does not exist" if found is None else f"has {found.length} tokens"
             raise StrategyError(f"branch {branch} {has}, so its first {length} cannot be handed over")
-        return found.tip.at(length)
+        return found
 
     def commit_rest(self, outcome: Sequence[Hypothesis]) -> list[Committed]:
         """Commit what the strategy returned and had not committed to its end."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER
 from unspool.processors.rows import FORBIDDEN, log_norm
 from unspool.protocols import Processor, RowKey
@@ -88,11 +89,21 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[in
     for _, (processor, members, states) in sorted(stages.items(), key=lambda item: item[0]):
         keys = [jobs[row].key for row in members]
         if len(members) == len(scores):
-            scores = processor.apply(states, scores, keys)
+            scores = _applied(processor, states, scores, keys)
         else:
             index = torch.tensor(members, device=scores.device)
-            scores[index] = processor.apply(states, scores[index], keys)
+            scores[index] = _applied(processor, states, scores[index], keys)
     return scores
+
+
+def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+    """Return what a processor makes of rows; one of the user's own may return anything."""
+    shape = scores.shape
+    changed: Any = processor.apply(states, scores, keys)
+    if isinstance(changed, torch.Tensor) and changed.shape == shape:
+        return changed
+    got = f"a tensor of shape {tuple(changed.shape)}" if isinstance(changed, torch.Tensor) else repr(changed)
+    raise StrategyError(f"the processor {processor.name} must return scores of shape {tuple(shape)}, got {got}")
 
 
 def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
@@ -103,7 +114,7 @@ def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
     cut_by = torch.full_like(scores[0], -1, dtype=torch.int64)
     for index, (processor, state) in enumerate(zip(job.chain, job.states, strict=True)):
         allowed = scores[0] > FORBIDDEN
-        scores = processor.apply([state], scores, [job.key])
+        scores = _applied(processor, [state], scores, [job.key])
         cut_by[allowed & (scores[0] == FORBIDDEN)] = index
         cut_by[scores[0] > FORBIDDEN] = -1
     names = tuple(processor.name for processor in job.chain)

@@ -65,7 +65,8 @@ def contrasted(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
         early = early[0]
     implausible = mature < mature.max() + math.log(RELATIVE_TOP)
     early = early.masked_fill(implausible, _BASE_LOGPROB)
-    return mature.masked_fill(implausible, FORBIDDEN) - early
+    # What the inner layer holds impossible is not infinitely better for it.
+    return mature.masked_fill(implausible, FORBIDDEN) - early.masked_fill(early == FORBIDDEN, 0.0)
 
 
 def _kl(target: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,8 @@ class Scheduler:
         needs = [Need(self._runtime, branches * len(prompts), branches * tokens)]
         if request.assistant is not None:
             drafted = len(request.prompt) + context.max_new_tokens
+            longest = request.assistant.info.max_length
+            drafted = drafted if longest is None else min(drafted, longest)
             needs.append(Need(request.assistant, branches, branches * drafted))
         return needs
 
@@ -142,12 +144,16 @@ class Scheduler:
     def num_reserved(self) -> int:
         return len(self._reserved)
 
-    def plan(self, running: Iterable[Conversation], runtime: Runtime) -> list[Planned]:
-        """Return the feeds of a runtime's next pass: rows of requests that write, then prompts within the budget."""
+    def plan(self, running: Iterable[Conversation], runtime: Runtime, *, drafts: bool = False) -> list[Planned]:
+        """Return the feeds of a runtime's next pass: rows of requests that write, then prompts within the budget.
+
+        drafts: whether draft branches are meant, or the others; a model may draft for itself.
+        """
         asked = [
             (conversation, branch, strand)
             for conversation in running
             for branch in conversation.asked_branches()
+            if branch.drafts is drafts
             for strand in branch.strands
             if strand.runtime is runtime and conversation.lacks(branch, strand)
         ]

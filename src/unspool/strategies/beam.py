@@ -140,6 +140,7 @@ class BeamSearch:
 
     name = "beam"
     space: Space = "log_probs"
+    bears_dead_ends = True
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_beams

@@ -66,6 +66,7 @@ class ConstrainedBeamSearch:
 
     name = "constrained_beam"
     space: Space = "log_probs"
+    bears_dead_ends = True
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_beams
@@ -201,6 +202,14 @@ def _unmet(
         row.beam.branch: row for row in rows if not any(_can_go(step, words, room) for step in _steps([row], words))
     }
     best = [step.choice for step in _steps(list(stuck.values()), words)[:count]]
+    if not best:  # nothing at all is allowed behind these beams, so they end as they stand
+        ended = [row for row in stuck.values() if row.beam.tokens][:count]
+        found = []
+        for row in ended:
+            reason = yield from _reason(row, words, room)
+            beam = row.beam
+            found.append(Hypothesis(beam.branch, len(beam.tokens), None, pool.score(beam), reason))
+        return found
     reasons: dict[int, str] = {}
     for branch in dict.fromkeys(each.beam.branch for each in best):
         reasons[branch] = yield from _reason(stuck[branch], words, room)

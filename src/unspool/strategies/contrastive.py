@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from unspool.config import GenerationConfig
 from unspool.protocols import Context, Conversation
@@ -50,6 +51,7 @@ class ContrastiveSearch:
     name = "contrastive"
     space: Space = "logits"
     hidden_states = True
+    bears_dead_ends = True
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.top_k or 1
@@ -60,7 +62,7 @@ class ContrastiveSearch:
         reply = yield Turn(asks=(Top(ROOT, width),))
         row, kept, tried = reply[0], ROOT, [ROOT]
         length, total, fresh = 0, 0.0, 1
-        while True:
+        while row.candidates:
             losers = [branch for branch in tried if branch != kept]
             tried = [kept, *range(fresh, fresh + len(row.candidates) - 1)]
             fresh += len(tried) - 1
@@ -70,12 +72,14 @@ class ContrastiveSearch:
                 asks=(*map(Similarity, tried), *(Top(branch, width) for branch in going)),
                 commits=(Commit(ROOT, kept, length),) if length else (),
             )
-            best = best_candidate(row, reply[: len(tried)], alpha)
+            dead = {branch for branch, each in zip(going, reply[len(tried) :], strict=True) if not each.candidates}
+            best = best_candidate(row, reply[: len(tried)], alpha, [branch in dead for branch in tried])
             kept, chosen = tried[best], row.candidates[best]
             total += chosen.logprob
             if chosen.ends:
                 return [Hypothesis(kept, length, chosen, total)]
             row, length = reply[len(tried) + going.index(kept)], length + 1
+        return []  # everything is forbidden behind all candidates
 
 
 def try_out(row: Row, branches: list[int], losers: list[int]) -> tuple[Move, ...]:
@@ -86,10 +90,17 @@ def try_out(row: Row, branches: list[int], losers: list[int]) -> tuple[Move, ...
     return tuple(moves)
 
 
-def best_candidate(row: Row, answers: Reply, alpha: float) -> int:
-    """Return the index of the candidate to keep, the first of equally good ones. answers: a similarity for each."""
-    scores: list[float] = []
-    for candidate, answer in zip(row.candidates, answers, strict=True):
+def best_candidate(row: Row, answers: Reply, alpha: float, dead: Sequence[bool]) -> int:
+    """Return the index of the candidate to keep, the first of equally good ones.
+
+    Args:
+        row: the candidates.
+        answers: a similarity for each.
+        dead: whether nothing may follow; such a candidate is kept only where all are.
+    """
+    scores: list[tuple[bool, float]] = []
+    for candidate, answer, is_dead in zip(row.candidates, answers, dead, strict=True):
         assert answer.similarity is not None, "a Similarity is answered by a number"
-        scores.append((1 - alpha) * math.exp(candidate.score - row.log_norm) - alpha * answer.similarity)
+        score = (1 - alpha) * math.exp(candidate.score - row.log_norm) - alpha * answer.similarity
+        scores.append((not is_dead, score))
     return scores.index(max(scores))

@@ -26,6 +26,8 @@ class GroupPool(Pool):
         Unlike in a plain beam search, whether anything better can come is read off the best continuation, one that
         ends among them, and what is cut off is taken in only where the pool is not done by then.
         """
+        if not choices:
+            return []
         self.add(choice for choice in choices[: self.size] if choice.candidate.ends not in (None, *CUT_OFF))
         self.close_to(choices[0].grown)
         if self.done:
@@ -73,6 +75,7 @@ class DiverseBeamSearch:
 
     name = "diverse_beam"
     space: Space = "log_probs"
+    bears_dead_ends = True
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_beams

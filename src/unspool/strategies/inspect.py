@@ -74,6 +74,7 @@ class WithPromptScores:
         self.space: Space = inner.space
         self.hidden_states: bool = getattr(inner, "hidden_states", False)
         self.leads: bool = getattr(inner, "leads", True)
+        self.bears_dead_ends: bool = getattr(inner, "bears_dead_ends", False)
         self.prompt_logprobs: tuple[float, ...] = ()
 
     def max_branches(self, config: GenerationConfig) -> int:

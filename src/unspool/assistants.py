@@ -50,16 +50,19 @@ def check_vocabulary(assistant: Assistant, tokenizer: Any, vocab_size: int) -> N
         OptionError: they are not.
     """
     name, drafts = assistant.runtime.info.name, assistant.runtime.info.vocab_size
-    if assistant.tokenizer is None or tokenizer is None:
+    if assistant.tokenizer is tokenizer and tokenizer is not None:
+        return  # sizes may be padded differently
+    if not all(hasattr(each, "get_vocab") for each in (assistant.tokenizer, tokenizer)):
         if drafts != vocab_size:
             allowed = f"must have the model's own vocabulary of {vocab_size} tokens, and has {drafts}"
             raise OptionError(_OPTION, name, allowed, _REMEDY)
         return
-    if assistant.tokenizer is tokenizer or _fingerprint(assistant.tokenizer) == _fingerprint(tokenizer):
+    if _fingerprint(assistant.tokenizer) == _fingerprint(tokenizer):
         return
     ours, theirs = _vocabulary(tokenizer), _vocabulary(assistant.tokenizer)
     texts = {token: text for text, token in theirs.items()}
-    text, token = next(((text, token) for text, token in ours.items() if texts.get(token) != text), ("", 0))
+    differing = [(token, text) for text, token in ours.items() if texts.get(token) != text]
+    token, text = min(differing, default=(0, ""))
     allowed = "must have the model's own tokenizer"
     if text:
         allowed += f": token {token} is {text!r} to the model and {texts.get(token)!r} to the draft model"

@@ -96,11 +96,11 @@ def check_names(names: Iterable[Any]) -> None:
     Raises:
         OptionError: there is one, or one is named twice.
     """
-    seen: set[Any] = set()
+    seen: list[Any] = []
     for name in names:
         if name in seen:
             raise OptionError("strategies", name, "must name each entry once", "leave one out")
-        seen.add(name)
+        seen.append(name)
         if name not in line_up():
             allowed = f"must name entries of the line-up ({', '.join(line_up())})"
             raise OptionError("strategies", name, allowed, "in Python, a mapping of names to options takes any name")

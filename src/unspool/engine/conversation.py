@@ -93,6 +93,7 @@ class Conversation:
         self._live = dict(self.branches)
         self._ledger = Ledger(number, self.branches, root)
         self._tail: tuple[int, ...] = ()
+        self._eaten = False
         self._last_reply: Reply = ()
         self._generator = request.strategy.run(context)
 
@@ -149,21 +150,25 @@ class Conversation:
             if self.recorder is not None:
                 self.recorder.commit(commit)
         self._check_asks()
-        return events + self._tentative(committed=bool(events))
+        self._eaten |= any(event.output == 0 for event in events)
+        return events + self._tentative()
 
-    def _tentative(self, *, committed: bool) -> list[Tentative]:
+    def _tentative(self) -> list[Tentative]:
         """Say what the leading branch holds beyond what is committed, where that is new and somebody listens.
 
         A commit eats into what was said before, so the same tail behind it is new.
         """
         leader = self.branches[self.turn.asks[0].branch]
-        if not self.request.tentative or leader.drafts or not getattr(self.request.strategy, "leads", True):
+        is_second_look = not self.turn.moves
+        if not self.request.tentative or leader.drafts or is_second_look:
+            return []
+        if not getattr(self.request.strategy, "leads", True):
             return []
         nodes = self._ledger.beyond(0, leader.tip)
         tail = tuple(node.token for node in nodes or ())
-        if tail == self._tail and not (tail and committed):
+        if tail == self._tail and not (tail and self._eaten):
             return []
-        self._tail = tail
+        self._tail, self._eaten = tail, False
         return [Tentative(request=self.number, output=0, token_ids=tail)]
 
     def _checked_outcome(self, outcome: Any) -> list[Hypothesis]:

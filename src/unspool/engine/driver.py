@@ -6,6 +6,7 @@ Owns the lock and the queues of events. Knows no tokens and no text.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from unspool.engine.engine import Engine
 from unspool.engine.request import Request
 from unspool.errors import CancelledRequest
 from unspool.types import Committed, Event, Failed, Finished, Tentative
+
+_PATIENCE = 0.001
+"""Seconds between looks at whether another engine has given back what this one's requests wait for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -144,6 +148,8 @@ class Driver:
         try:
             with self._holding_engine():
                 events = self.engine.step()
+            if self.engine.is_stalled:
+                time.sleep(_PATIENCE)
         except BaseException as error:
             # An interrupt may fall anywhere inside the step, so nothing that runs can be trusted to go on.
             events = self._abort(error)

@@ -20,6 +20,7 @@ from unspool.engine.guard import guarded
 from unspool.engine.request import Request
 from unspool.engine.scheduler import Planned, Scheduler, Waiting
 from unspool.engine.validate import check_limit, context_of
+from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Runtime
 from unspool.types import Event, Failed, Rows
@@ -93,6 +94,8 @@ class Engine:
         check = getattr(request.strategy, "check", None)
         if check is not None:
             check(context)
+        for name in set(request.config.processor_order or DEFAULT_ORDER) - {"user"}:
+            PROCESSORS[name].start(context)  # which may find fault with its options
         number = next(self._numbers)
         self._scheduler.enqueue(Waiting(number, request, context))
         return number
@@ -110,6 +113,11 @@ class Engine:
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not self._running and not self._scheduler.num_waiting
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether all that waits waits for memory that another engine's requests hold on a shared draft model."""
+        return not self._running and bool(self._scheduler.num_waiting)
 
     def step(self) -> list[Event]:
         """Run one step and return what came of it; an idle engine returns nothing."""

@@ -31,6 +31,20 @@ class Guarded:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._lock = threading.Lock()
+        self._sequences = self._tokens = 0
+
+    def reserve(self, sequences: int, tokens: int) -> bool:
+        """Set aside room for so many sequences and cached tokens; returns whether there was any. Negative: give back.
+
+        Reservations of all engines count together.
+        """
+        with self._lock:
+            held, cached = self._sequences + sequences, self._tokens + tokens
+            most, room = self.info.max_sequences, self.info.max_tokens
+            fits = (most is None or held <= most) and (room is None or cached <= room)
+            if fits or sequences < 0:
+                self._sequences, self._tokens = held, cached
+            return fits
 
     @property
     def info(self) -> ModelInfo:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from unspool.engine.branches import Branch, Strand
 from unspool.engine.conversation import Conversation
+from unspool.engine.guard import Guarded, guarded
 from unspool.engine.request import Request
 from unspool.errors import CapacityError
 from unspool.protocols import Context, Runtime
@@ -36,9 +37,19 @@ class Planned(NamedTuple):
 class Need(NamedTuple):
     """The most (sequences, cached tokens) that a request can come to hold on one runtime."""
 
-    runtime: Runtime
+    runtime: Guarded
     sequences: int
     tokens: int
+
+
+def _reserve(needs: list[Need]) -> bool:
+    """Set aside room for all of these, or for none; returns which."""
+    for index, need in enumerate(needs):
+        if not need.runtime.reserve(need.sequences, need.tokens):
+            for done in needs[:index]:
+                done.runtime.reserve(-done.sequences, -done.tokens)
+            return False
+    return True
 
 
 class Scheduler:
@@ -51,7 +62,7 @@ class Scheduler:
             writing always go, prompts share what they leave, in chunks.
     """
 
-    def __init__(self, runtime: Runtime, max_batch_tokens: int) -> None:
+    def __init__(self, runtime: Guarded, max_batch_tokens: int) -> None:
         self._runtime = runtime
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Waiting] = deque()
@@ -67,7 +78,7 @@ class Scheduler:
             drafted = len(request.prompt) + context.max_new_tokens
             longest = request.assistant.info.max_length
             drafted = drafted if longest is None else min(drafted, longest)
-            needs.append(Need(request.assistant, branches, branches * drafted))
+            needs.append(Need(guarded(request.assistant), branches, branches * drafted))
         return needs
 
     def enqueue(self, waiting: Waiting) -> None:
@@ -103,7 +114,7 @@ class Scheduler:
         while self._waiting:
             party = self._party(self._waiting[0])
             needs = {each.number: self.needs(each.request, each.context) for each in party}
-            if not self._fits([need for several in needs.values() for need in several]):
+            if not _reserve([need for several in needs.values() for need in several]):
                 break
             for _ in party:
                 self._waiting.popleft()
@@ -117,23 +128,12 @@ class Scheduler:
             return [first]
         return list(takewhile(lambda each: each.request.gang is first.request.gang, self._waiting))
 
-    def _fits(self, needs: list[Need]) -> bool:
-        """Return whether there is room for all of these beside what is reserved."""
-        reserved = [each for several in self._reserved.values() for each in several]
-        for runtime in {id(need.runtime): need.runtime for need in needs}.values():
-            info = runtime.info
-            if info.max_sequences is None and info.max_tokens is None:
-                continue
-            wanted = [each for each in (*reserved, *needs) if each.runtime is runtime]
-            if info.max_sequences is not None and sum(each.sequences for each in wanted) > info.max_sequences:
-                return False
-            if info.max_tokens is not None and sum(each.tokens for each in wanted) > info.max_tokens:
-                return False
-        return True
-
     def forget(self, number: int) -> None:
         """Free a request's reservation, or take it out of the queue."""
-        if self._reserved.pop(number, None) is None and any(waiting.number == number for waiting in self._waiting):
+        reserved = self._reserved.pop(number, None)
+        for need in reserved or ():
+            need.runtime.reserve(-need.sequences, -need.tokens)
+        if reserved is None and any(waiting.number == number for waiting in self._waiting):
             self._waiting = deque(waiting for waiting in self._waiting if waiting.number != number)
 
     @property

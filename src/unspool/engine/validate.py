@@ -66,6 +66,9 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
             "strategy", name, f"reads hidden states, which {info.name} does not hand out ({info.path})", "name another"
         )
     draft = request.assistant.info if request.assistant is not None else None
+    if draft is not None and draft.needs_source and not info.needs_source:
+        allowed = f"must be a model without an encoder, as {info.name} is"
+        raise OptionError("assistant_model", draft.name, allowed, "give a decoder of the same tokenizer")
     if draft is not None and draft.max_length is not None and len(request.prompt) >= draft.max_length:
         raise PromptError(
             f"the prompt has {len(request.prompt)} tokens and the draft model {draft.name} holds {draft.max_length} in "

@@ -11,7 +11,8 @@ import torch
 import unspool
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
-from unspool import LanguageModel, ModelError, PromptError
+from tests.tiny_seq2seq import tiny_seq2seq
+from unspool import LanguageModel, ModelError, OptionError, PromptError
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +102,31 @@ def test_options_of_loading_are_refused_for_a_loaded_model() -> None:
             unspool.load(tiny_model("gpt2"), **option)
 
 
-def test_an_encoder_decoder_is_refused_with_the_reason() -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
+def test_an_encoder_decoder_reads_its_prompt_as_a_source() -> None:
+    model = tiny_seq2seq("t5")
+    lm = unspool.load(model)
+    written = model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=6, do_sample=False)
+    found = lm.generate([5, 6, 7, 8], max_new_tokens=6)
+    start = (model.config.decoder_start_token_id,)
+    assert found.prompt_token_ids == start
+    assert [*start, *found.completions[0].token_ids] == written[0].tolist()[: 1 + len(found.completions[0].token_ids)]
+    both = lm.generate([[5, 6, 7, 8], [9, 10]], max_new_tokens=6, num_beams=2)
+    alone = lm.generate([5, 6, 7, 8], max_new_tokens=6, num_beams=2)
+    assert both[0].completions[0].token_ids == alone.completions[0].token_ids
 
-    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
-    with pytest.raises(ModelError, match="encoder-decoder"):
-        unspool.load(T5ForConditionalGeneration(T5Config(**sizes)))
+
+def test_how_the_output_begins_can_be_said_for_models_with_an_encoder_alone() -> None:
+    lm, decoder = unspool.load(tiny_seq2seq("t5")), unspool.load(tiny_model("gpt2"))
+    begun = lm.generate([5, 6], decoder_input_ids=[7, 8], max_new_tokens=3)
+    assert begun.prompt_token_ids == (0, 7, 8)
+    assert lm.generate([5, 6], decoder_start_token_id=9, max_new_tokens=3).prompt_token_ids == (9,)
+    for options in ({"decoder_input_ids": [7]}, {"decoder_start_token_id": 7}, {"language": "de"}):
+        with pytest.raises(OptionError, match=f"{next(iter(options))}.*has none"):
+            decoder.generate([5, 6], max_new_tokens=3, **options)
+    with pytest.raises(OptionError, match=r"language.*speech models"):
+        lm.generate([5, 6], language="de")
+    with pytest.raises(OptionError, match="echo.*does not go on from the prompt"):
+        lm.generate([5, 6], echo=True)
 
 
 def test_memory_can_be_bounded() -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from unspool.config import GenerationConfig
@@ -17,7 +26,8 @@ from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import check_limit
 from unspool.errors import ModelError, OptionError
 from unspool.model import LanguageModel
-from unspool.runtimes.decoder import DecoderRuntime
+from unspool.quantisation import prepare
+from unspool.runtimes.choose import runtime_of
 
 EMBEDDED = Path(__file__).parent / "tale"
 """Folder of the embedded model; its draft stands in the folder `draft` inside."""
@@ -29,6 +39,7 @@ def load(
     name_or_path: str | os.PathLike[str] | PreTrainedModel | None = None,
     *,
     tokenizer: Any = None,
+    processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     pack: Literal["auto"] | bool = "auto",
@@ -44,6 +55,8 @@ def load(
             folder; a hub id; or a loaded transformers model, which stays untouched.
         tokenizer: a tokenizer, or the name or folder of one; None for the model's own. A loaded model has none of its
             own: without one it reads and writes token ids.
+        processor: what makes features of audio or images for models that read them, or the name or folder of one; None
+            for the model's own.
         device: such as "cpu" or "cuda:0"; None for where transformers puts it.
         dtype: such as "float32", torch.bfloat16 or "auto"; None for the stored one, but float32 where float16 would
             have to run on a CPU.
@@ -53,7 +66,8 @@ def load(
         max_sequences: most live sequences (beams and outputs count); None for no bound. Requests beyond it wait.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
         from_pretrained_options: passed on to transformers' `from_pretrained`: revision, device_map,
-            quantization_config, trust_remote_code, ...
+            quantization_config, trust_remote_code, ...; load_in_4bit=True and load_in_8bit=True, with further options
+            of BitsAndBytesConfig, are short for a `quantization_config`.
 
     Raises:
         ModelError: nothing of that name can be loaded, or the model cannot be run; the message says why.
@@ -67,9 +81,10 @@ def load(
     if isinstance(name_or_path, PreTrainedModel):
         model = _given_model(name_or_path, device, dtype, from_pretrained_options)
         own, read_tokenizer = False, _tokenizer(tokenizer, {})
+        read_processor = _processor(processor, model, {})
     elif name_or_path is not None and not isinstance(name_or_path, str | os.PathLike):
         raise ModelError(
-            f"a model is a name, a folder or a loaded causal language model of transformers, got {type(name_or_path)}"
+            f"a model is a name, a folder or a loaded language model of transformers, got {type(name_or_path)}"
         )
     else:
         source = os.fspath(name_or_path) if name_or_path is not None else "tale"
@@ -77,9 +92,12 @@ def load(
             source = str(_NAMED[source])
         model = _from_pretrained(source, device, dtype, from_pretrained_options)
         own, read_tokenizer = True, _tokenizer(tokenizer or source, from_pretrained_options)
-    runtime = DecoderRuntime(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
+        read_processor = _processor(processor or source, model, from_pretrained_options)
+    runtime = runtime_of(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
     stored = GenerationConfig.from_transformers(model.generation_config)
-    return LanguageModel(runtime, read_tokenizer, config=stored, max_batch_tokens=max_batch_tokens)
+    return LanguageModel(
+        runtime, read_tokenizer, processor=read_processor, config=stored, max_batch_tokens=max_batch_tokens
+    )
 
 
 def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[str, Any]) -> PreTrainedModel:
@@ -97,9 +115,11 @@ def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[
 def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> Any:
     _check_source(source)
     embedded = next((name for name, folder in _NAMED.items() if source == str(folder)), None)
+    options, dtype, device = prepare(source, options, dtype=dtype, device=device)
     try:
         with _quiet(embedded is not None):
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **options)
+            wanted = _dtype(dtype)
+            model: Any = _auto_class(source, options).from_pretrained(source, dtype=wanted, **options)
     except Exception as error:  # whatever is wrong with files, options or packages
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
     if embedded is not None:
@@ -109,10 +129,40 @@ def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, An
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"`device` {str(device)!r} cannot be used: {_first_line(error)}") from error
-    if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model):
+    is_quantised = getattr(model, "is_quantized", False)
+    if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model) and not is_quantised:
         model = model.float()
     model.eval()
     return model
+
+
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """Return the class that loads a model of this kind: by what its config says it is."""
+    config = options.get("config") or AutoConfig.from_pretrained(source, **_hub_options(options))
+    if not getattr(config, "is_encoder_decoder", False):
+        return AutoModelForCausalLM
+    for auto in (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            return auto
+    return AutoModelForSeq2SeqLM
+
+
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that say which files are meant."""
+    names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+    return {name: options[name] for name in names if name in options}
+
+
+def _processor(given: Any, model: Any, options: dict[str, Any]) -> Any:
+    """Return the processor of a model that reads audio or images, itself or by name; None where there is none."""
+    if given is None or getattr(model, "main_input_name", "input_ids") == "input_ids":
+        return None
+    if not isinstance(given, str | os.PathLike):
+        return given
+    try:
+        return AutoProcessor.from_pretrained(str(given), **_hub_options(options))  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, ImportError):
+        return None  # features can be given in its place; what needs it says so
 
 
 def _check_source(source: str) -> None:
@@ -158,10 +208,8 @@ def _tokenizer(given: Any, options: dict[str, Any]) -> Any:
         return given
     if not isinstance(given, str | os.PathLike):
         raise ModelError(f"`tokenizer` must be a tokenizer, or the name or folder of one, got {given!r}")
-    passed = {name: options[name] for name in ("revision", "trust_remote_code", "token", "cache_dir", "subfolder",
-              "local_files_only", "force_download") if name in options}  # fmt: skip
     try:
-        return AutoTokenizer.from_pretrained(str(given), **passed)
+        return AutoTokenizer.from_pretrained(str(given), **_hub_options(options))
     except Exception as error:
         raise ModelError(
             f"cannot load a tokenizer from {str(given)!r}: {_first_line(error)}; give `tokenizer=`"

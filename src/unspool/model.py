@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, Literal, overload
 
+from unspool.chat import ChatGeneration, ChatStream, chat
 from unspool.compare import Entries, compare
 from unspool.config import GenerationConfig
 from unspool.engine import Engine, Request
@@ -15,8 +16,9 @@ from unspool.engine.validate import context_of
 from unspool.errors import OptionError, PromptError
 from unspool.plan import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
-from unspool.prompts import Prompt, encode, read_prompts
+from unspool.prompts import Prompt, read_prompts
 from unspool.protocols import Runtime
+from unspool.reading import Reader
 from unspool.results import Generation, NextTokens, TextScore
 from unspool.results.comparison import Comparison
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
@@ -24,7 +26,26 @@ from unspool.stream import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
 
-_BEYOND_ONE_TOKEN = ("stop_strings", "max_time", "num_return_sequences", "logprobs", "echo")
+_BEYOND_ONE_TOKEN = (
+    "stop_strings",
+    "max_time",
+    "num_return_sequences",
+    "logprobs",
+    "echo",
+    "length_penalty",
+    "early_stopping",
+    "lookahead_steps",
+    "num_beam_groups",
+    "diversity_penalty",
+    "force_words",
+    "force_words_ids",
+    "force_words_ordered",
+    "penalty_alpha",
+    "best_of",
+    "best_of_by",
+    "prompt_lookup_num_tokens",
+    "max_matching_ngram_size",
+)
 """Options of whole outputs, which say nothing about one distribution."""
 
 
@@ -34,6 +55,7 @@ class LanguageModel:
     Args:
         runtime: runs the model.
         tokenizer: one of transformers', or anything with its `__call__` and `decode`; None for token ids alone.
+        processor: one of transformers', where the model reads audio or images.
         config: the model's stored generation config.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
     """
@@ -43,11 +65,12 @@ class LanguageModel:
         runtime: Runtime,
         tokenizer: Any = None,
         *,
+        processor: Any = None,
         config: GenerationConfig | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
     ) -> None:
         self.runtime = runtime
-        self.tokenizer = tokenizer
+        self.tokenizer, self.processor = tokenizer, processor
         self.config = config or GenerationConfig()
         self.engine = Engine(runtime, max_batch_tokens=max_batch_tokens)
         self._driver = Driver(self.engine)
@@ -113,7 +136,7 @@ class LanguageModel:
             PromptError, OptionError, CapacityError: before any work starts, for any of the prompts.
             NumericsError: the model's logits are not numbers, or every token is forbidden.
         """
-        prompts = read_prompts(prompt)
+        prompts = self._reader.split(prompt)
         jobs = self._jobs(prompts.items, config, options, trace=trace)
         generations = self._run(jobs, progress)
         return generations[0] if prompts.single else generations
@@ -138,7 +161,7 @@ class LanguageModel:
         Returns:
             A Stream of Chunks; `stream.generation` (or `.generations`) is the whole result at the end.
         """
-        items = read_prompts(prompt).items
+        items = self._reader.split(prompt).items
         jobs = self._jobs(items, config, options, tentative=tentative, trace=trace)
         return Stream(self._driver, jobs, self._detokenizer)
 
@@ -153,6 +176,70 @@ class LanguageModel:
     ) -> Stream:
         """Return what `stream` returns, to be read with `async for`; the event loop stays free meanwhile."""
         return self.stream(prompt, config=config, tentative=tentative, trace=trace, **options)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = ..., **options: Any
+    ) -> ChatGeneration: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Sequence[Mapping[str, Any]]], *, stream: Literal[False] = ..., **options: Any
+    ) -> list[ChatGeneration]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> ChatStream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        tools: Sequence[Any] | None = None,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> ChatGeneration | list[ChatGeneration] | ChatStream:
+        """Answer a conversation, or several at once, written down by the model's own chat template.
+
+        An answer ends at the model's end-of-sequence tokens and at the token that ends a turn in the template, unless
+        `eos_token_id` or `ignore_eos` says otherwise.
+
+        Args:
+            messages: dicts of "role" and "content", oldest first; a list of such lists for several conversations.
+            tools: functions with docstrings, or their JSON schemas, that the template tells the model of.
+            continue_final_message: go on with the last message in place of a new turn.
+            chat_template: in Jinja, or the name of one of the tokenizer's own; None for its default.
+            chat_template_kwargs: further variables of the template, such as `enable_thinking`.
+            stream: return a ChatStream of Chunks at once, to be read with `for` or `async for`.
+            config, options: as in `generate`, or in `stream`.
+
+        Returns:
+            A ChatGeneration, which has `message` (the answer) and `messages` (the conversation with it); a list of
+            them for several.
+
+        Raises:
+            PromptError: there is no chat template, or it does not take the messages; else as in `generate`.
+        """
+        return chat(
+            self,
+            messages,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            stream=stream,
+            config=config,
+            options=options,
+        )
 
     def next_tokens(
         self, prompt: Prompt, *, config: GenerationConfig | None = None, limit: int = 20, **options: Any
@@ -173,9 +260,12 @@ class LanguageModel:
                 raise OptionError(
                     name, getattr(resolved, name), "has no effect on the next token alone", "leave it out"
                 )
+        if own.assistant is not None:
+            name = own.assistant.runtime.info.name
+            raise OptionError("assistant_model", name, "has no effect on the next token alone", "leave it out")
         space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
         own = replace(own, strategy=NextTokenQuery(space))
-        job = self._plan([_one(prompt)], resolved.replace(echo=None), own)[0]
+        job = self._plan([self._one(prompt)], resolved.replace(echo=None), own)[0]
         distribution = self._driver.finish([job.request])[0].rows[0].distribution
         assert distribution is not None, "a Whole ask is answered with a distribution"
         return NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
@@ -205,7 +295,7 @@ class LanguageModel:
             PromptError, OptionError, CapacityError: before any work starts; an entry's own options must all be read,
                 a shared one by at least one entry.
         """
-        text = _one(prompt)
+        text = self._one(prompt)
 
         def plan(layer: GenerationConfig, options: dict[str, Any]) -> Job:
             (job,) = self._jobs([text], layer, options)
@@ -226,13 +316,15 @@ class LanguageModel:
         """Return the model's own log-probability of each token of a given continuation.
 
         Args:
-            prompt: a text (empty for the beginning-of-sequence token alone) or token ids.
+            prompt: a text (empty for the beginning-of-sequence token alone) or token ids; for a model with an encoder,
+                what that reads.
             continuation: a text or token ids; a text is encoded by itself, without special tokens.
 
         Raises:
             PromptError: nothing to score, or the two together are longer than the model holds.
         """
-        before = encode(_one(prompt), self.tokenizer, self.info.bos_token_id)
+        reading = self._reader.read(self._one(prompt))
+        before = reading.ids
         given = _one(continuation)
         if isinstance(given, str):
             if self.tokenizer is None:
@@ -244,7 +336,13 @@ class LanguageModel:
             raise PromptError("the continuation holds no token, so there is nothing to score")
         self._check_scored(before, tokens)
         config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
-        request = Request(prompt=before + tokens[:-1], config=config, seed=0, strategy=ContinuationScores(tokens))
+        request = Request(
+            prompt=before + tokens[:-1],
+            config=config,
+            seed=0,
+            strategy=ContinuationScores(tokens),
+            source=reading.source,
+        )
         rows = self._driver.finish([request])[0].rows
         texts = self._detokenizer.pieces(before, tokens) if self._detokenizer else ()
         return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
@@ -263,9 +361,20 @@ class LanguageModel:
 
     # --- between the doors and the engine -----------------------------------------------------------------------
 
+    def _one(self, prompt: Any) -> Any:
+        """Return a single prompt, or refuse several."""
+        prompts = self._reader.split(prompt)
+        if not prompts.single:
+            raise PromptError("one prompt is wanted here and several were given")
+        return prompts.items[0]
+
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.runtime, self.tokenizer, self.processor)
+
     def _jobs(
         self,
-        prompts: Sequence[str | tuple[int, ...]],
+        prompts: Sequence[Any],
         config: GenerationConfig | None,
         options: dict[str, Any],
         **wanted: bool,
@@ -273,16 +382,13 @@ class LanguageModel:
         resolved, own = resolve_options(options, config, self.config)
         return self._plan(prompts, resolved, own, **wanted)
 
-    def _plan(
-        self, prompts: Sequence[str | tuple[int, ...]], config: GenerationConfig, own: Own, **wanted: bool
-    ) -> list[Job]:
+    def _plan(self, prompts: Sequence[Any], config: GenerationConfig, own: Own, **wanted: bool) -> list[Job]:
         return plan_jobs(
             prompts,
             config,
             own,
-            tokenizer=self.tokenizer,
+            reader=self._reader,
             detokenizer=self._detokenizer,
-            info=self.info,
             **wanted,
         )
 

@@ -15,18 +15,19 @@ from unspool.engine import Request
 from unspool.errors import OptionError
 from unspool.prompts import encode
 from unspool.protocols import Criterion, Processor, Strategy
+from unspool.reading import PLAIN, Beginning, Reader, read_beginning
 from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.stops import StopStrings
-from unspool.types import ModelInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
     """What a caller passes beside options: a strategy, processors and criteria of the caller's own, a draft model.
 
-    negative_prompts: token ids, one for each prompt, where they do not come as an option.
+    negative_prompts: token ids, one for each prompt, where they do not come as an option. beginning: how outputs of a
+    model with an encoder begin.
     """
 
     strategy: Strategy | None = None
@@ -34,6 +35,7 @@ class Own:
     criteria: tuple[Criterion, ...] = ()
     assistant: Assistant | None = None
     negative_prompts: tuple[tuple[int, ...], ...] | None = None
+    beginning: Beginning = PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,8 @@ def resolve_options(
     """Split a call's keyword arguments into a resolved config and the caller's own objects.
 
     `strategy` may be a name or an object; an object may read any option, so only values are checked then.
-    `assistant_model` is a LanguageModel, a Runtime, or a loaded transformers model.
+    `assistant_model` is a LanguageModel, a Runtime, or a loaded transformers model. `decoder_input_ids`, `language` and
+    `task` say how outputs of models with an encoder begin.
 
     Raises:
         OptionError: an option is unknown, out of range, in conflict, or not read by the chosen strategy.
@@ -68,6 +71,7 @@ def resolve_options(
     own = Own(
         strategy=strategy,
         assistant=read_assistant(given.pop("assistant_model", None)),
+        beginning=read_beginning(given),
         processors=_objects("processors", given.pop("processors", None), ("name", "start", "advance", "fork", "apply")),
         criteria=_objects("criteria", given.pop("criteria", None), ("name", "start", "advance", "ends")),
     )
@@ -106,31 +110,38 @@ def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...
 
 
 def plan_jobs(
-    prompts: Sequence[str | tuple[int, ...]],
+    prompts: Sequence[Any],
     config: GenerationConfig,
     own: Own,
     *,
-    tokenizer: Any,
+    reader: Reader,
     detokenizer: Detokenizer | None,
-    info: ModelInfo,
     tentative: bool = False,
     trace: bool = False,
 ) -> list[Job]:
     """Return one job for each prompt.
 
-    info: of the model. tentative, trace: as in Request.
+    prompts: items as `reader.split` returns them. tentative, trace: as in Request.
 
     Raises:
         PromptError: a prompt cannot be read. OptionError: an option needs what the model has not.
     """
-    told = config
+    told, tokenizer, info = config, reader.tokenizer, reader.info
+    beginning = own.beginning
+    if "decoder_start_token_id" in config.asked or (reader.source is not None and config.decoder_start_token_id):
+        beginning = beginning._replace(decoder_start_token_id=config.decoder_start_token_id)
+    if config.echo and reader.source is not None:
+        hint = "leave it out; `prompt` of the result is what was read"
+        raise OptionError(
+            "echo", True, f"has no meaning for {info.name}, whose output does not go on from the prompt", hint
+        )
     config = _with_forced_words(_with_token_breakers(config, tokenizer), tokenizer)
     if own.assistant is not None:
         check_vocabulary(own.assistant, tokenizer, info.vocab_size)
     criteria = _criteria(config, own, detokenizer)
     jobs = []
     for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True)):
-        ids = encode(prompt, tokenizer, info.bos_token_id)
+        ids, text, source = reader.read(prompt, beginning, index)
         strategy = own.strategy or STRATEGIES[config.strategy or "greedy"]
         if config.echo and config.logprobs is not None:
             strategy = WithPromptScores(strategy)
@@ -145,12 +156,12 @@ def plan_jobs(
             strategy=strategy,
             processors=own.processors,
             criteria=criteria,
+            source=source,
             assistant=own.assistant.runtime if own.assistant is not None else None,
             negative_prompt=negative,
             tentative=tentative,
             trace=trace,
         )
-        text = prompt if isinstance(prompt, str) else None
         jobs.append(Job(request=request, prompt_text=text, config=told, model=info.name))
     return jobs
 

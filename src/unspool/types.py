@@ -316,8 +316,8 @@ class Committed:
 class Tentative:
     """What the leading branch holds beyond output 0's committed tokens, and may still be taken back.
 
-    Sent to requests that want it, whenever it has changed; replaces what was sent before, of which commits meanwhile have
-    taken the beginning.
+    Sent to requests that want it, whenever it has changed; replaces what was sent before, of which commits meanwhile
+    have taken the beginning.
     """
 
     request: int

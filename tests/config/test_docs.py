@@ -31,7 +31,6 @@ def test_help_says_range_default_and_readers():
     assert "only together with force_words_ids or force_words" in help_for("force_words_ordered")
     assert "Read by: native API only: all" in help_for("negative_prompt")
     assert "Read by: beam, beam_sample." in help_for("lookahead_steps")
-    assert "not in this version yet" in help_for("decoder_start_token_id")
     assert "not in this version yet" not in help_for("guidance_scale")
     with pytest.raises(OptionError, match="name of an option"):
         help_for("topp")

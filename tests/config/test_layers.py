@@ -292,7 +292,6 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
         ({"penalty_alpha": 0.6, "do_sample": True}, "penalty_alpha", "with do_sample=False"),
         ({"num_beams": 4, "strategy": "greedy"}, "num_beams", "beam_sample, diverse_beam"),
         ({"xtc_threshold": 0.2}, "xtc_threshold", "do_sample=True"),
-        ({"decoder_start_token_id": 2}, "decoder_start_token_id", "leave it out"),
         ({"forced_eos_token_id": 3, "suppress_tokens": [3, 4]}, "forced_eos_token_id", "take it out"),
     ],
 )

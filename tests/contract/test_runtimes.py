@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from tests.tiny_models import tiny_model
+from tests.tiny_seq2seq import Sourced, random_source, tiny_seq2seq
 from tests.toys import drain, mixing_toy, request, results
 from unspool.engine import Engine
 from unspool.protocols import Runtime
+from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.seq2seq import Seq2SeqRuntime
 from unspool.runtimes.toy import ToyRuntime
 from unspool.types import Feed, Output, Rows
 
@@ -31,6 +34,34 @@ def decoder(family: str, **options: Any) -> Case:
     return Case(make, lambda runtime: len(runtime._slots.live), 3e-5)
 
 
+def chosen(family: str, **changes: Any) -> Case:
+    """A family that the slot cache refuses, on the path that is chosen for it."""
+    make = lambda: runtime_of(tiny_model(family, **changes), own=True)  # noqa: E731
+    return Case(make, lambda runtime: len(runtime._table.live), 1e-4)
+
+
+LONG_ROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 8,
+        "factor": 32.0,
+    },
+    "original_max_position_embeddings": 8,
+    "sliding_window": None,
+}
+
+
+def sourced(family: str, **options: Any) -> Case:
+    """A model that reads a source, the same one for every sequence."""
+    make = lambda: Sourced(  # noqa: E731
+        Seq2SeqRuntime(tiny_seq2seq(family), own=True, **options), random_source(family)
+    )
+    return Case(make, lambda runtime: len(runtime.live), 3e-5)
+
+
 def layered_toy() -> ToyRuntime:
     """A toy whose layers see the newest tokens alone: one more of them each."""
     look = lambda tokens, layer: mixing_toy()._probabilities(tokens[-layer - 1 :])  # noqa: E731
@@ -44,6 +75,22 @@ RUNTIMES = {
     "llama-masked": decoder("llama", attention="masked"),
     "llama-unpacked": decoder("llama", pack=False),
     "gemma2": decoder("gemma2"),
+    "bloom": chosen("bloom"),
+    "falcon": chosen("falcon"),
+    "gptj": chosen("gptj"),
+    "mamba": chosen("mamba"),
+    "jamba": chosen("jamba"),
+    "llama4": chosen("llama4"),
+    "openai": chosen("openai"),
+    "xlnet": chosen("xlnet"),
+    "xlm": chosen("xlm"),
+    "phi3-longrope": chosen("phi3", **LONG_ROPE),
+    "t5": sourced("t5"),
+    "bart": sourced("bart"),
+    "bart-own": sourced("bart", attention="own"),
+    "whisper": sourced("whisper"),
+    "trocr": sourced("trocr"),
+    "git": sourced("git"),
 }
 
 
@@ -172,10 +219,18 @@ def test_hidden_states_of_chunks_are_those_of_one_pass(case: Case) -> None:
         close(case, torch.cat([hidden_of(runtime, 0, piece) for piece in pieces_of(trial)]), whole)
 
 
+def looking_inside(case: Case) -> Any:
+    """Return the runtime, if it says that inner layers can be had."""
+    runtime = case.make()
+    if runtime.info.num_layers is None:
+        pytest.skip(f"not promised: {runtime.info.path}")
+    return runtime
+
+
 def test_company_does_not_change_hidden_states_nor_inner_rows(case: Case) -> None:
     wanted: dict[str, Any] = {"hidden": True, "layers": (0, 1)}
+    runtime = looking_inside(case)
     alone = shown(case.make(), 0, PROMPT, **wanted)
-    runtime = case.make()
     others = [Feed(seq=n, tokens=PROMPT[n:], asked=(0,), hidden=n % 2 == 0, layers=(1,)) for n in range(1, 9)]
     runtime.forward(others[:4])
     found = runtime.forward([*others[4:], Feed(seq=0, tokens=PROMPT, asked=(len(PROMPT) - 1,), **wanted)])
@@ -185,8 +240,8 @@ def test_company_does_not_change_hidden_states_nor_inner_rows(case: Case) -> Non
 
 
 def test_inner_rows_come_asked_row_by_asked_row_in_the_order_the_layers_are_named(case: Case) -> None:
-    runtime = case.make()
-    assert runtime.info.num_layers is not None and runtime.info.num_layers >= 2
+    runtime = looking_inside(case)
+    assert runtime.info.num_layers >= 2
     found = runtime.forward(
         [
             Feed(seq=1, tokens=PROMPT[:4], asked=(1, 3), layers=(1, 0)),
@@ -205,7 +260,7 @@ def test_inner_rows_come_asked_row_by_asked_row_in_the_order_the_layers_are_name
 
 
 def test_inner_rows_do_not_depend_on_chunks(case: Case) -> None:
-    whole = inner_of(case.make(), 0, PROMPT)
+    whole = inner_of(looking_inside(case), 0, PROMPT)
     for trial in range(3):
         runtime = case.make()
         close(case, [inner_of(runtime, 0, piece) for piece in pieces_of(trial)][-1], whole)
@@ -268,7 +323,12 @@ def mixed() -> list[Any]:
         request(PROMPT[:1], max_new_tokens=5, no_repeat_ngram_size=2),
         request(PROMPT[:2], max_new_tokens=8, num_beams=4, num_return_sequences=3),
         request(PROMPT * 3, top_p=0.9, seed=3, max_new_tokens=4),
-    ]
+        request(PROMPT[:4] * 2, prompt_lookup_num_tokens=3, sequence_bias={(5, 3): 9.0, (3, 8): 9.0}, max_new_tokens=6),
+        request(PROMPT[2:4], num_beams=4, num_beam_groups=2, diversity_penalty=0.5, max_new_tokens=4),
+        request(PROMPT[3:6], own={"negative_prompt": (7, 2)}, guidance_scale=1.5, num_beams=2,
+                force_words_ids=[[9]], max_new_tokens=4),
+        request(PROMPT[5:], strategy="stochastic_beam", num_beams=3, num_return_sequences=2, max_new_tokens=4),
+    ]  # fmt: skip
 
 
 def run(case: Case, runtime: Any, requests: Sequence[Any], budget: int = 512) -> list[tuple[tuple[int, ...], ...]]:

@@ -76,9 +76,10 @@ def context(
     eos: Sequence[int] = (),
     max_new_tokens: int = 50,
     min_tokens_to_keep: int = 1,
+    source: Sequence[int] | None = None,
     **options: Any,
 ) -> Context:
-    """Return the context of a request with the given options on and every other one off."""
+    """Return the context of a request with the given options on, every other one off; source: None for the prompt."""
     unknown = options.keys() - set(OPTIONS)
     assert not unknown, unknown
     return Context(
@@ -89,6 +90,7 @@ def context(
         info=ModelInfo(name="none", vocab_size=vocab_size),
         eos_token_ids=tuple(eos),
         min_tokens_to_keep=min_tokens_to_keep,
+        source_ids=tuple(prompt if source is None else source),
     )
 
 

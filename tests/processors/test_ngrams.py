@@ -23,6 +23,13 @@ def test_worked_example_of_encoder_no_repeat_ngram_size():
     assert banned("encoder_no_repeat_ngram_size", (1, 2, 1), prompt=(5, 6, 7), encoder_no_repeat_ngram_size=2) == []
 
 
+def test_n_grams_of_a_source_may_begin_in_the_prompt_of_the_decoder():
+    request = {"source": (5, 6, 7), "encoder_no_repeat_ngram_size": 2}
+    assert banned("encoder_no_repeat_ngram_size", (), prompt=(0, 6), **request) == [7]
+    assert banned("encoder_no_repeat_ngram_size", (6,), prompt=(0,), **request) == [7]
+    assert banned("encoder_no_repeat_ngram_size", (0,), prompt=(0, 0), **request) == []
+
+
 @pytest.mark.parametrize(("size", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (5, [4]), (6, []), (50, [])])
 def test_all_followers_of_the_last_tokens_are_banned_wherever_they_stood(size: int, expected: list[int]):
     output = (3, 1, 4, 1, 2, 3, 1)

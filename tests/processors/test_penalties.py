@@ -61,6 +61,11 @@ def test_where_the_frequency_penalty_looks(options: dict, expected: list[float])
     assert one("frequency_penalty", [1, 1, 1, 1], (1,), **request, **options) == expected
 
 
+def test_the_encoder_penalty_looks_at_the_source_alone():
+    request = {"prompt": (2,), "source": (0, 1), "encoder_repetition_penalty": 2.0}
+    assert one("encoder_repetition_penalty", SCORES, **request) == [6, -0.5, 2]
+
+
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_forbidden_tokens_stay_forbidden_and_unknown_ones_are_passed_over(name: str):
     result = one(name, [-INF, 1.0], (0, 0, 7), **{name: 1.5})

@@ -231,15 +231,15 @@ class Engine:
             return answer(ready, self._clock())
         except Exception:
             # A processor or criterion of the user's own raised: answer one by one, so that it fails its owner alone.
-            return {number: reply for each in ready for number, reply in self._answer_alone(each).items()}
+            return {number: reply for party in _parties(ready) for number, reply in self._answer_alone(party).items()}
         finally:
             self.timing.vocabulary += time.perf_counter() - started
 
-    def _answer_alone(self, conversation: Conversation) -> Answers:
+    def _answer_alone(self, party: list[Conversation]) -> Answers:
         try:
-            return answer([conversation], self._clock())
+            return answer(party, self._clock())
         except Exception as error:
-            return {conversation.number: error}
+            return {each.number: error for each in party}
 
     def _advance(self, answers: Answers) -> list[Event]:
         """Let every answered strategy take its next turn."""
@@ -275,6 +275,14 @@ class Engine:
         for conversation in self._running.values():
             conversation.check()
         assert self._scheduler.num_reserved == len(self._running), "a reservation without a request"
+
+
+def _parties(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+    """Return who must be answered together: each by itself, and gangs."""
+    parties: dict[object, list[Conversation]] = {}
+    for each in conversations:
+        parties.setdefault(each.request.gang or each, []).append(each)
+    return list(parties.values())
 
 
 def _fitted(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:

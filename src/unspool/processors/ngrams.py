@@ -87,7 +87,7 @@ class NoRepeatNgram:
 
 
 class SourceGrams(NamedTuple):
-    """The n-grams of the prompt, and the last size - 1 tokens of the branch."""
+    """The n-grams of the source, and the last size - 1 tokens of the branch."""
 
     size: int
     newest: Gram
@@ -95,9 +95,11 @@ class SourceGrams(NamedTuple):
 
 
 class EncoderNoRepeatNgram:
-    """Forbid each token that would complete an n-gram of the prompt. Off at None and 0.
+    """Forbid each token that would complete an n-gram of the source. Off at None and 0.
 
-    Worked example: after the prompt 5 6 7 and the output 5 6 with encoder_no_repeat_ngram_size=3 token 7 is forbidden.
+    The source is what the encoder reads, or the prompt of a model without one.
+
+    Worked example: with the source 5 6 7 and the output 5 6 with encoder_no_repeat_ngram_size=3 token 7 is forbidden.
 
     Source: Roller et al. 2021 (BlenderBot).
     """
@@ -105,11 +107,11 @@ class EncoderNoRepeatNgram:
     name = "encoder_no_repeat_ngram_size"
 
     def start(self, context: Context) -> SourceGrams | None:
-        """Return the n-grams of the prompt, in O(prompt); None where it is off."""
+        """Return the n-grams of the source, in O(source); None where it is off."""
         size = context.config.encoder_no_repeat_ngram_size
         if not size:
             return None
-        followers = followers_of(context.prompt, size, context.info.vocab_size)
+        followers = followers_of(context.source_ids, size, context.info.vocab_size)
         return SourceGrams(size, recent(context.prompt, size - 1), followers)
 
     def advance(self, state: SourceGrams, token: int) -> SourceGrams:
@@ -121,5 +123,5 @@ class EncoderNoRepeatNgram:
         return state
 
     def apply(self, states: Sequence[SourceGrams], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, completions of the prompt's n-grams forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, completions of the source's n-grams forbidden in place. scores: [rows, vocab]"""
         return _forbid((s.followers.get(s.newest, ()) for s in states), scores)

@@ -131,11 +131,12 @@ class SourceTokens(NamedTuple):
 
 
 class EncoderRepetitionPenalty(Fixed[SourceTokens]):
-    """Divide the negative scores of prompt tokens by `encoder_repetition_penalty` and multiply the positive ones.
+    """Divide the negative scores of source tokens by `encoder_repetition_penalty` and multiply the positive ones.
 
-    Above 1 keeps the output to words of the prompt; off at None and 1.0.
+    Above 1 keeps the output to words of the source: what the encoder reads, or the prompt of a model without one. Off
+    at None and 1.0.
 
-    Worked example: scores (3, -1, 2) after the prompt 0, 1 become (6, -0.5, 2) with encoder_repetition_penalty=2.
+    Worked example: scores (3, -1, 2) after the source 0, 1 become (6, -0.5, 2) with encoder_repetition_penalty=2.
 
     Source: transformers, `EncoderRepetitionPenaltyLogitsProcessor`.
     """
@@ -143,14 +144,14 @@ class EncoderRepetitionPenalty(Fixed[SourceTokens]):
     name = "encoder_repetition_penalty"
 
     def start(self, context: Context) -> SourceTokens | None:
-        """Return the prompt's distinct tokens; None where the penalty is unset or has no effect."""
+        """Return the source's distinct tokens; None where the penalty is unset or has no effect."""
         penalty = context.config.encoder_repetition_penalty
         if penalty is None or penalty == 1.0:
             return None
-        return SourceTokens(1.0 / penalty, ids(context.prompt, context.info.vocab_size))
+        return SourceTokens(1.0 / penalty, ids(context.source_ids, context.info.vocab_size))
 
     def apply(self, states: Sequence[SourceTokens], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, those of prompt tokens changed in place. scores: [rows, vocab]"""
+        """Return the scores, those of source tokens changed in place. scores: [rows, vocab]"""
         cells: Cells = cells_of([s.tokens for s in states], scores)
         old = scores[cells.rows, cells.tokens]
         scores[cells.rows, cells.tokens] = _scaled(old, cells.spread([s.factor for s in states]))

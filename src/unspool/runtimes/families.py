@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -12,6 +12,7 @@ from unspool.types import ModelInfo
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # The rotary embedding of tokens already cached changes when a sequence passes the original length.
 _GROWING_ROPE = {"dynamic", "longrope"}
+_LENGTHS = ("max_position_embeddings", "max_seq_len")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -31,19 +32,19 @@ def supports(model: Any) -> str | None:
         return f"{name} is not a transformers model"
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
-        return f"{name} is an encoder-decoder: not supported in this version"
+        return f"{name} is an encoder-decoder"
     if not getattr(model, "can_generate", lambda: False)():
         return f"{name} has no language-model head to generate with"
     if getattr(model, "_is_stateful", False):
-        return f"{name} keeps a recurrent state: not supported in this version"
+        return f"{name} keeps a recurrent state"
     if not getattr(model, "_supports_attention_backend", False):
-        return f"{name} does not use transformers' attention interface: not supported in this version"
+        return f"{name} does not use transformers' attention interface"
     if not getattr(config, "is_causal", True):
         return f"{name} attends in both directions"
     if others := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
-        return f"{name} has layers of other kinds ({', '.join(others)}): not supported in this version"
+        return f"{name} has layers of other kinds ({', '.join(others)})"
     if getattr(config, "attention_chunk_size", None):
-        return f"{name} attends in chunks: not supported in this version"
+        return f"{name} attends in chunks"
     return None
 
 
@@ -71,18 +72,49 @@ def _rope_settings(config: Any) -> Iterable[dict[str, Any]]:
     return nested or [settings]
 
 
-def length_limit(model: Any) -> tuple[int | None, str]:
-    """Return the most tokens in one sequence (None for no bound), and why it is less than the config says, or ""."""
-    config = text_config(model)
-    limit = getattr(config, "max_position_embeddings", None)
-    limit = limit if isinstance(limit, int) and limit > 0 else None
+class GrowingRope(NamedTuple):
+    """A rotary embedding that turns all tokens otherwise once the sequence is longer than `original` tokens.
+
+    kind: "longrope" has one more set of angles for all longer sequences, "dynamic" another one for each length.
+    longest: the most tokens that the config has angles for.
+    """
+
+    kind: str
+    original: int
+    longest: int
+
+
+def growing_rope(model: Any) -> GrowingRope | None:
+    """Return what the config says of a rotary embedding that grows within the model's length; None for none."""
+    config, limit = text_config(model), max_positions(model)
     for rope in _rope_settings(config):
         if (kind := rope.get("rope_type", rope.get("type"))) in _GROWING_ROPE:
             original = rope.get("original_max_position_embeddings")
             original = original or getattr(config, "original_max_position_embeddings", None) or limit
             if original is not None and (limit is None or original <= limit):
-                return int(original), f"{kind} rotary embedding: sequences of at most {original} tokens"
-    return limit, ""
+                longest = limit or original
+                if kind == "dynamic":
+                    longest = int(longest * max(1.0, rope.get("factor") or 1.0))
+                return GrowingRope(kind, int(original), longest)
+    return None
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the most tokens in one sequence that the config allows; None for no bound."""
+    config = text_config(model)
+    for name in _LENGTHS:
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def length_limit(model: Any) -> tuple[int | None, str]:
+    """Return the most tokens in one sequence (None for no bound), and why it is less than the config says, or ""."""
+    rope = growing_rope(model)
+    if rope is None:
+        return max_positions(model), ""
+    return rope.original, f"{rope.kind} rotary embedding: sequences of at most {rope.original} tokens"
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ to four times faster than `torch.nn.functional.linear` reads a plain one, with r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from unspool.runtimes.quantised import quantised_linears
 
 Pack: TypeAlias = bool | Literal["auto"]
 
@@ -76,6 +79,7 @@ class PackedLinear(nn.Module):
         # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
         # finds what a forward needs without a search.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or self._is_small else ()
+        self._veil: tuple[torch.Tensor, ...] = ()
         self._tensors = self._pack(weight)
 
     def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
@@ -87,10 +91,18 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The plain weight, in the layout of the layer that was packed, bit for bit."""
-        if self._source:
-            return self._source[0]
+        if self._source or self._veil:
+            return (self._source or self._veil)[0]
         plain: torch.Tensor = self._tensors[0].to_dense()
         return plain.T if self._transposed else plain
+
+    def veil(self) -> None:
+        """From now on show a weight of zeros, without memory, where the plain one is gone.
+
+        For models that look at the type of a layer's weight in every forward, for which it must not be unpacked.
+        """
+        shape = (self.in_features, self.out_features) if self._transposed else (self.out_features, self.in_features)
+        self._veil = (torch.zeros((), dtype=self.dtype).expand(shape),)
 
     def repack(self) -> None:
         """Pack the kept weight again, after its values have changed."""
@@ -165,22 +177,25 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     """
     sites = list(_linear_sites(model))
     layers = {id(layer): layer for _, _, layer in sites}
+    quantised = quantised_linears(model)
+    total = len(layers.keys() | quantised.keys())
     if not pack:
-        return PackReport(0, len(layers), "packing is off")
+        return PackReport(0, total, "packing is off")
     if reason := packing_obstacle():
-        return PackReport(0, len(layers), reason)
+        return PackReport(0, total, reason)
     obstacles = {key: _obstacle(layer) for key, layer in layers.items()}
     able = {key for key, reason in obstacles.items() if not reason}
     if pack == "auto" and keep and (reason := _too_large([layers[key] for key in able])):
-        return PackReport(0, len(layers), reason)
+        return PackReport(0, total, reason)
     packed: dict[int, PackedLinear] = {}
     for parent, name, layer in sites:
         if id(layer) in able:
             if id(layer) not in packed:
                 packed[id(layer)] = PackedLinear(layer, keep=keep)
             setattr(parent, name, packed[id(layer)])
-    reasons = sorted({reason for reason in obstacles.values() if reason})
-    return PackReport(len(packed), len(layers), "; ".join(reasons))
+    reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantised})
+    reasons += [f"{count} quantised as {kind}" for kind, count in sorted(Counter(quantised.values()).items())]
+    return PackReport(len(packed), total, "; ".join(reasons))
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
@@ -214,8 +229,11 @@ def rows_are_independent(model: nn.Module) -> bool:
     """Return whether every matrix product of `model` gives a row the same bits in any company of at least one.
 
     One layer of each shape is tried at 2, 3, 5, 17 and 33 rows. A matrix that belongs to no linear layer or embedding
-    (experts, for example) is used in ways that cannot be tried, so the answer is then False.
+    (experts, for example) is used in ways that cannot be tried, so the answer is then False. So it is for quantised
+    layers: their kernels choose by the number of rows, and some round all rows of a pass on one scale.
     """
+    if quantised_linears(model):
+        return False
     layers: dict[_Shape, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D, PackedLinear)) and is_plain(module):

@@ -23,6 +23,7 @@ from unspool.runtimes.families import has_experts, length_limit, num_hidden_laye
 from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
 from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
+from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.taps import HeadTap, LayerSearch, LayerTap, Place
 from unspool.runtimes.trees import (
     borrowed_attention,
@@ -33,10 +34,6 @@ from unspool.runtimes.trees import (
     set_attention,
 )
 from unspool.types import Rows
-
-# How far the trial may be from the model's own forward, relative to its largest logit.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_HALF_TOLERANCE = 0.2
 
 
 class Shell:
@@ -240,7 +237,7 @@ class Shell:
         self.vocab_size = rest.shape[-1]
         reference = reference.to(rest.device)
         distance = (torch.cat([opening, rest]) - reference).abs().max()
-        allowed = _TOLERANCE.get(next(self.module.parameters()).dtype, _HALF_TOLERANCE) * reference.abs().max()
+        allowed = tolerance(self.module) * reference.abs().max()
         if reference.isfinite().all() and not distance <= allowed:
             reason = f"gives other results on the slot cache ({float(distance):.2g} apart)"
             raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version")
@@ -299,7 +296,12 @@ def refresh(model: Any) -> None:
 
     Every other change is seen by itself. A model that has never been used here is no error.
     """
+    from unspool.runtimes.hosts import refresh_hosts
+    from unspool.runtimes.seq2seq_model import refresh_models
+
     with _LOCK:
         for shell in _SHELLS.get(model, {}).values():
             shell.follow()
             shell.refresh()
+    refresh_hosts(model)
+    refresh_models(model)

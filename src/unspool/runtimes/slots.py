@@ -22,7 +22,7 @@ class Slot:
     tokens: whose keys and values positions [0, len(tokens)) hold.
     exact: of how many leading tokens these were computed in invariant passes, free of any company.
     poisoned: whether some of them may not be finite.
-    context: names what keys and values depend on besides the tokens; 0 for nothing. Only slots of one context are alike.
+    context: names what keys and values depend on besides the tokens; 0 for nothing. Slots of two contexts share none.
     """
 
     pool: SlotPool

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.runtimes.quantised import taken_up
 
 _Mark: TypeAlias = tuple[int, int, int]
 
@@ -46,7 +47,7 @@ def copy_tree(model: Any) -> Any:
     Raises:
         ModelError: the tree cannot be copied.
     """
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *taken_up(model))}
     try:
         tree = copy.deepcopy(model, memo)
     except Exception as error:

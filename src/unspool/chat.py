@@ -1,0 +1,193 @@
+"""Conversations with a model: `LanguageModel.chat`, whole or streamed.
+
+Owns: how messages become prompts and outputs messages again. Does not know: how text is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from unspool.config import GenerationConfig
+from unspool.errors import OptionError
+from unspool.results import Chunk, Completion, Generation
+from unspool.stream import Stream
+from unspool.text.chat import Message, answer_of, check_template, continued, encode_chat, is_chat, read_chat, turn_end
+
+if TYPE_CHECKING:
+    from unspool.model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatGeneration(Generation):
+    """The answer to one conversation: a Generation, and what was said as messages.
+
+    history: the conversation as it was given.
+    answers: one message for each completion. With `continue_final_message`, the whole of the continued message.
+    continues: whether the answers take the place of the last message of `history`.
+    """
+
+    history: tuple[Message, ...]
+    answers: tuple[Message, ...]
+    continues: bool = False
+
+    @property
+    def message(self) -> Message:
+        """The answer, from the first completion."""
+        return self.answers[0]
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation with the answer at its end: what the next turn begins with."""
+        return [*(self.history[:-1] if self.continues else self.history), self.message]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {**Generation.to_dict(self), "messages": self.messages}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """One conversation ready to be answered. prompt_ids: as the model reads it."""
+
+    messages: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    tools: Sequence[Any] | None
+    continues: bool
+    tokenizer: Any
+
+    def result(self, generation: Generation) -> ChatGeneration:
+        """Return the answer as it was generated, with its messages."""
+        known = {field.name: getattr(generation, field.name) for field in fields(Generation)}
+        answers = tuple(self._answer(completion) for completion in generation.completions)
+        return ChatGeneration(**known, history=self.messages, answers=answers, continues=self.continues)
+
+    def _answer(self, completion: Completion) -> Message:
+        if self.continues:
+            return continued(self.messages[-1], completion.text)
+        return answer_of(
+            completion.text,
+            tokenizer=self.tokenizer,
+            prompt_ids=self.prompt_ids,
+            token_ids=completion.token_ids,
+            tools=self.tools,
+        )
+
+
+class ChatStream:
+    """Chunks of an answer as they are committed: a Stream whose result is a ChatGeneration."""
+
+    def __init__(self, stream: Stream, conversations: Sequence[Conversation]) -> None:
+        self._stream, self._conversations = stream, conversations
+
+    @property
+    def generations(self) -> list[ChatGeneration | None]:
+        """One a conversation, in order, once the stream has ended; None for those not finished."""
+        pairs = zip(self._conversations, self._stream.generations, strict=True)
+        return [None if one is None else conversation.result(one) for conversation, one in pairs]
+
+    @property
+    def generation(self) -> ChatGeneration:
+        """The answer to the first conversation, once the stream has ended.
+
+        Raises:
+            RuntimeError: it has not.
+        """
+        return self._conversations[0].result(self._stream.generation)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self._stream)
+
+    def __next__(self) -> Chunk:
+        return next(self._stream)
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return aiter(self._stream)
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._stream)
+
+    def close(self) -> None:
+        """Cancel what is still being written; a stream that has ended is no error."""
+        self._stream.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> ChatStream:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+
+def chat(
+    lm: LanguageModel,
+    messages: Any,
+    *,
+    tools: Sequence[Any] | None,
+    continue_final_message: bool,
+    chat_template: str | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    stream: bool,
+    config: GenerationConfig | None,
+    options: Mapping[str, Any],
+) -> ChatGeneration | list[ChatGeneration] | ChatStream:
+    """Answer one conversation or several; see LanguageModel.chat."""
+    for name, value in (("continue_final_message", continue_final_message), ("stream", stream)):
+        if not isinstance(value, bool):
+            raise OptionError(name, value, "must be True or False", "leave it out for False")
+    check_template(lm.tokenizer, chat_template)
+    several = isinstance(messages, list | tuple) and bool(messages) and is_chat(messages[0])
+    conversations = [
+        _conversation(read_chat(each), lm, tools, continue_final_message, chat_template, chat_template_kwargs)
+        for each in (messages if several else [messages])
+    ]
+    prompts = [conversation.prompt_ids for conversation in conversations]
+    asked = {**options, **_turn_ends(lm, config, options, chat_template, chat_template_kwargs)}
+    if stream:
+        return ChatStream(lm.stream(prompts, config=config, **asked), conversations)
+    generations = lm.generate(prompts, config=config, **asked)
+    results = [one.result(generation) for one, generation in zip(conversations, generations, strict=True)]
+    return results if several else results[0]
+
+
+def _conversation(
+    messages: tuple[Message, ...],
+    lm: LanguageModel,
+    tools: Sequence[Any] | None,
+    continues: bool,
+    chat_template: str | None,
+    template_options: Mapping[str, Any] | None,
+) -> Conversation:
+    if continues:
+        continued(messages[-1], "")  # a message that cannot be continued is told of before work starts
+    ids = encode_chat(
+        messages,
+        lm.tokenizer,
+        tools=tools,
+        continue_final_message=continues,
+        chat_template=chat_template,
+        template_options=template_options,
+    )
+    return Conversation(messages=messages, prompt_ids=ids, tools=tools, continues=continues, tokenizer=lm.tokenizer)
+
+
+def _turn_ends(
+    lm: LanguageModel,
+    config: GenerationConfig | None,
+    options: Mapping[str, Any],
+    chat_template: str | None,
+    template_options: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the option that ends an answer at the end of a turn too, unless the caller says where outputs end."""
+    given = {*options, *(config.given if config is not None else ())}
+    if given & {"eos_token_id", "ignore_eos"}:
+        return {}
+    known = lm.config.eos_token_id or lm.info.eos_token_ids
+    end = turn_end(lm.tokenizer, chat_template, template_options)
+    return {} if end is None or end in known else {"eos_token_id": (*known, end)}

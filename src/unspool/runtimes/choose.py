@@ -1,0 +1,117 @@
+"""runtime_of(): the fastest way to run a transformers model that gives what the model says by itself.
+
+Nobody chooses: each way tries itself on a few tokens when it is made, and the first that passes runs the model.
+`info.path` says which one, and why not a faster one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+from unspool.errors import ModelError
+from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.families import GrowingRope, growing_rope, supports
+from unspool.runtimes.general import GeneralRuntime
+from unspool.runtimes.hosts import Host
+from unspool.runtimes.linear import Pack
+from unspool.runtimes.recompute import RecomputeRuntime
+from unspool.runtimes.source_info import has_prefix_image
+from unspool.runtimes.stretched import StretchedRuntime
+from unspool.runtimes.trees import set_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unspool.protocols import Runtime
+
+
+def runtime_of(
+    model: Any,
+    *,
+    own: bool,
+    pack: Pack = "auto",
+    max_cache_tokens: int | None = None,
+    max_sequences: int | None = None,
+) -> Runtime:
+    """Return a runtime over a loaded transformers model: slot cache, encoder-decoder, general path or recomputation.
+
+    Args:
+        model: a causal language model or an encoder-decoder.
+        own: whether the model is ours to change. Where False it stays untouched, and training steps in between are
+            seen when a sequence is opened.
+        pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and memory allows it.
+        max_cache_tokens: most tokens over all live sequences; None for no bound.
+        max_sequences: most live sequences; None for no bound.
+
+    Raises:
+        ModelError: no path can run the model; the message says why for each.
+    """
+    _check(model)
+    options: dict[str, Any] = {
+        "own": own,
+        "pack": pack,
+        "max_cache_tokens": max_cache_tokens,
+        "max_sequences": max_sequences,
+    }
+    if getattr(model.config, "is_encoder_decoder", False) or has_prefix_image(model):
+        from unspool.runtimes.seq2seq import Seq2SeqRuntime
+
+        runtime: Runtime = Seq2SeqRuntime(model, **options)
+        return runtime
+    attention = model.config._attn_implementation
+    runtime = _fastest(model, options, attention)
+    rope = growing_rope(model)
+    if rope is None or rope.longest <= rope.original:
+        return runtime
+    return StretchedRuntime(
+        runtime,
+        _beyond(model, rope, own=own, attention=attention),
+        original=rope.original,
+        max_length=rope.longest,
+        max_cache_tokens=max_cache_tokens,
+        max_sequences=max_sequences,
+    )
+
+
+def _check(model: Any) -> None:
+    """Refuse what is no generating model of transformers at all."""
+    name = type(model).__name__
+    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
+        raise ModelError(f"{name} is not a transformers model")
+    if not getattr(model, "can_generate", lambda: False)():
+        raise ModelError(f"{name} has no language-model head to generate with")
+
+
+def _fastest(model: Any, options: dict[str, Any], attention: str) -> Runtime:
+    """Return the first path that can run the model, from the fastest to the plainest."""
+    reasons: list[str] = []
+    paths: tuple[Callable[..., Runtime], ...] = (_slots, GeneralRuntime, RecomputeRuntime)
+    for path in paths:
+        try:
+            return path(model, **options, **({"reason": "; ".join(reasons)} if reasons else {}))
+        except ModelError as error:
+            reasons.append(str(error))
+            if options["own"]:
+                set_attention(model, attention)  # the slot cache may have changed it already
+    raise ModelError(f"{type(model).__name__} cannot be run here: {'; '.join(reasons)}")
+
+
+def _slots(model: Any, **options: Any) -> Runtime:
+    if reason := supports(model):
+        raise ModelError(reason)
+    return DecoderRuntime(model, **options)
+
+
+def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: str) -> Runtime:
+    """Return what runs sequences longer than the rotary embedding's original length."""
+    # Packed layers come with a model of ours; beside a user's own weights one packed copy is enough.
+    host = Host(model, own=own, pack=False, attention=attention if own else None)
+    if rope.kind == "longrope":
+        try:
+            return GeneralRuntime(model, own=own, host=host)
+        except ModelError as error:
+            return RecomputeRuntime(model, own=own, host=host, row_by_row=True, reason=str(error))
+    reason = "the angles of all tokens change with each one"
+    return RecomputeRuntime(model, own=own, host=host, row_by_row=True, reason=reason)

@@ -1,0 +1,210 @@
+"""What a model remembers of the tokens it has read, whatever its form: transformers' caches, recurrent states, tuples.
+
+A *tree* is such a memory: containers and objects with tensors at their leaves. A `Stack` is the tree of several
+sequences of one length side by side, a `Share` one sequence of a stack. Trees are never changed once they are in a
+stack: calls are given a copy, so a fork is another name for the same share. Knows no model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+Tree: TypeAlias = Any
+Path: TypeAlias = tuple[Any, ...]
+
+_ATOMS = (nn.Module, PreTrainedConfig, type, FunctionType, torch.dtype, torch.device, str, bytes)
+
+
+def _children(tree: Tree) -> Mapping[Any, Any] | None:
+    """Return what a container or object holds by key, or None for an atom."""
+    if tree is None or isinstance(tree, _ATOMS):
+        return None
+    if isinstance(tree, (list, tuple)):
+        return dict(enumerate(tree))
+    if isinstance(tree, Mapping):
+        return tree
+    return getattr(tree, "__dict__", None)
+
+
+def leaves(tree: Tree) -> dict[Path, torch.Tensor]:
+    """Return every tensor of the tree by its path."""
+    found: dict[Path, torch.Tensor] = {}
+    for path, tensor in _walk(tree, (), set()):
+        found[path] = tensor
+    return found
+
+
+def _walk(tree: Tree, path: Path, seen: set[int]) -> Iterator[tuple[Path, torch.Tensor]]:
+    if isinstance(tree, torch.Tensor):
+        yield path, tree
+        return
+    children = _children(tree)
+    if children is None or id(tree) in seen:
+        return
+    seen.add(id(tree))
+    for key, child in children.items():
+        yield from _walk(child, (*path, key), seen)
+
+
+def rebuild(tree: Tree, change: Callable[[Path, torch.Tensor], torch.Tensor]) -> Tree:
+    """Return a copy of the tree whose tensors are what `change` returns for them; what was one stays one."""
+    return _rebuild(tree, (), change, {})
+
+
+def _rebuild(
+    tree: Tree, path: Path, change: Callable[[Path, torch.Tensor], torch.Tensor], done: dict[int, Any]
+) -> Tree:
+    if id(tree) in done:
+        return done[id(tree)]
+    if isinstance(tree, torch.Tensor):
+        done[id(tree)] = change(path, tree)
+        return done[id(tree)]
+    children = _children(tree)
+    if children is None:
+        return tree
+    if isinstance(tree, tuple):
+        items = [_rebuild(child, (*path, key), change, done) for key, child in children.items()]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    twin = done[id(tree)] = copy.copy(tree)
+    for key, child in list(children.items()):
+        value = _rebuild(child, (*path, key), change, done)
+        if isinstance(tree, (list, Mapping)):
+            twin[key] = value
+        else:
+            twin.__dict__[key] = value
+    return twin
+
+
+class Kind(NamedTuple):
+    """What a leaf is. batch: its dimension of sequences, None where they share it. grows: whether it has the tokens."""
+
+    batch: int | None
+    grows: bool
+
+
+class Anatomy:
+    """What the leaves of a model's trees are, learnt from three of them.
+
+    Args:
+        one, two: trees of one sequence and of two, of the same length; `two` is None where sequences cannot be put
+            side by side.
+        longer: a tree of one sequence that is longer.
+    """
+
+    def __init__(self, one: Tree, two: Tree | None, longer: Tree) -> None:
+        first, last = leaves(one), leaves(longer)
+        both = leaves(two) if two is not None else {}
+        self._kinds: dict[Path, Kind] = {}
+        self.can_stack = two is not None and first.keys() == both.keys() == last.keys()
+        for path, tensor in first.items():
+            grows = path in last and last[path].shape != tensor.shape
+            wider = _differing(tensor, both[path]) if self.can_stack else []
+            self.can_stack = self.can_stack and (wider is not None and len(wider) <= 1)
+            self._kinds[path] = Kind(wider[0] if wider else None, grows)
+
+    def copied(self, tree: Tree) -> Tree:
+        """Return a copy that a call may change. What grows is replaced by every call, so it need not be copied."""
+
+        def own(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+            kind = self._kinds.get(path)
+            return tensor if kind is not None and kind.grows else tensor.clone()
+
+        return rebuild(tree, own)
+
+    def gathered(self, shares: Sequence[Share], length: int) -> Tree:
+        """Return one tree that a call may change, of the first `length` tokens of each share, in their order."""
+        stacks = list({id(share.stack): share.stack for share in shares}.values())
+        trees = {id(stack): shortened(stack, length) for stack in stacks}
+        if len(stacks) == 1 and [share.row for share in shares] == list(range(stacks[0].rows)):
+            return self.copied(trees[id(stacks[0])])
+        by_stack = {key: leaves(tree) for key, tree in trees.items()}
+        runs = list(_runs(shares))
+
+        def gather(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+            kind = self._kinds.get(path)
+            if kind is None or kind.batch is None:
+                return tensor.clone()
+            dim = kind.batch
+            parts = [
+                by_stack[id(stack)][path].index_select(dim, torch.tensor(rows, device=tensor.device))
+                if rows != list(range(stack.rows))
+                else by_stack[id(stack)][path]
+                for stack, rows in runs
+            ]
+            return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+        return rebuild(trees[id(shares[0].stack)], gather)
+
+
+def _differing(one: torch.Tensor, two: torch.Tensor) -> list[int] | None:
+    """Return the dimensions that are 1 in the first and 2 in the second; None where others differ."""
+    if one.ndim != two.ndim:
+        return None
+    dims = [dim for dim in range(one.ndim) if one.shape[dim] != two.shape[dim]]
+    return dims if all((one.shape[dim], two.shape[dim]) == (1, 2) for dim in dims) else None
+
+
+def _runs(shares: Sequence[Share]) -> Iterator[tuple[Stack, list[int]]]:
+    """Yield neighbouring shares of one stack together."""
+    stack, rows = shares[0].stack, [shares[0].row]
+    for share in shares[1:]:
+        if share.stack is stack:
+            rows.append(share.row)
+        else:
+            yield stack, rows
+            stack, rows = share.stack, [share.row]
+    yield stack, rows
+
+
+class Stack:
+    """The tree of several sequences of one length.
+
+    Args:
+        tree: never changed from now on.
+        rows: how many sequences.
+        length: tokens of each.
+    """
+
+    __slots__ = ("length", "rows", "tree")
+
+    def __init__(self, tree: Tree, rows: int, length: int) -> None:
+        self.tree, self.rows, self.length = tree, rows, length
+
+
+class Share(NamedTuple):
+    """The first `length` tokens of one sequence of a stack."""
+
+    stack: Stack
+    row: int
+    length: int
+
+
+def can_shorten(tree: Tree) -> bool:
+    """Return whether any number of tokens can be taken off the end of the tree."""
+    return isinstance(tree, Cache) and all(_can_shorten(layer) for layer in tree.layers)
+
+
+def _can_shorten(layer: Any) -> bool:
+    if not getattr(layer, "is_croppable", hasattr(layer, "keys") and not hasattr(layer, "recurrent_states")):
+        return False
+    if hasattr(layer, "conv_states"):
+        return False  # would need the states before, which are not kept
+    window = getattr(layer, "sliding_window", None)
+    return window is None or layer.get_seq_length() < window
+
+
+def shortened(stack: Stack, length: int) -> Tree:
+    """Return the stack's tree with the first `length` tokens alone; it shares the stack's tensors."""
+    if length == stack.length:
+        return stack.tree
+    tree = rebuild(stack.tree, lambda path, tensor: tensor)
+    tree.crop(length - stack.length)
+    return tree

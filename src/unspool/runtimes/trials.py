@@ -1,0 +1,186 @@
+"""Short trials of a model: what each of its own ways of running says about a few tokens, against the plainest one.
+
+The plainest way is one whole forward for every position, as the first step of transformers' `generate` makes it: what
+it says is right by definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from unspool.errors import ModelError
+from unspool.runtimes.causal import CausalModel, Look
+from unspool.runtimes.states import Anatomy, Share, Stack, can_shorten
+
+# How far a trial may be from the model's own forward, relative to its largest logit.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_HALF_TOLERANCE = 0.2
+_OPENING, _LENGTH = 3, 6
+
+
+class Reference(NamedTuple):
+    """Two sequences of a few tokens, [2, length], and what follows some of their beginnings, by (sequence, length)."""
+
+    ids: torch.Tensor
+    logits: dict[tuple[int, int], torch.Tensor]
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return len(next(iter(self.logits.values())))
+
+
+def refer(model: CausalModel) -> Reference:
+    """Compute the reference, one sequence and one length at a time; learn what can be read of the model.
+
+    Raises:
+        ModelError: the model does not run.
+    """
+    count = model.num_embeddings
+    first = [count * part // (_LENGTH + 2) for part in range(1, _LENGTH + 1)]
+    ids = torch.tensor([first, first[::-1]], device=model.host.device)
+    lengths = [(0, length) for length in range(_OPENING, _LENGTH + 1)] + [(1, _OPENING), (1, _OPENING + 1)]
+    try:
+        model.learn(first)
+        logits = {(n, length): model.next_row(ids[n : n + 1, :length]).logits[0] for n, length in lengths}
+    except Exception as error:
+        raise ModelError(f"{_kind(model)} does not run: {type(error).__name__}: {error}") from error
+    return Reference(ids, logits)
+
+
+def _kind(model: CausalModel) -> str:
+    return type(model.host.module).__name__
+
+
+class _Judge:
+    """Compares rows with the reference."""
+
+    def __init__(self, model: CausalModel, reference: Reference) -> None:
+        dtype = next(model.host.module.parameters()).dtype
+        self._expected = reference.logits
+        every = torch.stack(list(reference.logits.values()))
+        largest = every[every.isfinite()].abs().max() if every.isfinite().any() else every.new_zeros(())
+        self._allowed = _TOLERANCE.get(dtype, _HALF_TOLERANCE) * float(largest)
+
+    def agrees(self, look: Look, *beginnings: tuple[int, int]) -> bool:
+        """Return whether the rows are what follows these beginnings, (sequence, length) each."""
+        expected = torch.stack([self._expected[each] for each in beginnings]).to(look.logits.device)
+        if look.logits.shape != expected.shape:
+            return False
+        finite = expected.isfinite()
+        if not torch.equal(look.logits.isfinite(), finite):
+            return False
+        return bool(((look.logits - expected)[finite].abs() <= self._allowed).all())
+
+
+class CacheHabits(NamedTuple):
+    """How a model's own cache may be used.
+
+    continues: whether several tokens can be read on top of it at once; if not, they are read one by one.
+    shortens: whether tokens can be taken off its end. anatomy: what it consists of.
+    """
+
+    continues: bool
+    shortens: bool
+    anatomy: Anatomy
+
+
+def try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
+    """Learn how the model's own cache may be used.
+
+    Raises:
+        ModelError: the model has none, or says something else with it than without.
+    """
+    if model.cache_name is None:
+        raise ModelError(f"{_kind(model)} takes no cache")
+    try:
+        return _try_cache(model, reference)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{_kind(model)} does not run on its own cache: {type(error).__name__}: {error}") from error
+
+
+def _try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
+    judge, ids = _Judge(model, reference), reference.ids
+    one, other = (_read(model, ids[n : n + 1, :_OPENING], None, _OPENING) for n in (0, 1))
+    if one.tree is None:
+        raise ModelError(f"{_kind(model)} returns no cache")
+    if not (judge.agrees(one, (0, _OPENING)) and judge.agrees(other, (1, _OPENING))):
+        raise ModelError(f"{_kind(model)} gives other results when it fills its cache")
+    # Copied as a whole, for what of it calls change is not known yet.
+    bare = Anatomy(one.tree, None, one.tree)
+    step = _read(model, ids[:1, : _OPENING + 1], bare.copied(one.tree), 1)
+    # The other sequence was read in between: what a model keeps to itself would be the other's now.
+    if not judge.agrees(step, (0, _OPENING + 1)):
+        raise ModelError(f"{_kind(model)} gives other results on its own cache")
+    continues = _agrees_in_a_run(model, judge, ids, bare.copied(one.tree))
+    anatomy = Anatomy(one.tree, _pair(model, judge, ids, bare), step.tree)
+    habits = CacheHabits(continues, False, anatomy)
+    return habits._replace(shortens=_agrees_shortened(model, judge, ids, habits, step.tree))
+
+
+def _read(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> Look:
+    """Read the last tokens of each sequence, and show what follows the very last ones."""
+    ends = range(num_new, (len(ids) + 1) * num_new, num_new)
+    return model.run(ids, tree, num_new, [row for end in ends for row in range(end - num_shown, end)])
+
+
+def _agrees_in_a_run(model: CausalModel, judge: _Judge, ids: torch.Tensor, tree: Any) -> bool:
+    count = _LENGTH - _OPENING
+    try:
+        look = _read(model, ids[:1], tree, count, count)
+    except Exception:  # a model may refuse it in any way it likes
+        return False
+    return judge.agrees(look, *((0, length) for length in range(_OPENING + 1, _LENGTH + 1)))
+
+
+def _pair(model: CausalModel, judge: _Judge, ids: torch.Tensor, anatomy: Anatomy) -> Any | None:
+    """Return the tree of both sequences read side by side, or None where that gives other results, then or later."""
+    try:
+        look = _read(model, ids[:, :_OPENING], None, _OPENING)
+        step = _read(model, ids[:, : _OPENING + 1], anatomy.copied(look.tree), 1)
+    except Exception:  # a model may refuse it in any way it likes
+        return None
+    agrees = judge.agrees(look, (0, _OPENING), (1, _OPENING))
+    return look.tree if agrees and judge.agrees(step, (0, _OPENING + 1), (1, _OPENING + 1)) else None
+
+
+def _agrees_shortened(model: CausalModel, judge: _Judge, ids: torch.Tensor, habits: CacheHabits, longer: Any) -> bool:
+    if not can_shorten(longer):
+        return False
+    share = Share(Stack(longer, 1, _OPENING + 1), 0, _OPENING - 1)
+    try:
+        look = _read(model, ids[:1, :_OPENING], habits.anatomy.gathered([share], share.length), 1)
+    except Exception:  # a cache may refuse it in any way it likes
+        return False
+    return judge.agrees(look, (0, _OPENING))
+
+
+class WholeHabits(NamedTuple):
+    """How a model may be run without a cache.
+
+    shows_all: whether one pass shows what follows each token; if not, each asked position is a pass of its own.
+    batches: whether sequences of one length can be run side by side.
+    """
+
+    shows_all: bool
+    batches: bool
+
+
+def try_whole(model: CausalModel, reference: Reference) -> WholeHabits:
+    """Learn how the model may be run without a cache."""
+    judge, ids = _Judge(model, reference), reference.ids
+    lengths = range(_OPENING, _LENGTH + 1)
+    try:
+        look = model.run(ids[:1], None, _LENGTH, [length - 1 for length in lengths], remembers=False)
+        shows_all = judge.agrees(look, *((0, length) for length in lengths))
+    except Exception:  # a model may refuse it in any way it likes
+        shows_all = False
+    try:
+        batches = judge.agrees(model.next_row(ids[:, : _OPENING + 1]), (0, _OPENING + 1), (1, _OPENING + 1))
+    except Exception:
+        batches = False
+    return WholeHabits(shows_all, batches)

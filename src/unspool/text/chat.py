@@ -1,0 +1,188 @@
+"""Conversations as a model reads them: messages to token ids by the chat template, and outputs back to messages.
+
+Owns: the only calls of chat templates, and the plain transcript for models without one. Does not know: models,
+generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from unspool.errors import PromptError
+
+Message: TypeAlias = dict[str, Any]
+"""A turn as OpenAI's API and transformers have it: "role" and "content", and what else the template reads."""
+
+TRANSCRIPT_STOPS: Final = ("\nUser:", "\nAssistant:")
+"""Where the answer to a transcript ends: the model has begun to write a turn of its own."""
+
+_NAMES: Final = {"user": "User", "assistant": "Assistant"}
+_CONTENTS: Final = ("content", "tool_calls")
+_MARK: Final = "mark"
+
+
+def is_message(given: Any) -> bool:
+    """Return whether this is a message: it has a role, and content or tool calls."""
+    return isinstance(given, Mapping) and "role" in given and any(name in given for name in _CONTENTS)
+
+
+def is_chat(given: Any) -> bool:
+    """Return whether this is a conversation: a list of messages."""
+    return isinstance(given, list | tuple) and bool(given) and is_message(given[0])
+
+
+def read_chat(given: Any) -> tuple[Message, ...]:
+    """Return the messages of one conversation, as dicts of their own.
+
+    Raises:
+        PromptError: it is none.
+    """
+    if not isinstance(given, list | tuple) or not given:
+        shape = "an empty list" if isinstance(given, list | tuple) else type(given).__name__
+        raise PromptError(f"a conversation is a list of messages, got {shape}")
+    for index, each in enumerate(given):
+        if not is_message(each):
+            raise PromptError(
+                f"message {index} must be a dict such as {{'role': 'user', 'content': 'Hello'}}, got {each!r}"
+            )
+    return tuple(dict(each) for each in given)
+
+
+def check_template(tokenizer: Any, chat_template: str | None = None) -> None:
+    """Raise unless there is a chat template to write messages with.
+
+    Raises:
+        PromptError: there is no tokenizer, it knows no chat templates, or it has none and none is given.
+    """
+    if tokenizer is None:
+        raise PromptError("a conversation needs a tokenizer; give `tokenizer=` to load()")
+    if not hasattr(tokenizer, "apply_chat_template"):
+        raise PromptError("the tokenizer cannot apply chat templates; give one of transformers' as `tokenizer=`")
+    if chat_template is None and not getattr(tokenizer, "chat_template", None):
+        raise PromptError(
+            "the tokenizer has no chat template, which says how a conversation is written down: the model was made for "
+            "texts. Pass a template in Jinja as `chat_template=`, or generate from a text"
+        )
+
+
+def encode_chat(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    *,
+    tools: Sequence[Any] | None = None,
+    continue_final_message: bool = False,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    tokenizer_options: Mapping[str, Any] | None = None,
+) -> tuple[int, ...]:
+    """Return the token ids of a conversation, ready for the assistant's turn.
+
+    The template writes all special tokens itself, so the tokenizer adds none: no token begins the text twice.
+
+    Args:
+        messages: oldest first.
+        tokenizer: one of transformers'.
+        tools: functions, or their JSON schemas, that the template tells the model of.
+        continue_final_message: leave the last message open, to be continued, in place of a new turn.
+        chat_template: in Jinja, or the name of one of the tokenizer's own; None for its default.
+        template_options: further variables of the template, such as `documents` or `enable_thinking`.
+        tokenizer_options: arguments of the tokenizer, such as `truncation` and `max_length`.
+
+    Raises:
+        PromptError: there is no template, or it does not take these messages.
+    """
+    check_template(tokenizer, chat_template)
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages),
+            tools=None if tools is None else list(tools),
+            chat_template=chat_template,
+            add_generation_prompt=not continue_final_message,
+            continue_final_message=continue_final_message,
+            return_dict=False,
+            **(tokenizer_options or {}),
+            **(template_options or {}),
+        )
+    except Exception as error:  # a template is a program of its author's, and may raise anything
+        reason = str(error).strip() or type(error).__name__
+        raise PromptError(f"the chat template does not take these messages: {reason}") from error
+    if not ids:
+        raise PromptError("the chat template writes nothing for these messages")
+    return tuple(ids)
+
+
+def turn_end(
+    tokenizer: Any, chat_template: str | None = None, template_options: Mapping[str, Any] | None = None
+) -> int | None:
+    """Return the special token that the template ends an assistant's turn with, or None where it has none.
+
+    A model's generation config may name another end: that of a text, which a conversation goes on past.
+    """
+    turns = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=chat_template, tokenize=False, **(template_options or {})
+        )
+    except Exception:  # a template that wants other messages than these tells nothing by them
+        return None
+    rest = text[text.rfind(_MARK) + len(_MARK) :].lstrip() if _MARK in text else ""
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    fitting = [
+        (len(token.content), id) for id, token in added.items() if token.special and rest.startswith(token.content)
+    ]
+    return max(fitting)[1] if fitting else None
+
+
+def answer_of(
+    text: str, *, tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int], tools: Sequence[Any] | None
+) -> Message:
+    """Return an output as the assistant's message.
+
+    A tokenizer with a response template has the message taken apart by it (thinking, tool calls); all others have the
+    text as content.
+
+    Args:
+        text: of the output, without special tokens.
+        prompt_ids, token_ids: of the conversation and of the output.
+        tools: as given to `encode_chat`.
+    """
+    if getattr(tokenizer, "response_template", None) is None:
+        return {"role": "assistant", "content": text}
+    raw, before = tokenizer.decode(list(token_ids)), tokenizer.decode(list(prompt_ids))
+    parsed: Message = tokenizer.parse_response(raw, prefix=before, tools=None if tools is None else list(tools))
+    return parsed
+
+
+def continued(message: Message, text: str) -> Message:
+    """Return a message with the text behind its content.
+
+    Raises:
+        PromptError: its content is not a text.
+    """
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise PromptError(f"only a message whose content is a text can be continued, got {type(content).__name__}")
+    return {**message, "content": content + text}
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """Return a conversation written down as a page of text, up to the assistant's turn, for models without a template.
+
+    Raises:
+        PromptError: a message's content is not a text.
+
+    Example:
+        Answer in verse.
+
+        User: Who are you?
+        Assistant:
+    """
+    lines = []
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, str):
+            raise PromptError(f"a transcript holds texts alone, got a message with {type(content).__name__}")
+        role = message["role"]
+        lines.append(f"{content.strip()}\n" if role == "system" else f"{_NAMES.get(role, role)}: {content.strip()}")
+    return "\n".join([*lines, f"{_NAMES['assistant']}:"])

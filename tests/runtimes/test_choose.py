@@ -1,0 +1,209 @@
+"""Which path runs a model, what it says of it, and the model whose rotary embedding changes on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.runtimes.test_general import READING_A_PLACE, Failure, wander, written
+from tests.sampling import sampled
+from tests.tiny_models import FAMILIES, GENERAL, OTHERS, RECOMPUTED, VOCAB_SIZE, tiny_model
+from tests.tiny_seq2seq import tiny_seq2seq
+from unspool.errors import CapacityError, ModelError
+from unspool.protocols import Runtime
+from unspool.runtimes.choose import runtime_of
+from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.general import GeneralRuntime
+from unspool.runtimes.recompute import RecomputeRuntime
+from unspool.runtimes.seq2seq import Seq2SeqRuntime
+from unspool.runtimes.stretched import StretchedRuntime
+from unspool.types import Feed
+
+ORIGINAL = 12
+LONGROPE: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": ORIGINAL,
+        "factor": 20.0,
+    },
+    "original_max_position_embeddings": ORIGINAL,
+    "sliding_window": None,
+}
+DYNAMIC: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    "max_position_embeddings": ORIGINAL,
+}
+STRETCHED = {"phi3": LONGROPE, "llama": DYNAMIC}
+
+
+def feed(seq: int, tokens: Sequence[int], **options: Any) -> Feed:
+    return Feed(seq=seq, tokens=tokens, **{"asked": tuple(range(len(tokens))), **options})
+
+
+def text(length: int) -> list[int]:
+    rng = random.Random(length)
+    return [rng.randrange(3, VOCAB_SIZE) for _ in range(length)]
+
+
+def own_rows(model: Any, tokens: Sequence[int]) -> torch.Tensor:
+    """Return what follows each token by a forward that ends with it. --> [tokens, vocab]"""
+    with torch.no_grad():
+        rows = [model(torch.tensor([tokens[: at + 1]]), use_cache=False).logits[0, -1] for at in range(len(tokens))]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("family", sampled(list(FAMILIES), 6))
+def test_what_the_slot_cache_can_serve_runs_there(family: str) -> None:
+    runtime = runtime_of(tiny_model(family), own=True, max_cache_tokens=50, max_sequences=3)
+    assert isinstance(runtime, DecoderRuntime)
+    assert (runtime.info.max_tokens, runtime.info.max_sequences) == (50, 3)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_sliding_windows_stay_on_the_slot_cache(family: str) -> None:
+    assert isinstance(runtime_of(tiny_model(family), own=False), DecoderRuntime)
+
+
+@pytest.mark.parametrize("family", sampled(list(OTHERS), 8))
+@pytest.mark.parametrize("own", [True, False])
+def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own: bool) -> None:
+    model = tiny_model(family)
+    runtime = runtime_of(model, own=own)
+    assert type(runtime) is (GeneralRuntime if family in GENERAL else RecomputeRuntime)
+    assert isinstance(runtime, Runtime) and not runtime.info.needs_source
+    name = "general path" if family in GENERAL else "recomputation"
+    assert runtime.info.path.startswith(name) and type(model).__name__ in runtime.info.path
+    assert "not supported in this version" not in runtime.info.path or family == "bert"
+    assert runtime.info.vocab_size == VOCAB_SIZE and runtime.info.eos_token_ids
+
+
+def test_what_was_tried_before_is_told() -> None:
+    paths = {family: runtime_of(tiny_model(family), own=True).info.path for family in RECOMPUTED}
+    assert {family for family, path in paths.items() if "takes no cache" in path} == {"openai", "xlnet", "xlm"}
+    assert {family for family, path in paths.items() if "returns no cache" in path} == {"recurrent_gemma", "bert"}
+    assert {family for family, path in paths.items() if "one pass for each position" in path} == READING_A_PLACE
+
+
+def test_a_model_with_a_source_has_a_runtime_of_its_own() -> None:
+    assert isinstance(runtime_of(tiny_seq2seq("t5"), own=False, max_sequences=5), Seq2SeqRuntime)
+
+
+def test_a_model_that_fails_its_trial_on_the_slot_cache_falls_back_to_its_own_cache() -> None:
+    model, tokens = tiny_model("llama"), text(9)
+    original = model.model.layers[1].self_attn.forward
+
+    def forward(hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+        if model.config._attn_implementation == "unspool_slots":
+            hidden_states = hidden_states * 2
+        return original(hidden_states, *args, **options)
+
+    model.model.layers[1].self_attn.forward = forward
+    expected, implementation = own_rows(model, tokens), model.config._attn_implementation
+    runtime = runtime_of(model, own=True)
+    assert isinstance(runtime, GeneralRuntime) and "other results on the slot cache" in runtime.info.path
+    assert model.config._attn_implementation == implementation
+    rows = runtime.forward([feed(0, tokens)]).logits
+    torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_runs_nowhere_is_refused_with_every_reason() -> None:
+    model = tiny_model("bloom")
+
+    def fail(*_: Any) -> None:
+        raise Failure("broken")
+
+    model.lm_head.register_forward_hook(fail)
+    with pytest.raises(ModelError, match="attention interface; .*broken; .*broken"):
+        runtime_of(model, own=False)
+
+
+def test_what_is_no_generating_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="not a transformers model"):
+        runtime_of(nn.Linear(2, 2), own=False)
+    with pytest.raises(ModelError, match="no language-model head"):
+        runtime_of(tiny_model("bloom").transformer, own=False)
+
+
+def test_a_model_that_cannot_be_copied_runs_as_it_is_and_is_left_as_it_was() -> None:
+    model = tiny_model("bloom").train()
+    expected = own_rows(tiny_model("bloom"), text(6))
+    model.cached_loss = model(torch.tensor([[5, 6]])).logits.sum()
+    runtime: Any = runtime_of(model, own=False)
+    assert runtime.is_borrowed and "caller's own module" in runtime.info.path
+    rows = runtime.forward([feed(0, text(6))]).logits
+    torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
+    assert model.training and all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("family", STRETCHED)
+def test_rows_on_both_sides_of_the_original_length_are_the_models_own(family: str, own: bool) -> None:
+    changes = STRETCHED[family]
+    runtime = runtime_of(tiny_model(family, **changes), own=own)
+    assert isinstance(runtime, StretchedRuntime) and f"up to {ORIGINAL} tokens slot cache" in runtime.info.path
+    model, rng = tiny_model(family, **changes), random.Random(1)
+    texts = [text(26), text(ORIGINAL + 1), text(5)]
+    for tokens, rows in zip(texts, wander(runtime, texts, rng), strict=True):
+        expected = own_rows(model, tokens)
+        for at, row in rows.items():
+            torch.testing.assert_close(row, expected[at], atol=1e-4, rtol=0)
+
+
+def test_the_two_lengths_differ() -> None:
+    """What the tests above compare would else be the same on both sides."""
+    for family, changes in STRETCHED.items():
+        changed, plain = own_rows(tiny_model(family, **changes), text(20)), own_rows(tiny_model(family), text(20))
+        assert torch.allclose(changed[:ORIGINAL], plain[:ORIGINAL], atol=1e-4) or family == "phi3"
+        assert not torch.allclose(changed[ORIGINAL:], plain[ORIGINAL:], atol=0.01)
+
+
+@pytest.mark.parametrize("family", STRETCHED)
+@pytest.mark.parametrize("length", [5, ORIGINAL, 20])
+def test_a_stretched_model_writes_what_transformers_writes(family: str, length: int) -> None:
+    runtime, ids = runtime_of(tiny_model(family, **STRETCHED[family]), own=False), torch.tensor([text(length)])
+    for options in ({"max_new_tokens": 16}, {"max_new_tokens": 16, "num_beams": 3}):
+        # A model of its own, since angles stay what the longest sequence before needed; and no cache, since that goes
+        # on with keys that were turned by the angles of a shorter one.
+        model = tiny_model(family, **STRETCHED[family])
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=False, use_cache=False, **options
+        )
+        expected = found[0, length:].tolist()
+        end = expected.index(2) + 1 if 2 in expected else len(expected)
+        assert written(runtime, [text(length), text(7)], **options)[0] == expected[:end]
+
+
+def test_limits_of_a_stretched_model() -> None:
+    runtime = runtime_of(tiny_model("phi3", **LONGROPE), own=True, max_cache_tokens=40, max_sequences=2)
+    assert (runtime.info.max_length, runtime.info.max_tokens, runtime.info.max_sequences) == (256, 40, 2)
+    assert runtime_of(tiny_model("llama", **DYNAMIC), own=True).info.max_length == 4 * ORIGINAL
+    runtime.forward([feed(0, [5] * 30)])
+    with pytest.raises(CapacityError, match="at most 40 tokens; 41"):
+        runtime.forward([feed(1, [5] * 11)])
+    with pytest.raises(CapacityError, match="at most 40 tokens; 60"):
+        runtime.fork(0, 1)
+
+
+def test_a_stretched_forward_that_raises_leaves_every_sequence_as_it_was() -> None:
+    runtime: Any = runtime_of(tiny_model("phi3", **LONGROPE), own=False)
+    model, first, second = tiny_model("phi3", **LONGROPE), text(10), text(15)
+    runtime.forward([feed(0, first), feed(1, second)])
+
+    def fail(*_: Any) -> None:
+        raise Failure
+
+    hook = runtime._long._host.module.lm_head.register_forward_hook(fail)
+    with pytest.raises(Failure):
+        runtime.forward([feed(0, [5, 5, 5, 5]), feed(1, [6]), feed(2, [7])])
+    hook.remove()
+    rows = runtime.forward([feed(0, [8, 9, 3, 4]), feed(1, [9]), feed(2, [4])]).logits
+    expected = [own_rows(model, [*first, 8, 9, 3, 4])[-4:], own_rows(model, [*second, 9])[-1:], own_rows(model, [4])]
+    torch.testing.assert_close(rows, torch.cat(expected), atol=1e-4, rtol=0)

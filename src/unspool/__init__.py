@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unspool import functional as functional
     from unspool.config import GenerationConfig as GenerationConfig
     from unspool.engine import Engine as Engine
     from unspool.engine import Request as Request
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from unspool.errors import PromptError as PromptError
     from unspool.errors import StrategyError as StrategyError
     from unspool.errors import UnspoolError as UnspoolError
+    from unspool.interop import decoding_method as decoding_method
     from unspool.interop import generate as generate
     from unspool.loading import load as load
     from unspool.model import LanguageModel as LanguageModel
+    from unspool.pipelines import pipeline as pipeline
     from unspool.results import Chunk as Chunk
     from unspool.results import Comparison as Comparison
     from unspool.results import Completion as Completion
@@ -69,8 +72,10 @@ _HOMES = {
     "ToyRuntime": "unspool.runtimes.toy",
     "Trace": "unspool.results",
     "UnspoolError": "unspool.errors",
+    "decoding_method": "unspool.interop",
     "generate": "unspool.interop",
     "load": "unspool.loading",
+    "pipeline": "unspool.pipelines",
     "refresh": "unspool.runtimes.shell",
     "set_seed": "unspool.seeds",
     "trace_schema": "unspool.results",
@@ -99,8 +104,11 @@ __all__ = [
     "ToyRuntime",
     "Trace",
     "UnspoolError",
+    "decoding_method",
+    "functional",
     "generate",
     "load",
+    "pipeline",
     "refresh",
     "set_seed",
     "trace_schema",
@@ -108,6 +116,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return import_module("unspool.functional")
     if name not in _HOMES:
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -33,7 +33,15 @@ def test_every_named_argument_of_generate_is_known():
     """A parameter that a later transformers adds to `generate` fails here, before it surprises a user."""
     named = set(inspect.signature(transformers.GenerationMixin.generate).parameters) - {"self", "kwargs"}
     read = {"inputs", "generation_config", "negative_prompt_ids", "negative_prompt_attention_mask", "assistant_model"}
-    assert named <= read | set(REFUSED)
+    objects = {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"}
+    assert named <= read | objects | set(REFUSED)
+
+
+def test_objects_of_transformers_are_told_from_options():
+    streamer, criteria = object(), transformers.StoppingCriteriaList([transformers.EosTokenCriteria(3)])
+    found = sort_arguments({"logits_processor": [print], "stopping_criteria": criteria, "streamer": streamer})
+    assert found.logits_processor == (print,) and found.stopping_criteria == tuple(criteria)
+    assert found.streamer is streamer and found.prefix_allowed_tokens_fn is None and found.options == {}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -47,7 +55,11 @@ def test_what_cannot_be_had_is_refused_by_name_unless_it_asks_for_nothing(name: 
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        ({"logits_processor": transformers.LogitsProcessorList([print])}, "logits_processor"),
+        ({"logits_processor": transformers.TemperatureLogitsWarper(0.5)}, "logits_processor"),
+        ({"logits_processor": [0.5]}, "logits_processor"),
+        ({"stopping_criteria": transformers.EosTokenCriteria(3)}, "stopping_criteria"),
+        ({"stopping_criteria": ["stop"]}, "stopping_criteria"),
+        ({"prefix_allowed_tokens_fn": [1, 2]}, "prefix_allowed_tokens_fn"),
         ({"synced_gpus": True}, "synced_gpus"),
         ({"custom_generate": "someone/something"}, "custom_generate"),
         ({"inputs": IDS, "input_ids": IDS}, "inputs"),

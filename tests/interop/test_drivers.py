@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import unspool
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.tiny_models import VOCAB_SIZE, tiny_config, tiny_model
 from unspool.errors import ModelError, PromptError
 from unspool.interop.drivers import driver_of
 
@@ -23,8 +25,9 @@ def test_calls_on_one_model_share_an_engine_and_models_do_not():
     assert driver_of(first) is not driver_of(second)
 
 
-def test_a_model_and_its_engine_are_freed_together():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("family", ["llama", "bloom", "mamba"])
+def test_a_model_and_its_engine_are_freed_together(family: str):
+    model = tiny_model(family)
     unspool.generate(model, PROMPT, max_new_tokens=3)
     kept = weakref.ref(model), weakref.ref(driver_of(model))
     del model
@@ -73,6 +76,21 @@ def test_nothing_is_left_behind_by_calls_that_end_well_or_badly():
 
 
 def test_a_model_that_cannot_run_is_refused():
-    for model in (torch.nn.Linear(2, 2), unspool.ToyRuntime({0: [1.0]}, 1), tiny_model("bloom")):
+    headless = transformers.AutoModel.from_config(tiny_config("llama"))
+    for model in (torch.nn.Linear(2, 2), unspool.ToyRuntime({0: [1.0]}, 1), headless):
         with pytest.raises(ModelError):
             unspool.generate(model, PROMPT)
+
+
+def test_an_encoder_decoder_is_refused_by_name():
+    config = transformers.T5Config(vocab_size=VOCAB_SIZE, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        unspool.generate(transformers.T5ForConditionalGeneration(config), PROMPT)
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba", "openai"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_models_without_a_slot_cache_run_too(family: str, options: dict[str, Any]):
+    model = tiny_model(family, seed=3)
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None, **options}
+    assert unspool.generate(model, PROMPT, **options).equal(model.generate(PROMPT, **options))

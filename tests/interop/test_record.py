@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import unspool
+from tests.oracle import is_close, oracle_cases, oracle_model
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 from unspool.interop.record import steps_of
 
@@ -112,6 +113,102 @@ def test_only_what_is_asked_for_is_kept():
     assert found.scores is None and len(found.logits) == 2
     found = unspool.generate(MODEL, PROMPT, **arguments)
     assert list(found) == ["sequences"]
+
+
+# --- beams, and every other strategy ---------------------------------------------------------------------------------
+
+BEAMS = [
+    {"num_beams": 2},
+    {"num_beams": 4, "num_return_sequences": 3},
+    {"num_beams": 3, "num_return_sequences": 3, "length_penalty": -0.5, "early_stopping": True},
+    {"num_beams": 3, "early_stopping": "never", "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+]
+
+
+@pytest.mark.parametrize("ends", [None, [*range(30, 45)]], ids=["full", "ending"])
+@pytest.mark.parametrize("options", BEAMS, ids=str)
+def test_beams_have_the_scores_logits_and_indices_of_transformers(options: dict[str, Any], ends: Any):
+    arguments = {"max_new_tokens": 9, "eos_token_id": ends, "pad_token_id": 1, **options, **BOTH}
+    found, expected = unspool.generate(MODEL, PROMPT, **arguments), MODEL.generate(PROMPT, **arguments)
+    assert found.sequences.equal(expected.sequences)
+    assert found.beam_indices.equal(expected.beam_indices) and found.beam_indices.dtype == expected.beam_indices.dtype
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
+    for normalize in (False, True):
+        one, other = (
+            MODEL.compute_transition_scores(each.sequences, each.scores, each.beam_indices, normalize_logits=normalize)
+            for each in (found, expected)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    if ends is None:
+        assert_steps_equal(found.scores, expected.scores)
+        assert_steps_equal(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize("case", oracle_cases("beam"), ids=lambda case: case["id"])
+def test_recorded_scores_of_beams_are_the_sums_of_their_transitions(case: dict[str, Any]):
+    model = oracle_model(case["model"])
+    ids, mask = torch.tensor(case["input_ids"]), torch.tensor(case["attention_mask"])
+    found = unspool.generate(model, ids, mask, **case["kwargs"], do_sample=False, **BOTH)
+    sums = model.compute_transition_scores(found.sequences, found.scores, found.beam_indices).sum(1)
+    lengths = (found.beam_indices >= 0).sum(1) ** case["kwargs"].get("length_penalty", 1.0)
+    for score, expected in zip((sums / lengths).tolist(), case["expected"]["sequences_scores"], strict=True):
+        assert is_close(score, expected)
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"prompt_lookup_num_tokens": 3},
+    {"do_sample": True, "prompt_lookup_num_tokens": 3, "num_return_sequences": 2},
+    {"do_sample": True, "best_of": 4, "num_return_sequences": 2, "xtc_probability": 0.5},
+    {"strategy": "stochastic_beam", "num_beams": 3, "num_return_sequences": 2, "do_sample": True},
+    {"num_beams": 3, "do_sample": True, "temperature": 1.2},
+    {"num_beams": 3, "force_words_ids": [[61], [62, 63]], "num_return_sequences": 2},
+    {"guidance_scale": 1.8},
+    {"dola_layers": "low"},
+]
+
+
+@pytest.mark.parametrize("options", STRATEGIES, ids=str)
+def test_the_rows_of_any_strategy_are_those_its_tokens_were_chosen_from(options: dict[str, Any]):
+    """What each row should be is known from a run of the model over what was written."""
+    ends = {"max_new_tokens": 8, "eos_token_id": [*range(30, 40)], "pad_token_id": 1, "seed": 4}
+    wanted = {"return_dict_in_generate": True, "output_scores": True}
+    wanted |= {"output_logits": True} if not {"guidance_scale", "dola_layers"} & options.keys() else {}
+    found = unspool.generate(MODEL, PROMPT, **ends, **wanted, **options)
+    assert found.sequences.equal(unspool.generate(MODEL, PROMPT, **ends, **options))
+    indices = getattr(found, "beam_indices", None)
+    scores = MODEL.compute_transition_scores(found.sequences, found.scores, indices)
+    assert scores.isfinite().all()
+    written = found.sequences[:, 5:]
+    lengths = [
+        next((n + 1 for n, token in enumerate(row) if token in ends["eos_token_id"]), 8) for row in written.tolist()
+    ]
+    if indices is not None:
+        assert [int((row >= 0).sum()) for row in indices] == lengths
+        sums = scores.sum(1) / torch.tensor(lengths)
+        torch.testing.assert_close(sums, found.sequences_scores, rtol=1e-4, atol=1e-4)
+    if "output_logits" in wanted:
+        with torch.no_grad():
+            logits = MODEL(found.sequences).logits[:, 4:-1]
+        for row, length in enumerate(lengths):
+            for step in range(length):
+                place = row if indices is None else int(indices[row, step])
+                torch.testing.assert_close(found.logits[step][place], logits[row, step], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "output_scores"),
+        ({"guidance_scale": 2.0}, "output_logits"),
+        ({"dola_layers": "low"}, "output_logits"),
+    ],
+    ids=str,
+)
+def test_what_no_row_stands_for_is_refused_by_name(options: dict[str, Any], option: str):
+    with pytest.raises(unspool.OptionError) as caught:
+        unspool.generate(MODEL, PROMPT, **options, **BOTH)
+    assert caught.value.option == option
 
 
 def test_rows_become_steps():

@@ -14,7 +14,6 @@ from tests.oracle import is_close, oracle_cases, oracle_model, real_prompts
 from tests.parity.test_greedy_fuzz import Call, arguments, draw_call, model_of
 from tests.sampling import sampled
 from tests.tiny_models import tiny_model
-from unspool import OptionError
 
 BEAM = oracle_cases("beam")
 NATIVE = [case for case in BEAM if "max_length" not in case["kwargs"] or len(case["input_ids"]) == 1]
@@ -110,11 +109,3 @@ def test_too_few_outputs_to_fill_a_tensor_are_said_so() -> None:
     with pytest.raises(unspool.StrategyError, match="row 0: beam found 2 outputs and 3 are to fill a tensor"):
         unspool.generate(model, torch.tensor([[5]]), num_return_sequences=3, **allowed)
     assert len(unspool.load(model).generate([5], num_return_sequences=3, **allowed).completions) == 2
-
-
-@pytest.mark.parametrize("option", ["output_scores", "output_logits"])
-def test_whole_rows_of_beams_are_refused_by_name(option: str) -> None:
-    with pytest.raises(OptionError, match=f"`{option}` is not available with the strategy beam"):
-        unspool.generate(
-            tiny_model("gpt2"), torch.tensor([[5]]), num_beams=2, return_dict_in_generate=True, **{option: True}
-        )

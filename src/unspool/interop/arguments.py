@@ -13,27 +13,33 @@ from unspool.config import GenerationConfig, standing
 from unspool.config.foreign import is_set
 from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
+from unspool.interop.theirs import callables
 
-_NOT_YET: Final = "is not in this version yet"
 _FEEDS_IDS: Final = "is not read: nothing but the token ids of `input_ids` is fed"
+_ENCODER: Final = "belongs to encoder-decoder models"
 
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
-    "logits_processor": (_NOT_YET, "use `processors` with objects of unspool.protocols.Processor"),
-    "stopping_criteria": (_NOT_YET, "use `criteria` with objects of unspool.protocols.Criterion"),
-    "prefix_allowed_tokens_fn": (_NOT_YET, "use `processors` with objects of unspool.protocols.Processor"),
-    "streamer": (_NOT_YET, "use unspool.load(model, tokenizer=tokenizer).stream(...)"),
     "assistant_tokenizer": (
         "is not supported: a draft model must have the model's own tokenizer",
         "leave it out, and give a draft model of the same family",
     ),
-    "custom_generate": (_NOT_YET, "use `strategy` with an object of unspool.protocols.Strategy"),
-    "synced_gpus": (_NOT_YET, "leave it out; the model must be whole in one process"),
-    "inputs_embeds": (_NOT_YET, "give token ids as `input_ids`"),
+    "custom_generate": (
+        "is not read: the engine decodes by itself",
+        "use `strategy`, or model.generate(..., custom_generate=unspool.decoding_method)",
+    ),
+    "synced_gpus": (
+        "is not supported: a model runs in one process",
+        "leave it out; the model must be whole in one process",
+    ),
+    "inputs_embeds": (
+        _FEEDS_IDS,
+        "give the prompt as `input_ids`; for embeddings that no token has, use model.generate",
+    ),
     "token_type_ids": (_FEEDS_IDS, "leave it out: tokenizer(..., return_token_type_ids=False)"),
     "past_key_values": ("is not read: the engine keeps a cache of its own", "give the whole prompt as `input_ids`"),
-    "decoder_input_ids": ("belongs to encoder-decoder models", "give the prompt as `input_ids`"),
-    "decoder_attention_mask": ("belongs to encoder-decoder models", "give `attention_mask`"),
-    "encoder_outputs": ("belongs to encoder-decoder models", "leave it out"),
+    "decoder_input_ids": (_ENCODER, "give the prompt as `input_ids`"),
+    "decoder_attention_mask": (_ENCODER, "give `attention_mask`"),
+    "encoder_outputs": (_ENCODER, "leave it out"),
 }
 """Refused when set: argument --> why, and what to do instead."""
 
@@ -49,6 +55,7 @@ _TENSORS: Final = (
     "negative_prompt_ids",
     "negative_prompt_attention_mask",
 )
+_OBJECTS: Final = ("tokenizer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +63,9 @@ class Arguments:
     """The arguments of one call.
 
     input_ids, attention_mask, position_ids: the prompts, as given. negative_prompt_ids, negative_prompt_attention_mask:
-    what guidance moves away from, likewise. tokenizer: for options that hold text. options: all other arguments, for
-    the option table.
+    what guidance moves away from, likewise. tokenizer: for options that hold text. logits_processor, stopping_criteria,
+    prefix_allowed_tokens_fn, streamer: objects of transformers, or of its kind. options: all other arguments, for the
+    option table.
     """
 
     input_ids: Any
@@ -65,7 +73,11 @@ class Arguments:
     position_ids: Any
     negative_prompt_ids: Any
     negative_prompt_attention_mask: Any
-    tokenizer: Any
+    tokenizer: Any = None
+    logits_processor: tuple[Any, ...] = ()
+    stopping_criteria: tuple[Any, ...] = ()
+    prefix_allowed_tokens_fn: Any = None
+    streamer: Any = None
     options: Mapping[str, Any]
 
 
@@ -93,7 +105,14 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
     for name, value in tensors.items():
         if value is not None and tensors["input_ids"] is None:
             raise OptionError(name, _shown(value), "cannot be given without `input_ids`", "give the prompts as well")
-    return Arguments(**tensors, tokenizer=options.pop("tokenizer", None), options=options)
+    objects = {name: options.pop(name, None) for name in _OBJECTS}
+    for name in ("logits_processor", "stopping_criteria"):
+        objects[name] = callables(name, objects[name])
+    prefix = objects["prefix_allowed_tokens_fn"]
+    if prefix is not None and not callable(prefix):
+        allowed = "must be a function of (batch_id, input_ids)"
+        raise OptionError("prefix_allowed_tokens_fn", _shown(prefix), allowed, "give one, or leave it out")
+    return Arguments(**tensors, **objects, options=options)
 
 
 def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None:

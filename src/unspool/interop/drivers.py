@@ -13,7 +13,7 @@ from torch import nn
 
 from unspool.engine import Engine
 from unspool.engine.driver import Driver
-from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.trees import fingerprint, is_dispatched
 
 
@@ -39,11 +39,14 @@ def driver_of(model: Any) -> Driver:
     """
     if is_dispatched(model):
         # Its runtime holds the model itself, which must not keep itself alive.
-        return Driver(Engine(DecoderRuntime(model, own=False)))
+        return Driver(Engine(runtime_of(model, own=False)))
     with _LOCK:
         tensors = fingerprint(model).tensors
         entry = _DRIVERS.get(model)
         if entry is None or entry.tensors != tensors:
-            entry = _Entry(Driver(Engine(DecoderRuntime(model, own=False))), tensors)
+            runtime = runtime_of(model, own=False)
+            if getattr(runtime, "is_borrowed", False):
+                return Driver(Engine(runtime))  # it runs the caller's own module, which must not keep itself alive
+            entry = _Entry(Driver(Engine(runtime)), tensors)
             _DRIVERS[model] = entry
         return entry.driver

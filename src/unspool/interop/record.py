@@ -1,83 +1,102 @@
-"""Keeps whole rows of scores for callers who ask for them, as transformers' output classes hold them.
+"""Keeps whole rows of scores for callers who ask for them, and hands them out as transformers' output classes do.
 
-Owns: the recorder, a processor that runs a request's whole chain and looks at it from both ends. Does not know:
-strategies, padding.
+Owns: the rows, and the two ways they are laid out. Does not know: processors, strategies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
-from unspool.engine import Request
-from unspool.engine.conversation import processor_chain
+from unspool.interop.board import Board, Path
 from unspool.processors.rows import FORBIDDEN
-from unspool.protocols import Context, Processor, RowKey
-from unspool.types import Output
+from unspool.protocols import RowKey
 
 Kept: TypeAlias = Literal["logits", "scores"]
 
 
-class Recorder:
-    """A request's own processors as one, which keeps copies of the rows that go in and of those that come out.
-
-    Serves one request, in the "logits" space, of a strategy that asks each position of an output once.
+class Record:
+    """The rows of a call.
 
     Args:
-        request: whose processors run.
+        board: of the call, which has given each row its place.
         names: what is kept: "logits" are the rows before the processors, "scores" those after.
     """
 
-    name = "recorder"
+    def __init__(self, board: Board, names: Iterable[Kept] = ()) -> None:
+        self._board = board
+        self._kept: dict[Kept, dict[Path, dict[int, torch.Tensor]]] = {name: {} for name in names}
+        self._steps: dict[Kept, list[dict[int, torch.Tensor]]] = {name: [] for name in self._kept}
+        self._made: dict[tuple[Kept, int], torch.Tensor] = {}
 
-    def __init__(self, request: Request, names: Iterable[Kept]) -> None:
-        self._request = request
-        self._chain: Sequence[Processor] = ()
-        self._kept: dict[Kept, dict[tuple[int, int], torch.Tensor]] = {name: {} for name in names}
+    @property
+    def names(self) -> tuple[Kept, ...]:
+        return tuple(self._kept)
 
-    def recorded(self) -> Request:
-        """Return the request with this recorder in the place of its processors."""
-        return replace(
-            self._request, config=self._request.config.replace(processor_order=("user",)), processors=(self,)
-        )
+    def keep(self, name: Kept, paths: Sequence[Path], keys: Sequence[RowKey], rows: torch.Tensor) -> None:
+        """Keep copies of the rows, if this name is kept. rows: [rows, vocab]"""
+        if name not in self._kept:
+            return
+        steps = self._steps[name]
+        for path, key, row in zip(paths, keys, rows.clone(), strict=True):
+            self._kept[name].setdefault(path, {})[key.output] = row
+            steps += [{} for _ in range(path.length + 1 - len(steps))]
+            steps[path.length][self._board.place_of(path, key.output)] = row
+            self._made.pop((name, path.length), None)
 
-    def start(self, context: Context) -> tuple[Any, ...]:
-        """Return the states of the request's processors after the prompt."""
-        config = self._request.config
-        self._chain, states = processor_chain(self._request, replace(context, config=config))
-        return tuple(states)
+    def rows(self, name: Kept, prompt: int, output: int, tokens: Sequence[int]) -> list[torch.Tensor]:
+        """Return the row [vocab] that each token of an output was chosen from."""
+        path, found = self._board.roots[prompt], []
+        for token in tokens:
+            rows = self._kept[name][path]
+            # What is the best of several samples was drawn under another index.
+            chosen = rows.get(output)
+            if chosen is None or chosen[token] == FORBIDDEN:
+                chosen = next((row for row in rows.values() if row[token] > FORBIDDEN), next(iter(rows.values())))
+            found.append(chosen)
+            path = path.follow(token)
+        return found
 
-    def advance(self, state: tuple[Any, ...], token: int) -> tuple[Any, ...]:
-        """Return their states after one more token."""
-        return tuple(each.advance(one, token) for each, one in zip(self._chain, state, strict=True))
+    def places(self, prompt: int, tokens: Sequence[int]) -> list[int]:
+        """Return the place in which each token of a beam search's output was chosen."""
+        path, found = self._board.roots[prompt], []
+        for token in tokens:
+            found.append(self._board.place_of(path, 0))
+            path = path.follow(token)
+        return found
 
-    def fork(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return their states, to be advanced apart from these."""
-        return tuple(each.fork(one) for each, one in zip(self._chain, state, strict=True))
+    def steps(self, name: Kept, count: int | None, pad_token_id: int | None) -> tuple[torch.Tensor, ...]:
+        """Return the first steps, all of them for None, as rows of the board: one [places, vocab] tensor for each.
 
-    def apply(self, states: Sequence[tuple[Any, ...]], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores as the request's processors leave them. scores: [rows, vocab]"""
-        self._keep("logits", scores, keys)
-        for index, processor in enumerate(self._chain):
-            scores = processor.apply([state[index] for state in states], scores, keys)
-        self._keep("scores", scores, keys)
-        return scores
+        Where a prompt has fewer rows than places its first one is repeated, as beams begin equal; one that has come to
+        its end has rows which say that pads follow.
+        """
+        number = len(self._steps[name]) if count is None else count
+        return tuple(self._step(name, step, pad_token_id) for step in range(number))
 
-    def rows(self, name: Kept, outputs: Sequence[Output]) -> list[list[torch.Tensor]]:
-        """Return what was kept under this name: for each output, a row [vocab] for each of its tokens."""
-        kept, before = self._kept[name], len(self._request.prompt)
-        return [
-            [kept[index, before + step] for step in range(len(output.token_ids))]
-            for index, output in enumerate(outputs)
-        ]
+    def _step(self, name: Kept, number: int, pad_token_id: int | None) -> torch.Tensor:
+        made = self._made.get((name, number))
+        if made is None:
+            rows = self._steps[name][number]
+            ended, seats = _ended(next(iter(rows.values())), pad_token_id), self._board.seats
+            resting = [rows.get(place - place % seats, ended) if self._board.ranked else ended for place in self._range]
+            made = torch.stack([rows.get(place, rest) for place, rest in zip(self._range, resting, strict=True)])
+            self._made[name, number] = made
+        return made
 
-    def _keep(self, name: Kept, rows: torch.Tensor, keys: Sequence[RowKey]) -> None:
-        if name in self._kept:
-            copies = {(key.output, key.position): row.clone() for key, row in zip(keys, rows, strict=True)}
-            self._kept[name].update(copies)
+    @property
+    def _range(self) -> range:
+        return range(self._board.height)
+
+
+def _ended(row: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
+    """Return a row which says that a pad follows: 0 for the pad and -inf for all other tokens."""
+    ended = torch.full_like(row, FORBIDDEN)
+    if pad_token_id is not None and pad_token_id < len(ended):
+        ended[pad_token_id] = 0.0
+    return ended
 
 
 def steps_of(
@@ -85,8 +104,7 @@ def steps_of(
 ) -> tuple[torch.Tensor, ...]:
     """Return the rows of all outputs, step by step.
 
-    Once an output has ended, its rows say that pads follow: 0 for the pad and -inf for all other tokens, so that the
-    pads of a sequence add nothing to its score.
+    Once an output has ended, its rows say that pads follow, so that the pads of a sequence add nothing to its score.
 
     Args:
         outputs: for each output, a row [vocab] for each of its tokens.
@@ -96,9 +114,7 @@ def steps_of(
     Returns:
         One tensor [outputs, vocab] float32 for each step of the longest output.
     """
-    ended = torch.full_like(outputs[0][0], FORBIDDEN)
-    if pad_token_id is not None and pad_token_id < len(ended):
-        ended[pad_token_id] = 0.0
+    ended = _ended(outputs[0][0], pad_token_id)
     longest = max(map(len, outputs))
     steps = ([rows[step] if step < len(rows) else ended for rows in outputs] for step in range(longest))
     return tuple(torch.stack(rows).to(device) for rows in steps)

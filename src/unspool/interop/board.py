@@ -1,0 +1,185 @@
+"""The batch of a call as transformers would hold it, kept up while our rows come and go.
+
+transformers gives its processors and criteria one matrix a step: for each prompt as many rows as it has beams or
+outputs, each row the prompt with its pads and then what it has written. Here these rows are called places, and
+
+    place = prompt * seats + seat        seat: the rank of a beam, or the index of an output
+
+Owns: which place a row of ours stands for, and what stands in places nobody asks about. Does not know: scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from unspool.protocols import RowKey
+
+
+class Path:
+    """What a row has written: a node of its prompt's tree, the same object wherever the same tokens were written.
+
+    total: the sum of its tokens' scores, where the board was told them.
+    """
+
+    __slots__ = ("_children", "length", "parent", "prompt", "token", "total")
+
+    def __init__(self, prompt: int, parent: Path | None = None, token: int = -1, total: float = 0.0) -> None:
+        self.prompt, self.parent, self.token, self.total = prompt, parent, token, total
+        self.length: int = parent.length + 1 if parent else 0
+        self._children: dict[int, Path] = {}
+
+    def follow(self, token: int) -> Path:
+        """Return the path with one more token."""
+        child = self._children.get(token)
+        if child is None:
+            child = self._children[token] = Path(self.prompt, self, token)
+        return child
+
+    def at(self, length: int) -> Path:
+        """Return the path as it was at this length."""
+        path = self
+        while path.length > length and path.parent is not None:
+            path = path.parent
+        return path
+
+    @property
+    def tokens(self) -> list[int]:
+        """Its tokens, oldest first."""
+        tokens: list[int] = []
+        path = self
+        while path.parent is not None:
+            tokens.append(path.token)
+            path = path.parent
+        return tokens[::-1]
+
+
+class Call(NamedTuple):
+    """What one call of an object of transformers is about.
+
+    outputs: what stands in each place, all of one length. shown: for each place the row of ours that is shown there,
+    None for none. ours: place --> row of ours, for those whose answer is wanted.
+    """
+
+    outputs: list[list[int]]
+    shown: list[int | None]
+    ours: dict[int, int]
+
+
+class Board:
+    """The places of one call.
+
+    Args:
+        input_ids: [prompts, width], the caller's, pads included.
+        pad_token_id: what stands behind the end of a row.
+        seats: rows that transformers would hold for each prompt.
+        ranked: whether the rows of a prompt are beams, which stand by rank; else they stand by output.
+    """
+
+    def __init__(self, input_ids: torch.Tensor, *, pad_token_id: int, seats: int, ranked: bool) -> None:
+        self.seats, self.ranked = seats, ranked
+        self.roots: list[Path] = []
+        self.places: dict[Path, list[int]] = {}
+        """path --> the places in which it was asked about, in that order."""
+        self._input_ids, self._pad = input_ids, pad_token_id
+        self._known: dict[tuple[Path, int], int] = {}
+        self._latest: dict[int, Path] = {}
+        self._ended: dict[int, Path] = {}
+
+    @property
+    def height(self) -> int:
+        """Places of all prompts."""
+        return len(self._input_ids) * self.seats
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self._input_ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the caller has the prompts."""
+        return self._input_ids.device
+
+    @property
+    def newest(self) -> Path:
+        """The root of the prompt that was begun last."""
+        return self.roots[-1]
+
+    def begin(self) -> Path:
+        """Return the empty path of the next prompt: requests start in the order of their prompts."""
+        self.roots.append(Path(len(self.roots)))
+        return self.newest
+
+    def place_of(self, path: Path, output: int) -> int:
+        """Return the place in which this row was asked about.
+
+        Raises:
+            KeyError: it never was.
+        """
+        return self._known[path, 0 if self.ranked else output]
+
+    def seat(self, paths: Sequence[Path], keys: Sequence[RowKey]) -> None:
+        """Give each row of a step its place; one that was asked about before keeps what it had."""
+        ranks: dict[tuple[int, int], int] = {}
+        for path, key in zip(paths, keys, strict=True):
+            rank = ranks.get((path.prompt, path.length), 0)
+            ranks[path.prompt, path.length] = rank + 1
+            output, seat = (0, rank) if self.ranked else (key.output, key.output)
+            if (path, output) not in self._known:
+                self._known[path, output] = path.prompt * self.seats + seat
+                self.places.setdefault(path, []).append(path.prompt * self.seats + seat)
+            self._latest[self._known[path, output]] = path
+
+    def end(self, output: int, path: Path) -> None:
+        """Note all that an output has written, its ending token included; pads stand behind it from now on."""
+        if not self.ranked:
+            self._ended[path.prompt * self.seats + output] = path
+
+    def calls(self, rows: Iterable[tuple[Path, int]]) -> list[Call]:
+        """Return the calls that show every row once: as a rule one, more where several rows share a place.
+
+        Args:
+            rows: of ours, in order: what is shown, and its place.
+        """
+        paths: list[Path] = []
+        layers: dict[int, list[dict[int, int]]] = {}
+        for row, (path, place) in enumerate(rows):
+            paths.append(path)
+            calls = layers.setdefault(path.length, [])
+            free = next((call for call in calls if place not in call), None)
+            if free is None:
+                calls.append(free := {})
+            free[place] = row
+        return [self._call(paths, ours, size) for size in sorted(layers) for ours in layers[size]]
+
+    def _call(self, paths: Sequence[Path], ours: dict[int, int], length: int) -> Call:
+        outputs: list[list[int]] = []
+        shown: list[int | None] = []
+        first = {place // self.seats: row for place, row in sorted(ours.items(), reverse=True)}
+        for place in range(self.height):
+            row = ours.get(place)
+            if row is None and place not in self._ended and (self.ranked or place not in self._latest):
+                # Beams begin as equal rows, and a prompt may have fewer beams than places.
+                row = first.get(place // self.seats)
+            outputs.append(self.resting(place, length) if row is None else paths[row].tokens)
+            shown.append(row)
+        return Call(outputs, shown, ours)
+
+    def resting(self, place: int, length: int) -> list[int]:
+        """Return what stands in a place nobody asks about: what it has written, cut or padded to the length."""
+        path = self._ended.get(place) or self._latest.get(place) or self._latest.get(place - place % self.seats)
+        tokens = path.at(length).tokens if path is not None else []
+        return tokens + [self._pad] * (length - len(tokens))
+
+    def ids(self, outputs: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+        """Return the caller's prompts, each with its outputs behind it. --> [outputs, width + length] int64"""
+        prompts = self._input_ids.repeat_interleave(len(outputs) // len(self._input_ids), dim=0)
+        written = torch.tensor(outputs, dtype=torch.int64, device=device).view(len(outputs), -1)
+        return torch.cat([prompts.to(device), written], dim=1)
+
+    def row_ids(self, path: Path, device: torch.device) -> torch.Tensor:
+        """Return one row: the prompt as the caller gave it, and what was written. --> [width + length] int64"""
+        written = torch.tensor(path.tokens, dtype=torch.int64, device=device)
+        return torch.cat([self._input_ids[path.prompt].to(device), written])

@@ -1,0 +1,163 @@
+"""All processors of a call as one, so that objects of transformers stand among ours and both ends can be looked at.
+
+Owns: the chain, and what is known of the rows it was last applied to. Does not know: strategies, what is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from unspool.engine.pipeline import RowJob, process
+from unspool.interop.board import Board, Path
+from unspool.interop.record import Record
+from unspool.processors import PROCESSORS
+from unspool.protocols import Context, Conversation, Processor, RowKey, Strategy
+from unspool.types import Extend, Fork, Hypothesis, Keep, Reply, Space, Turn
+
+
+class Link(NamedTuple):
+    """The state of a row: where its path stands, and its processors with their states."""
+
+    path: Path
+    chain: tuple[Processor, ...]
+    states: tuple[Any, ...]
+
+
+class Chain:
+    """The processors of all requests of a call, and what they made of the rows last seen.
+
+    It serves strategies in the "logits" space (see InLogits) and makes log-probabilities itself where the strategy
+    wants them, so that raw logits can be recorded.
+
+    Args:
+        board: of the call.
+        record: keeps rows for the caller.
+        stages: processors for places in the chain, in the place of our own or besides.
+        order: names of all places.
+        log_probs: whether processors see log-probabilities.
+    """
+
+    name = "the processors"
+
+    def __init__(
+        self,
+        board: Board,
+        record: Record,
+        stages: Mapping[str, Sequence[Processor]],
+        *,
+        order: tuple[str, ...],
+        log_probs: bool,
+    ) -> None:
+        self._board, self._record, self._stages = board, record, stages
+        self._order, self._log_probs = order, log_probs
+        self._scores = torch.empty(0)
+        self._rows: dict[Path, int] = {}
+
+    def start(self, context: Context) -> Link:
+        """Return the state after the prompt of the next request."""
+        path = self._board.begin()
+        pairs = []
+        for name in self._order:
+            own = (PROCESSORS[name],) if name in PROCESSORS else ()
+            started = ((each, each.start(context)) for each in self._stages.get(name, own))
+            pairs += [(each, state) for each, state in started if state is not None]
+        return Link(path, tuple(each for each, _ in pairs), tuple(state for _, state in pairs))
+
+    def advance(self, state: Link, token: int) -> Link:
+        """Return the state after one more token."""
+        states = (each.advance(one, token) for each, one in zip(state.chain, state.states, strict=True))
+        return Link(state.path.follow(token), state.chain, tuple(states))
+
+    def fork(self, state: Link) -> Link:
+        """Return the state, to be advanced apart from this one."""
+        states = (each.fork(one) for each, one in zip(state.chain, state.states, strict=True))
+        return state._replace(states=tuple(states))
+
+    def apply(self, states: Sequence[Link], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+        """Return the scores as the chain leaves them. scores: [rows, vocab] logits"""
+        paths = [state.path for state in states]
+        self._board.seat(paths, keys)
+        jobs = [
+            RowJob(state.chain, state.states, self._order, self._log_probs, key)
+            for state, key in zip(states, keys, strict=True)
+        ]
+        self._record.keep("logits", paths, keys, scores)
+        self._scores = process(scores, jobs).scores
+        self._record.keep("scores", paths, keys, self._scores)
+        self._rows = {path: row for row, path in enumerate(paths)}
+        return self._scores
+
+    def values(self, pairs: Sequence[tuple[Path, int]]) -> list[float]:
+        """Return the scores of tokens in rows of the last application, where each path stands in one row."""
+        rows, tokens = [self._rows[path] for path, _ in pairs], [token for _, token in pairs]
+        values: list[float] = self._scores[rows, tokens].tolist()
+        return values
+
+
+class InLogits:
+    """A strategy whose rows reach the chain as logits, and which tells the board of outputs that end.
+
+    Args:
+        strategy: what decodes.
+        board: of the call.
+    """
+
+    space: Space = "logits"
+
+    def __init__(self, strategy: Strategy, board: Board) -> None:
+        self._strategy, self._board = strategy, board
+        self.name = strategy.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def max_branches(self, config: Any) -> int:
+        return self._strategy.max_branches(config)
+
+    def run(self, context: Context) -> Conversation:
+        """Hold the strategy's own conversation."""
+        return _watched(self._strategy.run(context), self._board, self._board.newest)
+
+
+def _watched(conversation: Conversation, board: Board, root: Path) -> Generator[Turn, Reply, list[Hypothesis]]:
+    """Hold a conversation and tell the board what outputs have written when they end."""
+    paths: dict[int, Path] = {}
+    try:
+        turn = next(conversation)
+        while True:
+            _follow(turn, paths, root)
+            for commit in turn.commits:
+                if commit.finished is not None:
+                    _end(commit.output, commit.finished, paths, board, root)
+            turn = conversation.send((yield turn))
+    except StopIteration as stop:
+        outcome: list[Hypothesis] = stop.value
+    finally:
+        conversation.close()
+    for output, hypothesis in enumerate(outcome):
+        _end(output, hypothesis, paths, board, root)
+    return outcome
+
+
+def _follow(turn: Turn, paths: dict[int, Path], root: Path) -> None:
+    """Apply a Turn's moves to the paths of its branches, as the engine does: keeps, then forks, then extensions."""
+    for move in turn.moves:
+        if isinstance(move, Keep):
+            paths[move.branch] = paths.get(move.branch, root).at(move.length)
+    for move in turn.moves:
+        if isinstance(move, Fork):
+            paths[move.child] = paths.get(move.parent, root)
+    for move in turn.moves:
+        if isinstance(move, Extend):
+            path = paths.get(move.branch, root)
+            for token in move.tokens:
+                path = path.follow(token)
+            paths[move.branch] = path
+
+
+def _end(output: int, finished: Hypothesis, paths: dict[int, Path], board: Board, root: Path) -> None:
+    path = paths.get(finished.branch, root).at(finished.length)
+    board.end(output, path if finished.last is None else path.follow(finished.last.token))

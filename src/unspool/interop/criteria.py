@@ -1,0 +1,150 @@
+"""transformers' StoppingCriteria objects as criteria of ours: each step they see the whole batch of the call.
+
+Owns: the matrices they are given. Does not know: what an end means to a strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import torch
+from transformers.generation import stopping_criteria
+
+from unspool.errors import OptionError
+from unspool.interop.board import Board, Path
+from unspool.protocols import Context
+
+Scores: TypeAlias = tuple[torch.Tensor, ...]
+Question: TypeAlias = tuple[list[list[int]], dict[int, Path]]
+"""What stands in the rows of a call, and whose verdict each row is."""
+
+
+class TheirCriterion:
+    """An object of transformers, asked about all tokens that a step could add.
+
+    It gets (input_ids, scores) as transformers gives them: a row for each place of the board with one token more, or in
+    a beam search the `width` best continuations of each prompt, best first. scores: those of all steps so far, where
+    the call wants them, else None. Where several tokens of one row are looked at (as in contrastive search), there is a
+    call for each.
+
+    Args:
+        criterion: the object; its class gives the reason why an output ends.
+        board: of the call.
+        width: continuations of a prompt that a beam search looks at; None for other strategies.
+        values: returns the scores that tokens were just found to have.
+        steps: returns the scores of the first steps, this many, where the call wants them.
+    """
+
+    def __init__(
+        self,
+        criterion: Callable[..., Any],
+        board: Board,
+        *,
+        width: int | None,
+        values: Callable[[Sequence[tuple[Path, int]]], list[float]],
+        steps: Callable[[int], Scores | None],
+    ) -> None:
+        self.name = type(criterion).__name__
+        self._criterion, self._board, self._width = criterion, board, width
+        self._values, self._steps = values, steps
+        self._verdicts: dict[Path, bool] = {}
+        self._error: Exception | None = None
+
+    def start(self, context: Context) -> Path:
+        """Return the path of the request that is being started."""
+        return self._board.newest
+
+    def advance(self, state: Path, token: int) -> Path:
+        """Return the path with one more token."""
+        return state.follow(token)
+
+    def ends(self, state: Path, token: int) -> bool:
+        """Return what was said of this token; nothing was said of those that a beam search does not look at."""
+        return self._verdicts.get(state.follow(token), False)
+
+    def foresee(self, pairs: Sequence[tuple[Path, int]]) -> None:
+        """Ask about all tokens of the step."""
+        if self._error is not None:
+            raise self._error  # the engine asks again row by row, which it must not see
+        self._verdicts = {}
+        try:
+            for outputs, paths in self._questions(pairs):
+                self._ask(outputs, paths)
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _questions(self, pairs: Sequence[tuple[Path, int]]) -> list[Question]:
+        """Return for each call what stands in its rows, and whose verdict each row is."""
+        if self._width is not None:
+            return [self._best(pairs, self._width)]
+        rows = []
+        seen: dict[Path, int] = {}
+        for path, token in pairs:
+            places = self._board.places[path]
+            # Outputs that have written the same are asked about in turn.
+            rows.append((path.follow(token), places[seen.get(path, 0) % len(places)]))
+            seen[path] = seen.get(path, 0) + 1
+        calls = self._board.calls(rows)
+        return [(call.outputs, {place: rows[row][0] for place, row in call.ours.items()}) for call in calls]
+
+    def _best(self, pairs: Sequence[tuple[Path, int]], width: int) -> Question:
+        """Return the best continuations of each prompt, best first, repeated where there are fewer."""
+        found: list[list[Path]] = [[] for _ in range(self._board.num_prompts)]
+        for (path, token), score in zip(pairs, self._values(pairs), strict=True):
+            child = path.follow(token)
+            child.total = path.total + score
+            found[path.prompt].append(child)
+        length = 1 + max(path.length for path, _ in pairs)
+        outputs: list[list[int]] = []
+        ours: dict[int, Path] = {}
+        for prompt, children in enumerate(found):
+            children = sorted(children, key=lambda child: -child.total)[:width]
+            ours |= enumerate(children, prompt * width)
+            rows = [child.tokens for child in children] or [self._board.resting(prompt * self._board.seats, length)]
+            outputs += rows + rows[:1] * (width - len(rows))
+        return outputs, ours
+
+    def _ask(self, outputs: list[list[int]], paths: dict[int, Path]) -> None:
+        ids = self._board.ids(outputs, self._board.device)
+        said = self._criterion(ids, self._steps(len(outputs[0])))
+        verdicts = torch.as_tensor(said).bool().flatten().tolist()
+        if len(verdicts) not in (1, len(outputs)):
+            allowed = f"must hold objects that return one boolean for each of the {len(outputs)} rows"
+            raise OptionError("stopping_criteria", f"{len(verdicts)} booleans", allowed, f"mend {self.name}")
+        for row, path in paths.items():
+            self._verdicts[path] = self._verdicts.get(path, False) or verdicts[row % len(verdicts)]
+
+
+class Ends(NamedTuple):
+    """Criteria, sorted: those that say what an option says, and all others.
+
+    max_length: the least of the given ones, the width of the batch counted. eos_token_id: of the last given one.
+    """
+
+    max_length: int | None
+    eos_token_id: tuple[int, ...] | None
+    others: tuple[Any, ...]
+
+
+def sort_criteria(given: Sequence[Any]) -> Ends:
+    """Sort criteria; subclasses of transformers' own are others, as they are to transformers."""
+    longest: list[int] = []
+    ends: tuple[int, ...] | None = None
+    others: list[Any] = []
+    for each in given:
+        if type(each) is stopping_criteria.MaxLengthCriteria:
+            longest.append(each.max_length)
+        elif type(each) is stopping_criteria.EosTokenCriteria:
+            ends = tuple(each.eos_token_id.flatten().tolist())
+        else:
+            others.append(each)
+    return Ends(min(longest, default=None), ends, tuple(others))
+
+
+REPLACED: Final[dict[type, str]] = {
+    stopping_criteria.MaxTimeCriteria: "max_time",
+    stopping_criteria.StopStringCriteria: "stop_strings",
+}
+"""Classes whose objects take the place of what an option asks for."""

@@ -1,0 +1,141 @@
+"""unspool.decoding_method: our engine inside `model.generate(..., custom_generate=unspool.decoding_method)`.
+
+Owns: how a call is read that transformers has prepared: rows expanded, processors and criteria made of its options.
+Does not know: how a call is decoded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import (
+    ALL_CACHE_NAMES,
+    GenerateBeamDecoderOnlyOutput,
+    GenerateDecoderOnlyOutput,
+)
+
+from unspool.config import OPTIONS, GenerationConfig
+from unspool.errors import OptionError
+from unspool.interop.arguments import REFUSED, sort_arguments
+from unspool.interop.batch import read_batch
+from unspool.interop.decode import Call, decode
+from unspool.interop.drivers import driver_of
+from unspool.interop.drop_in import check_model
+from unspool.interop.settle import settled
+from unspool.interop.streaming import streaming
+from unspool.interop.theirs import prepared
+from unspool.plan import resolve_options
+
+_DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")
+"""What transformers has done already when it calls us, or has made an object or a number of."""
+
+_OURS: Final = (
+    *(name for name, row in OPTIONS.items() if row.source == "unspool" and row.door != "native"),
+    "processors",
+    "criteria",
+)
+"""Options that transformers does not know; it passes on those that stand in our signature."""
+
+
+def _signature(function: Any) -> inspect.Signature:
+    """Return its signature with our own options named, as transformers wants them."""
+    found = inspect.signature(function)
+    *named, rest = found.parameters.values()
+    options = (inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _OURS)
+    return found.replace(parameters=[*named, *options, rest])
+
+
+def decoding_method(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    generation_config: Any = None,
+    **model_kwargs: Any,
+) -> torch.Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+    """Decode what `model.generate` has prepared: give it as `custom_generate=unspool.decoding_method`.
+
+    Options are those of `unspool.generate`, our own ones too; transformers reads its own first. What it made of them is
+    taken back (expanded rows, default processors and criteria), since the engine does the same itself; what the caller
+    gave as `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stays.
+
+    transformers passes on neither `streamer`, `tokenizer` nor `assistant_model`, and without a tokenizer it refuses
+    `stop_strings`. Bind the first three with functools.partial(unspool.decoding_method, streamer=...), or use
+    `unspool.generate`, which takes them all.
+
+    Raises:
+        As unspool.generate.
+
+    Example:
+        model.generate(**inputs, custom_generate=unspool.decoding_method, penalty_alpha=0.6, top_k=4)
+    """
+    check_model(model)
+    given = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, **model_kwargs}
+    with streaming(given.get("streamer")):
+        call = _read(model, input_ids, generation_config, given)
+        return decode(driver_of(model), call)
+
+
+decoding_method.__signature__ = _signature(decoding_method)  # type: ignore[attr-defined]
+
+
+def _read(model: Any, input_ids: torch.Tensor, generation_config: Any, given: dict[str, Any]) -> Call:
+    """Return the call that transformers has prepared."""
+    for name in ALL_CACHE_NAMES:
+        cache = given.pop(name, None)
+        if cache is not None and cache.get_seq_length():
+            raise OptionError(name, type(cache).__name__, *REFUSED["past_key_values"])
+    expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
+    given["attention_mask"] = _mask(given.get("attention_mask"), input_ids)
+    rows = {name: given[name][::expanded] for name in ("attention_mask", "position_ids") if given.get(name) is not None}
+    arguments = sort_arguments({**given, **rows, "input_ids": input_ids[::expanded]})
+    added = tuple(each for each in arguments.stopping_criteria if not _says_the_same(each, generation_config))
+    arguments = replace(arguments, stopping_criteria=added, **_negative_prompts(arguments.logits_processor))
+    options = {"max_new_tokens": generation_config.max_length - input_ids.shape[1], **arguments.options}
+    user = GenerationConfig.from_stored(
+        {name: value for name, value in _public(generation_config) if name not in _DONE}
+    )
+    stored = GenerationConfig.from_transformers(model.generation_config)
+    config, own = resolve_options(options, user, stored, drop_in=True)
+    batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
+    return settled(arguments, batch, config, own, prepared(arguments.logits_processor, config))
+
+
+def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return the mask; transformers leaves out one that masks nothing."""
+    return torch.ones_like(input_ids) if given is None else given
+
+
+def _says_the_same(criterion: Any, generation_config: Any) -> bool:
+    """Return whether a criterion is what transformers makes of the length and the ends that the options name."""
+    if type(criterion) is MaxLengthCriteria:
+        return bool(criterion.max_length == generation_config.max_length)
+    if type(criterion) is EosTokenCriteria:
+        return _ids(criterion.eos_token_id) == _ids(generation_config.eos_token_id)
+    return False
+
+
+def _ids(tokens: Any) -> list[int]:
+    found: list[int] = torch.as_tensor([] if tokens is None else tokens).flatten().tolist()
+    return found
+
+
+def _negative_prompts(processors: Sequence[Any]) -> dict[str, Any]:
+    """Return the negative prompts that transformers keeps in a processor of its own."""
+    for each in processors:
+        if type(each) is UnbatchedClassifierFreeGuidanceLogitsProcessor:
+            context = each.unconditional_context
+            if context["input_ids"] is not None:
+                mask = context["attention_mask"]
+                return {"negative_prompt_ids": context["input_ids"], "negative_prompt_attention_mask": mask}
+    return {}
+
+
+def _public(config: Any) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(config).items() if not name.startswith("_")]

@@ -1,0 +1,251 @@
+"""One call once its arguments are read: requests, the engine, and what transformers would return.
+
+Owns: the order of a call. Does not know: where its arguments came from, nor how tokens are decoded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+
+from unspool.config import GenerationConfig
+from unspool.config.strategies import BEAMS
+from unspool.engine import Request
+from unspool.engine.driver import Driver
+from unspool.engine.request import Gang
+from unspool.errors import OptionError, StrategyError
+from unspool.interop.batch import Batch
+from unspool.interop.board import Board
+from unspool.interop.chain import Chain, InLogits
+from unspool.interop.criteria import TheirCriterion
+from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, TheirProcessors, order_of
+from unspool.interop.record import Kept, Record, steps_of
+from unspool.interop.streaming import Columns
+from unspool.interop.theirs import Theirs
+from unspool.plan import Own, plan_jobs
+from unspool.protocols import Criterion, Processor, Runtime
+from unspool.reading import Reader
+from unspool.text.detokenize import Detokenizer
+from unspool.types import Committed, Failed, Finished, Output
+
+_RECORDED_BEAMS = BEAMS - {"diverse_beam"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A call with everything that decides its tokens.
+
+    batch: the prompts. config: resolved, with lengths that count output alone. own: what the caller brings of ours.
+    theirs: what the caller brings of transformers'. streamer: with put and end, or None. tokenizer: for options that
+    hold text. pad_token_id: what fills up tensors.
+    """
+
+    batch: Batch
+    config: GenerationConfig
+    own: Own
+    theirs: Theirs
+    streamer: Any = None
+    tokenizer: Any = None
+    pad_token_id: int | None = None
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """Which rows the caller wants back."""
+        wanted: dict[Kept, bool] = {"logits": self.config.output_logits, "scores": self.config.output_scores}
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether outputs are to say in which beams they stood."""
+        return bool(self.config.return_dict_in_generate) and self.config.strategy in _RECORDED_BEAMS
+
+    def check(self) -> None:
+        """Refuse what cannot be had together.
+
+        Raises:
+            OptionError: so it is.
+        """
+        strategy, config = self.own.strategy, self.config
+        for option in ("output_scores", "output_logits"):
+            if not getattr(config, option):
+                continue
+            if strategy is not None:
+                allowed = f"is not available with a strategy of your own ({strategy.name})"
+                raise OptionError(option, True, allowed, "leave it out, or have the strategy ask for types.Whole")
+            if config.strategy == "diverse_beam":
+                allowed = "is not available with diverse_beam, where a beam may have several rows at one step"
+                raise OptionError(option, True, allowed, "leave it out; `sequences_scores` are there")
+        for option in (GUIDANCE, "dola_layers"):
+            if config.output_logits and getattr(config, option) is not None:
+                allowed = f"is not available with `{option}`, which makes a row of several"
+                raise OptionError("output_logits", True, allowed, "leave it out; `output_scores` is there")
+        if self.theirs and strategy is not None:
+            named = [(PREFIX, self.theirs.prefix_allowed_tokens_fn), ("logits_processor", self.theirs.processors)]
+            option = next((name for name, given in named if given), "stopping_criteria")
+            allowed = f"is not available with a strategy of your own ({strategy.name})"
+            raise OptionError(option, "objects of transformers", allowed, "use `processors` and `criteria`")
+
+
+def decode(driver: Driver, call: Call) -> torch.Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+    """Decode the prompts of a call and return what transformers would: a tensor, or one of its output classes."""
+    requests = _requests(call, driver.engine.runtime)
+    record = None
+    if call.theirs or call.kept or call.has_places:
+        requests, record = _with_chain(call, requests)
+    groups = _checked([finished.outputs for finished in _run(driver, requests, call)], call)
+    sequences = call.batch.sequences([output.token_ids for group in groups for output in group], call.pad_token_id)
+    if not call.config.return_dict_in_generate:
+        return sequences
+    return _output(call, sequences, groups, record)
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def _requests(call: Call, runtime: Runtime) -> list[Request]:
+    """Return a request for each prompt."""
+    if call.tokenizer is None and call.config.stop_strings:
+        allowed = "needs a tokenizer to read text with"
+        raise OptionError("stop_strings", call.config.stop_strings, allowed, "give the model's own as `tokenizer=`")
+    jobs = plan_jobs(
+        call.batch.prompts,
+        call.config,
+        call.own,
+        reader=Reader(runtime, call.tokenizer),
+        detokenizer=Detokenizer(call.tokenizer) if call.config.stop_strings else None,
+    )
+    return [job.request for job in jobs]
+
+
+def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request], Record]:
+    """Return the requests with one chain of processors for all of them, and what it records."""
+    config, first = call.config, requests[0]
+    board = Board(
+        call.batch.input_ids,
+        pad_token_id=call.pad_token_id or 0,
+        seats=max(config.num_beams, config.num_return_sequences, config.best_of or 1),
+        ranked=config.num_beams > 1,
+    )
+    record = Record(board, call.kept)
+    log_probs = first.strategy.space == "log_probs" and first.negative_prompt is None
+    chain = Chain(
+        board, record, _stages(call, board, first), log_probs=log_probs, order=order_of(config.processor_order)
+    )
+    criteria = (*first.criteria, *_criteria(call, board, chain, record))
+    gang = Gang() if call.theirs.see_batch else None
+    alone = config.replace(processor_order=(USER,))
+    changed = [
+        replace(
+            request,
+            config=alone,
+            strategy=InLogits(request.strategy, board),
+            processors=(chain,),
+            criteria=criteria,
+            gang=gang,
+        )
+        for request in requests
+    ]
+    return changed, record
+
+
+def _stages(call: Call, board: Board, request: Request) -> dict[str, tuple[Processor, ...]]:
+    """Return the processors that stand in the chain besides our own or in their place."""
+    stages: dict[str, tuple[Processor, ...]] = {USER: request.processors}
+    if call.theirs.prefix_allowed_tokens_fn is not None:
+        stages[PREFIX] = (PrefixAllowed(call.theirs.prefix_allowed_tokens_fn, board),)
+    for place, objects in call.theirs.processors.items():
+        name = "logits_processor" if place == USER else place
+        stages[place] = (*(stages.get(place, ()) if place == USER else ()), TheirProcessors(objects, board, name))
+    return stages
+
+
+def _criteria(call: Call, board: Board, chain: Chain, record: Record) -> list[Criterion]:
+    config = call.config
+    width = max(2, 1 + len(config.eos_token_id or ())) * config.num_beams if config.strategy == "beam" else None
+    scores = call.config.output_scores and call.config.return_dict_in_generate
+    steps = partial(record.steps, "scores", pad_token_id=call.pad_token_id) if scores else lambda count: None
+    return [TheirCriterion(each, board, width=width, values=chain.values, steps=steps) for each in call.theirs.criteria]
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def _run(driver: Driver, requests: Sequence[Request], call: Call) -> list[Finished]:
+    """Run the requests together; the first error cancels the others and is raised."""
+    if call.streamer is None:
+        return driver.finish(requests)
+    outputs = call.config.num_return_sequences
+    call.streamer.put(call.batch.input_ids.repeat_interleave(outputs, dim=0).cpu())
+    columns = Columns(call.streamer, len(requests) * outputs, call.pad_token_id or 0)
+    tickets = driver.submit(requests)
+    prompts = {ticket.number: prompt for prompt, ticket in enumerate(tickets)}
+    done: dict[int, Finished] = {}
+    for event in driver.events(tickets):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Committed):
+            output = prompts[event.request] * outputs + event.output
+            columns.put(output, event.token_ids, ended=event.finish_reason is not None)
+        if isinstance(event, Finished):
+            done[event.request] = event
+    return [done[ticket.number] for ticket in tickets]
+
+
+def _checked(groups: list[Sequence[Output]], call: Call) -> list[Sequence[Output]]:
+    """Return the outputs of each prompt, if there are as many as a tensor needs; warn of what they lack."""
+    wanted = max(call.config.num_return_sequences, *map(len, groups))
+    for row, group in enumerate(groups):
+        if len(group) < wanted:
+            raise StrategyError(
+                f"row {row}: {call.config.strategy} found {len(group)} outputs and {wanted} are to fill a tensor; "
+                "forbid fewer tokens or lower `num_return_sequences`"
+            )
+    unmet = [
+        f"row {row * wanted + index}: {output.unmet}"
+        for row, group in enumerate(groups)
+        for index, output in enumerate(group)
+        if output.unmet is not None
+    ]
+    if unmet:
+        warnings.warn(f"some outputs lack what they were to hold: {'; '.join(unmet)}", UserWarning, stacklevel=5)
+    return groups
+
+
+# --- what comes back ------------------------------------------------------------------------------------------------
+
+
+def _output(
+    call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Output]], record: Record | None
+) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+    ids = cast(torch.LongTensor, sequences)
+    rows: dict[str, Any] = {}
+    if call.config.strategy not in BEAMS:
+        for name in call.kept:
+            assert record is not None, "rows are kept by a record"
+            found = [
+                record.rows(name, prompt, index, output.token_ids)
+                for prompt, group in enumerate(groups)
+                for index, output in enumerate(group)
+            ]
+            rows[name] = steps_of(found, call.pad_token_id, sequences.device)
+        return GenerateDecoderOnlyOutput(sequences=ids, **rows)
+    scores = torch.tensor([output.score for group in groups for output in group], device=sequences.device)
+    if record is not None and call.has_places:
+        for name in call.kept:
+            steps = record.steps(name, None, call.pad_token_id)
+            rows[name] = tuple(step.to(sequences.device) for step in steps)
+        rows["beam_indices"] = _beam_indices(groups, record).to(sequences.device)
+    return GenerateBeamDecoderOnlyOutput(sequences=ids, sequences_scores=cast(torch.FloatTensor, scores), **rows)
+
+
+def _beam_indices(groups: Sequence[Sequence[Output]], record: Record) -> torch.Tensor:
+    """Return for each token of each output the row of `scores` it was chosen from, -1 behind its end."""
+    outputs = [record.places(prompt, output.token_ids) for prompt, group in enumerate(groups) for output in group]
+    longest = max(map(len, outputs))
+    return torch.tensor([places + [-1] * (longest - len(places)) for places in outputs], dtype=torch.int32)

@@ -1,0 +1,193 @@
+"""transformers' LogitsProcessor objects as processors of ours: each step they see the whole batch of the call.
+
+Owns: the matrices they are given and what is taken back, and the place of each in the chain. Does not know: requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from transformers.generation import logits_process
+
+from unspool.errors import OptionError
+from unspool.interop.board import Board, Call, Path
+from unspool.processors import DEFAULT_ORDER
+from unspool.processors.rows import FORBIDDEN
+from unspool.protocols import Context, RowKey
+
+PREFIX: Final = "prefix_allowed_tokens_fn"
+GUIDANCE: Final = "guidance_scale"
+LAST: Final = "last"
+USER: Final = "user"
+
+
+def order_of(order: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of our processors with the places of transformers' objects among them, as it orders its own.
+
+    order: of our processors; None for the default.
+    """
+    found = [GUIDANCE]
+    for name in order or DEFAULT_ORDER:
+        found += [PREFIX] if name == "forced_bos_token_id" else []
+        found += [LAST] if name == "renormalize_logits" else []
+        found.append(name)
+    return tuple(found)
+
+
+class TheirProcessors:
+    """Objects of transformers, called one after the other with the same rows that transformers would give them.
+
+    They get (input_ids, scores): a row for each place of the board, the prompts as the caller gave them, and a matrix
+    of scores that is theirs to change. A place whose row has ended, or that nobody asks about, has uniform scores. What
+    they return for rows of ours is taken back.
+
+    Args:
+        objects: callables of (input_ids, scores).
+        board: of the call.
+        name: the place in the chain.
+    """
+
+    def __init__(self, objects: Sequence[Callable[[Any, Any], Any]], board: Board, name: str) -> None:
+        self.name = name
+        self._objects, self._board = tuple(objects), board
+        self._error: Exception | None = None
+
+    def start(self, context: Context) -> Path:
+        """Return the path of the request that is being started."""
+        return self._board.newest
+
+    def advance(self, state: Path, token: int) -> Path:
+        """Return the path with one more token."""
+        return state.follow(token)
+
+    def fork(self, state: Path) -> Path:
+        """Return the path: it never changes."""
+        return state
+
+    def apply(self, states: Sequence[Path], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+        """Return the scores as the objects leave them. scores: [rows, vocab]"""
+        if self._error is not None:
+            raise self._error  # the engine asks again row by row, which they must not see
+        board = self._board
+        rows = [(path, board.place_of(path, key.output)) for path, key in zip(states, keys, strict=True)]
+        try:
+            for call in board.calls(rows):
+                self._apply(call, scores)
+        except Exception as error:
+            self._error = error
+            raise
+        return scores
+
+    def _apply(self, call: Call, scores: torch.Tensor) -> None:
+        ids, seen = self._board.ids(call.outputs, scores.device), _matrix(call, scores)
+        for each in self._objects:
+            returned = each(ids, seen)
+            if not isinstance(returned, torch.Tensor) or returned.shape != seen.shape:
+                got = f"a tensor of shape {tuple(getattr(returned, 'shape', ()))}"
+                given = got if isinstance(returned, torch.Tensor) else type(returned).__name__
+                allowed = f"must hold objects that return scores of shape {tuple(seen.shape)}"
+                raise OptionError("logits_processor", given, allowed, f"mend {type(each).__name__}")
+            seen = returned
+        scores[list(call.ours.values())] = seen[list(call.ours)].to(scores)
+
+
+def _matrix(call: Call, scores: torch.Tensor) -> torch.Tensor:
+    """Return the scores of each place, a matrix of its own. --> [places, vocab] float32"""
+    rows = torch.tensor([0 if row is None else row for row in call.shown], device=scores.device)
+    seen = scores[rows]
+    empty = [place for place, row in enumerate(call.shown) if row is None]
+    if empty:
+        seen[empty] = -math.log(scores.shape[1])
+    return seen
+
+
+class PrefixAllowed:
+    """Allow only the tokens that a function names for a row: `prefix_allowed_tokens_fn(batch_id, input_ids)`.
+
+    It gets the index of the prompt, whatever beams and outputs that has, and the row with the prompt as the caller gave
+    it. Where all that it allows a prompt's beams is forbidden already, it is allowed with score 0, as in transformers.
+    """
+
+    name = PREFIX
+
+    def __init__(self, function: Callable[[int, torch.Tensor], Sequence[int]], board: Board) -> None:
+        self._function, self._board = function, board
+
+    def start(self, context: Context) -> Path:
+        """Return the path of the request that is being started."""
+        return self._board.newest
+
+    def advance(self, state: Path, token: int) -> Path:
+        """Return the path with one more token."""
+        return state.follow(token)
+
+    def fork(self, state: Path) -> Path:
+        """Return the path: it never changes."""
+        return state
+
+    def apply(self, states: Sequence[Path], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+        """Return the scores, all but the allowed tokens forbidden. scores: [rows, vocab]"""
+        mask = torch.full_like(scores, FORBIDDEN)
+        prompts: dict[int, list[int]] = {}
+        for row, (path, key) in enumerate(zip(states, keys, strict=True)):
+            allowed = self._function(path.prompt, self._board.row_ids(path, scores.device))
+            if len(allowed) == 0:
+                reason = f"must allow a token at each step, and allows prompt {path.prompt} none"
+                raise OptionError(PREFIX, [], reason, "return at least one token id, such as the end of sequence")
+            mask[row, torch.as_tensor(allowed, device=scores.device)] = 0.0
+            group = path.prompt if self._board.ranked else path.prompt * self._board.seats + key.output
+            prompts.setdefault(group, []).append(row)
+        masked = scores + mask
+        for rows in prompts.values():
+            if bool((masked[rows] == FORBIDDEN).all()):
+                masked[rows] = mask[rows]
+        return masked
+
+
+class Default(NamedTuple):
+    """A processor that transformers makes of an option.
+
+    option: its name, and the place in the chain. attribute: where the processor keeps the option's value as it is; None
+    where it keeps it otherwise. yields: whether one given by the caller replaces it.
+    """
+
+    option: str
+    attribute: str | None = None
+    yields: bool = True
+
+
+DEFAULTS: Final[dict[type, Default]] = {
+    logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor: Default(GUIDANCE, "guidance_scale"),
+    logits_process.SequenceBiasLogitsProcessor: Default("sequence_bias"),
+    logits_process.EncoderRepetitionPenaltyLogitsProcessor: Default("encoder_repetition_penalty"),
+    logits_process.RepetitionPenaltyLogitsProcessor: Default("repetition_penalty", "penalty"),
+    logits_process.NoRepeatNGramLogitsProcessor: Default("no_repeat_ngram_size", "ngram_size"),
+    logits_process.EncoderNoRepeatNGramLogitsProcessor: Default("encoder_no_repeat_ngram_size", "ngram_size"),
+    logits_process.NoBadWordsLogitsProcessor: Default("bad_words_ids"),
+    logits_process.MinLengthLogitsProcessor: Default("min_length", "min_length"),
+    # transformers also keeps a MinLength processor for this option, so that one of the caller's only adds to it.
+    logits_process.MinNewTokensLengthLogitsProcessor: Default("min_new_tokens", "min_new_tokens", yields=False),
+    logits_process.PrefixConstrainedLogitsProcessor: Default(PREFIX),
+    logits_process.ForcedBOSTokenLogitsProcessor: Default("forced_bos_token_id", "bos_token_id"),
+    logits_process.ForcedEOSTokenLogitsProcessor: Default("forced_eos_token_id"),
+    logits_process.ExponentialDecayLengthPenalty: Default("exponential_decay_length_penalty"),
+    logits_process.SuppressTokensLogitsProcessor: Default("suppress_tokens"),
+    logits_process.SuppressTokensAtBeginLogitsProcessor: Default("begin_suppress_tokens"),
+}
+"""What transformers makes of options, in its order, before the caller's own objects."""
+
+WARPERS: Final[dict[type, str]] = {
+    logits_process.TemperatureLogitsWarper: "temperature",
+    logits_process.TopHLogitsWarper: "top_h",
+    logits_process.TopKLogitsWarper: "top_k",
+    logits_process.TopPLogitsWarper: "top_p",
+    logits_process.MinPLogitsWarper: "min_p",
+    logits_process.TypicalLogitsWarper: "typical_p",
+    logits_process.EpsilonLogitsWarper: "epsilon_cutoff",
+    logits_process.EtaLogitsWarper: "eta_cutoff",
+    logits_process.LogitNormalization: "renormalize_logits",
+}
+"""What transformers makes of options behind the caller's own objects, which never replace these."""

@@ -1,0 +1,180 @@
+"""model.generate(..., custom_generate=unspool.decoding_method): transformers prepares, our engine decodes."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import unspool
+from tests.interop.test_theirs import ENDS, Spy, Watch
+from tests.text.tokenizers import byte_level
+from tests.tiny_models import tiny_model
+from unspool.errors import ModelError, OptionError
+from unspool.interop.drivers import driver_of
+
+MODEL = tiny_model("llama", seed=5)
+PADDED = torch.tensor([[0, 0, 0, 11, 12], [13, 14, 15, 16, 17], [0, 18, 19, 20, 21]])
+MASK = (PADDED != 0).long()
+PLAIN: dict[str, Any] = {"max_new_tokens": 10, "pad_token_id": 1, "eos_token_id": ENDS}
+
+
+def through(*args: Any, **options: Any) -> Any:
+    """Return what transformers returns with our engine inside, without its remarks on options it has dropped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return MODEL.generate(*args, custom_generate=unspool.decoding_method, **options)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(found, torch.Tensor):
+        assert found.equal(expected)
+        return
+    assert type(found) is type(expected) and found.sequences.equal(expected.sequences)
+    for name in ("scores", "logits"):
+        for one, other in zip(getattr(found, name) or (), getattr(expected, name) or (), strict=True):
+            allowed = one.isfinite().all(1)  # rows that have ended hold nothing but their pad
+            torch.testing.assert_close(one[allowed], other[allowed], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_new_tokens": None, "max_length": 12, "min_length": 11},
+        {"min_new_tokens": 6, "repetition_penalty": 1.4, "bad_words_ids": [[40], [41, 42]], "suppress_tokens": [50]},
+        {"forced_eos_token_id": 33, "exponential_decay_length_penalty": (2, 1.3)},
+        {"do_sample": True, "top_k": 1, "temperature": 0.7, "num_return_sequences": 2},
+        {"do_sample": True, "top_p": 1e-6, "min_p": 0.2, "typical_p": 0.9, "renormalize_logits": True, "top_k": 0},
+        {"num_beams": 3, "num_return_sequences": 2, "early_stopping": True, "length_penalty": 0.3},
+        {"num_beams": 4, "repetition_penalty": 1.4, "min_new_tokens": 5},
+        {"guidance_scale": 2.0},
+        {"guidance_scale": 2.0, "negative_prompt_ids": PADDED[:, 1:] + 1},
+        {"guidance_scale": 2.0, "negative_prompt_ids": PADDED[1:2, 1:], "num_beams": 1},
+        {"watermarking_config": {"bias": 2.5, "seeding_scheme": "selfhash"}},
+        {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+        {"return_dict_in_generate": True, "output_scores": True, "num_beams": 3},
+        {"use_cache": False},
+    ],
+    ids=str,
+)
+def test_the_tokens_are_those_of_transformers(options: dict[str, Any]):
+    given: dict[str, Any] = {"attention_mask": MASK, **PLAIN, **options}
+    if options.get("negative_prompt_ids") is not None and len(options["negative_prompt_ids"]) == 1:
+        expected = MODEL.generate(
+            PADDED, **given | {"negative_prompt_ids": options["negative_prompt_ids"].expand(3, -1)}
+        )
+    else:
+        expected = MODEL.generate(PADDED, **given)
+    assert_same(through(PADDED, **given), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_return_sequences": 2},
+        {"num_beams": 3, "force_words_ids": [[61]]},
+        {"prompt_lookup_num_tokens": 3},
+        {"dola_layers": "low", "repetition_penalty": 1.2},
+        {"do_sample": True, "seed": 3, "num_return_sequences": 2, "temperature": 1.3},
+        {"do_sample": True, "seed": [3, 4, 5], "num_beams": 3},
+        {"strategy": "stochastic_beam", "num_beams": 3, "num_return_sequences": 2, "do_sample": True, "seed": 1},
+        {"do_sample": True, "best_of": 3, "seed": 2, "min_p": 0.05},
+        {"dry_multiplier": 0.8, "dry_sequence_breakers": [5], "frequency_penalty": 0.4},
+        {"num_beams": 3, "lookahead_steps": 2},
+        {"ignore_eos": True, "batch_invariant": True},
+    ],
+    ids=str,
+)
+def test_strategies_and_options_that_transformers_has_not(options: dict[str, Any]):
+    given: dict[str, Any] = {"attention_mask": MASK, **PLAIN, **options}
+    assert through(PADDED, **given).equal(unspool.generate(MODEL, PADDED, **given))
+
+
+@pytest.mark.parametrize("strategy", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 1}], ids=str)
+def test_objects_of_the_caller_stay(strategy: dict[str, Any]):
+    def allowed(batch_id: int, ids: torch.Tensor) -> list[int]:
+        return [*range(3 + batch_id, 90, 2)]
+
+    results = []
+    for generate in (through, MODEL.generate):
+        objects: dict[str, Any] = {
+            "logits_processor": [Spy(), transformers.RepetitionPenaltyLogitsProcessor(1.5)],
+            "stopping_criteria": [Watch(lambda tokens: tokens % 37 == 9)],
+            "prefix_allowed_tokens_fn": allowed,
+        }
+        results.append(generate(PADDED, attention_mask=MASK, repetition_penalty=1.2, **PLAIN, **objects, **strategy))
+    assert results[0].equal(results[1])
+
+
+def test_a_stored_config_asks_for_nothing():
+    """A model whose author stored sampling options decodes greedily without complaint."""
+    model = tiny_model("llama", seed=5)
+    model.generation_config.update(temperature=0.6, top_p=0.9, top_k=1, do_sample=True)
+    given: dict[str, Any] = {"custom_generate": unspool.decoding_method, "max_new_tokens": 6}
+    for options in ({}, {"do_sample": False}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert model.generate(PADDED[1:2], **given, **options).equal(
+                model.generate(PADDED[1:2], max_new_tokens=6, **options)
+            )
+
+
+def test_one_engine_serves_both_doors():
+    model = tiny_model("gpt2")
+    unspool.generate(model, PADDED[1:2], max_new_tokens=3)
+    before = driver_of(model)
+    model.generate(PADDED[1:2], max_new_tokens=3, custom_generate=unspool.decoding_method)
+    assert driver_of(model) is before
+
+
+def test_what_transformers_does_not_pass_on_can_be_bound():
+    draft, tokenizer = tiny_model("llama", seed=6), byte_level()
+    method = functools.partial(unspool.decoding_method, assistant_model=draft)
+    assert MODEL.generate(PADDED[1:2], custom_generate=method, **PLAIN).equal(MODEL.generate(PADDED[1:2], **PLAIN))
+    model = tiny_model("llama", vocab_size=420, seed=5)
+    method = functools.partial(unspool.decoding_method, tokenizer=tokenizer, dry_sequence_breakers=["\n"])
+    given: dict[str, Any] = {"dry_multiplier": 0.9, "max_new_tokens": 12}
+    found = model.generate(PADDED[1:2], custom_generate=method, **given)
+    assert found.equal(unspool.generate(model, PADDED[1:2], tokenizer=tokenizer, dry_sequence_breakers=["\n"], **given))
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"token_type_ids": torch.zeros_like(PADDED)}, "token_type_ids"),
+        ({"inputs_embeds": torch.zeros(3, 5, 32)}, "inputs_embeds"),
+        ({"temperature": 0.7}, "temperature"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
+        ({"remove_invalid_values": True}, "remove_invalid_values"),
+        ({"strategy": "greedyy"}, "strategy"),
+    ],
+    ids=str,
+)
+def test_nothing_asked_is_ignored(options: dict[str, Any], option: str):
+    model = tiny_model("gpt2")
+    with warnings.catch_warnings(), pytest.raises(OptionError) as caught:
+        warnings.simplefilter("ignore")
+        model.generate(PADDED, attention_mask=MASK, custom_generate=unspool.decoding_method, **options)
+    assert caught.value.option == option
+
+
+def test_a_cache_that_holds_tokens_is_refused():
+    cache = transformers.DynamicCache(config=MODEL.config)
+    MODEL(PADDED[1:2, :3], past_key_values=cache)
+    with pytest.raises(OptionError, match="past_key_values"):
+        through(PADDED[1:2], past_key_values=cache)
+
+
+def test_an_encoder_decoder_is_refused_by_name():
+    config = transformers.T5Config(
+        vocab_size=97, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        model.generate(PADDED, custom_generate=unspool.decoding_method, max_new_tokens=3)

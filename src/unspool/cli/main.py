@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from unspool.cli.chat import chat
 from unspool.cli.compare import compare
 from unspool.cli.endings import CLOSED, FAILED, INTERRUPTED, abandon_output, report, tolerate_narrow_encodings
 from unspool.cli.generate import generate
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate)
+app.command("chat")(chat)
 app.command("next")(next_tokens)
 app.command("trace")(trace)
 app.command("compare")(compare)

@@ -1,0 +1,146 @@
+"""`unspool chat`: a conversation with a model, in a terminal or through a pipe.
+
+Owns: the loop of reading and answering, and what becomes of an answer that is stopped. Does not know: commands,
+keyboards, how text is made.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unspool.cli.commands import Desk, Next, complete, is_command, run_command
+from unspool.cli.dialogue import Dialogue
+from unspool.cli.endings import guarded, report
+from unspool.cli.generate import summary
+from unspool.cli.keyboard import Keyboard, Piped, Source
+from unspool.cli.options import AssistantFlag, DeviceFlag, DtypeFlag, ModelFlag, with_generation_options
+from unspool.cli.screen import Screen
+from unspool.cli.sources import load_assistant, load_model
+from unspool.text.chat import Message
+
+
+@guarded
+@with_generation_options
+def chat(
+    *,
+    model: ModelFlag = None,
+    assistant_model: AssistantFlag = None,
+    dtype: DtypeFlag = None,
+    device: DeviceFlag = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
+    ] = None,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Write the conversation as a transcript, for models without a chat template."),
+    ] = False,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option("--chat-template", metavar="FILE", help="A chat template in Jinja, in place of the model's own."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines on tokens, speed and seed.")] = False,
+    options: Mapping[str, Any],
+) -> None:
+    """Talk with a model.
+
+    Answers stream in. /help lists the commands: to take back, edit, retry, save, set options and more.
+    In a pipe every line is a message and every answer is printed; the first error ends it.
+    """
+    template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
+    language_model = load_model(model, dtype=dtype, device=device)
+    asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
+    dialogue = Dialogue(language_model, asked, plain=plain, chat_template=template, system=system)
+    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    source: Source = Keyboard(complete) if at_terminal else Piped()
+    screen = Screen(prompt="", echo=False)
+    desk = Desk(
+        dialogue=dialogue,
+        source=source,
+        load=lambda name: load_model(name, dtype=dtype, device=device),
+        show=typer.echo,
+        remark=screen.remark,
+    )
+    if source.interactive:
+        screen.remark(f"{language_model.info.name}: /help lists the commands, Ctrl-D leaves")
+    converse(desk, quiet=quiet)
+
+
+def converse(desk: Desk, *, quiet: bool) -> None:
+    """Read and answer until there is nothing more to read. In a terminal errors are told and do not end it."""
+    following: Next = "read"
+    before = list(desk.dialogue.messages)
+    while following != "leave":
+        try:
+            if following == "read":
+                before = list(desk.dialogue.messages)
+                following = _read(desk)
+            else:
+                following = _answer(desk, before, quiet=quiet)
+        except EOFError:
+            if desk.source.interactive:
+                typer.echo()
+            return
+        except KeyboardInterrupt:
+            if not desk.source.interactive:
+                raise
+            typer.echo()
+            following = "read"
+        except (BrokenPipeError, typer.Exit):
+            raise
+        except Exception as error:
+            if not desk.source.interactive:
+                raise
+            report(error)
+            following = "read"
+
+
+def _read(desk: Desk) -> Next:
+    """Read a message or a command, and return what is to be done."""
+    line = desk.source.message()
+    if not line.strip():
+        return "read"
+    if is_command(line):
+        return run_command(desk, line)
+    desk.dialogue.say(line.removeprefix("/") if line.startswith("//") else line)
+    return "answer"
+
+
+def _answer(desk: Desk, before: list[Message], *, quiet: bool) -> Next:
+    """Show the answer to the last message as it comes. One that is stopped counts as far as it has come.
+
+    Args:
+        before: the messages that come back where there is no answer.
+    """
+    dialogue, screen = desk.dialogue, Screen(prompt="", echo=False)
+    said = ""
+    try:
+        with dialogue.stream(tentative=screen.shows_tails) as chunks:
+            try:
+                for chunk in chunks:
+                    begins = dialogue.trims and not said
+                    text = chunk.text.lstrip() if begins else chunk.text
+                    tail = chunk.tentative
+                    said += text
+                    screen.text(text, tail=tail.lstrip() if tail and dialogue.trims and not said else tail)
+            finally:
+                screen.end_line()
+        if not quiet:
+            screen.remark(summary(chunks.generation))
+    except KeyboardInterrupt:
+        if not desk.source.interactive:
+            raise
+        if not said:
+            dialogue.messages = before
+            screen.remark("stopped before it began; nothing has been said")
+            return "read"
+        screen.remark("stopped; /retry for another answer, /undo to take your message back")
+    except Exception:
+        dialogue.messages = before
+        raise
+    dialogue.heard(said.rstrip() if dialogue.trims else said)
+    return "read"

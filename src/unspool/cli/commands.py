@@ -1,0 +1,201 @@
+"""What can be told to `unspool chat` besides messages: lines that begin with a slash.
+
+Owns: the commands, what they print, and their completion. Does not know: how an answer is shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from unspool.cli.dialogue import Dialogue
+from unspool.cli.keyboard import Source
+from unspool.config import OPTIONS, GenerationConfig
+from unspool.errors import PromptError
+
+if TYPE_CHECKING:
+    from unspool.model import LanguageModel
+
+Next: TypeAlias = Literal["read", "answer", "leave"]
+"""What is to be done after a command: read on, answer the last message, or leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What commands work on.
+
+    source: where messages come from. load: returns the model of a name. show: prints a line. remark: prints a line for
+    a person, and nothing in a pipe.
+    """
+
+    dialogue: Dialogue
+    source: Source
+    load: Callable[[str], LanguageModel]
+    show: Callable[[str], None]
+    remark: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command. argument: what it takes, as `/help` shows it."""
+
+    name: str
+    run: Callable[[Desk, str], Next]
+    help: str
+    argument: str = ""
+
+
+def is_command(line: str) -> bool:
+    """Return whether a line is a command; two slashes begin a message that begins with one."""
+    return line.startswith("/") and not line.startswith("//")
+
+
+def run_command(desk: Desk, line: str) -> Next:
+    """Carry a command out.
+
+    Raises:
+        PromptError: there is none of that name, or it lacks something. OptionError, OSError: it cannot be done.
+    """
+    name, _, argument = line.removeprefix("/").partition(" ")
+    command = _COMMANDS.get(_ALIASES.get(name, name))
+    if command is None:
+        close = difflib.get_close_matches(name, _COMMANDS, n=1)
+        meant = f"did you mean /{close[0]}? " if close else ""
+        raise PromptError(f"there is no command /{name}; {meant}/help lists them, // begins a message with a slash")
+    return command.run(desk, argument.strip())
+
+
+def complete(line: str) -> Sequence[str]:
+    """Return the words that the last one of a line may become."""
+    words = line.split(" ")
+    if not is_command(line):
+        return []
+    if len(words) == 1:
+        return [f"/{name}" for name in _COMMANDS if f"/{name}".startswith(words[0])]
+    if words[0] == "/set" and len(words) == 2:
+        return [name for name in OPTIONS if name.startswith(words[1])]
+    return []
+
+
+def _help(desk: Desk, argument: str) -> Next:
+    for command in _COMMANDS.values():
+        desk.show(f"  {f'/{command.name} {command.argument}':<22}{command.help}")
+    desk.show("A line that ends with \\ goes on with the next. Ctrl-C stops an answer, Ctrl-D leaves.")
+    return "read"
+
+
+def _system(desk: Desk, argument: str) -> Next:
+    if argument:
+        desk.dialogue.set_system(None if argument == "off" else argument)
+    desk.show(f"system: {desk.dialogue.system}" if desk.dialogue.system else "no system message")
+    return "read"
+
+
+def _reset(desk: Desk, argument: str) -> Next:
+    desk.dialogue.reset()
+    desk.remark("a new conversation")
+    return "read"
+
+
+def _undo(desk: Desk, argument: str) -> Next:
+    text = desk.dialogue.take_back_turn()
+    if text is None:
+        raise PromptError("there is nothing to take back")
+    desk.remark(f"taken back: {text}")
+    return "read"
+
+
+def _retry(desk: Desk, argument: str) -> Next:
+    if not desk.dialogue.take_back_answer():
+        raise PromptError("there is no message to answer again")
+    return "answer"
+
+
+def _edit(desk: Desk, argument: str) -> Next:
+    before = desk.dialogue.turn
+    if before is None:
+        raise PromptError("there is no message to edit")
+    if not argument and not desk.source.interactive:
+        raise PromptError("in a pipe /edit needs the new text behind it")
+    text = argument or desk.source.message(before)
+    if not text.strip():
+        desk.remark("the message stays as it was")
+        return "read"
+    desk.dialogue.take_back_turn()
+    desk.dialogue.say(text)
+    return "answer"
+
+
+def _save(desk: Desk, argument: str) -> Next:
+    file = _file(argument, "/save")
+    desk.dialogue.save(file)
+    desk.remark(f"{len(desk.dialogue.messages)} messages saved to {file}")
+    return "read"
+
+
+def _load(desk: Desk, argument: str) -> Next:
+    file = _file(argument, "/load")
+    desk.dialogue.load(file)
+    messages = desk.dialogue.messages
+    waits = "; the last one waits for an answer: /retry" if messages and messages[-1]["role"] == "user" else ""
+    desk.remark(f"{len(messages)} messages loaded{waits}")
+    return "read"
+
+
+def _set(desk: Desk, argument: str) -> Next:
+    name, _, text = argument.partition(" ")
+    if not text.strip():
+        raise PromptError("/set takes an option and its value: /set temperature 0.8, /set temperature off")
+    desk.dialogue.set_option(name, text.strip())
+    return "read"
+
+
+def _options(desk: Desk, argument: str) -> Next:
+    known = {name: value for name, value in desk.dialogue.options.items() if name in OPTIONS}
+    for name, value in GenerationConfig(**known).to_dict().items():
+        desk.show(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    if not known:
+        desk.show("no option is set; the model's own and the defaults hold")
+    return "read"
+
+
+def _model(desk: Desk, argument: str) -> Next:
+    if argument:
+        desk.dialogue.answer_with(desk.load(argument))
+    info = desk.dialogue.model.info
+    desk.show(f"{info.name}: {info.path}")
+    return "read"
+
+
+def _exit(desk: Desk, argument: str) -> Next:
+    return "leave"
+
+
+def _file(argument: str, command: str) -> Path:
+    if not argument:
+        raise PromptError(f"{command} takes the name of a file")
+    return Path(argument).expanduser()
+
+
+_COMMANDS: Final = {
+    command.name: command
+    for command in (
+        Command(name="help", run=_help, help="list the commands"),
+        Command(name="system", argument="TEXT", run=_system, help="tell the model something before all else, or off"),
+        Command(name="reset", run=_reset, help="begin a new conversation"),
+        Command(name="undo", run=_undo, help="take back your last message and its answer"),
+        Command(name="retry", run=_retry, help="have your last message answered again"),
+        Command(name="edit", argument="[TEXT]", run=_edit, help="change your last message and have it answered"),
+        Command(name="save", argument="FILE", run=_save, help="write the conversation to a file"),
+        Command(name="load", argument="FILE", run=_load, help="take up the conversation in a file"),
+        Command(name="set", argument="OPTION VALUE", run=_set, help="set an option; off or default takes it away"),
+        Command(name="options", run=_options, help="show the options that are set"),
+        Command(name="model", argument="[NAME]", run=_model, help="show who answers, or have another model answer"),
+        Command(name="exit", run=_exit, help="leave"),
+    )
+}
+_ALIASES: Final = {"regenerate": "retry", "quit": "exit", "bye": "exit", "clear": "reset", "?": "help"}

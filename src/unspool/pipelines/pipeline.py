@@ -1,0 +1,192 @@
+"""pipeline(): a task and a model become something to call.
+
+Owns: how the model, its tokenizer and what its config holds for a task are found. Does not know: what tasks do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from unspool.errors import ModelError, OptionError
+from unspool.pipelines.base import Pipeline
+from unspool.pipelines.tasks import Task, find_task
+from unspool.pipelines.text_generation import TextGenerationPipeline
+from unspool.pipelines.text_to_text import TextToTextPipeline
+
+if TYPE_CHECKING:
+    import torch
+
+    from unspool.model import LanguageModel
+
+_LOADING: Final = frozenset(
+    {"cache_dir", "code_revision", "device_map", "force_download", "local_files_only", "max_batch_tokens",
+     "max_cache_tokens", "max_sequences", "pack", "quantization_config", "revision", "subfolder", "token",
+     "trust_remote_code"}
+)  # fmt: skip
+"""Arguments that say how a model is loaded; all others are arguments of every call."""
+
+_EMBEDDED: Final = ("tale", "tale-draft")
+_WITHOUT_EFFECT: Final = frozenset({"binary_output", "framework", "use_fast"})
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    "config": "give options of generation as `generation_config`, or load the model with the config yourself",
+    "feature_extractor": "use transformers.pipeline for sound and pictures",
+    "image_processor": "use transformers.pipeline for sound and pictures",
+    "processor": "give its `tokenizer`",
+    "pipeline_class": "derive from a class of unspool.pipelines",
+}
+
+# What transformers' pipeline says before the prompts of these models, which are lost without a beginning.
+_NEED_A_BEGINNING: Final = ("XLNetLMHeadModel", "TransfoXLLMHeadModel")
+
+
+def pipeline(
+    task: str | None = None,
+    model: Any = None,
+    *,
+    tokenizer: Any = None,
+    device: int | str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **arguments: Any,
+) -> Pipeline:
+    """Return something to call for a task, as transformers.pipeline does.
+
+    Args:
+        task: "text-generation", "text2text-generation", "summarization", "translation" or "translation_xx_to_yy"; None
+            for the one that the model is made for.
+        model: a name or folder, a loaded transformers model (which stays untouched) or a LanguageModel; None for the
+            embedded model.
+        tokenizer: a tokenizer, or the name or folder of one; a loaded transformers model needs it.
+        device: such as "cpu", "cuda:0", or the number of a GPU, -1 being the CPU; None for the first GPU if there is
+            one.
+        dtype: as in `load`; `torch_dtype` is another name for it.
+        arguments: for loading (`revision`, `device_map`, `trust_remote_code`, `model_kwargs`, ...), and arguments of
+            every call, which those of a call come before.
+
+    Raises:
+        OptionError: the task or an argument is unknown, or an argument is out of range.
+        ModelError: the model cannot be loaded, or is not made for the task.
+        PromptError: the model has no tokenizer.
+
+    Example:
+        generator = unspool.pipeline("text-generation")
+        generator("Once upon a time", max_new_tokens=20)[0]["generated_text"]
+    """
+    wanted = None if task is None else find_task(task)
+    loading, given = _sorted(arguments)
+    if "torch_dtype" in given:
+        other = given.pop("torch_dtype")
+        if dtype is not None:
+            raise OptionError("torch_dtype", other, "is another name for `dtype`", "leave out one of the two")
+        dtype = other
+    lm, config = _loaded(model, tokenizer, device=device, dtype=dtype, loading=loading)
+    if wanted is None:
+        wanted = find_task("text2text-generation" if lm.info.needs_source else "text-generation")
+    _check_fit(wanted, lm)
+    if isinstance(given.get("assistant_model"), str | os.PathLike):
+        given["assistant_model"], _ = _loaded(given["assistant_model"], None, device=device, dtype=dtype, loading={})
+    stored = _stored_for(wanted, config)
+    prefix = stored.pop("prefix", None) or _prefix_of(config, model)
+    kind = TextToTextPipeline if wanted.reads_source else TextGenerationPipeline
+    return kind(wanted, lm, stored=stored, prefix=prefix, given=given)
+
+
+def _sorted(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (arguments of loading, arguments of calls).
+
+    Raises:
+        OptionError: one of transformers' arguments means nothing here.
+    """
+    rest = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
+    for name, hint in _ELSEWHERE.items():
+        if rest.pop(name, None) is not None:
+            raise OptionError(name, type(arguments[name]), "is not an argument of these pipelines", hint)
+    loading = dict(rest.pop("model_kwargs", None) or {})
+    for name in _LOADING & rest.keys():
+        value = rest.pop(name)
+        if value is not None:
+            loading[name] = value
+    return loading, rest
+
+
+def _loaded(
+    model: Any, tokenizer: Any, *, device: Any, dtype: Any, loading: Mapping[str, Any]
+) -> tuple[LanguageModel, Any]:
+    """Return the model ready to write, and transformers' config of it, None where that is not known."""
+    from unspool.loading import load
+    from unspool.model import LanguageModel
+
+    if isinstance(model, LanguageModel):
+        asked = {"tokenizer": tokenizer, "device": device, "dtype": dtype, **loading}
+        for name, value in asked.items():
+            if value is not None and not (name == "tokenizer" and value is model.tokenizer):
+                raise OptionError(name, value, "cannot be given with a LanguageModel, which is loaded", "leave it out")
+        return model, None
+    if model is None or isinstance(model, str | os.PathLike):
+        where = _device(device, loading)
+        lm = load(model, tokenizer=tokenizer, device=where, dtype=dtype, **loading)
+        return lm, _config_of(model, loading)
+    if device is not None:
+        device = _device(device, loading)
+        device = None if device == str(getattr(model, "device", None)) else device  # it may be there already
+    if tokenizer is None:
+        raise ModelError("a loaded model brings no tokenizer: give `tokenizer`, or its name or folder")
+    lm = load(model, tokenizer=tokenizer, device=device, dtype=dtype, **loading)
+    return lm, getattr(model, "config", None)
+
+
+def _device(device: Any, loading: Mapping[str, Any]) -> Any:
+    """Return where the model is to run, as torch names it."""
+    if device is None:
+        import torch
+
+        return None if "device_map" in loading or not torch.cuda.is_available() else "cuda:0"
+    if isinstance(device, int) and not isinstance(device, bool):
+        return "cpu" if device < 0 else f"cuda:{device}"
+    return str(device)
+
+
+def _config_of(model: str | os.PathLike[str] | None, loading: Mapping[str, Any]) -> Any:
+    """Return transformers' config of a model that has just been loaded; the embedded ones have nothing to say."""
+    if model is None or (str(model) in _EMBEDDED and not os.path.isdir(model)):
+        return None
+    from transformers import AutoConfig
+
+    told = {"cache_dir", "code_revision", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"}
+    return AutoConfig.from_pretrained(model, **{name: loading[name] for name in told & loading.keys()})
+
+
+def _check_fit(task: Task, lm: LanguageModel) -> None:
+    """Refuse a task that the model is not made for."""
+    if task.reads_source == lm.info.needs_source:
+        return
+    if task.reads_source:
+        raise ModelError(
+            f"{lm.info.name} goes on from texts and reads no source, which {task.name} needs; give an encoder-decoder, "
+            "or use text-generation"
+        )
+    raise ModelError(f"{lm.info.name} makes a text into another; use text2text-generation")
+
+
+def _stored_for(task: Task, config: Any) -> dict[str, Any]:
+    """Return what a config holds for the task: options of generation and a prefix.
+
+    transformers 5 reads it no more, and its 4.x for all tasks; here tasks that read a source do.
+    """
+    stored = getattr(config, "task_specific_params", None)
+    if not task.reads_source or not isinstance(stored, Mapping):
+        return {}
+    return dict(stored.get(task.name) or {})
+
+
+def _prefix_of(config: Any, model: Any) -> str | None:
+    """Return what stands before every text for this model."""
+    if (prefix := getattr(config, "prefix", None)) is not None:
+        return str(prefix)
+    architectures = getattr(config, "architectures", None) or [type(model).__name__]
+    if any(name in _NEED_A_BEGINNING for name in architectures):
+        from transformers import TextGenerationPipeline as Theirs
+
+        return str(Theirs.XL_PREFIX)
+    return None

@@ -1,0 +1,78 @@
+"""The pipeline "text-generation": texts and conversations are gone on with.
+
+Owns: its prompts and records. Does not know: how text is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unspool.pipelines.base import Call, Pipeline, Record
+from unspool.pipelines.inputs import Input, Prepared, continues, encode_input, hole
+from unspool.results import Completion, Generation
+from unspool.text.chat import answer_of, continued
+
+
+class TextGenerationPipeline(Pipeline):
+    """Goes on from texts and answers conversations.
+
+    Results are lists of records, one an output: {"generated_text": prompt and continuation}; the continuation alone
+    with return_full_text=False; {"generated_token_ids": [...]} with return_tensors=True. For a conversation the text is
+    the list of its messages with the answer behind.
+    """
+
+    def _prepared(self, given: Input, call: Call) -> Prepared:
+        settings, prefix = call.settings, self._prefix_of(call) if isinstance(given, str) else ""
+        bos_token_id = self.model.info.bos_token_id
+        asked = settings.tokenizer_options
+        ids = encode_input(given, self.tokenizer, bos_token_id, settings, prefix=prefix)
+        lengths: dict[str, int] = {}
+        if prefix:
+            # A limit on the whole does not count the prefix.
+            extra = len(self.tokenizer(prefix, add_special_tokens=bool(asked.get("add_special_tokens")))["input_ids"])
+            named = {name: getattr(call.resolved, name) for name in ("max_length", "min_length")}
+            lengths = {name: limit + extra for name, limit in named.items() if limit}
+        if settings.handle_long_generation is not None:
+            ids = hole(ids, room=self._room(ids, call), longest=self._longest())
+        return Prepared(
+            given=given,
+            prompt=ids,
+            opening=ids,
+            options={**call.options, **lengths},
+            continues=not isinstance(given, str) and continues(given, settings),
+        )
+
+    def _room(self, ids: tuple[int, ...], call: Call) -> int:
+        """Return how many new tokens there may be."""
+        config = call.resolved
+        if config.max_new_tokens is not None:
+            return config.max_new_tokens
+        return max(1, config.max_length - len(ids)) if config.max_length is not None else 1
+
+    def _longest(self) -> int | None:
+        """Return the most tokens that model and tokenizer hold; tokenizers without a bound name a huge number."""
+        limits = (self.model.info.max_length, getattr(self.tokenizer, "model_max_length", None))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _record(self, prepared: Prepared, generation: Generation, completion: Completion, call: Call) -> Record:
+        if call.settings.returned == "ids":
+            return {"generated_token_ids": [*prepared.opening, *completion.token_ids]}
+        text = self._text(generation, completion, call)
+        new_alone = call.settings.returned == "new"
+        return {"generated_text": text if new_alone else self._full(prepared, completion, text, call)}
+
+    def _full(self, prepared: Prepared, completion: Completion, text: str, call: Call) -> Any:
+        """Return the prompt with its continuation: a text, or messages."""
+        if isinstance(prepared.given, str):
+            return prepared.given + text
+        messages = list(prepared.given)
+        if prepared.continues:
+            return [*messages[:-1], continued(messages[-1], text)]
+        answer = answer_of(
+            text,
+            tokenizer=self.tokenizer,
+            prompt_ids=prepared.opening,
+            token_ids=completion.token_ids,
+            tools=call.settings.tools,
+        )
+        return [*messages, answer]

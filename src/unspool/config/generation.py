@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from unspool.config.differences import Differences
 from unspool.config.fields.length import LengthOptions, StoppingOptions
 from unspool.config.fields.models import EncoderOptions, SpeculationOptions
 from unspool.config.fields.output import EngineOptions, OutputOptions
@@ -94,11 +95,11 @@ class GenerationConfig(
 
     __replace__ = replace
 
-    def diff(self, other: GenerationConfig) -> dict[str, tuple[Any, Any]]:
-        """Return the options that differ: name --> (here, there), UNSET where one is not given."""
+    def diff(self, other: GenerationConfig) -> Differences:
+        """Return the options that differ: name --> (here, there), UNSET where one is not given; prints as a table."""
         here, there = self._given_values(), other._given_values()
         pairs = {name: (here.get(name, UNSET), there.get(name, UNSET)) for name in OPTIONS}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        return Differences((name, pair) for name, pair in pairs.items() if pair[0] != pair[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the given options as plain JSON values; `from_dict` gives the same config again."""
@@ -135,29 +136,110 @@ class GenerationConfig(
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
-        config_file_name: str = "generation_config.json",
-        **hub_options: Any,
+        config_file_name: str | None = None,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **options: Any,
     ) -> GenerationConfig:
-        """Return the config stored with a model.
+        """Return a config stored in a folder or on the hub, by us or by transformers 4 or 5.
 
         Args:
             name_or_path: a folder, or a repository of the hub.
-            config_file_name: the file's name in it.
-            hub_options: passed on to `huggingface_hub.hf_hub_download`, such as `revision` or `local_files_only`.
+            config_file_name: the file's name in it; None for "generation_config.json".
+            subfolder: a folder inside, that holds the file.
+            revision, token, cache_dir, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`;
+                they do not matter for a folder.
+            options: options that come before what the file says.
 
         Raises:
             ModelError: the file is absent, or no JSON object.
+            OptionError: as the constructor, of `options`.
             MissingExtra: `name_or_path` is no folder, and huggingface_hub is not installed.
         """
-        from unspool.config.storage import read_config
+        from unspool.config.storage import CONFIG_FILE_NAME, read_config
 
-        return read_config(name_or_path, config_file_name, hub_options)
+        hub_options = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        config = read_config(name_or_path, config_file_name or CONFIG_FILE_NAME, subfolder, hub_options)
+        return config.replace(**options) if options else config
 
-    def save_pretrained(self, folder: str | os.PathLike[str], config_file_name: str = "generation_config.json") -> None:
-        """Write the given options and the extras into a folder, made if absent; transformers reads the file."""
-        from unspool.config.storage import write_config
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        config_file_name: str | None = None,
+        *,
+        push_to_hub: bool = False,
+        **hub_options: Any,
+    ) -> None:
+        """Write the given options and the extras into a folder, made if absent; transformers reads the file.
 
-        write_config(self, folder, config_file_name)
+        Args:
+            folder: where to; several configs may lie in one folder under names of their own.
+            config_file_name: the file's name; None for "generation_config.json".
+            push_to_hub: whether to upload the file as well.
+            hub_options: arguments of `push_to_hub`; `repo_id` is the folder's name unless given.
+
+        Raises:
+            ModelError: `folder` is a file, an extra is no JSON, or the hub refuses.
+        """
+        from unspool.config.storage import CONFIG_FILE_NAME, write_config
+
+        if hub_options and not push_to_hub:
+            name, value = next(iter(hub_options.items()))
+            raise OptionError(name, value, "is read only together with `push_to_hub`", "set push_to_hub=True")
+        path = write_config(self, folder, config_file_name or CONFIG_FILE_NAME)
+        if push_to_hub:
+            self.push_to_hub(hub_options.pop("repo_id", path.parent.name), path.name, **hub_options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        config_file_name: str | None = None,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the config to a model repository of the hub, made if absent.
+
+        Args:
+            repo_id: "owner/name", or a name in your own namespace.
+            config_file_name: the file's name in it; None for "generation_config.json".
+            commit_message, commit_description: of the upload; None for a message that names the file.
+            private: whether a repository that has to be made is private; None for its owner's habit.
+            token: a token, True for the stored one, None for the stored one where there is any.
+            revision: the branch; None for the main one. create_pr: whether to open a pull request instead.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            ModelError: the hub cannot be reached or refuses; the message says why.
+            MissingExtra: huggingface_hub is not installed.
+        """
+        from unspool.config.storage import CONFIG_FILE_NAME, upload_config
+
+        commit = {
+            "commit_message": commit_message,
+            "commit_description": commit_description,
+            "revision": revision,
+            "create_pr": create_pr,
+        }
+        name = config_file_name or CONFIG_FILE_NAME
+        return upload_config(self, repo_id, name, private=private, token=token, commit=commit)
 
     def _given_values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in OPTIONS if name in self.given}

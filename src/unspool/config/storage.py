@@ -1,4 +1,4 @@
-"""Reading and writing generation_config.json, ours and transformers' alike.
+"""Reading, writing and uploading generation_config.json, ours and transformers' alike.
 
 A JSON null in such a file means "not given", as transformers writes it. An option that is given as off is therefore
 written as its neutral value where it has one, and listed under `unspool_off` where it has none.
@@ -15,19 +15,28 @@ from typing import Any, Final
 from unspool.config.generation import OPTIONS, GenerationConfig
 from unspool.errors import MissingExtra, ModelError
 
+CONFIG_FILE_NAME: Final = "generation_config.json"
+
 _OFF: Final = "unspool_off"
+_NO_HUB: Final = "configs of the hub need: pip install huggingface_hub"
 
 
 def read_config(
-    name_or_path: str | os.PathLike[str], config_file_name: str, hub_options: Mapping[str, Any]
+    name_or_path: str | os.PathLike[str],
+    config_file_name: str,
+    subfolder: str | None = None,
+    hub_options: Mapping[str, Any] | None = None,
 ) -> GenerationConfig:
     """Return the config stored in a folder or a hub repository; see GenerationConfig.from_pretrained."""
     folder = Path(name_or_path)
-    path = folder / config_file_name if folder.is_dir() else _download(str(name_or_path), config_file_name, hub_options)
+    if folder.is_dir():
+        path = folder / (subfolder or "") / config_file_name
+    else:
+        path = _download(os.fspath(name_or_path), config_file_name, {"subfolder": subfolder, **(hub_options or {})})
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{folder} has no {config_file_name}") from None
+        raise ModelError(f"{path.parent} has no {path.name}{_others(path.parent)}") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(stored, dict):
@@ -37,12 +46,17 @@ def read_config(
     return config.replace(**dict.fromkeys(off)) if off else config
 
 
+def _others(folder: Path) -> str:
+    found = sorted(path.name for path in folder.glob("*.json"))
+    return f"; it has {', '.join(found)}" if found else ""
+
+
 def _download(repository: str, config_file_name: str, hub_options: Mapping[str, Any]) -> Path:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
-        raise MissingExtra("reading a config from the hub needs: pip install huggingface_hub") from error
+        raise MissingExtra(_NO_HUB) from error
     try:
         return Path(hf_hub_download(repository, config_file_name, **hub_options))
     except HFValidationError as error:
@@ -51,8 +65,23 @@ def _download(repository: str, config_file_name: str, hub_options: Mapping[str, 
         raise ModelError(f"{config_file_name} of {repository!r} cannot be had: {error}") from error
 
 
-def write_config(config: GenerationConfig, folder: str | os.PathLike[str], config_file_name: str) -> None:
-    """Write the config into a folder; see GenerationConfig.save_pretrained."""
+def write_config(config: GenerationConfig, folder: str | os.PathLike[str], config_file_name: str) -> Path:
+    """Write the config into a folder; see GenerationConfig.save_pretrained. Returns the file's full path."""
+    text = to_json(config)
+    path = Path(folder).absolute() / config_file_name
+    if Path(folder).is_file():
+        raise ModelError(f"{os.fspath(folder)!r} is a file; a config is saved into a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def to_json(config: GenerationConfig) -> str:
+    """Return the text of the config's file, alike for equal configs.
+
+    Raises:
+        ModelError: an extra is no JSON.
+    """
     values = config.to_dict()
     off = [name for name, value in values.items() if value is None and OPTIONS[name].off is None]
     neutral = {name: OPTIONS[name].off for name, value in values.items() if value is None and name not in off}
@@ -60,9 +89,11 @@ def write_config(config: GenerationConfig, folder: str | os.PathLike[str], confi
     stored = {name: value for name, value in stored.items() if value is not None}
     if off:
         stored[_OFF] = off
-    text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / config_file_name).write_text(text + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the config cannot be written as JSON: {error}") from error
+    return text + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -70,3 +101,42 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def upload_config(
+    config: GenerationConfig,
+    repo_id: str,
+    config_file_name: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    commit: Mapping[str, Any],
+) -> str:
+    """Upload the config to the hub; see GenerationConfig.push_to_hub. Returns the commit's address.
+
+    Args:
+        commit: further arguments of `HfApi.upload_file`; a message that is None gets a default.
+    """
+    content = to_json(config).encode()
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingExtra(_NO_HUB) from error
+    message = commit["commit_message"] or f"Upload {config_file_name}"
+    try:
+        api = HfApi(token=token)
+        full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        done = api.upload_file(
+            path_or_fileobj=content,
+            path_in_repo=config_file_name,
+            repo_id=full_name,
+            **{**commit, "commit_message": message},
+        )
+    except Exception as error:  # the hub's own, and those of the transport under it
+        raise ModelError(f"{config_file_name} cannot be uploaded to {repo_id!r}: {_reason(error)}") from error
+    return str(done.commit_url)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's first line; the hub's own errors begin with the useful one."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,58 @@
+"""What differs between two configs, as a mapping that prints as a table.
+
+Owns: the look of the table. Does not know: how configs are compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from unspool.config.option import UNSET
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_HEAD: Final = ("option", "here", "there")
+_WIDEST: Final = 40
+
+
+class Differences(dict[str, tuple[Any, Any]]):
+    """Options that differ: name --> (here, there), UNSET where one side does not give it.
+
+    Printed, it is a table; an option that is not given stands with its default, where that is not None.
+    """
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return (option, here, there) in words, in the order of the option table."""
+        return [(name, _shown(name, here), _shown(name, there)) for name, (here, there) in self.items()]
+
+    def __str__(self) -> str:
+        if not self:
+            return "no differences"
+        rows = [_HEAD, *((name, _cut(here), _cut(there)) for name, here, there in self.rows())]
+        name_width, here_width = (max(len(row[index]) for row in rows) for index in (0, 1))
+        return "\n".join(f"{name:{name_width}}  {here:{here_width}}  {there}" for name, here, there in rows)
+
+    def __rich__(self) -> Table | str:
+        if not self:
+            return str(self)
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*_HEAD, box=None, pad_edge=False, header_style="bold")
+        for row in self.rows():
+            table.add_row(*map(Text, row))  # a value may hold brackets, which are no markup
+        return table
+
+
+def _shown(name: str, value: Any) -> str:
+    from unspool.config.generation import OPTIONS
+
+    if value is not UNSET:
+        return "off" if value is None else repr(value)
+    default = OPTIONS[name].default
+    return "not given" if default is None else f"not given ({default!r})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"

@@ -11,7 +11,7 @@ import torch
 import unspool
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
-from tests.tiny_seq2seq import tiny_seq2seq
+from tests.tiny_seq2seq import NUM_FRAMES, NUM_MEL_BINS, tiny_seq2seq
 from unspool import LanguageModel, ModelError, OptionError, PromptError
 
 
@@ -156,3 +156,52 @@ def test_the_embedded_models_are_small_and_store_no_sampling() -> None:
     assert GenerationConfig.from_pretrained(EMBEDDED).do_sample is None
     draft = unspool.load(EMBEDDED / "draft")
     assert draft.info.vocab_size == unspool.load().info.vocab_size
+
+
+def test_a_folder_without_a_tokenizer_reads_token_ids(tmp_path: Path) -> None:
+    for family in ("gpt2", "llama"):
+        tiny_model(family).save_pretrained(tmp_path / family)
+        lm = unspool.load(tmp_path / family)
+        assert lm.tokenizer is None
+        assert len(lm.generate([5, 6], max_new_tokens=3, ignore_eos=True).completions[0].token_ids) == 3
+        with pytest.raises(PromptError, match="needs a tokenizer"):
+            lm.generate("Hello")
+
+
+def test_a_source_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(PromptError, match="source token 2 is 700, outside the vocabulary of"):
+        unspool.load(tiny_seq2seq("bart")).generate([5, 6, 700])
+
+
+def test_guidance_of_an_encoder_decoder_reads_another_source() -> None:
+    lm = unspool.load(tiny_seq2seq("t5"))
+    options = {"max_new_tokens": 6, "ignore_eos": True}
+    with pytest.raises(OptionError, match=r"guidance_scale.*needs `negative_prompt`"):
+        lm.generate([5, 6, 7], guidance_scale=2.0, **options)
+    away = lm.generate([5, 6, 7], guidance_scale=0.0, negative_prompt=[9, 10], **options)
+    assert away.completions[0].token_ids == lm.generate([9, 10], **options).completions[0].token_ids
+    guided = lm.generate([5, 6, 7], guidance_scale=3.0, negative_prompt=[9, 10], **options)
+    assert guided.completions[0].token_ids != lm.generate([5, 6, 7], **options).completions[0].token_ids
+
+
+def test_a_draft_model_reads_what_the_model_reads() -> None:
+    lm = unspool.load(tiny_seq2seq("t5"))
+    with pytest.raises(OptionError, match="assistant_model.*must read text.*reads audio"):
+        lm.generate([5, 6], assistant_model=unspool.load(tiny_seq2seq("whisper", vocab_size=lm.info.vocab_size)))
+
+
+def test_a_speech_models_language_is_heard_and_can_be_said() -> None:
+    model = tiny_seq2seq("whisper")
+    model.generation_config.lang_to_id = {"<|en|>": 20, "<|de|>": 21}
+    model.generation_config.task_to_id = {"transcribe": 30, "translate": 31}
+    model.generation_config.no_timestamps_token_id = 40
+    lm = unspool.load(model)
+    start = model.generation_config.decoder_start_token_id
+    audio = torch.randn(NUM_MEL_BINS, NUM_FRAMES, generator=torch.Generator().manual_seed(1))
+    told = lm.generate(audio, language="german", task="translate", max_new_tokens=3)
+    assert told.prompt_token_ids == (start, 21, 31, 40)
+    assert lm.generate(audio, max_new_tokens=3).prompt_token_ids[1] in (20, 21)
+    with pytest.raises(OptionError, match=r"language.*en, de|language.*de, en"):
+        lm.generate(audio, language="xx")
+    with pytest.raises(OptionError, match=r"language.*one name for all"):
+        lm.generate(audio, language=["en"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from unspool.errors import OptionError
 from unspool.protocols import Runtime
+
+if TYPE_CHECKING:
+    from unspool.runtimes.source_info import SourceInfo
 
 _OPTION = "assistant_model"
 _REMEDY = "give a draft model of the same tokenizer, or draft from the prompt with prompt_lookup_num_tokens"
@@ -69,6 +72,18 @@ def check_vocabulary(assistant: Assistant, tokenizer: Any, vocab_size: int) -> N
     else:
         allowed += f", whose {len(ours)} tokens are not its {len(theirs)}"
     raise OptionError(_OPTION, name, allowed, _REMEDY)
+
+
+def check_source(assistant: Assistant, source: SourceInfo | None) -> None:
+    """Refuse a draft model whose encoder reads something else than the model's.
+
+    Raises:
+        OptionError: it does.
+    """
+    theirs: SourceInfo | None = getattr(assistant.runtime, "source", None)
+    if source is not None and theirs is not None and theirs.kind != source.kind:
+        allowed = f"must read {source.kind}, as the model does, and reads {theirs.kind}"
+        raise OptionError(_OPTION, assistant.runtime.info.name, allowed, "leave it out")
 
 
 _FINGERPRINTS: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()

@@ -55,7 +55,7 @@ top_p as in Holtzman et al. 2020, section 5; penalty_alpha as in Su et al. 2022,
 in Vijayakumar et al. 2018, section 5.
 """
 
-_OBJECTS: Final = ("processors", "criteria", "assistant_model")
+_OBJECTS: Final = ("processors", "criteria", "assistant_model", "decoder_input_ids", "language", "task")
 """What a call may hold besides options of the table."""
 
 _SUPERSEDES: Final = {

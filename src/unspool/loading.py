@@ -32,6 +32,7 @@ from unspool.runtimes.choose import runtime_of
 EMBEDDED = Path(__file__).parent / "tale"
 """Folder of the embedded model; its draft stands in the folder `draft` inside."""
 
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "merges.txt", "*.tiktoken", "*tokenizer*.py")
 _NAMED = {"tale": EMBEDDED, "tale-draft": EMBEDDED / "draft"}
 
 
@@ -91,7 +92,8 @@ def load(
         if source in _NAMED and not Path(source).is_dir():
             source = str(_NAMED[source])
         model = _from_pretrained(source, device, dtype, from_pretrained_options)
-        own, read_tokenizer = True, _tokenizer(tokenizer or source, from_pretrained_options)
+        stored_one = source if _has_tokenizer(source, from_pretrained_options) else None
+        own, read_tokenizer = True, _tokenizer(tokenizer or stored_one, from_pretrained_options)
         read_processor = _processor(processor or source, model, from_pretrained_options)
     runtime = runtime_of(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
     stored = GenerationConfig.from_transformers(model.generation_config)
@@ -159,10 +161,13 @@ def _processor(given: Any, model: Any, options: dict[str, Any]) -> Any:
         return None
     if not isinstance(given, str | os.PathLike):
         return given
+    ours = str(given) == getattr(model.config, "_name_or_path", None)
     try:
         return AutoProcessor.from_pretrained(str(given), **_hub_options(options))  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, ImportError):
-        return None  # features can be given in its place; what needs it says so
+    except (OSError, ValueError, ImportError) as error:
+        if ours:
+            return None  # features can be given in its place; what needs it says so
+        raise ModelError(f"cannot load a processor from {str(given)!r}: {_first_line(error)}") from error
 
 
 def _check_source(source: str) -> None:
@@ -200,6 +205,14 @@ def _dtype(given: str | torch.dtype | None) -> Any:
 
 def _on_cpu(model: Any) -> bool:
     return all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def _has_tokenizer(source: str, options: dict[str, Any]) -> bool:
+    """Return whether there is a tokenizer to load; without its files transformers makes up an empty one."""
+    folder = Path(source) / options.get("subfolder", "")
+    if not folder.is_dir():
+        return True  # the hub will tell
+    return any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
 
 
 def _tokenizer(given: Any, options: dict[str, Any]) -> Any:

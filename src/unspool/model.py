@@ -365,7 +365,7 @@ class LanguageModel:
         """Return a single prompt, or refuse several."""
         prompts = self._reader.split(prompt)
         if not prompts.single:
-            raise PromptError("one prompt is wanted here and several were given")
+            raise PromptError(f"one prompt is wanted here and {len(prompts.items) or 'none'} were given")
         return prompts.items[0]
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unspool.assistants import Assistant, check_vocabulary, read_assistant
+from unspool.assistants import Assistant, check_source, check_vocabulary, read_assistant
 from unspool.config import GenerationConfig, resolve
 from unspool.engine import Request
 from unspool.errors import OptionError
@@ -20,6 +20,7 @@ from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.stops import StopStrings
+from unspool.types import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def plan_jobs(
     """
     told, tokenizer, info = config, reader.tokenizer, reader.info
     beginning = own.beginning
-    if "decoder_start_token_id" in config.asked or (reader.source is not None and config.decoder_start_token_id):
+    if "decoder_start_token_id" in config.asked:  # the model's own is known to its reader
         beginning = beginning._replace(decoder_start_token_id=config.decoder_start_token_id)
     if config.echo and reader.source is not None:
         hint = "leave it out; `prompt` of the result is what was read"
@@ -138,6 +139,7 @@ def plan_jobs(
     config = _with_forced_words(_with_token_breakers(config, tokenizer), tokenizer)
     if own.assistant is not None:
         check_vocabulary(own.assistant, tokenizer, info.vocab_size)
+        check_source(own.assistant, reader.source)
     criteria = _criteria(config, own, detokenizer)
     jobs = []
     for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True)):
@@ -145,10 +147,7 @@ def plan_jobs(
         strategy = own.strategy or STRATEGIES[config.strategy or "greedy"]
         if config.echo and config.logprobs is not None:
             strategy = WithPromptScores(strategy)
-        negative = None
-        if config.guidance_scale is not None and config.guidance_scale != 1.0:
-            given = own.negative_prompts[index] if own.negative_prompts else config.negative_prompt
-            negative = ids[-1:] if given is None else encode(given, tokenizer, info.bos_token_id)
+        negative, negative_source = _negative(ids, config, own, reader, index)
         request = Request(
             prompt=ids,
             config=config,
@@ -159,11 +158,32 @@ def plan_jobs(
             source=source,
             assistant=own.assistant.runtime if own.assistant is not None else None,
             negative_prompt=negative,
+            negative_source=negative_source,
             tentative=tentative,
             trace=trace,
         )
         jobs.append(Job(request=request, prompt_text=text, config=told, model=info.name))
     return jobs
+
+
+def _negative(
+    ids: tuple[int, ...], config: GenerationConfig, own: Own, reader: Reader, index: int
+) -> tuple[tuple[int, ...] | None, Source | None]:
+    """Return what guidance moves away from: token ids, and a source where the model reads one; None where it is off.
+
+    Raises:
+        OptionError: a model with an encoder needs something else to read.
+    """
+    scale = config.guidance_scale
+    if scale is None or scale == 1.0:
+        return None, None
+    given = own.negative_prompts[index] if own.negative_prompts else config.negative_prompt
+    if reader.source is None:
+        return (ids[-1:] if given is None else encode(given, reader.tokenizer, reader.info.bos_token_id)), None
+    if given is None:
+        allowed = f"needs `negative_prompt` for {reader.info.name}, as something else for its encoder to read"
+        raise OptionError("guidance_scale", scale, allowed, "give one, or leave this out")
+    return ids, reader.read(given).source
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:

@@ -72,6 +72,10 @@ def encode(prompt: str | tuple[int, ...], tokenizer: Any, bos_token_id: int | No
         raise PromptError(f"the tokenizer cannot read the prompt {prompt!r}: {error}") from error
     if ids:
         return ids
+    if prompt:
+        raise PromptError(
+            f"the tokenizer makes no token of the prompt {prompt!r}; it may lack its vocabulary: give `tokenizer=`"
+        )
     if bos_token_id is None:
         raise PromptError("the prompt is empty and the model has no begin-of-sequence token to start from")
     return (bos_token_id,)

@@ -49,6 +49,9 @@ def read_beginning(options: dict[str, Any]) -> Beginning:
     """
     given = options.pop("decoder_input_ids", None)
     language, task = options.pop("language", None), options.pop("task", None)
+    for name, value in (("language", language), ("task", task)):
+        if value is not None and not isinstance(value, str):
+            raise OptionError(name, value, "must be one name for all prompts, such as 'en'", "call once for each")
     if given is None:
         return Beginning(language=language, task=task)
     ids = given.tolist() if hasattr(given, "tolist") else given
@@ -102,7 +105,10 @@ class Reader:
         Raises:
             PromptError: it is no prompt.
         """
-        if self.source is None or (self.source.kind == "text" and not isinstance(given, Mapping | Source)):
+        several = given if isinstance(given, list | tuple) else [given]
+        if self.source is None or (
+            self.source.kind == "text" and not any(isinstance(each, Mapping | Source) for each in several)
+        ):
             return read_prompts(given)
         if isinstance(given, list | tuple) and not all(isinstance(each, Number) for each in given):
             return Prompts(list(given), single=False)

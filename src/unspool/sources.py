@@ -127,6 +127,9 @@ def _text_source(ids: Sequence[int], info: SourceInfo) -> Source:
         raise PromptError("the source holds no token; give at least one")
     if any(token < 0 for token in ids):
         raise PromptError(f"the source holds the token id {min(ids)}; ids count from 0")
+    if info.vocab_size is not None and max(ids) >= info.vocab_size:
+        place = next(place for place, token in enumerate(ids) if token >= info.vocab_size)
+        raise PromptError(f"source token {place} is {ids[place]}, outside the vocabulary of {info.vocab_size}")
     if info.max_length is not None and len(ids) > info.max_length:
         raise PromptError(
             f"the source has {len(ids)} tokens and {info.model} reads at most {info.max_length}; shorten it, or give "

@@ -99,10 +99,10 @@ class Conversation:
 
     def _first(self, number: int, runtime: Runtime, prompts: list[tuple[int, ...]], root: Node) -> Branch:
         """Return a branch that holds a prompt and nothing else."""
-        source = self.request.source
+        sources = (self.request.source, self.request.negative_source) if runtime.info.needs_source else (None, None)
         strands = tuple(
-            Strand(self._new_seq(), runtime, prompt, list(prompt), source=source if runtime.info.needs_source else None)
-            for prompt in prompts
+            Strand(self._new_seq(), runtime, prompt, list(prompt), source=source)
+            for prompt, source in zip(prompts, sources, strict=False)
         )
         return Branch(number, strands, root, {0: self._start.fork(self.chain)}, drafts=number == DRAFT)
 

@@ -23,9 +23,10 @@ class Request:
     prompt: token ids, at least one; for models with an encoder, the decoder's. source: what the encoder reads.
     config: resolved. seed: any integer. strategy: the conversation to hold.
     processors: the user's own, applied in this order at the place called "user". criteria: reasons to stop besides
-    end-of-sequence tokens, length and time, asked in this order. assistant: the draft model. negative_prompt: token ids
-    of what `guidance_scale` moves away from; given wherever guidance is on. tentative, trace: whether Tentative events
-    are wanted, and a trace. gang: the requests it keeps in step with.
+    end-of-sequence tokens, length and time, asked in this order. assistant: the draft model.
+    negative_prompt: token ids of what `guidance_scale` moves away from; given wherever guidance is on.
+    negative_source: what the encoder reads there. tentative, trace: whether Tentative events are wanted, and a trace.
+    gang: the requests it keeps in step with.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +38,7 @@ class Request:
     source: Source | None = None
     assistant: Runtime | None = None
     negative_prompt: tuple[int, ...] | None = None
+    negative_source: Source | None = None
     tentative: bool = False
     trace: bool = False
     gang: Gang | None = None

@@ -64,6 +64,8 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
         if request.source is not None and not request.source.token_ids and option in request.config.asked:
             allowed = f"reads the source's tokens, and what {info.name} reads is no text"
             raise OptionError(option, value, allowed, "leave it out")
+    if info.needs_source and request.negative_prompt is not None and request.negative_source is None:
+        raise PromptError(f"{info.name} has an encoder and the negative prompt brings nothing for it to read")
     if request.source is not None and not info.needs_source:
         raise PromptError(f"{info.name} has no encoder, so there is nothing that reads a source")
     if getattr(request.strategy, "hidden_states", False) and not info.hidden_states:

@@ -28,7 +28,7 @@ class SourceInfo:
     """What a model reads, and how its output begins.
 
     model: its name. kind: what the source is. input_name: the argument of the encoder that takes it.
-    max_length: most tokens of a text; None where the model sets no bound, and for other kinds.
+    max_length: most tokens of a text; None where the model sets no bound, and for other kinds. vocab_size: of a text.
     shape: of audio features (mel bins, frames) or of an image (channels, height, width), which must be just so; None
     where the model takes several.
     sampling_rate: of audio, in hertz; else None.
@@ -41,6 +41,7 @@ class SourceInfo:
     kind: SourceKind
     input_name: str
     max_length: int | None = None
+    vocab_size: int | None = None
     shape: tuple[int, ...] | None = None
     sampling_rate: int | None = None
     decoder_start_token_id: int | None = None
@@ -81,6 +82,7 @@ def source_info(model: Any) -> SourceInfo:
         kind=kind,
         input_name=name,
         max_length=_encoder_limit(config) if kind == "text" else None,
+        vocab_size=_encoder_vocabulary(model) if kind == "text" else None,
         shape=_shape(model, kind),
         sampling_rate=_WHISPER_SAMPLING_RATE if kind == "audio" else None,
         decoder_start_token_id=start,
@@ -104,6 +106,14 @@ def _without_padding(limit: int | None, config: Any) -> int | None:
 
 def _has_relative_positions(config: Any) -> bool:
     return getattr(config, "relative_attention_num_buckets", None) is not None
+
+
+def _encoder_vocabulary(model: Any) -> int | None:
+    """Return how many tokens the encoder has embeddings for; None where it does not say."""
+    try:
+        return int(model.get_encoder().get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _encoder_limit(config: Any) -> int | None:

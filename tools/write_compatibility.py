@@ -1,0 +1,158 @@
+"""Write docs/compatibility.md from a run of every family by every option; takes a few minutes.
+
+    python tools/write_compatibility.py            # examine every cell and write what was found
+    python tools/write_compatibility.py --check    # examine nothing; exit 1 if the page is not the tests' table
+
+Where a cell is not as the tests' table has it, nothing is written: tests/parity/families.py names the reasons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import string
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PAGE = ROOT / "docs" / "compatibility.md"
+
+INTRODUCTION = """\
+# Compatibility
+
+Written by `python tools/write_compatibility.py`, which runs every cell of these tables; `make test` runs a sample of
+them, `make test-all` all. Each family is there as a tiny model with random weights: what is tested is the code of the
+family, not a checkpoint.
+
+**✓** means **exact**: the tokens are, one by one, those that
+
+- the same strategy writes when each of its rows is what the model's own forward says of the whole sequence, without any
+  cache; and
+- `model.generate` of transformers writes, where transformers 5 has the option and draws nothing. For models without a
+  source the drop-in `unspool.generate` writes them as well.
+
+A letter is the reason why not, below. transformers 5 has dropped diverse, constrained and contrastive search and DoLa;
+there the strategies are compared with recorded runs of transformers 4.48 on GPT-2, Llama, GPT-NeoX, T5 and BART
+(`tests/oracle`), and the families here with the model's own rows. A drawn token depends on the noise, which is
+Unspool's: sampling is compared with the model's own rows under the same seed, alone and in a batch.
+"""
+
+HEADINGS = {
+    "slot cache": (
+        "On the slot cache",
+        "The fastest path: models that use transformers' attention interface. Nothing is padded, and forks copy what "
+        "differs.",
+    ),
+    "general path": (
+        "On the general path",
+        "transformers' own caches and recurrent states, sequences of one length side by side.",
+    ),
+    "recomputation": (
+        "By recomputation",
+        "No cache that helps: every forward reads the whole sequence.",
+    ),
+    "passes over equal lengths": (
+        "With a source",
+        "Encoder-decoders, and GIT, which keeps its image in front of the text. The source is read once for a request.",
+    ),
+}
+
+OPTION_TEXTS = {
+    "greedy": "greedy search",
+    "lengths": "`min_new_tokens` and `max_new_tokens`, with several `eos_token_id`",
+    "repetition_penalty": "greedy with `repetition_penalty=1.4`",
+    "no_repeat_ngram_size": "greedy with `no_repeat_ngram_size=2`",
+    "beams": "`num_beams=4`, `length_penalty=0.8`",
+    "several outputs": "`num_beams=4`, `num_return_sequences=3`, `early_stopping=True`",
+    "padded batch": "three prompts of different length in one batch, equal to each alone as well; for transformers "
+    "they are padded on the left, texts for an encoder on the right",
+    "padded beams": "the same with `num_beams=3`",
+    "prompt lookup": "`prompt_lookup_num_tokens=3`: equal to greedy search",
+    "assisted": "`assistant_model`: equal to greedy search",
+    "guidance": "`guidance_scale=3.0`, with a `negative_prompt`",
+    "sampling": "`temperature`, `top_p`, three outputs under a seed; the same alone and in a batch",
+    "beam sampling": "`do_sample=True`, `num_beams=3`",
+    "diverse beams": "`num_beam_groups=2`, `diversity_penalty=0.7`",
+    "constrained beams": "`force_words_ids` of two tokens, which the output holds",
+    "contrastive": "`penalty_alpha=0.5`, `top_k=4`",
+    "DoLa": '`dola_layers="low"`',
+}
+
+
+def main() -> int:
+    """Return the exit code: 1 where --check finds the page stale, or a cell is not as the tests' table has it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="examine and change nothing; exit 1 if the page is stale")
+    if parser.parse_args().check:
+        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page():
+            return 0
+        print("docs/compatibility.md is stale: run python tools/write_compatibility.py", file=sys.stderr)
+        return 1
+    faults = run()
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not faults:
+        PAGE.write_text(page(), encoding="utf-8")
+    return bool(faults)
+
+
+def run() -> list[str]:
+    """Examine every cell. Returns those that are not as the table has them, in words."""
+    from transformers.utils import logging
+
+    from tests.parity.families import CELLS, examine, expected_word
+
+    logging.set_verbosity_error()
+    faults = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for family, option in CELLS:
+            found, expected = examine(family, option), expected_word(family, option)
+            if found.word != expected:
+                faults.append(f"{family}, {option}: {found.word}, and the table says {expected}: {found.detail}")
+    return faults
+
+
+def page() -> str:
+    """Return the page as the tests' table has it."""
+    from tests.parity.families import GROUPS, LABELS, OPTIONS, REASONS, WITHOUT_MEMORY
+
+    letters = dict(zip((id(reason) for reason in REASONS), string.ascii_lowercase, strict=False))
+    marks = {
+        (family, option): letters[id(reason)]
+        for reason in REASONS
+        for family in reason.families
+        for option in reason.options
+    }
+    parts = [INTRODUCTION, "## The options\n", "| Column | What is asked |\n|---|---|"]
+    parts += [f"| {option} | {OPTION_TEXTS[option]} |" for option in OPTIONS]
+    for group, families in GROUPS.items():
+        heading, text = HEADINGS[group]
+        parts += [f"\n## {heading}\n\n{text}\n", _row(["Family", *OPTIONS]), _row(["---"] * (len(OPTIONS) + 1))]
+        parts += [
+            _row([LABELS[family], *(marks.get((family, option), "✓") for option in OPTIONS)]) for family in families
+        ]
+    parts.append("\n## Why not\n")
+    for reason in REASONS:
+        names = ", ".join(LABELS[family] for family in reason.families)
+        parts.append(f"- **{letters[id(reason)]}** ({', '.join(reason.options)}; {names}): {reason.text}")
+    given = "; ".join(
+        f"{LABELS[family]}: `{name}={value}`" for family, one in WITHOUT_MEMORY.items() for name, value in one.items()
+    )
+    parts.append(
+        "\ntransformers is asked to go without its memory where that refuses beams, or goes on with what it kept for "
+        f"other tokens ({given})."
+    )
+    return "\n".join(parts) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

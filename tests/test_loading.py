@@ -203,5 +203,9 @@ def test_a_speech_models_language_is_heard_and_can_be_said() -> None:
     assert lm.generate(audio, max_new_tokens=3).prompt_token_ids[1] in (20, 21)
     with pytest.raises(OptionError, match=r"language.*en, de|language.*de, en"):
         lm.generate(audio, language="xx")
-    with pytest.raises(OptionError, match=r"language.*one name for all"):
-        lm.generate(audio, language=["en"])
+    both = lm.generate([audio, audio], language=["de", "en"], max_new_tokens=2)
+    assert [each.prompt_token_ids[1] for each in both] == [21, 20]
+    with pytest.raises(OptionError, match=r"language.*one for each prompt"):
+        lm.generate([audio, audio], language=["en"])
+    with pytest.raises(OptionError, match=r"language.*must be a name"):
+        lm.generate(audio, language=3)

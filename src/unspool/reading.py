@@ -23,12 +23,12 @@ class Beginning(NamedTuple):
     """How outputs begin, where a call says so. Models without a source take none of it.
 
     decoder_input_ids: token ids for all prompts. decoder_start_token_id: in place of the model's own; one for all, or
-    one for each prompt. language, task: of a speech model.
+    one for each prompt. language, task: of a speech model; languages of one for each prompt.
     """
 
     decoder_input_ids: tuple[int, ...] | None = None
     decoder_start_token_id: tuple[int, ...] | None = None
-    language: str | None = None
+    language: str | tuple[str, ...] | None = None
     task: str | None = None
 
     @property
@@ -49,9 +49,14 @@ def read_beginning(options: dict[str, Any]) -> Beginning:
     """
     given = options.pop("decoder_input_ids", None)
     language, task = options.pop("language", None), options.pop("task", None)
-    for name, value in (("language", language), ("task", task)):
-        if value is not None and not isinstance(value, str):
-            raise OptionError(name, value, "must be one name for all prompts, such as 'en'", "call once for each")
+    if isinstance(language, list | tuple) and language and all(isinstance(each, str) for each in language):
+        language = tuple(language)
+    elif language is not None and not isinstance(language, str):
+        raise OptionError(
+            "language", language, "must be a name such as 'en', or a list of one for each prompt", "see its card"
+        )
+    if task is not None and not isinstance(task, str):
+        raise OptionError("task", task, "must be a name: 'transcribe' or 'translate'", "leave it out")
     if given is None:
         return Beginning(language=language, task=task)
     ids = given.tolist() if hasattr(given, "tolist") else given
@@ -147,7 +152,13 @@ class Reader:
             return (_one_of(starts, index) or 0,)
         if info.speech is None:
             return decoder_prompt(info)
-        prompt = info.speech.prompt(beginning.language, beginning.task)
+        language = beginning.language
+        if isinstance(language, tuple):
+            if index >= len(language):
+                allowed = f"must be one name, or one for each prompt, and there are more than {len(language)} prompts"
+                raise OptionError("language", list(language), allowed, "give as many")
+            language = language[index]
+        prompt = info.speech.prompt(language, beginning.task)
         if None not in prompt:
             return tuple(token for token in prompt if token is not None)
         from unspool.engine.guard import guarded

@@ -82,10 +82,15 @@ def test_a_model_that_cannot_run_is_refused():
             unspool.generate(model, PROMPT)
 
 
-def test_an_encoder_decoder_is_refused_by_name():
-    config = transformers.T5Config(vocab_size=VOCAB_SIZE, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    with pytest.raises(ModelError, match="encoder-decoder"):
-        unspool.generate(transformers.T5ForConditionalGeneration(config), PROMPT)
+def test_an_encoder_of_another_kind_is_refused_by_name():
+    """Moonshine reads samples as they are."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": VOCAB_SIZE}
+    heads = {
+        f"{part}_num_{what}": 1 for part in ("encoder", "decoder") for what in ("hidden_layers", "attention_heads")
+    }
+    model = transformers.MoonshineForConditionalGeneration(transformers.MoonshineConfig(**sizes, **heads))
+    with pytest.raises(ModelError, match="reads `input_values`: not supported"):
+        unspool.generate(model, PROMPT)
 
 
 @pytest.mark.parametrize("family", ["bloom", "mamba", "openai"])

@@ -6,7 +6,7 @@ Owns: the names that `model.generate` takes besides options of GenerationConfig.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from unspool.config import GenerationConfig, standing
@@ -16,7 +16,11 @@ from unspool.errors import OptionError
 from unspool.interop.theirs import callables
 
 _FEEDS_IDS: Final = "is not read: nothing but the token ids of `input_ids` is fed"
-_ENCODER: Final = "belongs to encoder-decoder models"
+_TRANSCRIPT: Final = "is not supported: audio is transcribed in one piece, without timestamps"
+_CUT: Final = "leave it out; cut longer audio up, or use model.generate"
+
+TIMESTAMPS: Final = "return_timestamps"
+"""Refused; False is read where the model's own config says True."""
 
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "assistant_tokenizer": (
@@ -37,11 +41,34 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "token_type_ids": (_FEEDS_IDS, "leave it out: tokenizer(..., return_token_type_ids=False)"),
     "past_key_values": ("is not read: the engine keeps a cache of its own", "give the whole prompt as `input_ids`"),
-    "decoder_input_ids": (_ENCODER, "give the prompt as `input_ids`"),
-    "decoder_attention_mask": (_ENCODER, "give `attention_mask`"),
-    "encoder_outputs": (_ENCODER, "leave it out"),
+    "encoder_outputs": ("is not read: the engine runs the encoder by itself", "give what the encoder reads"),
+    "prompt_ids": (
+        "is not supported: nothing is prepended to a transcript's own beginning",
+        "give the whole beginning as `decoder_input_ids`",
+    ),
+    **dict.fromkeys(
+        (
+            TIMESTAMPS,
+            "return_token_timestamps",
+            "return_segments",
+            "condition_on_prev_tokens",
+            "compression_ratio_threshold",
+            "logprob_threshold",
+            "no_speech_threshold",
+            "prompt_condition_type",
+            "force_unique_generate_call",
+            "monitor_progress",
+        ),
+        (_TRANSCRIPT, _CUT),
+    ),
 }
 """Refused when set: argument --> why, and what to do instead."""
+
+ENCODER: Final = ("decoder_input_ids", "decoder_attention_mask", "input_features", "pixel_values")
+"""What only models read that have an encoder."""
+
+SPEECH: Final = ("language", "task")
+"""What only those read that hear."""
 
 NO_EFFECT: Final = frozenset({"cache_position", "logits_to_keep", "return_dict", "trust_remote_code"})
 """Accepted: how the model's forward is called, which the engine decides by itself, and leave to run code of the hub."""
@@ -64,8 +91,8 @@ class Arguments:
 
     input_ids, attention_mask, position_ids: the prompts, as given. negative_prompt_ids, negative_prompt_attention_mask:
     what guidance moves away from, likewise. tokenizer: for options that hold text. logits_processor, stopping_criteria,
-    prefix_allowed_tokens_fn, streamer: objects of transformers, or of its kind. options: all other arguments, for the
-    option table.
+    prefix_allowed_tokens_fn, streamer: objects of transformers, or of its kind. encoder: by name what only models read
+    that have an encoder. options: all other arguments, for the option table.
     """
 
     input_ids: Any
@@ -78,6 +105,7 @@ class Arguments:
     stopping_criteria: tuple[Any, ...] = ()
     prefix_allowed_tokens_fn: Any = None
     streamer: Any = None
+    encoder: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any]
 
 
@@ -88,11 +116,15 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
         OptionError: one is refused, or needs another one.
     """
     options = {name: value for name, value in given.items() if name not in NO_EFFECT}
+    says_no = options.get(TIMESTAMPS) is False
     for name, (reason, remedy) in REFUSED.items():
         value = options.pop(name, None)
         if is_set(value):
             raise OptionError(name, _shown(value), reason, remedy)
     tensors = {name: options.pop(name, None) for name in _TENSORS}
+    encoder = {name: value for name in (*ENCODER, *SPEECH) if (value := options.pop(name, None)) is not None}
+    if says_no:
+        encoder[TIMESTAMPS] = False
     inputs = tensors.pop("inputs")
     if inputs is not None:
         if tensors["input_ids"] is not None:
@@ -103,7 +135,7 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
         allowed = "cannot be given without `negative_prompt_ids`"
         raise OptionError("negative_prompt_attention_mask", shown, allowed, "give the negative prompts as well")
     for name, value in tensors.items():
-        if value is not None and tensors["input_ids"] is None:
+        if value is not None and tensors["input_ids"] is None and not encoder:
             raise OptionError(name, _shown(value), "cannot be given without `input_ids`", "give the prompts as well")
     objects = {name: options.pop(name, None) for name in _OBJECTS}
     for name in ("logits_processor", "stopping_criteria"):
@@ -112,7 +144,7 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
     if prefix is not None and not callable(prefix):
         allowed = "must be a function of (batch_id, input_ids)"
         raise OptionError("prefix_allowed_tokens_fn", _shown(prefix), allowed, "give one, or leave it out")
-    return Arguments(**tensors, **objects, options=options)
+    return Arguments(**tensors, **objects, encoder=encoder, options=options)
 
 
 def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None:

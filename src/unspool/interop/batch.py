@@ -4,28 +4,35 @@ Owns: what a left-padded batch of prompts means, and how outputs become one tens
 
     input_ids    [ pads | prompt ]
     sequences    [ pads | prompt | output | pads ]
+
+Where a model reads a source, `prompt` is what its outputs begin with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from unspool.errors import OptionError, PromptError
+from unspool.types import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A batch of prompts.
 
-    input_ids: [rows, width] int64, as given. prompts: each row's real tokens.
+    input_ids: [rows, width] int64, as given. prompts: each row's real tokens. sources: what the encoder reads for each
+    row; empty for models without one. task: "rewrite" for encoder-decoders; "transcribe" for those that hand out
+    transcripts, which hold neither prompt nor end, and whose `max_length` counts output alone.
     """
 
     input_ids: torch.Tensor
     prompts: tuple[tuple[int, ...], ...]
+    sources: tuple[Source, ...] = ()
+    task: Literal["continue", "rewrite", "transcribe"] = "continue"
 
     @property
     def width(self) -> int:
@@ -45,15 +52,23 @@ class Batch:
         Raises:
             OptionError: the outputs differ in length and there is no token to pad them with.
         """
+        prompts = self.input_ids.repeat_interleave(len(outputs) // len(self.prompts), dim=0)
+        return torch.cat([prompts, self._padded(outputs, pad_token_id)], dim=1)
+
+    def transcripts(
+        self, outputs: Sequence[Sequence[int]], pad_token_id: int | None, ends: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the outputs alone, without the token of `ends` that each may end with. As `sequences`."""
+        return self._padded([output[: len(output) - (output[-1] in ends)] for output in outputs], pad_token_id)
+
+    def _padded(self, outputs: Sequence[Sequence[int]], pad_token_id: int | None) -> torch.Tensor:
         longest = max(map(len, outputs))
         if pad_token_id is None and any(len(output) < longest for output in outputs):
             hint = "give pad_token_id=, or set it in model.generation_config"
             raise OptionError("pad_token_id", None, "must be set where outputs differ in length", hint)
         fill = [] if pad_token_id is None else [pad_token_id]
         rows = [[*output, *fill * (longest - len(output))] for output in outputs]
-        written = torch.tensor(rows, dtype=torch.int64, device=self.input_ids.device)
-        prompts = self.input_ids.repeat_interleave(len(outputs) // len(self.prompts), dim=0)
-        return torch.cat([prompts, written], dim=1)
+        return torch.tensor(rows, dtype=torch.int64, device=self.input_ids.device)
 
 
 def batch_of_bos(bos_token_id: int | None, device: torch.device) -> Batch:

@@ -12,28 +12,30 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
+from transformers import GenerationConfig as TheirConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
-from transformers.generation.utils import (
-    ALL_CACHE_NAMES,
-    GenerateBeamDecoderOnlyOutput,
-    GenerateDecoderOnlyOutput,
-)
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
 from unspool.interop.arguments import REFUSED, sort_arguments
 from unspool.interop.batch import read_batch
-from unspool.interop.decode import Call, decode
+from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drivers import driver_of
 from unspool.interop.drop_in import check_model
+from unspool.interop.encoders import encoder_of, prepared_sources
 from unspool.interop.settle import settled
 from unspool.interop.streaming import streaming
 from unspool.interop.theirs import prepared
 from unspool.plan import resolve_options
+from unspool.sources import source_rows
 
 _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")
 """What transformers has done already when it calls us, or has made an object or a number of."""
+
+_EXPANDED: Final = ("attention_mask", "decoder_attention_mask", "position_ids", "pixel_values")
+"""Tensors with a row for each beam or output."""
 
 _OURS: Final = (
     *(name for name, row in OPTIONS.items() if row.source == "unspool" and row.door != "native"),
@@ -57,13 +59,15 @@ def decoding_method(
     logits_processor: Any = None,
     stopping_criteria: Any = None,
     generation_config: Any = None,
+    inputs_tensor: Any = None,
     **model_kwargs: Any,
-) -> torch.Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+) -> Returned:
     """Decode what `model.generate` has prepared: give it as `custom_generate=unspool.decoding_method`.
 
     Options are those of `unspool.generate`, our own ones too; transformers reads its own first. What it made of them is
     taken back (expanded rows, default processors and criteria), since the engine does the same itself; what the caller
-    gave as `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stays.
+    gave as `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stays. An encoder has run once for
+    transformers, and runs again for the engine.
 
     transformers passes on neither `streamer`, `tokenizer` nor `assistant_model`, and without a tokenizer it refuses
     `stop_strings`. Bind the first three with functools.partial(unspool.decoding_method, streamer=...), or use
@@ -78,32 +82,43 @@ def decoding_method(
     check_model(model)
     given = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, **model_kwargs}
     with streaming(given.get("streamer")):
-        call = _read(model, input_ids, generation_config, given)
+        call = _read(model, input_ids, generation_config, given, inputs_tensor)
         return decode(driver_of(model), call)
 
 
 decoding_method.__signature__ = _signature(decoding_method)  # type: ignore[attr-defined]
 
 
-def _read(model: Any, input_ids: torch.Tensor, generation_config: Any, given: dict[str, Any]) -> Call:
-    """Return the call that transformers has prepared."""
+def _read(
+    model: Any, input_ids: torch.Tensor, generation_config: Any, given: dict[str, Any], inputs_tensor: Any
+) -> Call:
+    """Return the call that transformers has prepared. inputs_tensor: what an encoder reads, one row for each prompt"""
+    info = encoder_of(model)
     for name in ALL_CACHE_NAMES:
         cache = given.pop(name, None)
         if cache is not None and cache.get_seq_length():
             raise OptionError(name, type(cache).__name__, *REFUSED["past_key_values"])
     expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
-    given["attention_mask"] = _mask(given.get("attention_mask"), input_ids)
-    rows = {name: given[name][::expanded] for name in ("attention_mask", "position_ids") if given.get(name) is not None}
+    if model.config.is_encoder_decoder:
+        given.pop("encoder_outputs", None)
+    else:
+        given["attention_mask"] = _mask(given.get("attention_mask"), input_ids)
+    rows = {name: given[name][::expanded] for name in _EXPANDED if given.get(name) is not None}
     arguments = sort_arguments({**given, **rows, "input_ids": input_ids[::expanded]})
     added = tuple(each for each in arguments.stopping_criteria if not _says_the_same(each, generation_config))
     arguments = replace(arguments, stopping_criteria=added, **_negative_prompts(arguments.logits_processor))
     options = {"max_new_tokens": generation_config.max_length - input_ids.shape[1], **arguments.options}
-    user = GenerationConfig.from_stored(
-        {name: value for name, value in _public(generation_config) if name not in _DONE}
-    )
+    done = {*_DONE, *(_beyond_generate(generation_config) if info is not None and info.kind == "audio" else ())}
+    user = GenerationConfig.from_stored({name: value for name, value in _public(generation_config) if name not in done})
     stored = GenerationConfig.from_transformers(model.generation_config)
     config, own = resolve_options(options, user, stored, drop_in=True)
-    batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
+    if model.config.is_encoder_decoder:
+        assert info is not None, "an encoder-decoder has an encoder"
+        batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids)
+    else:
+        batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
+        if info is not None:
+            batch = replace(batch, sources=tuple(source_rows(arguments.encoder, info)))
     return settled(arguments, batch, config, own, prepared(arguments.logits_processor, config))
 
 
@@ -135,6 +150,12 @@ def _negative_prompts(processors: Sequence[Any]) -> dict[str, Any]:
                 mask = context["attention_mask"]
                 return {"negative_prompt_ids": context["input_ids"], "negative_prompt_attention_mask": mask}
     return {}
+
+
+def _beyond_generate(config: Any) -> set[str]:
+    """Return what Whisper keeps in its config for itself: it calls us for one window at a time."""
+    plain: Any = TheirConfig
+    return set(vars(config)) - set(vars(plain()))
 
 
 def _public(config: Any) -> list[tuple[str, Any]]:

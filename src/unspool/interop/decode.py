@@ -9,10 +9,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
-from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from transformers.generation.utils import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+)
 
 from unspool.config import GenerationConfig
 from unspool.config.strategies import BEAMS
@@ -30,9 +35,19 @@ from unspool.interop.streaming import Columns
 from unspool.interop.theirs import Theirs
 from unspool.plan import Own, plan_jobs
 from unspool.protocols import Criterion, Processor, Runtime
-from unspool.reading import Reader
+from unspool.reading import PLAIN, Beginning, Reader, Reading
+from unspool.sources import read_source
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, Output
+
+Returned: TypeAlias = (
+    torch.Tensor
+    | GenerateDecoderOnlyOutput
+    | GenerateBeamDecoderOnlyOutput
+    | GenerateEncoderDecoderOutput
+    | GenerateBeamEncoderDecoderOutput
+)
+"""What a call returns: sequences alone, or an output class of transformers by the kind of model and strategy."""
 
 _RECORDED_BEAMS = BEAMS - {"diverse_beam"}
 
@@ -92,17 +107,19 @@ class Call:
             raise OptionError(option, "objects of transformers", allowed, "use `processors` and `criteria`")
 
 
-def decode(driver: Driver, call: Call) -> torch.Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+def decode(driver: Driver, call: Call) -> Returned:
     """Decode the prompts of a call and return what transformers would: a tensor, or one of its output classes."""
     requests = _requests(call, driver.engine.runtime)
     record = None
     if call.theirs or call.kept or call.has_places:
         requests, record = _with_chain(call, requests)
     groups = _checked([finished.outputs for finished in _run(driver, requests, call)], call)
-    sequences = call.batch.sequences([output.token_ids for group in groups for output in group], call.pad_token_id)
-    if not call.config.return_dict_in_generate:
-        return sequences
-    return _output(call, sequences, groups, record)
+    outputs = [output.token_ids for group in groups for output in group]
+    if call.config.return_dict_in_generate:
+        return _output(call, call.batch.sequences(outputs, call.pad_token_id), groups, record)
+    if call.batch.task == "transcribe":
+        return call.batch.transcripts(outputs, call.pad_token_id, call.config.eos_token_id or ())
+    return call.batch.sequences(outputs, call.pad_token_id)
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -113,14 +130,31 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
     if call.tokenizer is None and call.config.stop_strings:
         allowed = "needs a tokenizer to read text with"
         raise OptionError("stop_strings", call.config.stop_strings, allowed, "give the model's own as `tokenizer=`")
+    batch = call.batch
+    prompts: Sequence[Any] = batch.prompts
+    reader = Reader(runtime, call.tokenizer)
+    if batch.sources:
+        prompts = [Reading(ids, None, source) for ids, source in zip(batch.prompts, batch.sources, strict=True)]
+        reader = _ReadAlready(runtime, call.tokenizer)
     jobs = plan_jobs(
-        call.batch.prompts,
+        prompts,
         call.config,
         call.own,
-        reader=Reader(runtime, call.tokenizer),
+        reader=reader,
         detokenizer=Detokenizer(call.tokenizer) if call.config.stop_strings else None,
     )
     return [job.request for job in jobs]
+
+
+class _ReadAlready(Reader):
+    """Hands on what has been read, under transformers' own rules on how outputs begin."""
+
+    def read(self, given: Any, beginning: Beginning = PLAIN, index: int = 0) -> Reading:
+        """Return the reading. given: a Reading, or what guidance moves away from, of which only the source counts"""
+        if isinstance(given, Reading):
+            return given
+        assert self.source is not None, "models with a source read here"
+        return Reading((), None, read_source(given, self.source, tokenizer=self.tokenizer))
 
 
 def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request], Record]:
@@ -220,9 +254,7 @@ def _checked(groups: list[Sequence[Output]], call: Call) -> list[Sequence[Output
 # --- what comes back ------------------------------------------------------------------------------------------------
 
 
-def _output(
-    call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Output]], record: Record | None
-) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Output]], record: Record | None) -> Returned:
     ids = cast(torch.LongTensor, sequences)
     rows: dict[str, Any] = {}
     if call.config.strategy not in BEAMS:
@@ -234,14 +266,16 @@ def _output(
                 for index, output in enumerate(group)
             ]
             rows[name] = steps_of(found, call.pad_token_id, sequences.device)
-        return GenerateDecoderOnlyOutput(sequences=ids, **rows)
+        plain = GenerateDecoderOnlyOutput if call.batch.task == "continue" else GenerateEncoderDecoderOutput
+        return plain(sequences=ids, **rows)
     scores = torch.tensor([output.score for group in groups for output in group], device=sequences.device)
     if record is not None and call.has_places:
         for name in call.kept:
             steps = record.steps(name, None, call.pad_token_id)
             rows[name] = tuple(step.to(sequences.device) for step in steps)
         rows["beam_indices"] = _beam_indices(groups, record).to(sequences.device)
-    return GenerateBeamDecoderOnlyOutput(sequences=ids, sequences_scores=cast(torch.FloatTensor, scores), **rows)
+    beams = GenerateBeamDecoderOnlyOutput if call.batch.task == "continue" else GenerateBeamEncoderDecoderOutput
+    return beams(sequences=ids, sequences_scores=cast(torch.FloatTensor, scores), **rows)
 
 
 def _beam_indices(groups: Sequence[Sequence[Output]], record: Record) -> torch.Tensor:

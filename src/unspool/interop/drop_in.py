@@ -5,21 +5,23 @@ Owns: how the arguments of a call are read. Does not know: how a call is decoded
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from unspool.config import GenerationConfig
 from unspool.errors import ModelError
 from unspool.interop.arguments import Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
-from unspool.interop.decode import Call, decode
+from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drivers import driver_of
+from unspool.interop.encoders import check_plain, encoder_of, read_sources
 from unspool.interop.settle import pad_token, settled
 from unspool.interop.streaming import streaming
 from unspool.interop.theirs import placed
 from unspool.plan import resolve_options
+from unspool.protocols import Runtime
 from unspool.runtimes.trees import input_device
 
 
@@ -30,7 +32,7 @@ def generate(
     *,
     generation_config: Any = None,
     **options: Any,
-) -> torch.Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+) -> Returned:
     """Write on from a batch of prompts, as `model.generate(input_ids, ...)` does: the same options, the same tokens.
 
     The model stays untouched and is always run in evaluation mode; training steps between calls are seen.
@@ -41,10 +43,12 @@ def generate(
     would have no effect is an error. docs/transformers.md lists every difference.
 
     Args:
-        model: a loaded causal language model of transformers.
-        input_ids: [rows, width] of integers, left-padded; None for one row of the model's begin-of-sequence token.
-            `inputs=` is another name for it.
-        attention_mask: [rows, width], 1 for tokens and 0 for pads; None where there are no pads, or where
+        model: a loaded causal language model of transformers, or one that reads a source: an encoder-decoder for text,
+            Whisper, or a model that captions images.
+        input_ids: [rows, width] of integers, left-padded; None for one row of the model's begin-of-sequence token. To
+            an encoder-decoder these are the sources, padded on either side; audio and images go here or into
+            `input_features` and `pixel_values`. `inputs=` is another name for it.
+        attention_mask: [rows, width], 1 for tokens and 0 for pads; None where there are no pads, or, for prompts, where
             `pad_token_id` tells them and is no end-of-sequence token.
         generation_config: transformers' GenerationConfig or ours; comes before the model's own.
         options: options of GenerationConfig, which come first, under transformers' rules and defaults: 20 new tokens,
@@ -53,7 +57,8 @@ def generate(
             `stopping_criteria` and `prefix_allowed_tokens_fn`, which see the batch as transformers shows it;
             `assistant_model`, a loaded model of the same vocabulary; `negative_prompt_ids` and
             `negative_prompt_attention_mask` for `guidance_scale`; `strategy`, `processors` and `criteria` as in
-            LanguageModel.generate.
+            LanguageModel.generate. For encoder-decoders `decoder_input_ids` [rows, width], one length for all rows, and
+            for Whisper `language` and `task`.
 
     Returns:
         [rows * num_return_sequences, width + longest output] int64 on the device of `input_ids`: prompts as given, the
@@ -61,7 +66,9 @@ def generate(
         token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; `scores` (after the
         processors) and `logits` (before them) where asked, one [rows, vocab] float32 a step, in which rows that have
         ended hold 0 for the pad and -inf elsewhere; no cache. With beams a GenerateBeamDecoderOnlyOutput, best first:
-        `sequences`, `sequences_scores`, `beam_indices`, and `scores` and `logits` with a row for each beam.
+        `sequences`, `sequences_scores`, `beam_indices`, and `scores` and `logits` with a row for each beam. Rows of
+        encoder-decoders begin with what the decoder begins with, and their classes are GenerateEncoderDecoderOutput and
+        GenerateBeamEncoderDecoderOutput; a tensor of Whisper's holds neither that beginning nor the end.
 
     Warns:
         UserWarning: an output lacks forced words; the message names the row and the reason.
@@ -84,7 +91,7 @@ def generate(
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no causal language model; the last word has the runtime, once the options are read.
+    """Refuse what is no generating model; the last word has the runtime, once the options are read.
 
     Raises:
         ModelError: so it is.
@@ -92,17 +99,25 @@ def check_model(model: Any) -> None:
     name = type(model).__name__
     if not hasattr(model, "generation_config") or not hasattr(model, "config"):
         raise ModelError(f"{name} is not a transformers model that generates")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"{name} is an encoder-decoder, which is not in the drop-in yet: use unspool.load(model)")
 
 
 def _read(model: Any, arguments: Arguments, generation_config: Any) -> Call:
     """Return the call that the arguments ask for."""
     stored = GenerationConfig.from_transformers(model.generation_config)
     config, own = resolve_options(arguments.options, read_config(generation_config, stored), stored, drop_in=True)
-    batch = _batch(arguments, config, input_device(model))
+    info = encoder_of(model)
+    if info is None:
+        check_plain(arguments.encoder, model)
+        batch = _batch(arguments, config, input_device(model))
+    else:
+        runtime = partial(_runtime_of, model)
+        batch = read_sources(model, arguments, config, info=info, runtime=runtime)
     has_prefix = arguments.prefix_allowed_tokens_fn is not None
     return settled(arguments, batch, config, own, placed(arguments.logits_processor, config, prefix=has_prefix))
+
+
+def _runtime_of(model: Any) -> Runtime:
+    return driver_of(model).engine.runtime
 
 
 def _batch(arguments: Arguments, config: GenerationConfig, device: torch.device) -> Batch:

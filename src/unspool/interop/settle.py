@@ -33,14 +33,17 @@ def settled(
         OptionError: options do not fit together, or not the batch.
     """
     pad_token_id, count = pad_token(config), len(batch.prompts)
-    config = with_lengths_of(without_replaced(config, processors), batch.width)
+    config = without_replaced(config, processors)
+    if batch.task == "transcribe" and config.max_length is not None:
+        config = config.replace(max_new_tokens=config.max_length, max_length=None)
+    config = with_lengths_of(config, batch.width)
     config, criteria = with_criteria(config, arguments.stopping_criteria, batch.width)
     config = seeded(config, own, count)
     prefix = None if PREFIX in processors else arguments.prefix_allowed_tokens_fn
     call = Call(
         batch=batch,
         config=config,
-        own=with_negative_prompts(own, arguments, config, count),
+        own=with_negative_prompts(own, arguments, config, batch),
         theirs=Theirs(processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix),
         streamer=arguments.streamer,
         tokenizer=arguments.tokenizer,
@@ -84,7 +87,7 @@ def seeded(config: GenerationConfig, own: Own, count: int) -> GenerationConfig:
     return config.replace(seed=tuple(torch.randint(2**63 - 1, (count,), device="cpu").tolist()))
 
 
-def with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConfig, count: int) -> Own:
+def with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConfig, batch: Batch) -> Own:
     """Return the caller's own with the negative prompts of the call: one for all rows, or one for each."""
     if arguments.negative_prompt_ids is None:
         return own
@@ -92,8 +95,12 @@ def with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConf
     if config.guidance_scale is None or config.guidance_scale == 1.0:
         allowed = "is read only together with `guidance_scale`"
         raise OptionError("negative_prompt_ids", shown, allowed, "set it, or leave this out")
-    mask = arguments.negative_prompt_attention_mask
-    prompts = read_batch(arguments.negative_prompt_ids, mask).prompts
+    mask, count = arguments.negative_prompt_attention_mask, len(batch.prompts)
+    if batch.sources and mask is not None:
+        rows = zip(arguments.negative_prompt_ids, mask.bool(), strict=True)  # sources are padded on either side
+        prompts = tuple(tuple(ids[kept].tolist()) for ids, kept in rows)
+    else:
+        prompts = read_batch(arguments.negative_prompt_ids, mask).prompts
     if len(prompts) not in (1, count):
         allowed = f"must have one row, or one for each of the {count} prompts"
         raise OptionError("negative_prompt_ids", shown, allowed, "give as many as prompts")

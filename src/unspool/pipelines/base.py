@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from unspool.config import OPTIONS, UNSET, GenerationConfig
 from unspool.config.foreign import is_set
 from unspool.errors import OptionError, PromptError
-from unspool.interop.arguments import REFUSED, read_config
+from unspool.interop.arguments import ENCODER, REFUSED, read_config
 from unspool.pipelines.inputs import Input, Inputs, Prepared, read_input, read_inputs
 from unspool.pipelines.requests import AHEAD, answers, streamed, told_of_failure
 from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_cut
@@ -35,6 +35,7 @@ _UNREAD: Final = {
     "logits_processor": (_THEIRS, "use `processors` with objects of unspool.protocols.Processor, or unspool.generate"),
     "stopping_criteria": (_THEIRS, "use `criteria` with objects of unspool.protocols.Criterion, or unspool.generate"),
     "prefix_allowed_tokens_fn": (_THEIRS, "use `processors` with objects of unspool.protocols, or unspool.generate"),
+    **dict.fromkeys(ENCODER, (_THEIRS, "use LanguageModel.generate, or unspool.generate")),
     "echo": ("has no effect on the records of a pipeline", "use `return_full_text`"),
     "logprobs": ("has no place in the records of a pipeline", "use LanguageModel.generate"),
 }

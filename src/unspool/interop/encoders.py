@@ -1,0 +1,251 @@
+"""The batch of a call whose model reads a source: T5, BART, Whisper, captions of images.
+
+Owns: which argument is the source and which the beginning of the outputs, and transformers' rules on beginnings.
+Does not know: how an encoder reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from unspool.config import GenerationConfig
+from unspool.config.foreign import is_set
+from unspool.engine.guard import guarded
+from unspool.errors import ModelError, OptionError, PromptError
+from unspool.interop.arguments import REFUSED, SPEECH, TIMESTAMPS, Arguments
+from unspool.interop.batch import Batch, batch_of_bos, read_batch
+from unspool.protocols import Runtime
+from unspool.runtimes.source_info import SourceInfo, has_prefix_image, source_info, source_obstacle
+from unspool.runtimes.speech import Speech, detect_language, speech_of
+from unspool.sources import source_rows
+from unspool.types import Source
+
+
+def encoder_of(model: Any) -> SourceInfo | None:
+    """Return what the model reads besides the beginning of its outputs; None for a plain decoder.
+
+    Raises:
+        ModelError: it has an encoder that cannot run here.
+    """
+    if not getattr(model.config, "is_encoder_decoder", False) and not has_prefix_image(model):
+        return None
+    if reason := source_obstacle(model):
+        raise ModelError(reason)
+    return source_info(model)
+
+
+def read_sources(
+    model: Any,
+    arguments: Arguments,
+    config: GenerationConfig,
+    *,
+    info: SourceInfo,
+    runtime: Callable[[], Runtime],
+) -> Batch:
+    """Return the sources of a call and how their outputs begin.
+
+    Args:
+        config: resolved.
+        info: what the model reads.
+        runtime: returns what runs the model; asked where the language of audio has to be found out.
+
+    Raises:
+        PromptError: the tensors do not fit together or the model. OptionError: outputs cannot begin so.
+    """
+    main, prompt = _sort_inputs(arguments, info)
+    if has_prefix_image(model):
+        return _captions(main, prompt, arguments, config, info)
+    sources = _sources(main, arguments, info)
+    _check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
+    given = arguments.encoder.get("decoder_input_ids")
+    given = prompt if given is None else given
+    starts = _starts(config, info, len(sources))
+    speech = speech_of(model, starts[0]) if starts else None
+    _check_speech(arguments.encoder, speech, given, info)
+    if (
+        speech is not None
+        and getattr(model.generation_config, TIMESTAMPS, False)
+        and TIMESTAMPS not in arguments.encoder
+    ):
+        reason = f"stands in the model's generation_config and {REFUSED[TIMESTAMPS][0]}"
+        raise OptionError(TIMESTAMPS, True, reason, "give return_timestamps=False, or use model.generate")
+    if given is not None:
+        rows = _with_starts(_rows("decoder_input_ids", given, len(sources)), starts, info)
+    elif speech is not None:
+        heard = _heard(arguments.encoder, len(sources))
+        rows = [_spoken(source, speech, *each, runtime) for source, each in zip(sources, heard, strict=True)]
+        if len(set(map(len, rows))) > 1:
+            raise PromptError("the rows' languages need prompts of different lengths: transcribe them one by one")
+    elif starts:
+        rows = [[start] for start in starts]
+    else:
+        raise PromptError(f"{info.model} does not say what its output begins with; give `decoder_input_ids`")
+    return Batch(
+        input_ids=torch.tensor(rows, dtype=torch.int64, device=main.device),
+        prompts=tuple(map(tuple, rows)),
+        sources=tuple(sources),
+        task="rewrite" if speech is None else "transcribe",
+    )
+
+
+def prepared_sources(arguments: Arguments, info: SourceInfo, main: torch.Tensor, decoder_ids: torch.Tensor) -> Batch:
+    """Return the batch of a call that transformers has prepared. main: the source. decoder_ids: [rows, width]"""
+    _check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
+    return Batch(
+        input_ids=decoder_ids,
+        prompts=tuple(map(tuple, decoder_ids.tolist())),
+        sources=tuple(_sources(main, arguments, info)),
+        task="rewrite",
+    )
+
+
+# --- the source -----------------------------------------------------------------------------------------------------
+
+
+def _sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, Any]:
+    """Return the source, and the beginning of outputs where `input_ids` holds that.
+
+    The first positional argument of transformers is the source, whatever its kind.
+    """
+    ids, name = arguments.input_ids, info.input_name
+    for other in ("input_features", "pixel_values"):
+        if other != name and arguments.encoder.get(other) is not None:
+            raise OptionError(other, "a tensor", f"is not read by {info.model}, which reads `{name}`", "leave it out")
+    if name == "input_ids":
+        main, prompt = ids, None
+    else:
+        main, prompt = arguments.encoder.get(name), ids
+        if isinstance(ids, torch.Tensor) and ids.is_floating_point():
+            if main is not None:
+                raise OptionError("inputs", "a tensor", f"is another name for `{name}`", "leave out one of the two")
+            main, prompt = ids, None
+    if not isinstance(main, torch.Tensor):
+        got = "nothing" if main is None else type(main).__name__
+        raise PromptError(f"{info.model} reads `{name}`, a tensor with a row for each output; got {got}")
+    return main, prompt
+
+
+def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list[Source]:
+    inputs: dict[str, Any] = {info.input_name: main}
+    if info.kind == "text":
+        inputs["attention_mask"] = arguments.attention_mask
+    elif info.kind == "audio" and info.shape is not None and main.ndim == 3:
+        # transformers fills up what is shorter than the encoder's window with silence.
+        missing = info.shape[1] - main.shape[2]
+        inputs[info.input_name] = torch.nn.functional.pad(main, (0, max(0, missing)))
+    elif info.kind == "image" and arguments.attention_mask is not None:
+        raise OptionError("attention_mask", "a tensor", f"has no meaning for {info.model}", "leave it out")
+    if arguments.position_ids is not None:
+        raise OptionError("position_ids", "a tensor", f"has no meaning for {info.model}", "leave it out")
+    return source_rows(inputs, info)
+
+
+def _captions(
+    main: torch.Tensor, prompt: Any, arguments: Arguments, config: GenerationConfig, info: SourceInfo
+) -> Batch:
+    """Return the batch of a decoder that reads an image in front of its prompt."""
+    for name in ("decoder_input_ids", "decoder_attention_mask"):
+        if arguments.encoder.get(name) is not None:
+            raise OptionError(name, "a tensor", f"has no meaning for {info.model}", "give the prompt as `input_ids`")
+    sources = source_rows({info.input_name: main}, info)
+    if prompt is None:
+        one = batch_of_bos(config.bos_token_id, main.device)
+        batch = Batch(input_ids=one.input_ids.repeat(len(sources), 1), prompts=one.prompts * len(sources))
+    else:
+        batch = read_batch(
+            prompt,
+            arguments.attention_mask,
+            arguments.position_ids,
+            pad_token_id=config.pad_token_id,
+            eos_token_ids=config.eos_token_id or (),
+        )
+    if len(batch.prompts) != len(sources):
+        raise PromptError(f"there are {len(sources)} images and {len(batch.prompts)} prompts; give as many of each")
+    return replace(batch, sources=tuple(sources))
+
+
+# --- how outputs begin ----------------------------------------------------------------------------------------------
+
+
+def _starts(config: GenerationConfig, info: SourceInfo, count: int) -> list[int]:
+    """Return the start token of each row, as transformers finds it; nothing where the model has none."""
+    starts = config.decoder_start_token_id
+    if starts is None and config.bos_token_id is not None:
+        starts = (config.bos_token_id,)
+    if starts is None and info.decoder_start_token_id is not None:
+        starts = (info.decoder_start_token_id,)
+    if starts is not None and len(starts) not in (1, count):
+        allowed = f"must be one token id, or one for each of the {count} rows"
+        raise OptionError("decoder_start_token_id", tuple(starts), allowed, "give as many as rows")
+    return [] if starts is None else list(starts) * (count if len(starts) == 1 else 1)
+
+
+def _rows(name: str, given: Any, count: int) -> list[list[int]]:
+    """Return rows of token ids, one for all where one is given."""
+    ids = torch.as_tensor(given)
+    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or len(ids) not in (1, count):
+        raise PromptError(f"`{name}` must be token ids [{count}, width], got {ids.dtype} of shape {tuple(ids.shape)}")
+    found: list[list[int]] = ids.expand(count, -1).tolist()
+    return found
+
+
+def _with_starts(rows: list[list[int]], starts: Sequence[int], info: SourceInfo) -> list[list[int]]:
+    """Put start tokens in front, where no row begins with its own and the model wants them."""
+    if info.begins_freely or not starts or any(row[0] == start for row, start in zip(rows, starts, strict=True)):
+        return rows
+    return [[start, *row] for row, start in zip(rows, starts, strict=True)]
+
+
+def _check_decoder_mask(mask: Any) -> None:
+    if mask is not None and not bool(torch.as_tensor(mask).all()):
+        allowed = "must be all ones: no pad is ever fed to the decoder"
+        raise OptionError("decoder_attention_mask", "a mask with zeros", allowed, "give rows of one length each time")
+
+
+def _check_speech(encoder: Mapping[str, Any], speech: Speech | None, given: Any, info: SourceInfo) -> None:
+    for name in SPEECH:
+        value = encoder.get(name)
+        if value is not None and speech is None:
+            raise OptionError(name, value, f"is read by speech models, and {info.model} is none", "leave it out")
+        if value is not None and given is not None:
+            raise OptionError(name, value, "cannot be given together with `decoder_input_ids`", "leave one out")
+
+
+def _heard(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str | None]]:
+    """Return language and task of each row: one language for all of them, or a list of one for each."""
+    language, task = (encoder.get(name) for name in SPEECH)
+    languages = list(language) if isinstance(language, list | tuple) else [language] * count
+    if len(languages) != count or not all(isinstance(each, str) or language is None for each in languages):
+        raise OptionError(
+            "language", language, f"must be one name, or one for each of the {count} rows", "see its card"
+        )
+    if not isinstance(task, str | None):
+        raise OptionError("task", task, "must be a name, one for all rows", "such as 'transcribe'")
+    return [(each, task) for each in languages]
+
+
+def _spoken(
+    source: Source, speech: Speech, language: str | None, task: str | None, runtime: Callable[[], Runtime]
+) -> list[int]:
+    """Return how the transcript of a source begins."""
+    prompt = speech.prompt(language, task)
+    if None in prompt:
+        found = detect_language(guarded(runtime()), source, speech)
+        return [found if token is None else token for token in prompt]
+    return [token for token in prompt if token is not None]
+
+
+def check_plain(encoder: Mapping[str, Any], model: Any) -> None:
+    """Refuse what only models with an encoder read.
+
+    Raises:
+        OptionError: one of it is given.
+    """
+    for name, value in encoder.items():
+        if is_set(value):
+            allowed = f"belongs to encoder-decoder models, and {type(model).__name__} is none"
+            raise OptionError(name, type(value), allowed, "give the prompt as `input_ids`")

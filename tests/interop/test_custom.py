@@ -178,3 +178,10 @@ def test_an_encoder_decoder_writes_what_transformers_writes():
     assert model.generate(PADDED, custom_generate=unspool.decoding_method, **options).equal(
         model.generate(PADDED, **options)
     )
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "jamba"])
+def test_a_cache_of_recurrent_states_that_holds_nothing_is_no_obstacle(family):
+    model, ids = tiny_model(family), torch.tensor([[5, 6, 7]])
+    ours = model.generate(ids, max_new_tokens=5, do_sample=False, custom_generate=unspool.decoding_method)
+    assert ours.tolist() == model.generate(ids, max_new_tokens=5, do_sample=False).tolist()

@@ -89,6 +89,14 @@ def decoding_method(
 decoding_method.__signature__ = _signature(decoding_method)  # type: ignore[attr-defined]
 
 
+def _is_filled(cache: Any) -> bool:
+    """Return whether a cache holds anything; one of recurrent states alone cannot say how much."""
+    try:
+        return bool(cache.get_seq_length())
+    except ValueError:
+        return bool(getattr(cache, "has_previous_state", lambda: False)())
+
+
 def _read(
     model: Any, input_ids: torch.Tensor, generation_config: Any, given: dict[str, Any], inputs_tensor: Any
 ) -> Call:
@@ -96,7 +104,7 @@ def _read(
     info = encoder_of(model)
     for name in ALL_CACHE_NAMES:
         cache = given.pop(name, None)
-        if cache is not None and cache.get_seq_length():
+        if cache is not None and _is_filled(cache):
             raise OptionError(name, type(cache).__name__, *REFUSED["past_key_values"])
     expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
     if model.config.is_encoder_decoder:

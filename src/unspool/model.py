@@ -13,10 +13,11 @@ from unspool.engine import Engine, Request
 from unspool.engine.driver import Driver
 from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import context_of
-from unspool.errors import OptionError, PromptError
+from unspool.errors import PromptError
+from unspool.inquiries import check_says_something, read_continuation
 from unspool.plan import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
-from unspool.prompts import Prompt, read_prompts
+from unspool.prompts import Prompt
 from unspool.protocols import Runtime
 from unspool.reading import Reader
 from unspool.results import Generation, NextTokens, TextScore
@@ -25,28 +26,6 @@ from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
 from unspool.stream import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
-
-_BEYOND_ONE_TOKEN = (
-    "stop_strings",
-    "max_time",
-    "num_return_sequences",
-    "logprobs",
-    "echo",
-    "length_penalty",
-    "early_stopping",
-    "lookahead_steps",
-    "num_beam_groups",
-    "diversity_penalty",
-    "force_words",
-    "force_words_ids",
-    "force_words_ordered",
-    "penalty_alpha",
-    "best_of",
-    "best_of_by",
-    "prompt_lookup_num_tokens",
-    "max_matching_ngram_size",
-)
-"""Options of whole outputs, which say nothing about one distribution."""
 
 
 class LanguageModel:
@@ -255,14 +234,7 @@ class LanguageModel:
             PromptError: several prompts were given, or as in `generate`.
         """
         resolved, own = resolve_options(options, config, self.config)
-        for name in _BEYOND_ONE_TOKEN:
-            if name in resolved.asked:
-                raise OptionError(
-                    name, getattr(resolved, name), "has no effect on the next token alone", "leave it out"
-                )
-        if own.assistant is not None:
-            name = own.assistant.runtime.info.name
-            raise OptionError("assistant_model", name, "has no effect on the next token alone", "leave it out")
+        check_says_something(resolved, own)
         space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
         own = replace(own, strategy=NextTokenQuery(space))
         job = self._plan([self._one(prompt)], resolved.replace(echo=None), own)[0]
@@ -324,40 +296,18 @@ class LanguageModel:
             PromptError: nothing to score, or the two together are longer than the model holds.
         """
         reading = self._reader.read(self._one(prompt))
-        before = reading.ids
-        given = _one(continuation)
-        if isinstance(given, str):
-            if self.tokenizer is None:
-                raise PromptError("a text to score needs a tokenizer; give `tokenizer=` to load(), or token ids")
-            tokens = tuple(self.tokenizer(given, add_special_tokens=False)["input_ids"])
-        else:
-            tokens = given
-        if not tokens:
-            raise PromptError("the continuation holds no token, so there is nothing to score")
-        self._check_scored(before, tokens)
+        tokens = read_continuation(continuation, reading.ids, self.tokenizer, self.info)
         config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
         request = Request(
-            prompt=before + tokens[:-1],
+            prompt=reading.ids + tokens[:-1],
             config=config,
             seed=0,
             strategy=ContinuationScores(tokens),
             source=reading.source,
         )
         rows = self._driver.finish([request])[0].rows
-        texts = self._detokenizer.pieces(before, tokens) if self._detokenizer else ()
+        texts = self._detokenizer.pieces(reading.ids, tokens) if self._detokenizer else ()
         return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
-
-    def _check_scored(self, before: tuple[int, ...], tokens: tuple[int, ...]) -> None:
-        for index, token in enumerate(tokens):
-            if not 0 <= token < self.info.vocab_size:
-                raise PromptError(
-                    f"token {index} to score is {token}, outside the vocabulary of {self.info.vocab_size}"
-                )
-        total, longest = len(before) + len(tokens), self.info.max_length
-        if longest is not None and total > longest:
-            raise PromptError(
-                f"prompt and continuation have {total} tokens together and {self.info.name} holds {longest}"
-            )
 
     # --- between the doors and the engine -----------------------------------------------------------------------
 
@@ -410,11 +360,3 @@ class LanguageModel:
                     found[event.request] = listeners[event.request].generation(event)
                     bar.update()
         return [found[ticket.number] for ticket in tickets]
-
-
-def _one(prompt: Any) -> str | tuple[int, ...]:
-    """Return a single prompt, or refuse several."""
-    prompts = read_prompts(prompt)
-    if not prompts.single:
-        raise PromptError("one prompt is wanted here, as a text or a list of token ids; several were given")
-    return prompts.items[0]

@@ -20,6 +20,18 @@ def set_seed(seed: int | None) -> None:
     _seeded = None if seed is None else random.Random(seed)
 
 
+def shared_seed() -> int:
+    """Return the next seed of the sequence that `set_seed` began, else one of torch's default generator.
+
+    So doors made after transformers' repeat under `torch.manual_seed` and `transformers.set_seed`, and under ours.
+    """
+    if _seeded is not None:
+        return fresh_seed()
+    import torch
+
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
 def fresh_seed() -> int:
     """Return a seed in [0, 2**32): the next of the sequence that `set_seed` began, else fresh entropy."""
     return secrets.randbits(32) if _seeded is None else _seeded.getrandbits(32)

@@ -331,3 +331,16 @@ def test_half_precision_models_are_scored_in_single(model: Any):
         model.bfloat16(), PADDED, max_new_tokens=2, return_dict_in_generate=True, output_scores=True
     )
     assert found.scores[0].dtype == torch.float32
+
+
+def test_our_own_global_seed_reaches_the_drop_in():
+    model, ids = tiny_model("gpt2"), torch.tensor([[5, 6, 7], [8, 9, 10]])
+    options = {"do_sample": True, "max_new_tokens": 8, "attention_mask": torch.ones_like(ids)}
+    try:
+        unspool.set_seed(3)
+        first = [unspool.generate(model, ids, **options).tolist() for _ in range(2)]
+        unspool.set_seed(3)
+        assert [unspool.generate(model, ids, **options).tolist() for _ in range(2)] == first
+        assert first[0] != first[1]
+    finally:
+        unspool.set_seed(None)

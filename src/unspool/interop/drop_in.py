@@ -38,8 +38,8 @@ def generate(
     The model stays untouched and is always run in evaluation mode; training steps between calls are seen.
 
     Pads are never fed, and neither penalties nor n-grams see them. Without `seed`, each row of a sampling call draws
-    its seed from torch's default generator, so that `torch.manual_seed` and `transformers.set_seed` make calls
-    repeatable; the draws themselves are not transformers'. Outputs end at the model's longest length. An option that
+    its seed from `unspool.set_seed`, or else from torch's default generator, so that `torch.manual_seed` and
+    `transformers.set_seed` make calls repeatable; the draws themselves are not transformers'. Outputs end at the model's longest length. An option that
     would have no effect is an error. docs/transformers.md lists every difference.
 
     Args:

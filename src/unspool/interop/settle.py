@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from unspool.config import GenerationConfig
 from unspool.errors import OptionError
 from unspool.interop.arguments import Arguments
@@ -19,6 +17,7 @@ from unspool.interop.decode import Call
 from unspool.interop.processors import PREFIX
 from unspool.interop.theirs import Theirs, with_criteria, without_replaced
 from unspool.plan import Own
+from unspool.seeds import shared_seed
 
 
 def settled(
@@ -84,7 +83,7 @@ def seeded(config: GenerationConfig, own: Own, count: int) -> GenerationConfig:
         return config
     if not config.do_sample and own.strategy is None:
         return config.replace(seed=0)
-    return config.replace(seed=tuple(torch.randint(2**63 - 1, (count,), device="cpu").tolist()))
+    return config.replace(seed=tuple(shared_seed() for _ in range(count)))
 
 
 def with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConfig, batch: Batch) -> Own:

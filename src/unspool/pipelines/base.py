@@ -22,6 +22,7 @@ from unspool.pipelines.tasks import Task
 from unspool.plan import resolve_options
 from unspool.progress import progress_bar
 from unspool.results import Completion, Generation
+from unspool.seeds import shared_seed
 from unspool.text.detokenize import Detokenizer
 from unspool.text.emit import text_of
 
@@ -214,7 +215,7 @@ class Pipeline(ABC):
                 yield [self._record(one, generation, completion, call) for completion in generation.completions]
 
     def _seeded(self, call: Call, index: int) -> Call:
-        """Return the call with the seed of one input. Without one, torch's default generator names the draws.
+        """Return the call with the seed of one input. Without one, `set_seed` or torch's default generator names it.
 
         So `torch.manual_seed` and `transformers.set_seed` make calls repeatable, as in unspool.generate.
         """
@@ -223,9 +224,7 @@ class Pipeline(ABC):
             return replace(call, options={**call.options, "seed": seed[index]})
         if seed is not None or not call.draws:
             return call
-        import torch
-
-        return replace(call, options={**call.options, "seed": int(torch.randint(2**63 - 1, (), device="cpu"))})
+        return replace(call, options={**call.options, "seed": shared_seed()})
 
     # --- for the tasks ------------------------------------------------------------------------------------------
 

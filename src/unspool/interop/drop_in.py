@@ -39,9 +39,8 @@ def generate(
 
     Pads are never fed, and neither penalties nor n-grams see them. Without `seed`, each row of a sampling call draws
     its seed from `unspool.set_seed`, or else from torch's default generator, so that `torch.manual_seed` and
-    `transformers.set_seed` make calls repeatable; the draws themselves are not transformers'. Outputs end at the model's
-    longest length. An option that would have no effect is an error.
-    docs/transformers.md lists every difference.
+    `transformers.set_seed` make calls repeatable; the draws themselves are not transformers'. Outputs end at the
+    model's longest length. An option that would have no effect is an error; docs/transformers.md has all differences.
 
     Args:
         model: a loaded causal language model of transformers, or one that reads a source: an encoder-decoder for text,

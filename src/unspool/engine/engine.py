@@ -230,7 +230,8 @@ class Engine:
         try:
             return answer(ready, self._clock())
         except Exception:
-            # A processor or criterion of the user's own raised: answer one by one, so that it fails its owner alone.
+            # A processor or criterion of the user's own raised: answer one by one, so that it fails its owner alone;
+            # gangs as a whole, unless it is one of theirs.
             return {number: reply for party in _parties(ready) for number, reply in self._answer_alone(party).items()}
         finally:
             self.timing.vocabulary += time.perf_counter() - started
@@ -239,7 +240,9 @@ class Engine:
         try:
             return answer(party, self._clock())
         except Exception as error:
-            return {each.number: error for each in party}
+            if len(party) == 1:
+                return {party[0].number: error}
+            return {number: reply for each in party for number, reply in self._answer_alone([each]).items()}
 
     def _advance(self, answers: Answers) -> list[Event]:
         """Let every answered strategy take its next turn."""

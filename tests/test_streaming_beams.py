@@ -108,7 +108,8 @@ def test_the_tail_is_what_comes_out_if_its_tokens_do(
     assert tail == emitter.tentative(rest), "asking changes nothing"
     outcome = emitter.push(rest) + emitter.finish("stop")
     assert outcome in (tail, tail + REPLACEMENT * (len(outcome) - len(tail)))
-    assert not tail.endswith(REPLACEMENT)
+    # Before a stop string, bytes that made no character are as certain as the rest.
+    assert outcome == tail or not tail.endswith(REPLACEMENT)
 
 
 TALES = (

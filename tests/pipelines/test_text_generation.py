@@ -45,7 +45,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "ids": {**GREEDY, "return_tensors": True},
     "beams": {**GREEDY, "num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
     "penalties": {**GREEDY, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
-    "whole length": {"do_sample": False, "max_length": 24},
+    "whole length": {"do_sample": False, "max_length": 36},
     "least length": {"do_sample": False, "max_new_tokens": 20, "min_new_tokens": 15, "eos_token_id": 276},
     "special tokens": {**GREEDY, "add_special_tokens": False},
     "cleaned": {**GREEDY, "clean_up_tokenization_spaces": True},

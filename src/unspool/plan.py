@@ -19,6 +19,7 @@ from unspool.reading import PLAIN, Beginning, Reader, read_beginning
 from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer
+from unspool.text.forced_words import forced_word_ids
 from unspool.text.stops import StopStrings
 from unspool.types import Source
 
@@ -219,8 +220,6 @@ def _with_forced_words(config: GenerationConfig, tokenizer: Any) -> GenerationCo
     if tokenizer is None:
         hint = "give `tokenizer=` to load(), or force_words_ids"
         raise OptionError("force_words", config.force_words, "needs a tokenizer to read text with", hint)
-    from unspool.text.forced_words import forced_word_ids
-
     ids = forced_word_ids(config.force_words, tokenizer)
     return config.replace(force_words_ids=(*(config.force_words_ids or ()), *ids), force_words=None)
 

@@ -158,14 +158,9 @@ class Reader:
                 allowed = f"must be one name, or one for each prompt, and there are more than {len(language)} prompts"
                 raise OptionError("language", list(language), allowed, "give as many")
             language = language[index]
-        prompt = info.speech.prompt(language, beginning.task)
-        if None not in prompt:
-            return tuple(token for token in prompt if token is not None)
-        from unspool.engine.guard import guarded
-        from unspool.runtimes.speech import detect_language
+        from unspool.runtimes.speech import transcript_prompt
 
-        found = detect_language(guarded(self.runtime), source, info.speech)
-        return tuple(found if token is None else token for token in prompt)
+        return transcript_prompt(source, info.speech, language, beginning.task, lambda: self.runtime)
 
     def _check_speech(self, info: SourceInfo, beginning: Beginning) -> None:
         for name in ("language", "task"):

@@ -16,7 +16,6 @@ from rich.markup import escape
 
 from unspool.cli.endings import with_parameters
 from unspool.config import GROUPS, OPTIONS, GenerationConfig, Option
-from unspool.config.strategies import NOT_YET
 from unspool.errors import OptionError
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -134,8 +133,6 @@ def help_of(option: Option) -> str:
         parts.append(f"One of: {option.metavar.replace('|', ', ')}.")
     elif option.multiple:
         parts.append("Repeat the flag for several.")
-    if option.name in NOT_YET:
-        parts.append("Not in this version yet.")
     if len(flag) > _SHOWN_WHOLE:
         parts.append(f"In full: {flag}.")
     return escape(" ".join(parts))

@@ -8,7 +8,7 @@ from typing import Any
 from unspool.config.foreign import NO_EFFECT, REFUSED
 from unspool.config.generation import OPTIONS
 from unspool.config.option import Option
-from unspool.config.strategies import NOT_YET, STRATEGIES
+from unspool.config.strategies import STRATEGIES
 from unspool.errors import OptionError
 
 
@@ -25,8 +25,6 @@ def help_for(name: str) -> str:
     lines += [f"Read by: {_readers(row)}."]
     if row.partners:
         lines.append(f"Read only together with {' or '.join(row.partners)}.")
-    if name in NOT_YET:
-        lines.append(f"Needs {NOT_YET[name]}, which is not in this version yet.")
     return "\n".join(lines)
 
 
@@ -73,7 +71,7 @@ def _cell(text: str) -> str:
 
 
 def _line(row: Option) -> str:
-    meaning = row.help + (f" Not in this version yet: needs {NOT_YET[row.name]}." if row.name in NOT_YET else "")
+    meaning = row.help
     if row.partners:
         meaning += f" Read only with {' or '.join(f'`{partner}`' for partner in row.partners)}."
     cells = [

@@ -236,10 +236,6 @@ class _Resolution:
                 self._check_stored(row, strategy, do_sample)
                 continue
             value = self.values[name]
-            if name in strategies.NOT_YET:
-                raise OptionError(
-                    name, value, f"needs {strategies.NOT_YET[name]}, which is not in this version yet", "leave it out"
-                )
             if not self._reads(row, strategy, do_sample):
                 raise OptionError(name, value, *self._why_unread(row, strategy, do_sample))
             if row.partners and not any(self._has(partner) for partner in row.partners):
@@ -291,7 +287,7 @@ class _Resolution:
         return f"set {NEEDS[readers[0]]}{greedily}, or {out}"
 
     def _final(self, row: Option, strategy: str, do_sample: bool) -> Any:
-        if not self._reads(row, strategy, do_sample) or row.name in strategies.NOT_YET:
+        if not self._reads(row, strategy, do_sample):
             return row.off_value
         if row.name == "temperature" and self.values["temperature"] == 0:
             return row.off_value

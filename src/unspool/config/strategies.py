@@ -27,9 +27,6 @@ STRATEGIES: Final[tuple[str, ...]] = get_args(StrategyName)
 AVAILABLE_STRATEGIES: frozenset[str] = frozenset(STRATEGIES)
 """The strategies of this version. Others may be known by name, so that options can be checked and explained."""
 
-NOT_YET: Mapping[str, str] = {}
-"""Options that work within any strategy, but wait for a part this version lacks: option --> the part."""
-
 BEAMS: Final = frozenset({"beam", "beam_sample", "diverse_beam", "constrained_beam"})
 SAMPLING: Final = frozenset({"sample", "beam_sample", "assisted", "dola", "best_of", "stochastic_beam"})
 EITHER: Final = frozenset({"assisted", "dola"})

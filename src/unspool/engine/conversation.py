@@ -197,8 +197,8 @@ class Conversation:
 
     def live(self, number: int) -> Branch:
         """Return the live branch of this number, or tell the strategy that there is none."""
-        branch = self.branches.get(number)
-        if branch is None or not branch.alive:
+        branch = self._live.get(number)
+        if branch is None:
             raise StrategyError(f"{self.request.strategy.name}: branch {number} is not alive")
         return branch
 

@@ -14,13 +14,12 @@ import torch
 
 from unspool.config import GenerationConfig
 from unspool.config.foreign import is_set
-from unspool.engine.guard import guarded
 from unspool.errors import ModelError, OptionError, PromptError
 from unspool.interop.arguments import REFUSED, SPEECH, TIMESTAMPS, Arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.protocols import Runtime
 from unspool.runtimes.source_info import SourceInfo, has_prefix_image, source_info, source_obstacle
-from unspool.runtimes.speech import Speech, detect_language, speech_of
+from unspool.runtimes.speech import Speech, speech_of, transcript_prompt
 from unspool.sources import source_rows
 from unspool.types import Source
 
@@ -77,7 +76,8 @@ def read_sources(
         rows = _with_starts(_rows("decoder_input_ids", given, len(sources)), starts, info)
     elif speech is not None:
         heard = _heard(arguments.encoder, len(sources))
-        rows = [_spoken(source, speech, *each, runtime) for source, each in zip(sources, heard, strict=True)]
+        pairs = zip(sources, heard, strict=True)
+        rows = [list(transcript_prompt(source, speech, *each, runtime)) for source, each in pairs]
         if len(set(map(len, rows))) > 1:
             raise PromptError("the rows' languages need prompts of different lengths: transcribe them one by one")
     elif starts:
@@ -226,17 +226,6 @@ def _heard(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str
     if not isinstance(task, str | None):
         raise OptionError("task", task, "must be a name, one for all rows", "such as 'transcribe'")
     return [(each, task) for each in languages]
-
-
-def _spoken(
-    source: Source, speech: Speech, language: str | None, task: str | None, runtime: Callable[[], Runtime]
-) -> list[int]:
-    """Return how the transcript of a source begins."""
-    prompt = speech.prompt(language, task)
-    if None in prompt:
-        found = detect_language(guarded(runtime()), source, speech)
-        return [found if token is None else token for token in prompt]
-    return [token for token in prompt if token is not None]
 
 
 def check_plain(encoder: Mapping[str, Any], model: Any) -> None:

@@ -6,10 +6,11 @@ Owns these tokens. Knows no audio, and runs nothing but the one pass that finds 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unspool.engine.guard import guarded
 from unspool.errors import OptionError
 from unspool.protocols import Runtime
 from unspool.types import Feed, Source
@@ -106,6 +107,25 @@ def speech_of(model: Any, start: int | None) -> Speech | None:
 
 def _name(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def transcript_prompt(
+    source: Source, speech: Speech, language: str | None, task: str | None, runtime: Callable[[], Runtime]
+) -> tuple[int, ...]:
+    """Return what the transcript of a source begins with; the language is found out where nobody names it.
+
+    Args:
+        language, task: as in Speech.prompt.
+        runtime: returns what runs the model; called only where the language has to be found out.
+
+    Raises:
+        OptionError: as Speech.prompt.
+    """
+    prompt = speech.prompt(language, task)
+    if None in prompt:
+        found = detect_language(guarded(runtime()), source, speech)
+        return tuple(found if token is None else token for token in prompt)
+    return tuple(token for token in prompt if token is not None)
 
 
 def detect_language(runtime: Runtime, source: Source, speech: Speech) -> int:

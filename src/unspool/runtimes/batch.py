@@ -13,50 +13,59 @@ from unspool.types import Feed, Rows
 class Batch:
     """The tokens of all feeds one behind another, each at its own position.
 
-    Where a feed is invariant, what there is one of is doubled: a matrix product of one row may run another kernel than
-    one of two or more.
+    One-token feeds stand first, in the order of their slots: what lies side by side in memory is written and attended
+    together. Where a feed is invariant, what there is one of is doubled: a matrix product of one row may run another
+    kernel than one of two or more.
 
     Attributes:
-        spans: where each feed stands.
+        spans: where each feed stands, in the order of the feeds.
         tokens, positions: of each row.
-        asked: rows whose logits are wanted.
+        asked: rows whose logits are wanted, in the order of the feeds.
         hidden: rows whose hidden states are wanted; None where no feed wants any.
         inner: what is wanted of inner layers; None where no feed names one.
         invariant: whether a feed is.
     """
 
-    def __init__(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> None:
-        self.spans: list[Span] = []
+    def __init__(self, feeds: Sequence[Feed], slots: Sequence[Slot], least_rows: int = 1) -> None:
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.asked: list[int] = []
         self.hidden: list[int] | None = [] if any(feed.hidden for feed in feeds) else None
         self.inner: list[Place] | None = [] if any(feed.layers for feed in feeds) else None
         self.invariant = any(feed.invariant for feed in feeds)
-        for feed, slot in zip(feeds, slots, strict=True):
-            self._append(feed, slot)
+        pairs = list(zip(feeds, slots, strict=True))
+        order = sorted(range(len(pairs)), key=lambda index: _place(*pairs[index]))
+        spans = {index: self._append(*pairs[index]) for index in order}
+        self.spans = [spans[index] for index in range(len(pairs))]
+        for feed, span in zip(feeds, self.spans, strict=True):
+            self._ask(feed, span.row)
         self._num_asked, self._num_inner = len(self.asked), len(self.inner or ())
-        if self.invariant:
-            self._pad()
+        self._pad(max(least_rows, 2) if self.invariant else least_rows)
 
-    def _append(self, feed: Feed, slot: Slot) -> None:
-        row, count = len(self.tokens), len(feed.tokens)
-        self.spans.append(Span(slot.pool, slot.index, slot.length, count, row, feed.invariant))
+    def _append(self, feed: Feed, slot: Slot) -> Span:
+        row, count, length = len(self.tokens), len(feed.tokens), slot.length
         self.tokens += feed.tokens
-        self.positions += range(slot.length, slot.length + count)
+        self.positions += range(length, length + count)
+        return Span(slot.pool, slot.index, length, count, row, feed.invariant)
+
+    def _ask(self, feed: Feed, row: int) -> None:
         self.asked += [row + index for index in feed.asked]
         if self.hidden is not None and feed.hidden:
-            self.hidden += range(row, row + count)
+            self.hidden += range(row, row + len(feed.tokens))
         if self.inner is not None:
             self.inner += [Place(row + index, layer) for index in feed.asked for layer in feed.layers]
 
-    def _pad(self) -> None:
+    def _pad(self, least: int) -> None:
         for column in (self.tokens, self.positions, self.asked):
-            column += column[:1] if len(column) == 1 else []
-        if self.inner is not None and len(self.inner) == 1:
-            self.inner += self.inner
+            column += column[:1] * (least - len(column))
+        if self.inner is not None and self.inner:
+            self.inner += self.inner[:1] * (least - len(self.inner))
 
     def unpad(self, rows: Rows) -> Rows:
         """Return the rows that the feeds want."""
         inner = None if rows.inner is None else rows.inner[: self._num_inner]
         return Rows(rows.logits[: self._num_asked], rows.hidden, inner)
+
+
+def _place(feed: Feed, slot: Slot) -> tuple[bool, int, int]:
+    return len(feed.tokens) > 1, slot.pool.capacity, slot.number

@@ -1,0 +1,196 @@
+"""Writes down the calls into PyTorch that a module makes in one pass: a tape.
+
+Owns what can be written down and what cannot. Does not know what a tape is good for (program.py), nor what a cache
+does: calls of the cache are written down like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import Cache
+
+from unspool.runtimes.attention import Terms
+
+UPDATE, ATTEND = "update", "attend"
+"""Names of the cache's methods, in place of a function."""
+
+# Results that are no tensors and depend on nothing but shapes and types.
+_METADATA = frozenset(
+    (
+        *("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset"),
+        *("is_contiguous", "is_floating_point", "is_complex", "is_inference", "element_size", "get_device"),
+    )
+)
+
+
+class Unrecordable(Exception):
+    """A pass does something that a list of calls cannot repeat; the message says what."""
+
+
+class Ref(NamedTuple):
+    """A tensor that the pass is given (numbers 0, 1, ...) or has computed on the way."""
+
+    number: int
+
+
+class Held(NamedTuple):
+    """A tensor that is there before the pass: a parameter, a buffer, a constant."""
+
+    tensor: torch.Tensor
+
+
+class Slice(NamedTuple):
+    """A slice: slices have no hash and no order, and hold what else needs writing down."""
+
+    start: Any
+    stop: Any
+    step: Any
+
+
+class Step(NamedTuple):
+    """One call.
+
+    func: a function, or the name of a method of the cache. args, kwargs: trees of Ref, Held, Slice and plain values.
+    outputs: a number for each tensor that is returned, None for anything else. is_tuple: whether they come in one.
+    """
+
+    func: Callable[..., Any] | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    is_tuple: bool
+
+
+class Tape(TorchFunctionMode):
+    """While the context lasts, notes every call of a function of PyTorch's in this thread.
+
+    Args:
+        inputs: the tensors that the pass is given.
+
+    Attributes:
+        steps: the calls, in order.
+    """
+
+    def __init__(self, *inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
+        self._count = len(inputs)
+        # Whatever has a number stays alive, so that no other tensor can come by its identity.
+        self._alive: list[Any] = list(inputs)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        before = self.encode(tuple(args)), {name: self.encode(value) for name, value in options.items()}
+        result = func(*args, **options)
+        self.note(func, *before, result)
+        return result
+
+    def note(self, func: Callable[..., Any] | str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Write down a call whose arguments are encoded.
+
+        Raises:
+            Unrecordable: it returned what depends on the values of tensors.
+        """
+        is_tuple = isinstance(result, tuple | list)
+        parts = tuple(result) if is_tuple else (result,)
+        if not any(isinstance(part, torch.Tensor) for part in parts):
+            _check(func, (args, kwargs))
+            return
+        outputs = tuple(self._number(part) if isinstance(part, torch.Tensor) else None for part in parts)
+        self.steps.append(Step(func, args, kwargs, outputs, is_tuple))
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        self._alive.append(tensor)
+        number = self._numbers[id(tensor)] = self._count
+        self._count += 1
+        return number
+
+    def encode(self, value: Any) -> Any:
+        """Return an argument with every tensor in it replaced by its Ref or Held."""
+        if isinstance(value, torch.Tensor):
+            number = self._numbers.get(id(value))
+            return Held(value) if number is None else Ref(number)
+        if isinstance(value, slice):
+            return Slice(*map(self.encode, (value.start, value.stop, value.step)))
+        if isinstance(value, tuple | list):
+            return type(value)(map(self.encode, value)) if type(value) in (tuple, list) else tuple(value)
+        if isinstance(value, dict):
+            return {key: self.encode(entry) for key, entry in value.items()}
+        return value
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """Return the number of a tensor that the pass has computed.
+
+        Raises:
+            Unrecordable: it came from elsewhere.
+        """
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            raise Unrecordable("its result comes from a call that is not PyTorch's")
+        return number
+
+
+class TapedCache(Cache):
+    """What transformers takes for its cache while a tape runs: keeps nothing, and attends to nothing."""
+
+    def __init__(self, tape: Tape, num_layers: int) -> None:
+        super().__init__(layers=[])
+        self._tape, self._num_layers, self._layer = tape, num_layers, 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Note that one layer's keys and values are written."""
+        self._layer = layer_idx
+        states = (key_states, value_states)
+        self._tape.note(UPDATE, (*map(self._tape.encode, states), layer_idx), {}, states)
+        return states
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms) -> torch.Tensor:
+        """Note that one layer attends. --> [rows, heads, value width], of no meaning"""
+        encoded = tuple(map(self._tape.encode, (query, key, value)))
+        with torch._C.DisableTorchFunction():
+            result = torch.zeros(query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype)
+        self._tape.note(ATTEND, (*encoded, terms), {}, result)
+        return result
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are always given, and no mask is built from a length."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys and offset of a mask, which is never built."""
+        return query_length, 0
+
+    def __len__(self) -> int:
+        return self._num_layers
+
+
+def _check(func: Callable[..., Any] | str, arguments: Any) -> None:
+    """Refuse a call that returned no tensor, unless it cannot have looked at the values of one."""
+    name = func if isinstance(func, str) else getattr(func, "__name__", repr(func))
+    if name not in _METADATA and any(tensors_in(arguments)):
+        raise Unrecordable(f"it reads or writes the values of tensors ({name})")
+
+
+def tensors_in(tree: Any) -> Iterator[Ref | Held]:
+    """Yield every tensor of a tree of encoded arguments."""
+    if isinstance(tree, Ref | Held):
+        yield tree
+    elif isinstance(tree, dict):
+        for entry in tree.values():
+            yield from tensors_in(entry)
+    elif isinstance(tree, tuple | list):
+        for entry in tree:
+            yield from tensors_in(entry)

@@ -1,7 +1,7 @@
-"""What quantised and offloaded weights need before transformers can load them.
+"""What quantised and offloaded weights need to be loaded, and weights that are quantised once they are.
 
-Owns: the short form `load_in_4bit=True`, which packages are needed, where such weights go, and what they are computed
-in on a CPU. Does not know: how weights are quantised, or how a quantised layer computes.
+Owns: the short form `load_in_4bit=True`, which packages are needed, where such weights go, what they are computed in on
+a CPU, and where `quantize` can be had. Does not know: how weights are quantised, or how a quantised layer computes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from unspool.errors import ModelError
+from unspool.errors import ModelError, OptionError
 
 _SHORT: Final = ("load_in_4bit", "load_in_8bit")
+_QUANTIZE: Final = ("int8", "int4")
 _HUB_OPTIONS: Final = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "bitsandbytes": ("bitsandbytes", "accelerate"),
@@ -33,7 +34,50 @@ class Loading(NamedTuple):
     device: Any
 
 
-def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any) -> Loading:
+def check_quantize(quantize: Any, device: Any) -> None:
+    """Refuse what can be seen to be wrong before anything is loaded.
+
+    Raises:
+        OptionError: `quantize` is none of those there are, or the model is to go elsewhere than to the CPU.
+    """
+    if quantize is None:
+        return
+    if quantize not in _QUANTIZE:
+        allowed = "must be 'int8', 'int4' or None"
+        raise OptionError("quantize", quantize, allowed, "leave it out for weights as they are stored")
+    if device is not None and str(device).partition(":")[0] != "cpu":
+        raise _elsewhere(quantize, f"`device` is {str(device)!r}")
+
+
+def _elsewhere(quantize: str, where: str) -> OptionError:
+    hint = "use load_in_4bit=True, load_in_8bit=True or a quantization_config there"
+    return OptionError("quantize", quantize, f"is for models on a CPU, and {where}", hint)
+
+
+def quantise(model: Any, quantize: Literal["int8", "int4"]) -> None:
+    """Quantise the linear layers of a model of ours, in place.
+
+    Raises:
+        OptionError: it is not on the CPU as a whole. ModelError: it has no such layers, or PyTorch no such kernel here.
+    """
+    from unspool.runtimes.trees import is_dispatched
+    from unspool.runtimes.weight_only import quantise_linears
+
+    if is_dispatched(model):
+        raise _elsewhere(quantize, "this one is spread over devices")
+    if places := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
+        raise _elsewhere(quantize, f"this one is on {', '.join(sorted(places))}")
+    name = type(model).__name__
+    try:
+        count = quantise_linears(model, quantize)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = f"this PyTorch has no kernel for it: {type(error).__name__}: {error}"
+        raise ModelError(f"{name} cannot be quantised as {quantize}: {reason}") from error
+    if not count:
+        raise ModelError(f"{name} has no linear layer that could be quantised: leave out `quantize`")
+
+
+def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any, quantize: Any = None) -> Loading:
     """Return how to load a model, the same as asked where its weights are neither quantised nor spread.
 
     A quantised model cannot be moved or widened afterwards, so that both are decided here.
@@ -42,17 +86,30 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any)
         source: a folder or a hub id.
         options: of `unspool.load`, for `from_pretrained`.
         dtype, device: as asked; None for neither.
+        quantize: as checked by `check_quantize`.
 
     Raises:
         ModelError: a package is absent, or options contradict each other.
+        OptionError: `quantize` is asked for, and the weights are quantised otherwise, or go elsewhere than to the CPU.
     """
     passed = _unfolded(options)
+    if quantize is not None and not _goes_to_cpu(passed.get("device_map") or "cpu"):
+        raise _elsewhere(quantize, f"`device_map` is {passed['device_map']!r}")
     if passed.get("device_map") is not None:
         _check_packages(("accelerate",), "`device_map` spreads weights")
     stored = _stored_config(source, passed)
     method = _method(passed.get("quantization_config")) or _method(stored.get("quantization_config"))
     if method is None:
         return Loading(passed, dtype, device)
+    if quantize is not None:
+        asked = next((name for name in ("quantization_config", *_SHORT) if options.get(name)), None)
+        found = f"`{asked}` quantises them as well" if asked else f"these are stored quantised by {method}"
+        raise OptionError(
+            "quantize",
+            quantize,
+            f"is for plain weights, and {found}",
+            "leave out one of the two" if asked else "leave it out",
+        )
     _check_packages(_PACKAGES.get(method, ()), f"these weights are quantised by {method}")
     if device is not None:
         if passed.get("device_map") is not None:

@@ -18,7 +18,7 @@ from unspool.cli.dialogue import Dialogue
 from unspool.cli.endings import guarded, report
 from unspool.cli.generate import summary
 from unspool.cli.keyboard import Keyboard, Piped, Source
-from unspool.cli.options import AssistantFlag, DeviceFlag, DtypeFlag, ModelFlag, with_generation_options
+from unspool.cli.options import AssistantFlag, DeviceFlag, DtypeFlag, ModelFlag, QuantizeFlag, with_generation_options
 from unspool.cli.screen import Screen
 from unspool.cli.sources import load_assistant, load_model
 from unspool.text.chat import Message
@@ -32,6 +32,7 @@ def chat(
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
     ] = None,
@@ -52,7 +53,7 @@ def chat(
     In a pipe every line is a message and every answer is printed; the first error ends it.
     """
     template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
-    language_model = load_model(model, dtype=dtype, device=device)
+    language_model = load_model(model, dtype=dtype, device=device, quantize=quantize)
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     dialogue = Dialogue(language_model, asked, plain=plain, chat_template=template, system=system)
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
@@ -61,7 +62,7 @@ def chat(
     desk = Desk(
         dialogue=dialogue,
         source=source,
-        load=lambda name: load_model(name, dtype=dtype, device=device),
+        load=lambda name: load_model(name, dtype=dtype, device=device, quantize=quantize),
         show=typer.echo,
         remark=screen.remark,
     )

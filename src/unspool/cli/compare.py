@@ -22,6 +22,7 @@ from unspool.cli.options import (
     ModelFlag,
     PromptArgument,
     PromptFileFlag,
+    QuantizeFlag,
     with_generation_options,
 )
 from unspool.cli.sources import load_assistant, load_model, read_prompt
@@ -66,6 +67,7 @@ def compare(
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     chosen: Sequence[str],
     options: Mapping[str, Any],
@@ -84,7 +86,7 @@ def compare(
         asked["max_new_tokens"] = TOKENS
     errors = Console(stderr=True)
     with errors.status("Loading the model"):
-        language_model = load_model(model, dtype=dtype, device=device)
+        language_model = load_model(model, dtype=dtype, device=device, quantize=quantize)
         asked |= load_assistant(assistant_model, dtype=dtype, device=device)
     with errors.status(f"Writing with {', '.join(names) if names else 'every strategy'}"):
         comparison = language_model.compare(text, names, **asked)

@@ -20,6 +20,7 @@ from unspool.cli.options import (
     ModelFlag,
     PromptArgument,
     PromptFileFlag,
+    QuantizeFlag,
     with_generation_options,
 )
 from unspool.cli.screen import Screen
@@ -40,6 +41,7 @@ def generate(
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show text as it comes, or all at once.")] = True,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No closing line on tokens, speed and seed.")] = False,
@@ -54,7 +56,7 @@ def generate(
     if not as_json and options.get("logprobs") is not None:
         raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
     text = read_prompt(prompt, prompt_file)
-    language_model = load_model(model, dtype=dtype, device=device)
+    language_model = load_model(model, dtype=dtype, device=device, quantize=quantize)
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     if as_json:
         typer.echo(json.dumps(language_model.generate(text, **asked).to_dict(), ensure_ascii=False, indent=2))

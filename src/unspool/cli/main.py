@@ -5,6 +5,7 @@ Owns: the way from arguments to an exit code. Does not know: what the commands d
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -76,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         report(error)
         return FAILED
+    finally:
+        if arguments is None:
+            # The process ends here: Python need not look through half a million objects for garbage once more.
+            gc.freeze()
     return status if isinstance(status, int) else 0
 
 

@@ -20,6 +20,7 @@ from unspool.cli.options import (
     ModelFlag,
     PromptArgument,
     PromptFileFlag,
+    QuantizeFlag,
     with_generation_options,
 )
 from unspool.cli.sources import load_model, read_prompt
@@ -34,6 +35,7 @@ def next_tokens(
     model: ModelFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many tokens to show at most.")] = 20,
     as_json: JsonFlag = False,
     options: Mapping[str, Any],
@@ -43,7 +45,7 @@ def next_tokens(
     Each token's probability under the model, after the processors, and the processor that cut it, if one did.
     """
     text = read_prompt(prompt, prompt_file)
-    answer = load_model(model, dtype=dtype, device=device).next_tokens(text, limit=limit, **options)
+    answer = load_model(model, dtype=dtype, device=device, quantize=quantize).next_tokens(text, limit=limit, **options)
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
     else:

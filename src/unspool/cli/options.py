@@ -19,6 +19,7 @@ from unspool.config import GROUPS, OPTIONS, GenerationConfig, Option
 from unspool.errors import OptionError
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize: TypeAlias = Literal["int8", "int4"]
 
 PromptArgument = Annotated[
     str | None,
@@ -38,6 +39,10 @@ ModelFlag = Annotated[
 DtypeFlag = Annotated[Dtype | None, typer.Option("--dtype", help="The number format the model computes in.")]
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+]
+QuantizeFlag = Annotated[
+    Quantize | None,
+    typer.Option("--quantize", help="Round the model's weights to so many bits on loading: less memory, faster."),
 ]
 AssistantFlag = Annotated[
     str | None,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unspool.errors import PromptError
+from unspool.importing import uncollected
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
@@ -47,15 +48,17 @@ def _decoded(raw: bytes, source: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def load_model(name: str | None, *, dtype: str | None, device: str | None) -> LanguageModel:
+def load_model(
+    name: str | None, *, dtype: str | None, device: str | None, quantize: Literal["int8", "int4"] | None = None
+) -> LanguageModel:
     """Return the model; other libraries' bars and advice stay silent unless the user asked for them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from unspool.loading import load
-
-    return load(name, dtype=dtype, device=device)
+    with uncollected():
+        from unspool.loading import load
+    return load(name, dtype=dtype, device=device, quantize=quantize)
 
 
 def load_assistant(name: str | None, *, dtype: str | None, device: str | None) -> dict[str, LanguageModel]:

@@ -20,6 +20,7 @@ from unspool.cli.options import (
     ModelFlag,
     PromptArgument,
     PromptFileFlag,
+    QuantizeFlag,
     with_generation_options,
 )
 from unspool.cli.sources import load_assistant, load_model, read_prompt
@@ -38,6 +39,7 @@ def trace(
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
+    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     options: Mapping[str, Any],
 ) -> None:
@@ -50,7 +52,7 @@ def trace(
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     if not any(name in asked for name in _LENGTHS):
         asked["max_new_tokens"] = MAX_NEW_TOKENS
-    answer = load_model(model, dtype=dtype, device=device).generate(text, trace=True, **asked).trace
+    answer = load_model(model, dtype=dtype, device=device, quantize=quantize).generate(text, trace=True, **asked).trace
     assert answer is not None, "a traced generation brings its trace"
     if as_json:
         typer.echo(answer.to_json(indent=2))

@@ -6,14 +6,20 @@ Does not know: how a quantised layer computes, or how a model is loaded (`unspoo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from unspool.runtimes.quantised_linear import QuantisedLinear
 
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3}
 _ROUNDED: Final = 0.2
+# Of all weights; less is not worth a word.
+_MUCH: Final = 0.1
 
 
 def quantised_linears(model: nn.Module) -> dict[int, str]:
@@ -21,7 +27,38 @@ def quantised_linears(model: nn.Module) -> dict[int, str]:
     return {id(module): kind for module in model.modules() if (kind := _kind(module))}
 
 
+def kinds_in_words(model: nn.Module) -> list[str]:
+    """Return how many linear layers are quantised, and how, in words; nothing for none.
+
+    With them, where it is much, what of our own quantisation's share has stayed plain.
+    """
+    kinds = Counter(quantised_linears(model).values())
+    words = [f"{count} quantised as {kind}" for kind, count in sorted(kinds.items())]
+    if (share := _plain_share(model)) > _MUCH:
+        words.append(f"{share:.0%} of the weights are in no linear layer and stay as they are")
+    return words
+
+
+def _plain_share(model: nn.Module) -> float:
+    """Return how large a share of the numbers in matrices is in no layer and no embedding, where layers are ours."""
+    ours = sum(module.shape.numel() for module in model.modules() if isinstance(module, QuantisedLinear))
+    others = [module for module in model.modules() if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))]
+    plain = sum(each.numel() for module in others for each in module.parameters(recurse=False) if each.ndim > 1)
+    return plain / (plain + ours) if ours else 0.0
+
+
+def shares_rounding(model: nn.Module) -> bool:
+    """Return whether a row may be rounded otherwise in other company.
+
+    Other libraries' kernels choose by the number of rows, and some round all rows of a pass on one scale.
+    """
+    ours = {id(module) for module in model.modules() if isinstance(module, QuantisedLinear)}
+    return bool(quantised_linears(model).keys() - ours)
+
+
 def _kind(module: nn.Module) -> str:
+    if isinstance(module, QuantisedLinear):
+        return module.bits
     if not isinstance(module, nn.Linear):
         return ""
     if type(module) is not nn.Linear and not module.weight.is_floating_point():

@@ -1,0 +1,148 @@
+"""A matrix in 8 bits a number, and products with it on a CPU.
+
+    weight[n, k] ~ number[n, k] * scale[n]       number in -127 ... 127, scale[n] = largest of row n / 127
+
+The inputs are not rounded to 8 bits: each row of them is written with two digits of 8 bits on a scale of its own (16
+bits in all), so that whole numbers are multiplied, exactly, and what is lost is lost in the weight alone. A weight is
+read once for both digits: for few rows the second one costs nothing. A row has the same bits in any company.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Final, Protocol
+
+import torch
+import torch.nn.functional as F
+
+MAX_WIDTH: Final = 1 << 16
+"""Most columns of a matrix: sums of products of two 8-bit numbers stay below 2**31."""
+
+_LARGEST: Final = 127
+_VECTOR: Final = 64
+_BLOCK: Final = 1 << 19
+_FULL_DIGIT, _SHORT_DIGIT = 127, 63
+"""Largest digits. Where the processor adds products in pairs of 16 bits, which overflow, digits of 7 bits are used."""
+
+
+class Int8Weight:
+    """A matrix [height, width] in 8 bits a number.
+
+    Args:
+        weight: the matrix, floating-point, on the CPU; at most `MAX_WIDTH` wide.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        numbers, scales = _rounded(weight)
+        digit = whole_digit()
+        self._kernel: _Kernel = _Mixed(numbers, scales) if digit is None else _Whole(numbers, scales, digit)
+
+    def times(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows @ weight.T. rows: [count, width], floating-point. --> [count, height], float32"""
+        return self._kernel.times(rows)
+
+    def dense(self) -> torch.Tensor:
+        """Return the matrix that products are made with. --> [height, width], float32"""
+        return self._kernel.dense()
+
+
+class _Kernel(Protocol):
+    def times(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+    def dense(self) -> torch.Tensor: ...
+
+
+def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return numbers [height, width], int8, and scales [height], float32. A row of zeros has the scale 1."""
+    numbers = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight), dtype=torch.float32)
+    block = max(1, _BLOCK // weight.shape[1])
+    for start in range(0, len(weight), block):
+        part = weight[start : start + block].float()
+        largest = part.abs().amax(1)
+        scale = torch.where(largest > 0, largest / _LARGEST, 1.0)
+        scales[start : start + block] = scale
+        numbers[start : start + block] = (part / scale[:, None]).round_()
+    return numbers, scales
+
+
+class _Whole:
+    """Products of whole numbers: the kernel of PyTorch's own quantised layers.
+
+    It would put one scale over all rows of a pass; it is given digits, which are whole numbers already.
+
+    Args:
+        digit: the largest digit.
+    """
+
+    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor, digit: int) -> None:
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        with warnings.catch_warnings():
+            # PyTorch announces the end of tensors like this one. `whole_digit` sees when it has come.
+            warnings.simplefilter("ignore")
+            tensor = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(tensor, None)
+        self._linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self._digit, self._base, self._height = digit, 2.0 * (digit + 1), len(scales)
+
+    def times(self, rows: torch.Tensor) -> torch.Tensor:
+        count = len(rows)
+        if not count:
+            return rows.new_empty(0, self._height, dtype=torch.float32)
+        wide = rows.float()
+        steps = wide.abs().amax(1, keepdim=True).div_(self._digit)
+        # A row of zeros has steps of 0 and digits that mean nothing, and is 0 again in the end.
+        first = wide / steps
+        digits = first.round()
+        first.sub_(digits).mul_(self._base)
+        found: torch.Tensor = self._linear(torch.cat((digits, first)), 1.0, self._digit + 1, self._packed)
+        # The base is a power of two: only the sum rounds, so that bits do not hang on where a number stands.
+        return found[:count].add_(found[count:], alpha=1 / self._base).mul_(steps)
+
+    def dense(self) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensor, _ = torch.ops.quantized.linear_unpack(self._packed)
+            plain: torch.Tensor = tensor.int_repr().float() * tensor.q_per_channel_scales().float()[:, None]
+            return plain
+
+
+class _Mixed:
+    """Products of bfloat16 inputs with 8-bit numbers: the kernel that every build of PyTorch has for a CPU."""
+
+    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor) -> None:
+        # The kernel reads whole vectors, also beyond the end of a row.
+        self._missing = -numbers.shape[1] % _VECTOR
+        self._numbers, self._scales = F.pad(numbers, (0, self._missing)), scales
+        self._ones = torch.ones(len(scales), dtype=torch.bfloat16)
+
+    def times(self, rows: torch.Tensor) -> torch.Tensor:
+        # The kernel would round scales to bfloat16, so they are left to the end.
+        padded = F.pad(rows.bfloat16(), (0, self._missing)).contiguous()
+        found: torch.Tensor = torch.ops.aten._weight_int8pack_mm(padded, self._numbers, self._ones)
+        return found.float().mul_(self._scales)
+
+    def dense(self) -> torch.Tensor:
+        width = self._numbers.shape[1] - self._missing
+        return self._numbers[:, :width].float() * self._scales[:, None]
+
+
+@cache
+def whole_digit() -> int | None:
+    """Return the largest digit that whole numbers can be multiplied with here, exactly; None where there is no kernel.
+
+    Found by multiplying numbers whose sums are as large as they can be.
+    """
+    for digit in (_FULL_DIGIT, _SHORT_DIGIT):
+        numbers = torch.full((32, 64), _LARGEST, dtype=torch.int8)
+        numbers[::2, ::3] = -_LARGEST
+        rows = torch.full((3, 64), float(digit))
+        rows[1, ::2] = -digit
+        try:
+            found = _Whole(numbers, torch.ones(32), digit).times(rows)
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return None
+        if torch.equal(found, rows @ numbers.float().T):
+            return digit
+    return None

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A model that can hold many partial sequences at once. It owns a cached prefix of each; the engine owns tokens."""
+    """A model that can hold many partial sequences at once. It owns a cached prefix of each; the engine owns tokens.
+
+    One that can begin a sequence with what it has computed for another has a method `recall`: see Recall.
+    """
 
     info: ModelInfo
 
@@ -41,6 +44,26 @@ class Runtime(Protocol):
 
     def release(self, seq: Seq) -> None:
         """Forget the sequence and free its memory. An unknown one is no error: it was never fed."""
+        ...
+
+
+class Recall(Protocol):
+    """What a Runtime may do besides, as its method `recall`: begin a sequence with what is cached already."""
+
+    def __call__(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        """Let the unknown `seq` hold as many of the leading `tokens` as are cached, for whatever sequence.
+
+        What a released sequence has left behind counts as well. Sequences that were given a source are neither opened
+        nor looked at.
+
+        Args:
+            tokens: what `seq` may begin with, at least one; more is fed afterwards in any case.
+            least: where fewer are cached, none are taken; at least 1.
+            invariant: whether only tokens count that were computed for feeds with `invariant`.
+
+        Returns:
+            How many tokens `seq` holds now. Where it is 0, or this raises, `seq` is as unknown as before.
+        """
         ...
 
 

@@ -180,6 +180,53 @@ def test_release_forgets_and_an_unknown_sequence_is_no_error(case: Case) -> None
     close(case, rows(runtime, 0, PROMPT[:4], [3]), rows(case.make(), 0, PROMPT[:4], [3]))
 
 
+def recalling(case: Case) -> Any:
+    """Return the runtime, if it can begin a sequence with what it holds."""
+    runtime = case.make()
+    if not hasattr(runtime, "recall"):
+        pytest.skip("a runtime need not be able to")
+    return runtime
+
+
+def test_what_is_recalled_is_as_good_as_fed(case: Case) -> None:
+    runtime = recalling(case)
+    whole = rows(case.make(), 0, (*PROMPT, 9), [len(PROMPT)])
+    rows(runtime, 0, (*PROMPT, 4), [])
+    assert runtime.recall(1, (*PROMPT, 9), least=1, invariant=False) == len(PROMPT)
+    close(case, rows(runtime, 1, (9,), [0]), whole)
+    close(case, rows(runtime, 0, (3,), [0]), rows(case.make(), 0, (*PROMPT, 4, 3), [len(PROMPT) + 1]))
+    runtime.release(0)
+    runtime.release(1)
+    count = runtime.recall(2, PROMPT, least=1, invariant=False)
+    assert 0 <= count <= len(PROMPT), "what is released may be forgotten"
+    close(case, rows(runtime, 2, (*PROMPT, 9)[count:], [len(PROMPT) - count]), whole)
+
+
+def test_where_less_is_cached_than_is_asked_for_nothing_is_opened(case: Case) -> None:
+    runtime = recalling(case)
+    assert runtime.recall(1, PROMPT, least=1, invariant=False) == 0
+    rows(runtime, 0, PROMPT[:6], [])
+    assert runtime.recall(1, PROMPT, least=7, invariant=False) == 0
+    assert runtime.recall(1, PROMPT, least=1, invariant=True) == 0, "computed in no invariant pass"
+    assert runtime.recall(1, (9, *PROMPT), least=1, invariant=False) == 0
+    assert case.live(runtime) == 1
+    close(case, rows(runtime, 1, PROMPT, [11]), rows(case.make(), 0, PROMPT, [11]))
+
+
+def test_what_is_recalled_for_invariant_feeds_has_the_bits_of_one_that_computes_all(case: Case) -> None:
+    runtime = recalling(case)
+    if not runtime.info.batch_invariant:
+        pytest.skip(f"not promised: {runtime.info.path}")
+    whole = rows(case.make(), 0, PROMPT, [11], invariant=True)
+    for start in range(1, len(PROMPT)):
+        runtime = case.make()
+        company = Feed(seq=0, tokens=PROMPT, asked=(0,))
+        runtime.forward([company, Feed(seq=1, tokens=PROMPT[:start], asked=(), invariant=True)])
+        assert runtime.recall(2, PROMPT, least=1, invariant=True) == start
+        rest = Feed(seq=2, tokens=PROMPT[start:], asked=(11 - start,), invariant=True)
+        assert torch.equal(runtime.forward([company, rest]).logits[1:], whole)
+
+
 def shown(runtime: Runtime, seq: int, tokens: Sequence[int], **options: Any) -> Rows:
     return runtime.forward([Feed(seq=seq, tokens=tokens, asked=(len(tokens) - 1,), **options)])
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from unspool.errors import CapacityError
+from unspool.prefixes import common_prefix
 from unspool.runtimes.pools import LayerLayout, SlotPool, size_class
-from unspool.runtimes.slots import Slot, SlotTable, common_prefix
+from unspool.runtimes.slots import Slot, SlotTable, most_alike
 
 LAYOUT = (LayerLayout(2, 4, 3, torch.float32, torch.device("cpu")),) * 2
 
@@ -26,6 +27,21 @@ def write(table: SlotTable, seq: int, tokens: list[int], *, exact: bool = False)
             tensor[slot.index, :, slot.length + offset] = number_of(token, slot.length + offset)
     table.advance(seq, tokens, exact=exact, poisoned=False)
     return slot
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The positions [start, stop) of every copy between slots."""
+    ranges: list[tuple[int, int]] = []
+    copy = SlotPool.copy
+
+    def count(self: SlotPool, index: int, source: SlotPool, source_index: int, start: int, stop: int) -> None:
+        if start < stop:
+            ranges.append((start, stop))
+        copy(self, index, source, source_index, start, stop)
+
+    monkeypatch.setattr(SlotPool, "copy", count)
+    return ranges
 
 
 def assert_cached(table: SlotTable, seq: int, tokens: list[int]) -> None:
@@ -66,7 +82,7 @@ def test_a_sequence_that_outgrows_its_slot_moves_with_all_it_holds() -> None:
     table.check()
 
 
-def test_a_fork_into_the_slot_of_a_dropped_sibling_copies_only_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_into_the_slot_of_a_dropped_sibling_copies_only_what_differs(copied: list[tuple[int, int]]) -> None:
     table, prompt = SlotTable(LAYOUT), list(range(40))
     write(table, 0, prompt)
     table.fork(0, 1)
@@ -75,14 +91,7 @@ def test_a_fork_into_the_slot_of_a_dropped_sibling_copies_only_what_differs(monk
     dropped = write(table, 1, [100, 102, 103])
     write(table, 2, [104])
     table.release(1)
-    copied: list[tuple[int, int]] = []
-    copy = SlotPool.copy
-
-    def count(self: SlotPool, index: int, source: SlotPool, source_index: int, start: int, stop: int) -> None:
-        copied.append((start, stop))
-        copy(self, index, source, source_index, start, stop)
-
-    monkeypatch.setattr(SlotPool, "copy", count)
+    copied.clear()
     table.fork(0, 3)
     assert table.live[3] is dropped and copied == [(41, 42)]
     assert_cached(table, 3, [*prompt, 100, 101])
@@ -158,11 +167,194 @@ def test_a_reservation_that_fails_opens_nothing(monkeypatch: pytest.MonkeyPatch)
     table.check()
 
 
+# --- recalling ----------------------------------------------------------------------------------------------------
+
+PROMPT = list(range(100, 140))
+
+
+def recall(table: SlotTable, seq: int, tokens: list[int], *, least: int = 1, exact: bool = False) -> int:
+    """Open a sequence with what is there, and see that it is the right thing."""
+    count = table.recall(seq, tokens, least=least, exact=exact)
+    if count:
+        assert_cached(table, seq, tokens[:count])
+    else:
+        assert seq not in table.live
+    table.check()
+    return count
+
+
+def test_a_new_sequence_begins_with_what_a_live_one_holds(copied: list[tuple[int, int]]) -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, [*PROMPT, 1, 2])
+    assert recall(table, 1, [*PROMPT, 3, 4]) == 40 and copied == [(0, 40)]
+    write(table, 1, [3, 4])
+    write(table, 0, [5])
+    assert_cached(table, 0, [*PROMPT, 1, 2, 5])
+    assert_cached(table, 1, [*PROMPT, 3, 4])
+
+
+def test_what_a_released_sequence_has_left_is_taken_up_in_place(copied: list[tuple[int, int]]) -> None:
+    table = SlotTable(LAYOUT)
+    left = write(table, 0, PROMPT)
+    table.release(0)
+    assert recall(table, 1, [*PROMPT, 3, 4]) == 40
+    assert table.live[1] is left and not copied
+
+
+def test_what_stands_behind_a_shared_beginning_stays_remembered(copied: list[tuple[int, int]]) -> None:
+    """A conversation may go on, whoever has begun like it meanwhile."""
+    table = SlotTable(LAYOUT)
+    write(table, 0, [*PROMPT, 1, 2, 3])
+    table.release(0)
+    assert recall(table, 1, [*PROMPT, 7]) == 40 and copied == [(0, 40)]
+    write(table, 1, [7])
+    table.release(1)
+    assert recall(table, 2, [*PROMPT, 1, 2, 3, 4]) == 43
+    assert recall(table, 3, [*PROMPT, 7, 7]) == 41
+
+
+def test_a_longer_sequence_is_recalled_into_a_slot_that_it_fits_in() -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, PROMPT)
+    table.release(0)
+    assert recall(table, 1, [*PROMPT, *range(40)]) == 40
+    assert table.live[1].pool.capacity == 128
+
+
+@pytest.mark.parametrize(("least", "expected"), [(40, 40), (41, 0)])
+def test_fewer_than_asked_for_are_not_recalled(least: int, expected: int) -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, [*PROMPT, 1])
+    assert recall(table, 1, [*PROMPT, 2], least=least) == expected
+
+
+def test_only_what_was_computed_in_invariant_passes_is_recalled_for_one() -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, PROMPT[:30], exact=True)
+    write(table, 0, PROMPT[30:])
+    assert recall(table, 1, PROMPT, exact=True) == 30 and table.live[1].exact == 30
+    assert recall(table, 2, PROMPT) == 40 and table.live[2].exact == 30
+    write(table, 1, PROMPT[30:], exact=True)
+    assert recall(table, 3, PROMPT, exact=True) == 40 and table.live[3].exact == 40
+
+
+def test_a_copy_of_what_is_exact_leaves_nothing_that_is_not(copied: list[tuple[int, int]]) -> None:
+    table = SlotTable(LAYOUT, max_tokens=64)  # one slot of 64, then one more
+    write(table, 0, PROMPT[:20])
+    write(table, 1, PROMPT[:30], exact=True)
+    table.release(0)
+    assert recall(table, 2, PROMPT, exact=True) == 30 and copied == [(0, 30)]
+
+
+def test_what_may_not_be_finite_is_not_recalled() -> None:
+    table = SlotTable(LAYOUT)
+    (slot,) = table.reserve([(0, 40)])
+    table.advance(0, PROMPT, exact=False, poisoned=True)
+    assert recall(table, 1, PROMPT) == 0
+    table.release(0)
+    assert recall(table, 1, PROMPT) == 0
+    assert not slot.tokens
+
+
+def test_what_other_weights_have_computed_is_not_recalled() -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, PROMPT)
+    write(table, 1, PROMPT[:30])
+    table.release(1)
+    table.forget_free()
+    assert recall(table, 2, PROMPT) == 0
+    table.release(0)
+    assert recall(table, 2, PROMPT) == 0
+    write(table, 2, PROMPT)
+    assert recall(table, 3, PROMPT) == 40
+    table.fork(2, 4)
+    assert_cached(table, 4, PROMPT)
+
+
+def test_a_slot_of_another_context_is_not_recalled() -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, PROMPT).context = 7
+    assert recall(table, 1, PROMPT) == 0
+
+
+def test_a_recall_that_finds_no_room_opens_nothing() -> None:
+    for limits in ({"max_tokens": 79}, {"max_sequences": 1}):
+        table = SlotTable(LAYOUT, **limits)
+        write(table, 0, PROMPT)
+        with pytest.raises(CapacityError):
+            table.recall(1, PROMPT, least=1, exact=False)
+        assert list(table.live) == [0]
+        table.check()
+
+
+def test_what_was_of_use_last_is_overwritten_last() -> None:
+    table = SlotTable(LAYOUT)
+    for prompt in range(9):  # one more than there are slots: the first is gone
+        write(table, prompt, [prompt] * 20)
+        table.release(prompt)
+    assert table.num_slot_tokens == 512, "no pool grows for what is remembered"
+    recalled = [recall(table, 100 + prompt, [prompt] * 20, least=8) for prompt in (1, 8)]
+    assert recalled == [20, 20]
+    for seq in (101, 108):
+        table.release(seq)
+    for prompt in range(20, 26):
+        write(table, prompt, [prompt] * 20)
+        table.release(prompt)
+    assert [recall(table, 200 + prompt, [prompt] * 20, least=8) for prompt in (1, 8, 2, 5)] == [20, 20, 0, 0]
+
+
+def test_a_beginning_that_comes_up_again_and_again_stays() -> None:
+    table = SlotTable(LAYOUT)
+    write(table, 0, [*PROMPT, 1])
+    table.release(0)
+    for seq in range(1, 30):
+        assert recall(table, seq, [*PROMPT, seq + 1], least=8) == 40
+        write(table, seq, [seq + 1])
+        table.release(seq)
+        write(table, 1000 + seq, [seq])
+        table.release(1000 + seq)
+
+
+def test_slots_that_came_back_together_are_taken_side_by_side() -> None:
+    table = SlotTable(LAYOUT)
+    for seq in range(16):
+        write(table, seq, [seq])
+    for seq in random.Random(3).sample(range(16), 16):
+        table.release(seq)
+    for seq in range(20, 25):
+        write(table, seq, [seq])
+    assert [table.live[seq].number for seq in range(20, 25)] == [0, 1, 2, 3, 4]
+
+
+def test_most_alike_is_what_a_plain_search_finds() -> None:
+    rng = random.Random(2)
+    pool = SlotPool(LAYOUT, 64, 1)
+    for _ in range(300):
+        slots = []
+        for number in range(rng.randrange(6)):
+            tokens = [rng.randrange(2) for _ in range(rng.randrange(9))]
+            slot = Slot(pool, 0, number, tokens, exact=rng.randrange(len(tokens) + 1), context=rng.randrange(2))
+            slots.append(slot)
+        tokens, least, exact = (
+            [rng.randrange(2) for _ in range(rng.randrange(9))],
+            rng.randrange(1, 4),
+            rng.random() < 0.5,
+        )
+        shared = []
+        for slot in slots:
+            count = next((n for n in range(9) if slot.tokens[: n + 1] != tokens[: n + 1] or n == len(tokens)), 9)
+            shared.append(0 if slot.context else min(count, slot.exact) if exact else count)
+        most = max(shared, default=0)
+        found = most_alike(slots, tokens, 0, least=least, exact=exact)
+        assert (found and (found.slot.number, found.length)) == ((shared.index(most), most) if most >= least else None)
+
+
 def test_a_long_random_life_keeps_every_sequence_apart() -> None:
     rng, table = random.Random(1), SlotTable(LAYOUT, max_tokens=2000, max_sequences=12)
     held: dict[int, list[int]] = {}
-    for step in range(600):
-        kind = rng.choice(["grow", "grow", "grow", "fork", "truncate", "release"])
+    num_recalled = 0
+    for step in range(900):
+        kind = rng.choice(["grow", "grow", "grow", "fork", "truncate", "release", "recall", "recall"])
         seq = rng.choice(list(held)) if held and rng.random() < 0.8 else step
         try:
             if kind == "grow":
@@ -172,6 +364,11 @@ def test_a_long_random_life_keeps_every_sequence_apart() -> None:
             elif kind == "fork" and seq in held:
                 table.fork(seq, step + 10_000)
                 held[step + 10_000] = list(held[seq])
+            elif kind == "recall" and step not in held:
+                tokens = [*held.get(seq, [])[: rng.randrange(40)], rng.randrange(3), rng.randrange(3)]
+                count = table.recall(step, tokens, least=rng.choice([1, 5]), exact=False)
+                num_recalled += count > 0
+                held |= {step: tokens[:count]} if count else {}
             elif kind == "truncate" and seq in held:
                 keep = rng.randrange(len(held[seq]) + 2)
                 held[seq] = held[seq][:keep]
@@ -184,4 +381,5 @@ def test_a_long_random_life_keeps_every_sequence_apart() -> None:
         table.check()
         for known, tokens in held.items():
             assert_cached(table, known, tokens)
-    assert len(held) > 3
+        assert table.live.keys() == held.keys()
+    assert len(held) > 3 and num_recalled > 30

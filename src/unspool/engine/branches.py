@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.protocols import Criterion, Processor, Runtime
+from unspool.protocols import Criterion, Processor, Recall, Runtime
 from unspool.types import Distribution, Seq, Source
 
 
@@ -112,7 +112,8 @@ class Strand:
     """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
 
     pending: tokens [cached, total), not yet in the runtime. rows: by length, computed since the branch last grew.
-    source: for the encoder, until the first feed has brought it there.
+    source: for the encoder, until the first feed has brought it there. begun: whether it has been seen to what the
+    runtime can recall of it, or there is nothing to be seen to.
     """
 
     seq: Seq
@@ -122,17 +123,39 @@ class Strand:
     cached: int = 0
     rows: dict[int, RowRef] = field(default_factory=dict)
     source: Source | None = None
+    begun: bool = False
+
+    @property
+    def recall(self) -> Recall | None:
+        """The runtime's method of this name, where it has one and the sequence depends on its tokens alone."""
+        return getattr(self.runtime, "recall", None) if self.source is None else None
 
     @property
     def has_prompt(self) -> bool:
         """Whether the whole prompt is cached."""
         return self.cached >= len(self.prompt)
 
+    def begin(self, recall: Recall, limit: int, *, least: int, invariant: bool) -> bool:
+        """Take over what is cached of the first `limit` tokens, if it is `least` or more; returns whether it was."""
+        self.cached = recall(self.seq, self.pending[:limit], least=least, invariant=invariant)
+        assert self.cached == 0 or least <= self.cached <= limit, "the runtime recalls other than what was asked for"
+        del self.pending[: self.cached]
+        return self.cached > 0
+
     def fork(self, seq: Seq) -> Strand:
         """Return a strand that holds the same and goes its own way."""
         if self.cached:
             self.runtime.fork(self.seq, seq)
-        return Strand(seq, self.runtime, self.prompt, list(self.pending), self.cached, dict(self.rows), self.source)
+        return Strand(
+            seq,
+            self.runtime,
+            self.prompt,
+            list(self.pending),
+            self.cached,
+            dict(self.rows),
+            self.source,
+            begun=self.cached > 0,
+        )
 
     def keep(self, tip: Node) -> None:
         """Shorten the strand to the output tokens up to `tip`."""

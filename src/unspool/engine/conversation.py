@@ -330,6 +330,13 @@ class Conversation:
             lengths = {length for length in lengths if length >= 0}  # the prompt's own tokens are read on one strand
         return lengths - strand.rows.keys()
 
+    def num_unread(self, branch: Branch, strand: Strand) -> int:
+        """Return how many leading tokens of a strand the open Turn needs no row and no hidden state of."""
+        if self.hidden is not None and strand is branch.main and not branch.drafts:
+            return 0
+        # The row of a length comes from feeding the token before.
+        return len(strand.prompt) + min(self.wanted(branch, strand)) - 1
+
     def lacks(self, branch: Branch, strand: Strand) -> bool:
         """Return whether a pass over this strand is needed before the open Turn can be answered."""
         if self.wanted(branch, strand):

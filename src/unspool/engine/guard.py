@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from unspool.protocols import Runtime
+from unspool.protocols import Recall, Runtime
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 # By the runtime's id, which stays its own as long as its guard, and with that the runtime, is alive.
@@ -58,6 +58,16 @@ class Guarded:
         """See Runtime.forward."""
         with self._lock:
             return self._runtime.forward(feeds)
+
+    @property
+    def recall(self) -> Recall | None:
+        """See protocols.Recall; None where the runtime has no such method."""
+        return self._recall if hasattr(self._runtime, "recall") else None
+
+    def _recall(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        recall: Recall = self._runtime.recall  # type: ignore[attr-defined]
+        with self._lock:
+            return recall(seq, tokens, least=least, invariant=invariant)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """See Runtime.fork."""

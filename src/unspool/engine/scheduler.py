@@ -10,6 +10,7 @@ from typing import NamedTuple
 from unspool.engine.branches import Branch, Strand
 from unspool.engine.conversation import Conversation
 from unspool.engine.guard import Guarded, guarded
+from unspool.engine.openings import Openings
 from unspool.engine.request import Request
 from unspool.errors import CapacityError
 from unspool.protocols import Context, Runtime
@@ -50,6 +51,11 @@ def _reserve(needs: list[Need]) -> bool:
                 done.runtime.reserve(-done.sequences, -done.tokens)
             return False
     return True
+
+
+def _is_invariant(conversation: Conversation, branch: Branch) -> bool:
+    """Return whether a branch's rows must be free of their company."""
+    return bool(conversation.request.config.batch_invariant) and not branch.drafts
 
 
 class Scheduler:
@@ -147,7 +153,13 @@ class Scheduler:
     def plan(self, running: Iterable[Conversation], runtime: Runtime, *, drafts: bool = False) -> list[Planned]:
         """Return the feeds of a runtime's next pass: rows of requests that write, then prompts within the budget.
 
+        Prompts take over what is cached of them already. They stay in order; only where one waits for what another of
+        this pass computes for both, the next one goes in its place.
+
         drafts: whether draft branches are meant, or the others; a model may draft for itself.
+
+        Raises:
+            OpeningError: a request's sequence could not begin; plan again without it.
         """
         asked = [
             (conversation, branch, strand)
@@ -162,27 +174,31 @@ class Scheduler:
         free = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
         budget = max(free, self._max_batch_tokens // 4, 1)
         num_writing = len(planned)
+        openings = Openings()
         for conversation, branch, strand in asked:
-            if strand.has_prompt:
+            if budget <= 0:
+                break
+            invariant = _is_invariant(conversation, branch)
+            if strand.has_prompt or openings.must_wait(conversation, branch, strand, invariant=invariant):
                 continue
-            count = self._chunk(conversation, strand, budget, first=len(planned) == num_writing)
+            count = self._chunk(strand, budget, invariant=invariant, first=len(planned) == num_writing)
             if count == 0:
                 break  # the next prompt must not overtake this one
             planned.append(self._feed(conversation, branch, strand, count))
+            openings.note(strand, invariant=invariant)
             budget -= count
         return planned
 
-    def _chunk(self, conversation: Conversation, strand: Strand, budget: int, first: bool) -> int:
+    def _chunk(self, strand: Strand, budget: int, *, invariant: bool, first: bool) -> int:
         """Return how many pending tokens go now; 0 for none.
 
-        Chunk borders of a batch-invariant request depend on the request alone: whole chunks, or none. The first prompt
+        Chunks of an invariant request are whole, or none: what else is in the pass cuts none of them. The first prompt
         of a pass always gets one, so that whole chunks need not wait for an idle engine.
         """
-        pending = len(strand.pending)
-        if conversation.request.config.batch_invariant:
-            count = min(pending, self._max_batch_tokens)
+        count = min(len(strand.pending), self._max_batch_tokens)
+        if invariant:
             return count if first or count <= budget else 0
-        return max(min(pending, budget), 0)
+        return min(count, budget)
 
     def _feed(self, conversation: Conversation, branch: Branch, strand: Strand, count: int) -> Planned:
         start = strand.cached - len(strand.prompt)
@@ -195,7 +211,7 @@ class Scheduler:
             asked=tuple(length - start - 1 for length in lengths),
             hidden=conversation.hidden is not None and strand is branch.main and not branch.drafts,
             layers=conversation.context.layers if lengths and strand is branch.main and not branch.drafts else (),
-            invariant=bool(conversation.request.config.batch_invariant) and not branch.drafts,
+            invariant=_is_invariant(conversation, branch),
             source=strand.source,
         )
         return Planned(conversation, branch, strand, feed, lengths)

@@ -1,15 +1,20 @@
 """Which sequence is cached in which slot. Owns lengths, tokens and free slots; knows no model and no attention.
 
 A live sequence owns one slot, and positions [0, len(tokens)) of it. What lies behind is never read by a sequence, but
-is always finite. A free slot still remembers the tokens whose keys and values it holds, so that a fork may reuse them.
+is always finite. A free slot still remembers the tokens whose keys and values it holds, so that a fork, or a new
+sequence that begins with them, may reuse them. Remembering takes no memory of its own: what has been free longest is
+overwritten first, and no pool grows for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
 
 from unspool.errors import CapacityError
+from unspool.prefixes import common_prefix
 from unspool.runtimes.pools import Layout, SlotPool, next_pool_size, size_class
 from unspool.types import Seq
 
@@ -22,7 +27,8 @@ class Slot:
     tokens: whose keys and values positions [0, len(tokens)) hold.
     exact: of how many leading tokens these were computed in invariant passes, free of any company.
     poisoned: whether some of them may not be finite.
-    context: names what keys and values depend on besides the tokens; 0 for nothing. Slots of two contexts share none.
+    context: names what keys and values depend on besides the tokens. Slots of two contexts share none.
+    era: when a free slot came back; see SlotTable.
     """
 
     pool: SlotPool
@@ -32,6 +38,7 @@ class Slot:
     exact: int = 0
     poisoned: bool = False
     context: int = 0
+    era: int = 0
 
     @property
     def length(self) -> int:
@@ -46,32 +53,47 @@ class Slot:
         del self.tokens[keep:]
         self.exact = min(self.exact, keep)
 
-    def take(self, source: Slot) -> None:
-        """Become a copy of `source`, copying only the positions that differ from what is here already."""
-        start = self.num_shared(source)
-        if self.exact < min(start, source.exact):
+    def take(self, source: Slot, length: int | None = None) -> None:
+        """Become a copy of the first `length` tokens of `source` (None: all), copying only what differs from here."""
+        length = source.length if length is None else length
+        exact = min(source.exact, length)
+        start = min(self.num_shared(source), length)
+        if self.exact < min(start, exact):
             start = self.exact
-        self.pool.copy(self.index, source.pool, source.index, start, source.length)
-        self.tokens = list(source.tokens)
-        self.exact, self.poisoned, self.context = source.exact, source.poisoned, source.context
+        self.pool.copy(self.index, source.pool, source.index, start, length)
+        self.tokens = source.tokens[:length]
+        self.exact, self.poisoned, self.context = exact, source.poisoned, source.context
 
     def num_shared(self, other: Slot) -> int:
         """Return how many leading positions hold the same keys and values in both slots."""
         return common_prefix(self.tokens, other.tokens) if self.context == other.context else 0
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens are the same."""
-    low, high = 0, min(len(first), len(second))
-    # [0, low) is alike; bisection by slices runs in C, and mostly ends with the first comparison.
-    probe = high
-    while low < high:
-        if first[low:probe] == second[low:probe]:
-            low = probe
-        else:
-            high = probe - 1
-        probe = (low + high + 1) // 2
-    return low
+class Found(NamedTuple):
+    """A slot, and how many leading tokens of a sequence it holds keys and values for."""
+
+    slot: Slot
+    length: int
+
+
+def most_alike(
+    slots: Iterable[Slot], tokens: list[int], context: int, *, least: int = 1, exact: bool = False
+) -> Found | None:
+    """Return the first of the slots that share most leading tokens; None where all share fewer than `least`.
+
+    Args:
+        context: of the tokens; see Slot.
+        exact: whether only tokens count that were computed in invariant passes.
+    """
+    best, length = None, least - 1
+    for slot in slots:
+        held = min(slot.exact if exact else slot.length, len(tokens))
+        # Hundreds of slots are looked through for each prompt: one token tells most of them off.
+        if held > length and slot.tokens[length] == tokens[length] and slot.context == context:
+            shared = min(common_prefix(slot.tokens, tokens), held)
+            if shared > length:
+                best, length = slot, shared
+    return None if best is None else Found(best, length)
 
 
 class SlotTable:
@@ -90,6 +112,10 @@ class SlotTable:
         self.live: dict[Seq, Slot] = {}
         self._pools: dict[int, list[SlotPool]] = {}
         self._free: dict[int, list[Slot]] = {}
+        # An era ends when nothing is live, or when as many slots have come back in it as there are. Within one, slots
+        # are taken by number: what lies side by side is attended in fewer calls.
+        self._era, self._num_back = 1, 0
+        self._context = 0
 
     @property
     def num_live_tokens(self) -> int:
@@ -131,7 +157,7 @@ class SlotTable:
         slot = self.live.get(seq)
         if slot is None:
             slot = self._take_free(size_class(count))
-            slot.tokens, slot.exact, slot.context = [], 0, 0
+            slot.tokens, slot.exact, slot.context = [], 0, self._context
         elif slot.length + count > slot.pool.capacity:
             larger = self._take_free(size_class(slot.length + count), slot)
             larger.take(slot)
@@ -176,8 +202,41 @@ class SlotTable:
         if slot is not None:
             self._put_back(slot)
 
+    def find(self, tokens: Sequence[int], *, least: int, exact: bool) -> Found | None:
+        """Return the slot, free or live, that holds most of the leading tokens; None where all hold fewer than `least`.
+
+        exact: see most_alike.
+        """
+        slots = (slot for slot in chain(*self._free.values(), self.live.values()) if not slot.poisoned)
+        return most_alike(slots, list(tokens), self._context, least=least, exact=exact)
+
+    def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, exact: bool) -> int:
+        """Open a sequence with as many leading tokens as are cached already; see protocols.Recall.
+
+        Raises:
+            CapacityError: the limits leave no room.
+        """
+        assert seq not in self.live, f"sequence {seq} exists"
+        found = self.find(tokens, least=least, exact=exact)
+        if found is None:
+            return 0
+        source, length = found
+        self._check_limits([seq], length)
+        # Another token is to follow, at least.
+        capacity = size_class(len(tokens) + 1)
+        free = self._free.setdefault(capacity, [])
+        if source.length == length and source in free:
+            free.remove(source)
+            slot = source
+        else:
+            slot = self._take_free(capacity)
+            slot.take(source, length)
+        self.live[seq] = slot
+        return length
+
     def forget_free(self) -> None:
-        """Let no fork reuse what free slots hold, after the model's weights have changed."""
+        """Let nothing that is cached now serve a new sequence, after the model's weights have changed."""
+        self._context += 1
         for slots in self._free.values():
             for slot in slots:
                 slot.forget(0)
@@ -185,14 +244,24 @@ class SlotTable:
     def _put_back(self, slot: Slot) -> None:
         if slot.poisoned:
             slot.forget(0)
+        slot.era = self._era
         self._free[slot.pool.capacity].append(slot)
+        self._num_back += 1
+        if not self.live or self._num_back >= self._num_slots:
+            self._era, self._num_back = self._era + 1, 0
+
+    @property
+    def _num_slots(self) -> int:
+        return sum(pool.num_slots for pools in self._pools.values() for pool in pools)
 
     def _take_free(self, capacity: int, wanted: Slot | None = None) -> Slot:
-        """Remove and return a free slot: the one most alike `wanted`, else the first, so that live ones lie close."""
+        """Remove and return a free slot: the one most alike `wanted`, else the one that has been of no use longest."""
         free = self._free.setdefault(capacity, [])
         if not free:
             self._grow(capacity)
-        best = min(free, key=lambda slot: (-slot.num_shared(wanted) if wanted else 0, slot.number))
+        by_age = sorted(free, key=lambda slot: (slot.era if slot.tokens else 0, slot.number))
+        alike = most_alike(by_age, wanted.tokens, wanted.context) if wanted is not None else None
+        best = by_age[0] if alike is None else alike.slot
         free.remove(best)
         return best
 
@@ -221,7 +290,7 @@ class SlotTable:
         free = [slot for slots in self._free.values() for slot in slots]
         places = [(id(slot.pool), slot.index) for slot in (*self.live.values(), *free)]
         assert len(set(places)) == len(places), "a slot belongs to two"
-        count = sum(pool.num_slots for pools in self._pools.values() for pool in pools)
+        count = self._num_slots
         assert len(places) == count, f"{count} slots exist, {len(places)} are live or free"
         for slot in (*self.live.values(), *free):
             assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from unspool.noise import NoiseKey, gumbel, key_bits, uniform
+from unspool.noise import NoiseKey, gumbel, gumbel_parts, key_bits, streams, uniform
 
 TOKENS = torch.arange(20_000)
 
@@ -61,3 +61,24 @@ def test_uniform_stays_inside_the_open_interval_and_keeps_small_numbers() -> Non
     assert numbers.min() > 0 and numbers.max() < 1
     # The least of 20,000 numbers lies above 1e-3 with probability 2e-9.
     assert numbers.min() < 1e-3
+
+
+def test_noise_in_parts_is_the_same_noise() -> None:
+    keys = [NoiseKey(seed, 0, 5) for seed in range(5)]
+    expected = gumbel(keys, torch.arange(1003))
+    for step in (1, 2, 5, 9):
+        parts = torch.cat([part.clone() for part in gumbel_parts(streams(keys), 1003, step)])
+        assert torch.equal(parts, expected)
+
+
+def test_numbers_are_those_of_the_definition() -> None:
+    """The formulas of the module's docstring, in Python's own integers."""
+    keys = [NoiseKey(seed, 0, 3) for seed in range(3000)]
+
+    def mixed(value: int) -> int:
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
+        return (value ^ (value >> 31)) % 2**63
+
+    expected = torch.tensor([mixed(key_bits(key)) for key in keys]).float() * 2.0**-63
+    assert torch.equal(uniform(keys), expected)

@@ -13,7 +13,8 @@ the batch, on the order of work, or on how many draws went before. Imports nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -62,34 +63,73 @@ def key_bits(key: NoiseKey) -> int:
     return value
 
 
-def _shift(value: torch.Tensor, count: int) -> torch.Tensor:
-    return (value >> count) & ((1 << (64 - count)) - 1)
+def streams(keys: Sequence[NoiseKey], device: torch.device | None = None) -> torch.Tensor:
+    """Return what names the keys' streams in tensors. --> [rows] int64"""
+    return torch.tensor([_signed(key_bits(key)) for key in keys], dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _uniform(keys: Sequence[NoiseKey], tokens: torch.Tensor) -> torch.Tensor:
-    """Return numbers in (0, 1). tokens: [tokens] or [rows, tokens] int64 --> [rows, tokens] float32"""
-    named = torch.tensor([_signed(key_bits(k)) for k in keys], device=tokens.device)
-    value = named[:, None] + tokens * _signed(_ODD)  # --> [rows, tokens]
-    value = (value ^ _shift(value, 30)) * _signed(_FIRST)
-    value = (value ^ _shift(value, 27)) * _signed(_SECOND)
-    value = (value ^ _shift(value, 31)) & ((1 << 63) - 1)
+def _fold(value: torch.Tensor, shift: int, work: torch.Tensor) -> torch.Tensor:
+    """Mix the upper bits of each number into its lower ones, in place."""
+    torch.bitwise_right_shift(value, shift, out=work).bitwise_and_((1 << (64 - shift)) - 1)
+    return value.bitwise_xor_(work)
+
+
+def _bits(named: torch.Tensor, multiples: torch.Tensor, value: torch.Tensor, work: torch.Tensor) -> torch.Tensor:
+    """Return 63 bits for each token. multiples: of _ODD, by token. value, work: overwritten. Each: [rows, tokens]"""
+    torch.add(multiples, named[:, None], out=value)
+    _fold(value, 30, work).mul_(_signed(_FIRST))
+    _fold(value, 27, work).mul_(_signed(_SECOND))
+    return _fold(value, 31, work).bitwise_and_((1 << 63) - 1)
+
+
+def _minus(bits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Return -u, in `out`, for the u in (0, 1) that the bits stand for."""
     # float32 keeps 24 bits of whatever size the number has, so small u stay exact; 0 and 1 themselves are kept out.
-    return (value.to(torch.float32) * 2.0**-63).clamp(2.0**-63, 1 - 2.0**-24)
+    return out.copy_(bits).mul_(-(2.0**-63)).clamp_(-(1 - 2.0**-24), -(2.0**-63))
 
 
 def uniform(keys: Sequence[NoiseKey]) -> torch.Tensor:
     """Return one number in (0, 1) for each key. --> [rows] float32, on the CPU"""
-    return _uniform(keys, torch.zeros(1, dtype=torch.int64))[:, 0]
+    value, work = torch.empty(2, len(keys), 1, dtype=torch.int64)
+    bits = _bits(streams(keys), torch.zeros(1, dtype=torch.int64), value, work)
+    return -_minus(bits, torch.empty(bits.shape))[:, 0]
 
 
-def gumbel(keys: Sequence[NoiseKey], tokens: torch.Tensor) -> torch.Tensor:
+def gumbel(keys: Sequence[NoiseKey] | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return standard Gumbel noise for the named tokens.
 
     Args:
-        keys: one for each row.
+        keys: one for each row, or their `streams`.
         tokens: [tokens], the same for every row, or [rows, tokens]; int64.
 
     Returns:
         [rows, tokens] float32 on the device of `tokens`.
     """
-    return -torch.log(-torch.log1p(-_uniform(keys, tokens)))
+    named = keys if isinstance(keys, torch.Tensor) else streams(keys, tokens.device)
+    shape = (len(named), tokens.shape[-1])
+    value, work = torch.empty(2, *shape, dtype=torch.int64, device=tokens.device)
+    out = torch.empty(shape, device=tokens.device)
+    return _minus(_bits(named, tokens * _signed(_ODD), value, work), out).log1p_().neg_().log_().neg_()
+
+
+def gumbel_parts(named: torch.Tensor, count: int, step: int) -> Iterator[torch.Tensor]:
+    """Yield the noise of the first `count` tokens, `step` rows at a time; each part is overwritten by the next.
+
+    named: [rows], the streams. Yields [up to step rows, count] float32, in order of rows.
+    """
+    step = min(step, len(named))
+    multiples = _multiples(count, named.device)
+    value, work = torch.empty(2, step, count, dtype=torch.int64, device=named.device)
+    out = torch.empty(step, count, device=named.device)
+    for start in range(0, len(named), step):
+        part = named[start : start + step]
+        rows = len(part)
+        bits = _bits(part, multiples, value[:rows], work[:rows])
+        yield _minus(bits, out[:rows]).log1p_().neg_().log_().neg_()
+
+
+@lru_cache(maxsize=4)
+def _multiples(count: int, device: torch.device) -> torch.Tensor:
+    """Return what tells the first tokens apart in a stream; read, never changed. --> [count] int64"""
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device) * _signed(_ODD)

@@ -161,6 +161,15 @@ def test_prompts_get_their_share_while_others_write(invariant: bool) -> None:
     assert set(late) <= found.keys() and not set(writers) & found.keys()
 
 
+def test_no_prompt_overtakes_one_that_goes_whole_and_has_no_room_in_this_pass() -> None:
+    runtime = mixing_toy()
+    engine = Engine(runtime, max_batch_tokens=10)
+    for prompt, invariant in (([1] * 6, True), ([2] * 6, True), ([3], False), ([4] * 20, False)):
+        engine.submit(request(prompt, max_new_tokens=1, batch_invariant=invariant))
+    drain(engine)
+    assert runtime.passes == [(6,), (6, 1, 3), (10,), (7,)]
+
+
 @pytest.mark.parametrize("given", [0, -3, 1.5, True, "512"])
 def test_a_budget_that_could_never_be_met_is_refused(given: Any) -> None:
     with pytest.raises(OptionError, match="`max_batch_tokens` must be an integer of at least 1"):

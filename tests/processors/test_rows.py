@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unspool.processors.rows import best, column, keep_best, log_norm, row_sum
+from unspool.processors.rows import best, column, first_best, keep_best, log_norm, row_sum, survivors
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 63, 64, 65, 1000, 4096, 5003])
@@ -47,3 +47,45 @@ def test_the_logsumexp_of_a_row_is_the_same_alone_and_in_company():
     together = log_norm(scores)
     torch.testing.assert_close(together, scores.logsumexp(-1))
     assert all(torch.equal(log_norm(scores[row : row + 1])[0], together[row]) for row in range(64))
+
+
+def test_the_logsumexp_is_exact_to_rounding_and_tells_rows_that_are_no_distributions():
+    scores = torch.randn(6, 50_257, generator=torch.Generator().manual_seed(1))
+    scores[0] *= 6
+    scores[1] = 0.0
+    scores[1, 7] = 11.0  # half of the mass in one place, half in very many: a running sum rounds it away
+    scores[2, 50:] = float("-inf")
+    scores[3] = float("-inf")
+    scores[4, 9] = float("nan")
+    scores[5, 9] = float("inf")
+    found = log_norm(scores)
+    expected = scores.double().logsumexp(-1)
+    assert (found[:3].double() - expected[:3]).abs().max() < 4e-6
+    assert found[3] == float("-inf") and found[4].isnan() and found[5] == float("inf")
+
+
+def test_the_first_of_the_best_is_the_lowest_id():
+    scores = torch.tensor([[0.0, 2.0, 1.0, 2.0], [float("-inf")] * 4])
+    found = first_best(scores)
+    assert found.ids.tolist() == [[1], [0]] and found.values.tolist() == [[2.0], [float("-inf")]]
+
+
+@pytest.mark.parametrize("vocab", [5, 40, 1000, 5003])
+def test_survivors_are_all_allowed_tokens_or_none_where_there_are_more(vocab: int):
+    scores = torch.full((3, vocab), float("-inf"))
+    for row, places in enumerate(([vocab - 1], [0, 2, 3], [1, vocab - 2, vocab - 3])):
+        scores[row, places] = torch.arange(len(places)).float()
+    found = survivors(scores, 3)
+    assert found is not None
+    for row in range(3):
+        listed = found.ids[row][found.values[row] > float("-inf")]
+        assert sorted(listed.tolist()) == (scores[row] > float("-inf")).nonzero()[:, 0].tolist()
+    assert survivors(scores, 2) is None
+    scores[0, :4] = 1.0  # four in one block
+    assert survivors(scores, 3) is None
+
+
+def test_a_column_that_is_asked_for_again_is_not_made_again():
+    scores = torch.zeros(2, 5)
+    assert column([0.5, 2.0], scores) is column([0.5, 2.0], scores)
+    assert column([1.0, 2.0], scores, torch.int64).dtype == torch.int64

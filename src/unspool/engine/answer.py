@@ -11,15 +11,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from unspool.engine import select
 from unspool.engine.branches import Branch, RowRef
 from unspool.engine.conversation import Conversation
-from unspool.engine.pipeline import RowJob, Scored, distribution, process
+from unspool.engine.finding import Found, Want, find
+from unspool.engine.pipeline import RowJob, distribution, process
 from unspool.engine.readout import read_out
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
 from unspool.protocols import RowKey
-from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Score, Similarity, Top, Whole
+from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Similarity
 
 
 class Place(NamedTuple):
@@ -47,14 +47,6 @@ class Asked(NamedTuple):
     ask: Ask
     place: Place
     row: int
-
-
-class Found(NamedTuple):
-    """What answers one ask: tokens in order, perturbed values where noise was drawn, a distribution where asked."""
-
-    tokens: Sequence[int]
-    perturbed: tuple[float, ...] = ()
-    whole: Distribution | None = None
 
 
 class Answer(NamedTuple):
@@ -100,7 +92,29 @@ def _rows(
         return []
     jobs = [_job(place) for place in places]
     scored = process(_gather([place.branch.main.rows[place.length] for place in places]), jobs)
-    norms, score_norms = scored.norm.tolist(), scored.score_norm.tolist()
+    findings = find([_want(each) for each in asked], jobs, scored, _num_alternatives(places))
+    norms, score_norms = findings.norms, findings.score_norms
+    _note_flaws(places, norms, score_norms, answers)
+    for number, others in findings.alternatives.items():
+        node = places[number].branch.tip.at(places[number].length)
+        pairs = zip(others.tokens, others.logits, strict=True)
+        node.alternatives = tuple((token, logit - norms[number]) for token, logit in pairs)
+    _foresee(asked, findings.found)
+    rows: list[tuple[Row, Distribution | None]] = []
+    for each, what in zip(asked, findings.found, strict=True):
+        candidates = _candidates(each.place, what, norms[each.row], now)
+        row = Row(candidates, score_norms[each.row], tuple(what.perturbed), what.whole)
+        _remember(each.place, row)
+        traced = each.place.conversation.recorder is not None and not each.place.in_prompt
+        cut = what.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
+        rows.append((row, cut if traced else None))
+    return rows
+
+
+def _note_flaws(
+    places: Sequence[Place], norms: Sequence[float], score_norms: Sequence[float], answers: Answers
+) -> None:
+    """Note the requests whose rows are no distributions."""
     for place, norm, score_norm in zip(places, norms, score_norms, strict=True):
         reason = _flaw(norm, score_norm)
         if reason is None:
@@ -110,20 +124,6 @@ def _rows(
             place.conversation.dead_end = error
         else:
             answers[place.conversation.number] = error
-    found = _find(asked, jobs, scored)
-    _alternatives(places, scored, norms)
-    _foresee(asked, found)
-    figures = iter(_figures(asked, found, scored))
-    rows: list[tuple[Row, Distribution | None]] = []
-    for each, what in zip(asked, found, strict=True):
-        pairs = [next(figures) for _ in what.tokens]
-        candidates = _candidates(each.place, what.tokens, pairs, norms[each.row], now)
-        row = Row(candidates, score_norms[each.row], what.perturbed, what.whole)
-        _remember(each.place, row)
-        traced = each.place.conversation.recorder is not None and not each.place.in_prompt
-        cut = what.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
-        rows.append((row, cut if traced else None))
-    return rows
 
 
 def _foresee(asked: Sequence[Asked], found: Sequence[Found]) -> None:
@@ -200,61 +200,32 @@ def _flaw(norm: float, score_norm: float) -> str | None:
     return None
 
 
-def _find(asked: Sequence[Asked], jobs: Sequence[RowJob], scored: Scored) -> list[Found]:
-    """Select what each ask wants, all asks of one kind and size in one call."""
-    found: list[Found] = [Found(())] * len(asked)
-    groups: dict[tuple[type[Ask], int], list[int]] = {}
-    for index, each in enumerate(asked):
-        if isinstance(each.ask, Score):
-            found[index] = Found(each.ask.tokens)
-        elif isinstance(each.ask, Whole):
-            found[index] = Found((), (), distribution(scored.logits[each.row], jobs[each.row]))
-        else:
-            k = each.ask.k if isinstance(each.ask, Top | Perturbed) else 1
-            groups.setdefault((type(each.ask), k), []).append(index)
-    for (kind, k), members in groups.items():
-        rows = [asked[index].row for index in members]
-        scores = scored.scores if rows == list(range(len(scored.scores))) else scored.scores[rows]
-        if kind is Top:
-            for index, picked in zip(members, select.top(scores, k), strict=True):
-                found[index] = Found(picked.tokens)
-        else:
-            keys = [_noise_key(asked[index]) for index in members]
-            for index, picked in zip(members, select.perturbed(scores, keys, k), strict=True):
-                found[index] = Found(picked.tokens, tuple(picked.values))
-    return found
+def _want(asked: Asked) -> Want:
+    """Return the ask with its row, and the name of its noise where it is a draw."""
+    ask, place = asked.ask, asked.place
+    if not isinstance(ask, Sample | Perturbed):
+        return Want(ask, asked.row)
+    lane = ask.lane if isinstance(ask, Perturbed) else 0
+    return Want(ask, asked.row, NoiseKey(place.conversation.request.seed, place.output, place.position, lane))
 
 
-def _noise_key(asked: Asked) -> NoiseKey:
-    lane = asked.ask.lane if isinstance(asked.ask, Perturbed) else 0
-    return NoiseKey(asked.place.conversation.request.seed, asked.place.output, asked.place.position, lane)
+def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:
+    """Return by row how many of the best tokens by the model's own probability `logprobs` asks for."""
+    counts = (place.conversation.request.config.logprobs for place in places)
+    return {row: count for row, count in enumerate(counts) if count and not places[row].in_prompt}
 
 
-def _figures(asked: Sequence[Asked], found: Sequence[Found], scored: Scored) -> list[tuple[float, float]]:
-    """Return (raw logit, score) of every found token, in order."""
-    rows = [each.row for each, what in zip(asked, found, strict=True) for _ in what.tokens]
-    tokens = [token for what in found for token in what.tokens]
-    if not rows:
-        return []
-    index = (torch.tensor(rows), torch.tensor(tokens))
-    return list(zip(scored.logits[index].tolist(), scored.scores[index].tolist(), strict=True))
-
-
-def _candidates(
-    place: Place, tokens: Sequence[int], figures: Sequence[tuple[float, float]], norm: float, now: float
-) -> tuple[Candidate, ...]:
-    """Return the tokens as a strategy hears of them."""
+def _candidates(place: Place, found: Found, norm: float, now: float) -> tuple[Candidate, ...]:
+    """Return the tokens as a strategy hears of them. norm: logsumexp of the raw logits."""
     if place.in_prompt:
-        return tuple(
-            Candidate(token, logit - norm, logit - norm, None)
-            for token, (logit, _) in zip(tokens, figures, strict=True)
-        )
+        pairs = zip(found.tokens, found.logits, strict=True)
+        return tuple(Candidate(token, logit - norm, logit - norm, None) for token, logit in pairs)
     conversation = place.conversation
     late = conversation.deadline is not None and now >= conversation.deadline
     marks = place.branch.marks[place.length]
     return tuple(
         Candidate(token, score, logit - norm, conversation.ending(marks, place.length, token, late))
-        for token, (logit, score) in zip(tokens, figures, strict=True)
+        for token, logit, score in zip(found.tokens, found.logits, found.scores, strict=True)
     )
 
 
@@ -268,18 +239,3 @@ def _remember(place: Place, row: Row) -> None:
         node.known.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
         node.whole = row.distribution
-
-
-def _alternatives(places: Sequence[Place], scored: Scored, norms: Sequence[float]) -> None:
-    """Note the best tokens by the model's own probability, where `logprobs` asks for some."""
-    counts: dict[int, list[int]] = {}
-    for row, place in enumerate(places):
-        count = place.conversation.request.config.logprobs
-        if count and not place.in_prompt:
-            counts.setdefault(count, []).append(row)
-    for count, rows in counts.items():
-        for row, picked in zip(rows, select.top(scored.logits[rows], count), strict=True):
-            node = places[row].branch.tip.at(places[row].length)
-            node.alternatives = tuple(
-                (token, value - norms[row]) for token, value in zip(picked.tokens, picked.values, strict=True)
-            )

@@ -12,7 +12,7 @@ import torch
 
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER
-from unspool.processors.rows import FORBIDDEN, log_norm
+from unspool.processors.rows import FORBIDDEN, indices, log_norm, rows_of
 from unspool.protocols import Processor, RowKey
 from unspool.types import Distribution
 
@@ -31,37 +31,81 @@ class RowJob(NamedTuple):
     read: torch.Tensor | None = None
 
 
+class Block(NamedTuple):
+    """Some of the rows, before and after the processors; each: one line a row.
+
+    rows: their numbers. logits: [lines, vocab], the model's own. scores: [lines, vocab], the same tensor where no
+    processor acts. shift: [lines, 1], what is still to be taken off the scores, or None. norm: [lines], logsumexp of
+    the scores without the shift; None where it is the logits' own less the shift.
+    """
+
+    rows: list[int]
+    logits: torch.Tensor
+    scores: torch.Tensor
+    shift: torch.Tensor | None = None
+    norm: torch.Tensor | None = None
+
+
 class Scored(NamedTuple):
     """Rows before and after the processors.
 
-    logits: [rows, vocab], the model's own. norm: [rows], their logsumexp. scores: [rows, vocab], after the processors,
-    in each row's space. score_norm: [rows], their logsumexp.
+    logits: [rows, vocab], the model's own. norm: [rows], their logsumexp. blocks: the rows without processors and those
+    with, as far as there are any, in each row's space.
     """
 
     logits: torch.Tensor
     norm: torch.Tensor
-    scores: torch.Tensor
-    score_norm: torch.Tensor
+    blocks: list[Block]
 
 
 def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
     """Apply each row's processors. logits: [rows, vocab] float32, left unchanged."""
-    norm = log_norm(logits)  # --> [rows]
-    base, base_norm = logits, norm
+    logits = logits.detach().float()
+    norm = log_norm(logits)
+    plain = [row for row, job in enumerate(jobs) if not job.chain and job.read is None]
+    if len(plain) == len(jobs):
+        return Scored(logits, norm, [_plain(logits, norm, plain, jobs)])
+    changed = [row for row, job in enumerate(jobs) if job.chain or job.read is not None]
+    blocks = [_plain(rows_of(logits, plain), rows_of(norm, plain), plain, jobs)] if plain else []
+    own, own_norm = rows_of(logits, changed), rows_of(norm, changed)
+    scores = _processed(own, own_norm, [jobs[row] for row in changed])
+    return Scored(logits, norm, [*blocks, Block(changed, own, scores, norm=log_norm(scores))])
+
+
+def processed(logits: torch.Tensor, jobs: Sequence[RowJob]) -> torch.Tensor:
+    """Return the scores alone. logits: [rows, vocab] float32, left unchanged. --> [rows, vocab]"""
+    logits = logits.detach().float()
+    return _processed(logits, log_norm(logits), jobs)
+
+
+def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequence[RowJob]) -> Block:
+    """Return the block of rows whose scores are the logits, or the log-probabilities."""
+    beams = [line for line, row in enumerate(rows) if jobs[row].log_probs]
+    if len(beams) == len(rows):
+        return Block(rows, logits, logits, norm[:, None])
+    return Block(rows, logits, logits, _shift(norm, beams) if beams else None)
+
+
+def _shift(norm: torch.Tensor, beams: Sequence[int]) -> torch.Tensor:
+    """Return what makes log-probabilities of some rows and leaves the others. --> [rows, 1]"""
+    index = indices(beams, norm.device)
+    return torch.zeros_like(norm).index_copy_(0, index, norm[index])[:, None]
+
+
+def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowJob]) -> torch.Tensor:
+    """Return the scores of rows, as processors made them. norm: [rows], logsumexp of the logits. --> [rows, vocab]"""
+    scores = logits.clone()
     read = [row for row, job in enumerate(jobs) if job.read is not None]
     if read:
-        base, base_norm = logits.clone(), norm.clone()
-        base[read] = torch.stack([job.read for job in jobs if job.read is not None])
-        base_norm[read] = log_norm(base[read])
+        index = indices(read, logits.device)
+        scores[index] = torch.stack([job.read for job in jobs if job.read is not None])
+        norm = norm.index_copy(0, index, log_norm(scores[index]))
     beams = [row for row, job in enumerate(jobs) if job.log_probs]
-    if not beams and not any(job.chain for job in jobs):
-        return Scored(logits, norm, base, base_norm)
-    shift = torch.zeros_like(norm)
-    shift[beams] = base_norm[beams]
-    scores = base - shift[:, None]
+    if beams:
+        scores -= _shift(norm, beams)
     for rows in _by_order(jobs):
         scores = _apply_group(scores, jobs, rows)
-    return Scored(logits, norm, scores, log_norm(scores))
+    return scores
 
 
 def _by_order(jobs: Sequence[RowJob]) -> list[list[int]]:
@@ -91,7 +135,7 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[in
         if len(members) == len(scores):
             scores = _applied(processor, states, scores, keys)
         else:
-            index = torch.tensor(members, device=scores.device)
+            index = indices(members, scores.device)
             scores[index] = _applied(processor, states, scores[index], keys)
     return scores
 
@@ -101,7 +145,7 @@ def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, 
     shape = scores.shape
     changed: Any = processor.apply(states, scores, keys)
     if isinstance(changed, torch.Tensor) and changed.shape == shape:
-        return changed
+        return changed.detach().float()
     got = f"a tensor of shape {tuple(changed.shape)}" if isinstance(changed, torch.Tensor) else repr(changed)
     raise StrategyError(f"the processor {processor.name} must return scores of shape {tuple(shape)}, got {got}")
 

@@ -1,21 +1,27 @@
-"""From scores to candidates: best tokens, draws, named tokens, for many rows in a few batched calls.
+"""From scores to candidates: best tokens and draws, for many rows in a few batched calls.
 
-Ties go to the lowest token id. Top-k kernels promise no order among equals, so one more than k is fetched, and only a
-row where two of those are equal is repaired.
+Ties go to the lowest token id. Top-k kernels promise no order among equals, so a few more than k are listed: ties among
+those are settled in plain numbers, and only a row whose ties may go on behind the list is looked at again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from unspool.noise import NoiseKey, gumbel
-from unspool.processors.rows import FORBIDDEN, best
+from unspool.noise import NoiseKey, gumbel, gumbel_parts, streams
+from unspool.processors.rows import FORBIDDEN, Best, best, first_best, on_host, survivors, token_ids
 
-FEW = 1024
-"""Noise is drawn for the surviving tokens alone where no row has more than this many of them."""
+SPARE = 4
+"""So many tokens are listed behind the k best."""
+
+FEW = 64
+"""Noise is drawn for the allowed tokens alone where no row has more than this many of them."""
+
+_WORK = 2**18
+"""Tokens that are given their noise at once: 2 MiB of numbers on the way there."""
 
 
 class Picked(NamedTuple):
@@ -25,41 +31,93 @@ class Picked(NamedTuple):
     values: list[float]
 
 
+class Listing(NamedTuple):
+    """The first tokens of each row, where they were computed; ties among them stand in any order.
+
+    values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab].
+    """
+
+    values: torch.Tensor
+    tokens: torch.Tensor
+    whole: Callable[[int], torch.Tensor]
+
+    def again(self, row: int, k: int) -> Picked:
+        """Look at a whole row, where ties go on behind the list; another transfer."""
+        scores = self.whole(row)
+        kth = torch.topk(scores, min(k, len(scores))).values[-1]
+        tokens = torch.nonzero(scores >= kth)[:, 0]  # ascending ids
+        values, order = torch.sort(scores[tokens], descending=True, stable=True)
+        return Picked(tokens[order][:k].tolist(), values[:k].tolist())
+
+
+def settled(values: Sequence[float], tokens: Sequence[float], k: int) -> Sequence[int] | None:
+    """Return where the k first allowed tokens of a row stand in its list, fewer where fewer are allowed.
+
+    None where a tie decides who is in, and may go on behind the list. values, tokens: of the list.
+    """
+    ahead = values[: k + 1]
+    if len(set(ahead)) == len(ahead):  # no ties, so no more than one that is forbidden
+        count = min(len(ahead), k)
+        return range(count - 1 if ahead[count - 1] == FORBIDDEN else count)
+    if values[min(k, len(values)) - 1] == values[-1] > FORBIDDEN:
+        return None
+    allowed = (place for place, value in enumerate(values) if value > FORBIDDEN)
+    return sorted(allowed, key=lambda place: (-values[place], tokens[place]))[:k]
+
+
+def listing(scores: torch.Tensor, k: int, shift: torch.Tensor | None = None) -> Listing:
+    """List the k best tokens of each row, with a few more where ties are still open.
+
+    scores: [rows, vocab]. shift: [rows, 1], taken off the scores listed, where rounding may make ties of them.
+    """
+    if shift is None:
+        return Listing(*_foremost(scores, k), scores.__getitem__)
+    found = best(scores, k + SPARE)
+    return Listing(found.values - shift, found.ids, lambda row: scores[row] - shift[row])
+
+
+def _foremost(scores: torch.Tensor, k: int) -> Best:
+    return first_best(scores) if k == 1 and on_host(scores) else best(scores, k + SPARE)
+
+
 def top(scores: torch.Tensor, k: int) -> list[Picked]:
     """Return the k best allowed tokens of each row, best first, fewer where fewer are allowed. scores: [rows, vocab]"""
-    vocab = scores.shape[-1]
-    k = min(k, vocab)
-    values, tokens = best(scores, k + 1)  # --> [rows, k + 1]
-    picked = []
-    for row, (row_values, row_tokens) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
-        if any(a == b > FORBIDDEN for a, b in zip(row_values, row_values[1:], strict=False)):
-            row_values, row_tokens = _stable_top(scores[row], k)
-        keep = sum(value > FORBIDDEN for value in row_values[:k])
-        picked.append(Picked(row_tokens[:keep], row_values[:keep]))
-    return picked
-
-
-def _stable_top(scores: torch.Tensor, k: int) -> tuple[list[float], list[int]]:
-    """Return the k best of one row with ties in order of token id."""
-    kth = torch.topk(scores, k).values[-1]
-    tokens = torch.nonzero(scores >= kth)[:, 0]  # ascending ids
-    values, order = torch.sort(scores[tokens], descending=True, stable=True)
-    return values[:k].tolist(), tokens[order][:k].tolist()
+    return _picked(listing(scores, k), k)
 
 
 def perturbed(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> list[Picked]:
-    """Return the k largest of score + Gumbel noise in each row: k draws without replacement, in the order drawn.
+    """Return the k largest of score + Gumbel noise in each row: k draws without replacement, in the order drawn."""
+    return _picked(draw(scores, keys, k), k)
 
-    With k = 1 that is one draw from softmax(scores). The draw does not depend on whether noise was computed for the
-    survivors alone or for the whole vocabulary, since each token's noise is its own.
+
+def _picked(found: Listing, k: int) -> list[Picked]:
+    picked = []
+    for row, (values, tokens) in enumerate(zip(found.values.tolist(), found.tokens.tolist(), strict=True)):
+        places = settled(values, tokens, k)
+        if places is None:
+            picked.append(found.again(row, k))
+        else:
+            picked.append(Picked([tokens[place] for place in places], [values[place] for place in places]))
+    return picked
+
+
+def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> Listing:
+    """List the k largest of score + Gumbel noise in each row: k draws without replacement, in the order drawn.
+
+    With k = 1 that is one draw from softmax(scores). What is drawn does not depend on whether noise was computed for
+    the allowed tokens alone or for the whole vocabulary, since each token's noise is its own.
     """
-    survivors = (scores > FORBIDDEN).sum(-1)  # --> [rows]
-    count = max(int(survivors.max()), 1)
-    if count > min(FEW, scores.shape[-1] // 4):
-        noisy = scores + gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))
-        return top(noisy, k)
-    values, tokens = best(scores, count)  # --> [rows, count]
-    noisy = values + gumbel(keys, tokens)
-    drawn = top(noisy, k)
-    ids = tokens.tolist()
-    return [Picked([ids[row][index] for index in each.tokens], each.values) for row, each in enumerate(drawn)]
+    vocab, device = scores.shape[-1], scores.device
+    named = streams(keys, device)
+
+    def whole(row: int) -> torch.Tensor:
+        return gumbel(named[row : row + 1], token_ids(0, vocab, device)).add_(scores[row])[0]
+
+    few = survivors(scores, FEW)
+    if few is not None:
+        values, places = (few.values + gumbel(named, few.ids)).topk(min(k + SPARE, few.ids.shape[1]))
+        return Listing(values, few.ids.gather(1, places), whole)
+    step = max(_WORK // vocab, 1)
+    parts = enumerate(gumbel_parts(named, vocab, step))
+    found = [_foremost(noise.add_(scores[index * step : (index + 1) * step]), k) for index, noise in parts]
+    return Listing(torch.cat([each.values for each in found]), torch.cat([each.ids for each in found]), whole)

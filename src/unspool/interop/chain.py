@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.engine.pipeline import RowJob, process
+from unspool.engine.pipeline import RowJob, processed
 from unspool.interop.board import Board, Path
 from unspool.interop.record import Record
 from unspool.processors import PROCESSORS
@@ -85,7 +85,7 @@ class Chain:
             for state, key in zip(states, keys, strict=True)
         ]
         self._record.keep("logits", paths, keys, scores)
-        self._scores = process(scores, jobs).scores
+        self._scores = processed(scores, jobs)
         self._record.keep("scores", paths, keys, self._scores)
         self._rows = {path: row for row, path in enumerate(paths)}
         return self._scores

@@ -48,5 +48,5 @@ def ids(tokens: int | Iterable[int] | None, vocab_size: int) -> Ids:
     if tokens is None:
         return NO_IDS
     given = [tokens] if isinstance(tokens, int) else list(tokens)
-    found = np.unique(np.asarray(given, dtype=np.int64))
+    found = np.asarray(sorted(set(given)), dtype=np.int64)
     return found[(found >= 0) & (found < vocab_size)]

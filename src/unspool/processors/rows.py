@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ import torch
 FORBIDDEN = -math.inf
 
 _BLOCK = 64
+
+
+def on_host(values: torch.Tensor) -> bool:
+    """Return whether numbers can be looked at without waiting for a device."""
+    return values.device.type == "cpu"
 
 
 class Best(NamedTuple):
@@ -28,8 +34,39 @@ class Best(NamedTuple):
 
 
 def column(numbers: Sequence[float], scores: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return one parameter for each row, on the device of `scores`. --> [rows, 1]"""
-    return torch.tensor(numbers, dtype=dtype, device=scores.device)[:, None]
+    """Return one parameter for each row, on the device of `scores`; read, never changed. --> [rows, 1]"""
+    return _column(tuple(numbers), dtype, scores.device)
+
+
+@lru_cache(maxsize=64)
+def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A set of requests asks for the same columns at every step, and each would be a copy to the device."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
+
+
+def indices(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Return row numbers, or token ids, as an int64 tensor of the same shape."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def rows_of(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Return some rows in their order, without a copy where they are all."""
+    return values if rows == list(range(len(values))) else values[indices(rows, values.device)]
+
+
+def figures_of(values: torch.Tensor, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    """Return the values of tokens in some rows. values: [any, vocab]; tokens: [rows, k] --> [rows, k]"""
+    if rows == list(range(len(values))):
+        return values.gather(1, tokens)
+    return values[indices(rows, values.device)[:, None], tokens]
+
+
+@lru_cache(maxsize=16)
+def token_ids(start: int, stop: int, device: torch.device) -> torch.Tensor:
+    """Return the ids in [start, stop); read, never changed. --> [stop - start] int64"""
+    with torch.inference_mode(False):
+        return torch.arange(start, stop, device=device)
 
 
 def row_sum(values: torch.Tensor) -> torch.Tensor:
@@ -42,9 +79,12 @@ def row_sum(values: torch.Tensor) -> torch.Tensor:
 
 def log_norm(scores: torch.Tensor) -> torch.Tensor:
     """Return each row's logsumexp, -inf where nothing is allowed; torch's own differs for a lone row. --> [rows]"""
-    greatest = scores.amax(-1, keepdim=True)
-    origin = greatest.where(greatest.isfinite(), 0.0)
-    return (row_sum((scores - origin).exp_()).log_() + origin)[:, 0]
+    # One pass of softmax takes the exponentials, faster than exp does. Its own sum is a rough one: the greatest share
+    # says what it was, and the shares add up to what is missing or too much.
+    shares = scores.softmax(-1)
+    mass = row_sum(shares).div_(shares.amax(-1, keepdim=True))
+    # There are no shares where nothing is allowed, nor where a score is no number or +inf; the greatest score says so.
+    return mass.nan_to_num_(nan=1.0).log_().add_(scores.amax(-1, keepdim=True))[:, 0]
 
 
 def best(scores: torch.Tensor, k: int) -> Best:
@@ -55,22 +95,46 @@ def best(scores: torch.Tensor, k: int) -> Best:
     vocab = scores.shape[1]
     k = min(k, vocab)
     blocks = vocab // _BLOCK
-    if scores.device.type != "cpu" or 4 * k > blocks:
+    if not on_host(scores) or 4 * k > blocks:
         return Best(*scores.topk(k))
     return _best_of_blocks(scores, k, blocks)
 
 
+def first_best(scores: torch.Tensor) -> Best:
+    """Return the highest score of each row, that of the lowest id among equals. scores: on the CPU"""
+    # numpy's search is ten times faster than torch's, and takes the first among equals.
+    ids = torch.from_numpy(scores.detach().numpy().argmax(1))[:, None]
+    return Best(scores.gather(1, ids), ids)
+
+
+def survivors(scores: torch.Tensor, most: int) -> Best | None:
+    """Return all allowed tokens of every row, best first, or None where a row has more than `most` of them.
+
+    Shorter rows end in forbidden tokens. None as well where to ask would mean to wait for a device.
+    """
+    rows, vocab = scores.shape
+    if not on_host(scores):
+        return None
+    body = vocab // _BLOCK * _BLOCK
+    blocks = scores[:, :body].view(rows, -1, _BLOCK).amax(2) > FORBIDDEN if body else scores > FORBIDDEN
+    if int(blocks.sum(1).max()) > most:
+        return None
+    found = best(scores, most + 1)
+    whole = found.ids.shape[1] <= most or bool((found.values[:, -1] == FORBIDDEN).all())
+    return found if whole else None
+
+
 def _best_of_blocks(scores: torch.Tensor, k: int, blocks: int) -> Best:
     """Look only into the k blocks with the greatest maxima: no more than k - 1 blocks hold a token above the k-th."""
+    rows, vocab = scores.shape
     body = blocks * _BLOCK
-    folded = scores[:, :body].view(-1, blocks, _BLOCK)  # --> [rows, blocks, block]
+    folded = scores[:, :body].view(rows, blocks, _BLOCK)
     chosen = folded.amax(2).topk(k, sorted=False).indices  # --> [rows, k]
-    inside = folded.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
-    values, places = torch.cat([inside, scores[:, body:]], 1).topk(k)  # --> [rows, k]
-    in_tail = places >= k * _BLOCK
-    block = chosen.gather(1, (places // _BLOCK).clamp(max=k - 1))
-    ids = torch.where(in_tail, places + (body - k * _BLOCK), block * _BLOCK + places % _BLOCK)
-    return Best(values, ids)
+    ids = torch.add(token_ids(0, _BLOCK, scores.device), chosen[:, :, None], alpha=_BLOCK).flatten(1)
+    if body < vocab:
+        ids = torch.cat([ids, token_ids(body, vocab, scores.device).expand(rows, -1)], 1)
+    values, places = scores.gather(1, ids).topk(k)  # --> [rows, k]
+    return Best(values, ids.gather(1, places))
 
 
 def keep_best(scores: torch.Tensor, found: Best, count: torch.Tensor, *, ties: bool = False) -> torch.Tensor:

@@ -6,13 +6,13 @@ is, or which slot belongs to whom: a `Plan` (passes.py) names the slots.
 
 from __future__ import annotations
 
-import math
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,13 @@ from transformers import AttentionInterface
 from unspool.errors import ModelError
 
 ATTENTION_NAME = "unspool_slots"
+
+# With more queries than these, a group's keys are in the processor's own memory for most of its heads anyhow.
+_FEW_QUERIES = 32
+# Keys and values of a trial: more than a processor's own memory holds, where a model's layers are of that size.
+_TRIAL_KEYS = 1024
+_TRIAL_LAYERS = 8
+_TRIAL_BYTES = 1 << 26
 
 
 class Attends(Protocol):
@@ -44,6 +51,11 @@ class Terms:
         self, scaling: float | None, window: int | None, softcap: float | None, sinks: torch.Tensor | None
     ) -> None:
         self.scaling, self.window, self.softcap, self.sinks = scaling, window, softcap, sinks
+
+    @property
+    def are_written_out(self) -> bool:
+        """Whether torch's own attention lacks something of this, so that it must be written out."""
+        return self.softcap is not None or self.sinks is not None
 
 
 _ACTIVE: ContextVar[Attends | None] = ContextVar("unspool_attention", default=None)
@@ -96,7 +108,7 @@ def attend(
     value: torch.Tensor,
     terms: Terms,
     *,
-    allowed: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
     """Scaled dot-product attention with what torch's own lacks: softcap and sinks.
@@ -104,36 +116,45 @@ def attend(
     Args:
         query: [batch, heads, queries, width]
         key, value: [batch, kv heads, keys, width]; heads is a multiple of kv heads.
-        allowed: bool, broadcastable to [batch, 1, queries, keys]; None for all.
-        is_causal: whether query i sees keys 0 to i alone; not together with `allowed`.
+        mask: a summand of the scores, [queries, keys] or, for one query, [batch, 1, 1, keys]; None for none.
+        is_causal: whether query i sees keys 0 to i alone; without `mask`, and not where attention is written out.
 
     Returns:
         [batch, heads, queries, value width]
     """
-    if terms.softcap is None and terms.sinks is None:
-        grouped = query.shape[1] != key.shape[1]
+    if terms.are_written_out:
+        assert not is_causal, "attention that is written out takes a mask"
+        return attend_plainly(query, key, value, terms, mask)
+    batch, num_heads, num_queries, width = query.shape
+    num_groups = key.shape[1]
+    if num_heads == num_groups or num_queries > _FEW_QUERIES or is_causal:
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, is_causal=is_causal, scale=terms.scaling, enable_gqa=grouped
+            query, key, value, mask, is_causal=is_causal, scale=terms.scaling, enable_gqa=num_heads != num_groups
         )
-    if is_causal:
-        allowed = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    return attend_plainly(query, key, value, terms, allowed)
+    # The heads of one group become further queries, so that its keys are read once for all of them.
+    folded = query.reshape(batch, num_groups, -1, width)
+    if mask is not None and num_queries > 1:
+        mask = mask.repeat(num_heads // num_groups, 1)
+    out = F.scaled_dot_product_attention(folded, key, value, mask, scale=terms.scaling)
+    return out.reshape(batch, num_heads, num_queries, -1)
 
 
 def attend_plainly(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms, allowed: torch.Tensor | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention written out; see `attend`. A key that is not allowed may be anything, its value must be finite."""
+    """Attention written out; see `attend`. Keys and values must be finite, those that no query sees as well."""
     batch, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
     scaling = width**-0.5 if terms.scaling is None else terms.scaling
-    # The heads of one group stand below one another, so that its keys are read once.
     grouped = query.reshape(batch, num_groups, -1, width)
-    scores = (grouped @ key.transpose(2, 3)).view(batch, num_heads, num_queries, -1).float() * scaling
-    if terms.softcap is not None:
-        scores = torch.tanh(scores / terms.softcap) * terms.softcap
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -math.inf)
+    # In place, since of all that is held here the scores are the largest.
+    scores = (grouped @ key.transpose(2, 3)).view(batch, num_heads, num_queries, -1).float()
+    if terms.softcap is None:
+        scores.mul_(scaling)
+    else:
+        scores.mul_(scaling / terms.softcap).tanh_().mul_(terms.softcap)
+    if mask is not None:
+        scores.add_(mask)
     if terms.sinks is None:
         weights = scores.softmax(-1)
     else:
@@ -143,20 +164,50 @@ def attend_plainly(
     return (weights @ value).view(batch, num_heads, num_queries, -1)
 
 
+class Heads(NamedTuple):
+    """The heads of one layer: `groups` key heads of `width` numbers, each read by `group_size` query heads."""
+
+    groups: int
+    group_size: int
+    width: int
+
+
+TYPICAL_HEADS = Heads(12, 1, 64)
+
+
 @cache
-def cache_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """Return the type to keep keys and values in: the model's, or float32 on a CPU where attention is faster so."""
+def cache_dtype(
+    dtype: torch.dtype, device_type: str, heads: Heads = TYPICAL_HEADS, *, written_out: bool = False
+) -> torch.dtype:
+    """Return the type to keep keys and values in: the model's, or float32 on a CPU where attention is faster so.
+
+    Faster means by a fifth, so that small differences change neither memory nor roundings from one run to the next.
+
+    written_out: whether attention is; products of half precision would round its scores, so float32 is taken.
+    """
     if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
-    return torch.float32 if _attention_seconds(torch.float32) < _attention_seconds(dtype) else dtype
+    if written_out:
+        return torch.float32
+    own, wide = _attention_seconds((dtype, torch.float32), heads)
+    return torch.float32 if own > 1.2 * wide else dtype
 
 
-def _attention_seconds(dtype: torch.dtype) -> float:
-    """Return the shortest time that one query over 512 keys took, of several."""
-    query, key = torch.zeros(1, 12, 1, 64, dtype=dtype), torch.zeros(1, 12, 512, 64, dtype=dtype)
-    times = []
-    for _ in range(8):
-        started = time.perf_counter()
-        F.scaled_dot_product_attention(query, key, key)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _attention_seconds(dtypes: Sequence[torch.dtype], heads: Heads) -> list[float]:
+    """Return for each type the median time that one query over some keys took, read from memory like a model's."""
+    terms = Terms(None, None, None, None)
+    layers = max(1, min(_TRIAL_LAYERS, _TRIAL_BYTES // (8 * _TRIAL_KEYS * heads.groups * heads.width)))
+    query = torch.ones(1, heads.groups * heads.group_size, 1, heads.width)
+    queries = [query.to(dtype) for dtype in dtypes]
+    # Not zeros: those take no memory before they are written to.
+    keys = [torch.ones(layers, 1, heads.groups, _TRIAL_KEYS, heads.width, dtype=dtype) for dtype in dtypes]
+    values = [each.clone() for each in keys]
+    times: list[list[float]] = [[] for _ in dtypes]
+    with torch.inference_mode():
+        for turn in range(2 * _TRIAL_LAYERS):
+            layer = turn % layers
+            for number in range(len(dtypes)):
+                started = time.perf_counter()
+                attend(queries[number], keys[number][layer], values[number][layer], terms)
+                times[number].append(time.perf_counter() - started)
+    return [statistics.median(each) for each in times]

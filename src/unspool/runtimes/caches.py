@@ -8,11 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
-from unspool.runtimes.attention import Terms, attend, attend_plainly
-from unspool.runtimes.passes import Plan, Range, Run, Span, Write, seen
+from unspool.runtimes.attention import Heads, Terms, attend, attend_plainly, cache_dtype
+from unspool.runtimes.passes import Copy, Plan, Range, Reach, Run, Span, Write, sees_whole_prefix
 from unspool.runtimes.pools import LayerLayout
+
+# Queries attended at once: more would compute many scores that a mask then takes away.
+_MOST_QUERIES = 512
+_LEAST_WINDOW = 64
+# Scores of attention that is written out, which stands in memory.
+_MOST_SCORES = 1 << 22
 
 
 class SlotCache(Cache):
@@ -32,51 +39,61 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one layer's keys and values, [1, heads, tokens, width], into the slots."""
         self._layer = layer_idx
-        for span in self.plan.long:
-            span.pool.keys[layer_idx][span.slot, :, span.start : span.stop] = key_states[0, :, span.rows]
-            span.pool.values[layer_idx][span.slot, :, span.start : span.stop] = value_states[0, :, span.rows]
+        for copy in self.plan.copies:
+            copy.into.keys[layer_idx].copy_(_copied(copy, key_states))
+            copy.into.values[layer_idx].copy_(_copied(copy, value_states))
         for write in self.plan.writes:
             _store(write, write.pool.keys[layer_idx], key_states)
             _store(write, write.pool.values[layer_idx], value_states)
         if layer_idx == self.num_layers - 1:
             # What is not finite in any earlier layer has made this layer's input, hence its value, not finite.
-            self.finite = value_states[0].float().sum((0, 2)).isfinite()
+            self.finite = value_states[0].sum((0, 2), dtype=torch.float32).isfinite()
         return key_states, value_states
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms) -> torch.Tensor:
         """Attend every token of the pass over its own slot. --> [rows, heads, value width]"""
         plan, layer = self.plan, self._layer
         queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]
-        if plan.is_one_run:
-            return self._attend_run(plan.runs[0], queries, layer, terms)
+        if plan.is_all_runs:
+            padding = plan.num_rows - plan.num_tokens
+            if not padding:
+                return self._attend_runs(queries, layer, terms)
+            return F.pad(self._attend_runs(queries[: plan.num_tokens], layer, terms), (0, 0, 0, 0, 0, padding))
         out = torch.empty(plan.num_rows, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
         out[plan.num_tokens :] = 0
-        for run in plan.runs:
-            out[run.rows] = self._attend_run(run, queries, layer, terms)
+        if plan.runs:
+            out[plan.run_rows] = self._attend_runs(queries[plan.run_rows], layer, terms)
         for part in plan.ranges:
-            out[part.rows] = _attend_range(part, queries, layer, terms)
+            out[part.rows] = self._attend_range(part, queries, layer, terms)
         for span in plan.blocks:
-            out[span.rows] = self._attend_block(span, query, layer, terms)
+            for piece in span.pieces(_most_queries(span, query.shape[1], terms)):
+                out[piece.rows] = self._attend_block(piece, query, layer, terms)
         return out
 
+    def _attend_runs(self, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
+        runs = self.plan.runs
+        if len(runs) == 1:
+            return self._attend_run(runs[0], queries, layer, terms)
+        parts = queries.split_with_sizes([len(run.lengths) for run in runs])
+        return torch.cat([self._attend_run(run, part, layer, terms) for run, part in zip(runs, parts, strict=True)])
+
     def _attend_run(self, run: Run, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
-        first, stop, allowed = self.plan.run_keys(run, terms.window)
-        slots = slice(run.first, run.first + len(run.lengths))
-        keys, values = run.pool.keys[layer][slots, :, first:stop], run.pool.values[layer][slots, :, first:stop]
-        out = attend(queries[run.rows].to(keys.dtype), keys, values, terms, allowed=_on(keys, allowed))
-        return out[:, :, 0].to(queries.dtype)
+        reach = self.plan.run_reach(run, terms.window)
+        return _attend(reach, queries, layer, terms)[:, :, 0]
 
     def _attend_block(self, span: Span, query: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
-        stop = span.stop
-        is_causal = span.start == 0 and (terms.window is None or terms.window >= stop)
-        first, allowed = 0, None
-        if not is_causal:
-            first, stop, allowed = self.plan.span_keys(span, terms.window)
-        slot = slice(span.slot, span.slot + 1)
-        keys, values = span.pool.keys[layer][slot, :, first:stop], span.pool.values[layer][slot, :, first:stop]
-        queries = query[:, :, span.rows].to(keys.dtype)
-        out = attend(queries, keys, values, terms, allowed=_on(keys, allowed), is_causal=is_causal)
-        return out[0].transpose(0, 1)
+        reach = self.plan.span_reach(span, terms.window, masked=terms.are_written_out)
+        return _attend(reach, query[:, :, span.rows], layer, terms)[0].transpose(0, 1)
+
+    def _attend_range(self, part: Range, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
+        slots = slice(part.first, part.stop)
+        keys = part.pool.keys[layer][slots, :, : part.longest]
+        values = part.pool.values[layer][slots, :, : part.longest]
+        spread = keys.new_zeros(part.stop - part.first, *queries.shape[1:])  # --> [slots, heads, 1, width]
+        spread[part.slots] = queries[part.rows].to(keys.dtype)
+        mask = self.plan.range_mask(part, terms.window).beside(keys)
+        out = attend_plainly(spread, keys, values, terms, mask)
+        return out[part.slots, :, 0].to(queries.dtype)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions are always given, and no mask is built from a length."""
@@ -90,29 +107,39 @@ class SlotCache(Cache):
         return self.num_layers
 
 
+def _copied(copy: Copy, states: torch.Tensor) -> torch.Tensor:
+    """Return what goes into the slots, [slots, heads, positions, width], of [1, heads, tokens, width]."""
+    part = states if copy.rows is None else states[:, :, copy.rows]
+    return part.transpose(0, 2) if copy.has_many_slots else part
+
+
 def _store(write: Write, cached: torch.Tensor, states: torch.Tensor) -> None:
-    tokens = states[0].transpose(0, 1)  # --> [tokens, heads, width]
-    rows = tokens if write.rows is None else tokens[write.rows]
-    cached[write.slots, :, write.positions] = rows.to(cached.dtype)
+    tokens = states[0].transpose(0, 1)[write.rows]  # --> [tokens, heads, width]
+    cached.transpose(1, 2).index_put_((write.slots, write.positions), tokens.to(cached.dtype))
 
 
-def _on(keys: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor | None:
-    return None if allowed is None else allowed.to(keys.device)
+def _attend(reach: Reach, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
+    """Attend [slots, heads, queries, width] over what they reach, in the type that this is kept in."""
+    keys, values = reach.states.keys[layer], reach.states.values[layer]
+    mask = None if reach.mask is None else reach.mask.beside(keys)
+    out = attend(queries.to(keys.dtype), keys, values, terms, mask=mask, is_causal=reach.is_causal)
+    return out.to(queries.dtype)
 
 
-def _attend_range(part: Range, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
-    slots = slice(part.first, part.stop)
-    keys, values = part.pool.keys[layer][slots, :, : part.longest], part.pool.values[layer][slots, :, : part.longest]
-    spread = keys.new_zeros(part.stop - part.first, *queries.shape[1:])  # --> [slots, heads, 1, width]
-    spread[part.slots] = queries[part.rows].to(keys.dtype)
-    lengths = part.lengths.to(keys.device)[:, None, None, None]
-    allowed = seen(torch.arange(part.longest, device=keys.device), lengths, terms.window)
-    out = attend_plainly(spread, keys, values, terms, allowed)
-    return out[part.slots, :, 0].to(queries.dtype)
+def _most_queries(span: Span, num_heads: int, terms: Terms) -> int:
+    """Return how many queries of a span are to be attended at once."""
+    if terms.are_written_out:
+        return max(1, min(_MOST_QUERIES, _MOST_SCORES // (num_heads * span.stop)))
+    if sees_whole_prefix(span, terms.window):
+        return span.width
+    return _MOST_QUERIES if terms.window is None else min(_MOST_QUERIES, max(_LEAST_WINDOW, terms.window))
 
 
 class LayoutCache(Cache):
-    """Notes what each layer would cache, while a model runs one token: a layer's attention is then its own value."""
+    """Notes what each layer would cache, while a model runs one token: a layer's attention is then its own value.
+
+    The type is the one to keep them in, see `cache_dtype`.
+    """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -132,6 +159,10 @@ class LayoutCache(Cache):
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms) -> torch.Tensor:
         """Return each token's own value. --> [tokens, heads, value width]"""
+        layout = self.layouts[self._layer]
+        heads = Heads(layout.num_heads, query.shape[1] // layout.num_heads, layout.key_width)
+        dtype = cache_dtype(layout.dtype, layout.device.type, heads, written_out=terms.are_written_out)
+        self.layouts[self._layer] = layout._replace(dtype=dtype)
         self.windows[self._layer] = terms.window
         self.num_calls += 1
         return value[0].repeat_interleave(query.shape[1] // value.shape[1], 0).transpose(0, 1)

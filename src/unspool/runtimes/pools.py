@@ -1,7 +1,8 @@
-"""Keys and values in memory: pools of equal slots, a tensor a layer. Knows tensors, no sequences and no tokens."""
+"""Keys and values in memory: pools of equal slots. Knows tensors, no sequences and no tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -34,36 +35,73 @@ def size_class(num_tokens: int) -> int:
     return max(SMALLEST_CLASS, 1 << (num_tokens - 1).bit_length() if num_tokens > 1 else 1)
 
 
+class LayerStates(NamedTuple):
+    """Keys and values of some slots and positions, a tensor for each layer."""
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+
+
+class _Shape(NamedTuple):
+    """What keys, or values, of one layer have in common with those that they lie beside."""
+
+    num_heads: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+
 class SlotPool:
-    """`num_slots` slots of `capacity` tokens. keys, values: a layer each, [slots, heads, capacity, width], zeroed."""
+    """`num_slots` slots of `capacity` tokens. keys, values: a layer each, [slots, heads, capacity, width], zeroed.
+
+    What has one shape lies in one tensor, whatever layer it belongs to: a slot is copied, cleared or looked at in all
+    layers at once.
+    """
 
     def __init__(self, layout: Layout, capacity: int, num_slots: int) -> None:
-        self.capacity, self.num_slots = capacity, num_slots
-        self.keys = [self._zeros(layer, layer.key_width) for layer in layout]
-        self.values = [self._zeros(layer, layer.value_width) for layer in layout]
-
-    def _zeros(self, layer: LayerLayout, width: int) -> torch.Tensor:
-        shape = (self.num_slots, layer.num_heads, self.capacity, width)
-        # Made in the caller's inference mode, it could not be written to outside of it.
+        self.capacity, self.num_slots, self._num_layers = capacity, num_slots, len(layout)
+        shapes = [_Shape(layer.num_heads, layer.key_width, layer.dtype, layer.device) for layer in layout]
+        shapes += [_Shape(layer.num_heads, layer.value_width, layer.dtype, layer.device) for layer in layout]
+        alike: dict[_Shape, list[int]] = {}
+        for number, shape in enumerate(shapes):
+            alike.setdefault(shape, []).append(number)
+        stacked = [number for numbers in alike.values() for number in numbers]
+        # Where each layer's keys, then each layer's values, stand in the stacks one behind another.
+        self._places = sorted(range(len(stacked)), key=stacked.__getitem__)
+        # Made in the caller's inference mode, they could not be written to outside of it.
         with torch.inference_mode(False):
-            return torch.zeros(shape, dtype=layer.dtype, device=layer.device)
+            self._stacks = [self._zeros(shape, len(numbers)) for shape, numbers in alike.items()]
+            self.keys, self.values = self.views(slice(None), slice(None))
+
+    def _zeros(self, shape: _Shape, count: int) -> torch.Tensor:
+        sizes = (count, self.num_slots, shape.num_heads, self.capacity, shape.width)
+        return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
 
     @property
     def num_tokens(self) -> int:
         """Tokens this pool has room for, used or not."""
         return self.capacity * self.num_slots
 
+    def views(self, slots: slice, positions: slice) -> LayerStates:
+        """Return keys and values of neighbouring slots at some positions, [slots, heads, positions, width] a layer."""
+        parts = self._stacks[0][:, slots, :, positions].unbind(0)
+        if len(self._stacks) > 1:
+            rest = (part for stack in self._stacks[1:] for part in stack[:, slots, :, positions].unbind(0))
+            every = (*parts, *rest)
+            parts = tuple(every[place] for place in self._places)
+        return LayerStates(parts[: self._num_layers], parts[self._num_layers :])
+
     def zero(self, index: int, start: int, stop: int) -> None:
         """Clear positions [start, stop) of one slot."""
-        for tensor in (*self.keys, *self.values):
-            tensor[index, :, start:stop] = 0
+        for stack in self._stacks:
+            stack[:, index, :, start:stop] = 0
 
     def copy(self, index: int, source: SlotPool, source_index: int, start: int, stop: int) -> None:
         """Copy positions [start, stop) from a slot of this or another pool of the same layout."""
         if start >= stop:
             return
-        for mine, theirs in zip((*self.keys, *self.values), (*source.keys, *source.values), strict=True):
-            mine[index, :, start:stop] = theirs[source_index, :, start:stop]
+        for mine, theirs in zip(self._stacks, source._stacks, strict=True):
+            mine[:, index, :, start:stop] = theirs[:, source_index, :, start:stop]
 
 
 def next_pool_size(capacity: int, num_slots: int) -> int:

@@ -195,7 +195,7 @@ def test_it_is_a_runtime_and_says_what_it_is() -> None:
     assert info.path.startswith("slot cache: transformers attention interface, float32, ")
     assert "linear layers packed" in info.path
     # 2 layers, keys and values, 2 heads of 8 numbers of 4 bytes
-    assert runtime.bytes_per_token == 2 * 2 * 2 * 8 * 4
+    assert runtime.bytes_per_token == info.bytes_per_token == 2 * 2 * 2 * 8 * 4
 
 
 def test_a_rotary_embedding_that_grows_bounds_the_length() -> None:

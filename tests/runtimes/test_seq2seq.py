@@ -24,6 +24,7 @@ from tests.toys import drain, request, results
 from unspool.engine import Engine
 from unspool.errors import CapacityError, ModelError, PromptError
 from unspool.protocols import Runtime
+from unspool.runtimes.forms import Form
 from unspool.runtimes.linear import PackedLinear
 from unspool.runtimes.seq2seq import Seq2SeqRuntime, refresh_models, source_obstacle
 from unspool.sources import decoder_prompt, source_rows
@@ -472,7 +473,7 @@ def test_runtimes_over_one_model_share_what_runs_and_no_sequences() -> None:
 @pytest.mark.parametrize("family", ["t5", "t5-gated"])
 def test_packed_weights_are_not_unpacked_in_a_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 looks at the type of a weight in every forward; unpacked for that, it would cost more than the product."""
-    monkeypatch.setattr("unspool.runtimes.linear._SMALL", {})
+    monkeypatch.setattr("unspool.runtimes.linear.form_of", lambda *_: Form(packed=True, least_rows=4))
     runtime, source = Seq2SeqRuntime(tiny_seq2seq(family), own=True, pack=True), random_source(family)
     packed = [module for module in runtime._model.module.modules() if isinstance(module, PackedLinear)]
     if not packed:

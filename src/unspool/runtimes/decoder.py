@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,11 @@ import torch
 from unspool.errors import ModelError
 from unspool.runtimes.batch import Batch
 from unspool.runtimes.caches import SlotCache
+from unspool.runtimes.capture import GraphMaker
 from unspool.runtimes.families import describe, supports
-from unspool.runtimes.linear import Pack, invariant_rows
+from unspool.runtimes.graphs import graphs_over
+from unspool.runtimes.invariance import invariant_rows
+from unspool.runtimes.linear import Pack
 from unspool.runtimes.passes import AttentionPath, Plan, Span
 from unspool.runtimes.shell import Shell, refresh, shell_over
 from unspool.runtimes.slots import Slot, SlotTable
@@ -40,6 +44,7 @@ class DecoderRuntime:
         max_sequences: most live sequences; None for no bound.
         attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
             a CPU and "masked" elsewhere.
+        graph_maker: makes graphs of decode steps; None for CUDA's own, where the model lies on one CUDA device.
 
     Raises:
         ModelError: the model cannot run here; the message says why.
@@ -54,11 +59,13 @@ class DecoderRuntime:
         max_cache_tokens: int | None = None,
         max_sequences: int | None = None,
         attention: AttentionPath | Literal["auto"] = "auto",
+        graph_maker: GraphMaker | None = None,
     ) -> None:
         self._shell = Shell(model, own=own, pack=pack) if own else shell_over(model, pack)
         on_cpu = all(layer.device.type == "cpu" for layer in self._shell.layout)
         self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
+        self._graph_maker = graph_maker
         self._take_stock()
 
     def _take_stock(self) -> None:
@@ -69,16 +76,22 @@ class DecoderRuntime:
         devices = {layer.device for layer in shell.layout}
         # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+        self._graphs = graphs_over(shell, self._graph_maker)
         self.info: ModelInfo = describe(
             shell.module,
             vocab_size=shell.vocab_size,
-            path=shell.describe(),
+            path=self._path(),
             batch_invariant=shell.batch_invariant and self._attention == "loop",
             hidden_states=shell.reads_head,
             num_layers=None if shell.layers is None else len(shell.layers),
             max_sequences=self._max_sequences,
             max_tokens=self._max_tokens,
+            bytes_per_token=self.bytes_per_token,
         )
+
+    def _path(self) -> str:
+        parts = [self._shell.describe()] + ([self._graphs.describe()] if self._graphs is not None else [])
+        return ", ".join(parts)
 
     @property
     def bytes_per_token(self) -> int:
@@ -111,6 +124,18 @@ class DecoderRuntime:
         for feed, is_finite in zip(feeds, finite, strict=True):
             self._slots.advance(feed.seq, feed.tokens, exact=feed.invariant, poisoned=not is_finite)
         return rows
+
+    def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        """Open a sequence with what slots hold of its tokens; see protocols.Recall.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+        """
+        if self._slots.find(tokens, least=least, exact=invariant) is None:
+            return 0
+        # What was found is of no use where the weights have changed since.
+        self._follow()
+        return self._slots.recall(seq, tokens, least=least, exact=invariant)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.
@@ -166,7 +191,15 @@ class DecoderRuntime:
 
     def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
         """Run the pass. Returns the rows, and for each feed whether its values were finite."""
-        batch = Batch(feeds, slots)
+        batch = Batch(feeds, slots, self._shell.report.least_rows)
+        if self._graphs is None:
+            return self._plain_pass(batch)
+        result = self._graphs.run(batch, self._plain_pass)
+        if self._graphs.obstacle and self._graphs.obstacle not in self.info.path:
+            self.info = replace(self.info, path=self._path())
+        return result
+
+    def _plain_pass(self, batch: Batch) -> tuple[Rows, list[bool]]:
         plan = Plan(batch.spans, len(batch.tokens), self._attention, self._index_device)
         cache = SlotCache(plan, len(self._shell.layout))
         with ExitStack() as stack:
@@ -174,7 +207,13 @@ class DecoderRuntime:
                 stack.enter_context(invariant_rows())
                 stack.enter_context(SteadyElementwise())
             rows = self._shell.run(
-                cache, batch.tokens, batch.positions, batch.asked, hidden=batch.hidden, inner=batch.inner
+                cache,
+                batch.tokens,
+                batch.positions,
+                batch.asked,
+                hidden=batch.hidden,
+                inner=batch.inner,
+                invariant=batch.invariant,
             )
         return batch.unpad(rows), _finite_spans(cache, batch.spans)
 

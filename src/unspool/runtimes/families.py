@@ -133,6 +133,7 @@ def describe(
     num_layers: int | None,
     max_sequences: int | None,
     max_tokens: int | None,
+    bytes_per_token: int | None,
 ) -> ModelInfo:
     """Return what the engine must know; token ids come from the generation config, else from the config."""
     generation, config = getattr(model, "generation_config", None), text_config(model)
@@ -151,6 +152,7 @@ def describe(
         max_length=limit,
         max_sequences=max_sequences,
         max_tokens=max_tokens,
+        bytes_per_token=bytes_per_token,
         batch_invariant=batch_invariant,
         hidden_states=hidden_states,
         num_layers=num_layers,

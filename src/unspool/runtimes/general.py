@@ -132,6 +132,7 @@ class GeneralRuntime:
             num_layers=None if senses.layers is None else len(senses.layers),
             max_sequences=self._table.max_sequences,
             max_tokens=self._table.max_tokens,
+            bytes_per_token=None,
         )
         self._builds = self._host.builds
 

@@ -71,8 +71,9 @@ class Host:
             self.report = PackReport(0, 0, self._reason or "the model is spread over devices")
             return
         before = sum(isinstance(module, PackedLinear) for module in self.module.modules())
-        packed, total, reason = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
-        self.report = PackReport(before + packed, before + total, reason if total or not before else "")
+        report = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
+        reason = report.reason if report.total or not before else ""
+        self.report = PackReport(before + report.packed, before + report.total, reason, report.least_rows)
 
     @contextmanager
     def calling(self) -> Iterator[Any]:

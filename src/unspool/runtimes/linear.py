@@ -3,15 +3,13 @@
 Owns the packed weights and the decision which layers can have them. Knows nothing of attention, caches or sequences.
 
 A decode step on a CPU streams every weight through memory for a handful of rows; a weight reordered once is read two
-to four times faster than `torch.nn.functional.linear` reads a plain one, with results equal to rounding.
+to four times faster than `torch.nn.functional.linear` reads a plain one, with results equal to rounding. Which form is
+the fastest is measured (forms.py).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -20,40 +18,33 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unspool.runtimes.quantised import quantised_linears
+from unspool.runtimes.forms import ROWS_HINT, form_of, is_small
+from unspool.runtimes.invariance import INVARIANT, invariant_rows
+from unspool.runtimes.leftovers import Leftovers
+from unspool.runtimes.quantised import kinds_in_words, quantised_linears, shares_rounding
+from unspool.runtimes.quantised_linear import QuantisedLinear
 
 Pack: TypeAlias = bool | Literal["auto"]
 
-# Packed for 16 rows, a weight is as fast for 1 row (within 5 %) and twice as fast for 5 as one packed for 1.
-_ROWS_HINT = 16
 _PACKABLE = (torch.float32, torch.bfloat16)
 _PROBE_ROWS = (2, 3, 5, 17, 33)
-# A call into oneDNN costs some 12 microseconds more than F.linear: below this many weights more than it saves. In
-# bfloat16 both cost the same.
-_SMALL = {torch.float32: 1 << 17}
-
-_INVARIANT: ContextVar[bool] = ContextVar("unspool_invariant_rows", default=False)
-
-
-@contextmanager
-def invariant_rows() -> Iterator[None]:
-    """Let packed layers use, while the context lasts, the one kernel that gives a row the same bits in any company."""
-    token = _INVARIANT.set(True)
-    try:
-        yield
-    finally:
-        _INVARIANT.reset(token)
 
 
 class PackReport(NamedTuple):
-    """How many linear layers were packed, of how many, and why the others were not ("" where all were)."""
+    """How many linear layers were packed, of how many, and why the others were not ("" where all were).
+
+    least_rows: what fewer rows of a pass are filled up to, where that is faster.
+    """
 
     packed: int
     total: int
     reason: str = ""
+    least_rows: int = 1
 
     def __str__(self) -> str:
         text = f"{self.packed} of {self.total} linear layers packed"
+        if self.least_rows > 1:
+            text += f" for {self.least_rows} rows or more"
         return f"{text} ({self.reason})" if self.reason else text
 
 
@@ -61,8 +52,8 @@ class PackedLinear(nn.Module):
     """`nn.Linear` or `Conv1D` over a packed copy of its weight.
 
     The packed tensor has no storage that copy, pickle or state_dict could read, so it is a plain attribute, and
-    copying or pickling the module raises `TypeError`. A small float32 layer keeps its plain weight and uses it, but
-    within `invariant_rows`.
+    copying or pickling the module raises `TypeError`. A small layer keeps its plain weight and uses it, but within
+    `invariant_rows`.
 
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16.
@@ -75,24 +66,30 @@ class PackedLinear(nn.Module):
         weight = layer.weight
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
         self.dtype, self.bias = weight.dtype, layer.bias
-        self._is_small = weight.numel() < _SMALL.get(weight.dtype, 0)
+        self.form = form_of(self.in_features, self.out_features, weight.dtype)
         # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
         # finds what a forward needs without a search.
-        self._source: tuple[torch.Tensor, ...] = (weight,) if keep or self._is_small else ()
+        self._source: tuple[torch.Tensor, ...] = (weight,) if keep or not self.form.packed else ()
         self._veil: tuple[torch.Tensor, ...] = ()
         self._tensors = self._pack(weight)
 
     def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
         """Return the packed weight, the plain one where it is used, and the bias."""
         plain = weight.detach().T if self._transposed else weight.detach()
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), _ROWS_HINT)
-        return packed, plain if self._is_small else None, self.bias
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), ROWS_HINT)
+        return packed, None if self.form.packed else plain, self.bias
 
     @property
     def weight(self) -> torch.Tensor:
         """The plain weight, in the layout of the layer that was packed, bit for bit."""
         if self._source or self._veil:
             return (self._source or self._veil)[0]
+        return self.unpacked()
+
+    def unpacked(self) -> torch.Tensor:
+        """Return what `weight` is, also where a veil hides it."""
+        if self._source:
+            return self._source[0]
         plain: torch.Tensor = self._tensors[0].to_dense()
         return plain.T if self._transposed else plain
 
@@ -111,10 +108,15 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         packed, plain, bias = self._tensors
-        if plain is not None and not _INVARIANT.get():
+        if plain is not None and not INVARIANT.get():
             return F.linear(inputs, plain, bias)
         rows = inputs.reshape(-1, self.in_features)
+        count, least = rows.shape[0], self.form.least_rows
+        if count < least:
+            rows = F.pad(rows, (0, 0, 0, least - count))
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        if count < least:
+            result = result[:count]
         return result.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -155,6 +157,9 @@ def _obstacle(layer: nn.Linear | Conv1D) -> str:
         return f"packing is for the CPU, weights are on {weight.device.type}"
     if weight.dtype not in _PACKABLE:
         return f"{str(weight.dtype).removeprefix('torch.')} weights cannot be packed"
+    width, height = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
+    if not is_small(width, height, weight.dtype) and not form_of(width, height, weight.dtype).packed:
+        return "some are faster as they are"
     return ""
 
 
@@ -180,22 +185,31 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     quantised = quantised_linears(model)
     total = len(layers.keys() | quantised.keys())
     if not pack:
-        return PackReport(0, total, "packing is off")
+        return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
     if reason := packing_obstacle():
-        return PackReport(0, total, reason)
+        return PackReport(0, total, "; ".join([reason, *kinds_in_words(model)]))
     obstacles = {key: _obstacle(layer) for key, layer in layers.items()}
     able = {key for key, reason in obstacles.items() if not reason}
     if pack == "auto" and keep and (reason := _too_large([layers[key] for key in able])):
         return PackReport(0, total, reason)
+    leftovers = Leftovers(sum(layers[key].weight.nbytes for key in able))
     packed: dict[int, PackedLinear] = {}
-    for parent, name, layer in sites:
+    # Nothing here may hold a layer whose places are all taken, so that it is gone before the next one is packed.
+    del layers
+    sites.reverse()
+    while sites:
+        parent, name, layer = sites.pop()
         if id(layer) in able:
             if id(layer) not in packed:
                 packed[id(layer)] = PackedLinear(layer, keep=keep)
+                if not keep:
+                    leftovers.add(layer.weight)
             setattr(parent, name, packed[id(layer)])
+    leftovers.close()
     reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantised})
-    reasons += [f"{count} quantised as {kind}" for kind, count in sorted(Counter(quantised.values()).items())]
-    return PackReport(len(packed), total, "; ".join(reasons))
+    reasons += kinds_in_words(model)
+    least_rows = max((layer.form.least_rows for layer in packed.values()), default=1)
+    return PackReport(len(packed), total, "; ".join(reasons), least_rows)
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
@@ -229,14 +243,14 @@ def rows_are_independent(model: nn.Module) -> bool:
     """Return whether every matrix product of `model` gives a row the same bits in any company of at least one.
 
     One layer of each shape is tried at 2, 3, 5, 17 and 33 rows. A matrix that belongs to no linear layer or embedding
-    (experts, for example) is used in ways that cannot be tried, so the answer is then False. So it is for quantised
-    layers: their kernels choose by the number of rows, and some round all rows of a pass on one scale.
+    (experts, for example) is used in ways that cannot be tried, so the answer is then False. So it is for layers that
+    other libraries have quantised: see `shares_rounding`.
     """
-    if quantised_linears(model):
+    if shares_rounding(model):
         return False
     layers: dict[_Shape, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, (nn.Linear, Conv1D, PackedLinear)) and is_plain(module):
+        if isinstance(module, (nn.Linear, Conv1D, PackedLinear, QuantisedLinear)) and is_plain(module):
             layers[_shape_of(module)] = module
         elif not isinstance(module, nn.Embedding) and any(p.ndim > 1 for p in module.parameters(recurse=False)):
             return False
@@ -244,7 +258,7 @@ def rows_are_independent(model: nn.Module) -> bool:
 
 
 class _Shape(NamedTuple):
-    kind: type[nn.Module]
+    kind: type[nn.Module] | str
     in_features: int
     out_features: int
     dtype: torch.dtype
@@ -252,13 +266,14 @@ class _Shape(NamedTuple):
     threads: int
 
 
-def _shape_of(layer: nn.Linear | Conv1D | PackedLinear) -> _Shape:
+def _shape_of(layer: nn.Linear | Conv1D | PackedLinear | QuantisedLinear) -> _Shape:
     if isinstance(layer, Conv1D):
         width, height = layer.weight.shape
     else:
         width, height = layer.in_features, layer.out_features
     dtype = layer.dtype if isinstance(layer, PackedLinear) else layer.weight.dtype
-    return _Shape(type(layer), width, height, dtype, layer.bias is not None, torch.get_num_threads())
+    kind = layer.bits if isinstance(layer, QuantisedLinear) else type(layer)
+    return _Shape(kind, width, height, dtype, layer.bias is not None, torch.get_num_threads())
 
 
 _INDEPENDENT: dict[_Shape, bool] = {}

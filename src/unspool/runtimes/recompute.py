@@ -99,6 +99,7 @@ class RecomputeRuntime:
             num_layers=None if layers is None else len(layers),
             max_sequences=self._table.max_sequences,
             max_tokens=self._table.max_tokens,
+            bytes_per_token=0,
         )
         self._builds = self._host.builds
 

@@ -96,6 +96,7 @@ class Seq2SeqRuntime:
             num_layers=None,
             max_sequences=self._max_sequences,
             max_tokens=self._max_tokens,
+            bytes_per_token=self.bytes_per_token,
         )
         self.info: ModelInfo = replace(info, needs_source=True, max_length=decoder_limit(model.module))
 

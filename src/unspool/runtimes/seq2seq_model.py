@@ -32,6 +32,7 @@ from unspool.runtimes.encoders import Encoded, KeysValues, Opening, SourceTable,
 from unspool.runtimes.hosts import Host
 from unspool.runtimes.linear import Pack, PackedLinear
 from unspool.runtimes.pools import LayerLayout, Layout, SlotPool
+from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.slots import Slot
 from unspool.runtimes.source_info import source_obstacle
 from unspool.runtimes.taps import HeadTap
@@ -39,10 +40,6 @@ from unspool.runtimes.trees import fingerprint, set_attention
 from unspool.types import Rows, Source
 
 Attention: TypeAlias = Literal["ours", "own"]
-
-# How far the trial may be from the model's own forward, relative to its largest logit.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_HALF_TOLERANCE = 0.2
 
 
 class _Trial(NamedTuple):
@@ -206,7 +203,7 @@ class Seq2SeqModel:
                 return f"does not run on a cache of ours: {type(error).__name__}: {error}"
         reference = trial.reference.to(found[0].device)
         distance = (torch.cat(found, 1) - reference).abs().max()
-        allowed = _TOLERANCE.get(next(self.module.parameters()).dtype, _HALF_TOLERANCE) * reference.abs().max()
+        allowed = tolerance(self.module) * reference.abs().max()
         if reference.isfinite().all() and not distance <= allowed:
             return f"gives other results on a cache of ours ({float(distance):.2g} apart)"
         return ""

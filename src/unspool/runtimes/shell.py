@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.attention import ATTENTION_NAME, attending, cache_dtype
+from unspool.runtimes.attention import ATTENTION_NAME, attending
 from unspool.runtimes.caches import LayoutCache, SlotCache
 from unspool.runtimes.families import has_experts, length_limit, num_hidden_layers, sliding_layers, supports
+from unspool.runtimes.lean import lighten
 from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
 from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
 from unspool.runtimes.quantised import tolerance
+from unspool.runtimes.recorded import Recorded
 from unspool.runtimes.taps import HeadTap, LayerSearch, LayerTap, Place
 from unspool.runtimes.trees import (
     borrowed_attention,
@@ -80,6 +82,7 @@ class Shell:
         self._print = None if self._source is None else fingerprint(model)
         self.module = model.eval() if self._source is None else model if self.is_borrowed else copy_tree(model)
         self.device = input_device(self.module)
+        self._recorded: Recorded | None = None
         self._keeps = _takes_logits_to_keep(self.module)
         reference, tokens = self._reference()
         if not self.is_borrowed:
@@ -88,9 +91,13 @@ class Shell:
         self.report = PackReport(0, 0, "the model is spread over devices")
         if not is_dispatched(model):
             self.report = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
+            if self.report.packed:
+                lighten(self.module)
         self._compare(reference, tokens)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariant = on_cpu and not has_experts(model) and rows_are_independent(self.module)
+        if on_cpu and not is_dispatched(model):
+            self._recorded = Recorded(len(self.layout), self.report.least_rows)
 
     def run(
         self,
@@ -101,6 +108,7 @@ class Shell:
         *,
         hidden: Sequence[int] | None = None,
         inner: Sequence[Place] | None = None,
+        invariant: bool = False,
     ) -> Rows:
         """Run one flat pass.
 
@@ -110,20 +118,28 @@ class Shell:
             asked: rows whose logits are wanted; may be none, and may repeat.
             hidden: rows of which is wanted what the head reads; None for none.
             inner: rows and layers of which is wanted what the head makes of them; None for none.
+            invariant: whether a row's bits must not depend on its company: then nothing is replayed that was recorded
+                while they might.
 
         Returns:
             logits [asked, vocab], hidden [hidden, width] or None, inner [inner, vocab] or None.
         """
         ids = torch.tensor([tokens], device=self.device)
-        options = {"position_ids": torch.tensor([positions], device=self.device), "past_key_values": cache}
+        places = torch.tensor([positions], device=self.device)
         keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
+        recorded = self._recorded if hidden is None and not inner and not invariant else None
         with ExitStack() as stack:
             for context in (attending(cache), self._attention(), self._without_gradients()):
                 stack.enter_context(context)
             with ExitStack() as taps:
                 head = taps.enter_context(HeadTap(self._head, keep)) if hidden is not None else None
                 layers = taps.enter_context(LayerTap(self.layers or (), inner)) if inner else None
-                logits = self._logits(ids, keep, is_tapped=head is not None, **options)
+                if head is not None:
+                    logits = self._call(cache, ids, places)
+                elif recorded is not None:
+                    logits = recorded.run(self._logits, cache, ids, places, keep)
+                else:
+                    logits = self._logits(cache, ids, places, keep)
             states = None if head is None else head.rows(hidden or ())
             looks = None if inner is None else logits[:0]
             if layers is not None:
@@ -134,21 +150,39 @@ class Shell:
             None if looks is None else _ordinary(looks),
         )
 
+    def plain(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Run one flat pass of which logits alone are wanted, over tensors that lie on the device already.
+
+        Args:
+            cache: what attends.
+            ids, positions: [1, rows].
+            keep: [asked], rows whose logits are wanted.
+
+        Returns:
+            [asked, vocab], in the model's own type.
+        """
+        with attending(cache), self._attention(), self._without_gradients():
+            return self._logits(cache, ids, positions, keep)
+
     @property
     def _head(self) -> nn.Module:
         head: nn.Module | None = self.module.get_output_embeddings()
         assert head is not None, "a model without an output layer was asked what it reads"
         return head
 
-    def _logits(self, ids: torch.Tensor, keep: torch.Tensor, *, is_tapped: bool, **options: Any) -> torch.Tensor:
-        """Run the model. Returns the logits of the kept rows, which a tapped head computes alone in any case."""
-        if self._keeps and not is_tapped:
-            options["logits_to_keep"] = keep
+    def _logits(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Run the model. Returns the logits of the kept rows."""
+        if self._keeps:
+            return self._call(cache, ids, positions, logits_to_keep=keep)
+        logits = self._call(cache, ids, positions)
+        return logits[keep.to(logits.device)]
+
+    def _call(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
+        options |= {"position_ids": positions, "past_key_values": cache, "use_cache": True, "return_dict": True}
         # No layer sees this mask; without one, some models warn of padding where a prompt ends with that token.
-        mask = torch.ones_like(ids)
-        output = self.module(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **options)
+        output = self.module(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
         logits: torch.Tensor = output.logits[0]
-        return logits if self._keeps or is_tapped else logits[keep.to(logits.device)]
+        return logits
 
     def _without_gradients(self) -> AbstractContextManager[Any]:
         # What a module of the caller's might keep must not be an inference tensor.
@@ -173,14 +207,19 @@ class Shell:
             self._build(model)
         else:
             self._print = now
-            repack(self.module)
+            self._repack()
         self.version += 1
 
     def refresh(self) -> None:
         """Take over the user's weights, also where they were written through `.data`."""
         if self._source is not None:
-            repack(self.module)
+            self._repack()
             self.version += 1
+
+    def _repack(self) -> None:
+        repack(self.module)
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def describe(self) -> str:
         """Return how the model is run, in words."""
@@ -219,8 +258,7 @@ class Shell:
             raise ModelError(f"{kind} has layers that attend by other means: not supported in this version")
         if any(notes.windows[index] is None for index in sliding_layers(self.module) if index in notes.windows):
             raise ModelError(f"{kind} keeps the width of its sliding windows to itself: not supported in this version")
-        layers = (notes.layouts[index] for index in range(len(notes.layouts)))
-        return tuple(layer._replace(dtype=cache_dtype(layer.dtype, layer.device.type)) for layer in layers)
+        return tuple(notes.layouts[index] for index in range(len(notes.layouts)))
 
     def _compare(self, reference: torch.Tensor, tokens: list[int]) -> None:
         """Feed the tokens in two parts, in company, and compare with what the model says by itself."""

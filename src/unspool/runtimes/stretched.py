@@ -63,6 +63,7 @@ class StretchedRuntime:
             batch_invariant=False,
             hidden_states=first.hidden_states and second.hidden_states,
             num_layers=layers,
+            bytes_per_token=_most(first.bytes_per_token, second.bytes_per_token),
             path=f"up to {original} tokens {first.path}; beyond, where the rotary embedding changes, {second.path}",
         )
 
@@ -204,3 +205,7 @@ def _joined(found: Sequence[Sequence[_Found]], nothing: torch.Tensor, has_layers
         torch.cat(hidden) if hidden else None,
         (torch.cat(inner) if inner else nothing) if has_layers else None,
     )
+
+
+def _most(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else max(first, second)

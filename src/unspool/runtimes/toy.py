@@ -65,6 +65,7 @@ class ToyRuntime:
             max_length=max_length,
             max_sequences=max_sequences,
             max_tokens=max_tokens,
+            bytes_per_token=0,
             batch_invariant=True,
             hidden_states=True,
             num_layers=num_layers,

@@ -12,11 +12,9 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.runtimes.causal import CausalModel, Look
+from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.states import Anatomy, Share, Stack, can_shorten
 
-# How far a trial may be from the model's own forward, relative to its largest logit.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_HALF_TOLERANCE = 0.2
 _OPENING, _LENGTH = 3, 6
 
 
@@ -58,11 +56,10 @@ class _Judge:
     """Compares rows with the reference."""
 
     def __init__(self, model: CausalModel, reference: Reference) -> None:
-        dtype = next(model.host.module.parameters()).dtype
         self._expected = reference.logits
         every = torch.stack(list(reference.logits.values()))
         largest = every[every.isfinite()].abs().max() if every.isfinite().any() else every.new_zeros(())
-        self._allowed = _TOLERANCE.get(dtype, _HALF_TOLERANCE) * float(largest)
+        self._allowed = tolerance(model.host.module) * float(largest)
 
     def agrees(self, look: Look, *beginnings: tuple[int, int]) -> bool:
         """Return whether the rows are what follows these beginnings, (sequence, length) each."""

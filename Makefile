@@ -47,7 +47,7 @@ docs: install ## write the generated parts of docs/ anew
 	@$(BIN)/python tools/write_option_docs.py
 	@$(BIN)/python tools/write_doc_outputs.py
 
-bench: install ## measure against transformers, side by side
+bench: install ## measure speed side by side with transformers and others; ARGS="--quick" to try it
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, caches and built packages (build/ stays: it may hold a training run)

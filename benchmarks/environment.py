@@ -1,0 +1,59 @@
+"""The peers' own environment: made where it is missing, and again when what it must hold has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_PEERS = _HERE / "requirements-peers.txt"
+_LLAMA_CPP = _HERE / "requirements-llama-cpp.txt"
+
+
+def peers_python(folder: Path, *, with_llama_cpp: bool, say: Callable[[str], None]) -> Path:
+    """Return the interpreter of the peers' environment in that folder, after installing what it lacks.
+
+    Raises:
+        SystemExit: pip could not install something; the message says what to do.
+    """
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    try:
+        if _stamp(folder, _PEERS) != _PEERS.read_text() or not python.exists():
+            _make(folder, python, say)
+        if with_llama_cpp and _stamp(folder, _LLAMA_CPP) != _LLAMA_CPP.read_text():
+            say("compiling llama-cpp-python for this machine, which takes minutes")
+            _pip(python, "--requirement", str(_LLAMA_CPP))
+            (folder / _LLAMA_CPP.name).write_text(_LLAMA_CPP.read_text())
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(
+            f"the peers could not be installed into {folder}; the message is above ({error}). Go without them with "
+            "`--peers none`, or name a Python that has them with `--peers-python PATH`"
+        ) from None
+    return python
+
+
+def _make(folder: Path, python: Path, say: Callable[[str], None]) -> None:
+    say(f"making the peers' environment in {folder}, which takes minutes the first time")
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    lines = [line for line in _PEERS.read_text().splitlines() if line and not line.startswith("#")]
+    _pip(python, lines[0])
+    _pip(python, "--requirement", str(_PEERS))
+    (folder / _PEERS.name).write_text(_PEERS.read_text())
+
+
+def _stamp(folder: Path, requirements: Path) -> str | None:
+    """Return the requirements that the environment was last brought up to; None if never."""
+    try:
+        return (folder / requirements.name).read_text()
+    except OSError:
+        return None
+
+
+def _pip(python: Path, *what: str) -> None:
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    subprocess.run([str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *what], check=True)

@@ -1,0 +1,76 @@
+"""Cases that set one way of using Unspool against another: what its strategies cost, and what a step pays for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.checkpoints import Checkpoint
+from benchmarks.prompts import prompt
+from benchmarks.work import WEIGHT_BYTES, Case, Entry, Work
+
+STEP_PARTS = "step-parts"
+
+_GONE = "transformers 5 has it no more"
+
+
+def cases(checkpoint: Checkpoint, tokens: int) -> list[Case]:
+    """Return all of them on one checkpoint."""
+    groups = {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.5}
+    contrastive = {"penalty_alpha": 0.6, "top_k": 4}
+    return [
+        beam_step(checkpoint, tokens),
+        _ways(
+            checkpoint,
+            "diverse-beam",
+            "3 diverse groups of 2 beams against 6 plain beams",
+            {"6 beams": {"num_beams": 6}, "3 groups of 2": groups},
+            tokens,
+            note=_GONE,
+        ),
+        _ways(
+            checkpoint,
+            "contrastive",
+            "contrastive search among 4 candidates against greedy",
+            {"greedy": {}, "contrastive": contrastive},
+            tokens,
+            note=_GONE,
+        ),
+        _step_parts(checkpoint, tokens // 2),
+    ]
+
+
+def beam_step(checkpoint: Checkpoint, tokens: int) -> Case:
+    """Return what a step of five beams costs in greedy steps."""
+    ways: dict[str, Mapping[str, Any]] = {"greedy": {}, "5 beams": {"num_beams": 5}}
+    return _ways(checkpoint, "beam-step", "a step of 5 beams against a greedy one", ways, tokens)
+
+
+def _ways(
+    checkpoint: Checkpoint, name: str, title: str, ways: Mapping[str, Mapping[str, Any]], tokens: int, note: str = ""
+) -> Case:
+    """Return different options on a prompt of one token, whose pass is a step like all others."""
+    entries = tuple(
+        _entry(checkpoint, label, Work(prompts=(prompt(checkpoint, 1),), new_tokens=tokens, options=options))
+        for label, options in ways.items()
+    )
+    return _cost(checkpoint, name, title, entries, note=note)
+
+
+def _step_parts(checkpoint: Checkpoint, tokens: int) -> Case:
+    """Return 1, 16 and 64 requests with prompts of one token, to be looked at by what their steps pay for."""
+    crowds = {count: tuple(prompt(checkpoint, 1, number=number) for number in range(count)) for count in (1, 16, 64)}
+    entries = tuple(
+        _entry(checkpoint, f"{count} request{'s' * (count > 1)}", Work(prompts=prompts, new_tokens=tokens))
+        for count, prompts in crowds.items()
+    )
+    return _cost(checkpoint, STEP_PARTS, "what a step pays for", entries, runs=1)
+
+
+def _entry(checkpoint: Checkpoint, label: str, work: Work) -> Entry:
+    return Entry(label=label, side="unspool", work=work, bytes_per_weight=WEIGHT_BYTES[checkpoint.dtype])
+
+
+def _cost(checkpoint: Checkpoint, name: str, title: str, entries: tuple[Entry, ...], **further: Any) -> Case:
+    words = {"name": f"{checkpoint.name}/{name}", "title": title, "checkpoint": checkpoint.name}
+    return Case(entries=entries, kind="cost", **{**words, **further})

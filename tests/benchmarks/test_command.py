@@ -1,0 +1,91 @@
+"""The command line: what is chosen, what is refused, where figures go."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import machine
+from benchmarks.cases import TALE
+from benchmarks.command import main
+from benchmarks.results import read
+from benchmarks.work import Case, Entry, Work
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    main([*arguments, "--list"])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_cases_are_chosen_by_words_of_their_names(capsys: pytest.CaptureFixture[str]):
+    everything = listed(capsys)
+    some = listed(capsys, "--only", "beam-5", "start")
+    assert 0 < len(some) < len(everything)
+    assert all("beam-5" in line.split()[0] or line.startswith("start-up") for line in some)
+
+
+def test_peers_are_left_out(capsys: pytest.CaptureFixture[str]):
+    assert not any(": unspool, " in line for line in listed(capsys, "--peers", "none"))
+    (line,) = listed(capsys, "--only", "llama-bfloat16/greedy", "--peers", "llama.cpp")
+    assert line.endswith(": unspool, llama.cpp f16, llama.cpp bf16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nonsense"], "no case has 'nonsense' in its name"),
+        (["--peers", "none", "transformers"], "not both"),
+        (["--runs", "0"], "2"),
+        (["--peers", "vllm"], "2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match=message):
+        main([*arguments, "--list"])
+
+
+def only(*codes: str) -> Case:
+    """Return a case of new processes, each with a line to run."""
+    entries = tuple(
+        Entry(label=code, side="startup", work=Work(prompts=((1,),), new_tokens=1, options={"code": code}))
+        for code in codes
+    )
+    return Case(name="start-up", title="a process", checkpoint=TALE, entries=entries, kind="cost")
+
+
+def test_a_run_leaves_a_report_and_a_record(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("benchmarks.command.cases", lambda *given, **further: [only("pass", "raise SystemExit(5)")])
+    file = tmp_path / "record.json"
+    with pytest.raises(SystemExit, match="something failed"):
+        main(["--quick", "--runs", "2", "--cache", str(tmp_path), "--out", str(file), "--threads", "1"])
+    shown = capfd.readouterr().out
+    assert "exit status 5" in shown and str(file) in shown
+    record = read(file)
+    assert record["finished"] and record["quick"]
+    assert [len(entry["seconds"]) for entry in record["cases"][0]["entries"]] == [2, 0]
+    assert [entry["status"] for entry in record["cases"][0]["entries"]] == ["ok", "failed"]
+    assert len(record["cases"][0]["bandwidths"]) == 2
+
+
+def test_the_machine_has_a_name_for_files():
+    facts = {"cpu": "Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", "cores": 8}
+    assert machine.short_name(facts) == "intel-xeon-platinum-8488c-8-cores"
+    assert machine.short_name(machine.describe(1)).endswith(f"-{machine.num_cores()}-cores")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_in_use_is_seen():
+    from benchmarks.memory import forget_peak, peak_bytes, resident_bytes
+
+    forget_peak()
+    before = resident_bytes()
+    held = bytearray(b"." * (64 * 2**20))
+    after, peak = resident_bytes(), peak_bytes()
+    assert before is not None and after is not None and peak is not None
+    assert after - before > 0.9 * len(held)
+    del held
+    forget_peak()
+    fresh = peak_bytes()
+    assert fresh is not None and fresh < peak

@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unspool.importing import uncollected as _uncollected
+
 if TYPE_CHECKING:
     from unspool import functional as functional
     from unspool.config import GenerationConfig as GenerationConfig
@@ -116,11 +118,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return import_module("unspool.functional")
-    if name not in _HOMES:
+    if name != "functional" and name not in _HOMES:
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    with _uncollected():
+        if name == "functional":
+            return import_module("unspool.functional")
+        value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -44,7 +44,7 @@ class CapacityError(UnspoolError, ValueError):
 
 
 class ModelError(UnspoolError, ValueError):
-    """A model cannot be loaded or run."""
+    """A model cannot be loaded, run or saved."""
 
 
 class NumericsError(UnspoolError, ArithmeticError):

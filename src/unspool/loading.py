@@ -15,7 +15,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
-    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -26,8 +25,9 @@ from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import check_limit
 from unspool.errors import ModelError, OptionError
 from unspool.model import LanguageModel
-from unspool.quantisation import prepare
+from unspool.quantisation import check_quantize, prepare, quantise
 from unspool.runtimes.choose import runtime_of
+from unspool.saving import Checkpoint
 
 EMBEDDED = Path(__file__).parent / "tale"
 """Folder of the embedded model; its draft stands in the folder `draft` inside."""
@@ -43,6 +43,7 @@ def load(
     processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     pack: Literal["auto"] | bool = "auto",
     max_cache_tokens: int | None = None,
     max_sequences: int | None = None,
@@ -61,6 +62,8 @@ def load(
         device: such as "cpu" or "cuda:0"; None for where transformers puts it.
         dtype: such as "float32", torch.bfloat16 or "auto"; None for the stored one, but float32 where float16 would
             have to run on a CPU.
+        quantize: "int8" or "int4" rounds the weights of linear layers to so many bits while the model is loaded, on a
+            CPU; no calibration, no package; None leaves them as they are. See docs/quantised.md.
         pack: whether linear layers are packed for a CPU: faster, and their weights are held in packed form; "auto"
             packs where it can be done.
         max_cache_tokens: most tokens over all live sequences; None for no bound. Requests beyond it wait.
@@ -72,15 +75,16 @@ def load(
 
     Raises:
         ModelError: nothing of that name can be loaded, or the model cannot be run; the message says why.
-        OptionError: a limit or `pack` is out of range.
+        OptionError: a limit or `pack` is out of range, or `quantize` is, or cannot be done here.
     """
     for option, limit in (("max_cache_tokens", max_cache_tokens), ("max_sequences", max_sequences)):
         if limit is not None:
             check_limit(option, limit)
     if pack not in ("auto", True, False):
         raise OptionError("pack", pack, "must be 'auto', True or False", "leave it out for 'auto'")
+    check_quantize(quantize, device)
     if isinstance(name_or_path, PreTrainedModel):
-        model = _given_model(name_or_path, device, dtype, from_pretrained_options)
+        model = _given_model(name_or_path, device, dtype, quantize, from_pretrained_options)
         own, read_tokenizer = False, _tokenizer(tokenizer, {})
         read_processor = _processor(processor, model, {})
     elif name_or_path is not None and not isinstance(name_or_path, str | os.PathLike):
@@ -91,20 +95,27 @@ def load(
         source = os.fspath(name_or_path) if name_or_path is not None else "tale"
         if source in _NAMED and not Path(source).is_dir():
             source = str(_NAMED[source])
-        model = _from_pretrained(source, device, dtype, from_pretrained_options)
+        model = _from_pretrained(source, device, dtype, quantize, from_pretrained_options)
         stored_one = source if _has_tokenizer(source, from_pretrained_options) else None
         own, read_tokenizer = True, _tokenizer(tokenizer or stored_one, from_pretrained_options)
         read_processor = _processor(processor or source, model, from_pretrained_options)
     runtime = runtime_of(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
     stored = GenerationConfig.from_transformers(model.generation_config)
     return LanguageModel(
-        runtime, read_tokenizer, processor=read_processor, config=stored, max_batch_tokens=max_batch_tokens
+        runtime,
+        read_tokenizer,
+        processor=read_processor,
+        config=stored,
+        max_batch_tokens=max_batch_tokens,
+        checkpoint=Checkpoint(model, own=own),
     )
 
 
-def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[str, Any]) -> PreTrainedModel:
+def _given_model(
+    model: PreTrainedModel, device: Any, dtype: Any, quantize: Any, options: dict[str, Any]
+) -> PreTrainedModel:
     """Return the caller's model, which no option of loading may change."""
-    asked = {"device": device, "dtype": dtype, **options}
+    asked = {"device": device, "dtype": dtype, "quantize": quantize, **options}
     unusable = [name for name, value in asked.items() if value is not None]
     if unusable:
         raise ModelError(
@@ -114,14 +125,17 @@ def _given_model(model: PreTrainedModel, device: Any, dtype: Any, options: dict[
     return model
 
 
-def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, Any]) -> Any:
+def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, options: dict[str, Any]) -> Any:
     _check_source(source)
     embedded = next((name for name, folder in _NAMED.items() if source == str(folder)), None)
-    options, dtype, device = prepare(source, options, dtype=dtype, device=device)
+    options, dtype, device = prepare(source, options, dtype=dtype, device=device, quantize=quantize)
     try:
         with _quiet(embedded is not None):
             wanted = _dtype(dtype)
-            model: Any = _auto_class(source, options).from_pretrained(source, dtype=wanted, **options)
+            # What is quantised is not widened first, so that it never lies in memory at four bytes a number.
+            is_late = quantize is not None and wanted == torch.float32
+            load_in = "auto" if is_late else wanted
+            model: Any = _auto_class(source, options).from_pretrained(source, dtype=load_in, **options)
     except Exception as error:  # whatever is wrong with files, options or packages
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
     if embedded is not None:
@@ -131,6 +145,9 @@ def _from_pretrained(source: str, device: Any, dtype: Any, options: dict[str, An
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"`device` {str(device)!r} cannot be used: {_first_line(error)}") from error
+    if quantize is not None:
+        quantise(model, quantize)
+        model = model.float() if is_late else model
     is_quantised = getattr(model, "is_quantized", False)
     if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model) and not is_quantised:
         model = model.float()
@@ -161,6 +178,8 @@ def _processor(given: Any, model: Any, options: dict[str, Any]) -> Any:
         return None
     if not isinstance(given, str | os.PathLike):
         return given
+    from transformers import AutoProcessor
+
     ours = str(given) == getattr(model.config, "_name_or_path", None)
     try:
         return AutoProcessor.from_pretrained(str(given), **_hub_options(options))  # type: ignore[no-untyped-call]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from unspool.chat import ChatGeneration, ChatStream, chat
 from unspool.compare import Entries, compare
@@ -13,7 +14,7 @@ from unspool.engine import Engine, Request
 from unspool.engine.driver import Driver
 from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import context_of
-from unspool.errors import PromptError
+from unspool.errors import ModelError, PromptError
 from unspool.inquiries import check_says_something, read_continuation
 from unspool.plan import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
@@ -27,6 +28,9 @@ from unspool.stream import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
 
+if TYPE_CHECKING:
+    from unspool.saving import Checkpoint
+
 
 class LanguageModel:
     """A model ready to write: made by `unspool.load`, or from any runtime. Safe to use from several threads.
@@ -37,6 +41,7 @@ class LanguageModel:
         processor: one of transformers', where the model reads audio or images.
         config: the model's stored generation config.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
+        checkpoint: what `save_pretrained` writes; None where there is nothing.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class LanguageModel:
         processor: Any = None,
         config: GenerationConfig | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.runtime = runtime
         self.tokenizer, self.processor = tokenizer, processor
@@ -54,6 +60,7 @@ class LanguageModel:
         self.engine = Engine(runtime, max_batch_tokens=max_batch_tokens)
         self._driver = Driver(self.engine)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer is not None else None
+        self._checkpoint = checkpoint
 
     @property
     def info(self) -> ModelInfo:
@@ -308,6 +315,23 @@ class LanguageModel:
         rows = self._driver.finish([request])[0].rows
         texts = self._detokenizer.pieces(reading.ids, tokens) if self._detokenizer else ()
         return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as transformers does: weights, config, generation config, tokenizer and processor.
+
+        Weights are written bit for bit as they were loaded, in the type they were loaded in. Meanwhile packed ones are
+        in memory a second time. A tokenizer that has no `save_pretrained` is left to you.
+
+        Args:
+            folder: where to; made where it is missing. It must not hold a model yet.
+
+        Raises:
+            ModelError: the folder holds a model or cannot be written, the weights are quantised, or this LanguageModel
+                was not made by `unspool.load`.
+        """
+        if self._checkpoint is None:
+            raise ModelError(f"cannot save {self.info.name!r}: save what its runtime was made from")
+        self._checkpoint.save(folder, self.tokenizer, self.processor)
 
     # --- between the doors and the engine -----------------------------------------------------------------------
 

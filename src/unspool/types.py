@@ -261,6 +261,8 @@ class ModelInfo:
 
     max_length: most tokens in one sequence, prompt included; None where the model sets no bound.
     max_sequences, max_tokens: most live sequences and most cached tokens over all of them; None for no bound.
+    bytes_per_token: of keys and values of one cached token, over all layers; 0 where none are kept, None where they lie
+    in a cache of the model's own.
     batch_invariant: whether feeds marked `invariant` can be honoured. hidden_states: whether `hidden` ones can.
     num_layers: layers whose logits `Feed.layers` can name; None where the runtime cannot look inside.
     tied_head: whether the head is the embedding itself.
@@ -275,6 +277,7 @@ class ModelInfo:
     max_length: int | None = None
     max_sequences: int | None = None
     max_tokens: int | None = None
+    bytes_per_token: int | None = None
     needs_source: bool = False
     batch_invariant: bool = False
     hidden_states: bool = False

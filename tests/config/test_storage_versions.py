@@ -90,7 +90,14 @@ def test_a_file_of_transformers_is_decoded_with(name: str, lm: LanguageModel) ->
     assert {each.strategy for each in result} == {STRATEGY.get(file, "greedy")}
     options = {key: value for key, value in WRITTEN[file].items() if key != "max_new_tokens"}
     again = lm.generate([[5, 6, 7], [8, 9]], **options, seed=1, max_new_tokens=8)
-    assert [each.completions for each in result] == [each.completions for each in again]
+    pairs = [
+        pair
+        for one, other in zip(result, again, strict=True)
+        for pair in zip(one.completions, other.completions, strict=True)
+    ]
+    assert all(one.token_ids == other.token_ids for one, other in pairs)
+    # The second call may find its rows in another order, which changes their rounding.
+    assert all(one.logprobs == pytest.approx(other.logprobs, abs=1e-4) for one, other in pairs)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOADING: Final = frozenset(
     {"cache_dir", "code_revision", "device_map", "force_download", "local_files_only", "max_batch_tokens",
-     "max_cache_tokens", "max_sequences", "pack", "quantization_config", "revision", "subfolder", "token",
+     "max_cache_tokens", "max_sequences", "pack", "quantization_config", "quantize", "revision", "subfolder", "token",
      "trust_remote_code"}
 )  # fmt: skip
 """Arguments that say how a model is loaded; all others are arguments of every call."""

@@ -97,7 +97,7 @@ def _greedy(checkpoint: Checkpoint, tokens: int, *, runs: int, **further: Any) -
 
 
 def _int8(checkpoint: Checkpoint, tokens: int) -> Case:
-    work = Work(prompts=(prompt(checkpoint, 32),), new_tokens=tokens)
+    work = Work(prompts=(prompt(checkpoint, 32, number=1),), new_tokens=tokens)
     ours: dict[str, Any] = {"load": {"quantize": "int8"}, "bytes_per_weight": WEIGHT_BYTES["int8"]}
     entries = (
         Entry(label="unspool int8", side="unspool", work=work, **ours),
@@ -110,14 +110,14 @@ def _int8(checkpoint: Checkpoint, tokens: int) -> Case:
 
 
 def _beams(checkpoint: Checkpoint, tokens: int, **further: Any) -> Case:
-    work = Work(prompts=(prompt(checkpoint, 32),), new_tokens=tokens, options={"num_beams": 5})
+    work = Work(prompts=(prompt(checkpoint, 32, number=2),), new_tokens=tokens, options={"num_beams": 5})
     title = f"beam search, 5 beams, 1 prompt of 32, {tokens} new"
     note = _NOT_A_BEAM_SEARCH if further else ""
     return _case(checkpoint, "beam-5", title, _entries(checkpoint, work, **further), note=note)
 
 
 def _first_token(checkpoint: Checkpoint) -> Case:
-    work = Work(prompts=(prompt(checkpoint, 32),), new_tokens=1)
+    work = Work(prompts=(prompt(checkpoint, 32, number=3),), new_tokens=1)
     title = "time to the first token, 1 prompt of 32"
     return _case(checkpoint, "first-token", title, _entries(checkpoint, work), runs=5)
 

@@ -15,7 +15,7 @@ Kind: TypeAlias = Literal["peers", "cost"]
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "bf16": 2.0, "f16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
 """How wide a weight is in each form, what is kept to scale it included."""
 
-_BRIEF_PROMPT, _BRIEF_TOKENS = 32, 4
+_BRIEF_PROMPT, _BRIEF_TOKENS = 32, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,4 +62,4 @@ def test_work_survives_the_way_to_a_worker():
     assert Work.from_dict(work.to_dict()) == work
     brief = Work(prompts=(tuple(range(1, 99)), (3,)), new_tokens=64, watch_first=True, options={"num_beams": 2}).brief()
     assert [len(ids) for ids in brief.prompts] == [32, 1]
-    assert (brief.new_tokens, brief.watch_first, brief.options) == (4, False, {"num_beams": 2})
+    assert (brief.new_tokens, brief.watch_first, brief.options) == (32, False, {"num_beams": 2})

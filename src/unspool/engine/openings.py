@@ -12,7 +12,7 @@ from unspool.prefixes import common_prefix
 # one adds its share (GPT-2 124M: 32 ms up to 8, then 1.1 ms each; a copy of 16 takes 0.16 ms).
 _LEAST_RECALLED = 8
 # Who waits takes part one pass later, and pays from where a pass takes twice as long as over a single token: 30 in
-# GPT-2's float32 for one who waits, 15 where two do, 10 in the bfloat16 of larger models.
+# GPT-2's float32 for one who waits, 15 where two do, 20 in the bfloat16 of larger models.
 _LEAST_AWAITED = 16
 
 

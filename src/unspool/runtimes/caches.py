@@ -22,14 +22,29 @@ _LEAST_WINDOW = 64
 _MOST_SCORES = 1 << 22
 
 
-class SlotCache(Cache):
+class LengthlessCache(Cache):
+    """What a model takes for a cache of no length, so that it builds no mask: positions are always given."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0, whatever is cached."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys and offset of a mask, which is never built."""
+        return query_length, 0
+
+
+class SlotCache(LengthlessCache):
     """What transformers takes for its cache during one pass: writes keys and values into slots, and attends.
 
     After the pass, `finite` says which tokens' values were finite: bool [tokens].
     """
 
     def __init__(self, plan: Plan, num_layers: int) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.plan, self.num_layers = plan, num_layers
         self.finite: torch.Tensor | None = None
         self._layer = 0
@@ -95,14 +110,6 @@ class SlotCache(Cache):
         out = attend_plainly(spread, keys, values, terms, mask)
         return out[part.slots, :, 0].to(queries.dtype)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are always given, and no mask is built from a length."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys and offset of a mask, which is never built."""
-        return query_length, 0
-
     def __len__(self) -> int:
         return self.num_layers
 
@@ -135,14 +142,14 @@ def _most_queries(span: Span, num_heads: int, terms: Terms) -> int:
     return _MOST_QUERIES if terms.window is None else min(_MOST_QUERIES, max(_LEAST_WINDOW, terms.window))
 
 
-class LayoutCache(Cache):
+class LayoutCache(LengthlessCache):
     """Notes what each layer would cache, while a model runs one token: a layer's attention is then its own value.
 
     The type is the one to keep them in, see `cache_dtype`.
     """
 
     def __init__(self) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.layouts: dict[int, LayerLayout] = {}
         self.windows: dict[int, int | None] = {}
         self.num_calls = 0
@@ -166,11 +173,3 @@ class LayoutCache(Cache):
         self.windows[self._layer] = terms.window
         self.num_calls += 1
         return value[0].repeat_interleave(query.shape[1] // value.shape[1], 0).transpose(0, 1)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: nothing is cached."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys and offset of a mask, which is never built."""
-        return query_length, 0

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 from weakref import ref
 
 import torch
-from transformers.cache_utils import Cache
 
 from unspool.runtimes.attention import Terms, attend_plainly
 from unspool.runtimes.batch import Batch
+from unspool.runtimes.caches import LengthlessCache
 from unspool.runtimes.passes import Mask, Span, seen
 from unspool.runtimes.pools import SlotPool
 
@@ -165,14 +165,14 @@ class StaticPass:
             host.pool.zero(host.slot, host.pool.capacity - 1, host.pool.capacity)
 
 
-class StaticCache(Cache):
+class StaticCache(LengthlessCache):
     """What transformers takes for its cache during one static pass.
 
     After the pass, `finite` says which rows' values were finite: bool [rows].
     """
 
     def __init__(self, static: StaticPass, num_layers: int) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self._facts, self._num_layers, self._layer = static.facts, num_layers, 0
         self._parts = [(part, _alive(part)) for part in static.form]
         self._masks: dict[tuple[int, int | None], Mask] = {}
@@ -226,14 +226,6 @@ class StaticCache(Cache):
             keys = torch.arange(part.keys, device=lengths.device)
             self._masks[name] = Mask(seen(keys, lengths[:, None, None, None], window))
         return self._masks[name]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are always given, and no mask is built from a length."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys and offset of a mask, which is never built."""
-        return query_length, 0
 
     def __len__(self) -> int:
         return self._num_layers

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers.cache_utils import Cache
 
 from unspool.runtimes.attention import Terms
+from unspool.runtimes.caches import LengthlessCache
 
 UPDATE, ATTEND = "update", "attend"
 """Names of the cache's methods, in place of a function."""
@@ -141,11 +141,11 @@ class Tape(TorchFunctionMode):
         return number
 
 
-class TapedCache(Cache):
+class TapedCache(LengthlessCache):
     """What transformers takes for its cache while a tape runs: keeps nothing, and attends to nothing."""
 
     def __init__(self, tape: Tape, num_layers: int) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self._tape, self._num_layers, self._layer = tape, num_layers, 0
 
     def update(
@@ -164,14 +164,6 @@ class TapedCache(Cache):
             result = torch.zeros(query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype)
         self._tape.note(ATTEND, (*encoded, terms), {}, result)
         return result
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are always given, and no mask is built from a length."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys and offset of a mask, which is never built."""
-        return query_length, 0
 
     def __len__(self) -> int:
         return self._num_layers

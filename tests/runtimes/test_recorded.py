@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
+from unspool.runtimes import recorded as recorded_module
 from unspool.runtimes.decoder import DecoderRuntime, refresh
-from unspool.runtimes.program import SIZES, Program
-from unspool.runtimes.recorded import Recorded
+from unspool.runtimes.program import SIZES, Program, Size
+from unspool.runtimes.recorded import Recorded, patience
 from unspool.runtimes.tape import Tape, TapedCache, Unrecordable
 from unspool.types import Feed
 
@@ -58,6 +60,13 @@ def script(seed: int, steps: int) -> Iterator[list[Feed]]:
         yield feeds
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try the recording on the first pass of every size."""
+    monkeypatch.setattr(recorded_module, "patience", lambda size: 0)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("family", sampled(sorted(FAMILIES.keys() - EXPERTS), 5))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dtype) -> None:
@@ -94,6 +103,33 @@ def test_experts_look_at_values_and_are_not_recorded() -> None:
     plain = without_recording(tiny_model("mixtral"))
     for feeds in script(seed=2, steps=10):
         assert torch.equal(runtime.forward(feeds).logits, plain.forward(feeds).logits)
+
+
+def test_sizes_that_come_once_are_not_tried() -> None:
+    """A batch whose requests end one by one would otherwise pay for a second pass each time."""
+    runtime = runtime_over(tiny_model("gpt2"), recorded=True, own=True)
+    recording = runtime._shell._recorded
+    assert recording is not None
+    calls = calls_of(runtime)
+    for count in range(60, 30, -1):
+        runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in range(count)])
+    assert len(calls) == 30 and not recording._proven
+    for _ in range(40):
+        runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in range(20)])
+    assert len(calls) == 30 + patience(Size(20, 20)) + 1
+
+
+def test_dropout_that_does_nothing_is_left_out() -> None:
+    def run(_: Any, ids: torch.Tensor, *__: Any) -> torch.Tensor:
+        states = F.dropout(ids.float(), p=0.1, training=False)
+        states = F.dropout(torch.cat([states, states + 1]), p=0.5, training=False)
+        return F.dropout(F.dropout(states, 0.0, training=True), 0.0, False)
+
+    recording = record(run)
+    program = recording._program
+    assert program is not None and recording.obstacle == ""
+    assert [f for f in program._names.values() if f is F.dropout] == [F.dropout], "the one in training stays"
+    assert torch.equal(program(*given(3, 3)), run(*given(3, 3)))
 
 
 def test_new_weights_are_recorded_anew() -> None:
@@ -192,6 +228,7 @@ def test_what_a_list_of_calls_cannot_repeat_is_not_recorded(run: Any) -> None:
         assert torch.equal(recording.run(run, *given(*size)), run(*given(*size)))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_recording_that_gives_other_results_is_dropped() -> None:
     state = {"factor": 1.0}
 

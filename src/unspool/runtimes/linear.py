@@ -110,20 +110,22 @@ class PackedLinear(nn.Module):
         packed, plain, bias = self._tensors
         if plain is not None and not INVARIANT.get():
             return F.linear(inputs, plain, bias)
-        rows = inputs.reshape(-1, self.in_features)
-        count, least = rows.shape[0], self.form.least_rows
-        if count < least:
-            rows = F.pad(rows, (0, 0, 0, least - count))
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-        if count < least:
-            result = result[:count]
-        return result.view(*inputs.shape[:-1], self.out_features)
+        count, least = inputs.shape[:-1].numel(), self.form.least_rows
+        if count >= least:
+            return _product(inputs, packed, bias)
+        rows = F.pad(inputs.reshape(-1, self.in_features), (0, 0, 0, least - count))
+        return _product(rows, packed, bias)[:count].view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a packed linear layer cannot be copied or pickled: copy or save the model it was made from")
+
+
+def _product(inputs: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+    return result
 
 
 @cache

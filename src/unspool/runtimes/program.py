@@ -7,10 +7,11 @@ those asked for. So one program serves every size. Knows neither models nor cach
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from unspool.runtimes.attention import Terms
 from unspool.runtimes.tape import Held, Ref, Slice, Step, Unrecordable, tensors_in
@@ -52,7 +53,9 @@ class Program:
         first, second = tapes
         if len(first) != len(second):
             raise Unrecordable("what it calls depends on the number of tokens")
-        steps = _without_waste([_joined_step(a, b) for a, b in zip(first, second, strict=True)], result)
+        steps = [_joined_step(a, b) for a, b in zip(first, second, strict=True)]
+        steps, result = _without_dropout(steps, result)
+        steps = _without_waste(steps, result)
         self._names: dict[str, Any] = {}
         self.source = "\n".join(self._lines(steps, result))
         exec(compile(self.source, "<a recorded pass>", "exec"), self._names)
@@ -159,6 +162,34 @@ def _times(first: int, second: int) -> Times:
         if not rest and factor * b == second:
             return Times(factor, name)
     raise Unrecordable(f"a number is {first} for {SIZES[0].rows} tokens and {second} for {SIZES[1].rows}")
+
+
+def _without_dropout(steps: Sequence[Step], result: int) -> tuple[list[Step], int]:
+    """Return the steps, and the number of the result, without the calls that return the very tensor they are given."""
+    same: dict[int, Ref] = {}
+    kept = []
+    for step in steps:
+        step = step._replace(args=_renamed(step.args, same), kwargs=_renamed(step.kwargs, same))
+        given, number = step.args[0] if step.args else None, step.outputs[0]
+        if step.func is F.dropout and step.kwargs.get("training") is False and isinstance(given, Ref):
+            assert number is not None
+            same[number] = given
+        else:
+            kept.append(step)
+    return kept, same.get(result, Ref(result)).number
+
+
+def _renamed(tree: Any, names: Mapping[int, Ref]) -> Any:
+    """Return a tree of arguments with other names for some tensors."""
+    if isinstance(tree, Ref):
+        return names.get(tree.number, tree)
+    if isinstance(tree, dict):
+        return {key: _renamed(entry, names) for key, entry in tree.items()}
+    if isinstance(tree, Slice):
+        return Slice(*(_renamed(entry, names) for entry in tree))
+    if type(tree) in (tuple, list):
+        return type(tree)(_renamed(entry, names) for entry in tree)
+    return tree
 
 
 def _without_waste(steps: Sequence[Step], result: int) -> list[Step]:

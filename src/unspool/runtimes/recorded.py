@@ -5,6 +5,7 @@ Owns when to record, and the proof that what is replayed gives what the model gi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -24,10 +25,19 @@ _WARM_UP = 24
 """Passes before the recording, which costs about four, so that short texts do not pay for it."""
 
 
+def patience(size: Size) -> int:
+    """Return how many passes of a size to wait for before the recording is tried on one.
+
+    The trial costs as many rows more, and what a replay saves is worth about two rows' work.
+    """
+    return size.rows // 2
+
+
 class Recorded:
     """A pass that is run as it is until it has been recorded.
 
-    For each number of rows, the recording is trusted once it has given exactly what the model gave.
+    For each number of rows, the recording is trusted once it has given exactly what the model gave. That costs a pass,
+    so a size is tried only when it has come often enough to be likely to come again.
 
     Args:
         num_layers: of the model's cache.
@@ -43,6 +53,7 @@ class Recorded:
         self._program: Program | None = None
         self._num_passes = 0
         self._proven: set[Size] = set()
+        self._seen: Counter[Size] = Counter()
 
     def run(self, model: Pass, *given: Any) -> torch.Tensor:
         """Run the pass, which is always the same `model`. given: its arguments."""
@@ -58,6 +69,9 @@ class Recorded:
             return model(*given)
         if size in self._proven:
             return self._program(*given)
+        self._seen[size] += 1
+        if self._seen[size] <= patience(size):
+            return model(*given)
         return self._prove(model, self._program, size, given)
 
     def record(self, model: Pass, device: torch.device) -> None:
@@ -74,6 +88,7 @@ class Recorded:
         """Record anew, after the tensors that the model computes with have changed."""
         self._program, self._num_passes, self.obstacle = None, 0, ""
         self._proven.clear()
+        self._seen.clear()
 
     def _tape(self, model: Pass, size: Size, device: torch.device) -> tuple[Any, int]:
         ids = torch.arange(size.rows, device=device)[None]

@@ -9,7 +9,7 @@ the fastest is measured (forms.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -48,8 +48,19 @@ class PackReport(NamedTuple):
         return f"{text} ({self.reason})" if self.reason else text
 
 
+class Activation(NamedTuple):
+    """A function that oneDNN can apply to what a layer computes. name, algorithm: its words for it."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    name: str
+    algorithm: str = ""
+
+
+NO_ACTIVATION = Activation(lambda states: states, "none")
+
+
 class PackedLinear(nn.Module):
-    """`nn.Linear` or `Conv1D` over a packed copy of its weight.
+    """`nn.Linear` or `Conv1D` over a packed copy of its weight, and perhaps the activation behind it.
 
     The packed tensor has no storage that copy, pickle or state_dict could read, so it is a plain attribute, and
     copying or pickling the module raises `TypeError`. A small layer keeps its plain weight and uses it, but within
@@ -58,7 +69,12 @@ class PackedLinear(nn.Module):
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16.
         keep: whether `layer`'s own weight stays; where False, `weight` is unpacked again on every reading.
+
+    Attributes:
+        activation: what becomes of the results; see lean.py.
     """
+
+    activation = NO_ACTIVATION
 
     def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool) -> None:
         super().__init__()
@@ -107,25 +123,27 @@ class PackedLinear(nn.Module):
         self._tensors = self._pack(self._source[0])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        packed, plain, bias = self._tensors
+        _, plain, bias = self._tensors
         if plain is not None and not INVARIANT.get():
-            return F.linear(inputs, plain, bias)
+            return self.activation.function(F.linear(inputs, plain, bias))
         count, least = inputs.shape[:-1].numel(), self.form.least_rows
         if count >= least:
-            return _product(inputs, packed, bias)
+            return self._product(inputs)
         rows = F.pad(inputs.reshape(-1, self.in_features), (0, 0, 0, least - count))
-        return _product(rows, packed, bias)[:count].view(*inputs.shape[:-1], self.out_features)
+        return self._product(rows)[:count].view(*inputs.shape[:-1], self.out_features)
+
+    def _product(self, inputs: torch.Tensor) -> torch.Tensor:
+        packed, _, bias = self._tensors
+        _, name, algorithm = self.activation
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, name, [], algorithm)
+        return result
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return sizes if self.activation is NO_ACTIVATION else f"{sizes}, activation={self.activation.name}"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a packed linear layer cannot be copied or pickled: copy or save the model it was made from")
-
-
-def _product(inputs: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
-    return result
 
 
 @cache

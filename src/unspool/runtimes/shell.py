@@ -20,7 +20,7 @@ from unspool.errors import ModelError
 from unspool.runtimes.attention import ATTENTION_NAME, attending
 from unspool.runtimes.caches import LayoutCache, SlotCache
 from unspool.runtimes.families import has_experts, length_limit, num_hidden_layers, sliding_layers, supports
-from unspool.runtimes.lean import lighten
+from unspool.runtimes.lean import join_activations, lighten
 from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
 from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
@@ -93,6 +93,8 @@ class Shell:
             self.report = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
             if self.report.packed:
                 lighten(self.module)
+                with torch.inference_mode():
+                    join_activations(self.module)
         self._compare(reference, tokens)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariant = on_cpu and not has_experts(model) and rows_are_independent(self.module)

@@ -60,7 +60,8 @@ class Spy:
         def spied_plan(self_: Plan, spans: list[object], *args: object) -> None:
             plan(self_, spans, *args)  # type: ignore[arg-type]
             if not self_.blocks:
-                self.runs.append(len(self_.runs) / len({id(run.pool) for run in self_.runs}))
+                runs = [run for group in self_.groups for run in group.runs]
+                self.runs.append(len(runs) / len({id(run.pool) for run in runs}))
 
         monkeypatch.setattr(SlotPool, "copy", spied_copy)
         monkeypatch.setattr(SlotTable, "fork", spied_fork)

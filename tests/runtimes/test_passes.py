@@ -194,7 +194,7 @@ def test_rows_of_many_lengths_read_few_keys_in_vain(monkeypatch: pytest.MonkeyPa
 def test_beams_of_one_length_are_written_and_read_by_one_call() -> None:
     pool = pool_of(2, 64, 8)
     plan = Plan([Span(pool, 2 + row, 17, 1, row) for row in range(5)], 5, "loop", CPU)
-    assert (len(plan.copies), len(plan.writes), len(plan.runs), plan.is_all_runs) == (1, 0, 1, True)
+    assert (len(plan.copies), len(plan.writes), len(plan.groups[0].runs), plan.is_all_runs) == (1, 0, 1, True)
 
 
 def test_many_rows_of_other_lengths_are_written_by_one_call_a_layer() -> None:

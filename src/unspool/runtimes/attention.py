@@ -164,6 +164,56 @@ def attend_plainly(
     return (weights @ value).view(batch, num_heads, num_queries, -1)
 
 
+class Part(NamedTuple):
+    """What attention over some of the keys gives. out: [batch, heads, queries, width], float32.
+
+    weight: [batch, heads, queries, 1], the logarithm of the sum of all exponentiated scores.
+    """
+
+    out: torch.Tensor
+    weight: torch.Tensor
+
+
+def attend_part(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms, mask: torch.Tensor | None
+) -> Part:
+    """Attend over some of the keys, to be joined with the others; see `attend`. On a CPU, and not written out.
+
+    mask: [batch, 1, 1, keys] for one query each, or None.
+    """
+    batch, num_heads, num_queries, width = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, width)
+    out, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        folded, key, value, attn_mask=mask, scale=terms.scaling
+    )
+    shape = (batch, num_heads, num_queries, -1)
+    return Part(out.reshape(shape).float(), weight.reshape(shape))
+
+
+def joined(first: Part, second: Part) -> torch.Tensor:
+    """Return attention over the keys of both parts."""
+    return torch.lerp(second.out, first.out, torch.sigmoid(first.weight - second.weight))
+
+
+@cache
+def parts_can_be_joined() -> bool:
+    """Return whether attention in parts gives what attention at once does here: found by trying."""
+    terms = Terms(0.3, None, None, None)
+    query, key, value = (torch.linspace(-1, 1, 2 * heads * 5 * 8).view(2, heads, 5, 8).sin() for heads in (4, 2, 2))
+    query, mask = query[:, :, :1], torch.zeros(2, 1, 1, 3)
+    mask[0, ..., 2] = -torch.inf
+    whole = torch.cat([torch.zeros(2, 1, 1, 2), mask], -1)
+    try:
+        parts = [
+            attend_part(query, key[:, :, part], value[:, :, part], terms, each)
+            for part, each in ((slice(2), None), (slice(2, 5), mask))
+        ]
+        found = joined(*parts)
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
+        return False
+    return torch.allclose(found, attend(query, key, value, terms, mask=whole), atol=1e-5)
+
+
 class Heads(NamedTuple):
     """The heads of one layer: `groups` key heads of `width` numbers, each read by `group_size` query heads."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from unspool.runtimes.passes import Span
 from unspool.runtimes.slots import Slot
+from unspool.runtimes.stems import LEAST_SHARED
 from unspool.runtimes.taps import Place
 from unspool.types import Feed, Rows
 
@@ -36,6 +38,8 @@ class Batch:
         pairs = list(zip(feeds, slots, strict=True))
         order = sorted(range(len(pairs)), key=lambda index: _place(*pairs[index]))
         spans = {index: self._append(*pairs[index]) for index in order}
+        for before, index in itertools.pairwise(order):
+            spans[index] = spans[index]._replace(shared=_num_shared(pairs[before], pairs[index]))
         self.spans = [spans[index] for index in range(len(pairs))]
         for feed, span in zip(feeds, self.spans, strict=True):
             self._ask(feed, span.row)
@@ -65,6 +69,19 @@ class Batch:
         """Return the rows that the feeds want."""
         inner = None if rows.inner is None else rows.inner[: self._num_inner]
         return Rows(rows.logits[: self._num_asked], rows.hidden, inner)
+
+
+def _num_shared(before: tuple[Feed, Slot], here: tuple[Feed, Slot]) -> int:
+    """Return how many keys and values two feeds of one token each may read from the same place."""
+    (first, first_slot), (second, second_slot) = before, here
+    if len(first.tokens) > 1 or len(second.tokens) > 1 or first.invariant or second.invariant:
+        return 0
+    if first_slot.poisoned or second_slot.poisoned:
+        return 0
+    # Most sequences have little in common, which their first tokens tell.
+    if first_slot.tokens[:LEAST_SHARED] != second_slot.tokens[:LEAST_SHARED]:
+        return 0
+    return second_slot.num_shared(first_slot)
 
 
 def _place(feed: Feed, slot: Slot) -> tuple[bool, int, int]:

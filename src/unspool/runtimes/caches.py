@@ -5,15 +5,26 @@ Knows the plan and the pools; neither the model, nor which sequence a slot belon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
-from unspool.runtimes.attention import Heads, Terms, attend, attend_plainly, cache_dtype
-from unspool.runtimes.passes import Copy, Plan, Range, Reach, Run, Span, Write, sees_whole_prefix
-from unspool.runtimes.pools import LayerLayout
+from unspool.runtimes.attention import (
+    Heads,
+    Part,
+    Terms,
+    attend,
+    attend_part,
+    attend_plainly,
+    cache_dtype,
+    joined,
+    parts_can_be_joined,
+)
+from unspool.runtimes.passes import Copy, Group, Plan, Range, Reach, Run, Span, Write, sees_whole_prefix
+from unspool.runtimes.pools import LayerLayout, SlotPool
 
 # Queries attended at once: more would compute many scores that a mask then takes away.
 _MOST_QUERIES = 512
@@ -76,7 +87,7 @@ class SlotCache(LengthlessCache):
             return F.pad(self._attend_runs(queries[: plan.num_tokens], layer, terms), (0, 0, 0, 0, 0, padding))
         out = torch.empty(plan.num_rows, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
         out[plan.num_tokens :] = 0
-        if plan.runs:
+        if plan.groups:
             out[plan.run_rows] = self._attend_runs(queries[plan.run_rows], layer, terms)
         for part in plan.ranges:
             out[part.rows] = self._attend_range(part, queries, layer, terms)
@@ -86,15 +97,25 @@ class SlotCache(LengthlessCache):
         return out
 
     def _attend_runs(self, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
-        runs = self.plan.runs
-        if len(runs) == 1:
-            return self._attend_run(runs[0], queries, layer, terms)
-        parts = queries.split_with_sizes([len(run.lengths) for run in runs])
-        return torch.cat([self._attend_run(run, part, layer, terms) for run, part in zip(runs, parts, strict=True)])
+        """Attend single queries, [queries, heads, 1, width]. --> [queries, heads, value width]"""
+        groups = self.plan.groups
+        if len(groups) == 1:
+            return self._attend_group(groups[0], queries, layer, terms)[:, :, 0]
+        parts = zip(groups, queries.split_with_sizes([group.num_queries for group in groups]), strict=True)
+        return torch.cat([self._attend_group(group, part, layer, terms) for group, part in parts])[:, :, 0]
 
-    def _attend_run(self, run: Run, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
-        reach = self.plan.run_reach(run, terms.window)
-        return _attend(reach, queries, layer, terms)[:, :, 0]
+    def _attend_group(self, group: Group, queries: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
+        if group.stem is None or not _shares(group, group.stem.pool, layer, terms):
+            runs = zip(group.runs, _split(queries, group.runs), strict=True)
+            found = [_attend(self.plan.run_reach(run, terms.window), part, layer, terms) for run, part in runs]
+            return found[0] if len(found) == 1 else torch.cat(found)
+        stem = _attend_part(self.plan.stem_reach(group), queries.transpose(0, 2), layer, terms)
+        rest = [
+            _attend_part(self.plan.run_reach(run, None, group.stem_length), part, layer, terms)
+            for run, part in zip(group.runs, _split(queries, group.runs), strict=True)
+        ]
+        own = rest[0] if len(rest) == 1 else Part(*map(torch.cat, zip(*rest, strict=True)))
+        return joined(Part(stem.out.transpose(0, 2), stem.weight.transpose(0, 2)), own).to(queries.dtype)
 
     def _attend_block(self, span: Span, query: torch.Tensor, layer: int, terms: Terms) -> torch.Tensor:
         reach = self.plan.span_reach(span, terms.window, masked=terms.are_written_out)
@@ -131,6 +152,24 @@ def _attend(reach: Reach, queries: torch.Tensor, layer: int, terms: Terms) -> to
     mask = None if reach.mask is None else reach.mask.beside(keys)
     out = attend(queries.to(keys.dtype), keys, values, terms, mask=mask, is_causal=reach.is_causal)
     return out.to(queries.dtype)
+
+
+def _shares(group: Group, pool: SlotPool, layer: int, terms: Terms) -> bool:
+    """Return whether a layer attends to a group's stem once for all its queries."""
+    sees_all = terms.window is None or terms.window >= group.longest
+    is_even = pool.keys[layer].shape[-1] == pool.values[layer].shape[-1]
+    return sees_all and is_even and not terms.are_written_out and parts_can_be_joined()
+
+
+def _attend_part(reach: Reach, queries: torch.Tensor, layer: int, terms: Terms) -> Part:
+    """Attend [slots, heads, queries, width] over some of what they see."""
+    keys, values = reach.states.keys[layer], reach.states.values[layer]
+    mask = None if reach.mask is None else reach.mask.beside(keys)
+    return attend_part(queries.to(keys.dtype), keys, values, terms, mask)
+
+
+def _split(queries: torch.Tensor, runs: Sequence[Run]) -> Sequence[torch.Tensor]:
+    return queries.split_with_sizes([len(run.lengths) for run in runs]) if len(runs) > 1 else (queries,)
 
 
 def _most_queries(span: Span, num_heads: int, terms: Terms) -> int:

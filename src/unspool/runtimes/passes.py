@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from unspool.runtimes.pools import LayerStates, SlotPool
+from unspool.runtimes.stems import stems_of
 
 AttentionPath: TypeAlias = Literal["loop", "masked"]
 
@@ -28,6 +29,7 @@ class Span(NamedTuple):
     """A feed's place: `width` tokens from `row` of the pass on, at positions [start, stop) of slot `slot`.
 
     invariant: its queries must be attended one by one, so that each is computed the same way in any company.
+    shared: how many leading keys and values it is known to have in common with the span of the row before.
     """
 
     pool: SlotPool
@@ -36,6 +38,7 @@ class Span(NamedTuple):
     width: int
     row: int
     invariant: bool = False
+    shared: int = 0
 
     @property
     def stop(self) -> int:
@@ -87,6 +90,20 @@ class Run(NamedTuple):
     first: int
     lengths: tuple[int, ...]
     row: int
+
+
+class Group(NamedTuple):
+    """Runs one behind another.
+
+    stem: a span whose first `stem_length` keys all their queries see; None where they have nothing in common.
+    num_queries: of the runs. longest: keys that one of them sees at most.
+    """
+
+    runs: list[Run]
+    stem: Span | None
+    stem_length: int
+    num_queries: int
+    longest: int
 
 
 class Range(NamedTuple):
@@ -144,7 +161,7 @@ class Plan:
     Attributes:
         copies, writes: where new keys and values go; each token into one of these.
         blocks: spans of several queries, attended one by one.
-        runs: single queries, in the order of their rows.
+        groups: single queries, in the order of their rows.
         run_rows: these rows, a slice where they are consecutive.
         is_all_runs: whether the runs hold every row but padding, in order.
         ranges: single queries of a "masked" pass.
@@ -157,13 +174,13 @@ class Plan:
         self._plan_writes(spans)
         self.blocks = [span for span in spans if span.width > 1 and not span.invariant]
         singles = [query for span in spans if span.width == 1 or span.invariant for query in span.pieces(1)]
-        self.runs: list[Run] = []
+        self.groups: list[Group] = []
         self.run_rows: slice | torch.Tensor = slice(0, 0)
         self.ranges: list[Range] = []
         if path == "masked":
             self.ranges = [self._range(pool, group) for pool, group in _by_pool(singles)]
         elif singles:
-            self.runs = _runs(singles)
+            self.groups = _groups(singles)
             self.run_rows = self._rows([span.row for span in singles])
         self.is_all_runs = isinstance(self.run_rows, slice) and self.run_rows == slice(0, self.num_tokens)
         self._reaches: dict[tuple[int, int, int | None, bool], Reach] = {}
@@ -208,18 +225,28 @@ class Plan:
         rows = self._tensor([span.row for span in spans])
         return Range(pool, first, stop, slots, rows, self._tensor(lengths), max(lengths))
 
-    def run_reach(self, run: Run, window: int | None) -> Reach:
-        """Return what the queries of a run read; each sees at most the last `window` keys, None for all."""
-        name = (run.row, len(run.lengths), window, False)
+    def run_reach(self, run: Run, window: int | None, start: int = 0) -> Reach:
+        """Return what the queries of a run read from `start` on; each sees the last `window` keys, None for all."""
+        name = (run.row, start, window, False)
         if name not in self._reaches:
             shortest, longest = min(run.lengths), max(run.lengths)
-            first = 0 if window is None else max(0, shortest - window)
+            first = start if window is None else max(start, shortest - window)
             slots = slice(run.first, run.first + len(run.lengths))
             mask = None
             if shortest < longest:
                 lengths = self._tensor(list(run.lengths))[:, None, None, None]
                 mask = Mask(seen(torch.arange(first, longest, device=self.device), lengths, window))
             self._reaches[name] = Reach(run.pool.views(slots, slice(first, longest)), mask)
+        return self._reaches[name]
+
+    def stem_reach(self, group: Group) -> Reach:
+        """Return what all queries of a group read."""
+        span = group.stem
+        assert span is not None
+        name = (span.row, group.stem_length, None, True)
+        if name not in self._reaches:
+            states = span.pool.views(slice(span.slot, span.slot + 1), slice(0, group.stem_length))
+            self._reaches[name] = Reach(states, None)
         return self._reaches[name]
 
     def span_reach(self, span: Span, window: int | None, *, masked: bool) -> Reach:
@@ -281,6 +308,17 @@ def _neighbours(spans: Sequence[Span]) -> list[list[Span]]:
         else:
             groups.append([span])
     return groups
+
+
+def _groups(singles: Sequence[Span]) -> list[Group]:
+    """Cut queries into groups that have their beginning in common, or nothing."""
+    found = []
+    for stem in stems_of(singles, singles[0].pool.bytes_per_token):
+        members = singles[stem.first : stem.stop]
+        longest = max(member.stop for member in members)
+        base = members[0] if stem.length else None
+        found.append(Group(_runs(members), base, stem.length, len(members), longest))
+    return found
 
 
 def _runs(singles: Sequence[Span]) -> list[Run]:

@@ -78,6 +78,11 @@ class SlotPool:
         return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
 
     @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in one layer, on average over the layers."""
+        return sum(stack[:, 0, :, 0].nbytes for stack in self._stacks) // self._num_layers
+
+    @property
     def num_tokens(self) -> int:
         """Tokens this pool has room for, used or not."""
         return self.capacity * self.num_slots

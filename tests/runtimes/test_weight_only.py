@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +20,13 @@ from transformers.pytorch_utils import Conv1D
 
 import unspool
 from tests.held_out import perplexity, tales
+from tests.runtimes.test_leftovers import mapped, resident
 from tests.sampling import sampled
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import FAMILIES, GENERAL, RECOMPUTED, tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import ModelError, OptionError
-from unspool.runtimes import int4_weight, int8_weight, linear, weight_only
+from unspool.runtimes import int4_weight, int8_weight, leftovers, linear, weight_only
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.int4_weight import Int4Weight, half_tile
 from unspool.runtimes.int8_weight import Int8Weight, whole_digit
@@ -166,7 +169,7 @@ def test_products_with_4_bits_are_those_of_the_formula(size: tuple[int, int], ro
 
 
 @pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
-@pytest.mark.parametrize("slab", [1 << 22, 64 * 96])
+@pytest.mark.parametrize("slab", [1 << 21, 64 * 96])
 def test_many_rows_are_multiplied_with_the_same_numbers(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4_weight, "_SLAB", slab)
     weight, inputs = made(200, 96), made(128, 96, seed=1)
@@ -176,6 +179,40 @@ def test_many_rows_are_multiplied_with_the_same_numbers(slab: int, monkeypatch: 
         assert torch.equal(held.times(inputs)[:5], few)
     assert not torch.equal(many[:5], few), "many rows went the way of few"
     assert (many[:5] - few).float().norm() < 8e-3 * few.float().norm()
+
+
+@pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
+@pytest.mark.parametrize("slab", [1 << 21, 2 * 64 * 96, 1], ids=str)
+def test_the_matrix_that_is_written_out_is_the_formula_s(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_weight, "_SLAB", slab)
+    weight = made(300, 96) + 0.3
+    found = Int4Weight(weight)._times_many(torch.eye(96, dtype=torch.bfloat16), half_tile())
+    assert torch.equal(found, rounded(weight, "int4").T.bfloat16())
+
+
+@pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
+def test_the_memory_that_is_written_to_is_of_one_slab_and_serves_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_weight, "_SCRATCH", int4_weight._Scratch())
+    monkeypatch.setattr(int4_weight, "_SLAB", 2 * 64 * 96)
+    first, second = Int4Weight(made(1000, 96)), Int4Weight(made(700, 64, seed=1))
+    inputs = made(128, 96, seed=2)
+    with torch.inference_mode():
+        expected = first.times(inputs)
+    assert second.times(inputs[:, :64]).shape == (128, 700)
+    assert torch.equal(first.times(inputs), expected)
+    assert sum(kept.nbytes for kept in int4_weight._SCRATCH._kept.values()) <= 3.5 * 2 * 64 * 96
+
+
+def test_threads_write_matrices_out_in_memory_of_their_own() -> None:
+    def taken() -> int:
+        return int4_weight._SCRATCH.take("weight", torch.bfloat16, (32, 64)).data_ptr()
+
+    others: list[int] = []
+    thread = threading.Thread(target=lambda: others.append(taken()))
+    here = taken()
+    thread.start()
+    thread.join()
+    assert taken() == here and others[0] != here
 
 
 def test_rows_in_4_bits_have_the_same_bits_in_any_company_where_they_must() -> None:
@@ -286,6 +323,33 @@ def test_a_quantised_family_says_what_it_says_with_rounded_weights(family: str, 
     assert distance(found, expected) < (1e-2 if bits == "int8" else 0.1)
     info = runtime_of(model, own=True).info
     assert "quantised as int8" in info.path and ("quantised as int4" in info.path) == (bits == "int4")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says which pages have changed")
+@pytest.mark.parametrize("bits", BITS)
+def test_what_has_been_read_of_a_mapped_file_is_given_back_layer_by_layer(
+    bits: Bits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "_LEAST", 1)
+    weights = mapped(tmp_path / "weights").view(16, 256, 256)
+    layers = [nn.Linear(256, 256, bias=False, device="meta") for _ in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = nn.Parameter(weight)
+    read: list[int] = []
+
+    class Watched(QuantisedLinear):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            read.append(resident(weights))
+
+    monkeypatch.setattr(weight_only, "QuantisedLinear", Watched)
+    model: Any = nn.Sequential(*layers)
+    model.get_output_embeddings = lambda: None
+    assert quantise_linears(model, bits) == 16
+    # A page that is wanted brings its neighbours.
+    assert read[0] >= weights.nbytes > max(read[1:]) and resident(weights) == 0
+    expected = rounded(weights[7], bits)
+    assert (model[7].dense() - expected).abs().max() <= 8e-3 * expected.abs().max()
 
 
 @pytest.fixture(scope="module")

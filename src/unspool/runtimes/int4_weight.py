@@ -8,7 +8,9 @@ Inputs are rounded to bfloat16, which is little beside what 4 bits lose.
 
 from __future__ import annotations
 
+import threading
 from functools import cache
+from math import prod
 from typing import Final
 
 import torch
@@ -22,7 +24,8 @@ _HIGHEST, _MIDDLE = 15, 8
 # Rows of a matrix that the kernel keeps together; fewer on some processors, but always a part of these.
 _TILE: Final = 64
 _BLOCK: Final = 1 << 19
-_SLAB: Final = 1 << 22
+# Numbers written out at once, which take 3.5 bytes each.
+_SLAB: Final = 1 << 21
 # From this many rows on, it is faster to write the matrix out, slab by slab, than to unpack it for each few rows anew.
 _MANY_ROWS: Final = 128
 
@@ -69,14 +72,52 @@ class Int4Weight:
         step = max(1, _SLAB // (self._width * 2 * half))
         for start in range(0, tiles, step):
             slab = slice(start, start + step)
-            # Turned around first: long rows are quicker to work on.
-            pairs = packed[slab].permute(1, 0, 2).contiguous()
-            for side, numbers in enumerate((pairs & _HIGHEST, pairs >> 4)):
-                grouped = numbers.bfloat16().view(self._width // GROUP, GROUP, -1)
-                scale, zero = scales[:, slab, side].flatten(1, 2).unsqueeze(1).unbind(-1)
-                weight = grouped.sub_(_MIDDLE).mul_(scale).add_(zero).view(self._width, -1)
-                found[:, slab, side] = (rows @ weight).view(count, -1, half)
+            weight = self._written_out(packed[slab], scales[:, slab])
+            found[:, slab] = (rows @ weight).view(count, 2, -1, half).transpose(1, 2)
         return found.view(count, -1)[:, : self._height]
+
+    def _written_out(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Return tiles in bfloat16, all low halves before all high ones, in memory that the next call writes to.
+
+        packed: [tiles, width, half]; scales: [groups, tiles, 2, half, 2]. --> [width, 2 * tiles * half]
+        """
+        tiles, width, half = packed.shape
+        side = tiles * half
+        # Turned around first: long rows are quicker to work on.
+        pairs = _SCRATCH.take("pairs", torch.uint8, (width, 1, side))
+        pairs.view(width, tiles, half).copy_(packed.transpose(0, 1))
+        numbers = _SCRATCH.take("numbers", torch.uint8, (width, 2, side))
+        torch.bitwise_and(pairs, _HIGHEST, out=numbers[:, :1])
+        torch.bitwise_right_shift(pairs, 4, out=numbers[:, 1:])
+        weight = _SCRATCH.take("weight", torch.bfloat16, (width, 2 * side))
+        weight.copy_(numbers.view(torch.int8).sub_(_MIDDLE).view(width, 2 * side))
+        grouped = weight.view(width // GROUP, GROUP, 2 * side)
+        scale, zero = scales.permute(4, 0, 2, 1, 3).reshape(2, width // GROUP, 1, 2 * side)
+        torch.addcmul(zero, grouped, scale, out=grouped)
+        return weight
+
+
+class _Scratch(threading.local):
+    """Memory that slabs are written out in: each thread has its own, for all matrices.
+
+    Fresh memory would take longer to get than to fill.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return memory of this shape, holding anything, which the next one of that name takes over."""
+        size = prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or len(kept) < size:
+            # What is made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                kept = self._kept[name] = torch.empty(size, dtype=dtype)
+        return kept[:size].view(shape)
+
+
+_SCRATCH: Final = _Scratch()
 
 
 def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from unspool.runtimes.int4_weight import GROUP
 from unspool.runtimes.int8_weight import MAX_WIDTH
+from unspool.runtimes.leftovers import Leftovers
 from unspool.runtimes.linear import is_plain
 from unspool.runtimes.quantised_linear import Bits, QuantisedLinear
 
@@ -41,13 +42,16 @@ def quantise_linears(model: Any, bits: Bits) -> int:
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent, name in _sites(model):
         places.setdefault(id(parent._modules[name]), []).append((parent, name))
+    leftovers = Leftovers(sum(_weight_at(*found[0]).nbytes for found in places.values()))
     for key, found in places.items():
         # Nothing here holds a layer but the model itself.
         parent, name = found[0]
         chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
         quantised = QuantisedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
+        leftovers.add(_weight_at(parent, name))
         for parent, name in found:
             setattr(parent, name, quantised)
+    leftovers.close()
     return len(places)
 
 
@@ -65,6 +69,12 @@ def _sites(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         # It reads the weights of its layers and never calls them.
         if not isinstance(parent, nn.MultiheadAttention):
             yield from ((parent, name) for name, child in parent._modules.items() if _fits(child))
+
+
+def _weight_at(parent: nn.Module, name: str) -> torch.Tensor:
+    layer: Any = parent._modules[name]
+    weight: torch.Tensor = layer.weight
+    return weight
 
 
 def _fits(layer: Any) -> bool:

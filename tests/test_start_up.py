@@ -40,6 +40,11 @@ NEEDLESS = (
     "unspool.interop",
     "unspool.pipelines",
     "unspool.runtimes.seq2seq",
+    "unspool.runtimes.general",
+    "unspool.runtimes.recompute",
+    "unspool.runtimes.stretched",
+    "unspool.runtimes.graphs",
+    "unspool.runtimes.capture",
 )
 
 FIRST_TOKEN = f"""

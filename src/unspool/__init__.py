@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unspool.importing import uncollected as _uncollected
+from unspool.listing import listed_once as _listed_once
 
 if TYPE_CHECKING:
     from unspool import functional as functional
@@ -120,7 +121,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "functional" and name not in _HOMES:
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
-    with _uncollected():
+    with _uncollected(), _listed_once():
         if name == "functional":
             return import_module("unspool.functional")
         value = getattr(import_module(_HOMES[name]), name)

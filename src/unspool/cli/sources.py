@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from unspool.errors import PromptError
 from unspool.importing import uncollected
+from unspool.listing import listed_once
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
@@ -56,7 +57,7 @@ def load_model(
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with uncollected():
+    with uncollected(), listed_once():
         from unspool.loading import load
     return load(name, dtype=dtype, device=device, quantize=quantize)
 

@@ -13,12 +13,8 @@ from transformers import PreTrainedModel
 from unspool.errors import ModelError
 from unspool.runtimes.decoder import DecoderRuntime
 from unspool.runtimes.families import GrowingRope, growing_rope, supports
-from unspool.runtimes.general import GeneralRuntime
-from unspool.runtimes.hosts import Host
 from unspool.runtimes.linear import Pack
-from unspool.runtimes.recompute import RecomputeRuntime
 from unspool.runtimes.source_info import has_prefix_image
-from unspool.runtimes.stretched import StretchedRuntime
 from unspool.runtimes.trees import set_attention
 
 if TYPE_CHECKING:
@@ -65,6 +61,8 @@ def runtime_of(
     rope = growing_rope(model)
     if rope is None or rope.longest <= rope.original:
         return runtime
+    from unspool.runtimes.stretched import StretchedRuntime
+
     return StretchedRuntime(
         runtime,
         _beyond(model, rope, own=own, attention=attention),
@@ -87,7 +85,7 @@ def _check(model: Any) -> None:
 def _fastest(model: Any, options: dict[str, Any], attention: str) -> Runtime:
     """Return the first path that can run the model, from the fastest to the plainest."""
     reasons: list[str] = []
-    paths: tuple[Callable[..., Runtime], ...] = (_slots, GeneralRuntime, RecomputeRuntime)
+    paths: tuple[Callable[..., Runtime], ...] = (_slots, _general, _recompute)
     for path in paths:
         try:
             return path(model, **options, **({"reason": "; ".join(reasons)} if reasons else {}))
@@ -104,14 +102,29 @@ def _slots(model: Any, **options: Any) -> Runtime:
     return DecoderRuntime(model, **options)
 
 
+# A path is imported when it is tried: most models need the first alone.
+def _general(model: Any, **options: Any) -> Runtime:
+    from unspool.runtimes.general import GeneralRuntime
+
+    return GeneralRuntime(model, **options)
+
+
+def _recompute(model: Any, **options: Any) -> Runtime:
+    from unspool.runtimes.recompute import RecomputeRuntime
+
+    return RecomputeRuntime(model, **options)
+
+
 def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: str) -> Runtime:
     """Return what runs sequences longer than the rotary embedding's original length."""
+    from unspool.runtimes.hosts import Host
+
     # Packed layers come with a model of ours; beside a user's own weights one packed copy is enough.
     host = Host(model, own=own, pack=False, attention=attention if own else None)
     if rope.kind == "longrope":
         try:
-            return GeneralRuntime(model, own=own, host=host)
+            return _general(model, own=own, host=host)
         except ModelError as error:
-            return RecomputeRuntime(model, own=own, host=host, row_by_row=True, reason=str(error))
+            return _recompute(model, own=own, host=host, row_by_row=True, reason=str(error))
     reason = "the angles of all tokens change with each one"
-    return RecomputeRuntime(model, own=own, host=host, row_by_row=True, reason=reason)
+    return _recompute(model, own=own, host=host, row_by_row=True, reason=reason)

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from unspool.errors import ModelError
 from unspool.runtimes.batch import Batch
 from unspool.runtimes.caches import SlotCache
-from unspool.runtimes.capture import GraphMaker
 from unspool.runtimes.families import describe, supports
-from unspool.runtimes.graphs import graphs_over
 from unspool.runtimes.invariance import invariant_rows
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.passes import AttentionPath, Plan, Span
@@ -26,6 +24,10 @@ from unspool.runtimes.shell import Shell, refresh, shell_over
 from unspool.runtimes.slots import Slot, SlotTable
 from unspool.runtimes.steady import SteadyElementwise
 from unspool.types import Feed, ModelInfo, Rows, Seq
+
+if TYPE_CHECKING:
+    from unspool.runtimes.capture import GraphMaker
+    from unspool.runtimes.graphs import Graphs
 
 __all__ = ["DecoderRuntime", "refresh", "supports"]
 
@@ -76,7 +78,7 @@ class DecoderRuntime:
         devices = {layer.device for layer in shell.layout}
         # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
-        self._graphs = graphs_over(shell, self._graph_maker)
+        self._graphs = _graphs_over(shell, self._graph_maker)
         self.info: ModelInfo = describe(
             shell.module,
             vocab_size=shell.vocab_size,
@@ -216,6 +218,14 @@ class DecoderRuntime:
                 invariant=batch.invariant,
             )
         return batch.unpad(rows), _finite_spans(cache, batch.spans)
+
+
+def _graphs_over(shell: Shell, maker: GraphMaker | None) -> Graphs | None:
+    if maker is None and shell.device.type != "cuda":
+        return None  # nothing is imported that a CPU has no use for
+    from unspool.runtimes.graphs import graphs_over
+
+    return graphs_over(shell, maker)
 
 
 def _finite_spans(cache: SlotCache, spans: Sequence[Span]) -> list[bool]:

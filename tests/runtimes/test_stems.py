@@ -22,7 +22,7 @@ class Query(NamedTuple):
     shared: int
 
 
-def stems_in(*shared: int, size: int = 1 << 14) -> list[Stem]:
+def stems_in(*shared: int, size: int = 3 << 14) -> list[Stem]:
     return stems_of([Query(each) for each in shared], size)
 
 
@@ -37,8 +37,8 @@ def test_what_spares_little_is_read_query_by_query() -> None:
     assert stems_in(0) == [Stem(0, 1, 0)]
     assert stems_in(0, 0, 5, 0) == [Stem(0, 4, 0)]
     assert stems_in(0, 20, 20) == [Stem(0, 3, 0)]
-    assert stems_in(0, 40, size=1 << 12) == [Stem(0, 2, 0)]
-    assert stems_in(0, 0, 300, 0, 0, 40, 0, size=1 << 12) == [Stem(0, 1, 0), Stem(1, 3, 300), Stem(3, 7, 0)]
+    assert stems_in(0, 40, size=3 << 12) == [Stem(0, 2, 0)]
+    assert stems_in(0, 0, 300, 0, 0, 40, 0, size=3 << 12) == [Stem(0, 1, 0), Stem(1, 3, 300), Stem(3, 7, 0)]
 
 
 def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
@@ -50,7 +50,7 @@ def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
         assert found[-1].stop == len(shared)
         for stem in found:
             assert stem.length <= min(shared[stem.first + 1 : stem.stop], default=0)
-            assert stem.length == 0 or stem.spared << 14 >= stems.SPARED_BYTES
+            assert stem.length == 0 or stem.spared * (3 << 14) >= stems.SPARED_BYTES
 
 
 class Parts:

@@ -14,8 +14,11 @@ LEAST_SHARED = 32
 """Fewer tokens in common are not looked for."""
 
 SPARED_BYTES = 3 << 20
-"""What must be spared in a layer to pay for the second part. Measured with 12 heads, and with 4 for 32, of width 64: both
-ways are equally fast where 2 to 3 MiB are spared, and the second is twice as fast from some 6 MiB on."""
+"""What must be spared in a layer to pay for the second part.
+
+Measured with 12 heads, and with 4 for 32, of width 64: both ways are equally fast where 2 to 3 MiB are spared, and the
+second is twice as fast from some 6 MiB on.
+"""
 
 
 class Sharing(Protocol):

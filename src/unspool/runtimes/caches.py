@@ -84,6 +84,8 @@ class SlotCache(LengthlessCache):
             padding = plan.num_rows - plan.num_tokens
             if not padding:
                 return self._attend_runs(queries, layer, terms)
+            if plan.num_tokens == 1:  # then padding is that very token again
+                return self._attend_runs(queries[:1], layer, terms).expand(plan.num_rows, -1, -1)
             return F.pad(self._attend_runs(queries[: plan.num_tokens], layer, terms), (0, 0, 0, 0, 0, padding))
         out = torch.empty(plan.num_rows, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
         out[plan.num_tokens :] = 0

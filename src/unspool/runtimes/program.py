@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from unspool.runtimes.attention import Terms
+from unspool.runtimes.sums import with_sums_fused
 from unspool.runtimes.tape import Held, Ref, Slice, Step, Unrecordable, tensors_in
 
 INPUTS = ("ids", "positions", "keep")
@@ -44,18 +45,22 @@ class Program:
     Args:
         tapes: the steps of two passes of the sizes `SIZES`, whose inputs are `INPUTS`.
         result: number of the tensor that each of them returned.
+        fused: whether packed layers add what their results are added to. Whether that can be done depends on shapes,
+            which tapes do not hold.
 
     Raises:
         Unrecordable: the two differ in more than their size.
     """
 
-    def __init__(self, tapes: tuple[Sequence[Step], Sequence[Step]], result: int) -> None:
+    def __init__(self, tapes: tuple[Sequence[Step], Sequence[Step]], result: int, *, fused: bool = False) -> None:
         first, second = tapes
         if len(first) != len(second):
             raise Unrecordable("what it calls depends on the number of tokens")
         steps = [_joined_step(a, b) for a, b in zip(first, second, strict=True)]
         steps, result = _without_dropout(steps, result)
         steps = _without_waste(steps, result)
+        if fused:
+            steps = with_sums_fused(steps, result)
         self._names: dict[str, Any] = {}
         self.source = "\n".join(self._lines(steps, result))
         exec(compile(self.source, "<a recorded pass>", "exec"), self._names)

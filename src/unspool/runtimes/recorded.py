@@ -37,7 +37,8 @@ class Recorded:
     """A pass that is run as it is until it has been recorded.
 
     For each number of rows, the recording is trusted once it has given exactly what the model gave. That costs a pass,
-    so a size is tried only when it has come often enough to be likely to come again.
+    so a size is tried only when it has come often enough to be likely to come again. A recording that fails the trial
+    gives way to the plainer one of the same calls, and that one to the model.
 
     Args:
         num_layers: of the model's cache.
@@ -50,7 +51,7 @@ class Recorded:
     def __init__(self, num_layers: int, least: int = 1) -> None:
         self._num_layers, self._least = num_layers, least
         self.obstacle = ""
-        self._program: Program | None = None
+        self._programs: list[Program] = []
         self._num_passes = 0
         self._proven: set[Size] = set()
         self._seen: Counter[Size] = Counter()
@@ -61,18 +62,18 @@ class Recorded:
         size = Size(ids.shape[1], keep.shape[0])
         if self.obstacle or not self._least <= size.asked <= size.rows <= MOST_ROWS:
             return model(*given)
-        if self._program is None:
+        if not self._programs:
             self._num_passes += 1
             if self._num_passes > _WARM_UP:
                 self.record(model, ids.device)
-        if self._program is None:
+        if not self._programs:
             return model(*given)
         if size in self._proven:
-            return self._program(*given)
+            return self._programs[0](*given)
         self._seen[size] += 1
         if self._seen[size] <= patience(size):
             return model(*given)
-        return self._prove(model, self._program, size, given)
+        return self._prove(model, size, given)
 
     def record(self, model: Pass, device: torch.device) -> None:
         """Record the pass now; sets `obstacle` where that cannot be done."""
@@ -80,13 +81,14 @@ class Recorded:
             tapes, results = zip(*(self._tape(model, size, device) for size in SIZES), strict=True)
             if results[0] != results[1]:
                 raise Unrecordable("what it calls depends on the number of tokens")
-            self._program = Program(tapes, results[0])
+            best, plain = (Program(tapes, results[0], fused=fused) for fused in (True, False))
+            self._programs = [plain] if best.source == plain.source else [best, plain]
         except Unrecordable as reason:
             self.obstacle = str(reason)
 
     def forget(self) -> None:
         """Record anew, after the tensors that the model computes with have changed."""
-        self._program, self._num_passes, self.obstacle = None, 0, ""
+        self._programs, self._num_passes, self.obstacle = [], 0, ""
         self._proven.clear()
         self._seen.clear()
 
@@ -100,13 +102,25 @@ class Recorded:
             result = model(cache, ids, positions, keep)
         return tape.steps, tape.number_of(result)
 
-    def _prove(self, model: Pass, program: Program, size: Size, given: Any) -> torch.Tensor:
-        """Run both, and trust the program for this size if they agree; writing the same keys twice changes nothing."""
+    def _prove(self, model: Pass, size: Size, given: Any) -> torch.Tensor:
+        """Run both, and trust the best program that agrees for this size.
+
+        That the same keys are written twice changes nothing.
+        """
         expected = model(*given)
-        found = program(*given)
-        if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True):
-            self._proven.add(size)
-        else:
-            self.obstacle = f"replayed, it gave other results for {size.rows} tokens"
-            self._program = None
+        while self._programs:
+            if _gives(self._programs[0], given, expected):
+                self._proven.add(size)
+                return expected
+            self._programs.pop(0)
+            self._proven.clear()
+        self.obstacle = f"replayed, it gave other results for {size.rows} tokens"
         return expected
+
+
+def _gives(program: Program, given: Any, expected: torch.Tensor) -> bool:
+    try:
+        found = program(*given)
+    except RuntimeError:  # shapes that do not fit
+        return False
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True)

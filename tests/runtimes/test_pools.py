@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.runtimes.counting import NewTensors
-from unspool.runtimes.pools import LayerLayout, SlotPool, zeros
+from unspool.runtimes.pools import LayerLayout, SlotPool
 
 CPU = torch.device("cpu")
 ALIKE = (LayerLayout(2, 4, 4, torch.float32, CPU),) * 12
@@ -99,32 +96,3 @@ def test_a_pool_made_in_inference_mode_can_be_written_to_outside_of_it() -> None
         pool = SlotPool(ALIKE, 16, 3)
     pool.zero(0, 0, 16)
     pool.keys[0][0] = 1.0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_zeros_are_aligned_and_can_be_written_to(dtype: torch.dtype) -> None:
-    with torch.inference_mode(False):
-        made = [zeros((3, 5, 7), dtype, CPU) for _ in range(5)]
-    for tensor in made:
-        assert tensor.data_ptr() % 64 == 0 and tensor.shape == (3, 5, 7) and tensor.dtype == dtype
-        assert torch.equal(tensor, torch.zeros(3, 5, 7, dtype=dtype)) and not tensor.is_inference()
-        tensor += 1
-        assert bool((tensor == 1).all())
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what is in memory")
-def test_room_takes_no_memory_before_it_is_written_to() -> None:
-    layout = (LayerLayout(8, 64, 64, torch.float32, CPU),) * 4
-    before = resident()
-    pool = SlotPool(layout, 1024, 8)
-    size = 1024 * 8 * pool.bytes_per_token * 4
-    assert size == 128 << 20
-    assert resident() - before < size / 8
-    for tensor in (*pool.keys, *pool.values):
-        tensor[:2] = 1
-    assert size / 8 < resident() - before < 5 * size / 8, "huge pages reach beyond the slots that were written to"
-
-
-def resident() -> int:
-    """Return the bytes of main memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import numpy
 import torch
 
 SMALLEST_CLASS = 64
 _FIRST_POOL_TOKENS = 512
 _LARGEST_POOL_TOKENS = 1 << 14
-_ALIGNMENT = 64  # bytes: a line of the processor's memory, as PyTorch aligns tensors
 
 
 class LayerLayout(NamedTuple):
@@ -77,7 +74,8 @@ class SlotPool:
             self.keys, self.values = self.views(slice(None), slice(None))
 
     def _zeros(self, shape: _Shape, count: int) -> torch.Tensor:
-        return zeros((count, self.num_slots, shape.num_heads, self.capacity, shape.width), shape.dtype, shape.device)
+        sizes = (count, self.num_slots, shape.num_heads, self.capacity, shape.width)
+        return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
 
     @property
     def bytes_per_token(self) -> int:
@@ -109,19 +107,6 @@ class SlotPool:
             return
         for mine, theirs in zip(self._stacks, source._stacks, strict=True):
             mine[:, index, :, start:stop] = theirs[:, source_index, :, start:stop]
-
-
-def zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return a tensor of zeros; on a CPU it takes memory, and time, page by page as it is written to.
-
-    `torch.zeros` writes every zero. Slots are full to three quarters on average, and those to come may never be used.
-    """
-    if device.type != "cpu":
-        return torch.zeros(sizes, dtype=dtype, device=device)
-    count = math.prod(sizes) * dtype.itemsize
-    raw = numpy.zeros(count + _ALIGNMENT, dtype=numpy.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(raw[start : start + count]).view(dtype).view(sizes)
 
 
 def next_pool_size(capacity: int, num_slots: int) -> int:

@@ -64,6 +64,31 @@ def test_one_prompt_gives_one_result_and_several_give_a_list(prompt: Any, shape:
     assert (len(result) if isinstance(result, list) else None) == shape
 
 
+def test_long_prompts_go_first_and_results_come_in_the_order_of_the_prompts() -> None:
+    runtime, lengths = mixing_toy(), list[int]()
+    forward = runtime.forward
+
+    def spied(feeds: Any) -> Any:
+        lengths.extend(len(feed.tokens) for feed in feeds if len(feed.tokens) > 1)
+        return forward(feeds)
+
+    runtime.forward = spied  # type: ignore[method-assign]
+    prompts = [[1] * 4, [2] * 9, [3] * 2, [4] * 9, [5] * 6]
+    options: dict[str, Any] = {"do_sample": True, "seed": 3, "max_new_tokens": 5}
+    together = LanguageModel(runtime).generate(prompts, **options)
+    assert lengths == [9, 9, 6, 4, 2]
+    assert [list(result.prompt_token_ids) for result in together] == prompts
+    in_order = LanguageModel(mixing_toy()).generate(sorted(prompts, key=len, reverse=True), do_sample=False)
+    found = LanguageModel(mixing_toy()).generate(prompts, do_sample=False)
+    assert sorted(result.completions[0].token_ids for result in found) == sorted(
+        result.completions[0].token_ids for result in in_order
+    )
+    lengths.clear()
+    with LanguageModel(runtime).stream(prompts, **options) as stream:
+        list(stream)
+    assert lengths == [4, 9, 2, 9, 6], "who is watched waits for nobody that came later"
+
+
 def test_tensors_are_prompts_too() -> None:
     import torch
 

@@ -368,7 +368,7 @@ class LanguageModel:
 
     def _run(self, jobs: Sequence[Job], progress: bool | None) -> list[Generation]:
         """Run jobs to their end; the first error cancels the others and is raised."""
-        tickets = self._driver.submit([job.request for job in jobs])
+        tickets = self._driver.submit_whole([job.request for job in jobs])
         listeners = {
             ticket.number: Listener(job, index, self._detokenizer)
             for index, (ticket, job) in enumerate(zip(tickets, jobs, strict=True))

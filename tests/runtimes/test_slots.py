@@ -142,6 +142,43 @@ def test_pools_double_as_sequences_come() -> None:
     assert sizes == [8] * 8 + [16] * 8 + [32]
 
 
+def test_a_pool_that_is_full_is_moved_into_a_larger_one() -> None:
+    table = SlotTable(LAYOUT)
+    for seq in range(9):
+        (slot,) = table.reserve([(seq, 30)])
+        for tensor in (*slot.pool.keys, *slot.pool.values):
+            tensor[slot.index, :, :30] = seq + 1
+        table.advance(seq, [seq] * 30, exact=True, poisoned=False)
+        if seq == 3:
+            table.release(2)
+    table.check()
+    assert len({id(slot.pool) for slot in table.live.values()}) == 1
+    assert sorted(slot.number for slot in table.live.values()) == [
+        slot.index for slot in sorted(table.live.values(), key=lambda slot: slot.number)
+    ]
+    for seq, slot in table.live.items():
+        for tensor in (*slot.pool.keys, *slot.pool.values):
+            assert bool((tensor[slot.index, :, :30] == seq + 1).all()) and not tensor[slot.index, :, 30:].any()
+    again = table.recall(50, [4] * 30, least=5, exact=True)
+    assert again == 30 and bool((table.live[50].pool.keys[0][table.live[50].index, :, :30] == 5).all())
+
+
+def test_pools_are_no_larger_than_they_may_be() -> None:
+    table = SlotTable(LAYOUT)
+    for seq in range(40):
+        write(table, seq, [seq] * 1000)
+    pools = {id(slot.pool): slot.pool for slot in table.live.values()}
+    assert [pool.num_tokens for pool in pools.values()] == [1 << 14] * 3
+    table.check()
+
+
+def test_under_a_limit_pools_stay_where_they_are() -> None:
+    table = SlotTable(LAYOUT, max_tokens=4000)
+    for seq in range(12):
+        write(table, seq, [seq] * 60)
+    assert len({id(slot.pool) for slot in table.live.values()}) == 2
+
+
 def test_under_a_limit_idle_pools_make_room() -> None:
     table = SlotTable(LAYOUT, max_tokens=600)
     for seq in range(8):

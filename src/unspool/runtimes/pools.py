@@ -9,7 +9,7 @@ import torch
 
 SMALLEST_CLASS = 64
 _FIRST_POOL_TOKENS = 512
-_LARGEST_POOL_TOKENS = 1 << 14
+LARGEST_POOL_TOKENS = 1 << 14
 
 
 class LayerLayout(NamedTuple):
@@ -111,5 +111,5 @@ class SlotPool:
 
 def next_pool_size(capacity: int, num_slots: int) -> int:
     """Return how many slots the next pool of a size class has: as many as there are, within reason."""
-    smallest, largest = _FIRST_POOL_TOKENS // capacity, _LARGEST_POOL_TOKENS // capacity
+    smallest, largest = _FIRST_POOL_TOKENS // capacity, LARGEST_POOL_TOKENS // capacity
     return max(1, min(max(num_slots, smallest), largest))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
-from unspool.runtimes.pools import Layout, SlotPool, next_pool_size, size_class
+from unspool.runtimes.pools import LARGEST_POOL_TOKENS, Layout, SlotPool, next_pool_size, size_class
 from unspool.types import Seq
 
 
@@ -274,9 +274,28 @@ class SlotTable:
             if self.num_slot_tokens + count * capacity > budget:
                 self._drop_idle_pools()
             count = max(1, min(count, (budget - self.num_slot_tokens) // capacity))
-        pool = SlotPool(self.layout, capacity, count)
-        pools.append(pool)
-        self._free.setdefault(capacity, []).extend(Slot(pool, index, number + index) for index in range(count))
+        last = pools[-1] if pools and self.max_tokens is None else None
+        if last is not None and (last.num_slots + count) * capacity <= LARGEST_POOL_TOKENS:
+            pool = self._move(last, SlotPool(self.layout, capacity, last.num_slots + count))
+            pools[-1] = pool
+        else:
+            pool = SlotPool(self.layout, capacity, count)
+            pools.append(pool)
+        opened = range(pool.num_slots - count, pool.num_slots)
+        self._free.setdefault(capacity, []).extend(
+            Slot(pool, index, number + place) for place, index in enumerate(opened)
+        )
+
+    def _move(self, old: SlotPool, new: SlotPool) -> SlotPool:
+        """Move all that one pool holds to the same slots of a larger one: what lies in one pool shares calls.
+
+        With a limit on tokens pools stay, since both are in memory meanwhile.
+        """
+        for slot in chain(self.live.values(), self._free[old.capacity]):
+            if slot.pool is old:
+                new.copy(slot.index, old, slot.index, 0, slot.length)
+                slot.pool = new
+        return new
 
     def _drop_idle_pools(self) -> None:
         used = {id(slot.pool) for slot in self.live.values()}

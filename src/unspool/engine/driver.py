@@ -132,7 +132,7 @@ class Driver:
         Raises:
             Exception: the first error of one of them, which cancels the others; or as `submit`.
         """
-        tickets = self.submit_whole(requests)
+        tickets = self.submit(requests)
         done: dict[int, Finished] = {}
         for event in self.events(tickets):
             if isinstance(event, Failed):

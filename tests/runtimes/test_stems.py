@@ -14,6 +14,7 @@ from unspool.runtimes import attention, caches, stems
 from unspool.runtimes.caches import SlotCache
 from unspool.runtimes.decoder import DecoderRuntime
 from unspool.runtimes.passes import Plan, Span
+from unspool.runtimes.pools import LayerLayout, SlotPool
 from unspool.runtimes.stems import Stem, stems_of
 from unspool.types import Feed
 
@@ -109,6 +110,23 @@ def test_queries_that_share_a_stem_read_what_they_would_alone(
     assert bool(parts.calls) is (name == "all"), "windows, softcaps and sinks are attended as ever"
     if parts.calls:
         assert max(parts.calls)[0] == 9, "one read for all queries that share"
+
+
+@pytest.mark.parametrize(
+    ("device", "value_width", "is_shared"), [("cpu", 8, True), ("meta", 8, False), ("cpu", 4, False)]
+)
+def test_only_what_the_processor_s_own_function_takes_is_shared(
+    device: str, value_width: int, is_shared: bool, parts: Parts
+) -> None:
+    layout = (LayerLayout(2, 8, value_width, torch.float32, torch.device(device)),) * NUM_LAYERS
+    pool = SlotPool(layout, 128, 3)
+    spans = [Span(pool, slot, 70, 1, slot, shared=70 if slot else 0) for slot in range(3)]
+    plan = Plan(spans, 3, "loop", torch.device(device))
+    assert plan.groups[0].stem is not None
+    cache = SlotCache(plan, NUM_LAYERS)
+    query = torch.randn(1, 4, 3, 8, device=device)
+    found = cache.attend(query, query, torch.randn(1, 2, 3, value_width, device=device), TERMS["all"])
+    assert found.shape == (3, 4, value_width) and bool(parts.calls) is is_shared
 
 
 def test_a_window_that_sees_everything_is_no_obstacle(parts: Parts) -> None:

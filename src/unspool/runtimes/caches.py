@@ -159,8 +159,10 @@ def _attend(reach: Reach, queries: torch.Tensor, layer: int, terms: Terms) -> to
 def _shares(group: Group, pool: SlotPool, layer: int, terms: Terms) -> bool:
     """Return whether a layer attends to a group's stem once for all its queries."""
     sees_all = terms.window is None or terms.window >= group.longest
-    is_even = pool.keys[layer].shape[-1] == pool.values[layer].shape[-1]
-    return sees_all and is_even and not terms.are_written_out and parts_can_be_joined()
+    keys, values = pool.keys[layer], pool.values[layer]
+    # What tells the weight of a part is a function of PyTorch's for the CPU, which takes one width.
+    fits = keys.device.type == "cpu" and keys.shape[-1] == values.shape[-1]
+    return sees_all and fits and not terms.are_written_out and parts_can_be_joined()
 
 
 def _attend_part(reach: Reach, queries: torch.Tensor, layer: int, terms: Terms) -> Part:

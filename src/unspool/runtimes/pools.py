@@ -55,11 +55,12 @@ class SlotPool:
     """`num_slots` slots of `capacity` tokens. keys, values: a layer each, [slots, heads, capacity, width], zeroed.
 
     What has one shape lies in one tensor, whatever layer it belongs to: a slot is copied, cleared or looked at in all
-    layers at once.
+    layers at once. bytes_per_token: of one token's keys and values in one layer, on average over the layers.
     """
 
     def __init__(self, layout: Layout, capacity: int, num_slots: int) -> None:
         self.capacity, self.num_slots, self._num_layers = capacity, num_slots, len(layout)
+        self.bytes_per_token = sum(layer.bytes_per_token for layer in layout) // len(layout)
         shapes = [_Shape(layer.num_heads, layer.key_width, layer.dtype, layer.device) for layer in layout]
         shapes += [_Shape(layer.num_heads, layer.value_width, layer.dtype, layer.device) for layer in layout]
         alike: dict[_Shape, list[int]] = {}
@@ -76,11 +77,6 @@ class SlotPool:
     def _zeros(self, shape: _Shape, count: int) -> torch.Tensor:
         sizes = (count, self.num_slots, shape.num_heads, self.capacity, shape.width)
         return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in one layer, on average over the layers."""
-        return sum(stack[:, 0, :, 0].nbytes for stack in self._stacks) // self._num_layers
 
     @property
     def num_tokens(self) -> int:

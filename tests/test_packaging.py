@@ -59,6 +59,34 @@ def test_every_public_name_is_exported():
     assert public <= set(unspool.__all__)
 
 
+def test_the_directory_of_the_package_holds_the_public_names_alone():
+    """In a Python of its own, after use has imported most submodules: Python makes each an attribute of the package."""
+    code = """
+import types, unspool
+unspool.load().compare("Hello", max_new_tokens=1)
+shown = [name for name in dir(unspool) if not name.startswith("_")]
+assert shown == unspool.__all__, set(shown) ^ set(unspool.__all__)
+modules = [name for name in shown if isinstance(getattr(unspool, name), types.ModuleType)]
+assert modules == ["functional"], modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_has_the_name_of_something_to_call():
+    """`unspool.chat` must not be a module: a user would call it."""
+    import unspool
+    from unspool.cli.main import app
+
+    commands = {command.name for command in app.registered_commands}
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    kinds = (unspool.LanguageModel, unspool.Engine, unspool.Generation)
+    methods = {name for kind in kinds for name in dir(kind) if callable(getattr(kind, name))}
+    verbs = {"display", "encode", "decode", "plan", "print", "run", "sample", "search", "show", "tokenize"}
+    callables = {*methods, *unspool.functional.__all__, *commands, *verbs}
+    assert {name for name in modules if not name.startswith("_")} & callables == set()
+
+
 def test_the_version_is_the_projects():
     import unspool
 

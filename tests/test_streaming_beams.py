@@ -13,8 +13,8 @@ from tests.text.test_emit import DETOKENIZERS, KINDS, reasons, stop_lists, token
 from tests.text.tokenizers import byte_level
 from tests.toys import request
 from unspool import Chunk, LanguageModel
-from unspool.plan import Job
-from unspool.stream import Listener
+from unspool.planning import Job
+from unspool.streaming import Listener
 from unspool.text.detokenize import REPLACEMENT, Detokenizer
 from unspool.text.emit import TextEmitter
 from unspool.types import Committed, Tentative

@@ -12,8 +12,9 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 from unspool.importing import uncollected as _uncollected
 from unspool.listing import listed_once as _listed_once
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from unspool.runtimes.shell import refresh as refresh
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
     from unspool.seeds import set_seed as set_seed
-    from unspool.stream import Stream as Stream
+    from unspool.streaming import Stream as Stream
 
 __version__ = "0.1.0"
 
@@ -70,7 +71,7 @@ _HOMES = {
     "PromptError": "unspool.errors",
     "Request": "unspool.engine",
     "StrategyError": "unspool.errors",
-    "Stream": "unspool.stream",
+    "Stream": "unspool.streaming",
     "TextScore": "unspool.results",
     "ToyRuntime": "unspool.runtimes.toy",
     "Trace": "unspool.results",
@@ -118,16 +119,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     if name != "functional" and name not in _HOMES:
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
     with _uncollected(), _listed_once():
         if name == "functional":
-            return import_module("unspool.functional")
-        value = getattr(import_module(_HOMES[name]), name)
+            return _import_module("unspool.functional")
+        value = getattr(_import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Return the public names. Submodules and helpers are attributes too, but a user does not call them."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from unspool.config import GenerationConfig
 from unspool.errors import OptionError, PromptError
-from unspool.plan import Own
+from unspool.planning import Own
 from unspool.prompts import read_prompts
 from unspool.types import ModelInfo
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from unspool.chat import ChatGeneration, ChatStream, chat
-from unspool.compare import Entries, compare
+from unspool.chat_completion import ChatGeneration, ChatStream, chat
+from unspool.comparing import Entries, compare
 from unspool.config import GenerationConfig
 from unspool.engine import Engine, Request
 from unspool.engine.driver import Driver
@@ -16,7 +16,7 @@ from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import context_of
 from unspool.errors import ModelError, PromptError
 from unspool.inquiries import check_says_something, read_continuation
-from unspool.plan import Job, Own, plan_jobs, resolve_options
+from unspool.planning import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
 from unspool.prompts import Prompt
 from unspool.protocols import Runtime
@@ -24,7 +24,7 @@ from unspool.reading import Reader
 from unspool.results import Generation, NextTokens, TextScore
 from unspool.results.comparison import Comparison
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
-from unspool.stream import Listener, Stream
+from unspool.streaming import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
 

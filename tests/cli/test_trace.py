@@ -11,7 +11,7 @@ import pytest
 from tests.toys import toy
 from tests.tracing import trace_of
 from unspool.cli.trace import trace as command
-from unspool.display.trace_tree import trace_plain
+from unspool.rendering.trace_tree import trace_plain
 from unspool.results.trace import Trace
 
 

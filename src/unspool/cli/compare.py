@@ -104,7 +104,7 @@ def check_chosen(chosen: Sequence[str]) -> list[str] | None:
     """
     if not chosen:
         return None
-    from unspool.compare import check_names
+    from unspool.comparing import check_names
 
     names = [name.strip().replace("-", "_") for name in chosen]
     check_names(names)

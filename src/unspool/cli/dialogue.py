@@ -15,9 +15,9 @@ from unspool.errors import OptionError, PromptError
 from unspool.text.chat import TRANSCRIPT_STOPS, Message, check_template, read_chat, transcript
 
 if TYPE_CHECKING:
-    from unspool.chat import ChatStream
+    from unspool.chat_completion import ChatStream
     from unspool.model import LanguageModel
-    from unspool.stream import Stream
+    from unspool.streaming import Stream
 
 Answering: TypeAlias = "Stream | ChatStream"
 
@@ -218,7 +218,7 @@ def _check_has_template(model: LanguageModel, chat_template: str | None) -> None
 
 
 def _check_options(options: Mapping[str, Any], model: LanguageModel) -> None:
-    from unspool.plan import resolve_options
+    from unspool.planning import resolve_options
 
     for name, hint in _ONE_ANSWER.items():
         if options.get(name) not in (None, False, 1):

@@ -28,7 +28,7 @@ from unspool.interop.encoders import encoder_of, prepared_sources
 from unspool.interop.settle import settled
 from unspool.interop.streaming import streaming
 from unspool.interop.theirs import prepared
-from unspool.plan import resolve_options
+from unspool.planning import resolve_options
 from unspool.sources import source_rows
 
 _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")

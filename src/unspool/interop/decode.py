@@ -33,7 +33,7 @@ from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, Th
 from unspool.interop.record import Kept, Record, steps_of
 from unspool.interop.streaming import Columns
 from unspool.interop.theirs import Theirs
-from unspool.plan import Own, plan_jobs
+from unspool.planning import Own, plan_jobs
 from unspool.protocols import Criterion, Processor, Runtime
 from unspool.reading import PLAIN, Beginning, Reader, Reading
 from unspool.sources import read_source

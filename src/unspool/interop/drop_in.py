@@ -20,7 +20,7 @@ from unspool.interop.encoders import check_plain, encoder_of, read_sources
 from unspool.interop.settle import pad_token, settled
 from unspool.interop.streaming import streaming
 from unspool.interop.theirs import placed
-from unspool.plan import resolve_options
+from unspool.planning import resolve_options
 from unspool.protocols import Runtime
 from unspool.runtimes.trees import input_device
 

@@ -16,7 +16,7 @@ from unspool.interop.batch import Batch, read_batch
 from unspool.interop.decode import Call
 from unspool.interop.processors import PREFIX
 from unspool.interop.theirs import Theirs, with_criteria, without_replaced
-from unspool.plan import Own
+from unspool.planning import Own
 from unspool.seeds import shared_seed
 
 

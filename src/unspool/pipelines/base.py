@@ -19,7 +19,7 @@ from unspool.pipelines.inputs import Input, Inputs, Prepared, read_input, read_i
 from unspool.pipelines.requests import AHEAD, answers, streamed, told_of_failure
 from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_cut
 from unspool.pipelines.tasks import Task
-from unspool.plan import resolve_options
+from unspool.planning import resolve_options
 from unspool.progress import progress_bar
 from unspool.results import Completion, Generation
 from unspool.seeds import shared_seed

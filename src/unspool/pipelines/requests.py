@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unspool.pipelines.inputs import Prepared
 from unspool.results import Generation
-from unspool.stream import Stream
+from unspool.streaming import Stream
 
 if TYPE_CHECKING:
     from unspool.config import GenerationConfig

@@ -1,7 +1,7 @@
 """One prompt, several ways to go on: the answers side by side.
 
 Owns: the order of the answers and how they read as values and JSON. Does not know: how they were computed, how they
-are drawn (unspool.display.side_by_side).
+are drawn (unspool.rendering.side_by_side).
 """
 
 from __future__ import annotations
@@ -98,23 +98,23 @@ class Comparison(Mapping[str, Generation]):
         return f"Comparison({', '.join(map(repr, self))})"
 
     def __str__(self) -> str:
-        from unspool.display.side_by_side import comparison_plain
+        from unspool.rendering.side_by_side import comparison_plain
 
         return comparison_plain(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.display.side_by_side import comparison_terminal
+        from unspool.rendering.side_by_side import comparison_terminal
 
         yield comparison_terminal(self, width=options.max_width)
 
     def _repr_html_(self) -> str:
-        from unspool.display.side_by_side import comparison_html
+        from unspool.rendering.side_by_side import comparison_html
 
         return comparison_html(self)
 
     def to_markdown(self) -> str:
         """Return the table of figures, then every text in a block of its own."""
-        from unspool.display.side_by_side import comparison_markdown
+        from unspool.rendering.side_by_side import comparison_markdown
 
         return comparison_markdown(self)
 

@@ -208,12 +208,12 @@ class Generation:
         return self.text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.display import generation_terminal
+        from unspool.rendering import generation_terminal
 
         yield generation_terminal(self)
 
     def _repr_html_(self) -> str:
-        from unspool.display import generation_html
+        from unspool.rendering import generation_html
 
         return generation_html(self)
 

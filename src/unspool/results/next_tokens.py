@@ -1,6 +1,6 @@
 """The exact distribution of the next token, with what each processor did to it.
 
-Owns: which tokens are shown and in what order. Does not know: how they are drawn (unspool.display).
+Owns: which tokens are shown and in what order. Does not know: how they are drawn (unspool.rendering).
 """
 
 from __future__ import annotations
@@ -125,17 +125,17 @@ class NextTokens:
         return max(0.0, 1.0 - math.fsum(entry.processed_probability for entry in self.entries))
 
     def __str__(self) -> str:
-        from unspool.display import next_tokens_plain
+        from unspool.rendering import next_tokens_plain
 
         return next_tokens_plain(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.display import next_tokens_terminal
+        from unspool.rendering import next_tokens_terminal
 
         yield next_tokens_terminal(self, width=options.max_width)
 
     def _repr_html_(self) -> str:
-        from unspool.display import next_tokens_html
+        from unspool.rendering import next_tokens_html
 
         return next_tokens_html(self)
 

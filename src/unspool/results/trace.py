@@ -1,7 +1,7 @@
 """The trace of a request: everything a strategy tried, in numbers and in words.
 
 Owns the header, the texts of tokens and moves, and the JSON form (docs/trace.md). Does not know: how it was recorded
-(unspool.engine.recorder), how it is drawn (unspool.display).
+(unspool.engine.recorder), how it is drawn (unspool.rendering).
 """
 
 from __future__ import annotations
@@ -95,17 +95,17 @@ class Trace:
         return f"<Trace of {self.strategy}: {counts}>"
 
     def __str__(self) -> str:
-        from unspool.display.trace_tree import trace_plain
+        from unspool.rendering.trace_tree import trace_plain
 
         return trace_plain(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.display.trace_tree import trace_terminal
+        from unspool.rendering.trace_tree import trace_terminal
 
         yield trace_terminal(self, width=options.max_width)
 
     def _repr_html_(self) -> str:
-        from unspool.display.trace_html import trace_html
+        from unspool.rendering.trace_html import trace_html
 
         return trace_html(self)
 

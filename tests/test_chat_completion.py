@@ -13,7 +13,7 @@ from tests.speakers import recite
 from tests.text.tokenizers import byte_fallback, byte_level
 from tests.toys import toy
 from unspool import LanguageModel, OptionError, PromptError, Stream
-from unspool.chat import ChatGeneration, ChatStream
+from unspool.chat_completion import ChatGeneration, ChatStream
 from unspool.text.chat import answer_of, encode_chat, read_chat, transcript, turn_end
 
 ANSWER = "There was a king who had a daughter."

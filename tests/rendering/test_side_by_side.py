@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.display.test_charts import Collector
+from tests.rendering.test_charts import Collector
 from tests.results.test_comparison import generation
 from unspool.results.comparison import Compared, Comparison
 

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from unspool.display.marks import (
+from unspool.rendering.marks import (
     bar,
     closing,
     greatest,

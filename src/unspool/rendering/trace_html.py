@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from unspool.display.trace_tree import trace_terminal
+from unspool.rendering.trace_tree import trace_terminal
 
 if TYPE_CHECKING:
     from rich.segment import Segment

@@ -20,7 +20,7 @@ from unspool.strategies import STRATEGIES
 from unspool.types import ModelInfo
 
 if TYPE_CHECKING:
-    from unspool.plan import Job
+    from unspool.planning import Job
 
 Entries: TypeAlias = Mapping[str, Mapping[str, Any] | GenerationConfig] | Sequence[str]
 Planner: TypeAlias = Callable[[GenerationConfig, dict[str, Any]], "Job"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from unspool.display.marks import bar, greatest, percent, processors, summary, verdict
+from unspool.rendering.marks import bar, greatest, percent, processors, summary, verdict
 
 if TYPE_CHECKING:
     from unspool.results.next_tokens import NextToken, NextTokens

@@ -18,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unspool.display.marks import visible
+from unspool.rendering.marks import visible
 
 if TYPE_CHECKING:
     from unspool.results.comparison import Compared, Comparison

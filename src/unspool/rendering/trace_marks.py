@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.cells import cell_len
 from rich.text import Text
 
-from unspool.display.flow import flow
-from unspool.display.marks import visible
+from unspool.rendering.flow import flow
+from unspool.rendering.marks import visible
 
 if TYPE_CHECKING:
     from unspool.records import TraceCandidate, TraceNode, TraceOutput, TraceRow, TraceToken

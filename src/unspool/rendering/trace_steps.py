@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from rich.cells import cell_len
 from rich.text import Text
 
-from unspool.display.flow import flow
-from unspool.display.marks import percent, visible
-from unspool.display.trace_marks import LOST, OTHER, Lookup, labelled, verdict
+from unspool.rendering.flow import flow
+from unspool.rendering.marks import percent, visible
+from unspool.rendering.trace_marks import LOST, OTHER, Lookup, labelled, verdict
 
 if TYPE_CHECKING:
     from unspool.records import TraceNode, TraceRow

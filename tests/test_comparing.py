@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import unspool.compare
+import unspool.comparing
 from tests.speakers import recite
 from tests.toys import SmallBeam, mixing_toy, toy
 from unspool import CapacityError, GenerationConfig, LanguageModel, OptionError, PromptError, set_seed
-from unspool.compare import LINE_UP, line_up
+from unspool.comparing import LINE_UP, line_up
 from unspool.protocols import Runtime
 from unspool.strategies import STRATEGIES
 
@@ -261,9 +261,9 @@ def test_what_is_no_entry_is_refused(strategies: Any) -> None:
 
 def test_the_line_up_is_what_this_version_has_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: STRATEGIES[name] for name in ("beam", "sample", "greedy")}
-    monkeypatch.setattr(unspool.compare, "STRATEGIES", few)
+    monkeypatch.setattr(unspool.comparing, "STRATEGIES", few)
     assert line_up() == ("greedy", "sample", "top_k", "top_p", "min_p", "beam")
-    monkeypatch.setattr(unspool.compare, "STRATEGIES", {**few, "newest": STRATEGIES["greedy"]})
+    monkeypatch.setattr(unspool.comparing, "STRATEGIES", {**few, "newest": STRATEGIES["greedy"]})
     assert line_up() == ("greedy", "sample", "top_k", "top_p", "min_p", "beam", "newest")
 
 

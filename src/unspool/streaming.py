@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from unspool.engine.driver import Driver, Ticket
 from unspool.errors import StrategyError
-from unspool.plan import Job
+from unspool.planning import Job
 from unspool.results import Chunk, Completion, Generation, Timing, Trace, Usage
 from unspool.strategies import WithPromptScores
 from unspool.text.detokenize import Detokenizer

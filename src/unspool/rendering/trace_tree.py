@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from unspool.display.flow import flow, joined
-from unspool.display.trace_marks import LOST, Lookup, heading, style_of, verdict
-from unspool.display.trace_steps import rounds, steps
+from unspool.rendering.flow import flow, joined
+from unspool.rendering.trace_marks import LOST, Lookup, heading, style_of, verdict
+from unspool.rendering.trace_steps import rounds, steps
 
 if TYPE_CHECKING:
     from unspool.records import TraceNode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unspool.display.marks import Bar, bar, percent, verdict, visible
+from unspool.rendering.marks import Bar, bar, percent, verdict, visible
 from unspool.results import NextToken
 
 

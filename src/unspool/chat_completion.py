@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unspool.config import GenerationConfig
 from unspool.errors import OptionError
 from unspool.results import Chunk, Completion, Generation
-from unspool.stream import Stream
+from unspool.streaming import Stream
 from unspool.text.chat import Message, answer_of, check_template, continued, encode_chat, is_chat, read_chat, turn_end
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tests.display.test_charts import Collector
+from tests.rendering.test_charts import Collector
 from tests.toys import mixing_toy, toy
 from tests.tracing import trace_of
-from unspool.display.trace_marks import share
-from unspool.display.trace_tree import trace_plain
+from unspool.rendering.trace_marks import share
+from unspool.rendering.trace_tree import trace_plain
 from unspool.results.trace import Trace
 from unspool.runtimes.toy import ToyRuntime
 

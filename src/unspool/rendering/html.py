@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from unspool.display.marks import closing, greatest, heading, percent, processors, summary, verdict, visible
+from unspool.rendering.marks import closing, greatest, heading, percent, processors, summary, verdict, visible
 
 if TYPE_CHECKING:
     from unspool.results.generation import Completion, Generation

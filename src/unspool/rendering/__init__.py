@@ -1,8 +1,8 @@
 """How results look: in a terminal, in a notebook, and in plain ASCII."""
 
-from unspool.display.html import generation_html, next_tokens_html
-from unspool.display.plain import next_tokens_plain
-from unspool.display.terminal import generation_terminal, next_tokens_terminal
+from unspool.rendering.html import generation_html, next_tokens_html
+from unspool.rendering.plain import next_tokens_plain
+from unspool.rendering.terminal import generation_terminal, next_tokens_terminal
 
 __all__ = [
     "generation_html",

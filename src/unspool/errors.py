@@ -70,4 +70,14 @@ class CancelledRequest(UnspoolError):
 
 
 class MissingExtra(UnspoolError, ImportError):
-    """An optional package is absent; the message holds the exact pip line."""
+    """An optional package is absent; the message holds the exact pip line.
+
+    Args:
+        extra: name of the extra, as in `pip install "unspool[gguf]"`.
+        package: name of the absent package.
+        reason: what needs it, in words.
+    """
+
+    def __init__(self, extra: str, package: str, reason: str) -> None:
+        self.extra, self.package, self.reason = extra, package, reason
+        super().__init__(f'{reason}, which needs {package}: pip install "unspool[{extra}]"')

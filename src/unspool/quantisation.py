@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from unspool.errors import ModelError, OptionError
+from unspool.extras import EXTRAS, require_extra
 
 _SHORT: Final = ("load_in_4bit", "load_in_8bit")
 _QUANTIZE: Final = ("int8", "int4")
 _HUB_OPTIONS: Final = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "bitsandbytes": ("bitsandbytes", "accelerate"),
-    "torchao": ("torchao",),
-}
-"""Quantisation method --> packages; what other methods need, transformers says by itself."""
 
 
 class Loading(NamedTuple):
@@ -89,14 +84,15 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any,
         quantize: as checked by `check_quantize`.
 
     Raises:
-        ModelError: a package is absent, or options contradict each other.
+        MissingExtra: if a package is absent.
+        ModelError: if options contradict each other.
         OptionError: `quantize` is asked for, and the weights are quantised otherwise, or go elsewhere than to the CPU.
     """
     passed = _unfolded(options)
     if quantize is not None and not _goes_to_cpu(passed.get("device_map") or "cpu"):
         raise _elsewhere(quantize, f"`device_map` is {passed['device_map']!r}")
     if passed.get("device_map") is not None:
-        _check_packages(("accelerate",), "`device_map` spreads weights")
+        require_extra("accelerate", "`device_map` spreads weights")
     stored = _stored_config(source, passed)
     method = _method(passed.get("quantization_config")) or _method(stored.get("quantization_config"))
     if method is None:
@@ -110,11 +106,12 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any,
             f"is for plain weights, and {found}",
             "leave out one of the two" if asked else "leave it out",
         )
-    _check_packages(_PACKAGES.get(method, ()), f"these weights are quantised by {method}")
+    if method in EXTRAS:  # transformers itself names the packages of other methods
+        require_extra(method, f"these weights are quantised by {method}")
     if device is not None:
         if passed.get("device_map") is not None:
             raise ModelError("`device` and `device_map` both say where quantised weights go: leave out one of the two")
-        _check_packages(("accelerate",), "`device` puts quantised weights")
+        require_extra("accelerate", "`device` puts quantised weights")
         passed["device_map"] = {"": str(device)}
     was_quantised = stored.get("quantization_config") is not None
     if dtype is None and _stored_dtype(stored) == "float16" and _goes_to_cpu(passed.get("device_map")):
@@ -142,14 +139,8 @@ def _unfolded(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(
             f"`{asked[0]}` is short for a `quantization_config`, and there is one: leave out one of the two"
         )
-    _check_packages(_PACKAGES["bitsandbytes"], f"`{asked[0]}` quantises with bitsandbytes")
+    require_extra("bitsandbytes", f"`{asked[0]}` quantises with bitsandbytes")
     return {**passed, "quantization_config": BitsAndBytesConfig(**short)}  # type: ignore[no-untyped-call]
-
-
-def _check_packages(packages: tuple[str, ...], reason: str) -> None:
-    for package in packages:
-        if find_spec(package) is None:
-            raise ModelError(f"{reason}, which needs {package}: pip install 'unspool[{package}]'")
 
 
 def _stored_config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 import unspool
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
-from unspool import LanguageModel, ModelError
+from unspool import LanguageModel, MissingExtra, ModelError
 from unspool.loading import EMBEDDED
 from unspool.runtimes.quantised import quantised_linears, tolerance
 
@@ -220,46 +220,60 @@ def test_an_offloaded_model_gives_what_transformers_gives(
 
 
 @pytest.mark.parametrize(
-    ("options", "absent", "message"),
+    ("options", "message"),
     [
-        ({"load_in_4bit": True}, "bitsandbytes", r"`load_in_4bit` quantises with bitsandbytes, which needs bits"),
-        ({"load_in_8bit": True}, "accelerate", r"needs accelerate: pip install 'unspool\[accelerate\]'"),
-        ({"device_map": "auto"}, "accelerate", r"`device_map` spreads.*: pip install 'unspool\[accelerate\]'"),
-        ({"load_in_4bit": True, "load_in_8bit": True}, "", "`load_in_4bit` and `load_in_8bit` are both True"),
-        ({"bnb_4bit_quant_type": "nf4"}, "", "`bnb_4bit_quant_type` is read only together with load_in_4bit=True"),
-        ({"load_in_4bit": True, "bnb_4bit_quant": "nf4"}, "", "`bnb_4bit_quant` is no option of BitsAndBytesConfig"),
-        ({"load_in_2bit": True}, "", "`load_in_2bit` is no option of BitsAndBytesConfig; there is load_in_4bit"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "`load_in_4bit` and `load_in_8bit` are both True"),
+        ({"bnb_4bit_quant_type": "nf4"}, "`bnb_4bit_quant_type` is read only together with load_in_4bit=True"),
+        ({"load_in_4bit": True, "bnb_4bit_quant": "nf4"}, "`bnb_4bit_quant` is no option of BitsAndBytesConfig"),
+        ({"load_in_2bit": True}, "`load_in_2bit` is no option of BitsAndBytesConfig; there is load_in_4bit"),
         (
             {"load_in_4bit": True, "quantization_config": {"quant_method": "torchao"}},
-            "",
             "`load_in_4bit` is short for a `quantization_config`, and there is one",
         ),
-        ({"quantization_config": {"quant_method": "torchao"}}, "torchao", r"pip install 'unspool\[torchao\]'"),
         (
             {"quantization_config": {"load_in_4bit": True}, "device": "cpu", "device_map": "auto"},
-            "",
             "`device` and `device_map` both say where quantised weights go",
         ),
     ],
 )
-def test_what_is_missing_or_contradicts_is_said_in_one_line(
-    options: dict[str, Any], absent: str, message: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_contradicting_options_are_refused_in_one_line(
+    options: dict[str, Any], message: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {"bitsandbytes", "accelerate", "torchao"} - {absent}
-    monkeypatch.setattr("unspool.quantisation.find_spec", lambda name: name if name in found else None)
+    monkeypatch.setattr("unspool.extras.find_spec", lambda name: name)  # as if every package were installed
     with pytest.raises(ModelError, match=message) as caught:
         unspool.load(folders["whole"], **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_stored_model_names_the_package_it_needs(
+@pytest.mark.parametrize(
+    ("options", "absent", "extra"),
+    [
+        ({"load_in_4bit": True}, "bitsandbytes", "bitsandbytes"),
+        ({"load_in_8bit": True}, "accelerate", "bitsandbytes"),
+        ({"device_map": "auto"}, "accelerate", "accelerate"),
+        ({"quantization_config": {"quant_method": "torchao"}}, "torchao", "torchao"),
+    ],
+)
+def test_an_absent_package_raises_missing_extra_with_the_pip_line(
+    options: dict[str, Any], absent: str, extra: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unspool.extras.find_spec", lambda name: None if name == absent else name)
+    with pytest.raises(MissingExtra) as caught:
+        unspool.load(folders["whole"], **options)
+    assert (caught.value.package, caught.value.extra) == (absent, extra)
+    assert str(caught.value).endswith(f'which needs {absent}: pip install "unspool[{extra}]"')
+    assert isinstance(caught.value, ImportError)
+
+
+def test_a_folder_stored_quantised_raises_missing_extra_without_the_package(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (folders["whole"] / "config.json").read_text()
     stored = '{"quantization_config": {"quant_method": "torchao"},'
     (tmp_path / "config.json").write_text(text.replace("{", stored, 1))
-    monkeypatch.setattr("unspool.quantisation.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"these weights are quantised by torchao, which needs torchao: pip install"):
+    monkeypatch.setattr("unspool.extras.find_spec", lambda name: None)
+    message = r'these weights are quantised by torchao, which needs torchao: pip install "unspool\[torchao\]"'
+    with pytest.raises(MissingExtra, match=message):
         unspool.load(tmp_path)
 
 

@@ -159,7 +159,6 @@ class GenerationConfig(
         Raises:
             ModelError: the file is absent, or no JSON object.
             OptionError: as the constructor, of `options`.
-            MissingExtra: `name_or_path` is no folder, and huggingface_hub is not installed.
         """
         from unspool.config.storage import CONFIG_FILE_NAME, read_config
 
@@ -228,7 +227,6 @@ class GenerationConfig(
 
         Raises:
             ModelError: the hub cannot be reached or refuses; the message says why.
-            MissingExtra: huggingface_hub is not installed.
         """
         from unspool.config.storage import CONFIG_FILE_NAME, upload_config
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from unspool.config.generation import OPTIONS, GenerationConfig
-from unspool.errors import MissingExtra, ModelError
+from unspool.errors import ModelError
 
 CONFIG_FILE_NAME: Final = "generation_config.json"
 
 _OFF: Final = "unspool_off"
-_NO_HUB: Final = "configs of the hub need: pip install huggingface_hub"
 
 
 def read_config(
@@ -52,11 +51,9 @@ def _others(folder: Path) -> str:
 
 
 def _download(repository: str, config_file_name: str, hub_options: Mapping[str, Any]) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HFValidationError
-    except ImportError as error:
-        raise MissingExtra(_NO_HUB) from error
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return Path(hf_hub_download(repository, config_file_name, **hub_options))
     except HFValidationError as error:
@@ -118,10 +115,8 @@ def upload_config(
         commit: further arguments of `HfApi.upload_file`; a message that is None gets a default.
     """
     content = to_json(config).encode()
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise MissingExtra(_NO_HUB) from error
+    from huggingface_hub import HfApi
+
     message = commit["commit_message"] or f"Upload {config_file_name}"
     try:
         api = HfApi(token=token)

@@ -28,6 +28,7 @@ from unspool.model import LanguageModel
 from unspool.quantisation import check_quantize, prepare, quantise
 from unspool.runtimes.choose import runtime_of
 from unspool.saving import Checkpoint
+from unspool.threads import limit_threads
 
 EMBEDDED = Path(__file__).parent / "tale"
 """Folder of the embedded model; its draft stands in the folder `draft` inside."""
@@ -51,6 +52,9 @@ def load(
     **from_pretrained_options: Any,
 ) -> LanguageModel:
     """Load a model that is ready to write.
+
+    The first call lowers PyTorch's thread count to the CPUs that the process can use, unless the user has set it; see
+    "Threads" in docs/performance.md.
 
     Args:
         name_or_path: None for the embedded model, "tale"; "tale-draft" for the small one that drafts for it; a local
@@ -83,6 +87,7 @@ def load(
     if pack not in ("auto", True, False):
         raise OptionError("pack", pack, "must be 'auto', True or False", "leave it out for 'auto'")
     check_quantize(quantize, device)
+    limit_threads()
     if isinstance(name_or_path, PreTrainedModel):
         model = _given_model(name_or_path, device, dtype, quantize, from_pretrained_options)
         own, read_tokenizer = False, _tokenizer(tokenizer, {})

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import unspool
 from tests.runtimes.test_general import READING_A_PLACE, Failure, wander, written
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, GENERAL, OTHERS, RECOMPUTED, VOCAB_SIZE, tiny_model
@@ -207,3 +208,28 @@ def test_a_stretched_forward_that_raises_leaves_every_sequence_as_it_was() -> No
     rows = runtime.forward([feed(0, [8, 9, 3, 4]), feed(1, [9]), feed(2, [4])]).logits
     expected = [own_rows(model, [*first, 8, 9, 3, 4])[-4:], own_rows(model, [*second, 9])[-1:], own_rows(model, [4])]
     torch.testing.assert_close(rows, torch.cat(expected), atol=1e-4, rtol=0)
+
+
+# --- models with few tokens or few positions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_positions", [2, 3, 5, 12])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "gptj", "gpt_neo"])
+def test_a_trial_stays_within_the_positions_and_the_vocabulary(family: str, num_positions: int) -> None:
+    name = "n_positions" if family in ("gpt2", "gptj") else "max_position_embeddings"
+    model = tiny_model(family, vocab_size=3, eos_token_id=None, **{name: num_positions})
+    given = torch.tensor([[1]])
+    expected = model.generate(given, max_new_tokens=num_positions - 1, do_sample=False, pad_token_id=0)
+    for _ in range(30 // num_positions):  # passes enough for a recording
+        found = unspool.generate(model, given, max_new_tokens=num_positions - 1)
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("num_positions", [2, 3])
+@pytest.mark.parametrize("family", ["bart", "marian"])
+def test_a_trial_of_a_decoder_stays_within_its_positions(family: str, num_positions: int) -> None:
+    model = tiny_seq2seq(family, vocab_size=6, max_position_embeddings=num_positions)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    given, length = torch.tensor([[1]]), num_positions - 1
+    expected = model.generate(given, max_new_tokens=length, do_sample=False, num_beams=1)
+    assert unspool.generate(model, given, max_new_tokens=length).tolist() == expected.tolist()

@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unspool.runtimes.operators import value_dependence
+
 Work: TypeAlias = Callable[[], tuple[torch.Tensor, ...]]
 """Does something with tensors that it holds, and returns others."""
 
@@ -21,13 +23,7 @@ Work: TypeAlias = Callable[[], tuple[torch.Tensor, ...]]
 _WARM_UPS = 3
 
 _ATEN = torch.ops.aten
-_INDEXING = frozenset((_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index))
 _COPIES = frozenset((_ATEN._to_copy, _ATEN.copy, _ATEN.copy_))
-_TAGS = {
-    torch.Tag.data_dependent_output: "reads values of tensors",
-    torch.Tag.dynamic_output_shape: "makes a tensor whose size depends on values",
-    torch.Tag.nondeterministic_seeded: "draws random numbers",
-}
 
 
 class Uncapturable(Exception):
@@ -122,10 +118,7 @@ class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _check(func: Any, args: Sequence[Any]) -> None:
-    if func.overloadpacket in _INDEXING:
-        if any(isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in tree_leaves(args[1])):
-            raise Uncapturable(f"it {_TAGS[torch.Tag.dynamic_output_shape]} ({func})")
-        return
-    for tag, reason in _TAGS.items():
-        if tag in func.tags:
-            raise Uncapturable(f"it {reason} ({func})")
+    if reason := value_dependence(func, args):
+        raise Uncapturable(f"it {reason} ({func})")
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        raise Uncapturable(f"it draws random numbers ({func})")

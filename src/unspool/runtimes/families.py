@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspool.types import ModelInfo
 
@@ -13,7 +13,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # The rotary embedding of tokens already cached changes when a sequence passes the original length.
 _GROWING_ROPE = {"dynamic", "longrope"}
 _LENGTHS = ("max_position_embeddings", "max_seq_len")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "layers_num_experts")
 
 
 def text_config(model: Any) -> Any:
@@ -61,9 +61,15 @@ def num_hidden_layers(model: Any) -> int | None:
 
 
 def has_experts(model: Any) -> bool:
-    """Return whether tokens are routed to experts, whose matrix products then see any number of rows."""
+    """Return whether the model routes tokens to experts, whose matrix products then see any number of rows."""
     config = text_config(model)
-    return any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
+    return any(_largest(getattr(part, name, None)) > 1 for part in parts for name in _EXPERTS)
+
+
+def _largest(count: Any) -> int:
+    """Return a number, or the largest of a list of numbers (one per layer); 0 for None."""
+    return max(count, default=0) if isinstance(count, list | tuple) else count or 0
 
 
 def _rope_settings(config: Any) -> Iterable[dict[str, Any]]:
@@ -107,6 +113,13 @@ def max_positions(model: Any) -> int | None:
         if isinstance(limit, int) and limit > 0:
             return limit
     return None
+
+
+def trial_length(limit: int | None, length: int) -> int:
+    """Return how many tokens a trial reads: `length`, a power of two, halved until it is within the model's limit."""
+    while limit is not None and length > max(1, limit):
+        length //= 2
+    return length
 
 
 def length_limit(model: Any) -> tuple[int | None, str]:

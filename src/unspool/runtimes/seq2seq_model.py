@@ -29,12 +29,13 @@ from unspool.runtimes.buckets import (
     joint_cache,
 )
 from unspool.runtimes.encoders import Encoded, KeysValues, Opening, SourceTable, reader_of, stacked, visible
+from unspool.runtimes.families import trial_length
 from unspool.runtimes.hosts import Host
 from unspool.runtimes.linear import Pack, PackedLinear
 from unspool.runtimes.pools import LayerLayout, Layout, SlotPool
 from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.slots import Slot
-from unspool.runtimes.source_info import source_obstacle
+from unspool.runtimes.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.taps import HeadTap
 from unspool.runtimes.trees import fingerprint, set_attention
 from unspool.types import Rows, Source
@@ -117,7 +118,8 @@ class Seq2SeqModel:
     def _prepare_trial(self) -> _Trial:
         """Run the model by itself, and see on the way whether what its head reads can be had."""
         num_embeddings = self.module.get_input_embeddings().weight.shape[0]
-        tokens = [num_embeddings * part // 6 for part in (1, 2, 3, 4)]
+        count = trial_length(decoder_limit(self.module), 4)
+        tokens = [num_embeddings * part // 6 for part in range(1, count + 1)]
         rows = [tokens, tokens[::-1]]
         head = self.module.get_output_embeddings()
         with self._host.calling():
@@ -191,8 +193,8 @@ class Seq2SeqModel:
         pool = SlotPool(self.layout, self._num_prefixed(encoded[0]) + num_tokens, 2)
         slots = [Slot(pool, row, row) for row in (0, 1)]
         prefix = [self.lay_prefix(slot, each) for slot, each in zip(slots, encoded, strict=True)][0]
-        half, found = num_tokens // 2, []
-        for start in (0, half):
+        half, found = max(1, num_tokens // 2), []
+        for start in range(0, num_tokens, half):
             bucket = Bucket(list(zip(slots, encoded, strict=True)), prefix + start, half, spans_gaps=False)
             part = [row[start : start + half] for row in trial.tokens]
             hidden = [0] if self.reads_head and start else None

@@ -1,7 +1,7 @@
-"""Writes down the calls into PyTorch that a module makes in one pass: a tape.
+"""Tracer: records the PyTorch calls of one forward pass as a list of steps, the tape.
 
-Owns what can be written down and what cannot. Does not know what a tape is good for (program.py), nor what a cache
-does: calls of the cache are written down like any other.
+Owns the rules for what can be recorded. Knows neither programs (program.py) nor what a cache does: it records calls of
+the cache like any other.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from unspool.runtimes.attention import Terms
 from unspool.runtimes.caches import LengthlessCache
+from unspool.runtimes.operators import value_dependence, written_tensors
 
 UPDATE, ATTEND = "update", "attend"
 """Names of the cache's methods, in place of a function."""
@@ -65,14 +68,67 @@ class Step(NamedTuple):
     is_tuple: bool
 
 
+class RepeatableOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While the mode is on, each operator of this thread must be one that a list of calls can repeat.
+
+    Shapes must not depend on values, so that the recorded shapes hold for other tokens. Operators must write only into
+    tensors of the pass itself, so that the pass can run a second time.
+
+    Raises:
+        Unrecordable: if an operator reads values, has a result of data-dependent size, or changes a lasting tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made_here: set[int | None] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        with self:
+            # A composite operator is repeatable if its parts are.
+            result = func.decompose(*args, **options)
+        if result is not NotImplemented:
+            return result
+        if reason := value_dependence(func, args):
+            raise Unrecordable(f"it {reason} ({func})")
+        if any(_storage(tensor) not in self._made_here for tensor in written_tensors(func, args, options)):
+            raise Unrecordable(f"it changes a tensor that outlives the pass ({func})")
+        given = set(_storages((args, options)))
+        result = func(*args, **options)
+        self._made_here.update(storage for storage in _storages(result) if storage not in given)
+        return result
+
+
+def _storages(tree: Any) -> Iterator[int | None]:
+    return (_storage(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Return what identifies a tensor's memory; None for a packed weight, which PyTorch gives no storage."""
+    try:
+        storage: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+    return storage
+
+
 class Tape(TorchFunctionMode):
-    """While the context lasts, notes every call of a function of PyTorch's in this thread.
+    """While the context lasts, records every call of a PyTorch function in this thread.
 
     Args:
         inputs: the tensors that the pass is given.
 
     Attributes:
         steps: the calls, in order.
+
+    Raises:
+        Unrecordable: if a list of calls cannot repeat the pass; see `RepeatableOperators`.
     """
 
     def __init__(self, *inputs: torch.Tensor) -> None:
@@ -82,6 +138,16 @@ class Tape(TorchFunctionMode):
         self._count = len(inputs)
         # Whatever has a number stays alive, so that no other tensor can come by its identity.
         self._alive: list[Any] = list(inputs)
+        self._operators = RepeatableOperators()
+
+    def __enter__(self) -> Tape:
+        self._operators.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._operators.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,

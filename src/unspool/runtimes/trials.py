@@ -12,6 +12,7 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.runtimes.causal import CausalModel, Look
+from unspool.runtimes.families import max_positions
 from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.states import Anatomy, Share, Stack, can_shorten
 
@@ -19,10 +20,20 @@ _OPENING, _LENGTH = 3, 6
 
 
 class Reference(NamedTuple):
-    """Two sequences of a few tokens, [2, length], and what follows some of their beginnings, by (sequence, length)."""
+    """The model's own logits for two short sequences.
+
+    ids: [2, length]. logits: [vocab] each, by (sequence, number of its first tokens that were read). opening: length of
+    the part that is read first.
+    """
 
     ids: torch.Tensor
     logits: dict[tuple[int, int], torch.Tensor]
+    opening: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of each sequence."""
+        return self.ids.shape[1]
 
     @property
     def vocab_size(self) -> int:
@@ -36,16 +47,18 @@ def refer(model: CausalModel) -> Reference:
     Raises:
         ModelError: the model does not run.
     """
-    count = model.num_embeddings
-    first = [count * part // (_LENGTH + 2) for part in range(1, _LENGTH + 1)]
+    count, limit = model.num_embeddings, max_positions(model.host.module)
+    length = _LENGTH if limit is None else max(2, min(_LENGTH, limit))
+    opening = min(_OPENING, length - 1)
+    first = [count * part // (_LENGTH + 2) for part in range(1, length + 1)]
     ids = torch.tensor([first, first[::-1]], device=model.host.device)
-    lengths = [(0, length) for length in range(_OPENING, _LENGTH + 1)] + [(1, _OPENING), (1, _OPENING + 1)]
+    beginnings = [(0, count) for count in range(opening, length + 1)] + [(1, opening), (1, opening + 1)]
     try:
         model.learn(first)
-        logits = {(n, length): model.next_row(ids[n : n + 1, :length]).logits[0] for n, length in lengths}
+        logits = {(n, count): model.next_row(ids[n : n + 1, :count]).logits[0] for n, count in beginnings}
     except Exception as error:
         raise ModelError(f"{_kind(model)} does not run: {type(error).__name__}: {error}") from error
-    return Reference(ids, logits)
+    return Reference(ids, logits, opening)
 
 
 def _kind(model: CausalModel) -> str:
@@ -102,21 +115,21 @@ def try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
 
 def _try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
     judge, ids = _Judge(model, reference), reference.ids
-    one, other = (_read(model, ids[n : n + 1, :_OPENING], None, _OPENING) for n in (0, 1))
+    one, other = (_read(model, ids[n : n + 1, : reference.opening], None, reference.opening) for n in (0, 1))
     if one.tree is None:
         raise ModelError(f"{_kind(model)} returns no cache")
-    if not (judge.agrees(one, (0, _OPENING)) and judge.agrees(other, (1, _OPENING))):
+    if not (judge.agrees(one, (0, reference.opening)) and judge.agrees(other, (1, reference.opening))):
         raise ModelError(f"{_kind(model)} gives other results when it fills its cache")
     # Copied as a whole, for what of it calls change is not known yet.
     bare = Anatomy(one.tree, None, one.tree)
-    step = _read(model, ids[:1, : _OPENING + 1], bare.copied(one.tree), 1)
+    step = _read(model, ids[:1, : reference.opening + 1], bare.copied(one.tree), 1)
     # The other sequence was read in between: what a model keeps to itself would be the other's now.
-    if not judge.agrees(step, (0, _OPENING + 1)):
+    if not judge.agrees(step, (0, reference.opening + 1)):
         raise ModelError(f"{_kind(model)} gives other results on its own cache")
-    continues = _agrees_in_a_run(model, judge, ids, bare.copied(one.tree))
-    anatomy = Anatomy(one.tree, _pair(model, judge, ids, bare), step.tree)
+    continues = _agrees_in_a_run(model, judge, reference, bare.copied(one.tree))
+    anatomy = Anatomy(one.tree, _pair(model, judge, reference, bare), step.tree)
     habits = CacheHabits(continues, False, anatomy)
-    return habits._replace(shortens=_agrees_shortened(model, judge, ids, habits, step.tree))
+    return habits._replace(shortens=_agrees_shortened(model, judge, reference, habits, step.tree))
 
 
 def _read(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> Look:
@@ -125,35 +138,39 @@ def _read(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, num_sh
     return model.run(ids, tree, num_new, [row for end in ends for row in range(end - num_shown, end)])
 
 
-def _agrees_in_a_run(model: CausalModel, judge: _Judge, ids: torch.Tensor, tree: Any) -> bool:
-    count = _LENGTH - _OPENING
+def _agrees_in_a_run(model: CausalModel, judge: _Judge, reference: Reference, tree: Any) -> bool:
+    count = reference.length - reference.opening
+    if count < 2:  # too few positions to see it
+        return False
     try:
-        look = _read(model, ids[:1], tree, count, count)
+        look = _read(model, reference.ids[:1], tree, count, count)
     except Exception:  # a model may refuse it in any way it likes
         return False
-    return judge.agrees(look, *((0, length) for length in range(_OPENING + 1, _LENGTH + 1)))
+    return judge.agrees(look, *((0, length) for length in range(reference.opening + 1, reference.length + 1)))
 
 
-def _pair(model: CausalModel, judge: _Judge, ids: torch.Tensor, anatomy: Anatomy) -> Any | None:
+def _pair(model: CausalModel, judge: _Judge, reference: Reference, anatomy: Anatomy) -> Any | None:
     """Return the tree of both sequences read side by side, or None where that gives other results, then or later."""
     try:
-        look = _read(model, ids[:, :_OPENING], None, _OPENING)
-        step = _read(model, ids[:, : _OPENING + 1], anatomy.copied(look.tree), 1)
+        look = _read(model, reference.ids[:, : reference.opening], None, reference.opening)
+        step = _read(model, reference.ids[:, : reference.opening + 1], anatomy.copied(look.tree), 1)
     except Exception:  # a model may refuse it in any way it likes
         return None
-    agrees = judge.agrees(look, (0, _OPENING), (1, _OPENING))
-    return look.tree if agrees and judge.agrees(step, (0, _OPENING + 1), (1, _OPENING + 1)) else None
+    agrees = judge.agrees(look, (0, reference.opening), (1, reference.opening))
+    return look.tree if agrees and judge.agrees(step, (0, reference.opening + 1), (1, reference.opening + 1)) else None
 
 
-def _agrees_shortened(model: CausalModel, judge: _Judge, ids: torch.Tensor, habits: CacheHabits, longer: Any) -> bool:
+def _agrees_shortened(
+    model: CausalModel, judge: _Judge, reference: Reference, habits: CacheHabits, longer: Any
+) -> bool:
     if not can_shorten(longer):
         return False
-    share = Share(Stack(longer, 1, _OPENING + 1), 0, _OPENING - 1)
+    share = Share(Stack(longer, 1, reference.opening + 1), 0, reference.opening - 1)
     try:
-        look = _read(model, ids[:1, :_OPENING], habits.anatomy.gathered([share], share.length), 1)
+        look = _read(model, reference.ids[:1, : reference.opening], habits.anatomy.gathered([share], share.length), 1)
     except Exception:  # a cache may refuse it in any way it likes
         return False
-    return judge.agrees(look, (0, _OPENING))
+    return judge.agrees(look, (0, reference.opening))
 
 
 class WholeHabits(NamedTuple):
@@ -170,14 +187,16 @@ class WholeHabits(NamedTuple):
 def try_whole(model: CausalModel, reference: Reference) -> WholeHabits:
     """Learn how the model may be run without a cache."""
     judge, ids = _Judge(model, reference), reference.ids
-    lengths = range(_OPENING, _LENGTH + 1)
+    lengths = range(reference.opening, reference.length + 1)
     try:
-        look = model.run(ids[:1], None, _LENGTH, [length - 1 for length in lengths], remembers=False)
+        look = model.run(ids[:1], None, reference.length, [length - 1 for length in lengths], remembers=False)
         shows_all = judge.agrees(look, *((0, length) for length in lengths))
     except Exception:  # a model may refuse it in any way it likes
         shows_all = False
     try:
-        batches = judge.agrees(model.next_row(ids[:, : _OPENING + 1]), (0, _OPENING + 1), (1, _OPENING + 1))
+        batches = judge.agrees(
+            model.next_row(ids[:, : reference.opening + 1]), (0, reference.opening + 1), (1, reference.opening + 1)
+        )
     except Exception:
         batches = False
     return WholeHabits(shows_all, batches)

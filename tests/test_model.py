@@ -194,6 +194,31 @@ def test_stop_strings_end_the_text_before_them() -> None:
     assert result.completions[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("<|turn|>", "She said yes."),
+        ("<|turn|>Us", "She said yes."),
+        ("yes.<|turn|>", "She said "),
+        ("|turn|>Use", "She said yes."),
+        (".User", None),
+        ("er<|end|>", None),
+    ],
+)
+def test_a_special_token_counts_with_its_text_in_stop_strings(stop: str, text: str | None) -> None:
+    """The end-of-sequence token ends the output by itself, so nothing is cut there."""
+    lm = recite("She said yes.<|turn|>User")
+    result = lm.generate("x\n", stop_strings=stop)
+    assert result.text == ("She said yes.User" if text is None else text)
+    assert result.completions[0].finish_reason == ("eos" if text is None else "stop")
+    assert "".join(chunk.text for chunk in lm.stream("x\n", stop_strings=stop)) == result.text
+
+
+def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_output() -> None:
+    result = recite("er said yes.").generate("Us\n", stop_strings="\ner")
+    assert (result.text, result.completions[0].finish_reason) == ("er said yes.", "eos")
+
+
 @pytest.mark.parametrize("stops", [None, ["fox 🦊 who"], ["🦊"], ["好, w"], ["!", "time"], [" The end."]])
 def test_streamed_chunks_join_to_the_text_and_hold_whole_characters(stops: list[str] | None) -> None:
     lm = recite(TALE)

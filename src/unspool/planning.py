@@ -120,10 +120,12 @@ def plan_jobs(
     detokenizer: Detokenizer | None,
     tentative: bool = False,
     trace: bool = False,
+    stops_in_prompt: bool = False,
 ) -> list[Job]:
     """Return one job for each prompt.
 
-    prompts: items as `reader.split` returns them. tentative, trace: as in Request.
+    prompts: items as `reader.split` returns them. tentative, trace: as in Request. stops_in_prompt: whether a stop
+    string can begin in the prompt.
 
     Raises:
         PromptError: a prompt cannot be read. OptionError: an option needs what the model has not.
@@ -141,7 +143,7 @@ def plan_jobs(
     if own.assistant is not None:
         check_vocabulary(own.assistant, tokenizer, info.vocab_size)
         check_source(own.assistant, reader.source)
-    criteria = _criteria(config, own, detokenizer)
+    criteria = _criteria(config, own, detokenizer, in_prompt=stops_in_prompt)
     jobs = []
     for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True)):
         ids, text, source = reader.read(prompt, beginning, index)
@@ -203,14 +205,16 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     return list(seed)
 
 
-def _criteria(config: GenerationConfig, own: Own, detokenizer: Detokenizer | None) -> tuple[Criterion, ...]:
+def _criteria(
+    config: GenerationConfig, own: Own, detokenizer: Detokenizer | None, *, in_prompt: bool
+) -> tuple[Criterion, ...]:
     """Return the reasons to stop: stop strings first, then the caller's own."""
     if not config.stop_strings:
         return own.criteria
     if detokenizer is None:
         hint = "give `tokenizer=` to load(), or stop at token ids with `eos_token_id`"
         raise OptionError("stop_strings", config.stop_strings, "needs a tokenizer to read text with", hint)
-    return (StopStrings(config.stop_strings, detokenizer), *own.criteria)
+    return (StopStrings(config.stop_strings, detokenizer, in_prompt=in_prompt), *own.criteria)
 
 
 def _with_forced_words(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:

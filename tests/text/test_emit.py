@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import compress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,9 +45,32 @@ def test_pieces_joined_are_the_final_text(
 
     final = text_of(detokenizer, prompt, token_ids=output, finish_reason=reason, stops=stops)
     whole = "".join(detokenizer.pieces(prompt, output))
-    match = first_stop(whole, stops)
+    written, visible = written_of(detokenizer, prompt, output)
+    match = first_stop(written, stops)
     assert "".join(shown) == final
-    assert final == (whole[: match[0]] if match and reason == "stop" else whole)
+    assert final == ("".join(compress(written[: match[0]], visible)) if match and reason == "stop" else whole)
+
+
+def written_of(detokenizer: Detokenizer, prompt: list[int], output: list[int]) -> tuple[str, list[bool]]:
+    """Return the text with special tokens at their places, and for each character whether it is visible."""
+    special = {token: text for token in range(SIZE) if (text := special_text(detokenizer, token))}
+    state, written, visible = detokenizer.start(prompt), "", []
+    for token in output:
+        state, text = detokenizer.advance(state, token)
+        written += text + special.get(token, "")
+        visible += [True] * len(text) + [False] * len(special.get(token, ""))
+    rest = detokenizer.flush(state)
+    return written + rest, visible + [True] * len(rest)
+
+
+@cache
+def special_text(detokenizer: Detokenizer, token: int) -> str:
+    """Return the text of a special token behind other text; "" for other tokens."""
+    tokenizer = detokenizer.tokenizer
+    if token not in tokenizer.all_special_ids:
+        return ""
+    (letter,) = tokenizer.encode("a", add_special_tokens=False)
+    return tokenizer.decode([letter, token]).removeprefix(tokenizer.decode([letter]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

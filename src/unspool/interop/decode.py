@@ -142,6 +142,7 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
         call.own,
         reader=reader,
         detokenizer=Detokenizer(call.tokenizer) if call.config.stop_strings else None,
+        stops_in_prompt=True,
     )
     return [job.request for job in jobs]
 

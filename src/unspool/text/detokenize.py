@@ -69,6 +69,7 @@ class Detokenizer:
         self._additive = not cleans and _is_byte_level(tokenizer)
         # What a token is by itself never changes, so these only ever fill up, and sharing them is safe.
         self._skipped: dict[int, bool] = {}
+        self._hidden: dict[int, str] = {}
         self._forms: dict[int, tuple[str, ...]] = {}
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -140,6 +141,19 @@ class Detokenizer:
         if known is None:
             shown = self.tokenizer.decode([token], skip_special_tokens=False)
             known = self._skipped[token] = bool(shown) and not self.decode([token])
+        return known
+
+    def hidden(self, token: int) -> str:
+        """Return the text of a special token that is left out of the text; "" for every other token.
+
+        It is the text that the token has behind other text, as in "a [SEP]".
+        """
+        if not self.skips(token):
+            return ""
+        known = self._hidden.get(token)
+        if known is None:
+            once, twice = (self.tokenizer.decode([token] * count, skip_special_tokens=False) for count in (1, 2))
+            known = self._hidden[token] = twice[len(once) :] if twice.startswith(once) else once
         return known
 
     def forms(self, token: int) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from unspool.text.detokenize import REPLACEMENT, Detokenizer
-from unspool.text.stops import HoldBack, first_stop
+from unspool.text.detokenize import REPLACEMENT, Detokenizer, DetokenizerState
+from unspool.text.stops import HoldBack
 
 
 class TextEmitter:
@@ -26,26 +26,28 @@ class TextEmitter:
         self._hold = HoldBack(stops)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Return the text that is certain after these tokens and cannot be part of a stop string; often ""."""
-        pieces: list[str] = []
-        for token in token_ids:
-            self._state, text = self._detokenizer.advance(self._state, token)
-            self._hold, shown = self._hold.push(text)
-            pieces.append(shown)
-        return "".join(pieces)
+        """Return the text that is certain after these tokens and cannot belong to a stop string; often ""."""
+        self._state, self._hold, shown = self._after(token_ids)
+        return shown
 
     def tentative(self, token_ids: Iterable[int]) -> str:
-        """Return the text that these tokens would add to what is out, if they followed; changes nothing.
+        """Return the text that these tokens would add if they followed; changes nothing.
 
-        What is held back so far comes first. It ends before a stop string, and holds no part of a character.
+        The text that is held back comes first. The result ends before a stop string, and holds no part of a character.
         """
-        state, pieces = self._state, [self._hold.held]
+        state, hold, shown = self._after(token_ids)
+        hold, last = hold.push(self._detokenizer.flush(state))
+        text = shown + last + hold.finish(stopped=True)
+        return text if hold.matched else text.rstrip(REPLACEMENT)
+
+    def _after(self, token_ids: Iterable[int]) -> tuple[DetokenizerState, HoldBack, str]:
+        """Return both states after these tokens, and the text that they let out."""
+        state, hold, pieces = self._state, self._hold, []
         for token in token_ids:
             state, text = self._detokenizer.advance(state, token)
-            pieces.append(text)
-        text = "".join(pieces) + self._detokenizer.flush(state)
-        match = first_stop(text, self._hold.stops)
-        return text[: match[0]] if match else text.rstrip(REPLACEMENT)
+            hold, shown = hold.push(text, self._detokenizer.hidden(token) if hold.stops else "")
+            pieces.append(shown)
+        return state, hold, "".join(pieces)
 
     def finish(self, finish_reason: str) -> str:
         """Return the last text of the output.

@@ -1,16 +1,18 @@
-"""Stop strings: when an output ends because of one, and what of its text may be shown until then.
+"""Stop strings: the criterion that ends an output with one, and the hold-back of streamed text.
 
-Owns: the criterion the engine asks about candidates, and the hold-back of streamed text. Does not know: who asks.
+Owns: both. Does not know: the callers.
 
-Only the output's own text counts: a stop string that begins in the prompt is none. Of several stop strings, the one
-that is complete first counts, and of those complete at the same character the longest. So the result depends on the
-text alone, not on how the text falls into tokens.
+Stop strings are matched against the written text: the visible text, with the text of each special token at its place.
+So a stop string can hold the text of a special token, and never matches across one that stands between. Of several stop
+strings, the earliest complete one counts, and the longest of those that are complete at the same character. The result
+depends on the text alone, not on its division into tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from unspool.errors import OptionError
@@ -46,59 +48,69 @@ def first_stop(text: str, stops: tuple[str, ...], start: int = 0) -> tuple[int, 
 
 
 class StopState(NamedTuple):
-    """detokenizer: where it stands. tail: the last characters of the output, one fewer than the longest stop string."""
+    """detokenizer: its state. tail: the end of the written text, one character shorter than the longest stop string."""
 
     detokenizer: DetokenizerState
     tail: str
 
 
 class StopStrings:
-    """Stopping criterion "stop": the output's text contains a stop string. States are immutable values.
+    """Stopping criterion "stop": the written text contains a stop string. States are immutable values.
 
-    Most candidates are dismissed by a look at what is known of the token; text is decoded only where a stop string
-    could become complete.
+    Most candidates are dismissed by their token alone. Text is decoded only if a stop string could become complete.
 
     Args:
         stops: one or more non-empty strings.
-        detokenizer: of the model; may be shared.
+        detokenizer: of the model; can be shared.
+        in_prompt: whether a stop string can begin in the prompt. It always ends in the output.
 
     Raises:
-        OptionError: a stop string is empty or none is given.
+        OptionError: if a stop string is empty or none is given.
     """
 
     name = "stop"
 
-    def __init__(self, stops: Sequence[str], detokenizer: Detokenizer) -> None:
+    def __init__(self, stops: Sequence[str], detokenizer: Detokenizer, *, in_prompt: bool = False) -> None:
         self.stops = check_stops(stops)
         if not self.stops:
             raise OptionError("stop_strings", stops, "must hold at least one string", "use None for no stop strings")
         self._detokenizer = detokenizer
+        self._in_prompt = in_prompt
         self._tail_length = max(map(len, self.stops)) - 1
         self._endings = tuple(stop[i:] for stop in self.stops for i in range(1, len(stop)))
         self._may_complete: dict[int, bool] = {}
 
     def start(self, context: Context) -> StopState:
         """Return the state before the first output token."""
-        return StopState(self._detokenizer.start(context.prompt), "")
+        if not self._in_prompt or not self._tail_length:
+            return StopState(self._detokenizer.start(context.prompt), "")
+        # Each token has at least one character, as in transformers, so this many can be part of a stop string.
+        first = max(0, len(context.prompt) - self._tail_length)
+        state = StopState(self._detokenizer.start(context.prompt[:first]), "")
+        for token in context.prompt[first:]:
+            state = self.advance(state, token)
+        return state
 
     def advance(self, state: StopState, token: int) -> StopState:
-        """Return the state after one more output token."""
+        """Return the state after one more token."""
         detokenizer, text = self._detokenizer.advance(state.detokenizer, token)
-        return StopState(detokenizer, self._last(state.tail + text))
+        return StopState(detokenizer, self._last(state.tail + text + self._detokenizer.hidden(token)))
 
     def ends(self, state: StopState, token: int) -> bool:
-        """Return whether a stop string is complete once the token's text stands behind the output's."""
+        """Return whether the token completes a stop string."""
         if not state.detokenizer.pending and not self.may_complete(token):
             return False
-        text = state.tail + self._detokenizer.advance(state.detokenizer, token)[1]
+        visible = self._detokenizer.advance(state.detokenizer, token)[1]
+        text = state.tail + visible + self._detokenizer.hidden(token)
         known = len(state.tail)
         return any(text.find(stop, max(0, known - len(stop) + 1)) >= 0 for stop in self.stops)
 
     def may_complete(self, token: int) -> bool:
-        """Return whether there is any text that the token could complete to a stop string; True where unsure."""
+        """Return whether the token completes a stop string behind some text; True if that is unknown."""
         verdict = self._may_complete.get(token)
         if verdict is None:
-            forms = self._detokenizer.forms(token)
+            hidden = self._detokenizer.hidden(token)
+            forms = (hidden,) if hidden else self._detokenizer.forms(token)
             verdict = not forms or any(self._completes(form) for form in forms)
             self._may_complete[token] = verdict
         return verdict
@@ -112,30 +124,40 @@ class StopStrings:
 
 @dataclass(frozen=True, slots=True)
 class HoldBack:
-    """Text on its way out, as a value: what could still be part of a stop string waits.
+    """Written text on its way out, as a value: the part that can still belong to a stop string waits.
 
     Args:
         stops: the stop strings; () lets everything through.
-        held: text not yet handed out.
-        matched: whether `held` begins with a whole stop string, so that nothing more may pass.
+        held: written text that is not handed out.
+        shows: one byte per character of `held`: 1 if the character is visible, 0 if a special token is left out.
+        matched: whether `held` begins with a whole stop string, so that nothing more must pass.
     """
 
     stops: tuple[str, ...]
     held: str = ""
+    shows: bytes = b""
     matched: bool = False
 
-    def push(self, text: str) -> tuple[HoldBack, str]:
-        """Return the value after more text, and the text that no stop string can begin in any more."""
-        waiting = self.held + text
+    def push(self, text: str, hidden: str = "") -> tuple[HoldBack, str]:
+        """Return the value after more text, and the visible text that cannot belong to a stop string any more.
+
+        Args:
+            text: visible text.
+            hidden: the text of a special token behind it.
+        """
+        if not self.stops:
+            return self, text
+        waiting, shows = self.held + text + hidden, self.shows + b"\1" * len(text) + b"\0" * len(hidden)
         if self.matched:
-            return HoldBack(self.stops, waiting, True), ""
+            return HoldBack(self.stops, waiting, shows, True), ""
         match = first_stop(waiting, self.stops)
         cut = len(waiting) - self._overlap(waiting) if match is None else match[0]
-        return HoldBack(self.stops, waiting[cut:], match is not None), waiting[:cut]
+        rest = HoldBack(self.stops, waiting[cut:], shows[cut:], match is not None)
+        return rest, "".join(compress(waiting[:cut], shows))
 
     def finish(self, *, stopped: bool) -> str:
-        """Return the rest: all that is held, or nothing from the stop string on if that is why the output ended."""
-        return "" if stopped and self.matched else self.held
+        """Return the visible rest: all of it, or nothing if the output ended with the stop string that is held."""
+        return "" if stopped and self.matched else "".join(compress(self.held, self.shows))
 
     def _overlap(self, text: str) -> int:
         """Return the length of the longest end of `text` that begins a stop string."""

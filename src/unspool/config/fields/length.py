@@ -49,7 +49,7 @@ class StoppingOptions:
     stop_strings: tuple[str, ...] | None = option(
         texts(),
         group=_STOPPING,
-        help="Strings that end an output as soon as its generated text holds one of them.",
+        help="Strings that end an output as soon as its text, special tokens included, holds one of them.",
     )
     max_time: float | None = option(
         real(0, brackets="(]"),

@@ -10,7 +10,7 @@ import pytest
 import unspool.comparing
 from tests.speakers import recite
 from tests.toys import SmallBeam, mixing_toy, toy
-from unspool import CapacityError, GenerationConfig, LanguageModel, OptionError, PromptError, set_seed
+from unspool import CapacityError, GenerationConfig, LanguageModel, OptionError, set_seed
 from unspool.comparing import LINE_UP, line_up
 from unspool.protocols import Runtime
 from unspool.strategies import STRATEGIES
@@ -79,10 +79,34 @@ def test_the_prompt_is_a_text_or_token_ids(prompt: Any) -> None:
     assert result.prompt == lm.generate(prompt, max_new_tokens=1).prompt
 
 
-@pytest.mark.parametrize("prompt", [["one\n", "two\n"], [[1], [2]], [], 3])
-def test_several_prompts_are_refused(prompt: Any) -> None:
-    with pytest.raises(PromptError):
-        recite("Once.").compare(prompt, ["greedy"])
+def test_several_prompts_are_compared_in_one_batch_in_their_order() -> None:
+    runtime = Counting(mixing_toy())
+    lm, prompts = LanguageModel(runtime), [[1, 2], [3], [4, 5, 6]]
+    found = lm.compare(prompts, ENTRIES, max_new_tokens=6, seed=5)
+    num_passes = len(runtime.batches)
+    assert len(found) == len(prompts)
+    for prompt, comparison in zip(prompts, found, strict=True):
+        alone = lm.compare(prompt, ENTRIES, max_new_tokens=6, seed=5)
+        assert {name: tokens(alone[name]) for name in alone} == {name: tokens(comparison[name]) for name in comparison}
+    assert num_passes <= 8, "all entries of all prompts share their passes"
+    assert lm.compare([], ["greedy"]) == []
+
+
+def test_options_per_prompt_reach_the_entries_of_that_prompt_alone() -> None:
+    lm = model()
+    found = lm.compare([PROMPT, [4]], ["greedy", "sample"], max_new_tokens=[3, 5], temperature=[0.5, 2.0], seed=[1, 2])
+    for prompt, comparison, options in zip([PROMPT, [4]], found, [(3, 0.5, 1), (5, 2.0, 2)], strict=True):
+        length, temperature, seed = options
+        alone = lm.compare(prompt, ["greedy", "sample"], max_new_tokens=length, temperature=temperature, seed=seed)
+        assert [tokens(alone[name]) for name in alone] == [tokens(comparison[name]) for name in comparison]
+    with pytest.raises(OptionError, match="`top_p` of prompt 1 must be"):
+        lm.compare([PROMPT, [4]], ["sample"], top_p=[0.5, 7.0])
+
+
+def test_entries_of_one_prompt_share_a_fresh_seed_and_prompts_do_not() -> None:
+    first, second = model().compare([PROMPT, PROMPT], ["sample", "top_k"], max_new_tokens=2)
+    assert first["sample"].seed == first["top_k"].seed
+    assert second["sample"].seed == second["top_k"].seed != first["sample"].seed
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unspool.config import GenerationConfig
 from unspool.errors import OptionError
+from unspool.per_prompt import Configs
 from unspool.results import Chunk, Completion, Generation
 from unspool.streaming import Stream
 from unspool.text.chat import Message, answer_of, check_template, continued, encode_chat, is_chat, read_chat, turn_end
@@ -134,7 +136,7 @@ def chat(
     chat_template: str | None,
     chat_template_kwargs: Mapping[str, Any] | None,
     stream: bool,
-    config: GenerationConfig | None,
+    config: Configs,
     options: Mapping[str, Any],
 ) -> ChatGeneration | list[ChatGeneration] | ChatStream:
     """Answer one conversation or several; see LanguageModel.chat."""
@@ -148,10 +150,11 @@ def chat(
         for each in (messages if several else [messages])
     ]
     prompts = [conversation.prompt_ids for conversation in conversations]
-    asked = {**options, **_turn_ends(lm, config, options, chat_template, chat_template_kwargs)}
+    ending = partial(_ending, options=options, end=_unknown_end(lm, chat_template, chat_template_kwargs))
+    config = [ending(each) for each in config] if isinstance(config, list | tuple) else ending(config)
     if stream:
-        return ChatStream(lm.stream(prompts, config=config, **asked), conversations)
-    generations = lm.generate(prompts, config=config, **asked)
+        return ChatStream(lm.stream(prompts, config=config, **options), conversations)
+    generations = lm.generate(prompts, config=config, **options)
     results = [one.result(generation) for one, generation in zip(conversations, generations, strict=True)]
     return results if several else results[0]
 
@@ -177,17 +180,20 @@ def _conversation(
     return Conversation(messages=messages, prompt_ids=ids, tools=tools, continues=continues, tokenizer=lm.tokenizer)
 
 
-def _turn_ends(
-    lm: LanguageModel,
-    config: GenerationConfig | None,
-    options: Mapping[str, Any],
-    chat_template: str | None,
-    template_options: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Return the option that ends an answer at the end of a turn too, unless the caller says where outputs end."""
-    given = {*options, *(config.given if config is not None else ())}
-    if given & {"eos_token_id", "ignore_eos"}:
-        return {}
+def _unknown_end(
+    lm: LanguageModel, chat_template: str | None, template_options: Mapping[str, Any] | None
+) -> tuple[int, ...] | None:
+    """Return the model's own end tokens with the end of a turn, or None if the end of a turn is among them."""
     known = lm.config.eos_token_id or lm.info.eos_token_ids
     end = turn_end(lm.tokenizer, chat_template, template_options)
-    return {} if end is None or end in known else {"eos_token_id": (*known, end)}
+    return None if end is None or end in known else (*known, end)
+
+
+def _ending(config: Any, *, options: Mapping[str, Any], end: tuple[int, ...] | None) -> Any:
+    """Return a config that ends an answer at the end of a turn too, unless the caller says where outputs end."""
+    if end is None or not isinstance(config, GenerationConfig | None):
+        return config  # another type is refused with all other options
+    given = {*options, *(config.given if config is not None else ())}
+    return (
+        config if given & {"eos_token_id", "ignore_eos"} else (config or GenerationConfig()).replace(eos_token_id=end)
+    )

@@ -14,6 +14,7 @@ from unspool.config import OPTIONS, GenerationConfig
 from unspool.config.option import UNSET
 from unspool.config.strategies import choose_strategy, meets_needs
 from unspool.errors import OptionError
+from unspool.per_prompt import Group
 from unspool.results.comparison import Compared, Comparison
 from unspool.results.generation import Generation
 from unspool.strategies import STRATEGIES
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from unspool.planning import Job
 
 Entries: TypeAlias = Mapping[str, Mapping[str, Any] | GenerationConfig] | Sequence[str]
-Planner: TypeAlias = Callable[[GenerationConfig, dict[str, Any]], "Job"]
+Planner: TypeAlias = Callable[[Group, GenerationConfig, dict[str, Any]], "list[Job]"]
 Runner: TypeAlias = Callable[[Sequence["Job"]], list[Generation]]
 
 _WIDTH: Final = 4
@@ -77,10 +78,10 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
-    """An entry ready to run. unread: what its strategy does not read of the shared options."""
+    """An entry ready to run. jobs: one per prompt. unread: shared options that its strategy does not read."""
 
     entry: _Entry
-    job: Job
+    jobs: list[Job]
     unread: frozenset[str]
 
 
@@ -108,28 +109,53 @@ def check_names(names: Iterable[Any]) -> None:
 
 def compare(
     strategies: Entries | None,
-    shared: Mapping[str, Any],
-    config: GenerationConfig | None,
+    groups: Sequence[Group],
     *,
     stored: GenerationConfig,
     info: ModelInfo,
     plan: Planner,
     run: Runner,
-) -> Comparison:
-    """Answer one prompt in several ways, all in one batch.
+) -> list[Comparison]:
+    """Answer every prompt in several ways, all in one batch.
 
     Args:
         strategies: entries by name, names of the line-up, or None for all of it that this model and call can run.
-        shared: options for every entry whose strategy reads them; besides `processors`, `criteria`, `assistant_model`.
-        config: the user's own options, a layer below.
-        stored: the model's.
+        groups: prompts with their options, which reach every entry whose strategy reads them.
+        stored: the model's config.
         info: of the model.
-        plan: makes the prompt's job from a config and the options above it, or raises what is wrong with them.
+        plan: makes the jobs of a group from a config and the options above it.
         run: runs jobs together.
 
+    Returns:
+        One comparison per prompt, in order.
+
     Raises:
-        OptionError: before any work starts; where it is about an entry, it names it.
+        OptionError: before any work starts; it names the entry if it is about one.
     """
+    planned: list[list[_Planned]] = []
+    for group in groups:
+        with group.naming():
+            planned.append(_plan_group(strategies, group, stored=stored, info=info, plan=plan))
+    jobs: list[list[Job]] = []  # --> [prompts, entries]
+    for entries in planned:
+        jobs += map(_under_one_seed, zip(*(each.jobs for each in entries), strict=True))
+    generations = iter(run([job for prompt in jobs for job in prompt]))
+    return [
+        Comparison(rows=tuple(_row(each, next(generations)) for each in entries))
+        for group, entries in zip(groups, planned, strict=True)
+        for _ in group.prompts
+    ]
+
+
+def _row(planned: _Planned, generation: Generation) -> Compared:
+    return Compared.of(planned.entry.name, generation, unread=tuple(sorted(planned.unread)))
+
+
+def _plan_group(
+    strategies: Entries | None, group: Group, *, stored: GenerationConfig, info: ModelInfo, plan: Planner
+) -> list[_Planned]:
+    """Return every entry with the jobs of the group's prompts."""
+    config, shared = group.config, group.options
     if config is not None and not isinstance(config, GenerationConfig):
         raise OptionError("config", config, "must be an unspool.GenerationConfig", "give options as keywords instead")
     objects = {name: value for name, value in shared.items() if name in _OBJECTS}
@@ -137,14 +163,14 @@ def compare(
         objects["strategy"] = shared["strategy"]
     below = _layered(config, {name: value for name, value in shared.items() if name not in objects})
     entries = _entries(strategies, below, objects, info)
-    planned = [_plan(entry, below, objects, stored=stored, plan=plan) for entry in entries]
+    if not group.prompts:
+        return []
+    planned = [
+        _plan(entry, below, objects, stored=stored, plan=lambda layer, own: plan(group, layer, own))
+        for entry in entries
+    ]
     _check_read(planned, {**_given(below), **objects})
-    jobs = _under_one_seed([each.job for each in planned])
-    rows = (
-        Compared.of(each.entry.name, generation, unread=tuple(sorted(each.unread)))
-        for each, generation in zip(planned, run(jobs), strict=True)
-    )
-    return Comparison(rows=tuple(rows))
+    return planned
 
 
 # --- which entries ------------------------------------------------------------------------------------------------
@@ -216,15 +242,15 @@ def _plan(
     objects: Mapping[str, Any],
     *,
     stored: GenerationConfig,
-    plan: Planner,
+    plan: Callable[[GenerationConfig, dict[str, Any]], list[Job]],
 ) -> _Planned:
-    """Return the entry's job, without the shared options that its strategy does not read."""
+    """Return the entry's jobs, without the shared options that its strategy does not read."""
     whole = below.replace(**entry.presets)
     layer, own = whole, {**objects, **entry.own}
     refusals: dict[str, OptionError] = {}
     while True:
         try:
-            job = plan(layer, own)
+            jobs = plan(layer, own)
             break
         except OptionError as error:
             option = error.option
@@ -238,9 +264,9 @@ def _plan(
     # An option may have been refused for another reason than that nobody reads it; that is an error after all.
     values = {**_values(stored), **_given(whole), **_checked(own)}
     for option, refusal in refusals.items():
-        if not _is_unread(option, job, values, named="strategy" in own):
+        if not _is_unread(option, jobs[0], values, named="strategy" in own):
             raise _named(refusal, entry.name)
-    return _Planned(entry=entry, job=job, unread=frozenset(refusals) - entry.presets.keys())
+    return _Planned(entry=entry, jobs=jobs, unread=frozenset(refusals) - entry.presets.keys())
 
 
 def _is_unread(option: str, job: Job, values: Mapping[str, Any], *, named: bool) -> bool:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from unspool.chat_completion import ChatGeneration, ChatStream, chat
 from unspool.comparing import Entries, compare
 from unspool.config import GenerationConfig
-from unspool.engine import Engine, Request
+from unspool.engine import Engine
 from unspool.engine.driver import Driver
 from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import context_of
-from unspool.errors import ModelError, PromptError
-from unspool.inquiries import check_says_something, read_continuation
+from unspool.errors import ModelError
+from unspool.inquiries import ToScore, next_token_jobs, read_scores
+from unspool.per_prompt import Configs, Group, group_prompts
 from unspool.planning import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
-from unspool.prompts import Prompt
+from unspool.prompts import Prompt, Prompts
 from unspool.protocols import Runtime
 from unspool.reading import Reader
 from unspool.results import Generation, NextTokens, TextScore
 from unspool.results.comparison import Comparison
-from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
 from unspool.streaming import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
@@ -72,16 +71,12 @@ class LanguageModel:
 
     @overload
     def generate(
-        self, prompt: str, *, config: GenerationConfig | None = ..., progress: bool | None = ..., **options: Any
-    ) -> Generation: ...
-
-    @overload
-    def generate(
         self,
-        prompt: Sequence[int],
+        prompt: str | Sequence[int],
         *,
         config: GenerationConfig | None = ...,
         progress: bool | None = ...,
+        trace: bool = ...,
         **options: Any,
     ) -> Generation: ...
 
@@ -90,16 +85,28 @@ class LanguageModel:
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]],
         *,
-        config: GenerationConfig | None = ...,
+        config: Configs = ...,
         progress: bool | None = ...,
+        trace: bool = ...,
         **options: Any,
     ) -> list[Generation]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        config: Configs = ...,
+        progress: bool | None = ...,
+        trace: bool = ...,
+        **options: Any,
+    ) -> Any: ...
 
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
-        config: GenerationConfig | None = None,
+        config: Configs = None,
         progress: bool | None = None,
         trace: bool = False,
         **options: Any,
@@ -108,12 +115,15 @@ class LanguageModel:
 
         Args:
             prompt: a text, a list of token ids (one prompt), or a list of either (several).
-            config: the user's own options; those given in the call come before it, the model's stored ones after.
-            progress: show a progress bar over the prompts; None for: in a terminal, from 16 prompts on.
-            trace: record what happened, token by token, as `trace` of each Generation; slower.
+            config: the user's own options; those given in the call come before it, the model's stored ones after. A
+                list has one config per prompt.
+            progress: show a progress bar over the prompts; None for a bar in a terminal from 16 prompts on.
+            trace: record every token that the strategy tried, as `trace` of each Generation; slower.
             options: any option of GenerationConfig, and besides `strategy` (a name or an object), `processors` and
                 `criteria` (objects of the protocols in unspool.protocols, in the order they are to act), and
-                `assistant_model` (a LanguageModel, a Runtime or a transformers model that drafts for this one).
+                `assistant_model` (a LanguageModel, a Runtime or a transformers model that drafts for this one). For
+                several prompts a list is one value per prompt: `temperature=[0.2, 1.2]`. An option whose value can be a
+                list, such as `stop_strings`, differs per prompt through `config`.
 
         Returns:
             One Generation for one prompt; a list in the order of the prompts for several.
@@ -123,7 +133,7 @@ class LanguageModel:
             NumericsError: the model's logits are not numbers, or every token is forbidden.
         """
         prompts = self._reader.split(prompt)
-        jobs = self._jobs(prompts.items, config, options, trace=trace)
+        jobs = self._jobs(prompts, config, options, trace=trace)
         generations = self._run(jobs, progress)
         return generations[0] if prompts.single else generations
 
@@ -131,7 +141,7 @@ class LanguageModel:
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
-        config: GenerationConfig | None = None,
+        config: Configs = None,
         tentative: bool = False,
         trace: bool = False,
         **options: Any,
@@ -147,15 +157,14 @@ class LanguageModel:
         Returns:
             A Stream of Chunks; `stream.generation` (or `.generations`) is the whole result at the end.
         """
-        items = self._reader.split(prompt).items
-        jobs = self._jobs(items, config, options, tentative=tentative, trace=trace)
+        jobs = self._jobs(self._reader.split(prompt), config, options, tentative=tentative, trace=trace)
         return Stream(self._driver, jobs, self._detokenizer)
 
     def astream(
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
-        config: GenerationConfig | None = None,
+        config: Configs = None,
         tentative: bool = False,
         trace: bool = False,
         **options: Any,
@@ -191,7 +200,7 @@ class LanguageModel:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         stream: bool = False,
-        config: GenerationConfig | None = None,
+        config: Configs = None,
         **options: Any,
     ) -> ChatGeneration | list[ChatGeneration] | ChatStream:
         """Answer a conversation, or several at once, written down by the model's own chat template.
@@ -227,94 +236,195 @@ class LanguageModel:
             options=options,
         )
 
+    @overload
     def next_tokens(
-        self, prompt: Prompt, *, config: GenerationConfig | None = None, limit: int = 20, **options: Any
-    ) -> NextTokens:
+        self, prompt: str | Sequence[int], *, config: GenerationConfig | None = ..., limit: int = ..., **options: Any
+    ) -> NextTokens: ...
+
+    @overload
+    def next_tokens(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        config: Configs = ...,
+        limit: int = ...,
+        progress: bool | None = ...,
+        **options: Any,
+    ) -> list[NextTokens]: ...
+
+    @overload
+    def next_tokens(
+        self, prompt: Any, *, config: Configs = ..., limit: int = ..., progress: bool | None = ..., **options: Any
+    ) -> Any: ...
+
+    def next_tokens(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        config: Configs = None,
+        limit: int = 20,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> NextTokens | list[NextTokens]:
         """Return the exact distribution that the next token would be drawn from under these options.
 
         Args:
-            prompt: a text or a list of token ids.
-            config, options: as in `generate`.
+            prompt: as in `generate`. Each result holds two tensors of the size of the vocabulary.
+            config, progress, options: as in `generate`.
             limit: how many tokens are shown, at least 1; the full tensors are there whatever it is.
 
+        Returns:
+            One result for one prompt; a list in the order of the prompts for several.
+
         Raises:
-            PromptError: several prompts were given, or as in `generate`.
+            PromptError, OptionError: as in `generate`, or if an option has no effect on the next token alone.
         """
-        resolved, own = resolve_options(options, config, self.config)
-        check_says_something(resolved, own)
-        space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
-        own = replace(own, strategy=NextTokenQuery(space))
-        job = self._plan([self._one(prompt)], resolved.replace(echo=None), own)[0]
-        distribution = self._driver.finish([job.request])[0].rows[0].distribution
-        assert distribution is not None, "a Whole ask is answered with a distribution"
-        return NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
+        prompts = self._reader.split(prompt)
+        jobs = next_token_jobs(group_prompts(prompts, config, options), self.config, self._plan)
+        found: list[NextTokens] = []
+        for job, done in zip(jobs, self._finish(jobs, progress, "reading"), strict=True):
+            distribution = done.rows[0].distribution
+            assert distribution is not None, "a Whole ask is answered with a distribution"
+            shown = NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
+            found.append(shown)
+        return found[0] if prompts.single else found
+
+    @overload
+    def compare(
+        self,
+        prompt: str | Sequence[int],
+        strategies: Entries | None = ...,
+        *,
+        config: GenerationConfig | None = ...,
+        progress: bool | None = ...,
+        **shared_options: Any,
+    ) -> Comparison: ...
+
+    @overload
+    def compare(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        strategies: Entries | None = ...,
+        *,
+        config: Configs = ...,
+        progress: bool | None = ...,
+        **shared_options: Any,
+    ) -> list[Comparison]: ...
+
+    @overload
+    def compare(
+        self,
+        prompt: Any,
+        strategies: Entries | None = ...,
+        *,
+        config: Configs = ...,
+        progress: bool | None = ...,
+        **shared_options: Any,
+    ) -> Any: ...
 
     def compare(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Sequence[Prompt],
         strategies: Entries | None = None,
         *,
-        config: GenerationConfig | None = None,
+        config: Configs = None,
         progress: bool | None = None,
         **shared_options: Any,
-    ) -> Comparison:
-        """Go on from one prompt in several ways, all in one batch, and return the answers side by side.
+    ) -> Comparison | list[Comparison]:
+        """Go on from each prompt in several ways, all in one batch, and return the answers side by side.
 
         Each answer is the one that `generate` gives with the entry's options over the shared ones.
 
         Args:
-            prompt: a text or a list of token ids.
+            prompt: as in `generate`.
             strategies: entries, name --> options or a GenerationConfig; or names from the built-in line-up; None for
                 all of the line-up that this model and call can run (see docs/compare.md).
-            config, progress: as in `generate`.
+            config, progress: as in `generate`; the bar counts answers.
             shared_options: as in `generate`, for every entry whose strategy reads them; an entry's own come before
                 them. Entries without a seed share one.
+
+        Returns:
+            One Comparison for one prompt; a list in the order of the prompts for several.
 
         Raises:
             PromptError, OptionError, CapacityError: before any work starts; an entry's own options must all be read,
                 a shared one by at least one entry.
         """
-        text = self._one(prompt)
+        prompts = self._reader.split(prompt)
 
-        def plan(layer: GenerationConfig, options: dict[str, Any]) -> Job:
-            (job,) = self._jobs([text], layer, options)
-            context_of(job.request, self.info)  # here, where it is known which entry an error is about
-            return job
+        def plan(group: Group, layer: GenerationConfig, options: dict[str, Any]) -> list[Job]:
+            jobs = self._plan(group, *resolve_options(options, layer, self.config))
+            for job in jobs:
+                context_of(job.request, self.info)  # here, where it is known which entry an error is about
+            return jobs
 
-        return compare(
+        comparisons = compare(
             strategies,
-            shared_options,
-            config,
+            group_prompts(prompts, config, shared_options),
             stored=self.config,
             info=self.info,
             plan=plan,
-            run=lambda jobs: self._run(jobs, progress),
+            run=lambda jobs: self._run(jobs, progress, unit="answer"),
         )
+        return comparisons[0] if prompts.single else comparisons
 
-    def score(self, prompt: Prompt, continuation: Prompt) -> TextScore:
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self, prompt: str | Sequence[int], continuation: str | Sequence[int], *, progress: bool | None = ...
+    ) -> TextScore: ...
+
+    @overload
+    def score(
+        self,
+        prompt: str | Sequence[int],
+        continuation: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        progress: bool | None = ...,
+    ) -> list[TextScore]: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        continuation: Prompt | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        progress: bool | None = ...,
+    ) -> list[TextScore]: ...
+
+    @overload
+    def score(self, prompt: Any, continuation: Any, *, progress: bool | None = ...) -> Any: ...
+
+    def score(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        continuation: Prompt | Sequence[Prompt],
+        *,
+        progress: bool | None = None,
+    ) -> TextScore | list[TextScore]:
         """Return the model's own log-probability of each token of a given continuation.
 
         Args:
-            prompt: a text (empty for the beginning-of-sequence token alone) or token ids; for a model with an encoder,
-                what that reads.
-            continuation: a text or token ids; a text is encoded by itself, without special tokens.
+            prompt: a text (empty for the beginning-of-sequence token alone), token ids, or a list of either; for a
+                model with an encoder, what the encoder reads.
+            continuation: a text, token ids, or a list of either; a text is encoded by itself, without special tokens.
+                Of two lists each prompt goes with its own continuation. One prompt goes with every continuation of a
+                list, and one continuation with every prompt of a list.
+            progress: show a progress bar over the continuations; None for a bar in a terminal from 16 on.
+
+        Returns:
+            One TextScore, or a list in the given order if either argument is a list.
 
         Raises:
-            PromptError: nothing to score, or the two together are longer than the model holds.
+            PromptError: if there is nothing to score, or the two together are longer than the model holds.
+            OptionError: if the two lists differ in length.
         """
-        reading = self._reader.read(self._one(prompt))
-        tokens = read_continuation(continuation, reading.ids, self.tokenizer, self.info)
-        config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
-        request = Request(
-            prompt=reading.ids + tokens[:-1],
-            config=config,
-            seed=0,
-            strategy=ContinuationScores(tokens),
-            source=reading.source,
-        )
-        rows = self._driver.finish([request])[0].rows
-        texts = self._detokenizer.pieces(reading.ids, tokens) if self._detokenizer else ()
-        return TextScore(token_ids=tokens, tokens=texts, logprobs=tuple(row.candidates[0].logprob for row in rows))
+        pairs, single = read_scores(prompt, continuation, self._reader)
+        scores: list[TextScore] = []
+        for pair, done in zip(pairs, self._finish(pairs, progress, "scoring", "continuation"), strict=True):
+            texts = self._detokenizer.pieces(pair.prompt_ids, pair.token_ids) if self._detokenizer else ()
+            logprobs = tuple(row.candidates[0].logprob for row in done.rows)
+            scores.append(TextScore(token_ids=pair.token_ids, tokens=texts, logprobs=logprobs))
+        return scores[0] if single else scores
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as transformers does: weights, config, generation config, tokenizer and processor.
@@ -335,38 +445,38 @@ class LanguageModel:
 
     # --- between the doors and the engine -----------------------------------------------------------------------
 
-    def _one(self, prompt: Any) -> Any:
-        """Return a single prompt, or refuse several."""
-        prompts = self._reader.split(prompt)
-        if not prompts.single:
-            raise PromptError(f"one prompt is wanted here and {len(prompts.items) or 'none'} were given")
-        return prompts.items[0]
-
     @property
     def _reader(self) -> Reader:
         return Reader(self.runtime, self.tokenizer, self.processor)
 
-    def _jobs(
-        self,
-        prompts: Sequence[Any],
-        config: GenerationConfig | None,
-        options: dict[str, Any],
-        **wanted: bool,
-    ) -> list[Job]:
-        resolved, own = resolve_options(options, config, self.config)
-        return self._plan(prompts, resolved, own, **wanted)
+    def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[Job]:
+        """Return one job per prompt, under the options of its group."""
+        jobs: list[Job] = []
+        for group in group_prompts(prompts, config, options):
+            with group.naming():
+                resolved, own = resolve_options(group.options, group.config, self.config)
+                jobs += self._plan(group, resolved, own, **wanted)
+        return jobs
 
-    def _plan(self, prompts: Sequence[Any], config: GenerationConfig, own: Own, **wanted: bool) -> list[Job]:
+    def _plan(self, group: Group, config: GenerationConfig, own: Own, **wanted: bool) -> list[Job]:
         return plan_jobs(
-            prompts,
+            group.prompts,
             config,
             own,
             reader=self._reader,
             detokenizer=self._detokenizer,
+            first=group.first,
             **wanted,
         )
 
-    def _run(self, jobs: Sequence[Job], progress: bool | None) -> list[Generation]:
+    def _finish(
+        self, work: Sequence[Job | ToScore], progress: bool | None, verb: str, unit: str = "prompt"
+    ) -> list[Finished]:
+        """Run requests that write nothing to their end."""
+        with progress_bar(len(work), progress, work=verb, unit=unit) as bar:
+            return self._driver.collect(self._driver.submit_whole([each.request for each in work]), bar.update)
+
+    def _run(self, jobs: Sequence[Job], progress: bool | None, unit: str = "prompt") -> list[Generation]:
         """Run jobs to their end; the first error cancels the others and is raised."""
         tickets = self._driver.submit_whole([job.request for job in jobs])
         listeners = {
@@ -374,7 +484,7 @@ class LanguageModel:
             for index, (ticket, job) in enumerate(zip(tickets, jobs, strict=True))
         }
         found: dict[int, Generation] = {}
-        with progress_bar(len(jobs), progress) as bar:
+        with progress_bar(len(jobs), progress, unit=unit) as bar:
             for event in self._driver.events(tickets):
                 if isinstance(event, Failed):
                     raise event.error

@@ -118,14 +118,18 @@ def plan_jobs(
     *,
     reader: Reader,
     detokenizer: Detokenizer | None,
+    first: int = 0,
     tentative: bool = False,
     trace: bool = False,
     stops_in_prompt: bool = False,
 ) -> list[Job]:
     """Return one job for each prompt.
 
-    prompts: items as `reader.split` returns them. tentative, trace: as in Request. stops_in_prompt: whether a stop
-    string can begin in the prompt.
+    Args:
+        prompts: items as `reader.split` returns them.
+        first: place of the first of them in the call.
+        tentative, trace: as in Request.
+        stops_in_prompt: whether a stop string can begin in the prompt.
 
     Raises:
         PromptError: a prompt cannot be read. OptionError: an option needs what the model has not.
@@ -145,7 +149,7 @@ def plan_jobs(
         check_source(own.assistant, reader.source)
     criteria = _criteria(config, own, detokenizer, in_prompt=stops_in_prompt)
     jobs = []
-    for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True)):
+    for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True), first):
         ids, text, source = reader.read(prompt, beginning, index)
         strategy = own.strategy or STRATEGIES[config.strategy or "greedy"]
         if config.echo and config.logprobs is not None:

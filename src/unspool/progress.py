@@ -16,12 +16,14 @@ class _NoBar:
 
 
 @contextmanager
-def progress_bar(total: int, wanted: bool | None) -> Iterator[Any]:
-    """Give a bar with `update()`, to be called once a prompt.
+def progress_bar(total: int, wanted: bool | None, *, work: str = "generating", unit: str = "prompt") -> Iterator[Any]:
+    """Give a bar with `update()`, to be called once per unit.
 
     Args:
-        total: number of prompts.
-        wanted: True or False; None for: where standard error is a terminal and there are at least 16 prompts.
+        total: number of units.
+        wanted: True or False; None for a bar if standard error is a terminal and there are at least 16 units.
+        work: the verb before the bar.
+        unit: the name of one unit.
     """
     if wanted is None:
         wanted = total >= MANY and sys.stderr.isatty()
@@ -30,5 +32,5 @@ def progress_bar(total: int, wanted: bool | None) -> Iterator[Any]:
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit="prompt", desc="generating") as bar:
+    with tqdm(total=total, unit=unit, desc=work) as bar:
         yield bar

@@ -92,6 +92,11 @@ class Option:
         return self.kind.multiple
 
     @property
+    def takes_lists(self) -> bool:
+        """Whether a list is itself one value of the option."""
+        return any(one.get("type") == "array" for one in self.kind.schema.get("anyOf", [self.kind.schema]))
+
+    @property
     def metavar(self) -> str:
         """The placeholder of its flag's value; empty for booleans."""
         return self.kind.metavar

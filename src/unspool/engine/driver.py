@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -132,13 +132,25 @@ class Driver:
         Raises:
             Exception: the first error of one of them, which cancels the others; or as `submit`.
         """
-        tickets = self.submit(requests)
+        return self.collect(self.submit(requests))
+
+    def collect(self, tickets: Sequence[Ticket], finished: Callable[[], object] = lambda: None) -> list[Finished]:
+        """Wait for requests that were submitted together and return their results in order.
+
+        Args:
+            tickets: of `submit` or `submit_whole`.
+            finished: called once per request, when it ends.
+
+        Raises:
+            Exception: the first error of one of them, which cancels the others.
+        """
         done: dict[int, Finished] = {}
         for event in self.events(tickets):
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Finished):
                 done[event.request] = event
+                finished()
         return [done[ticket.number] for ticket in tickets]
 
     def wait(self, mailbox: Mailbox) -> Event:

@@ -4,6 +4,8 @@
 PROMPT ?= Once upon a time
 ARGS ?=
 
+# One worker per CPU, at most 16 (tests/conftest.py); ARGS="-n 0" for one process.
+PYTEST := .venv/bin/python -m pytest -q -rs -n auto --dist worksteal
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
@@ -28,11 +30,11 @@ install: ## set up .venv, or bring it up to date
 demo: install ## stream a tale from the embedded model; PROMPT="The king" to begin another
 	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.7 --min-p 0.05 --repetition-penalty 1.1 --max-new-tokens 250 $(ARGS)
 
-test: install ## run the tests, long drills sampled; ARGS="-k beam" to choose
-	@$(BIN)/python -m pytest -q -rs $(ARGS)
+test: install ## run the tests, long drills sampled; ARGS="-k beam" to choose, "-n 0" for one process
+	@$(PYTEST) $(ARGS)
 
 test-all: install ## run the tests, long drills whole
-	@$(BIN)/python -m pytest -q -rs --all $(ARGS)
+	@$(PYTEST) --all $(ARGS)
 
 lint: install ## check style, format and types
 	@$(BIN)/ruff check .

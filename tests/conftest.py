@@ -1,4 +1,4 @@
-"""What holds for every test: offline, few threads, long drills sampled, absent parts skipped with the reason."""
+"""Rules for every test: offline, one thread, long drills sampled, absent parts skipped with the reason."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Read by torch, tokenizers and huggingface_hub when they are first imported.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Read by torch, tokenizers and huggingface_hub when they are first imported. The models are too small for more threads,
+# and the test processes would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -19,6 +20,10 @@ import hypothesis
 import pytest
 
 from tests.sampling import ALL, run_all
+from unspool.threads import usable_cpus
+
+# Each process needs about a gigabyte.
+MOST_WORKERS = 16
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "src" / "unspool" / "tale"
 
@@ -34,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--all"):
         os.environ[ALL] = "1"
     hypothesis.settings.load_profile("all" if run_all() else "sampled")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes for `-n auto`: one per CPU that this process can use."""
+    return min(MOST_WORKERS, usable_cpus())
 
 
 def pytest_report_header() -> str:

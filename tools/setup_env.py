@@ -28,9 +28,9 @@ LOWEST = (3, 11)
 # Run inside `.venv`. Finding packages costs milliseconds where importing them costs seconds.
 USABLE = "import sys, pip; assert sys.version_info >= (3, 11) and sys.prefix != sys.base_prefix"
 FOUND = "import sys; from importlib.util import find_spec; sys.exit(any(find_spec(n) is None for n in sys.argv[1:]))"
-IMPORTS = "import torch, transformers, huggingface_hub, typer, rich, pytest, hypothesis, unspool"
+IMPORTS = "import torch, transformers, huggingface_hub, typer, rich, pytest, xdist, hypothesis, unspool"
 PACKAGES = ("unspool", "torch", "transformers", "huggingface_hub", "typer", "rich")
-TOOLS = ("pytest", "hypothesis", "mypy", "ruff")
+TOOLS = ("pytest", "xdist", "hypothesis", "mypy", "ruff")
 
 
 def say(text: str) -> None:

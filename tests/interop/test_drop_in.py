@@ -206,7 +206,7 @@ def test_the_ends_are_those_of_the_generation_config_at_the_time_of_the_call(mod
         ({"generation_config": transformers.GenerationConfig(temperature=-1.0, do_sample=True)}, "temperature"),
         ({"strategy": Greedy(), "output_logits": True, "return_dict_in_generate": True}, "output_logits"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_nothing_asked_is_ignored(options: dict[str, Any], option: str):
     assert refusal(PADDED, **options).option == option

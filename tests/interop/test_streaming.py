@@ -135,7 +135,7 @@ def test_an_async_iterator_yields_the_text():
     assert asyncio.run(text_of(ours)) == asyncio.run(text_of(MODEL.generate))
 
 
-@pytest.mark.parametrize("options", [{"top_kk": 3}, {"logits_processor": [lambda ids, scores: 1 / 0]}], ids=str)
+@pytest.mark.parametrize("options", [{"top_kk": 3}, {"logits_processor": [lambda ids, scores: 1 / 0]}], ids="-".join)
 def test_nobody_waits_for_the_end_of_a_call_that_failed(options: dict[str, Any]):
     errors: list[BaseException] = []
 

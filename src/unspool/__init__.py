@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from unspool.results import NextTokens as NextTokens
     from unspool.results import TextScore as TextScore
     from unspool.results import Trace as Trace
+    from unspool.results import to_records as to_records
     from unspool.results import trace_schema as trace_schema
     from unspool.runtimes.shell import refresh as refresh
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
@@ -82,6 +83,7 @@ _HOMES = {
     "pipeline": "unspool.pipelines",
     "refresh": "unspool.runtimes.shell",
     "set_seed": "unspool.seeds",
+    "to_records": "unspool.results",
     "trace_schema": "unspool.results",
 }
 
@@ -115,6 +117,7 @@ __all__ = [
     "pipeline",
     "refresh",
     "set_seed",
+    "to_records",
     "trace_schema",
 ]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unspool.model import LanguageModel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ChatGeneration(Generation):
     """The answer to one conversation: a Generation, and what was said as messages.
 

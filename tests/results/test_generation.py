@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.speakers import recite
 from tests.text.tokenizers import byte_level
+from tests.toys import mixing_toy
+from unspool import LanguageModel
 from unspool.results import Chunk, Completion, Generation, Timing, TopLogprob, Usage
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Output
@@ -140,3 +143,38 @@ def test_rich_shows_every_output_with_its_facts() -> None:
     assert "Once there was a king" in text
     assert "Once was it" in text
     assert "length · 2 tokens · score -1.500 · sample · seed 7" in text
+
+
+def test_a_repr_is_one_short_line_and_str_stays_the_text() -> None:
+    text = "one 🦊 said: two"
+    lm = recite(text)
+    results: list[Any] = [
+        (generation := lm.generate("a\n", logprobs=3)),
+        generation.completions[0],
+        lm.score("a\n", text),
+        lm.next_tokens("a\n"),
+        lm.compare("a\n", ["greedy", "sample"], max_new_tokens=3),
+    ]
+    for result in results:
+        assert "\n" not in repr(result) and len(repr(result)) < 160
+        assert type(result).__name__ in repr(result)
+    assert repr(text) in repr(generation)
+    assert f"{generation.usage.completion_tokens} tokens" in repr(generation)
+    assert str(generation) == generation.text == text
+    assert len(repr(completion("long " * 500))) < 160 and "\n" not in repr(completion("a\nb"))
+    without_tokenizer = LanguageModel(mixing_toy()).generate([1], max_new_tokens=12)
+    assert str(list(without_tokenizer.completions[0].token_ids[:8]))[:-1] in repr(without_tokenizer)
+
+
+def test_json_text_is_one_line_unless_an_indent_is_given() -> None:
+    lm = recite("one two")
+    results: list[Any] = [
+        (generation := lm.generate("a\n", logprobs=1)),
+        generation.completions[0],
+        lm.score("a\n", "one"),
+        lm.next_tokens("a\n"),
+        next(iter(lm.stream("a\n"))),
+    ]
+    for result in results:
+        assert json.loads(result.to_json()) == json.loads(json.dumps(result.to_dict()))
+        assert "\n" not in result.to_json() and "\n  " in result.to_json(indent=2)

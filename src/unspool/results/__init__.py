@@ -5,6 +5,7 @@ from unspool.results.figures import Figures
 from unspool.results.generation import Chunk, Completion, Generation, Timing, TopLogprob, Usage
 from unspool.results.next_tokens import NextToken, NextTokens
 from unspool.results.score import TextScore
+from unspool.results.table import to_records
 from unspool.results.trace import Trace, trace_schema
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "TopLogprob",
     "Trace",
     "Usage",
+    "to_records",
     "trace_schema",
 ]

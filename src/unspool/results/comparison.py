@@ -122,6 +122,10 @@ class Comparison(Mapping[str, Generation]):
         """Return plain values that JSON can hold."""
         return {"prompt": self.prompt, "rows": [row.to_dict() for row in self.rows]}
 
-    def to_json(self) -> str:
-        """Return `to_dict()` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return `to_dict()` as JSON text.
+
+        Args:
+            indent: spaces per level; None for one line.
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)

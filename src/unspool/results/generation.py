@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from unspool.results.json_text import JsonText
 from unspool.text.emit import text_of
 from unspool.text.labels import token_label
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from unspool.types import Output
 
 
+_SHOWN: Final = 60
+"""Characters of a text that a repr shows."""
+
+_SHOWN_IDS: Final = 8
+
+
 class TopLogprob(NamedTuple):
     """One of the best tokens at a position. logprob: the model's own natural-log probability."""
 
@@ -30,8 +37,8 @@ class TopLogprob(NamedTuple):
     logprob: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Completion(JsonText):
     """One output of a prompt.
 
     index: its place among the prompt's outputs, best first where the strategy ranks them.
@@ -97,6 +104,10 @@ class Completion:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        facts = [_beginning(self), _count(len(self.token_ids), "token"), self.finish_reason]
+        return f"<Completion {self.index}: {', '.join(facts)}>"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; a number that is not finite becomes None."""
         top = self.top_logprobs
@@ -105,9 +116,9 @@ class Completion:
             "text": self.text,
             "token_ids": list(self.token_ids),
             "tokens": list(self.tokens),
-            "logprobs": [_number(value) for value in self.logprobs],
-            "scores": [_number(value) for value in self.scores],
-            "score": _number(self.score),
+            "logprobs": [finite_or_none(value) for value in self.logprobs],
+            "scores": [finite_or_none(value) for value in self.scores],
+            "score": finite_or_none(self.score),
             "finish_reason": self.finish_reason,
             "top_logprobs": top and [[_top(entry) for entry in position] for position in top],
             "satisfied": self.satisfied,
@@ -162,8 +173,8 @@ class Timing:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Generation(JsonText):
     """The answer to one prompt. Printing it prints its text.
 
     prompt: the prompt's text; None where token ids were given and there is no tokenizer.
@@ -207,6 +218,11 @@ class Generation:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        facts = [_beginning(self.completions[0]), self.strategy, _count(self.usage.completion_tokens, "token")]
+        facts += [_count(len(self.completions), "completion")] if len(self.completions) > 1 else []
+        return f"<{type(self).__name__}: {', '.join(facts)}>"
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from unspool.rendering import generation_terminal
 
@@ -222,7 +238,7 @@ class Generation:
         return {
             "prompt": self.prompt,
             "prompt_token_ids": list(self.prompt_token_ids),
-            "prompt_logprobs": self.prompt_logprobs and [p and _number(p) for p in self.prompt_logprobs],
+            "prompt_logprobs": self.prompt_logprobs and [p and finite_or_none(p) for p in self.prompt_logprobs],
             "text": self.text,
             "completions": [completion.to_dict() for completion in self.completions],
             "seed": self.seed,
@@ -235,7 +251,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Chunk(JsonText):
     """A piece of streamed text. It is never taken back: whole characters, and no part of a stop string.
 
     text: what is new; may be "" in an output's last chunk, which brings its finish_reason.
@@ -266,11 +282,24 @@ class Chunk:
             "index": self.index,
             "prompt": self.prompt,
             "token_ids": list(self.token_ids),
-            "logprobs": [_number(value) for value in self.logprobs],
+            "logprobs": [finite_or_none(value) for value in self.logprobs],
             "finish_reason": self.finish_reason,
             "is_last": self.is_last,
             "tentative": self.tentative,
         }
+
+
+def _beginning(completion: Completion) -> str:
+    """Return the beginning of an output on one line: its text in quotes, or token ids if there is no tokenizer."""
+    if completion.token_ids and not completion.tokens:
+        ids = ", ".join(map(str, completion.token_ids[:_SHOWN_IDS]))
+        return f"[{ids}{', …' if len(completion.token_ids) > _SHOWN_IDS else ''}]"
+    text = completion.text
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _named(output: Output, detokenizer: Detokenizer | None) -> tuple[tuple[TopLogprob, ...], ...] | None:
@@ -283,9 +312,10 @@ def _named(output: Output, detokenizer: Detokenizer | None) -> tuple[tuple[TopLo
     )
 
 
-def _number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """Return the number, or None in place of one that JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def _top(entry: TopLogprob) -> dict[str, Any]:
-    return {"token_id": entry.token_id, "text": entry.text, "logprob": _number(entry.logprob)}
+    return {"token_id": entry.token_id, "text": entry.text, "logprob": finite_or_none(entry.logprob)}

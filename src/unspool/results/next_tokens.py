@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from unspool.errors import OptionError
+from unspool.results.json_text import JsonText
 from unspool.text.labels import token_label
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class NextToken:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NextTokens:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NextTokens(JsonText):
     """The distribution the next token is drawn from. Prints as a bar chart, in a terminal and in a notebook.
 
     A sequence of the entries shown: the tokens with the greatest probability, before or after processing, sorted by
@@ -123,6 +124,11 @@ class NextTokens:
     def hidden_probability(self) -> float:
         """Processed probability of the tokens that are not shown, together."""
         return max(0.0, 1.0 - math.fsum(entry.processed_probability for entry in self.entries))
+
+    def __repr__(self) -> str:
+        best = max(self.entries, key=lambda entry: entry.processed_probability)
+        first = f"{best.text!r} {best.processed_probability:.2%}"
+        return f"<NextTokens: {first}, {self.num_kept} of {self.vocab_size} tokens can be drawn>"
 
     def __str__(self) -> str:
         from unspool.rendering import next_tokens_plain

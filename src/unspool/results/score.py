@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from unspool.results.json_text import JsonText
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextScore:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TextScore(JsonText):
     """Log-probabilities of a continuation after a prompt, token by token.
 
     token_ids: of the continuation. tokens: their texts; joined, the continuation. Empty without a tokenizer.
@@ -36,6 +38,9 @@ class TextScore:
             return math.exp(-self.mean)
         except OverflowError:
             return math.inf
+
+    def __repr__(self) -> str:
+        return f"<TextScore: {self}>"
 
     def __str__(self) -> str:
         if not self.logprobs:

@@ -141,6 +141,7 @@ def test_the_result_is_float32_without_gradients(dtype: torch.dtype) -> None:
         (lambda x: F.sample(torch.tensor([1.0, math.nan])), "`logits` must have.*got nan; mend the model"),
         (lambda x: F.sample(torch.tensor([1.0, INF])), "`logits` must have.*got inf"),
         (lambda x: F.sample(x, seed=3), "`seed` is read only together with `position`"),
+        (lambda x: F.sample(x, prompt=[1]), "`prompt` is read only together with `seed`"),
         (lambda x: F.sample(x, position=3), "`position` is read only together with `seed`"),
         (lambda x: F.sample(x, seed=3, position=1, generator=torch.Generator()), "`seed` cannot be given together"),
     ],
@@ -180,5 +181,5 @@ def test_a_seeded_loop_draws_what_the_engine_draws() -> None:
     expected = unspool.load(model).generate([5, 6, 7], seed=11, num_return_sequences=3, **options)
     while ids.shape[1] < 15:
         logits = F.min_p(F.temperature(model(ids).logits[:, -1], 0.8), 0.05)
-        ids = torch.cat([ids, F.sample(logits, seed=11, position=ids.shape[1])[:, None]], dim=1)
+        ids = torch.cat([ids, F.sample(logits, seed=11, position=ids.shape[1], prompt=[5, 6, 7])[:, None]], dim=1)
     assert [tuple(row) for row in ids[:, 3:].tolist()] == [each.token_ids for each in expected.completions]

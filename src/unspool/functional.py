@@ -24,7 +24,7 @@ from unspool.config import OPTIONS
 from unspool.config.kinds import Unfit
 from unspool.engine.select import perturbed
 from unspool.errors import OptionError
-from unspool.noise import NoiseKey
+from unspool.noise import NoiseKey, prompt_key
 from unspool.processors import PROCESSORS
 from unspool.processors.base import Limit
 from unspool.processors.history import TokenCounts
@@ -153,12 +153,13 @@ def sample(
     generator: torch.Generator | None = None,
     seed: int | None = None,
     position: int | None = None,
+    prompt: Sequence[int] | torch.Tensor = (),
 ) -> torch.Tensor:
     """Draw one token of each row from softmax(logits).
 
     Without a seed, torch's own generator (or the one given) draws, so that `torch.manual_seed` repeats a loop. With a
-    seed, a draw is a pure function of (seed, row, position, token), as everywhere in Unspool: row r draws what output
-    r of `lm.generate(prompt, seed=seed, num_return_sequences=...)` draws at the same position.
+    seed, a draw is a pure function of (seed, prompt, row, position, token), as everywhere in Unspool. Row r draws the
+    token that output r of `lm.generate(prompt, seed=seed, num_return_sequences=...)` draws at the same position.
 
     Worked example: logits (0, -inf, log 3) --> token 0 with probability 1/4, token 2 with 3/4.
 
@@ -166,7 +167,9 @@ def sample(
         logits: [..., vocab], no row all -inf. Leading dimensions count as rows in their order.
         generator: a generator on the device of `logits`; not together with `seed`.
         seed: any integer; needs `position`.
-        position: how many tokens stand before the one that is drawn.
+        position: number of tokens before the one that is drawn.
+        prompt: token ids of the prompt, without the tokens drawn since; needs `seed`. Empty: the draws are those of
+            `lm.generate(..., seed_prompt_tokens=0)`, the same for all prompts.
 
     Returns:
         [...] int64.
@@ -178,12 +181,18 @@ def sample(
         other = "seed" if seed is None else "position"
         allowed = f"is read only together with `{other}`"
         raise OptionError(name, value, allowed, "give seed=7, position=ids.shape[-1], or neither")
+    prompt_ids = [int(token) for token in prompt]
+    if prompt_ids and seed is None:
+        raise OptionError(
+            "prompt", prompt_ids, "is read only together with `seed`", "give `seed` and `position` as well"
+        )
     scores = _choosable(logits)
     rows = scores.view(-1, scores.shape[-1])
     if seed is None or position is None:
         drawn = torch.multinomial(rows.softmax(-1), 1, generator=generator)[:, 0]
     else:
-        keys = [NoiseKey(seed, row, position) for row in range(len(rows))]
+        named = prompt_key(prompt_ids)
+        keys = [NoiseKey(seed, named, row, position) for row in range(len(rows))]
         tokens = [picked.tokens[0] for picked in perturbed(rows, keys, 1)]
         drawn = torch.tensor(tokens, dtype=torch.int64, device=rows.device)
     return drawn.view(logits.shape[:-1])

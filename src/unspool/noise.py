@@ -1,9 +1,10 @@
-"""Randomness as a pure function of (seed, output index, position, lane, token).
+"""Randomness as a pure function of (seed, prompt, output index, position, lane, token).
 
-No generator object and no hidden state: the number belongs to its name, so a draw does not depend on what else is in
-the batch, on the order of work, or on how many draws went before. Imports nothing of ours.
+There is no generator object and no hidden state. A draw does not depend on the rest of the batch, on the order of work,
+or on the number of earlier draws. Different prompts draw independently under one seed. Imports nothing of ours.
 
-    key(seed, output, position, lane)            64 bits, in Python integers: one mix a field
+    prompt_key(tokens)                           64 bits: BLAKE2b of the token ids, computed once per request
+    key(seed, prompt, output, position, lane)    64 bits, in Python integers: one mix per field
     bits(key, token) = mix(key + token * ODD)    64 bits, in tensors, alike on every device
     u                = 63 of the bits / 2**63    in (0, 1)
     gumbel           = -log(-log(1 - u))         exact in the upper tail, since u keeps its precision near 0
@@ -13,11 +14,12 @@ the batch, on the order of work, or on how many draws went before. Imports nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
@@ -29,13 +31,34 @@ _SECOND = 0x94D049BB133111EB
 class NoiseKey(NamedTuple):
     """Names a stream of noise over the vocabulary.
 
-    lane: 0 for plain sampling, the beam rank in beams, the processor's name where a processor draws.
+    prompt: the `prompt_key` of the prompt; lane: 0 for plain sampling, the beam rank in beams, the processor's name if
+    a processor draws.
     """
 
     seed: int
+    prompt: int
     output: int
     position: int
     lane: int | str = 0
+
+
+def prompt_key(tokens: Sequence[int], source: Iterable[bytes] = ()) -> int:
+    """Return the 64 bits that name a prompt: BLAKE2b of its token ids, alike on every system.
+
+    Args:
+        tokens: the ids that count. No token at all is the name of "any prompt".
+        source: the encoder's input as bytes, in parts; nothing for a model without an encoder.
+    """
+    digest = blake2b(token_bytes(tokens), digest_size=8)
+    for part in source:
+        # The length before each part keeps the border between parts in the name.
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def token_bytes(tokens: Sequence[int]) -> bytes:
+    """Return token ids as the bytes that `prompt_key` reads, eight per id."""
+    return np.asarray(tokens, dtype="<i8").tobytes()
 
 
 def _signed(value: int) -> int:
@@ -58,7 +81,7 @@ def _lane_number(lane: int | str) -> int:
 def key_bits(key: NoiseKey) -> int:
     """Return the 64 bits that name the stream. Seeds may be any integer; they count modulo 2**64."""
     value = 0
-    for part in (key.seed, key.output, key.position, _lane_number(key.lane)):
+    for part in (key.seed, key.prompt, key.output, key.position, _lane_number(key.lane)):
         value = _mix_int((value + _ODD + part) & _MASK)
     return value
 

@@ -116,9 +116,13 @@ class Strategy(Protocol):
 
 
 class RowKey(NamedTuple):
-    """Names one row to processors that draw noise (see unspool.noise), and says what the diversity processor avoids."""
+    """Names one row to processors that draw noise, and says what the diversity processor avoids.
+
+    seed, prompt, output, position: the fields of `unspool.noise.NoiseKey`; the processor adds its name as the lane.
+    """
 
     seed: int
+    prompt: int
     output: int
     position: int
     avoid: tuple[int, ...] = ()

@@ -88,6 +88,7 @@ STRUCTURES = {
     "penalty_scope": ([("output", "output"), ("prompt_and_output", "prompt_and_output")], ["prompt", 1]),
     "num_assistant_tokens_schedule": ([("constant", "constant")], ["fast"]),
     "stop_strings": ([("\n", ("\n",)), (["a", "b"], ("a", "b")), ([], ())], ["", [""], 5, [5]]),
+    "seed_prompt_tokens": ([(0, 0), (5, 5)], [-1, 1.0, True, "7"]),
     "seed": ([(5, 5), (-3, -3), (2**80, 2**80), ([1, 2], (1, 2))], [1.0, True, [], [True], "7"]),
     "eos_token_id": ([(5, (5,)), ([5, 6], (5, 6)), ({6, 5}, (5, 6)), ([], ())], [-1, [-1], True, "5", {5, "a"}]),
     "forced_eos_token_id": ([(5, (5,)), ([5, 6], (5, 6))], [-1, 1.5]),

@@ -78,6 +78,7 @@ VALUES: dict[str, Any] = {
     "return_dict_in_generate": True,
     "output_scores": True,
     "output_logits": True,
+    "seed_prompt_tokens": 3,
     "seed": (3, 2**63, -1),
     "batch_invariant": True,
     "processor_order": tuple(PROCESSOR_ORDER),

@@ -90,15 +90,6 @@ def test_more_outputs_leave_the_first_ones_as_they_were() -> None:
     assert len({output.token_ids for output in five}) > 1
 
 
-def test_drawing_on_from_a_prefix_repeats_the_original() -> None:
-    """Noise counts real tokens, so a prompt that holds the first words of an output continues it."""
-    whole = run_alone(mixing_toy, request([1, 2], do_sample=True, seed=3, max_new_tokens=8))
-    assert isinstance(whole, tuple)
-    head, tail = whole[0].token_ids[:3], whole[0].token_ids[3:]
-    rest = run_alone(mixing_toy, request([1, 2, *head], do_sample=True, seed=3, max_new_tokens=5))
-    assert isinstance(rest, tuple) and rest[0].token_ids == tail
-
-
 def test_a_users_own_beam_search_is_exact_at_full_width() -> None:
     """Brute force over all sequences of at most three tokens."""
     best: dict[tuple[int, ...], float] = {}

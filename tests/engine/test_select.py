@@ -40,7 +40,7 @@ def test_top_of_many_tied_tokens_is_the_lowest_ids_at_any_size() -> None:
 
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.05, 0.15, 0.3, 0.5])
-    keys = [NoiseKey(seed, 0, 3) for seed in range(8000)]
+    keys = [NoiseKey(seed, 0, 0, 3) for seed in range(8000)]
     drawn = Counter(each.tokens[0] for each in select.perturbed(probabilities.log().expand(8000, 4), keys, 1))
     statistic = sum((drawn[t] - 8000 * p) ** 2 / (8000 * p) for t, p in enumerate(probabilities.tolist()))
     assert statistic < 27.9  # chi-square, 3 degrees of freedom: exceeded with probability 4e-6
@@ -49,7 +49,7 @@ def test_draws_follow_the_distribution() -> None:
 def test_perturbed_draws_without_replacement_in_the_exact_order() -> None:
     """P(a, b) = p_a * p_b / (1 - p_a)."""
     p = [0.1, 0.2, 0.7]
-    keys = [NoiseKey(seed, 0, 3) for seed in range(8000)]
+    keys = [NoiseKey(seed, 0, 0, 3) for seed in range(8000)]
     drawn = Counter(tuple(each.tokens) for each in select.perturbed(torch.tensor(p).log().expand(8000, 3), keys, 2))
     statistic = 0.0
     for a, b in permutations(range(3), 2):
@@ -61,7 +61,7 @@ def test_perturbed_draws_without_replacement_in_the_exact_order() -> None:
 def test_forbidden_tokens_are_never_drawn() -> None:
     scores = torch.full((200, 30), -INF)
     scores[:, 11] = -50.0
-    keys = [NoiseKey(seed, 0, 0) for seed in range(200)]
+    keys = [NoiseKey(seed, 0, 0, 0) for seed in range(200)]
     assert all(each.tokens == [11] for each in select.perturbed(scores, keys, 3))
 
 
@@ -69,7 +69,7 @@ def test_noise_for_survivors_alone_draws_what_noise_for_all_draws(monkeypatch: p
     torch.manual_seed(0)
     scores = torch.randn(16, 5000)
     scores[scores < 1.5] = -INF
-    keys = [NoiseKey(seed, 2, 9) for seed in range(16)]
+    keys = [NoiseKey(seed, 0, 2, 9) for seed in range(16)]
     few = select.perturbed(scores, keys, 5)
     monkeypatch.setattr(select, "FEW", 0)
     assert select.perturbed(scores, keys, 5) == few
@@ -105,7 +105,7 @@ def test_top_is_what_sorting_says(vocab: int, k: int) -> None:
 @pytest.mark.parametrize("k", [1, 5])
 def test_draws_are_the_largest_of_score_and_noise_over_the_whole_vocabulary(vocab: int, k: int) -> None:
     scores = hard_rows(vocab, k)
-    keys = [NoiseKey(seed, 1, 4) for seed in range(len(scores))]
+    keys = [NoiseKey(seed, 0, 1, 4) for seed in range(len(scores))]
     expected = [in_order(row, k) for row in scores + gumbel(keys, torch.arange(vocab))]
     assert [tuple(each) for each in select.perturbed(scores, keys, k)] == expected
     for row, key in enumerate(keys):  # alone, few tokens may be allowed in all rows there are
@@ -114,7 +114,7 @@ def test_draws_are_the_largest_of_score_and_noise_over_the_whole_vocabulary(voca
 
 def test_a_draw_from_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(11, 700, generator=torch.Generator().manual_seed(0))
-    keys = [NoiseKey(seed, 0, 0) for seed in range(11)]
+    keys = [NoiseKey(seed, 0, 0, 0) for seed in range(11)]
     together = select.perturbed(scores, keys, 3)
     for work in (1, 3 * 700, 10 * 700):
         monkeypatch.setattr(select, "_WORK", work)

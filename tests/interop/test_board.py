@@ -11,7 +11,7 @@ IDS = torch.tensor([[0, 11], [12, 13]])
 
 
 def key(output: int = 0) -> RowKey:
-    return RowKey(0, output, 0)
+    return RowKey(0, 0, output, 0)
 
 
 def board_of(seats: int, *, ranked: bool) -> tuple[Board, Path, Path]:

@@ -116,7 +116,7 @@ def applied(
 ) -> torch.Tensor:
     """Return what the processor makes of a copy of the scores; row r draws under seed r and avoids `avoid[r]`."""
     avoid = [*avoid, *[()] * len(states)]
-    keys = [RowKey(seed=row, output=0, position=position, avoid=avoid[row]) for row in range(len(states))]
+    keys = [RowKey(row, 0, 0, position, avoid[row]) for row in range(len(states))]
     return PROCESSORS[name].apply(states, scores.clone(), keys)
 
 

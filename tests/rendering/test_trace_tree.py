@@ -46,7 +46,7 @@ def drawn(name: str) -> Trace:
     make, prompt, options = {
         "worked_beams": (worked_beams, A, {"num_beams": 2, "length_penalty": 0.0, "max_new_tokens": 4}),
         "two_outputs": (toy, A, {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 7}),
-        "best_of": (toy, A, {"best_of": 3, "do_sample": True, "max_new_tokens": 8}),
+        "best_of": (toy, A, {"best_of": 3, "do_sample": True, "seed": 13, "max_new_tokens": 8}),
         "greedy": (toy, A, {"max_new_tokens": 4}),
         "sample": (
             toy,
@@ -127,28 +127,27 @@ PICTURES = {
     """,
     ("best_of", 80): """
          a
-        best_of, max_new_tokens 8, do_sample True, best_of 3, seed 0, 10 tokens tried,
-        6 steps
+        best_of, max_new_tokens 8, do_sample True, best_of 3, seed 13, 9 tokens tried,
+        4 steps
 
+        ├─ ␣b 60%  ␣c 70%  ␣c 20%  <end> 50%  ✗ eos, not returned
         ├─ ␣c 40%  <end> 50%  ✗ eos, not returned
-        ├─ ␣c 40%  ␣c 20%  ␣a 10%  ␣c 40%  ␣c 20%  <end> 50%  ✗ eos, not returned
-        ╰ ␣c 40%  <end> 50%  ★ 1: eos, score -0.805
+        ╰ ␣b 60%  ␣c 70%  <end> 50%  ★ 1: eos, score -0.520
 
         ★ best output  ✗ given up
     """,
     ("best_of", 40): """
          a
         best_of, max_new_tokens 8,
-        do_sample True, best_of 3, seed 0,
-        10 tokens tried, 6 steps
+        do_sample True, best_of 3, seed 13,
+        9 tokens tried, 4 steps
 
+        ├─ ␣b 60%  ␣c 70%  ␣c 20%  <end> 50%
+        │    ✗ eos, not returned
         ├─ ␣c 40%  <end> 50%
         │    ✗ eos, not returned
-        ├─ ␣c 40%  ␣c 20%  ␣a 10%  ␣c 40%
-        │    ␣c 20%  <end> 50%
-        │    ✗ eos, not returned
-        ╰ ␣c 40%  <end> 50%
-          ★ 1: eos, score -0.805
+        ╰ ␣b 60%  ␣c 70%  <end> 50%
+          ★ 1: eos, score -0.520
 
         ★ best output  ✗ given up
     """,

@@ -1,4 +1,4 @@
-"""Sampling draws from the distribution it says, and its draws belong to (seed, output, position)."""
+"""Sampling draws from the distribution it says, and its draws belong to (seed, prompt, output, position)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from tests.toys import TABLE, drain, mixing_toy, request, results, run_alone, toy
 from unspool.engine import Engine
-from unspool.noise import NoiseKey, gumbel
+from unspool.noise import NoiseKey, gumbel, prompt_key
 
 
 def test_sample_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_a_draw_is_the_argmax_of_score_and_named_noise() -> None:
         outputs = run_alone(toy, request([0, 2], do_sample=True, seed=seed, max_new_tokens=1, num_return_sequences=2))
         assert isinstance(outputs, tuple)
         for index, output in enumerate(outputs):
-            noise = gumbel([NoiseKey(seed, index, 2)], torch.arange(4))[0]
+            noise = gumbel([NoiseKey(seed, prompt_key([0, 2]), index, 2)], torch.arange(4))[0]
             assert output.token_ids[0] == int((torch.tensor(TABLE[2]).log() + noise).argmax())
 
 

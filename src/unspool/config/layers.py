@@ -225,7 +225,7 @@ class _Resolution:
             return True
         if row.name == "temperature" and self.values["temperature"] == 0:
             return True  # it has been read: it chose the strategy
-        if (row.samples or row.name == "num_return_sequences") and strategy in EITHER and not do_sample:
+        if "sample" in row.read_by and strategy in EITHER and not do_sample:
             return False  # without draws all outputs would be the same
         return strategy in row.read_by
 

@@ -173,7 +173,7 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
 
 def _job(place: Place) -> RowJob:
     conversation, request = place.conversation, place.conversation.request
-    key = RowKey(request.seed, place.output, place.position, place.avoid)
+    key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.avoid)
     log_probs = request.strategy.space == "log_probs"
     if place.in_prompt:
         return RowJob((), (), None, log_probs, key)
@@ -206,7 +206,9 @@ def _want(asked: Asked) -> Want:
     if not isinstance(ask, Sample | Perturbed):
         return Want(ask, asked.row)
     lane = ask.lane if isinstance(ask, Perturbed) else 0
-    return Want(ask, asked.row, NoiseKey(place.conversation.request.seed, place.output, place.position, lane))
+    conversation = place.conversation
+    key = NoiseKey(conversation.request.seed, conversation.prompt_key, place.output, place.position, lane)
+    return Want(ask, asked.row, key)
 
 
 def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:

@@ -14,7 +14,7 @@ import torch
 from unspool.engine.branches import Branch, Marks, Node, Strand
 from unspool.engine.ledger import Ledger
 from unspool.engine.recorder import Recorder
-from unspool.engine.request import Request
+from unspool.engine.request import Request, prompt_key_of
 from unspool.engine.similarity import HiddenStates
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
@@ -72,6 +72,7 @@ class Conversation:
         self.request = request
         self.context = context
         self.max_branches = request.strategy.max_branches(request.config)
+        self.prompt_key = prompt_key_of(request)
         self.deadline: float | None = None
         self.eos = frozenset(context.eos_token_ids)
         self._new_seq = new_seq

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from unspool.config import GenerationConfig
+from unspool.noise import prompt_key, token_bytes
 from unspool.protocols import Criterion, Processor, Runtime, Strategy
 from unspool.types import Source
 
@@ -42,3 +46,24 @@ class Request:
     tentative: bool = False
     trace: bool = False
     gang: Gang | None = None
+
+
+def prompt_key_of(request: Request) -> int:
+    """Return the name of the request's prompt in its noise: the prompt, or its leading `seed_prompt_tokens`.
+
+    The encoder's input always counts. The negative prompt does not, so that values of guidance can be compared under
+    the same draws.
+    """
+    return prompt_key(request.prompt[: request.config.seed_prompt_tokens], _source_parts(request.source))
+
+
+def _source_parts(source: Source | None) -> Iterator[bytes]:
+    """Yield the encoder's input as bytes: token ids if it is text, else its tensors in the order of their names."""
+    if source is None:
+        return
+    if source.token_ids:
+        yield token_bytes(source.token_ids)
+        return
+    for name, value in sorted(source.inputs.items()):
+        yield name.encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

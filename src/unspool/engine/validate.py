@@ -33,6 +33,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
     config = request.config
     _check_prompt(request.prompt, info)
     _check_token_ids(config, info)
+    _check_seed_prompt_tokens(request)
     if config.batch_invariant and not info.batch_invariant:
         raise OptionError(
             "batch_invariant", True, f"cannot be promised for {info.name} ({info.path})", "leave it unset"
@@ -107,6 +108,14 @@ def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
     for index, token in enumerate(prompt):
         if not 0 <= token < info.vocab_size:
             raise PromptError(f"prompt token {index} is {token}, outside the vocabulary of {info.vocab_size}")
+
+
+def _check_seed_prompt_tokens(request: Request) -> None:
+    """Refuse to key the noise by more tokens than the prompt has."""
+    count, length = request.config.seed_prompt_tokens, len(request.prompt)
+    if count is not None and count > length:
+        allowed = f"must be at most the {length} tokens of the prompt"
+        raise OptionError("seed_prompt_tokens", count, allowed, "lower it, or use None for the whole prompt")
 
 
 def _check_token_ids(config: GenerationConfig, info: ModelInfo) -> None:

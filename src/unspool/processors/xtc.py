@@ -33,7 +33,7 @@ class Xtc(Fixed[XtcState]):
 
     Off where `xtc_probability` is None or 0. Tokens equal to the least stay too. A row stays as it is where a token of
     `xtc_exclude` (newline, EOS) would go, or fewer than `min_tokens_to_keep` would be left. The draw is a function of
-    the row's seed, output and position.
+    the row's seed, prompt, output and position.
 
     Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with xtc_threshold=0.1 lose the first two; with 0.4 nothing
     happens, as one top choice alone always stays, and with xtc_exclude=[1] neither.
@@ -54,7 +54,7 @@ class Xtc(Fixed[XtcState]):
 
     def apply(self, states: Sequence[XtcState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores, the top choices of the rows that were drawn forbidden in place. scores: [rows, vocab]"""
-        draws = uniform([NoiseKey(k.seed, k.output, k.position, lane=self.name) for k in keys]).tolist()
+        draws = uniform([NoiseKey(k.seed, k.prompt, k.output, k.position, self.name) for k in keys]).tolist()
         drawn = [row for row, (state, u) in enumerate(zip(states, draws, strict=True)) if u < state.probability]
         if drawn:
             rows = torch.tensor(drawn, device=scores.device)

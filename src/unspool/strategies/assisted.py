@@ -19,8 +19,8 @@ class Assisted:
     One pass over a guess of n tokens brings the model's own choice at n + 1 places: its best token, or its draw under
     the request's noise. A guess holds as far as it is what the model chooses; the first different choice is the next
     token, and if all hold, the last choice is one token more. So every token is the model's own, and the output is that
-    of greedy search or of sampling under the same seed, whatever is guessed. Noise belongs to (seed, output, position,
-    token), hence a draft model that draws under it too often draws the same token.
+    of greedy search or of sampling under the same seed, whatever is guessed. Noise belongs to (seed, prompt, output,
+    position, token), hence a draft model that draws under it too often draws the same token.
 
     Worked example (test_assisted_worked_example), P(next | newest), prompt [a], 2 tokens a guess, 6 tokens in all:
 

@@ -14,7 +14,7 @@ class Sampling:
     """Draw `num_return_sequences` independent outputs from one prompt, each under its own noise.
 
     The prompt is computed once: the root is asked once for each output, then forked. Output i is branch i, and its
-    draws are a function of (seed, i, position) alone, so asking for more outputs does not change the first ones.
+    draws are a function of (seed, prompt, i, position) alone. More outputs do not change the first ones.
 
     Worked example (test_sample_worked_example): at a position with P = (0.1, 0.9) and noise G = (2.0, -0.5) the draw is
     argmax(ln P + G) = argmax(-0.30, -0.61) = token 0.

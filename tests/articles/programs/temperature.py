@@ -19,4 +19,4 @@ for temperature in (0.3, 0.7, 1.5):
         logits = model(ids).logits[0]
     for position in range(len(result.prompt_token_ids), ids.shape[1]):
         flattened = F.temperature(logits[position - 1], temperature)
-        assert F.sample(flattened, seed=42, position=position) == ids[0, position]
+        assert F.sample(flattened, seed=42, position=position, prompt=result.prompt_token_ids) == ids[0, position]

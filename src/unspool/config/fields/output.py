@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from unspool.config.kinds import flag, integer, names, seeds
 from unspool.config.option import option
 from unspool.config.order import PROCESSOR_ORDER
+from unspool.config.strategies import SAMPLING
 
 _OUTPUT = "Output"
 _ENGINE = "Engine"
@@ -57,8 +58,18 @@ class EngineOptions:
         seeds(),
         group=_ENGINE,
         source="unspool",
-        help="Names the random draws: one integer for all prompts, or one for each; any integer will do.",
+        help="Names the random draws: one integer for all prompts, or one for each; any integer will do. Different "
+        "prompts draw independently under one seed.",
         hint="use None for a fresh seed, which the result reports",
+    )
+    seed_prompt_tokens: int | None = option(
+        integer(0),
+        group=_ENGINE,
+        read_by=SAMPLING,
+        source="unspool",
+        help="Leading tokens of the prompt that name the random draws, besides the seed; unset, all do. To branch from "
+        "the middle of a text, give the length of its original prompt. With 0, all prompts share their draws.",
+        hint="use None for the whole prompt",
     )
     batch_invariant: bool = option(
         flag(),

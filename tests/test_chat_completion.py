@@ -102,6 +102,20 @@ def test_several_outputs_are_several_answers() -> None:
     assert answer.message == answer.answers[0]
 
 
+def test_a_stored_end_outside_the_vocabulary_does_not_stop_a_conversation() -> None:
+    lm = speaker("Good.<|turn|>More")
+    lm.config = unspool.GenerationConfig(eos_token_id=50256)
+    answer = lm.chat(HELLO)
+    assert (answer.text, answer.completions[0].finish_reason) == ("Good.", "eos")
+
+
+@pytest.mark.parametrize(("stop", "text"), [("<|turn|>", "Good."), ("od.<|turn|>M", "Go")])
+def test_a_stop_string_of_a_conversation_can_hold_a_special_token(stop: str, text: str) -> None:
+    lm = speaker("Good.<|turn|>More")
+    answer = lm.chat(HELLO, stop_strings=stop, ignore_eos=True, max_new_tokens=9)
+    assert (answer.text, answer.completions[0].finish_reason) == (text, "stop")
+
+
 def test_a_stream_brings_the_same_answer_in_chunks() -> None:
     lm = speaker()
     stream = lm.chat(HELLO, stream=True)

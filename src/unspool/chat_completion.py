@@ -184,9 +184,11 @@ def _unknown_end(
     lm: LanguageModel, chat_template: str | None, template_options: Mapping[str, Any] | None
 ) -> tuple[int, ...] | None:
     """Return the model's own end tokens with the end of a turn, or None if the end of a turn is among them."""
-    known = lm.config.eos_token_id or lm.info.eos_token_ids
+    stored, vocabulary = lm.config.eos_token_id or lm.info.eos_token_ids, range(lm.info.vocab_size)
     end = turn_end(lm.tokenizer, chat_template, template_options)
-    return None if end is None or end in known else (*known, end)
+    if end is None or end in stored or end not in vocabulary:
+        return None
+    return (*(token for token in stored if token in vocabulary), end)
 
 
 def _ending(config: Any, *, options: Mapping[str, Any], end: tuple[int, ...] | None) -> Any:

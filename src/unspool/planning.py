@@ -5,12 +5,14 @@ Shared by every door (generate, stream, next_tokens, the drop-in), so that an op
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from unspool.assistants import Assistant, check_source, check_vocabulary, read_assistant
 from unspool.config import GenerationConfig, resolve
+from unspool.config.vocabulary import without_unknown_ids
 from unspool.engine import Request
 from unspool.errors import OptionError
 from unspool.prompts import encode
@@ -21,7 +23,7 @@ from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.forced_words import forced_word_ids
 from unspool.text.stops import StopStrings
-from unspool.types import Source
+from unspool.types import ModelInfo, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,7 @@ def plan_jobs(
     if own.assistant is not None:
         check_vocabulary(own.assistant, tokenizer, info.vocab_size)
         check_source(own.assistant, reader.source)
+    config = _without_unknown_ids(config, info)
     criteria = _criteria(config, own, detokenizer, in_prompt=stops_in_prompt)
     jobs = []
     for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True), first):
@@ -219,6 +222,30 @@ def _criteria(
         hint = "give `tokenizer=` to load(), or stop at token ids with `eos_token_id`"
         raise OptionError("stop_strings", config.stop_strings, "needs a tokenizer to read text with", hint)
     return (StopStrings(config.stop_strings, detokenizer, in_prompt=in_prompt), *own.criteria)
+
+
+_MISSED: Final[Mapping[str, str]] = {
+    "eos_token_id": "no token ends an output",
+    "forced_bos_token_id": "nothing is forced",
+    "forced_eos_token_id": "nothing is forced",
+    "force_words_ids": "nothing is forced",
+}
+"""Stored options that users miss if the model cannot write any of their tokens, and the effect."""
+
+
+def _without_unknown_ids(config: GenerationConfig, info: ModelInfo) -> GenerationConfig:
+    """Drop the token ids of the model's stored config that its vocabulary lacks, and warn if that can surprise."""
+    known = without_unknown_ids(config, info.vocab_size)
+    for name, effect in _MISSED.items():
+        value = getattr(config, name)
+        if value is not None and getattr(known, name) is None:
+            warnings.warn(
+                f"{info.name}: the `{name}` stored in generation_config (generation_config.json) is {value!r}, outside "
+                f"the vocabulary of {info.vocab_size} tokens, so {effect}; change it there, or give `{name}`",
+                UserWarning,
+                stacklevel=4,
+            )
+    return known
 
 
 def _with_forced_words(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:

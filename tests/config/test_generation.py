@@ -368,4 +368,4 @@ def test_diff_tells_given_from_not_given():
 
 def test_the_signature_names_every_option():
     assert list(inspect.signature(GenerationConfig).parameters) == list(OPTIONS)
-    assert {one.name for one in fields(GenerationConfig)} == OPTIONS.keys() | {"given", "asked", "extras"}
+    assert {one.name for one in fields(GenerationConfig)} == OPTIONS.keys() | {"given", "asked", "stored", "extras"}

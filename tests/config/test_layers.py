@@ -347,7 +347,7 @@ def test_a_stored_strategy_that_is_not_there_says_how_to_override_it(four_strate
     error = refusal({}, None, C(penalty_alpha=0.6, top_k=4))
     assert (error.option, error.hint) == (
         "penalty_alpha",
-        "it stands in the model's stored config: override it with penalty_alpha=0.0",
+        "it is stored in the model's generation_config (generation_config.json): override it with penalty_alpha=0.0",
     )
     assert resolve({"num_beams": 1}, None, C(num_beams=4, length_penalty=0.8)).strategy == "greedy"
     assert resolve({"strategy": "greedy"}, None, C(num_beams=4)).num_beams == 1
@@ -562,7 +562,7 @@ def test_a_stored_promise_that_cannot_be_kept_raises_until_it_is_waived():
     stored = C.from_stored({"watermarking_config": {"bias": 2.0}, "use_mtp": True})
     error = refusal({}, None, stored)
     assert error.option == "watermarking_config"
-    assert "stored config" in str(error)
+    assert "stored in the model's generation_config" in str(error)
     assert resolve({"watermarking_config": None}, None, stored).strategy == "greedy"
     assert refusal({}, stored, None).option in ("watermarking_config", "use_mtp")
     assert refusal({"use_mtp": True}).option == "use_mtp"

@@ -67,6 +67,7 @@ class GenerationConfig(
     given: names of the options given. extras: what a stored config held besides, and attributes without effect.
     asked: in a resolved config, the options that were asked for: given in the call or by the user, and different from
     both off and the model's stored value. Empty otherwise.
+    stored: in a resolved config, the options whose value is that of the model's stored config. Empty otherwise.
 
     Raises:
         OptionError: an option is unknown, refused, of the wrong type or out of range.
@@ -74,6 +75,7 @@ class GenerationConfig(
 
     given: frozenset[str] = field(init=False, repr=False)
     asked: frozenset[str] = field(init=False, repr=False)
+    stored: frozenset[str] = field(init=False, repr=False, compare=False)
     extras: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     if not TYPE_CHECKING:  # type checkers see one typed argument for each option
@@ -91,7 +93,8 @@ class GenerationConfig(
         kept = {name: getattr(self, name) for name in OPTIONS if name not in changes}
         values, extras = _sort_out(changes, lenient=False)
         given = (self.given - changes.keys()) | values.keys()
-        return build(kept | values, extras={**self.extras, **extras}, asked=self.asked, given=given)
+        stored = self.stored - changes.keys()
+        return build(kept | values, extras={**self.extras, **extras}, asked=self.asked, stored=stored, given=given)
 
     __replace__ = replace
 
@@ -121,7 +124,8 @@ class GenerationConfig(
         """Return what a model's author stored. Nothing in it is an error here: it was not asked for.
 
         Attributes that are no options, and values out of range, go to `extras`; None means "not given". A value out of
-        range, or a refused attribute that the output depends on, raises when a request would have to read it.
+        range, or a refused attribute that the output depends on, raises when a request would have to read it. Token ids
+        outside the vocabulary, negative ones included, never raise: see `unspool.config.vocabulary`.
         """
         known = {name: value for name, value in attributes.items() if value is not None}
         values, extras = _sort_out(known, lenient=True)
@@ -253,12 +257,14 @@ def _fill(
     *,
     extras: Mapping[str, Any],
     asked: frozenset[str] = frozenset(),
+    stored: frozenset[str] = frozenset(),
     given: frozenset[str] | None = None,
 ) -> None:
     for name, row in OPTIONS.items():
         object.__setattr__(config, name, values.get(name, row.default))
     object.__setattr__(config, "given", frozenset(values) if given is None else given)
     object.__setattr__(config, "asked", asked)
+    object.__setattr__(config, "stored", stored)
     object.__setattr__(config, "extras", dict(extras))
 
 

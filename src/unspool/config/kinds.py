@@ -28,6 +28,7 @@ class Kind:
     dump: returns the normalised value as plain JSON.
     cli_type, multiple: one flag's Python type; `multiple` flags may be repeated. metavar: its placeholder.
     schema: the JSON schema of accepted JSON values, null aside.
+    parse_stored: reads a value of a stored config, in which token ids can be negative; None if there are no token ids.
     """
 
     words: str
@@ -37,6 +38,7 @@ class Kind:
     schema: Mapping[str, Any]
     multiple: bool = False
     dump: Callable[[Any], Any] = lambda value: value
+    parse_stored: Callable[[Any], Any] | None = None
 
 
 def whole(value: Any) -> int:

@@ -24,10 +24,13 @@ from unspool.config.strategies import (
     choose_strategy,
     meets_needs,
 )
+from unspool.config.vocabulary import with_negative_ids
 from unspool.errors import OptionError
 
 NATIVE_MAX_NEW_TOKENS: Final = 256
 DROP_IN_MAX_NEW_TOKENS: Final = 20
+
+STORED: Final = "it is stored in the model's generation_config (generation_config.json)"
 
 
 def resolve(
@@ -56,7 +59,8 @@ def resolve(
     Raises:
         OptionError: an option is unknown, out of range, not read by the strategy, or at odds with another.
     """
-    layers = [GenerationConfig(**call), user or GenerationConfig(), stored or GenerationConfig()]
+    stored = with_negative_ids(stored or GenerationConfig())
+    layers = [GenerationConfig(**call), with_negative_ids(user or GenerationConfig(), stored), stored]
     return _Resolution(layers, drop_in=drop_in, assistant=assistant, custom=custom).finish()
 
 
@@ -92,7 +96,8 @@ class _Resolution:
         if final["processor_order"] is not None:
             final["processor_order"] = complete_order(final["processor_order"])
         extras = {name: value for layer in reversed(self.layers) for name, value in layer.extras.items()}
-        return build(final, extras=extras, asked=asked, given=frozenset(self.layer))
+        stored = frozenset(name for name in self.layer if self._is_stored(name))
+        return build(final, extras=extras, asked=asked, stored=stored, given=frozenset(self.layer))
 
     def _default(self, row: Option) -> Any:
         return row.drop_in_default if self.drop_in and row.drop_in_default is not UNSET else row.default
@@ -114,6 +119,10 @@ class _Resolution:
             return False
         return name not in self.stored.given or value != getattr(self.stored, name)
 
+    def _is_stored(self, name: str) -> bool:
+        """Return whether an option has the value of the model's stored config, whoever gave it."""
+        return name in self.stored.given and self.values[name] == getattr(self.stored, name)
+
     def _check_extras(self) -> None:
         """Raise for what a stored config holds and cannot be had; what the user's own config holds is asked for."""
         overridden: set[str] = set(self.layers[0].given) | set(self.layers[0].extras)
@@ -134,7 +143,9 @@ class _Resolution:
         overridden |= set(self.layers[1].given) | set(self.layers[1].extras)
         for name, value in self.stored.extras.items():
             if name not in overridden and name in REFUSED and REFUSED[name].stored == "raise" and is_set(value):
-                reason = f"stands in the model's stored config and {REFUSED[name].reason}"
+                reason = (
+                    f"is stored in the model's generation_config (generation_config.json) and {REFUSED[name].reason}"
+                )
                 raise OptionError(name, value, reason, REFUSED[name].remedy)
 
     def _settle_pair(self, preferred: str, other: str) -> None:
@@ -215,7 +226,7 @@ class _Resolution:
         if self._by_user(guilty):
             hint = f"leave it out; there is {there}"
         else:
-            hint = f"it stands in the model's stored config: override it with {guilty}={OPTIONS[guilty].off!r}"
+            hint = f"{STORED}: override it with {guilty}={OPTIONS[guilty].off!r}"
         raise OptionError(guilty, self.values[guilty], allowed, hint)
 
     def _reads(self, row: Option, strategy: str, do_sample: bool) -> bool:
@@ -247,7 +258,7 @@ class _Resolution:
         if row.name in self.layer or row.name not in self.stored.extras or not self._reads(row, strategy, do_sample):
             return
         value = self.stored.extras[row.name]
-        hint = f"it stands in the model's stored config: override it with {row.name}={row.off!r}"
+        hint = f"{STORED}: override it with {row.name}={row.off!r}"
         raise OptionError(row.name, value, row.range, hint)
 
     def _why_unread(self, row: Option, strategy: str, do_sample: bool) -> tuple[str, str]:

@@ -1,10 +1,14 @@
-"""Kinds of option values that hold token ids."""
+"""Kinds of option values that hold token ids.
+
+Callers give ids of at least 0. A stored config can hold negative ids, which stand for no token.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -50,8 +54,8 @@ def _token(value: Any) -> int:
     return token
 
 
-def _sequence(value: Any) -> TokenIds:
-    tokens = tuple(_token(token) for token in items(value))
+def _sequence(value: Any, read: Callable[[Any], int] = _token) -> TokenIds:
+    tokens = tuple(read(token) for token in items(value))
     if not tokens:
         raise Unfit
     return tokens
@@ -59,48 +63,67 @@ def _sequence(value: Any) -> TokenIds:
 
 def token() -> Kind:
     """One token id."""
-    return replace(integer(0), words="must be a token id, an integer of at least 0", parse=_token)
+    return replace(integer(0), words="must be a token id, an integer of at least 0", parse=_token, parse_stored=whole)
 
 
 def tokens() -> Kind:
     """One token id or several --> tuple[int, ...]"""
 
-    def parse(value: Any) -> TokenIds:
-        return tuple(_token(one) for one in ([value] if isinstance(value, Integral) else items(value)))
+    def parse(value: Any, read: Callable[[Any], int] = _token) -> TokenIds:
+        return tuple(read(one) for one in ([value] if isinstance(value, Integral) else items(value)))
 
     schema = {"anyOf": [_TOKEN_SCHEMA, {"type": "array", "items": _TOKEN_SCHEMA}]}
     words = "must be a token id or a list of token ids, integers of at least 0"
-    return Kind(words=words, parse=parse, cli_type="int", metavar="ID", schema=schema, multiple=True, dump=as_lists)
+    return Kind(
+        words=words,
+        parse=parse,
+        parse_stored=partial(parse, read=whole),
+        cli_type="int",
+        metavar="ID",
+        schema=schema,
+        multiple=True,
+        dump=as_lists,
+    )
 
 
 def sequences() -> Kind:
     """A list of token sequences --> tuple[tuple[int, ...], ...]"""
 
-    def parse(value: Any) -> tuple[TokenIds, ...]:
-        return tuple(_sequence(one) for one in items(value))
+    def parse(value: Any, read: Callable[[Any], int] = _token) -> tuple[TokenIds, ...]:
+        return tuple(_sequence(one, read) for one in items(value))
 
     schema = {"type": "array", "items": _SEQUENCE_SCHEMA}
     words = "must be a list of token sequences, such as [[5], [7, 9]], none of them empty"
-    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+    return Kind(
+        words=words,
+        parse=parse,
+        parse_stored=partial(parse, read=whole),
+        cli_type="json",
+        metavar="JSON",
+        schema=schema,
+        dump=as_lists,
+    )
 
 
 def forced_words() -> Kind:
     """Token sequences with gaps (None), or lists of alternatives to one --> tuple of sequences or of alternatives"""
 
-    def parse_sequence(value: Any) -> Template:
-        tokens = tuple(None if token is None else _token(token) for token in items(value))
+    def parse_sequence(value: Any, read: Callable[[Any], int]) -> Template:
+        tokens = tuple(None if token is None else read(token) for token in items(value))
         if not tokens or tokens[0] is None or tokens[-1] is None:
             raise Unfit
         return tokens
 
-    def parse_word(value: Any) -> Template | tuple[Template, ...]:
+    def parse_word(value: Any, read: Callable[[Any], int]) -> Template | tuple[Template, ...]:
         word = tuple(items(value))
         if not word:
             raise Unfit
-        return parse_sequence(word) if isinstance(word[0], Integral) else tuple(parse_sequence(one) for one in word)
+        if isinstance(word[0], Integral):
+            return parse_sequence(word, read)
+        return tuple(parse_sequence(one, read) for one in word)
 
-    def parse(value: Any) -> tuple[Template | tuple[Template, ...], ...]:
-        return tuple(parse_word(one) for one in items(value))
+    def parse(value: Any, read: Callable[[Any], int] = _token) -> tuple[Template | tuple[Template, ...], ...]:
+        return tuple(parse_word(one, read) for one in items(value))
 
     template = {"type": "array", "items": {"anyOf": [_TOKEN_SCHEMA, {"type": "null"}]}, "minItems": 1}
     word = {"anyOf": [template, {"type": "array", "items": template, "minItems": 1}]}
@@ -109,24 +132,40 @@ def forced_words() -> Kind:
         "tokens of a sequence"
     )
     schema = {"type": "array", "items": word}
-    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+    return Kind(
+        words=words,
+        parse=parse,
+        parse_stored=partial(parse, read=whole),
+        cli_type="json",
+        metavar="JSON",
+        schema=schema,
+        dump=as_lists,
+    )
 
 
 def breakers() -> Kind:
     """Strings, token ids and token sequences --> tuple[str | int | tuple[int, ...], ...]"""
 
-    def parse_one(value: Any) -> str | int | TokenIds:
+    def parse_one(value: Any, read: Callable[[Any], int]) -> str | int | TokenIds:
         if isinstance(value, str) and value:
             return value
-        return _token(value) if isinstance(value, Integral) else _sequence(value)
+        return read(value) if isinstance(value, Integral) else _sequence(value, read)
 
-    def parse(value: Any) -> tuple[str | int | TokenIds, ...]:
-        return tuple(parse_one(one) for one in items(value))
+    def parse(value: Any, read: Callable[[Any], int] = _token) -> tuple[str | int | TokenIds, ...]:
+        return tuple(parse_one(one, read) for one in items(value))
 
     breaker = {"anyOf": [{"type": "string", "minLength": 1}, _TOKEN_SCHEMA, _SEQUENCE_SCHEMA]}
     schema = {"type": "array", "items": breaker}
     words = "must be a list of strings, token ids and token sequences, none of them empty"
-    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+    return Kind(
+        words=words,
+        parse=parse,
+        parse_stored=partial(parse, read=whole),
+        cli_type="json",
+        metavar="JSON",
+        schema=schema,
+        dump=as_lists,
+    )
 
 
 def biases() -> Kind:
@@ -136,18 +175,18 @@ def biases() -> Kind:
     how they look in a JSON file.
     """
 
-    def parse_key(key: Any) -> TokenIds:
+    def parse_key(key: Any, read: Callable[[Any], int]) -> TokenIds:
         if isinstance(key, str):
             if not re.fullmatch(r"[\[(]?\s*\d+(\s*,\s*\d+)*\s*,?\s*[\])]?", key.strip()):
                 raise Unfit
             return tuple(int(digits) for digits in re.findall(r"\d+", key))
-        return _sequence(key)
+        return _sequence(key, read)
 
-    def parse(value: Any) -> TokenBiases:
+    def parse(value: Any, read: Callable[[Any], int] = _token) -> TokenBiases:
         pairs = [tuple(items(pair)) for pair in (value.items() if isinstance(value, Mapping) else items(value))]
         if any(len(pair) != 2 for pair in pairs):
             raise Unfit
-        found = {parse_key(key): finite(bias) for key, bias in pairs}
+        found = {parse_key(key, read): finite(bias) for key, bias in pairs}
         if len(found) < len(pairs):
             raise Unfit
         return TokenBiases(found)
@@ -158,7 +197,15 @@ def biases() -> Kind:
     pair = {"type": "array", "prefixItems": [_SEQUENCE_SCHEMA, {"type": "number"}], "minItems": 2, "maxItems": 2}
     words = "must map token sequences to finite numbers, such as {(5, 7): -2.0} or [[[5, 7], -2.0]], each once"
     schema = {"type": "array", "items": pair}
-    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=dump)
+    return Kind(
+        words=words,
+        parse=parse,
+        parse_stored=partial(parse, read=whole),
+        cli_type="json",
+        metavar="JSON",
+        schema=schema,
+        dump=dump,
+    )
 
 
 def decay() -> Kind:

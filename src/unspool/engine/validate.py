@@ -31,7 +31,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         OptionError: an option does not fit the model.
     """
     config = request.config
-    _check_prompt(request.prompt, info)
+    _check_prompt(request, info)
     _check_token_ids(config, info)
     _check_seed_prompt_tokens(request)
     if config.batch_invariant and not info.batch_invariant:
@@ -39,7 +39,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
             "batch_invariant", True, f"cannot be promised for {info.name} ({info.path})", "leave it unset"
         )
     _check_strategy(request, info)
-    eos = () if config.ignore_eos else (config.eos_token_id or info.eos_token_ids)
+    eos = () if config.ignore_eos else (config.eos_token_id or _in_vocabulary(info.eos_token_ids, info))
     return Context(
         config=config,
         prompt=request.prompt,
@@ -102,12 +102,27 @@ def _layers(config: GenerationConfig, info: ModelInfo) -> tuple[int, ...]:
     return layers
 
 
-def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
-    if not prompt:
+def _in_vocabulary(tokens: tuple[int, ...], info: ModelInfo) -> tuple[int, ...]:
+    return tuple(token for token in tokens if 0 <= token < info.vocab_size)
+
+
+def _check_prompt(request: Request, info: ModelInfo) -> None:
+    if not request.prompt:
         raise PromptError("the prompt holds no token; give at least one (a begin-of-sequence token will do)")
-    for index, token in enumerate(prompt):
+    for index, token in enumerate(request.prompt):
         if not 0 <= token < info.vocab_size:
-            raise PromptError(f"prompt token {index} is {token}, outside the vocabulary of {info.vocab_size}")
+            origin = _origin(request, index, info)
+            raise PromptError(f"prompt token {index} is {token}, outside the vocabulary of {info.vocab_size}{origin}")
+
+
+def _origin(request: Request, index: int, info: ModelInfo) -> str:
+    """Return the place that a prompt token can come from if it was not in the caller's prompt."""
+    stored = "stored in model.generation_config (generation_config.json) or model.config (config.json)"
+    if request.source is not None and index == 0:
+        return f"; outputs begin with `decoder_start_token_id`, which is {stored} unless you give it"
+    if len(request.prompt) == 1 and request.prompt[0] == info.bos_token_id:
+        return f"; it is the `bos_token_id` {stored}, which stands for an empty prompt: give a prompt"
+    return ""
 
 
 def _check_seed_prompt_tokens(request: Request) -> None:

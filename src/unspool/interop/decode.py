@@ -174,7 +174,7 @@ def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request],
     )
     criteria = (*first.criteria, *_criteria(call, board, chain, record))
     gang = Gang() if call.theirs.see_batch else None
-    alone = config.replace(processor_order=(USER,))
+    alone = first.config.replace(processor_order=(USER,))
     changed = [
         replace(
             request,

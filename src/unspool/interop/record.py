@@ -94,7 +94,7 @@ class Record:
 def _ended(row: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
     """Return a row which says that a pad follows: 0 for the pad and -inf for all other tokens."""
     ended = torch.full_like(row, FORBIDDEN)
-    if pad_token_id is not None and pad_token_id < len(ended):
+    if pad_token_id is not None and 0 <= pad_token_id < len(ended):
         ended[pad_token_id] = 0.0
     return ended
 

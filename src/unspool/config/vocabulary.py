@@ -1,0 +1,79 @@
+"""Token ids of a stored config that the model's vocabulary lacks.
+
+Stored configs often hold such ids: -1 for "no token", or those of a larger vocabulary. No model can write them, so they
+end, force, forbid and favor nothing, as in transformers. An id that a caller gives is checked as any other value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unspool.config.generation import OPTIONS, GenerationConfig, build
+from unspool.config.kinds import Unfit
+from unspool.config.token_kinds import TokenBiases
+
+
+def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None = None) -> GenerationConfig:
+    """Return a stored config whose values with negative token ids are read, instead of standing in `extras`.
+
+    Args:
+        config: as `GenerationConfig.from_stored` returns it.
+        stored: the model's own, if `config` is not: only values that both hold are read then.
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.extras.items():
+        read = OPTIONS[name].kind.parse_stored if name in OPTIONS else None
+        if read is None or name in config.given:
+            continue
+        try:
+            ids = read(value)
+        except Unfit:
+            continue
+        if stored is None or (name in stored.given and getattr(stored, name) == ids):
+            found[name] = ids
+    if not found:
+        return config
+    extras = {name: value for name, value in config.extras.items() if name not in found}
+    return build({name: getattr(config, name) for name in config.given} | found, extras=extras)
+
+
+def without_unknown_ids(config: GenerationConfig, vocab_size: int) -> GenerationConfig:
+    """Return a resolved config without the stored token ids outside [0, vocab_size); what the caller gave stays.
+
+    A sequence with such an id goes as a whole: it can never be written. Without any end-of-sequence token,
+    `ignore_eos` is True.
+    """
+    changes: dict[str, Any] = {}
+    for name in config.stored:
+        value = getattr(config, name)
+        if value is None or OPTIONS[name].kind.parse_stored is None:
+            continue
+        known = _known(value, vocab_size)
+        if known != value:
+            changes[name] = known or None if isinstance(value, tuple | Mapping) else known
+    if "eos_token_id" in changes and changes["eos_token_id"] is None:
+        changes["ignore_eos"] = True
+        if "exponential_decay_length_penalty" in config.stored:
+            changes["exponential_decay_length_penalty"] = None
+    return config.replace(**changes) if changes else config
+
+
+def _known(value: Any, vocab_size: int) -> Any:
+    """Return the part of an option's value that the vocabulary has."""
+    if isinstance(value, Mapping):
+        return TokenBiases({ids: bias for ids, bias in value.items() if _part(ids, vocab_size) is not None})
+    if isinstance(value, tuple):
+        return tuple(part for each in value if (part := _part(each, vocab_size)) is not None)
+    return _part(value, vocab_size)
+
+
+def _part(value: Any, vocab_size: int) -> Any:
+    """Return a token id, a text, a sequence, or those of several alternative sequences that can be written, or None."""
+    if isinstance(value, int):
+        return value if 0 <= value < vocab_size else None
+    if not isinstance(value, tuple):
+        return value
+    if any(isinstance(each, tuple) for each in value):
+        return tuple(each for each in value if _part(each, vocab_size) is not None) or None
+    return value if all(each is None or _part(each, vocab_size) is not None for each in value) else None

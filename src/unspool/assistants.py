@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from unspool.adapters import as_runtime, is_runtime
 from unspool.errors import OptionError
 from unspool.protocols import Runtime
 
@@ -33,8 +34,8 @@ def read_assistant(given: Any) -> Assistant | None:
         return None
     if hasattr(given, "runtime") and hasattr(given, "tokenizer"):
         return Assistant(given.runtime, given.tokenizer)
-    if isinstance(given, Runtime):
-        return Assistant(given, None)
+    if is_runtime(given):
+        return Assistant(as_runtime(given), None)
     if hasattr(given, "generation_config") and hasattr(given, "forward"):
         from unspool.interop.drivers import driver_of
 
@@ -80,7 +81,7 @@ def check_source(assistant: Assistant, source: SourceInfo | None) -> None:
     Raises:
         OptionError: it does.
     """
-    theirs: SourceInfo | None = getattr(assistant.runtime, "source", None)
+    theirs = as_runtime(assistant.runtime).source
     if source is not None and theirs is not None and theirs.kind != source.kind:
         allowed = f"must read {source.kind}, as the model does, and reads {theirs.kind}"
         raise OptionError(_OPTION, assistant.runtime.info.name, allowed, "leave it out")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.config.option import UNSET
-from unspool.config.strategies import choose_strategy, meets_needs
+from unspool.config.strategies import choose_strategy, meets_needs, reads_assistant
 from unspool.errors import OptionError
 from unspool.per_prompt import Group
 from unspool.results.comparison import Compared, Comparison
@@ -30,31 +30,11 @@ Runner: TypeAlias = Callable[[Sequence["Job"]], list[Generation]]
 _WIDTH: Final = 4
 
 LINE_UP: Final[Mapping[str, Mapping[str, Any]]] = {
-    "greedy": {"strategy": "greedy"},
-    "sample": {"strategy": "sample"},
-    "top_k": {"strategy": "sample", "top_k": 40},
-    "top_p": {"strategy": "sample", "top_p": 0.95},
-    "min_p": {"strategy": "sample", "min_p": 0.1},
-    "beam": {"strategy": "beam", "num_beams": _WIDTH},
-    "beam_sample": {"strategy": "beam_sample", "num_beams": _WIDTH},
-    "diverse_beam": {
-        "strategy": "diverse_beam",
-        "num_beams": _WIDTH,
-        "num_beam_groups": _WIDTH,
-        "diversity_penalty": 0.5,
-    },
-    "constrained_beam": {"strategy": "constrained_beam", "num_beams": _WIDTH},
-    "stochastic_beam": {"strategy": "stochastic_beam", "num_beams": _WIDTH},
-    "contrastive": {"strategy": "contrastive", "penalty_alpha": 0.6, "top_k": 4},
-    "dola": {"strategy": "dola", "dola_layers": "low"},
-    "best_of": {"strategy": "best_of", "best_of": _WIDTH},
-    "assisted": {"strategy": "assisted"},
+    entry: {"strategy": name, **options}
+    for name, strategy in STRATEGIES.items()
+    for entry, options in (strategy.facts.line_up or {name: {}}).items()
 }
-"""The built-in entries in order: the strategy is fixed, the other options are what they are unless the call differs.
-
-top_p as in Holtzman et al. 2020, section 5; penalty_alpha as in Su et al. 2022, section 4; as many groups as beams as
-in Vijayakumar et al. 2018, section 5.
-"""
+"""The built-in entries in order: the strategy is fixed, the other options are what they are unless the call differs."""
 
 _OBJECTS: Final = ("processors", "criteria", "assistant_model", "decoder_input_ids", "language", "task")
 """What a call may hold besides options of the table."""
@@ -87,8 +67,7 @@ class _Planned:
 
 def line_up() -> tuple[str, ...]:
     """Return the names of the built-in entries of this version, in order."""
-    present = [name for name, options in LINE_UP.items() if options["strategy"] in STRATEGIES]
-    return (*present, *(name for name in STRATEGIES if name not in LINE_UP))
+    return tuple(LINE_UP)
 
 
 def check_names(names: Iterable[Any]) -> None:
@@ -213,7 +192,7 @@ def _own_entry(name: Any, options: Any) -> _Entry:
 
 def _built_in(name: str, below: GenerationConfig) -> _Entry:
     """Return an entry of the line-up, its presets fitted to what the caller gives."""
-    presets = dict(LINE_UP.get(name, {"strategy": name}))
+    presets = dict(LINE_UP[name])
     own = {"strategy": presets.pop("strategy")}
     for width in ("num_beams", "best_of"):
         if width in presets:
@@ -225,12 +204,13 @@ def _built_in(name: str, below: GenerationConfig) -> _Entry:
 
 def _can_run(entry: _Entry, below: GenerationConfig, objects: Mapping[str, Any], info: ModelInfo) -> bool:
     """Return whether the model and the call have what the entry needs."""
-    strategy = entry.own["strategy"]
-    if getattr(STRATEGIES[strategy], "hidden_states", False) and not info.hidden_states:
+    name = entry.own["strategy"]
+    strategy = STRATEGIES[name]
+    if strategy.hidden_states and not info.hidden_states:
         return False
-    if strategy == "dola" and info.num_layers is None:
+    if strategy.inner_layers and info.num_layers is None:
         return False
-    return meets_needs(strategy, {**_values(below), **entry.presets}, assistant="assistant_model" in objects)
+    return meets_needs(name, {**_values(below), **entry.presets}, assistant="assistant_model" in objects)
 
 
 # --- the options of one entry --------------------------------------------------------------------------------------
@@ -254,7 +234,7 @@ def _plan(
             break
         except OptionError as error:
             option = error.option
-            if option == "assistant_model" and option not in entry.own and own.get("strategy") != "assisted":
+            if option == "assistant_model" and option not in entry.own and not _reads_assistant(own.get("strategy")):
                 del own[option]
             elif option in layer.given and option not in own:
                 layer = layer.replace(**{option: UNSET})
@@ -267,6 +247,10 @@ def _plan(
         if not _is_unread(option, jobs[0], values, named="strategy" in own):
             raise _named(refusal, entry.name)
     return _Planned(entry=entry, jobs=jobs, unread=frozenset(refusals) - entry.presets.keys())
+
+
+def _reads_assistant(strategy: Any) -> bool:
+    return isinstance(strategy, str) and strategy in STRATEGIES and reads_assistant(strategy)
 
 
 def _is_unread(option: str, job: Job, values: Mapping[str, Any], *, named: bool) -> bool:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from unspool.adapters import as_runtime
 from unspool.chat_completion import ChatGeneration, ChatStream, chat
 from unspool.comparing import Entries, compare
 from unspool.config import GenerationConfig
@@ -447,7 +448,7 @@ class LanguageModel:
 
     @property
     def _reader(self) -> Reader:
-        return Reader(self.runtime, self.tokenizer, self.processor)
+        return Reader(as_runtime(self.runtime), self.tokenizer, self.processor)
 
     def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[Job]:
         """Return one job per prompt, under the options of its group."""

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from unspool.adapters import as_strategy
 from unspool.assistants import Assistant, check_source, check_vocabulary, read_assistant
 from unspool.config import GenerationConfig, resolve
+from unspool.config.strategies import reads_assistant
 from unspool.config.vocabulary import without_unknown_ids
 from unspool.engine import Request
 from unspool.errors import OptionError
@@ -72,15 +74,15 @@ def resolve_options(
         raise OptionError("config", user, "must be an unspool.GenerationConfig", "give options as keywords instead")
     given = dict(options)
     strategy = None if isinstance(given.get("strategy"), str | None) else given.pop("strategy")
+    if strategy is not None:
+        _objects("strategy", (strategy,), ("name", "space", "max_branches", "run"))
     own = Own(
-        strategy=strategy,
+        strategy=None if strategy is None else as_strategy(strategy),
         assistant=read_assistant(given.pop("assistant_model", None)),
         beginning=read_beginning(given),
         processors=_objects("processors", given.pop("processors", None), ("name", "start", "advance", "fork", "apply")),
         criteria=_objects("criteria", given.pop("criteria", None), ("name", "start", "advance", "ends")),
     )
-    if strategy is not None:
-        _objects("strategy", (strategy,), ("name", "space", "max_branches", "run"))
     config = resolve(
         given,
         user,
@@ -89,7 +91,7 @@ def resolve_options(
         assistant=own.assistant is not None,
         custom=strategy.name if strategy else None,
     )
-    if own.assistant is not None and strategy is None and config.strategy != "assisted":
+    if own.assistant is not None and strategy is None and not reads_assistant(config.strategy or "greedy"):
         allowed = f"is not read by the strategy {config.strategy}"
         name = own.assistant.runtime.info.name
         raise OptionError("assistant_model", name, allowed, "leave it out, or leave out what chooses that strategy")

@@ -102,7 +102,7 @@ class Reader:
     @property
     def source(self) -> SourceInfo | None:
         """What the model's encoder reads; None where it has none."""
-        return getattr(self.runtime, "source", None) if self.info.needs_source else None
+        return self.runtime.source if self.info.needs_source else None
 
     def split(self, given: Any) -> Prompts:
         """Sort out one prompt from several, as read_prompts; audio and images are several in a list of them alone.

@@ -5,16 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unspool.config import NO_EFFECT, OPTIONS, PROCESSOR_ORDER, REFUSED, STRATEGIES, GenerationConfig, resolve
-from unspool.config import strategies as names
 from unspool.errors import OptionError
 
 C = GenerationConfig
-
-
-@pytest.fixture
-def four_strategies(monkeypatch):
-    """The rules of a version that lacks most strategies."""
-    monkeypatch.setattr(names, "AVAILABLE_STRATEGIES", frozenset({"greedy", "sample", "beam", "beam_sample"}))
 
 
 def refusal(call, user=None, stored=None, **rest):
@@ -301,15 +294,6 @@ def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(
     assert hint in error.hint
 
 
-@pytest.mark.parametrize("option", ["length_penalty", "diversity_penalty", "num_assistant_tokens"])
-def test_no_hint_leads_to_a_strategy_that_is_not_there(option, monkeypatch):
-    monkeypatch.setattr(names, "AVAILABLE_STRATEGIES", frozenset({"greedy", "sample"}))
-    error = refusal({option: 3})
-    assert error.option == option
-    assert error.hint == f"leave `{option}` out: the strategies that read it are not in this version yet"
-    assert refusal({"num_return_sequences": 2}).hint == "set do_sample=True for more than one output"
-
-
 @pytest.mark.parametrize(
     ("call", "option"),
     [({"logprobs": 0}, "logprobs"), ({"echo": True}, "echo"), ({"output_scores": True}, "output_scores")],
@@ -323,35 +307,6 @@ def test_partners_are_on_wherever_they_come_from():
     assert resolve({"penalty_scope": "output"}, None, C(repetition_penalty=1.2)).penalty_scope == "output"
     assert resolve({"xtc_threshold": 0.2, "xtc_probability": 0.5}).xtc_threshold == 0.2
     assert resolve({"dry_base": 2, "dry_multiplier": 0.8}).dry_base == 2
-
-
-@pytest.mark.parametrize(
-    ("call", "option", "strategy"),
-    [
-        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups", "diverse_beam"),
-        ({"force_words_ids": [[1]], "num_beams": 2}, "force_words_ids", "constrained_beam"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha", "contrastive"),
-        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens", "assisted"),
-        ({"dola_layers": "low"}, "dola_layers", "dola"),
-        ({"strategy": "dola", "dola_layers": "low"}, "strategy", "dola"),
-    ],
-)
-def test_a_strategy_that_is_not_there_yet_is_refused_by_name(call, option, strategy, four_strategies):
-    error = refusal(call)
-    assert error.option == option
-    assert f"strategy {strategy}, which is not in this version yet" in str(error)
-    assert "there is beam, beam_sample, greedy, sample" in error.hint
-
-
-def test_a_stored_strategy_that_is_not_there_says_how_to_override_it(four_strategies):
-    error = refusal({}, None, C(penalty_alpha=0.6, top_k=4))
-    assert (error.option, error.hint) == (
-        "penalty_alpha",
-        "it is stored in the model's generation_config (generation_config.json): override it with penalty_alpha=0.0",
-    )
-    assert resolve({"num_beams": 1}, None, C(num_beams=4, length_penalty=0.8)).strategy == "greedy"
-    assert resolve({"strategy": "greedy"}, None, C(num_beams=4)).num_beams == 1
-    assert refusal({}, assistant=True).option == "assistant_model"
 
 
 @pytest.mark.parametrize(
@@ -611,21 +566,17 @@ def options(draw):
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(options(), options(), st.booleans(), st.booleans())
-def test_any_options_resolve_or_are_refused_by_the_name_of_one_of_them(call, below, drop_in, everything):
-    available = names.AVAILABLE_STRATEGIES
-    names.AVAILABLE_STRATEGIES = available if everything else frozenset({"greedy", "sample", "beam"})
+@given(options(), options(), st.booleans())
+def test_any_options_resolve_or_are_refused_by_the_name_of_one_of_them(call, below, drop_in):
     try:
         config = resolve(call, None, C.from_stored(below), drop_in=drop_in)
     except OptionError as error:
         assert error.option in call.keys() | below.keys()
         assert error.hint and error.allowed
     else:
-        assert config.strategy in names.AVAILABLE_STRATEGIES
+        assert config.strategy in STRATEGIES
         assert isinstance(config.do_sample, bool)
         assert config.max_new_tokens is None or config.max_length is None
         assert config.asked <= call.keys()
         for name in config.asked - {"processor_order", "temperature"}:
             assert getattr(config, name) == getattr(C(**{name: call[name]}), name)
-    finally:
-        names.AVAILABLE_STRATEGIES = available

@@ -12,6 +12,7 @@ import torch
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import Sourced, random_source, tiny_seq2seq
 from tests.toys import drain, mixing_toy, request, results
+from unspool.adapters import as_runtime
 from unspool.engine import Engine
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
@@ -183,7 +184,7 @@ def test_release_forgets_and_an_unknown_sequence_is_no_error(case: Case) -> None
 def recalling(case: Case) -> Any:
     """Return the runtime, if it can begin a sequence with what it holds."""
     runtime = case.make()
-    if not hasattr(runtime, "recall"):
+    if not as_runtime(runtime).has_prefix_caching:
         pytest.skip("a runtime need not be able to")
     return runtime
 
@@ -192,23 +193,23 @@ def test_what_is_recalled_is_as_good_as_fed(case: Case) -> None:
     runtime = recalling(case)
     whole = rows(case.make(), 0, (*PROMPT, 9), [len(PROMPT)])
     rows(runtime, 0, (*PROMPT, 4), [])
-    assert runtime.recall(1, (*PROMPT, 9), least=1, invariant=False) == len(PROMPT)
+    assert runtime.match_prefix(1, (*PROMPT, 9), least=1, invariant=False) == len(PROMPT)
     close(case, rows(runtime, 1, (9,), [0]), whole)
     close(case, rows(runtime, 0, (3,), [0]), rows(case.make(), 0, (*PROMPT, 4, 3), [len(PROMPT) + 1]))
     runtime.release(0)
     runtime.release(1)
-    count = runtime.recall(2, PROMPT, least=1, invariant=False)
+    count = runtime.match_prefix(2, PROMPT, least=1, invariant=False)
     assert 0 <= count <= len(PROMPT), "what is released may be forgotten"
     close(case, rows(runtime, 2, (*PROMPT, 9)[count:], [len(PROMPT) - count]), whole)
 
 
 def test_where_less_is_cached_than_is_asked_for_nothing_is_opened(case: Case) -> None:
     runtime = recalling(case)
-    assert runtime.recall(1, PROMPT, least=1, invariant=False) == 0
+    assert runtime.match_prefix(1, PROMPT, least=1, invariant=False) == 0
     rows(runtime, 0, PROMPT[:6], [])
-    assert runtime.recall(1, PROMPT, least=7, invariant=False) == 0
-    assert runtime.recall(1, PROMPT, least=1, invariant=True) == 0, "computed in no invariant pass"
-    assert runtime.recall(1, (9, *PROMPT), least=1, invariant=False) == 0
+    assert runtime.match_prefix(1, PROMPT, least=7, invariant=False) == 0
+    assert runtime.match_prefix(1, PROMPT, least=1, invariant=True) == 0, "computed in no invariant pass"
+    assert runtime.match_prefix(1, (9, *PROMPT), least=1, invariant=False) == 0
     assert case.live(runtime) == 1
     close(case, rows(runtime, 1, PROMPT, [11]), rows(case.make(), 0, PROMPT, [11]))
 
@@ -222,7 +223,7 @@ def test_what_is_recalled_for_invariant_feeds_has_the_bits_of_one_that_computes_
         runtime = case.make()
         company = Feed(seq=0, tokens=PROMPT, asked=(0,))
         runtime.forward([company, Feed(seq=1, tokens=PROMPT[:start], asked=(), invariant=True)])
-        assert runtime.recall(2, PROMPT, least=1, invariant=True) == start
+        assert runtime.match_prefix(2, PROMPT, least=1, invariant=True) == start
         rest = Feed(seq=2, tokens=PROMPT[start:], asked=(11 - start,), invariant=True)
         assert torch.equal(runtime.forward([company, rest]).logits[1:], whole)
 

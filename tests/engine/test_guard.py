@@ -128,34 +128,34 @@ def test_a_call_waits_until_the_one_inside_is_through() -> None:
     assert not toy.cached, "the release came behind the forward"
 
 
-class Recalling(Narrow):
-    """A runtime with room for one caller that can recall: always all but the newest token it is given."""
+class Caching(Narrow):
+    """A runtime with room for one caller and a prefix cache: it holds all but the newest token that it is given."""
 
-    def recall(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    has_prefix_caching = True
+
+    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
         def work() -> int:
             self.inner.cached[seq] = tuple(tokens[:-1])
             return len(tokens) - 1
 
-        return self._enter("recall", work)  # type: ignore[no-any-return]
+        return self._enter("match_prefix", work)  # type: ignore[no-any-return]
 
 
-def test_what_a_runtime_need_not_have_is_passed_on_where_it_has_it() -> None:
-    assert guarded(mixing_toy()).recall is None
-    runtime = Recalling(mixing_toy())
-    recall = guarded(runtime).recall
-    assert recall is not None and recall(3, (5, 6, 7), least=1, invariant=False) == 2
+def test_optional_abilities_of_a_runtime_are_passed_on() -> None:
+    assert not guarded(mixing_toy()).has_prefix_caching
+    runtime = Caching(mixing_toy())
+    assert guarded(runtime).has_prefix_caching
+    assert guarded(runtime).match_prefix(3, (5, 6, 7), least=1, invariant=False) == 2
     assert runtime.inner.cached == {3: (5, 6)}
 
 
-def test_recalls_wait_for_other_calls_too(quick_switches: None) -> None:
-    runtime = Recalling(mixing_toy())
+def test_prefix_matching_waits_for_other_calls_too(quick_switches: None) -> None:
+    runtime = Caching(mixing_toy())
     guard = guarded(runtime)
 
     def work(name: int) -> None:
-        recall = guard.recall
-        assert recall is not None
         for seq in range(name, name + 60, 2):
-            recall(seq, (1, 2, 3), least=1, invariant=False)
+            guard.match_prefix(seq, (1, 2, 3), least=1, invariant=False)
             guard.forward([Feed(seq=seq, tokens=(4,), asked=(0,))])
 
     threads = [threading.Thread(target=work, args=(name,)) for name in (0, 1)]
@@ -163,7 +163,7 @@ def test_recalls_wait_for_other_calls_too(quick_switches: None) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert not runtime.overlaps and runtime.calls == {"recall": 60, "forward": 60}
+    assert not runtime.overlaps and runtime.calls == {"match_prefix": 60, "forward": 60}
 
 
 def test_a_call_that_raises_lets_the_next_one_in() -> None:

@@ -30,6 +30,8 @@ SYSTEM = tuple(random.Random("system").choices(range(1, 13), k=60))
 class Remembering(ToyRuntime):
     """A toy that can begin a sequence with what another one holds, or has held; counts the tokens that it is fed."""
 
+    has_prefix_caching = True
+
     def __init__(self, **options: Any) -> None:
         super().__init__(mixing_toy()._probabilities, 17, eos_token_ids=(16,), **options)
         self.num_fed = self.num_recalled = 0
@@ -45,7 +47,7 @@ class Remembering(ToyRuntime):
                 self.exact[feed.seq] += len(feed.tokens)
         return rows
 
-    def recall(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
         assert seq not in self.cached and least >= 1
         tokens = tuple(tokens)
         live = [(held, self.exact.get(other, 0)) for other, held in self.cached.items()]
@@ -83,8 +85,8 @@ class Counted:
         self.passes: list[tuple[int, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
-        if name == "recall" and self._plain:
-            raise AttributeError(name)
+        if name == "has_prefix_caching" and self._plain:
+            return False
         return getattr(self.inner, name)
 
     @property
@@ -423,10 +425,10 @@ class Brittle(Remembering):
             raise Broken("forward")
         return super().forward(feeds)
 
-    def recall(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
         if 15 in tokens:
-            raise Broken("recall")
-        return super().recall(seq, tokens, least=least, invariant=invariant)
+            raise Broken("match_prefix")
+        return super().match_prefix(seq, tokens, least=least, invariant=invariant)
 
 
 @pytest.mark.parametrize(("token", "place"), [(14, 0), (14, 59), (14, 61), (15, 0), (15, 59), (15, 61)])
@@ -453,7 +455,7 @@ def test_who_cannot_recall_for_want_of_room_is_told_so() -> None:
     engine.step()
     # Somebody beside the engine takes room that was promised to the request.
     with pytest.raises(CapacityError, match="at most 70 tokens"):
-        runtime.recall(999, SYSTEM[:30], least=8, invariant=False)
+        runtime.match_prefix(999, SYSTEM[:30], least=8, invariant=False)
     assert isinstance(results(drain(engine))[number], tuple)
     runtime.check()
 

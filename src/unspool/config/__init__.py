@@ -9,10 +9,9 @@ from unspool.config.generation import OPTIONS, GenerationConfig, standing
 from unspool.config.layers import resolve
 from unspool.config.option import GROUPS, UNSET, Option
 from unspool.config.order import PROCESSOR_ORDER, complete_order
-from unspool.config.strategies import AVAILABLE_STRATEGIES, STRATEGIES
+from unspool.config.strategies import STRATEGIES
 
 __all__ = [
-    "AVAILABLE_STRATEGIES",
     "GROUPS",
     "NO_EFFECT",
     "OPTIONS",

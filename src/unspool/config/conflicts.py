@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unspool.config.strategies import BEAMS
+from unspool.config.strategies import readers_of
 from unspool.errors import OptionError
 
 
@@ -24,11 +24,11 @@ def check_conflicts(values: Mapping[str, Any], asked: frozenset[str], strategy: 
     _check_lengths(values, asked, "min_new_tokens", "max_new_tokens")
     _check_lengths(values, asked, "min_length", "max_length")
     _check_forced(values, asked)
-    if strategy in BEAMS or strategy == "stochastic_beam":
+    if strategy in readers_of("num_beams", sampling=False):
         _check_beams(values, asked)
-    if strategy == "diverse_beam":
+    if strategy in readers_of("diversity_penalty", sampling=False):
         _check_diversity(values, asked)
-    if strategy == "best_of":
+    if strategy in readers_of("best_of", sampling=False):
         _check_best_of(values, asked)
 
 

@@ -24,7 +24,8 @@ from unspool.config.fields.search import SearchOptions
 from unspool.config.fields.tokens import SpecialTokenOptions, TokenOptions
 from unspool.config.foreign import NO_EFFECT, REFUSED, Standing, is_set
 from unspool.config.option import GROUPS, UNSET, Option, option_of
-from unspool.errors import OptionError
+from unspool.config.strategies import unknown_reads
+from unspool.errors import OptionError, StrategyError
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "n": "num_return_sequences",
@@ -326,6 +327,8 @@ def standing(name: str) -> Standing:
 def _read_table() -> dict[str, Option]:
     rows = [option_of(one.metadata, one.name, str(one.type)) for one in fields(GenerationConfig)]
     found = sorted((row for row in rows if row is not None), key=lambda row: GROUPS.index(row.group))
+    for strategy, names in unknown_reads(frozenset(row.name for row in found)).items():
+        raise StrategyError(f"the strategy {strategy!r} reads {', '.join(sorted(names))}: no such option")
     return {row.name: row for row in found}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from unspool.config import strategies
 from unspool.config.conflicts import check_conflicts
 from unspool.config.foreign import NO_EFFECT, REFUSED, is_set
 from unspool.config.generation import OPTIONS, GenerationConfig, build, check_foreign
@@ -18,11 +17,13 @@ from unspool.config.order import complete_order
 from unspool.config.strategies import (
     ALWAYS_SAMPLING,
     EITHER,
-    NEEDS,
     NEVER_SAMPLING,
-    SELECTED_BY,
+    STRATEGIES,
     choose_strategy,
+    has_sampling_twin,
     meets_needs,
+    needs,
+    selectors,
 )
 from unspool.config.vocabulary import with_negative_ids
 from unspool.errors import OptionError
@@ -182,9 +183,8 @@ class _Resolution:
                 allowed = f"cannot be True with the strategy {strategy}"
                 raise OptionError("do_sample", True, allowed, "leave `do_sample` out, or name another strategy")
             do_sample = False
-        self._check_available(strategy)
         if named and not meets_needs(strategy, self.values, assistant=self.assistant):
-            raise OptionError("strategy", strategy, f"needs {NEEDS[strategy]}", "give it, or leave `strategy` out")
+            raise OptionError("strategy", strategy, f"needs {needs(strategy)}", "give it, or leave `strategy` out")
         return strategy, do_sample
 
     def _without_draws(self, named: str) -> str | None:
@@ -213,21 +213,6 @@ class _Resolution:
             return False
         # With penalty_alpha, top_k is the number of candidates of contrastive search.
         return row.name != "top_k" or not self._is_on("penalty_alpha")
-
-    def _check_available(self, strategy: str) -> None:
-        if strategy in strategies.AVAILABLE_STRATEGIES:
-            return
-        suspects = ("strategy", *SELECTED_BY.get(strategy, ()))
-        guilty = next((name for name in suspects if self._is_on(name) and name in self.layer), None)
-        there = ", ".join(sorted(strategies.AVAILABLE_STRATEGIES))
-        allowed = f"asks for the strategy {strategy}, which is not in this version yet"
-        if guilty is None:
-            raise OptionError("assistant_model", "a draft model", allowed, f"leave it out; there is {there}")
-        if self._by_user(guilty):
-            hint = f"leave it out; there is {there}"
-        else:
-            hint = f"{STORED}: override it with {guilty}={OPTIONS[guilty].off!r}"
-        raise OptionError(guilty, self.values[guilty], allowed, hint)
 
     def _reads(self, row: Option, strategy: str, do_sample: bool) -> bool:
         if row.door != "both" and (row.door == "drop_in") is not self.drop_in:
@@ -270,12 +255,11 @@ class _Resolution:
             return "belongs to the native API", f"{out}, or use unspool.load(...).generate"
         allowed = f"is not read by the strategy {strategy}"
         if row.name == "num_return_sequences":
-            beams = ", or num_beams of at least as many," if "beam" in strategies.AVAILABLE_STRATEGIES else ""
-            return allowed, f"set do_sample=True{beams} for more than one output"
+            return allowed, "set do_sample=True, or num_beams of at least as many, for more than one output"
         if row.samples and self.values["temperature"] == 0:
             return allowed, f"{out}, since temperature=0 always takes the best token, or set temperature above 0"
         draws = row.samples or "sample" in row.read_by
-        if draws and strategy in NEVER_SAMPLING - {"greedy", "beam"}:
+        if draws and strategy in NEVER_SAMPLING and not has_sampling_twin(strategy):
             return allowed, f"{out}: that strategy never draws"
         if draws and not do_sample:
             return allowed, f"set do_sample=True, or {out}"
@@ -283,19 +267,14 @@ class _Resolution:
 
     def _how_to_be_read(self, row: Option, strategy: str, do_sample: bool, out: str) -> str:
         """Return the change of options that leads to a strategy which reads this one."""
-        there = strategies.AVAILABLE_STRATEGIES
-        readers = [name for name in strategies.STRATEGIES if name in row.read_by and name in there]
-        if not readers:
-            return f"{out}: the strategies that read it are not in this version yet"
+        readers = [name for name in STRATEGIES if name in row.read_by]
         if self.values["strategy"] is not None:
             return f"{out}, or name a strategy that reads it: {', '.join(readers)}"
-        culprit = next((name for name in SELECTED_BY.get(strategy, ()) if self._is_on(name)), None)
-        if strategy == "assisted" and self.assistant:
-            culprit = "assistant_model"
+        culprit = next((name for name in selectors(strategy) if self._has(name)), None)
         if culprit and any(meets_needs(name, self.values, assistant=self.assistant) for name in readers):
             return f"leave `{culprit}` out, or {out}"
         greedily = " with do_sample=False" if do_sample and readers[0] in NEVER_SAMPLING else ""
-        return f"set {NEEDS[readers[0]]}{greedily}, or {out}"
+        return f"set {needs(readers[0])}{greedily}, or {out}"
 
     def _final(self, row: Option, strategy: str, do_sample: bool) -> Any:
         if not self._reads(row, strategy, do_sample):

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
 from unspool.config.kinds import CliType, Kind, Unfit
+from unspool.config.strategies import readers_of
 from unspool.errors import OptionError
 
 
@@ -26,7 +27,7 @@ class Unset(Enum):
 
 UNSET: Final = Unset.UNSET
 
-ReadBy: TypeAlias = frozenset[str] | Literal["all"]
+ReadBy: TypeAlias = frozenset[str] | Literal["all", "sampling", "named"]
 Door: TypeAlias = Literal["both", "native", "drop_in"]
 
 GROUPS: Final = (
@@ -53,8 +54,9 @@ class Option:
     kind: the values it takes and how they are normalised.
     default: its value where nothing gives one. off: the value that changes nothing; None is off as well.
     help: one sentence, with the unit. hint: what to do about a bad value.
-    read_by: the strategies that read it. partners: it is read only where one of these options is on, or
-        "assistant_model" is given.
+    read_by: the strategies that read it. Declared as "all", as "sampling" (all strategies that sample, and those that
+        name it) or as "named" (those that name it in their facts); the option table holds the names.
+    partners: it is read only if one of these options is on, or "assistant_model" is given.
     samples: whether asking for it, in the native API, asks for sampling.
     door: "native" (Python API, CLI, server), "drop_in" (`unspool.generate`), or "both".
     drop_in_default: its value in the drop-in where nothing gives one; UNSET where that is `default`.
@@ -168,5 +170,8 @@ def option(kind: Kind, *, group: str, help: str, **rest: Any) -> Any:
 
 def option_of(metadata: Mapping[str, Any], name: str, annotation: str) -> Option | None:
     """Return the table row that a dataclass field declares, or None for a field that is no option."""
-    row = metadata.get("option")
-    return None if row is None else replace(row, name=name, type=annotation)
+    row: Option | None = metadata.get("option")
+    if row is None:
+        return None
+    readers = row.read_by if row.read_by == "all" else readers_of(name, sampling=row.read_by == "sampling")
+    return replace(row, name=name, type=annotation, read_by=readers)

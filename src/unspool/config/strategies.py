@@ -1,4 +1,4 @@
-"""The names of the strategies, which of them this version has, and which one a set of options asks for.
+"""Which strategy a set of options asks for, and what it needs. Every table derives from the strategies themselves.
 
 Owns: the rules of choice. Does not know: layers, defaults, or how a strategy works.
 """
@@ -6,60 +6,60 @@ Owns: the rules of choice. Does not know: layers, defaults, or how a strategy wo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final
 
-StrategyName: TypeAlias = Literal[
-    "greedy",
-    "sample",
-    "beam",
-    "beam_sample",
-    "diverse_beam",
-    "constrained_beam",
-    "contrastive",
-    "assisted",
-    "dola",
-    "best_of",
-    "stochastic_beam",
-]
+from unspool.strategies.registry import STRATEGIES as _REGISTRY
+from unspool.strategy_facts import ASSISTANT, StrategyFacts
 
-STRATEGIES: Final[tuple[str, ...]] = get_args(StrategyName)
+_FACTS: Final[Mapping[str, StrategyFacts]] = {name: strategy.facts for name, strategy in _REGISTRY.items()}
 
-AVAILABLE_STRATEGIES: frozenset[str] = frozenset(STRATEGIES)
-"""The strategies of this version. Others may be known by name, so that options can be checked and explained."""
+STRATEGIES: Final[tuple[str, ...]] = tuple(_FACTS)
+"""The names of all strategies, in the order of the docs."""
 
-BEAMS: Final = frozenset({"beam", "beam_sample", "diverse_beam", "constrained_beam"})
-SAMPLING: Final = frozenset({"sample", "beam_sample", "assisted", "dola", "best_of", "stochastic_beam"})
-EITHER: Final = frozenset({"assisted", "dola"})
-"""Strategies that draw when `do_sample` is True and take the best token otherwise."""
+SAMPLING: Final = frozenset(name for name, facts in _FACTS.items() if facts.samples != "never")
+EITHER: Final = frozenset(name for name, facts in _FACTS.items() if facts.samples == "optional")
+"""Strategies that draw if `do_sample` is True and take the best token otherwise."""
 ALWAYS_SAMPLING: Final = SAMPLING - EITHER
-NEVER_SAMPLING: Final = frozenset(STRATEGIES) - SAMPLING
+NEVER_SAMPLING: Final = frozenset(_FACTS) - SAMPLING
+BEAMS: Final = frozenset(name for name, facts in _FACTS.items() if "length_penalty" in facts.reads)
+"""Strategies that rank finished beams by length-normalized scores."""
 
-SELECTED_BY: Final[Mapping[str, tuple[str, ...]]] = {
-    "beam": ("num_beams",),
-    "beam_sample": ("num_beams",),
-    "diverse_beam": ("num_beam_groups", "num_beams"),
-    "constrained_beam": ("force_words_ids", "force_words"),
-    "contrastive": ("penalty_alpha",),
-    "assisted": ("prompt_lookup_num_tokens",),
-    "dola": ("dola_layers",),
-    "best_of": ("best_of",),
-    "stochastic_beam": ("num_beams",),
-}
-"""The options whose values lead to a strategy, the most telling first."""
 
-NEEDS: Final[Mapping[str, str]] = {
-    "sample": "do_sample=True",
-    "beam": "num_beams above 1",
-    "beam_sample": "num_beams above 1",
-    "diverse_beam": "num_beams above 1 and num_beam_groups above 1",
-    "constrained_beam": "force_words_ids (or force_words) and num_beams above 1",
-    "contrastive": "penalty_alpha above 0 and top_k above 1",
-    "assisted": "prompt_lookup_num_tokens or an assistant model",
-    "dola": "dola_layers",
-    "best_of": "best_of",
-    "stochastic_beam": "num_beams above 1",
-}
-"""What a strategy cannot go without, in words."""
+def readers_of(option: str, *, sampling: bool) -> frozenset[str]:
+    """Return the strategies that read an option which is not read by all.
+
+    Args:
+        option: its name.
+        sampling: True if every strategy that samples reads it.
+    """
+    named = frozenset(name for name, facts in _FACTS.items() if option in facts.reads)
+    return named | SAMPLING if sampling else named
+
+
+def unknown_reads(options: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Return, per strategy, the options that it claims to read and that are not among these."""
+    missing = {name: facts.reads - options - {ASSISTANT} for name, facts in _FACTS.items()}
+    return {name: names for name, names in missing.items() if names}
+
+
+def selectors(strategy: str) -> tuple[str, ...]:
+    """Return the options that lead to the strategy, the most telling first."""
+    return _FACTS[strategy].selected_by
+
+
+def needs(strategy: str) -> str:
+    """Return the options that the strategy cannot work without, in words."""
+    return _FACTS[strategy].needs
+
+
+def has_sampling_twin(strategy: str) -> bool:
+    """Return True if `do_sample=True` leads to another strategy in place of this one."""
+    return bool(_FACTS[strategy].sampling_twin)
+
+
+def reads_assistant(strategy: str) -> bool:
+    """Return True if the strategy reads a draft model."""
+    return ASSISTANT in _FACTS[strategy].reads
 
 
 def choose_strategy(values: Mapping[str, Any], *, do_sample: bool, assistant: bool = False) -> str:
@@ -68,43 +68,12 @@ def choose_strategy(values: Mapping[str, Any], *, do_sample: bool, assistant: bo
     Args:
         values: every option's value.
         do_sample: final, whatever `values` says.
-        assistant: whether a draft model is given.
+        assistant: True if a draft model is given.
     """
-    chosen = _base_strategy(values, do_sample)
-    if chosen in ("greedy", "sample"):
-        if assistant or values["prompt_lookup_num_tokens"] is not None:
-            return "assisted"
-        if values["best_of"] is not None and do_sample:
-            return "best_of"
-        if values["dola_layers"] is not None:
-            return "dola"
-    return chosen
-
-
-def _base_strategy(values: Mapping[str, Any], do_sample: bool) -> str:
-    if values["force_words_ids"] or values["force_words"]:
-        return "constrained_beam"
-    if values["num_beams"] > 1:
-        if values["num_beam_groups"] > 1:
-            return "diverse_beam"
-        return "beam_sample" if do_sample else "beam"
-    if do_sample:
-        return "sample"
-    return "contrastive" if (values["penalty_alpha"] or 0) > 0 and (values["top_k"] or 0) > 1 else "greedy"
+    ranked = sorted(_FACTS, key=lambda name: _FACTS[name].precedence)
+    return next(name for name in ranked if _FACTS[name].selects(values, do_sample, assistant))
 
 
 def meets_needs(strategy: str, values: Mapping[str, Any], *, assistant: bool = False) -> bool:
-    """Return whether the values have what NEEDS says."""
-    beams, groups = values["num_beams"] > 1, values["num_beam_groups"] > 1
-    needs: dict[str, bool] = {
-        "beam": beams,
-        "beam_sample": beams,
-        "diverse_beam": beams and groups,
-        "constrained_beam": beams and bool(values["force_words_ids"] or values["force_words"]),
-        "contrastive": (values["penalty_alpha"] or 0) > 0 and (values["top_k"] or 0) > 1,
-        "assisted": assistant or values["prompt_lookup_num_tokens"] is not None,
-        "dola": values["dola_layers"] is not None,
-        "best_of": values["best_of"] is not None,
-        "stochastic_beam": beams,
-    }
-    return needs.get(strategy, True)
+    """Return True if the values have all that the strategy needs."""
+    return _FACTS[strategy].is_met(values, assistant)

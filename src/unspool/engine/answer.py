@@ -18,7 +18,7 @@ from unspool.engine.pipeline import RowJob, distribution, process
 from unspool.engine.readout import read_out
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
-from unspool.protocols import RowKey
+from unspool.protocols import Criterion, RowKey
 from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Similarity
 
 
@@ -99,7 +99,7 @@ def _rows(
         node = places[number].branch.tip.at(places[number].length)
         pairs = zip(others.tokens, others.logits, strict=True)
         node.alternatives = tuple((token, logit - norms[number]) for token, logit in pairs)
-    _foresee(asked, findings.found)
+    _prepare_criteria(asked, findings.found)
     rows: list[tuple[Row, Distribution | None]] = []
     for each, what in zip(asked, findings.found, strict=True):
         candidates = _candidates(each.place, what, norms[each.row], now)
@@ -120,26 +120,25 @@ def _note_flaws(
         if reason is None:
             continue
         error = NumericsError(place.branch.number, place.position, reason)
-        if score_norm == -math.inf and math.isfinite(norm) and place.conversation.bears_dead_ends(place.branch):
+        if score_norm == -math.inf and math.isfinite(norm) and place.conversation.allows_empty_rows(place.branch):
             place.conversation.dead_end = error
         else:
             answers[place.conversation.number] = error
 
 
-def _foresee(asked: Sequence[Asked], found: Sequence[Found]) -> None:
+def _prepare_criteria(asked: Sequence[Asked], found: Sequence[Found]) -> None:
     """Tell criteria that judge many tokens at once which ones they are about to be asked about."""
-    pairs: dict[int, tuple[Any, list[tuple[Any, int]]]] = {}
+    pairs: dict[int, tuple[Criterion, list[tuple[Any, int]]]] = {}
     for each, what in zip(asked, found, strict=True):
         if each.place.in_prompt:
             continue
         marks = each.place.branch.marks[each.place.length]
         for criterion, state in zip(each.place.conversation.request.criteria, marks.criteria, strict=True):
-            foresee = getattr(criterion, "foresee", None)
-            if foresee is not None:
-                _, told = pairs.setdefault(id(criterion), (foresee, []))
+            if criterion.prepares:
+                _, told = pairs.setdefault(id(criterion), (criterion, []))
                 told += [(state, token) for token in what.tokens]
-    for foresee, told in pairs.values():
-        foresee(told)
+    for criterion, told in pairs.values():
+        criterion.prepare(told)
 
 
 def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.protocols import Criterion, Processor, Recall, Runtime
+from unspool.protocols import Criterion, Processor, Runtime
 from unspool.types import Distribution, Seq, Source
 
 
@@ -112,8 +112,8 @@ class Strand:
     """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
 
     pending: tokens [cached, total), not yet in the runtime. rows: by length, computed since the branch last grew.
-    source: for the encoder, until the first feed has brought it there. begun: whether it has been seen to what the
-    runtime can recall of it, or there is nothing to be seen to.
+    source: for the encoder, until the first feed has brought it there. prefix_checked: True if the prefix cache has
+    been asked, or has nothing for this sequence.
     """
 
     seq: Seq
@@ -123,22 +123,23 @@ class Strand:
     cached: int = 0
     rows: dict[int, RowRef] = field(default_factory=dict)
     source: Source | None = None
-    begun: bool = False
+    prefix_checked: bool = False
 
     @property
-    def recall(self) -> Recall | None:
-        """The runtime's method of this name, where it has one and the sequence depends on its tokens alone."""
-        return getattr(self.runtime, "recall", None) if self.source is None else None
+    def can_match_prefix(self) -> bool:
+        """True if the prefix cache can hold a beginning of the sequence: it depends on its tokens alone."""
+        return self.runtime.has_prefix_caching and self.source is None
 
     @property
     def has_prompt(self) -> bool:
         """Whether the whole prompt is cached."""
         return self.cached >= len(self.prompt)
 
-    def begin(self, recall: Recall, limit: int, *, least: int, invariant: bool) -> bool:
-        """Take over what is cached of the first `limit` tokens, if it is `least` or more; returns whether it was."""
-        self.cached = recall(self.seq, self.pending[:limit], least=least, invariant=invariant)
-        assert self.cached == 0 or least <= self.cached <= limit, "the runtime recalls other than what was asked for"
+    def match_prefix(self, limit: int, *, least: int, invariant: bool) -> bool:
+        """Take over cached tokens among the first `limit`, if there are `least` or more; returns whether there were."""
+        found = self.runtime.match_prefix(self.seq, self.pending[:limit], least=least, invariant=invariant)
+        assert found == 0 or least <= found <= limit, "the runtime matched more or fewer tokens than it was asked for"
+        self.cached = found
         del self.pending[: self.cached]
         return self.cached > 0
 
@@ -154,7 +155,7 @@ class Strand:
             self.cached,
             dict(self.rows),
             self.source,
-            begun=self.cached > 0,
+            prefix_checked=self.cached > 0,
         )
 
     def keep(self, tip: Node) -> None:

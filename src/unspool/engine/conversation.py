@@ -85,7 +85,7 @@ class Conversation:
         if request.assistant is not None:
             # The draft's output is a tree of its own: what it says of a token is not what the model says.
             self.branches[DRAFT] = self._first(DRAFT, request.assistant, [request.prompt], Node(None, -1))
-        self.hidden = HiddenStates(root) if getattr(request.strategy, "hidden_states", False) else None
+        self.hidden = HiddenStates(root) if request.strategy.hidden_states else None
         self.recorder = Recorder(request.prompt, root) if request.trace else None
         self.turn = Turn()
         self._backs: dict[int, set[int]] = {}
@@ -163,7 +163,7 @@ class Conversation:
         is_second_look = not self.turn.moves
         if not self.request.tentative or leader.drafts or is_second_look:
             return []
-        if not getattr(self.request.strategy, "leads", True):
+        if not self.request.strategy.shows_tentative:
             return []
         nodes = self._ledger.beyond(0, leader.tip)
         tail = tuple(node.token for node in nodes or ())
@@ -206,12 +206,12 @@ class Conversation:
     def live_branches(self) -> Iterator[Branch]:
         return iter(self._live.values())
 
-    def bears_dead_ends(self, branch: Branch) -> bool:
+    def allows_empty_rows(self, branch: Branch) -> bool:
         """Return whether a row of this branch in which everything is forbidden is answered with no candidate.
 
         So it is where others may go on: among the branches of a search, and with guesses, which need not be made.
         """
-        return branch.drafts or getattr(self.request.strategy, "bears_dead_ends", False)
+        return branch.drafts or self.request.strategy.allows_empty_rows
 
     def _drop(self, branch: Branch) -> None:
         branch.alive = False

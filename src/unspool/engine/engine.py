@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from unspool.adapters import as_criterion, as_strategy
 from unspool.engine.answer import Answers, answer
 from unspool.engine.branches import RowRef
 from unspool.engine.conversation import Conversation
@@ -91,12 +92,9 @@ class Engine:
             OptionError: an option does not fit the model, or the prompt.
             CapacityError: the request needs more memory than it could ever be given.
         """
-        if request.assistant is not None:
-            request = replace(request, assistant=guarded(request.assistant))
+        request = _adapted(request)
         context = context_of(request, self.runtime.info)
-        check = getattr(request.strategy, "check", None)
-        if check is not None:
-            check(context)
+        request.strategy.check(context)
         for name in set(request.config.processor_order or DEFAULT_ORDER) - {"user"}:
             PROCESSORS[name].start(context)  # which may find fault with its options
         number = next(self._numbers)
@@ -302,3 +300,13 @@ def _fitted(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
     if width > vocab_size:
         return logits[:, :vocab_size]
     return torch.nn.functional.pad(logits, (0, vocab_size - width), value=FORBIDDEN)
+
+
+def _adapted(request: Request) -> Request:
+    """Return the request with all objects as instances of the base classes, and its draft model guarded."""
+    return replace(
+        request,
+        strategy=as_strategy(request.strategy),
+        criteria=tuple(as_criterion(criterion) for criterion in request.criteria),
+        assistant=None if request.assistant is None else guarded(request.assistant),
+    )

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from unspool.protocols import Recall, Runtime
+from unspool.adapters import as_runtime
+from unspool.protocols import Runtime
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 # By the runtime's id, which stays its own as long as its guard, and with that the runtime, is alive.
@@ -21,15 +22,17 @@ def guarded(runtime: Runtime) -> Guarded:
     with _MAKING:
         guard = _GUARDS.get(id(runtime))
         if guard is None:
-            guard = _GUARDS[id(runtime)] = Guarded(runtime)
+            guard = _GUARDS[id(runtime)] = Guarded(as_runtime(runtime), key=runtime)
         return guard
 
 
-class Guarded:
+class Guarded(Runtime):
     """A runtime whose calls wait for each other, whoever makes them. Follows the contract of every Runtime."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, *, key: object = None) -> None:
+        self._runtime, self._key = runtime, key
+        self.source = runtime.source
+        self.has_prefix_caching, self.in_place = runtime.has_prefix_caching, runtime.in_place
         self._lock = threading.Lock()
         self._sequences = self._tokens = 0
 
@@ -59,15 +62,10 @@ class Guarded:
         with self._lock:
             return self._runtime.forward(feeds)
 
-    @property
-    def recall(self) -> Recall | None:
-        """See protocols.Recall; None where the runtime has no such method."""
-        return self._recall if hasattr(self._runtime, "recall") else None
-
-    def _recall(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
-        recall: Recall = self._runtime.recall  # type: ignore[attr-defined]
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        """See Runtime.match_prefix."""
         with self._lock:
-            return recall(seq, tokens, least=least, invariant=invariant)
+            return self._runtime.match_prefix(seq, tokens, least=least, invariant=invariant)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """See Runtime.fork."""

@@ -58,19 +58,20 @@ class Openings:
         Raises:
             OpeningError: it could not.
         """
-        recall = None if strand.begun else strand.recall
-        limit = conversation.num_unread(branch, strand) if recall is not None else 0
-        if recall is None or limit < _LEAST_RECALLED:
-            strand.begun = True
+        asks = strand.can_match_prefix and not strand.prefix_checked
+        limit = conversation.num_unread(branch, strand) if asks else 0
+        if limit < _LEAST_RECALLED:
+            strand.prefix_checked = True
             return False
         shared = min(self._shared(strand, invariant), limit)
         awaits = shared >= _LEAST_AWAITED
         least = max(_LEAST_RECALLED, shared - _LEAST_AWAITED + 1) if awaits else _LEAST_RECALLED
         try:
-            strand.begun = strand.begin(recall, limit, least=least, invariant=invariant) or not awaits
+            matched = strand.match_prefix(limit, least=least, invariant=invariant)
         except Exception as error:
             raise OpeningError(conversation.number) from error
-        return not strand.begun
+        strand.prefix_checked = matched or not awaits
+        return not strand.prefix_checked
 
     def _shared(self, strand: Strand, invariant: bool) -> int:
         """Return how many tokens the strand's prompt has in common with one that it could wait for."""

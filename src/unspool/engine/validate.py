@@ -69,7 +69,7 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
         raise PromptError(f"{info.name} has an encoder and the negative prompt brings nothing for it to read")
     if request.source is not None and not info.needs_source:
         raise PromptError(f"{info.name} has no encoder, so there is nothing that reads a source")
-    if getattr(request.strategy, "hidden_states", False) and not info.hidden_states:
+    if request.strategy.hidden_states and not info.hidden_states:
         raise OptionError(
             "strategy", name, f"reads hidden states, which {info.name} does not hand out ({info.path})", "name another"
         )

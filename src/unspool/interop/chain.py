@@ -14,7 +14,7 @@ from unspool.engine.pipeline import RowJob, processed
 from unspool.interop.board import Board, Path
 from unspool.interop.record import Record
 from unspool.processors import PROCESSORS
-from unspool.protocols import Context, Conversation, Processor, RowKey, Strategy
+from unspool.protocols import Context, Conversation, Processor, RowKey, Strategy, WrappedStrategy
 from unspool.types import Extend, Fork, Hypothesis, Keep, Reply, Space, Turn
 
 
@@ -26,7 +26,7 @@ class Link(NamedTuple):
     states: tuple[Any, ...]
 
 
-class Chain:
+class Chain(Processor):
     """The processors of all requests of a call, and what they made of the rows last seen.
 
     It serves strategies in the "logits" space (see InLogits) and makes log-probabilities itself where the strategy
@@ -97,7 +97,7 @@ class Chain:
         return values
 
 
-class InLogits:
+class InLogits(WrappedStrategy):
     """A strategy whose rows reach the chain as logits, and which tells the board of outputs that end.
 
     Args:
@@ -105,21 +105,14 @@ class InLogits:
         board: of the call.
     """
 
-    space: Space = "logits"
-
     def __init__(self, strategy: Strategy, board: Board) -> None:
-        self._strategy, self._board = strategy, board
-        self.name = strategy.name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._strategy, name)
-
-    def max_branches(self, config: Any) -> int:
-        return self._strategy.max_branches(config)
+        super().__init__(strategy)
+        self.space: Space = "logits"
+        self._board = board
 
     def run(self, context: Context) -> Conversation:
         """Hold the strategy's own conversation."""
-        return _watched(self._strategy.run(context), self._board, self._board.newest)
+        return _watched(self.inner.run(context), self._board, self._board.newest)
 
 
 def _watched(conversation: Conversation, board: Board, root: Path) -> Generator[Turn, Reply, list[Hypothesis]]:

@@ -13,14 +13,14 @@ from transformers.generation import stopping_criteria
 
 from unspool.errors import OptionError
 from unspool.interop.board import Board, Path
-from unspool.protocols import Context
+from unspool.protocols import Context, Criterion
 
 Scores: TypeAlias = tuple[torch.Tensor, ...]
 Question: TypeAlias = tuple[list[list[int]], dict[int, Path]]
 """What stands in the rows of a call, and whose verdict each row is."""
 
 
-class TheirCriterion:
+class TheirCriterion(Criterion):
     """An object of transformers, asked about all tokens that a step could add.
 
     It gets (input_ids, scores) as transformers gives them: a row for each place of the board with one token more, or in
@@ -35,6 +35,8 @@ class TheirCriterion:
         values: returns the scores that tokens were just found to have.
         steps: returns the scores of the first steps, this many, where the call wants them.
     """
+
+    prepares = True
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class TheirCriterion:
         """Return what was said of this token; nothing was said of those that a beam search does not look at."""
         return self._verdicts.get(state.follow(token), False)
 
-    def foresee(self, pairs: Sequence[tuple[Path, int]]) -> None:
+    def prepare(self, pairs: Sequence[tuple[Path, int]]) -> None:
         """Ask about all tokens of the step."""
         if self._error is not None:
             raise self._error  # the engine asks again row by row, which it must not see

@@ -45,7 +45,7 @@ def driver_of(model: Any) -> Driver:
         entry = _DRIVERS.get(model)
         if entry is None or entry.tensors != tensors:
             runtime = runtime_of(model, own=False)
-            if getattr(runtime, "is_borrowed", False):
+            if runtime.in_place:
                 return Driver(Engine(runtime))  # it runs the caller's own module, which must not keep itself alive
             entry = _Entry(Driver(Engine(runtime)), tensors)
             _DRIVERS[model] = entry

@@ -16,7 +16,7 @@ from unspool.errors import OptionError
 from unspool.interop.board import Board, Call, Path
 from unspool.processors import DEFAULT_ORDER
 from unspool.processors.rows import FORBIDDEN
-from unspool.protocols import Context, RowKey
+from unspool.protocols import Context, Processor, RowKey
 
 PREFIX: Final = "prefix_allowed_tokens_fn"
 GUIDANCE: Final = "guidance_scale"
@@ -37,7 +37,7 @@ def order_of(order: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-class TheirProcessors:
+class TheirProcessors(Processor):
     """Objects of transformers, called one after the other with the same rows that transformers would give them.
 
     They get (input_ids, scores): a row for each place of the board, the prompts as the caller gave them, and a matrix
@@ -104,7 +104,7 @@ def _matrix(call: Call, scores: torch.Tensor) -> torch.Tensor:
     return seen
 
 
-class PrefixAllowed:
+class PrefixAllowed(Processor):
     """Allow only the tokens that a function names for a row: `prefix_allowed_tokens_fn(batch_id, input_ids)`.
 
     It gets the index of the prompt, whatever beams and outputs that has, and the row with the prompt as the caller gave

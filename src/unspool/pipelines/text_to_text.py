@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from unspool.adapters import as_runtime
 from unspool.errors import PromptError
 from unspool.pipelines.base import Call, Pipeline, Record
 from unspool.pipelines.inputs import Input, Prepared, encode_input
@@ -56,8 +57,8 @@ class TextToTextPipeline(Pipeline):
         asked = call.resolved.decoder_start_token_id
         if asked is not None:
             return asked
-        source = getattr(self.model.runtime, "source", None)
-        start = getattr(source, "decoder_start_token_id", None)
+        source = as_runtime(self.model.runtime).source
+        start = None if source is None else source.decoder_start_token_id
         return () if start is None else (start,)
 
     def _record(self, prepared: Prepared, generation: Generation, completion: Completion, call: Call) -> Record:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
 
-from unspool.protocols import Context
+from unspool.protocols import Context, Processor
 
 S = TypeVar("S")
 
 
-class Fixed(Generic[S]):
+class Fixed(Processor, Generic[S]):
     """Base of processors whose state is the request's parameters and nothing else."""
 
     def advance(self, state: S, token: int) -> S:

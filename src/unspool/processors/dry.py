@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from unspool.errors import OptionError
 from unspool.processors.cells import NO_IDS, Ids, cells_of, floats_of
 from unspool.processors.history import room_for
-from unspool.protocols import Context, RowKey
+from unspool.protocols import Context, Processor, RowKey
 
 # Penalties stop growing here, so that scores stay finite: only forbidden tokens are -inf.
 _GREATEST_PENALTY = 1e30
@@ -134,7 +134,7 @@ class DryState:
     repeats: Repeats
 
 
-class Dry:
+class Dry(Processor):
     """Subtract multiplier * base ** (length - allowed_length) from each token that would prolong a repeat.
 
     A repeat is a run of `dry_allowed_length` tokens or more, at the end of prompt and output, that stood there before;

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool.processors.cells import Ids
+from unspool.protocols import Processor
 
 N = TypeVar("N", bound=np.generic)
 
@@ -87,7 +88,7 @@ class Countdown(NamedTuple):
     tokens: Ids
 
 
-class Counting:
+class Counting(Processor):
     """Base of processors whose state is a `Countdown`."""
 
     def advance(self, state: Countdown, token: int) -> Countdown:

@@ -14,7 +14,7 @@ from unspool.errors import OptionError
 from unspool.processors.cells import NO_IDS, Ids, cells_of, ids
 from unspool.processors.history import Countdown, Counting
 from unspool.processors.masks import forbid
-from unspool.protocols import Context, RowKey
+from unspool.protocols import Context, Processor, RowKey
 
 # Growth stops here, so that scores stay finite and may still be divided by a small temperature.
 _GREATEST_ADDITION = 1e30
@@ -68,7 +68,7 @@ class Decay(NamedTuple):
     eos: Ids
 
 
-class ExponentialDecay:
+class ExponentialDecay(Processor):
     """Raise the EOS scores more and more once the output has passed a length. Off at None.
 
     With exponential_decay_length_penalty=(begin, factor), after n > begin output tokens |score| * (factor ** (n -

@@ -18,7 +18,7 @@ import torch
 from unspool.processors.cells import Ids, cells_of
 from unspool.processors.history import recent
 from unspool.processors.rows import FORBIDDEN
-from unspool.protocols import Context, RowKey
+from unspool.protocols import Context, Processor, RowKey
 
 Gram: TypeAlias = tuple[int, ...]
 Followers: TypeAlias = Mapping[Gram, tuple[int, ...]]
@@ -52,7 +52,7 @@ class GramIndex:
     output: dict[Gram, tuple[int, ...]] = field(default_factory=dict)
 
 
-class NoRepeatNgram:
+class NoRepeatNgram(Processor):
     """Forbid each token that would complete an n-gram of prompt and output a second time. Off at None and 0.
 
     Worked example: after 5 6 7 5 6 with no_repeat_ngram_size=3 token 7 is forbidden.
@@ -94,7 +94,7 @@ class SourceGrams(NamedTuple):
     followers: Followers
 
 
-class EncoderNoRepeatNgram:
+class EncoderNoRepeatNgram(Processor):
     """Forbid each token that would complete an n-gram of the source. Off at None and 0.
 
     The source is what the encoder reads, or the prompt of a model without one.

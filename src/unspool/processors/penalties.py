@@ -19,7 +19,7 @@ import torch
 from unspool.processors.base import Fixed
 from unspool.processors.cells import Cells, Ids, cells_of, floats_of, ids
 from unspool.processors.history import TokenCounts
-from unspool.protocols import Context, RowKey
+from unspool.protocols import Context, Processor, RowKey
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Seen:
     tokens: TokenCounts
 
 
-class _Penalty:
+class _Penalty(Processor):
     """A penalty on seen tokens; subclasses say what becomes of their scores."""
 
     name: str

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unspool.processors.cells import Ids
 from unspool.processors.history import recent
+from unspool.protocols import Processor
 
 Sequences: TypeAlias = Iterable[tuple[tuple[int, ...], float]]
 
@@ -59,7 +60,7 @@ class Matching(NamedTuple):
     newest: tuple[int, ...]
 
 
-class SuffixMatching:
+class SuffixMatching(Processor):
     """Base of processors whose state is a `Matching`."""
 
     def advance(self, state: Matching, token: int) -> Matching:

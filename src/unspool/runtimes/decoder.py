@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from unspool.errors import ModelError
+from unspool.protocols import Runtime
 from unspool.runtimes.batch import Batch
 from unspool.runtimes.caches import SlotCache
 from unspool.runtimes.families import describe, supports
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["DecoderRuntime", "refresh", "supports"]
 
 
-class DecoderRuntime:
+class DecoderRuntime(Runtime):
     """A causal language model over a cache of slots. Follows the contract of every Runtime.
 
     Args:
@@ -51,6 +52,8 @@ class DecoderRuntime:
     Raises:
         ModelError: the model cannot run here; the message says why.
     """
+
+    has_prefix_caching = True
 
     def __init__(
         self,
@@ -127,8 +130,8 @@ class DecoderRuntime:
             self._slots.advance(feed.seq, feed.tokens, exact=feed.invariant, poisoned=not is_finite)
         return rows
 
-    def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
-        """Open a sequence with what slots hold of its tokens; see protocols.Recall.
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        """Open a sequence with its leading tokens that any slot holds; see Runtime.match_prefix.
 
         Raises:
             CapacityError: the limits on tokens or sequences leave no room.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from unspool.errors import ModelError
+from unspool.protocols import Runtime
 from unspool.runtimes.causal import CausalModel
 from unspool.runtimes.collected import Collected, rows_of
 from unspool.runtimes.families import describe
@@ -76,7 +77,7 @@ class _Job:
             del self.passed[1]
 
 
-class GeneralRuntime:
+class GeneralRuntime(Runtime):
     """A causal language model on transformers' own cache objects. Follows the contract of every Runtime.
 
     Args:
@@ -112,7 +113,7 @@ class GeneralRuntime:
         self._take_stock()
 
     @property
-    def is_borrowed(self) -> bool:
+    def in_place(self) -> bool:  # type: ignore[override]
         """Whether the caller's own module runs, which this runtime then holds."""
         return self._host.is_borrowed
 

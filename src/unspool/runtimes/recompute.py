@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unspool.errors import ModelError
+from unspool.protocols import Runtime
 from unspool.runtimes.causal import CausalModel
 from unspool.runtimes.collected import Collected, rows_of
 from unspool.runtimes.families import describe
@@ -36,7 +37,7 @@ class _Run(NamedTuple):
     found: Collected
 
 
-class RecomputeRuntime:
+class RecomputeRuntime(Runtime):
     """A causal language model that reads each sequence anew. Follows the contract of every Runtime.
 
     Where one pass shows what follows each of its tokens, a feed is one pass; else (XLNet reads a token for the place it
@@ -76,7 +77,7 @@ class RecomputeRuntime:
         self._take_stock()
 
     @property
-    def is_borrowed(self) -> bool:
+    def in_place(self) -> bool:  # type: ignore[override]
         """Whether the caller's own module runs, which this runtime then holds."""
         return self._host.is_borrowed
 

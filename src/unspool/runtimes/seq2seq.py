@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from unspool.errors import ModelError
+from unspool.protocols import Runtime
 from unspool.runtimes.buckets import Bucket, CrossStacks
 from unspool.runtimes.encoders import Encoded, SourceTable, batches
 from unspool.runtimes.families import describe
@@ -35,7 +36,7 @@ class _Pass(NamedTuple):
     bucket: Bucket
 
 
-class Seq2SeqRuntime:
+class Seq2SeqRuntime(Runtime):
     """A model with a source over a cache of slots. Follows the contract of every Runtime.
 
     A source is encoded with its sequence's first feed. What it has become is kept once, for all sequences that the same

@@ -211,7 +211,7 @@ class SlotTable:
         return most_alike(slots, list(tokens), self._context, least=least, exact=exact)
 
     def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, exact: bool) -> int:
-        """Open a sequence with as many leading tokens as are cached already; see protocols.Recall.
+        """Open a sequence with as many leading tokens as are cached already; see Runtime.match_prefix.
 
         Raises:
             CapacityError: the limits leave no room.

@@ -28,7 +28,7 @@ class _Part:
     skipped: int
 
 
-class StretchedRuntime:
+class StretchedRuntime(Runtime):
     """Two runtimes over one model. What follows the first n tokens comes from `short` for n <= original, else `long`.
 
     Follows the contract of every Runtime.
@@ -68,9 +68,9 @@ class StretchedRuntime:
         )
 
     @property
-    def is_borrowed(self) -> bool:
-        """Whether the caller's own module runs, which this runtime then holds."""
-        return any(getattr(runtime, "is_borrowed", False) for runtime in (self._short, self._long))
+    def in_place(self) -> bool:  # type: ignore[override]
+        """True if a module of the caller runs, which this runtime then holds."""
+        return self._short.in_place or self._long.in_place
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append the feeds and return the asked rows; see Runtime.forward.

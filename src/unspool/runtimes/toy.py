@@ -8,13 +8,14 @@ from typing import TypeAlias
 import torch
 
 from unspool.errors import ModelError, OptionError
+from unspool.protocols import Runtime
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 Table: TypeAlias = Callable[[tuple[int, ...]], Sequence[float]] | Mapping[int, Sequence[float]]
 """What a model says after some tokens: a function of all of them, or a table from the newest one."""
 
 
-class ToyRuntime:
+class ToyRuntime(Runtime):
     """Answers with the probabilities that a function (or table) gives for the tokens so far.
 
     Args:

@@ -1,9 +1,5 @@
-"""Decoding strategies, one file each: conversations in plain numbers, without a model, a clock or a text."""
+"""Decoding strategies, one per file: conversations in plain numbers, without a model, a clock or a text."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from unspool.protocols import Strategy
 from unspool.strategies.assisted import Assisted
 from unspool.strategies.beam import BeamSearch
 from unspool.strategies.beam_sample import BeamSampling
@@ -14,25 +10,9 @@ from unspool.strategies.diverse_beam import DiverseBeamSearch
 from unspool.strategies.dola import Dola
 from unspool.strategies.greedy import Greedy
 from unspool.strategies.inspect import ContinuationScores, NextTokenQuery, WithPromptScores
+from unspool.strategies.registry import STRATEGIES
 from unspool.strategies.sample import Sampling
 from unspool.strategies.stochastic_beam import StochasticBeamSearch
-
-_ALL: tuple[Strategy, ...] = (
-    Greedy(),
-    Sampling(),
-    BestOf(),
-    BeamSearch(),
-    BeamSampling(),
-    DiverseBeamSearch(),
-    ConstrainedBeamSearch(),
-    StochasticBeamSearch(),
-    ContrastiveSearch(),
-    Assisted(),
-    Dola(),
-)
-
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType({strategy.name: strategy for strategy in _ALL})
-"""The strategies that `GenerationConfig.strategy` can name."""
 
 __all__ = [
     "STRATEGIES",

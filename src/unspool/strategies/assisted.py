@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from unspool.config import GenerationConfig
 from unspool.errors import OptionError
-from unspool.protocols import Context, Conversation
+from unspool.protocols import Context, Conversation, Strategy
 from unspool.strategies.drafting import Agenda, Drafter, DraftModel, Drafts, Writing, ask_one
 from unspool.strategies.prompt_lookup import PromptLookup
+from unspool.strategy_facts import ASSISTANT, StrategyFacts, Values
 from unspool.types import ROOT, Commit, Drop, Fork, Hypothesis, Keep, Reply, Row, Space, Turn
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class Assisted:
+
+class Assisted(Strategy):
     """Have a draft model, or a look at what was said before, guess some tokens, and the model verify them at once.
 
     One pass over a guess of n tokens brings the model's own choice at n + 1 places: its best token, or its draw under
@@ -44,6 +47,25 @@ class Assisted:
 
     name = "assisted"
     space: Space = "logits"
+    facts = StrategyFacts(
+        samples="optional",
+        reads=frozenset(
+            {
+                ASSISTANT,
+                "prompt_lookup_num_tokens",
+                "max_matching_ngram_size",
+                "num_assistant_tokens",
+                "num_assistant_tokens_schedule",
+                "assistant_confidence_threshold",
+            }
+        ),
+        selected_by=(ASSISTANT, "prompt_lookup_num_tokens"),
+        selects=lambda values, do_sample, assistant: can_draft(values, assistant),
+        precedence=60,
+        needs="prompt_lookup_num_tokens or an assistant model",
+        is_met=lambda values, assistant: can_draft(values, assistant),
+        position=110,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_return_sequences
@@ -166,3 +188,8 @@ def accept(writing: Writing, guesses: Sequence[int], rows: Sequence[Row], agenda
     agenda.extend(writing.output, writing.tokens[-1:])
     agenda.commits.append(Commit(writing.output, writing.output, len(writing.tokens)))
     return Verdict(accepted, None)
+
+
+def can_draft(values: Values, assistant: bool) -> bool:
+    """Return True if there is a draft model or prompt lookup is on."""
+    return assistant or values["prompt_lookup_num_tokens"] is not None

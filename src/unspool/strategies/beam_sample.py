@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from unspool.strategies.beam import Beam, BeamSearch, Choice, continuations
+from unspool.strategies.beam import BeamSearch
+from unspool.strategies.beams import BEAM_OPTIONS, Beam, Choice, continuations, has_beams
+from unspool.strategy_facts import StrategyFacts
 from unspool.types import Ask, Perturbed, Reply
 
 
@@ -11,8 +13,8 @@ class BeamSampling(BeamSearch):
 
     Adding Gumbel noise to every total and taking the largest is such a draw, in the order drawn, so each beam is asked
     for its largest perturbed scores. The first `num_beams` drawn may finish beams; of all drawn that go on, those with
-    the best totals do. Pool, lengths and `early_stopping` are those of beam search. Totals stay what they are: noise
-    chooses, and does not score. Draws of different beams are not independent samples of the model's distribution.
+    the best totals do. Finished beams, lengths and `early_stopping` are as in beam search. Noise chooses continuations
+    and does not change their totals. Draws of different beams are not independent samples of the model's distribution.
 
     Worked example (test_beam_sampling_worked_example): totals ln (0.5, 0.3, 0.2), two drawn. The best of the two is
     token 0 unless it is drawn neither first nor second: with probability 1 - (0.3 * 0.2/0.7 + 0.2 * 0.3/0.8) = 0.8393.
@@ -22,6 +24,17 @@ class BeamSampling(BeamSearch):
     """
 
     name = "beam_sample"
+    facts = StrategyFacts(
+        samples="always",
+        reads=BEAM_OPTIONS | {"lookahead_steps"},
+        selected_by=("num_beams",),
+        selects=lambda values, do_sample, assistant: do_sample and has_beams(values, assistant),
+        precedence=30,
+        needs="num_beams above 1",
+        is_met=has_beams,
+        line_up={"beam_sample": {"num_beams": 4}},
+        position=40,
+    )
 
     def asks(self, beams: list[Beam], count: int) -> tuple[Ask, ...]:
         """Return what is asked about each beam; its rank is the lane of its noise."""

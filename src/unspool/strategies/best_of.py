@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation
+from typing import TYPE_CHECKING
+
+from unspool.protocols import Context, Conversation, Strategy
 from unspool.strategies.resemblance import mean_resemblances
 from unspool.strategies.sample import Drawn, draw
+from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class BestOf:
+
+class BestOf(Strategy):
     """Draw `best_of` samples and return the best `num_return_sequences`, judged by `best_of_by`:
 
         logprob   the mean of the model's own log-probabilities of its tokens
@@ -34,8 +39,19 @@ class BestOf:
     """
 
     name = "best_of"
-    leads = False
+    shows_tentative = False
     space: Space = "logits"
+    facts = StrategyFacts(
+        samples="always",
+        reads=frozenset({"best_of", "best_of_by"}),
+        selected_by=("best_of",),
+        selects=lambda values, do_sample, assistant: do_sample and values["best_of"] is not None,
+        precedence=70,
+        needs="best_of",
+        is_met=lambda values, assistant: values["best_of"] is not None,
+        line_up={"best_of": {"best_of": 4}},
+        position=100,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.best_of or 1

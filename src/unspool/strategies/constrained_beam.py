@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unspool.config import GenerationConfig
 from unspool.errors import OptionError
-from unspool.protocols import Context, Conversation
-from unspool.strategies.beam import Beam, Choice, Pool, continue_with
+from unspool.protocols import Context, Conversation, Strategy
+from unspool.strategies.beams import (
+    BEAM_OPTIONS,
+    Beam,
+    Choice,
+    FinishedBeams,
+    continue_with,
+    has_beams,
+    num_candidates,
+    shared_length,
+)
 from unspool.strategies.constraints import ForcedWords, Place, State, Template
-from unspool.strategies.lookahead import shared_length
+from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import ROOT, Ask, Candidate, Commit, Hypothesis, Reply, Score, Space, Top, Turn, Whole
+
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
 FORBIDDEN: Final = float("-inf")
 
@@ -36,7 +47,7 @@ class BeamRow(NamedTuple):
     forced: tuple[Candidate, ...]
 
 
-class ConstrainedBeamSearch:
+class ConstrainedBeamSearch(Strategy):
     """Keep the `num_beams` best partial sequences, shared out over how much of the forced words they hold.
 
     Every step looks at each beam's best tokens and at all tokens that bring a forced word forward. What remains is
@@ -66,7 +77,17 @@ class ConstrainedBeamSearch:
 
     name = "constrained_beam"
     space: Space = "log_probs"
-    bears_dead_ends = True
+    allows_empty_rows = True
+    facts = StrategyFacts(
+        reads=BEAM_OPTIONS | {"force_words_ids", "force_words", "force_words_ordered"},
+        selected_by=("force_words_ids", "force_words"),
+        selects=lambda values, do_sample, assistant: has_forced_words(values),
+        precedence=10,
+        needs="force_words_ids (or force_words) and num_beams above 1",
+        is_met=lambda values, assistant: has_beams(values, assistant) and has_forced_words(values),
+        line_up={"constrained_beam": {"num_beams": 4}},
+        position=60,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_beams
@@ -79,24 +100,24 @@ class ConstrainedBeamSearch:
         """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
         words = check_constraints(context)
         config, width = context.config, context.config.num_beams
-        looked_at = max(2, 1 + len(context.eos_token_ids)) * width
-        pool = Pool.of(context, width)
-        beams, states, fresh, committed = [Beam(ROOT, (), 0.0)], [words.start], 1, 0
-        reply = yield Turn(asks=_asks(beams, states, looked_at))
+        count = num_candidates(context, width)
+        pool = FinishedBeams.of(context, width)
+        beams, states, next_branch, committed = [Beam(ROOT, (), 0.0)], [words.start], 1, 0
+        reply = yield Turn(asks=_asks(beams, states, count))
         for room in reversed(range(context.max_new_tokens)):
             rows = _rows(beams, states, reply)
             steps = _steps(rows, words)
             pool.add(step.choice for step in [step for step in steps if step.state.met][:width] if step.ends)
-            going = share_out((step for step in steps if not step.ends and words.fits(step.state, room)), width)
-            if going:
-                pool.close_to(going[0].choice.grown)
-            if not going or pool.done:
+            running = share_out((step for step in steps if not step.ends and words.fits(step.state, room)), width)
+            if running:
+                pool.update_early_stop(running[0].choice.grown)
+            if not running or pool.done:
                 break
-            moves, beams, fresh = continue_with(beams, [step.choice for step in going], fresh)
-            states = [step.state for step in going]
+            moves, beams, next_branch = continue_with(beams, [step.choice for step in running], next_branch)
+            states = [step.state for step in running]
             committed = shared_length([beam.tokens for beam in beams] + pool.paths[:1], committed)
             commits = (Commit(0, beams[0].branch, committed),) if committed else ()
-            reply = yield Turn(moves=moves, asks=_asks(beams, states, looked_at), commits=commits)
+            reply = yield Turn(moves=moves, asks=_asks(beams, states, count), commits=commits)
         found = pool.hypotheses[: config.num_return_sequences]
         lacking = config.num_return_sequences - len(found)
         if lacking:
@@ -192,7 +213,7 @@ def _steps(rows: list[BeamRow], words: ForcedWords) -> list[Step]:
 
 
 def _unmet(
-    rows: list[BeamRow], words: ForcedWords, room: int, count: int, pool: Pool
+    rows: list[BeamRow], words: ForcedWords, room: int, count: int, pool: FinishedBeams
 ) -> Generator[Turn, Reply, list[Hypothesis]]:
     """Return the best `count` continuations of beams that cannot be completed, each with the reason why.
 
@@ -254,3 +275,8 @@ def _named(places: Iterable[Place]) -> str:
     """Return forced words for people, ready for "missing"."""
     named = [" or ".join(str(list(template)) for template in place) for place in dict.fromkeys(places)]
     return f"the forced word {named[0]} is" if len(named) == 1 else f"the forced words {', '.join(named)} are"
+
+
+def has_forced_words(values: Values) -> bool:
+    """Return True if any word is forced."""
+    return bool(values["force_words_ids"] or values["force_words"])

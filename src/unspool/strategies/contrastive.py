@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation
+from unspool.protocols import Context, Conversation, Strategy
+from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import (
     ROOT,
     Commit,
@@ -23,8 +24,11 @@ from unspool.types import (
     Turn,
 )
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class ContrastiveSearch:
+
+class ContrastiveSearch(Strategy):
     """Try the `top_k` most probable tokens v and keep the one of greatest
 
         (1 - penalty_alpha) * P(v) - penalty_alpha * (greatest cosine of v's hidden state to those before it)
@@ -51,7 +55,18 @@ class ContrastiveSearch:
     name = "contrastive"
     space: Space = "logits"
     hidden_states = True
-    bears_dead_ends = True
+    allows_empty_rows = True
+    facts = StrategyFacts(
+        reads=frozenset({"penalty_alpha", "top_k"}),
+        selected_by=("penalty_alpha",),
+        selects=lambda values, do_sample, assistant: not do_sample and has_candidates(values, assistant),
+        precedence=50,
+        needs="penalty_alpha above 0 and top_k above 1",
+        is_met=lambda values, assistant: has_candidates(values, assistant),
+        # Su et al. 2022, section 4.
+        line_up={"contrastive": {"penalty_alpha": 0.6, "top_k": 4}},
+        position=80,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.top_k or 1
@@ -104,3 +119,8 @@ def best_candidate(row: Row, answers: Reply, alpha: float, dead: Sequence[bool])
         score = (1 - alpha) * math.exp(candidate.score - row.log_norm) - alpha * answer.similarity
         scores.append((not is_dead, score))
     return scores.index(max(scores))
+
+
+def has_candidates(values: Values, assistant: bool) -> bool:
+    """Return True if the penalty is on and there are several candidates per step."""
+    return (values["penalty_alpha"] or 0) > 0 and (values["top_k"] or 0) > 1

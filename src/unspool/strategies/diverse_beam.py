@@ -5,22 +5,35 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation
-from unspool.strategies.beam import Beam, Choice, Pool, by_total, continuations, continue_with
-from unspool.strategies.lookahead import shared_length
+from unspool.protocols import Context, Conversation, Strategy
+from unspool.strategies.beams import (
+    BEAM_OPTIONS,
+    Beam,
+    Choice,
+    FinishedBeams,
+    by_total,
+    continuations,
+    continue_with,
+    has_beams,
+    num_candidates,
+    shared_length,
+)
+from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import ROOT, Commit, Hypothesis, Reply, Score, Space, Top, Turn
+
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
 CUT_OFF = ("length", "time")
 """Ends that have nothing to do with the token itself, so that it counts as chosen."""
 
 
-class GroupPool(Pool):
+class FinishedGroup(FinishedBeams):
     """The pool of one group. It closes as transformers 4 closes it, which alone has groups."""
 
-    def take(self, choices: list[Choice]) -> list[Choice]:
+    def finish_and_filter(self, choices: list[Choice]) -> list[Choice]:
         """Take in what a step has finished, and return the beams-to-be, best first.
 
         Unlike in a plain beam search, whether anything better can come is read off the best continuation, one that
@@ -29,22 +42,22 @@ class GroupPool(Pool):
         if not choices:
             return []
         self.add(choice for choice in choices[: self.size] if choice.candidate.ends not in (None, *CUT_OFF))
-        self.close_to(choices[0].grown)
+        self.update_early_stop(choices[0].grown)
         if self.done:
             return []
-        going = [choice for choice in choices if choice.candidate.ends in (None, *CUT_OFF)][: self.size]
-        self.add(choice for choice in going if choice.candidate.ends)
-        return [choice for choice in going if not choice.candidate.ends]
+        running = [choice for choice in choices if choice.candidate.ends in (None, *CUT_OFF)][: self.size]
+        self.add(choice for choice in running if choice.candidate.ends)
+        return [choice for choice in running if not choice.candidate.ends]
 
 
 class Group(NamedTuple):
     """Beams that compete with each other alone, and what they have finished. At its end a group has no beams."""
 
     beams: list[Beam]
-    pool: GroupPool
+    pool: FinishedGroup
 
 
-class DiverseBeamSearch:
+class DiverseBeamSearch(Strategy):
     """Divide the `num_beams` beams into `num_beam_groups` groups, each a beam search of its own with a pool of its own.
 
     Within a step the groups choose in turn: from the scores of a later one `diversity_penalty` is taken off a token for
@@ -75,7 +88,18 @@ class DiverseBeamSearch:
 
     name = "diverse_beam"
     space: Space = "log_probs"
-    bears_dead_ends = True
+    allows_empty_rows = True
+    facts = StrategyFacts(
+        reads=BEAM_OPTIONS | {"num_beam_groups", "diversity_penalty"},
+        selected_by=("num_beam_groups", "num_beams"),
+        selects=lambda values, do_sample, assistant: has_groups(values, assistant),
+        precedence=20,
+        needs="num_beams above 1 and num_beam_groups above 1",
+        is_met=lambda values, assistant: has_groups(values, assistant),
+        # As many groups as beams: Vijayakumar et al. 2018, section 5.
+        line_up={"diverse_beam": {"num_beams": 4, "num_beam_groups": 4, "diversity_penalty": 0.5}},
+        position=50,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_beams
@@ -84,18 +108,19 @@ class DiverseBeamSearch:
         """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
         config = context.config
         size = config.num_beams // config.num_beam_groups
-        looked_at = max(2, 1 + len(context.eos_token_ids)) * size
-        pools = [GroupPool.of(context, size) for _ in range(config.num_beam_groups)]
+        count = num_candidates(context, size)
+        pools = [FinishedGroup.of(context, size) for _ in range(config.num_beam_groups)]
         groups = [Group([Beam(ROOT, (), 0.0)], pool) for pool in pools]
-        turn, fresh, committed = Turn(), 1, 0
+        turn, next_branch, committed = Turn(), 1, 0
         while True:
-            going = yield from choose_in_turn(groups, turn, looked_at, padding(context))
-            chosen = [choice for each in going for choice in each]
+            running = yield from choose_in_turn(groups, turn, count, padding(context))
+            chosen = [choice for each in running for choice in each]
             if not chosen:
                 return best_of(pools)[: config.num_return_sequences]
-            moves, beams, fresh = continue_with([beam for group in groups for beam in group.beams], chosen, fresh)
+            live = [beam for group in groups for beam in group.beams]
+            moves, beams, next_branch = continue_with(live, chosen, next_branch)
             rest = iter(beams)
-            groups = [Group(list(islice(rest, len(each))), pool) for each, pool in zip(going, pools, strict=True)]
+            groups = [Group(list(islice(rest, len(each))), pool) for each, pool in zip(running, pools, strict=True)]
             committed = shared_length([beam.tokens for beam in beams] + best_path(pools), committed)
             commits = (Commit(0, beams[0].branch, committed),) if committed else ()
             turn = Turn(moves=moves, commits=commits)
@@ -112,23 +137,23 @@ def choose_in_turn(
         count: how many continuations of a group are looked at.
         padding: what each beam of a group at its end chooses.
     """
-    going: list[list[Choice]] = []
+    running: list[list[Choice]] = []
     avoid: list[int] = []
     # The first Turn has the rows of all groups computed in one pass: to score no tokens asks for no more than that.
     waiting = tuple(Score(beam.branch, ()) for group in groups for beam in group.beams)
     for group in groups:
         if not group.beams:
-            going.append([])
+            running.append([])
             avoid += padding * group.pool.size
             continue
         asks = tuple(Top(beam.branch, count, avoid=tuple(avoid)) for beam in group.beams)
         reply = yield replace(turn, asks=asks + waiting[len(asks) :])
         choices = by_total(continuations(group.beams, reply[: len(asks)]))[:count]
-        going.append(group.pool.take(choices))
+        running.append(group.pool.finish_and_filter(choices))
         tokens = (each.candidate.token for each in choices if each.candidate.ends in (None, *CUT_OFF))
         avoid += islice(tokens, group.pool.size)
         turn, waiting = Turn(), ()
-    return going
+    return running
 
 
 def padding(context: Context) -> tuple[int, ...]:
@@ -137,12 +162,17 @@ def padding(context: Context) -> tuple[int, ...]:
     return context.eos_token_ids[:1] if configured is None else (configured,)
 
 
-def best_of(pools: list[GroupPool]) -> list[Hypothesis]:
+def best_of(pools: list[FinishedGroup]) -> list[Hypothesis]:
     """Return the hypotheses of all pools, best first; of equal ones that of the earlier group."""
     return sorted((each for pool in pools for each in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
 
 
-def best_path(pools: list[GroupPool]) -> list[tuple[int, ...]]:
+def best_path(pools: list[FinishedGroup]) -> list[tuple[int, ...]]:
     """Return the tokens of the best hypothesis of all pools, or nothing where there is none."""
     filled = [pool for pool in pools if pool.hypotheses]
     return max(filled, key=lambda pool: pool.hypotheses[0].score).paths[:1] if filled else []
+
+
+def has_groups(values: Values, assistant: bool) -> bool:
+    """Return True if there are several beams in several groups."""
+    return has_beams(values, assistant) and values["num_beam_groups"] > 1

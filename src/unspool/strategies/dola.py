@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from unspool.config import GenerationConfig
+from typing import TYPE_CHECKING
+
 from unspool.protocols import Context, Conversation, Strategy
 from unspool.strategies.greedy import Greedy
 from unspool.strategies.sample import Sampling
+from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class Dola:
+
+class Dola(Strategy):
     """Greedy search, or sampling with `do_sample=True`, over the contrast of the last layer with an inner one.
 
     What the last layers add is where a model's facts show, so the log-probabilities of an inner layer are taken off
@@ -25,6 +30,17 @@ class Dola:
 
     name = "dola"
     space: Space = "logits"
+    inner_layers = True
+    facts = StrategyFacts(
+        samples="optional",
+        selected_by=("dola_layers",),
+        selects=lambda values, do_sample, assistant: values["dola_layers"] is not None,
+        precedence=80,
+        needs="dola_layers",
+        is_met=lambda values, assistant: values["dola_layers"] is not None,
+        line_up={"dola": {"dola_layers": "low"}},
+        position=90,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return self.inner(config).max_branches(config)

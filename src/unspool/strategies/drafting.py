@@ -9,11 +9,13 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from unspool.config import GenerationConfig
 from unspool.protocols import Context
 from unspool.types import DRAFT, Ask, Commit, Drop, Extend, Fork, Keep, Move, Reply, Row, Sample, Top, Turn
+
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
 Drafts: TypeAlias = dict[int, tuple[int, ...]]
 """The drafted tokens of each output that has any: output index --> tokens."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation
+from typing import TYPE_CHECKING
+
+from unspool.protocols import Context, Conversation, Strategy
+from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Commit, Extend, Hypothesis, Space, Top, Turn
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class Greedy:
+
+class Greedy(Strategy):
     """Extend one branch by its best token until that token ends it.
 
     Worked example (test_greedy_worked_example), P(next | newest), prompt [a]:
@@ -21,6 +26,12 @@ class Greedy:
 
     name = "greedy"
     space: Space = "logits"
+    facts = StrategyFacts(
+        selects=lambda values, do_sample, assistant: not do_sample,
+        precedence=100,
+        sampling_twin="sample",
+        position=10,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return 1

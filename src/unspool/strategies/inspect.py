@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation, Strategy
+from unspool.adapters import as_strategy
+from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
 from unspool.types import ROOT, Hypothesis, Score, Space, Turn, Whole
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class NextTokenQuery:
+
+class NextTokenQuery(Strategy):
     """Ask for the whole distribution of what follows the prompt; the answer is the request's last reply.
 
     Args:
@@ -31,7 +35,7 @@ class NextTokenQuery:
         return []
 
 
-class ContinuationScores:
+class ContinuationScores(Strategy):
     """Ask for the model's own log-probability of each token of a given continuation, in one pass.
 
     The prompt is everything but the continuation's last token, which need not be fed. The request's last reply has one
@@ -59,7 +63,7 @@ class ContinuationScores:
         return []
 
 
-class WithPromptScores:
+class WithPromptScores(WrappedStrategy):
     """Another strategy's conversation, with the prompt's own tokens scored along with its first Turn.
 
     Serves one request: after it, `prompt_logprobs` holds a log-probability for each prompt token but the first.
@@ -69,22 +73,8 @@ class WithPromptScores:
     """
 
     def __init__(self, inner: Strategy) -> None:
-        self.inner = inner
-        self.name = inner.name
-        self.space: Space = inner.space
-        self.hidden_states: bool = getattr(inner, "hidden_states", False)
-        self.leads: bool = getattr(inner, "leads", True)
-        self.bears_dead_ends: bool = getattr(inner, "bears_dead_ends", False)
+        super().__init__(as_strategy(inner))
         self.prompt_logprobs: tuple[float, ...] = ()
-
-    def max_branches(self, config: GenerationConfig) -> int:
-        return self.inner.max_branches(config)
-
-    def check(self, context: Context) -> None:
-        """Raise what the inner strategy raises before anything is queued."""
-        check = getattr(self.inner, "check", None)
-        if check is not None:
-            check(context)
 
     def run(self, context: Context) -> Conversation:
         """Hold the inner conversation; returns its hypotheses."""

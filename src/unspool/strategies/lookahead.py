@@ -6,10 +6,8 @@ Owns: the leaders of the last steps. Does not know: how beams grow and finish.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from unspool.strategies.beam import Choice, Pool
+from unspool.strategies.beams import Choice, FinishedBeams, shared_length
 
 
 class LookAhead:
@@ -40,34 +38,26 @@ class LookAhead:
         self._leaders: deque[tuple[int, ...]] = deque(maxlen=steps)
         self._decided = 0
 
-    def agreeing(self, going: list[Choice], pool: Pool) -> tuple[list[Choice], str | None]:
+    def filter_agreeing(self, running: list[Choice], pool: FinishedBeams) -> tuple[list[Choice], str | None]:
         """Return the continuations that agree with what is decided now, none to end the search, and what was dropped.
 
         Args:
-            going: of one step, best first; none where the search is over anyway.
+            running: of one step, best first; none where the search is over anyway.
             pool: the finished hypotheses; those that disagree leave it.
         """
-        if self._steps is None or not going:
-            return going, None
-        live = going[0].grown
+        if self._steps is None or not running:
+            return running, None
+        live = running[0].grown
         finished = bool(pool.hypotheses) and pool.hypotheses[0].score >= pool.score(live)
         self._leaders.append(pool.paths[0] if finished else live.tokens)
         if len(self._leaders) < self._steps:
-            return going, None
+            return running, None
         if finished and len(pool.hypotheses) >= self._outputs and self._leaders.count(pool.paths[0]) == self._steps:
             return [], None
         self._decided = shared_length([*self._leaders, live.tokens], self._decided)
         decided = live.tokens[: self._decided]
-        kept = [choice for choice in going if choice.grown.tokens[: self._decided] == decided]
-        return kept, _note(len(going) - len(kept), pool.keep(decided))
-
-
-def shared_length(paths: list[tuple[int, ...]], known: int) -> int:
-    """Return how many first tokens all paths share, at least `known`."""
-    shortest = min(map(len, paths))
-    while known < shortest and all(path[known] == paths[0][known] for path in paths):
-        known += 1
-    return known
+        kept = [choice for choice in running if choice.grown.tokens[: self._decided] == decided]
+        return kept, _note(len(running) - len(kept), pool.keep(decided))
 
 
 def _note(beams: int, finished: int) -> str | None:

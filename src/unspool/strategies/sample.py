@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation
+from unspool.protocols import Context, Conversation, Strategy
+from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Sample, Space, Turn
 
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
-class Sampling:
+
+class Sampling(Strategy):
     """Draw `num_return_sequences` independent outputs from one prompt, each under its own noise.
 
     The prompt is computed once: the root is asked once for each output, then forked. Output i is branch i, and its
@@ -25,6 +28,14 @@ class Sampling:
 
     name = "sample"
     space: Space = "logits"
+    facts = StrategyFacts(
+        samples="always",
+        selects=lambda values, do_sample, assistant: do_sample,
+        precedence=90,
+        needs="do_sample=True",
+        line_up={"sample": {}, "top_k": {"top_k": 40}, "top_p": {"top_p": 0.95}, "min_p": {"min_p": 0.1}},
+        position=20,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_return_sequences or 1

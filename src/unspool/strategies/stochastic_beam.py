@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from unspool.config import GenerationConfig
-from unspool.protocols import Context, Conversation
+from unspool.protocols import Context, Conversation, Strategy
+from unspool.strategies.beams import has_beams
+from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Perturbed, Reply, Space, Turn
+
+if TYPE_CHECKING:
+    from unspool.config import GenerationConfig
 
 
 class Prefix(NamedTuple):
@@ -32,7 +36,7 @@ class Child(NamedTuple):
     token: int | None
 
 
-class StochasticBeamSearch:
+class StochasticBeamSearch(Strategy):
     """Draw `num_beams` different outputs from the distribution over whole outputs, without replacement.
 
     To draw k of all outputs without replacement, add Gumbel noise to the log-probability of each and take the k
@@ -56,6 +60,15 @@ class StochasticBeamSearch:
 
     name = "stochastic_beam"
     space: Space = "logits"
+    facts = StrategyFacts(
+        samples="always",
+        reads=frozenset({"num_beams"}),
+        selected_by=("num_beams",),
+        needs="num_beams above 1",
+        is_met=has_beams,
+        line_up={"stochastic_beam": {"num_beams": 4}},
+        position=70,
+    )
 
     def max_branches(self, config: GenerationConfig) -> int:
         return config.num_beams

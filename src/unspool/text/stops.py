@@ -16,6 +16,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from unspool.errors import OptionError
+from unspool.protocols import Criterion
 from unspool.text.detokenize import Detokenizer, DetokenizerState
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class StopState(NamedTuple):
     tail: str
 
 
-class StopStrings:
+class StopStrings(Criterion):
     """Stopping criterion "stop": the written text contains a stop string. States are immutable values.
 
     Most candidates are dismissed by their token alone. Text is decoded only if a stop string could become complete.

@@ -11,7 +11,6 @@ from unspool.config.token_kinds import tokens
 
 _SPECULATION = "Speculation"
 _ENCODER = "Encoder-decoder models"
-_ASSISTED = frozenset({"assisted"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +20,14 @@ class SpeculationOptions:
     prompt_lookup_num_tokens: int | None = option(
         integer(1),
         group=_SPECULATION,
-        read_by=_ASSISTED,
+        read_by="named",
         help="Draft this many tokens at a time by finding the newest ones again earlier in the sequence.",
     )
     max_matching_ngram_size: int = option(
         integer(1),
         group=_SPECULATION,
         default=2,
-        read_by=_ASSISTED,
+        read_by="named",
         partners=("prompt_lookup_num_tokens",),
         help="Longest run of newest tokens, in tokens, that prompt lookup tries to find again.",
     )
@@ -37,7 +36,7 @@ class SpeculationOptions:
         group=_SPECULATION,
         default=5,
         drop_in_default=20,
-        read_by=_ASSISTED,
+        read_by="named",
         partners=("assistant_model",),
         help="Tokens that the draft model proposes at a time, at first.",
     )
@@ -46,7 +45,7 @@ class SpeculationOptions:
         group=_SPECULATION,
         default="heuristic",
         drop_in_default="constant",
-        read_by=_ASSISTED,
+        read_by="named",
         partners=("assistant_model",),
         help="Whether the number of drafted tokens stays, or follows how many were accepted.",
     )
@@ -54,7 +53,7 @@ class SpeculationOptions:
         real(0, 1),
         group=_SPECULATION,
         default=0.4,
-        read_by=_ASSISTED,
+        read_by="named",
         partners=("assistant_model",),
         help="A draft ends early at a token to which the draft model gives less than this probability.",
     )

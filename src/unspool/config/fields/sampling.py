@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from unspool.config.kinds import integer, real
 from unspool.config.option import option
-from unspool.config.strategies import SAMPLING
 from unspool.config.token_kinds import tokens
 
 _SAMPLING = "Sampling"
@@ -21,7 +20,7 @@ class SamplingOptions:
         real(0),
         group=_SAMPLING,
         off=1.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="Logits are divided by it: below 1 sharpens, above 1 flattens, 0 takes the best token always.",
         hint="use 1.0 or None to leave the distribution as it is",
@@ -30,7 +29,7 @@ class SamplingOptions:
         integer(0),
         group=_SAMPLING,
         off=0,
-        read_by=SAMPLING | {"contrastive"},
+        read_by="sampling",
         samples=True,
         drop_in_default=50,
         help="Only the k most probable tokens may be drawn; in contrastive search, the number of candidates.",
@@ -40,7 +39,7 @@ class SamplingOptions:
         real(0, 1, brackets="(]"),
         group=_SAMPLING,
         off=1.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="Only the fewest most probable tokens whose probabilities add up to this may be drawn.",
         hint=_NO_LIMIT,
@@ -49,7 +48,7 @@ class SamplingOptions:
         real(0, 1),
         group=_SAMPLING,
         off=0.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="Only tokens at least this fraction as probable as the most probable one may be drawn.",
         hint=_NO_LIMIT,
@@ -57,7 +56,7 @@ class SamplingOptions:
     top_h: float | None = option(
         real(0, 1, brackets="(]"),
         group=_SAMPLING,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="Only the most probable tokens whose entropy stays within this fraction of the whole may be drawn.",
         hint=_NO_LIMIT,
@@ -66,7 +65,7 @@ class SamplingOptions:
         real(0, 1, brackets="(]"),
         group=_SAMPLING,
         off=1.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="Only the tokens of most typical surprise whose probabilities add up to this may be drawn.",
         hint=_NO_LIMIT,
@@ -75,7 +74,7 @@ class SamplingOptions:
         real(0, 1, brackets="[)"),
         group=_SAMPLING,
         off=0.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="Only tokens of at least this probability may be drawn; 3e-4 to 9e-4 is usual.",
         hint=_NO_LIMIT,
@@ -84,7 +83,7 @@ class SamplingOptions:
         real(0, 1, brackets="[)"),
         group=_SAMPLING,
         off=0.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         help="As `epsilon_cutoff`, with a threshold that falls as the distribution flattens; 3e-4 to 2e-3 is usual.",
         hint=_NO_LIMIT,
@@ -92,7 +91,7 @@ class SamplingOptions:
     top_n_sigma: float | None = option(
         real(0, brackets="(]"),
         group=_SAMPLING,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         source="unspool",
         help="Only tokens whose logit is within this many standard deviations of the highest may be drawn.",
@@ -102,7 +101,7 @@ class SamplingOptions:
         real(0, 1),
         group=_SAMPLING,
         off=0.0,
-        read_by=SAMPLING,
+        read_by="sampling",
         samples=True,
         source="unspool",
         help="Chance, at each step, that all tokens above `xtc_threshold` but the least probable of them are cut.",
@@ -111,7 +110,7 @@ class SamplingOptions:
         real(0, 1),
         group=_SAMPLING,
         default=0.1,
-        read_by=SAMPLING,
+        read_by="sampling",
         partners=("xtc_probability",),
         source="unspool",
         help="The probability from which a token counts as a top choice for `xtc_probability`.",
@@ -119,7 +118,7 @@ class SamplingOptions:
     xtc_exclude: tuple[int, ...] | None = option(
         tokens(),
         group=_SAMPLING,
-        read_by=SAMPLING,
+        read_by="sampling",
         partners=("xtc_probability",),
         source="unspool",
         help="Token ids that `xtc_probability` must not cut, such as newlines: where it would, it cuts nothing.",

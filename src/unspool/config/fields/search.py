@@ -7,7 +7,7 @@ from typing import Literal
 
 from unspool.config.kinds import choice, flag, integer, layers, real, text_or_tokens, wordings
 from unspool.config.option import option
-from unspool.config.strategies import BEAMS, SAMPLING, STRATEGIES, StrategyName
+from unspool.config.strategies import STRATEGIES
 from unspool.config.token_kinds import Template, forced_words
 
 _SEARCH = "Search"
@@ -25,7 +25,7 @@ class SearchOptions:
         "with a value that changes something (off in the drop-in).",
         hint="leave it out to have the other options decide",
     )
-    strategy: StrategyName | None = option(
+    strategy: str | None = option(
         choice(*STRATEGIES),
         group=_SEARCH,
         source="unspool",
@@ -36,21 +36,21 @@ class SearchOptions:
         integer(1),
         group=_SEARCH,
         default=1,
-        read_by=SAMPLING | BEAMS,
+        read_by="sampling",
         help="Outputs for each prompt, best first; with beams at most `num_beams`.",
     )
     num_beams: int = option(
         integer(1),
         group=_SEARCH,
         default=1,
-        read_by=BEAMS | {"stochastic_beam"},
+        read_by="named",
         help="Beams of a beam search; 1 is no beam search.",
     )
     length_penalty: float = option(
         real(),
         group=_SEARCH,
         default=1.0,
-        read_by=BEAMS,
+        read_by="named",
         help="A beam's summed log-probability is divided by its length to this power: above 0 favours long outputs, "
         "below 0 short ones, 0 leaves the sum.",
     )
@@ -58,7 +58,7 @@ class SearchOptions:
         choice(True, False, "never"),
         group=_SEARCH,
         default=False,
-        read_by=BEAMS,
+        read_by="named",
         help="When a beam search ends: True with `num_beams` finished outputs, False when a better one is unlikely, "
         "'never' when none can come.",
     )
@@ -66,7 +66,7 @@ class SearchOptions:
         integer(1),
         group=_SEARCH,
         source="unspool",
-        read_by=frozenset({"beam", "beam_sample"}),
+        read_by="named",
         help="Commit a token once the best beam has held it for this many steps, and drop beams that disagree: text "
         "streams sooner, and the output may differ from that of the full search.",
     )
@@ -74,20 +74,20 @@ class SearchOptions:
         integer(1),
         group=_SEARCH,
         default=1,
-        read_by=frozenset({"diverse_beam"}),
+        read_by="named",
         help="Groups that the beams are divided into for diverse beam search; divides `num_beams`.",
     )
     diversity_penalty: float = option(
         real(0),
         group=_SEARCH,
         default=0.0,
-        read_by=frozenset({"diverse_beam"}),
+        read_by="named",
         help="Taken off a token's score for each earlier beam group that chose it at the same step.",
     )
     force_words_ids: tuple[Template | tuple[Template, ...], ...] | None = option(
         forced_words(),
         group=_SEARCH,
-        read_by=frozenset({"constrained_beam"}),
+        read_by="named",
         help="Token sequences that every output must hold; a list of sequences stands for any one of them, and None "
         "inside a sequence for a gap of any length.",
     )
@@ -96,7 +96,7 @@ class SearchOptions:
         group=_SEARCH,
         door="native",
         source="unspool",
-        read_by=frozenset({"constrained_beam"}),
+        read_by="named",
         help="Texts that every output must hold; a list of texts stands for any one of them.",
     )
     force_words_ordered: bool = option(
@@ -104,7 +104,7 @@ class SearchOptions:
         group=_SEARCH,
         default=False,
         source="unspool",
-        read_by=frozenset({"constrained_beam"}),
+        read_by="named",
         partners=("force_words_ids", "force_words"),
         help="The forced words must come in the order given, without overlapping.",
     )
@@ -112,7 +112,7 @@ class SearchOptions:
         real(0, 1),
         group=_SEARCH,
         off=0.0,
-        read_by=frozenset({"contrastive"}),
+        read_by="named",
         help="Weight of the degeneration penalty of contrastive search, which needs `top_k` above 1 as well.",
     )
     dola_layers: str | tuple[int, ...] | None = option(
@@ -139,7 +139,7 @@ class SearchOptions:
         group=_SEARCH,
         source="unspool",
         samples=True,
-        read_by=frozenset({"best_of"}),
+        read_by="named",
         help="Samples drawn for each prompt, of which the best `num_return_sequences` are returned.",
     )
     best_of_by: Literal["logprob", "mbr"] = option(
@@ -147,7 +147,7 @@ class SearchOptions:
         group=_SEARCH,
         default="logprob",
         source="unspool",
-        read_by=frozenset({"best_of"}),
+        read_by="named",
         partners=("best_of",),
         help="What makes a sample the best: its mean log-probability a token, or minimum Bayes risk, its mean "
         "resemblance to all other samples.",

@@ -23,7 +23,10 @@ from unspool.runtimes.linear import (
     rows_are_independent,
 )
 
-pytestmark = pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works")
+pytestmark = [
+    pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works"),
+    pytest.mark.usefixtures("packed_layers"),
+]
 
 WIDTH = 384
 

@@ -6,19 +6,25 @@ import copy
 import pickle
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny_models import tiny_model
+from unspool.errors import OptionError
 from unspool.runtimes import forms, linear
 from unspool.runtimes.forms import Form
 from unspool.runtimes.invariance import invariant_rows
 from unspool.runtimes.linear import PackedLinear, pack_linears, packing_obstacle, rows_are_independent
 
-pytestmark = pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works")
+pytestmark = [
+    pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works"),
+    pytest.mark.usefixtures("unforced_layers"),
+]
 
 
 def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linear | Conv1D:
@@ -27,12 +33,16 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
     return made.to(dtype)
 
 
+@pytest.mark.parametrize("form", [forms.PLAIN, forms.PACKED], ids=["plain", "packed"])
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 33])
 @pytest.mark.parametrize("size", [(24, 7), (300, 500)], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["biased", "bare", "Conv1D"])
 @torch.no_grad()
-def test_a_packed_layer_equals_the_plain_one(kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int) -> None:
+def test_a_packed_layer_equals_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: Form
+) -> None:
+    monkeypatch.setattr(linear, "form_of", lambda *_: form)
     plain = layer_of(kind, dtype, *size)
     packed = PackedLinear(plain, keep=False)
     inputs = torch.randn(1, rows, 2 * size[0]).to(dtype)[..., ::2]
@@ -62,6 +72,7 @@ def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
     assert list(packed.state_dict()) == ["bias"]
 
 
+@pytest.mark.usefixtures("packed_layers")
 def test_repacking_takes_over_new_values() -> None:
     plain = layer_of("bare", torch.float32, 300, 500)
     packed = PackedLinear(plain, keep=True)
@@ -163,6 +174,72 @@ def test_whatever_the_form_the_result_is_the_same(monkeypatch: pytest.MonkeyPatc
     report = pack_linears(nn.Sequential(plain), keep=False)
     assert (report.packed, report.least_rows) == (int(form.packed), form.least_rows)
     assert ("faster as they are" in report.reason) is not form.packed
+
+
+@pytest.mark.parametrize(("choice", "packed"), [("plain", 0), ("packed", 3), ("auto", 2), ("", 2)])
+@torch.no_grad()
+def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str, packed: int) -> None:
+    """A small and two large layers; by their times, the first of these would stay plain."""
+    monkeypatch.setenv(forms.VARIABLE, choice)
+    monkeypatch.setattr(forms, "_FORMS", {})
+    monkeypatch.setattr(
+        forms, "_measured", lambda shape: forms.PLAIN if shape.out_features == 512 else Form(packed=True, least_rows=1)
+    )
+    model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512), nn.Linear(512, 300))
+    inputs = torch.randn(3, 8)
+    expected = model(inputs)
+    report = pack_linears(model, keep=False)
+    assert (report.packed, report.total) == (packed, 3)
+    assert [type(layer) is PackedLinear for layer in model].count(True) == packed
+    assert (f"UNSPOOL_LINEAR={choice}" in str(report)) is (choice in ("plain", "packed"))
+    assert report.least_rows == (forms.LEAST_ROWS if choice == "packed" else 1)
+    torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
+    assert not pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False, pack=False).packed
+
+
+def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(forms.VARIABLE, "dense")
+    with pytest.raises(OptionError, match="UNSPOOL_LINEAR.*auto, plain, packed.*got 'dense'"):
+        pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_trial_reads_weights_that_no_cache_holds(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(forms, "last_level_cache", lambda: 1 << 20)
+    read: dict[str, list[torch.Tensor]] = {"plain": [], "packed": []}
+    multiply, pack = F.linear, torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(F, "linear", lambda rows, weight: (read["plain"].append(weight), multiply(rows, weight))[1])
+    packed: list[torch.Tensor] = []
+
+    def packing(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        packed.append(pack(weight, rows))
+        return packed[-1]
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", packing)
+    works = forms._works(forms.Shape(256, 256, dtype, 1))
+    for _ in range(40):
+        for work in works:
+            work()
+    plain = {weight.data_ptr(): weight for weight in read["plain"]}
+    size = 256 * 256 * dtype.itemsize
+    assert len(plain) * size >= 1 << 20 and len(packed) == len(plain)
+    numbers = {float(weight.float().std()) for weight in plain.values()}
+    assert len(numbers) == 1 and min(numbers) > 0.5, "no zeros, which the system need not read"
+    first = [weight.data_ptr() for weight in read["plain"]][: len(plain)]
+    assert len(set(first)) == len(plain), "no weight comes again before all others"
+
+
+def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
+    assert forms.last_level_cache.__wrapped__(tmp_path) == 32 << 20
+    for index, size in enumerate(("48K", "2048K", "24576K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+    assert forms.last_level_cache.__wrapped__(tmp_path) == 24 << 20
+    (tmp_path / "index2" / "size").write_text("524288K\n")
+    assert forms.last_level_cache.__wrapped__(tmp_path) == 64 << 20
+    (tmp_path / "index2" / "size").write_text("much\n")
+    assert forms.last_level_cache.__wrapped__(tmp_path) == 32 << 20
 
 
 def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

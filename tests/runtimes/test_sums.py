@@ -15,7 +15,10 @@ from unspool.runtimes import recorded as recorded_module
 from unspool.runtimes.linear import PackedLinear, packing_obstacle
 from unspool.runtimes.recorded import Recorded
 
-pytestmark = pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works")
+pytestmark = [
+    pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works"),
+    pytest.mark.usefixtures("packed_layers"),
+]
 
 WIDTH = 384
 Run = Callable[..., torch.Tensor]

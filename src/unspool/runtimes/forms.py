@@ -1,22 +1,35 @@
-"""Which form of a linear layer is the fastest here: plain or packed, and with how many rows at least. It is measured.
+"""Autotune linear layers: plain or packed weights, and the fewest rows of a call, by the time they take here.
 
-Knows shapes, types and threads; no modules. What has been measured holds for the rest of the process.
+Owns the trial and the environment variable `UNSPOOL_LINEAR`. Knows shapes, types and threads; no modules. A result
+holds for the rest of the process.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 import torch.nn.functional as F
+
+from unspool.errors import OptionError
+
+Choice: TypeAlias = Literal["auto", "plain", "packed"]
+
+VARIABLE: Final = "UNSPOOL_LINEAR"
+"""Environment variable, a `Choice`: "auto" times both forms of each layer, the others force one for all layers."""
 
 ROWS_HINT = 16
 """Rows a weight is packed for: as fast for 1 row (within 5 %) and twice as fast for 5 as one packed for 1."""
 
 LEAST_ROWS = 4
-"""What fewer rows are filled up to, where that is faster: oneDNN has kernels of another kind for them."""
+"""Calls with fewer rows are padded to these if that is faster: oneDNN has other kernels for one row."""
 
 _MANY_ROWS = 5
 _ROUNDS = 5
@@ -26,13 +39,18 @@ _CLEARLY = 0.9
 # which layers with fewer weights than the smallest do not earn back. In bfloat16 both calls cost the same.
 _LARGEST = 1 << 24
 _SMALLEST = {torch.float32: 1 << 17}
+# Bytes of the last-level cache: if the system does not tell, and the most that a trial allows for.
+_USUAL_CACHE, _LARGEST_CACHE = 32 << 20, 64 << 20
 
 
 class Form(NamedTuple):
-    """How a layer is best computed. packed: with a packed weight. least_rows: what fewer rows are filled up to."""
+    """The form of a layer. packed: its weight is packed. least_rows: calls with fewer rows are padded to these."""
 
     packed: bool
     least_rows: int
+
+
+PLAIN, PACKED = Form(packed=False, least_rows=1), Form(packed=True, least_rows=LEAST_ROWS)
 
 
 class Shape(NamedTuple):
@@ -47,15 +65,33 @@ class Shape(NamedTuple):
 _FORMS: dict[Shape, Form] = {}
 
 
+def choice() -> Choice:
+    """Return the value of the environment variable `UNSPOOL_LINEAR`; "auto" if it is not set.
+
+    Raises:
+        OptionError: if it has another value than "auto", "plain" or "packed".
+    """
+    given = os.environ.get(VARIABLE) or "auto"
+    if given not in get_args(Choice):
+        raise OptionError(VARIABLE, given, "must be one of auto, plain, packed", 'unset it for "auto"')
+    return cast(Choice, given)
+
+
 def is_small(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
-    """Return whether a layer is too small to be worth a trial: it is used with its plain weight."""
+    """Return whether a layer is too small for a trial: it uses its plain weight unless a form is forced."""
     return in_features * out_features < _SMALLEST.get(dtype, 0)
 
 
 def form_of(in_features: int, out_features: int, dtype: torch.dtype) -> Form:
-    """Return the fastest form of a layer of this shape on a CPU that can pack it."""
+    """Return the form of a layer of this shape on a CPU that can pack it: the forced one, else the fastest.
+
+    Raises:
+        OptionError: if `UNSPOOL_LINEAR` has no allowed value.
+    """
+    if (forced := choice()) != "auto":
+        return PACKED if forced == "packed" else PLAIN
     if is_small(in_features, out_features, dtype):
-        return Form(packed=False, least_rows=1)
+        return PLAIN
     shape = Shape(in_features, min(out_features, max(1, _LARGEST // in_features)), dtype, torch.get_num_threads())
     if shape not in _FORMS:
         _FORMS[shape] = _measured(shape)
@@ -64,21 +100,44 @@ def form_of(in_features: int, out_features: int, dtype: torch.dtype) -> Form:
 
 def _measured(shape: Shape) -> Form:
     with torch.no_grad():
-        weight = torch.zeros(shape.out_features, shape.in_features, dtype=shape.dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
-        one, least, many = (torch.zeros(n, shape.in_features, dtype=shape.dtype) for n in (1, LEAST_ROWS, _MANY_ROWS))
-        lone, filled, plain, several, plain_several = _fastest(
-            [
-                lambda: torch.ops.mkldnn._linear_pointwise(one, packed, None, "none", [], ""),
-                lambda: torch.ops.mkldnn._linear_pointwise(least, packed, None, "none", [], ""),
-                lambda: F.linear(one, weight),
-                lambda: torch.ops.mkldnn._linear_pointwise(many, packed, None, "none", [], ""),
-                lambda: F.linear(many, weight),
-            ]
-        )
+        lone, filled, plain, several, plain_several = _fastest(_works(shape))
     if plain < _CLEARLY * min(lone, filled) and plain_several < _CLEARLY * several:
-        return Form(packed=False, least_rows=1)
+        return PLAIN
     return Form(packed=True, least_rows=1 if lone < _CLEARLY * filled else LEAST_ROWS)
+
+
+def _works(shape: Shape) -> list[Callable[[], object]]:
+    """Return the calls to time: 1 packed row, 4, 1 plain row, 5 packed rows, 5 plain.
+
+    Each call takes the next of many equal weights. Together these are larger than the last-level cache, so that each
+    call reads its weight from memory, as a decode step does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.empty(shape.out_features, shape.in_features, dtype=shape.dtype).uniform_(-1, 1, generator=generator)
+    count = -(-last_level_cache() // weight.nbytes)
+    plain = cycle([weight, *(weight.clone() for _ in range(count - 1))])
+    packed = cycle([torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT) for _ in range(count)])
+    one, least, many = (
+        torch.empty(n, shape.in_features, dtype=shape.dtype).uniform_(-1, 1, generator=generator)
+        for n in (1, LEAST_ROWS, _MANY_ROWS)
+    )
+
+    def by_packed(rows: torch.Tensor) -> Callable[[], object]:
+        return lambda: torch.ops.mkldnn._linear_pointwise(rows, next(packed), None, "none", [], "")
+
+    def by_plain(rows: torch.Tensor) -> Callable[[], object]:
+        return lambda: F.linear(rows, next(plain))
+
+    return [by_packed(one), by_packed(least), by_plain(one), by_packed(many), by_plain(many)]
+
+
+@cache
+def last_level_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Return the bytes of the CPU's largest cache, at most 64 MiB; 32 MiB if the system does not tell."""
+    sizes = [_USUAL_CACHE]
+    with suppress(OSError, ValueError):
+        sizes = [int(file.read_text().strip().removesuffix("K")) << 10 for file in folder.glob("index*/size")] or sizes
+    return min(max(sizes), _LARGEST_CACHE)
 
 
 def _fastest(works: Sequence[Callable[[], object]]) -> list[float]:

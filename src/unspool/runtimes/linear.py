@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unspool.runtimes.forms import ROWS_HINT, form_of, is_small
+from unspool.runtimes.forms import ROWS_HINT, VARIABLE, choice, form_of, is_small
 from unspool.runtimes.invariance import INVARIANT, invariant_rows
 from unspool.runtimes.leftovers import Leftovers
 from unspool.runtimes.quantised import kinds_in_words, quantised_linears, shares_rounding
@@ -31,9 +31,9 @@ _PROBE_ROWS = (2, 3, 5, 17, 33)
 
 
 class PackReport(NamedTuple):
-    """How many linear layers were packed, of how many, and why the others were not ("" where all were).
+    """How many linear layers were packed, of how many, and why the others were not ("" if all were).
 
-    least_rows: what fewer rows of a pass are filled up to, where that is faster.
+    least_rows: passes with fewer rows are padded to these; 1 for no padding.
     """
 
     packed: int
@@ -196,9 +196,12 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
 
     Args:
         model: the module tree to change.
-        keep: whether the plain weights belong to somebody else and stay; where False they are freed one by one.
-        pack: False leaves all as they are; "auto" packs where it can, and, where the plain weights stay, only while
-            the second copy takes at most half of the free memory; True packs where it can.
+        keep: True if the plain weights belong to the caller and stay; False frees them one by one.
+        pack: False leaves all layers as they are. True packs each layer that can be packed and is not faster plain.
+            "auto" does the same, but if the plain weights stay, the copy must take at most half of the free memory.
+
+    Raises:
+        OptionError: if `UNSPOOL_LINEAR` has no allowed value.
     """
     sites = list(_linear_sites(model))
     layers = {id(layer): layer for _, _, layer in sites}
@@ -206,7 +209,8 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     total = len(layers.keys() | quantised.keys())
     if not pack:
         return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
-    if reason := packing_obstacle():
+    forced = [] if choice() == "auto" else [f"{VARIABLE}={choice()}"]
+    if reason := forced[0] if choice() == "plain" else packing_obstacle():
         return PackReport(0, total, "; ".join([reason, *kinds_in_words(model)]))
     obstacles = {key: _obstacle(layer) for key, layer in layers.items()}
     able = {key for key, reason in obstacles.items() if not reason}
@@ -227,7 +231,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
             setattr(parent, name, packed[id(layer)])
     leftovers.close()
     reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantised})
-    reasons += kinds_in_words(model)
+    reasons += forced + kinds_in_words(model)
     least_rows = max((layer.form.least_rows for layer in packed.values()), default=1)
     return PackReport(len(packed), total, "; ".join(reasons), least_rows)
 

@@ -75,6 +75,29 @@ def test_no_token_begins_the_prompt_twice() -> None:
     assert ids[0] == bos and ids.count(bos) == 1
 
 
+def test_a_text_is_one_turn_of_the_users_and_a_list_of_texts_several_conversations() -> None:
+    lm = speaker()
+    text = HELLO[0]["content"]
+    answer = lm.chat(text)
+    assert (answer.messages, answer.prompt_token_ids) == (lm.chat(HELLO).messages, lm.chat(HELLO).prompt_token_ids)
+    assert [each.history for each in lm.chat([text, "And?"])] == [
+        tuple(HELLO), ({"role": "user", "content": "And?"},)
+    ]  # fmt: skip
+    stream = lm.chat(text, stream=True)
+    assert "".join(chunk.text for chunk in stream) == ANSWER
+
+
+@pytest.mark.parametrize("content", ["There was ", " There was", "\n There was \n", "There was"])
+@pytest.mark.parametrize("filter", ["", " | trim", ".rstrip()", ".lstrip()"])
+def test_a_continued_message_is_what_the_model_saw_and_what_it_wrote(content: str, filter: str) -> None:
+    template = "{% for message in messages %}[{{ message.role }}]{{ message.content FILTER }}<|turn|>{% endfor %}"
+    lm = speaker(" a king.", template=template.replace(" FILTER", filter))
+    answer = lm.chat([*HELLO, {"role": "assistant", "content": content}], continue_final_message=True)
+    shown = lm.tokenizer.decode(answer.prompt_token_ids)
+    assert shown + answer.text == shown[: shown.rindex("[assistant]")] + "[assistant]" + answer.message["content"]
+    assert answer.messages == [*HELLO, answer.message]
+
+
 def test_several_conversations_are_answered_together() -> None:
     lm = speaker()
     other = [{"role": "user", "content": "And of a queen?"}]
@@ -203,7 +226,7 @@ def test_a_template_can_be_passed() -> None:
     ("messages", "message"),
     [
         ([], "got an empty list"),
-        ("Hello", "got str"),
+        (3, "got int"),
         ({"role": "user", "content": "Hello"}, "got dict"),
         ([{"role": "user"}], "message 0 must be a dict"),
         ([*HELLO, "Hello"], "message 1 must be a dict"),

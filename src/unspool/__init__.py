@@ -21,6 +21,7 @@ from unspool.listing import listed_once as _listed_once
 
 if TYPE_CHECKING:
     from unspool import functional as functional
+    from unspool.chat_session import Chat as Chat
     from unspool.config import GenerationConfig as GenerationConfig
     from unspool.engine import Engine as Engine
     from unspool.engine import Request as Request
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CancelledRequest": "unspool.errors",
     "CapacityError": "unspool.errors",
+    "Chat": "unspool.chat_session",
     "Chunk": "unspool.results",
     "Comparison": "unspool.results",
     "Completion": "unspool.results",
@@ -90,6 +92,7 @@ _HOMES = {
 __all__ = [
     "CancelledRequest",
     "CapacityError",
+    "Chat",
     "Chunk",
     "Comparison",
     "Completion",

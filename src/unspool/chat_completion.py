@@ -10,12 +10,23 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from unspool.config import GenerationConfig
+from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
 from unspool.per_prompt import Configs
 from unspool.results import Chunk, Completion, Generation
 from unspool.streaming import Stream
-from unspool.text.chat import Message, answer_of, check_template, continued, encode_chat, is_chat, read_chat, turn_end
+from unspool.text.chat import (
+    TRANSCRIPT_STOPS,
+    Message,
+    answer_of,
+    check_template,
+    continued,
+    encode_chat,
+    read_chat,
+    seen_message,
+    transcript,
+    turn_end,
+)
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
@@ -51,23 +62,31 @@ class ChatGeneration(Generation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """One conversation ready to be answered. prompt_ids: as the model reads it."""
+    """One conversation ready to be answered.
+
+    messages: as given. prompt_ids: as the model reads it. continues: the message that is continued, as the model sees
+    it; None for a new turn. plain: whether a transcript stands in for the template, so that blanks around an answer
+    belong to the transcript.
+    """
 
     messages: tuple[Message, ...]
     prompt_ids: tuple[int, ...]
     tools: Sequence[Any] | None
-    continues: bool
     tokenizer: Any
+    continues: Message | None = None
+    plain: bool = False
 
     def result(self, generation: Generation) -> ChatGeneration:
         """Return the answer as it was generated, with its messages."""
         known = {field.name: getattr(generation, field.name) for field in fields(Generation)}
         answers = tuple(self._answer(completion) for completion in generation.completions)
-        return ChatGeneration(**known, history=self.messages, answers=answers, continues=self.continues)
+        return ChatGeneration(**known, history=self.messages, answers=answers, continues=self.continues is not None)
 
     def _answer(self, completion: Completion) -> Message:
-        if self.continues:
-            return continued(self.messages[-1], completion.text)
+        if self.continues is not None:
+            return continued(self.continues, completion.text)
+        if self.plain:
+            return {"role": "assistant", "content": completion.text.strip()}
         return answer_of(
             completion.text,
             tokenizer=self.tokenizer,
@@ -144,9 +163,9 @@ def chat(
         if not isinstance(value, bool):
             raise OptionError(name, value, "must be True or False", "leave it out for False")
     check_template(lm.tokenizer, chat_template)
-    several = isinstance(messages, list | tuple) and bool(messages) and is_chat(messages[0])
+    several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], str | list | tuple)
     conversations = [
-        _conversation(read_chat(each), lm, tools, continue_final_message, chat_template, chat_template_kwargs)
+        _conversation(read_turns(each), lm, tools, continue_final_message, chat_template, chat_template_kwargs)
         for each in (messages if several else [messages])
     ]
     prompts = [conversation.prompt_ids for conversation in conversations]
@@ -157,6 +176,40 @@ def chat(
     generations = lm.generate(prompts, config=config, **options)
     results = [one.result(generation) for one, generation in zip(conversations, generations, strict=True)]
     return results if several else results[0]
+
+
+def chat_plain(
+    lm: LanguageModel,
+    messages: Sequence[Message],
+    *,
+    stream: bool,
+    config: GenerationConfig | None,
+    options: Mapping[str, Any],
+) -> ChatGeneration | ChatStream:
+    """Answer one conversation that is written down as a transcript, for models without a chat template.
+
+    An answer ends where the model begins a turn of its own, at one of TRANSCRIPT_STOPS.
+
+    Raises:
+        PromptError: if a message is more than text, or the conversation is too long for the model.
+    """
+    given = options.get("stop_strings", config.stop_strings if config is not None else None)
+    own = OPTIONS["stop_strings"].check(given) or ()
+    asked = {**options, "stop_strings": (*TRANSCRIPT_STOPS, *own)}
+    page = transcript(messages)
+    conversation = Conversation(messages=tuple(messages), prompt_ids=(), tools=None, tokenizer=lm.tokenizer, plain=True)
+    if stream:
+        return ChatStream(lm.stream(page, config=config, **asked), [conversation])
+    return conversation.result(lm.generate(page, config=config, **asked))
+
+
+def read_turns(given: Any) -> tuple[Message, ...]:
+    """Return the messages of one conversation; a text is one turn of the user's.
+
+    Raises:
+        PromptError: if it is neither a text nor a list of messages.
+    """
+    return ({"role": "user", "content": given},) if isinstance(given, str) else read_chat(given)
 
 
 def _conversation(
@@ -177,7 +230,12 @@ def _conversation(
         chat_template=chat_template,
         template_options=template_options,
     )
-    return Conversation(messages=messages, prompt_ids=ids, tools=tools, continues=continues, tokenizer=lm.tokenizer)
+    seen = None
+    if continues:
+        seen = seen_message(
+            messages, lm.tokenizer, tools=tools, chat_template=chat_template, template_options=template_options
+        )
+    return Conversation(messages=messages, prompt_ids=ids, tools=tools, tokenizer=lm.tokenizer, continues=seen)
 
 
 def _unknown_end(

@@ -175,18 +175,22 @@ class LanguageModel:
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = ..., **options: Any
+        self, messages: str | Sequence[Mapping[str, Any]], *, stream: Literal[False] = ..., **options: Any
     ) -> ChatGeneration: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Sequence[Mapping[str, Any]]], *, stream: Literal[False] = ..., **options: Any
+        self,
+        messages: Sequence[str] | Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        stream: Literal[False] = ...,
+        **options: Any,
     ) -> list[ChatGeneration]: ...
 
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        messages: str | Sequence[str] | Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         *,
         stream: Literal[True],
         **options: Any,
@@ -194,7 +198,7 @@ class LanguageModel:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        messages: str | Sequence[str] | Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         *,
         tools: Sequence[Any] | None = None,
         continue_final_message: bool = False,
@@ -210,7 +214,8 @@ class LanguageModel:
         `eos_token_id` or `ignore_eos` says otherwise.
 
         Args:
-            messages: dicts of "role" and "content", oldest first; a list of such lists for several conversations.
+            messages: dicts of "role" and "content", oldest first; or a text, which is one turn of the user's. A list of
+                such lists or texts is several conversations. `unspool.Chat` keeps one conversation from turn to turn.
             tools: functions with docstrings, or their JSON schemas, that the template tells the model of.
             continue_final_message: go on with the last message in place of a new turn.
             chat_template: in Jinja, or the name of one of the tokenizer's own; None for its default.

@@ -154,6 +154,34 @@ def answer_of(
     return parsed
 
 
+def seen_message(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    *,
+    tools: Sequence[Any] | None = None,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+) -> Message:
+    """Return the last message as `continue_final_message` shows it to the model: without blanks that a template trims.
+
+    Args:
+        messages: that `encode_chat` has taken; the last one has a text as content.
+        tokenizer, tools, chat_template, template_options: as in `encode_chat`.
+    """
+    rendered: str = tokenizer.apply_chat_template(
+        list(messages),
+        tools=None if tools is None else list(tools),
+        chat_template=chat_template,
+        continue_final_message=True,
+        tokenize=False,
+        **(template_options or {}),
+    )
+    content: str = messages[-1]["content"]
+    forms = (content, content.rstrip(), content.lstrip(), content.strip())
+    seen = next((form for form in forms if rendered.endswith(form)), content)
+    return {**messages[-1], "content": seen}
+
+
 def continued(message: Message, text: str) -> Message:
     """Return a message with the text behind its content.
 

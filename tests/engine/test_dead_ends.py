@@ -1,11 +1,14 @@
 """Branches behind which everything is forbidden, and other ways in which a part of a request fails."""
 
+import numpy as np
 import pytest
+import torch
 
 from tests.toys import drain, mixing_toy, request, results, toy
 from unspool import LanguageModel
 from unspool.engine import Engine
 from unspool.errors import NumericsError, OptionError, StrategyError
+from unspool.protocols import Criterion
 from unspool.runtimes.toy import ToyRuntime
 
 # Token 2 can only be followed by 3, which the options of these tests forbid.
@@ -90,7 +93,13 @@ class Careless:
 
 
 @pytest.mark.parametrize(
-    ("answer", "got"), [(lambda scores: None, "None"), (lambda scores: scores[:, :3], r"\(1, 3\)")]
+    ("answer", "got"),
+    [
+        (lambda scores: None, "None"),
+        (lambda scores: scores[:, :3], r"torch.float32 of shape \(1, 3\)"),
+        (lambda scores: scores > 0, "torch.bool of shape"),
+        (lambda scores: scores.long(), "torch.int64 of shape"),
+    ],
 )
 def test_a_processor_that_returns_something_else_is_told_so(answer, got):
     engine = Engine(toy())
@@ -98,8 +107,54 @@ def test_a_processor_that_returns_something_else_is_told_so(answer, got):
     other = engine.submit(request([0], max_new_tokens=3))
     found = results(drain(engine))
     assert isinstance(found[other], tuple)
-    with pytest.raises(StrategyError, match=rf"processor careless must return scores of shape \(1, 4\), got .*{got}"):
+    message = rf"processor careless must return floating-point scores of shape \(1, 4\) \(position 1\), got {got}"
+    with pytest.raises(StrategyError, match=message):
         raise found[number]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "do_sample": True}, {"num_beams": 2}])
+def test_a_processor_that_leaves_no_numbers_is_named(value, options):
+    engine = Engine(toy())
+    number = engine.submit(request([0], own={"processors": (Careless(lambda scores: scores + value),)}, **options))
+    other = engine.submit(request([0], max_new_tokens=3))
+    found = results(drain(engine))
+    assert isinstance(found[other], tuple)
+    with pytest.raises(NumericsError, match=r"position 1: .* NaN or \+inf after the processor careless"):
+        raise found[number]
+
+
+class Undecided(Criterion):
+    name = "undecided"
+
+    def __init__(self, said):
+        self.said = said
+
+    def start(self, context):
+        return 0
+
+    def advance(self, state, token):
+        return state + 1
+
+    def ends(self, state, token):
+        return self.said if state else False
+
+
+@pytest.mark.parametrize("said", [None, 1, "yes", 0.0, torch.tensor([True, False]), torch.tensor(1)], ids=str)
+def test_a_criterion_that_says_neither_true_nor_false_is_named(said):
+    engine = Engine(toy())
+    number = engine.submit(request([0], own={"criteria": (Undecided(said),)}, max_new_tokens=3, ignore_eos=True))
+    other = engine.submit(request([0], max_new_tokens=3))
+    found = results(drain(engine))
+    assert isinstance(found[other], tuple)
+    with pytest.raises(StrategyError, match=r"criterion undecided must return True or False \(new token 2\), got"):
+        raise found[number]
+
+
+@pytest.mark.parametrize("said", [True, np.bool_(True), torch.tensor(True), torch.tensor([True])], ids=str)
+def test_booleans_of_numpy_and_pytorch_are_verdicts(said):
+    (output,) = outcome(toy(), request([0], own={"criteria": (Undecided(said),)}, max_new_tokens=3, ignore_eos=True))
+    assert (output.finish_reason, len(output.token_ids)) == ("undecided", 2)
 
 
 class Full(ToyRuntime):

@@ -180,7 +180,7 @@ def test_ours_and_theirs_work_together():
 
 
 @pytest.mark.parametrize(
-    ("returned", "words"), [(None, "NoneType"), (torch.zeros(2, 2), r"\(2, 2\)")], ids=["nothing", "another shape"]
+    ("returned", "words"), [(None, "got None"), (torch.zeros(2, 2), r"\(2, 2\)")], ids=["nothing", "another shape"]
 )
 def test_a_processor_that_returns_no_scores_is_named(returned: Any, words: str):
     class Forgetful(LogitsProcessor):

@@ -14,7 +14,7 @@ import torch
 from unspool.engine.branches import Branch, RowRef
 from unspool.engine.conversation import Conversation
 from unspool.engine.finding import Found, Want, find
-from unspool.engine.pipeline import RowJob, distribution, process
+from unspool.engine.pipeline import RowJob, culprit, distribution, process
 from unspool.engine.readout import read_out
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
@@ -94,7 +94,7 @@ def _rows(
     scored = process(_gather([place.branch.main.rows[place.length] for place in places]), jobs)
     findings = find([_want(each) for each in asked], jobs, scored, _num_alternatives(places))
     norms, score_norms = findings.norms, findings.score_norms
-    _note_flaws(places, norms, score_norms, answers)
+    _note_flaws(places, jobs, scored.logits, (norms, score_norms), answers)
     for number, others in findings.alternatives.items():
         node = places[number].branch.tip.at(places[number].length)
         pairs = zip(others.tokens, others.logits, strict=True)
@@ -112,18 +112,25 @@ def _rows(
 
 
 def _note_flaws(
-    places: Sequence[Place], norms: Sequence[float], score_norms: Sequence[float], answers: Answers
+    places: Sequence[Place],
+    jobs: Sequence[RowJob],
+    logits: torch.Tensor,
+    norms: tuple[Sequence[float], Sequence[float]],
+    answers: Answers,
 ) -> None:
-    """Note the requests whose rows are no distributions."""
-    for place, norm, score_norm in zip(places, norms, score_norms, strict=True):
+    """Note the requests whose rows are no distributions. norms: of the logits and of the scores."""
+    for row, (place, norm, score_norm) in enumerate(zip(places, *norms, strict=True)):
         reason = _flaw(norm, score_norm)
         if reason is None:
             continue
-        error = NumericsError(place.branch.number, place.position, reason)
-        if score_norm == -math.inf and math.isfinite(norm) and place.conversation.allows_empty_rows(place.branch):
-            place.conversation.dead_end = error
-        else:
-            answers[place.conversation.number] = error
+        dead_end = score_norm == -math.inf and math.isfinite(norm)
+        if dead_end and place.conversation.allows_empty_rows(place.branch):
+            place.conversation.dead_end = NumericsError(place.branch.number, place.position, reason)
+            continue
+        if not dead_end and math.isfinite(norm) and jobs[row].chain:
+            name = culprit(logits[row], jobs[row])
+            reason = f"the scores hold NaN or +inf after the processor {name}; check its options"
+        answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
 
 
 def _prepare_criteria(asked: Sequence[Asked], found: Sequence[Found]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 
 from unspool.engine.branches import Branch, Marks, Node, Strand
@@ -366,7 +367,8 @@ class Conversation:
         if token in self.eos:
             return "eos"
         for criterion, state in zip(self.request.criteria, marks.criteria, strict=True):
-            if criterion.ends(state, token):
+            said: Any = criterion.ends(state, token)
+            if said is not False and _is_true(said, criterion.name, length):
                 return criterion.name
         if length + 1 >= self.context.max_new_tokens:
             return "length"
@@ -396,3 +398,16 @@ class Conversation:
         for drafts in (False, True):
             count = sum(branch.drafts is drafts for branch in self.live_branches())
             assert count <= self.max_branches, "more branches than reserved"
+
+
+def _is_true(said: Any, name: str, length: int) -> bool:
+    """Return the verdict of a criterion, which a user's own can give in any form.
+
+    Raises:
+        StrategyError: if it is neither True nor False, nor one boolean of NumPy or PyTorch.
+    """
+    if isinstance(said, bool | np.bool_) or (
+        isinstance(said, torch.Tensor) and said.dtype == torch.bool and said.numel() == 1
+    ):
+        return bool(said)
+    raise StrategyError(f"the criterion {name} must return True or False (new token {length + 1}), got {said!r}")

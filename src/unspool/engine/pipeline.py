@@ -141,13 +141,29 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[in
 
 
 def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-    """Return what a processor makes of rows; one of the user's own may return anything."""
+    """Return the scores that a processor makes of rows; a user's own processor can return anything."""
     shape = scores.shape
     changed: Any = processor.apply(states, scores, keys)
-    if isinstance(changed, torch.Tensor) and changed.shape == shape:
-        return changed.detach().float()
-    got = f"a tensor of shape {tuple(changed.shape)}" if isinstance(changed, torch.Tensor) else repr(changed)
-    raise StrategyError(f"the processor {processor.name} must return scores of shape {tuple(shape)}, got {got}")
+    if isinstance(changed, torch.Tensor) and changed.shape == shape and changed.is_floating_point():
+        return changed.detach().to(scores)
+    got = f"{changed.dtype} of shape {tuple(changed.shape)}" if isinstance(changed, torch.Tensor) else repr(changed)
+    raise StrategyError(
+        f"the processor {processor.name} must return floating-point scores of shape {tuple(shape)} (position "
+        f"{keys[0].position}), got {got}"
+    )
+
+
+def culprit(logits: torch.Tensor, job: RowJob) -> str:
+    """Return the name of the processor that leaves a row without a distribution. logits: [vocab], sound."""
+    if len(job.chain) == 1:
+        return job.chain[0].name
+    base = logits if job.read is None else job.read
+    scores = (base - log_norm(base[None]) if job.log_probs else base.clone())[None]
+    for processor, state in zip(job.chain, job.states, strict=True):
+        scores = _applied(processor, [state], scores, [job.key])
+        if not bool((scores < torch.inf).all()) or bool((scores == FORBIDDEN).all()):
+            return processor.name
+    return "processors"
 
 
 def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from transformers.generation import stopping_criteria
 
-from unspool.errors import OptionError
 from unspool.interop.board import Board, Path
+from unspool.interop.returned import verdicts
 from unspool.protocols import Context, Criterion
 
 Scores: TypeAlias = tuple[torch.Tensor, ...]
@@ -110,13 +110,10 @@ class TheirCriterion(Criterion):
 
     def _ask(self, outputs: list[list[int]], paths: dict[int, Path]) -> None:
         ids = self._board.ids(outputs, self._board.device)
-        said = self._criterion(ids, self._steps(len(outputs[0])))
-        verdicts = torch.as_tensor(said).bool().flatten().tolist()
-        if len(verdicts) not in (1, len(outputs)):
-            allowed = f"must hold objects that return one boolean for each of the {len(outputs)} rows"
-            raise OptionError("stopping_criteria", f"{len(verdicts)} booleans", allowed, f"mend {self.name}")
+        returned, length = self._criterion(ids, self._steps(len(outputs[0]))), len(outputs[0])
+        said = verdicts(returned, len(outputs), by=self.name, when=f"at new token {length}")
         for row, path in paths.items():
-            self._verdicts[path] = self._verdicts.get(path, False) or verdicts[row % len(verdicts)]
+            self._verdicts[path] = self._verdicts.get(path, False) or said[row]
 
 
 class Ends(NamedTuple):

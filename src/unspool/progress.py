@@ -1,4 +1,4 @@
-"""The progress bar over many prompts. Imports tqdm only where a bar is shown."""
+"""The progress bar over many prompts, and messages about long work. Imports tqdm only if a bar is shown."""
 
 from __future__ import annotations
 
@@ -34,3 +34,9 @@ def progress_bar(total: int, wanted: bool | None, *, work: str = "generating", u
 
     with tqdm(total=total, unit=unit, desc=work) as bar:
         yield bar
+
+
+def tell(message: str) -> None:
+    """Write a line to standard error, if it is a terminal."""
+    if sys.stderr.isatty():
+        print(message, file=sys.stderr, flush=True)

@@ -68,7 +68,7 @@ def test_entries_are_chosen_by_name(run, model: FakeModel, arguments: list[str],
 def test_options_are_shared(run, model: FakeModel, arguments: list[str], options: dict[str, Any]) -> None:
     assert run("compare", "Once", "-m", "folder", "--dtype", "float32", "--quantize", "int4", *arguments).status == 0
     assert model.calls == [("Once", None, options)]
-    assert model.loaded == ("folder", {"dtype": "float32", "device": None, "quantize": "int4"})
+    assert model.loaded == ("folder", {"dtype": "float32", "device": None, "gguf_file": None, "quantize": "int4"})
 
 
 def test_a_wide_pipe_gets_columns_and_a_narrow_one_a_stack(run, model: FakeModel, monkeypatch) -> None:

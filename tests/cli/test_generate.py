@@ -15,7 +15,7 @@ def test_it_streams_and_ends_the_line(run, use):
     done = run("generate", "Once")
     assert (done.status, done.out, done.err) == (0, " there was a king\n", "")
     assert model.calls == [("stream", "Once", {})]
-    assert model.loaded == (None, {"dtype": None, "device": None, "quantize": None})
+    assert model.loaded == (None, {"dtype": None, "device": None, "gguf_file": None, "quantize": None})
 
 
 def test_a_text_that_ends_its_line_gets_no_second_one(run, use):
@@ -50,10 +50,24 @@ def test_json_is_the_whole_result(run, use):
     assert (result["seed"], result["completions"][0]["finish_reason"]) == (7, "eos")
 
 
-def test_model_dtype_device_and_quantize_are_passed_on(run, use):
+def test_flags_of_loading_are_passed_on(run, use):
     model = use(FakeModel())
-    run("generate", "Once", "--model", "some/folder", "--dtype", "bfloat16", "--device", "cpu", "--quantize", "int8")
-    assert model.loaded == ("some/folder", {"dtype": "bfloat16", "device": "cpu", "quantize": "int8"})
+    run(
+        "generate",
+        "Once",
+        "--model",
+        "some/folder",
+        "--dtype",
+        "bfloat16",
+        "--device",
+        "cpu",
+        "--quantize",
+        "int8",
+        "--gguf-file",
+        "x.gguf",
+    )
+    how = {"dtype": "bfloat16", "device": "cpu", "gguf_file": "x.gguf", "quantize": "int8"}
+    assert model.loaded == ("some/folder", how)
 
 
 @pytest.mark.parametrize(

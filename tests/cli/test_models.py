@@ -20,10 +20,11 @@ def write_weights(folder: Path, shapes: dict[str, list[int]], name: str = "model
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the Hugging Face cache lie here, empty."""
+    """Let the Hugging Face cache lie here, empty, and no other package bring a model."""
     folder = tmp_path / "hub"
     folder.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("unspool.cli.models.installed_models", list)
     return folder
 
 

@@ -18,7 +18,15 @@ from unspool.cli.dialogue import Dialogue
 from unspool.cli.endings import guarded, report
 from unspool.cli.generate import summary
 from unspool.cli.keyboard import Keyboard, Piped, Source
-from unspool.cli.options import AssistantFlag, DeviceFlag, DtypeFlag, ModelFlag, QuantizeFlag, with_generation_options
+from unspool.cli.options import (
+    AssistantFlag,
+    DeviceFlag,
+    DtypeFlag,
+    GgufFileFlag,
+    ModelFlag,
+    QuantizeFlag,
+    with_generation_options,
+)
 from unspool.cli.screen import Screen
 from unspool.cli.sources import load_assistant, load_model
 from unspool.text.chat import Message
@@ -29,6 +37,7 @@ from unspool.text.chat import Message
 def chat(
     *,
     model: ModelFlag = None,
+    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
@@ -53,7 +62,7 @@ def chat(
     In a pipe every line is a message and every answer is printed; the first error ends it.
     """
     template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
-    language_model = load_model(model, dtype=dtype, device=device, quantize=quantize)
+    language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     dialogue = Dialogue(language_model, asked, plain=plain, chat_template=template, system=system)
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

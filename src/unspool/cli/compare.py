@@ -18,6 +18,7 @@ from unspool.cli.options import (
     AssistantFlag,
     DeviceFlag,
     DtypeFlag,
+    GgufFileFlag,
     JsonFlag,
     ModelFlag,
     PromptArgument,
@@ -64,6 +65,7 @@ def compare(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
@@ -86,7 +88,7 @@ def compare(
         asked["max_new_tokens"] = TOKENS
     errors = Console(stderr=True)
     with errors.status("Loading the model"):
-        language_model = load_model(model, dtype=dtype, device=device, quantize=quantize)
+        language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
         asked |= load_assistant(assistant_model, dtype=dtype, device=device)
     with errors.status(f"Writing with {', '.join(names) if names else 'every strategy'}"):
         comparison = language_model.compare(text, names, **asked)

@@ -16,6 +16,7 @@ from unspool.cli.options import (
     AssistantFlag,
     DeviceFlag,
     DtypeFlag,
+    GgufFileFlag,
     JsonFlag,
     ModelFlag,
     PromptArgument,
@@ -38,6 +39,7 @@ def generate(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
@@ -56,7 +58,7 @@ def generate(
     if not as_json and options.get("logprobs") is not None:
         raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
     text = read_prompt(prompt, prompt_file)
-    language_model = load_model(model, dtype=dtype, device=device, quantize=quantize)
+    language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     if as_json:
         typer.echo(json.dumps(language_model.generate(text, **asked).to_dict(), ensure_ascii=False, indent=2))

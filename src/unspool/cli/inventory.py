@@ -1,4 +1,4 @@
-"""Which models this machine has: those shipped inside the package, and those in the local Hugging Face cache.
+"""Which models this machine has: in this package, in other installed packages, and in the local Hugging Face cache.
 
 Owns: finding and measuring them without loading any. Does not know: how they are shown.
 """
@@ -12,6 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from unspool.errors import ModelError
+from unspool.gguf.header import read_header
+from unspool.gguf.packages import PACKAGED, find_packaged
+
 EMBEDDED = Path(str(files("unspool"))) / "tale"
 
 
@@ -20,7 +24,7 @@ class Model:
     """One model on disk.
 
     name: what --model takes; None for the embedded model itself, which needs no name.
-    parameters: how many numbers its weights hold; None where they are not in safetensors files.
+    parameters: how many numbers its weights hold; None if that is unknown.
     size: bytes on disk. bits_per_byte: on held-out text, where it was measured.
     """
 
@@ -65,6 +69,31 @@ def embedded_models(folder: Path = EMBEDDED) -> list[Model]:
         )
         for one in found
     ]
+
+
+def installed_models() -> list[Model]:
+    """Return the models of other installed packages; none are imported."""
+    found = [(name, find_packaged(name)) for name in PACKAGED]
+    return [
+        Model(
+            title=name,
+            name=name,
+            place="installed",
+            folder=path.parent,
+            parameters=_count_gguf(path),
+            size=path.stat().st_size,
+        )
+        for name, path in found
+        if path is not None
+    ]
+
+
+def _count_gguf(path: Path) -> int | None:
+    """Return how many numbers the file holds; None if it is damaged."""
+    try:
+        return sum(tensor.size for tensor in read_header(path).tensors.values())
+    except ModelError:
+        return None
 
 
 def cached_models() -> list[Model]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unspool.cli.endings import guarded
-from unspool.cli.inventory import Model, cached_models, embedded_models
+from unspool.cli.inventory import Model, cached_models, embedded_models, installed_models
 from unspool.cli.options import JsonFlag
 
 _PIPE_WIDTH = 400
@@ -21,8 +21,8 @@ _PIPE_WIDTH = 400
 
 @guarded
 def models(*, as_json: JsonFlag = False) -> None:
-    """List the models on this machine: embedded in the package, and in the local Hugging Face cache."""
-    found = [*embedded_models(), *cached_models()]
+    """List the models on this machine: embedded, in installed packages, and in the local Hugging Face cache."""
+    found = [*embedded_models(), *installed_models(), *cached_models()]
     if as_json:
         typer.echo(json.dumps([model.to_dict() for model in found], ensure_ascii=False, indent=2))
         return

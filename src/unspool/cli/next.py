@@ -16,6 +16,7 @@ from unspool.cli.endings import guarded
 from unspool.cli.options import (
     DeviceFlag,
     DtypeFlag,
+    GgufFileFlag,
     JsonFlag,
     ModelFlag,
     PromptArgument,
@@ -33,6 +34,7 @@ def next_tokens(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    gguf_file: GgufFileFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
     quantize: QuantizeFlag = None,
@@ -45,7 +47,9 @@ def next_tokens(
     Each token's probability under the model, after the processors, and the processor that cut it, if one did.
     """
     text = read_prompt(prompt, prompt_file)
-    answer = load_model(model, dtype=dtype, device=device, quantize=quantize).next_tokens(text, limit=limit, **options)
+    answer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize).next_tokens(
+        text, limit=limit, **options
+    )
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
     else:

@@ -33,8 +33,15 @@ PromptFileFlag = Annotated[
 ModelFlag = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="NAME|FOLDER", help="A local folder or a hub id; the embedded model unless given."
+        "--model",
+        "-m",
+        metavar="NAME|PATH",
+        help="A local folder, a GGUF file, a hub id, or smollm2; the embedded model unless given.",
     ),
+]
+GgufFileFlag = Annotated[
+    str | None,
+    typer.Option("--gguf-file", metavar="NAME", help="A GGUF file in the folder or hub repository of --model."),
 ]
 DtypeFlag = Annotated[Dtype | None, typer.Option("--dtype", help="The number format the model computes in.")]
 DeviceFlag = Annotated[

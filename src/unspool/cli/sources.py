@@ -50,7 +50,12 @@ def _decoded(raw: bytes, source: str) -> str:
 
 
 def load_model(
-    name: str | None, *, dtype: str | None, device: str | None, quantize: Literal["int8", "int4"] | None = None
+    name: str | None,
+    *,
+    dtype: str | None,
+    device: str | None,
+    gguf_file: str | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> LanguageModel:
     """Return the model; other libraries' bars and advice stay silent unless the user asked for them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -59,7 +64,7 @@ def load_model(
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with uncollected(), listed_once():
         from unspool.loading import load
-    return load(name, dtype=dtype, device=device, quantize=quantize)
+    return load(name, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
 
 
 def load_assistant(name: str | None, *, dtype: str | None, device: str | None) -> dict[str, LanguageModel]:

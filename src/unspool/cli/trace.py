@@ -16,6 +16,7 @@ from unspool.cli.options import (
     AssistantFlag,
     DeviceFlag,
     DtypeFlag,
+    GgufFileFlag,
     JsonFlag,
     ModelFlag,
     PromptArgument,
@@ -36,6 +37,7 @@ def trace(
     *,
     prompt_file: PromptFileFlag = None,
     model: ModelFlag = None,
+    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
     dtype: DtypeFlag = None,
     device: DeviceFlag = None,
@@ -52,7 +54,11 @@ def trace(
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
     if not any(name in asked for name in _LENGTHS):
         asked["max_new_tokens"] = MAX_NEW_TOKENS
-    answer = load_model(model, dtype=dtype, device=device, quantize=quantize).generate(text, trace=True, **asked).trace
+    answer = (
+        load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
+        .generate(text, trace=True, **asked)
+        .trace
+    )
     assert answer is not None, "a traced generation brings its trace"
     if as_json:
         typer.echo(answer.to_json(indent=2))

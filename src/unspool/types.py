@@ -263,7 +263,9 @@ class ModelInfo:
     max_sequences, max_tokens: most live sequences and most cached tokens over all of them; None for no bound.
     bytes_per_token: of keys and values of one cached token, over all layers; 0 where none are kept, None where they lie
     in a cache of the model's own.
-    batch_invariant: whether feeds marked `invariant` can be honoured. hidden_states: whether `hidden` ones can.
+    batch_invariant: whether feeds marked `invariant` can be honoured.
+    batch_invariance_obstacle: why they cannot, and a way out; "" if they can.
+    hidden_states: whether feeds marked `hidden` can be honoured.
     num_layers: layers whose logits `Feed.layers` can name; None where the runtime cannot look inside.
     tied_head: whether the head is the embedding itself.
     path: which implementation runs the model, and why, in words.
@@ -280,6 +282,7 @@ class ModelInfo:
     bytes_per_token: int | None = None
     needs_source: bool = False
     batch_invariant: bool = False
+    batch_invariance_obstacle: str = ""
     hidden_states: bool = False
     num_layers: int | None = None
     tied_head: bool = False

@@ -382,7 +382,7 @@ def test_limits_are_kept_to_the_token_and_what_is_refused_changes_nothing(family
 def test_what_cannot_be_had_is_refused(family: str) -> None:
     runtime = runtime_of(model_of(family), own=False)
     assert not runtime.info.batch_invariant
-    with pytest.raises(ModelError, match="free of their company"):
+    with pytest.raises(ModelError, match="independent of other rows: it runs"):
         runtime.forward([feed(0, [5], invariant=True)])
     with pytest.raises(ModelError, match="no source"):
         runtime.forward([feed(0, [5], source=object())])

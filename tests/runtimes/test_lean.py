@@ -12,6 +12,7 @@ from transformers import GPT2Config, LlamaConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from unspool.runtimes.batch_invariance import RowByRow, batch_invariance
 from unspool.runtimes.forms import Form
 from unspool.runtimes.invariance import invariant_rows
 from unspool.runtimes.lean import TanhGELU, join_activations, lighten
@@ -20,7 +21,6 @@ from unspool.runtimes.linear import (
     PackedLinear,
     pack_linears,
     packing_obstacle,
-    rows_are_independent,
 )
 
 pytestmark = [
@@ -90,9 +90,10 @@ def test_a_joined_activation_gives_the_same(
 def test_joined_rows_are_free_of_their_company() -> None:
     model = packed(gpt2_mlp("gelu_new").eval())
     join_activations(model)
-    assert joined_layers(model) and rows_are_independent(model)
+    invariance = batch_invariance(model)
+    assert joined_layers(model) and invariance.obstacle == ""
     inputs = torch.randn(1, 70, WIDTH)
-    with invariant_rows():
+    with invariant_rows(), RowByRow(invariance.row_by_row):
         together = model(inputs)
         for rows in (2, 3, 17, 65):
             assert torch.equal(model(inputs[:, :rows]), together[:, :rows])

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.tiny_models import tiny_model
 from unspool.errors import OptionError
 from unspool.runtimes import forms, linear
 from unspool.runtimes.forms import Form
 from unspool.runtimes.invariance import invariant_rows
-from unspool.runtimes.linear import PackedLinear, pack_linears, packing_obstacle, rows_are_independent
+from unspool.runtimes.linear import PackedLinear, pack_linears, packing_obstacle
 
 pytestmark = [
     pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works"),
@@ -52,16 +51,6 @@ def test_a_packed_layer_equals_the_plain_one(
     with invariant_rows():
         torch.testing.assert_close(packed(inputs), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(packed.weight, plain.weight)
-
-
-@torch.no_grad()
-def test_packed_rows_do_not_depend_on_how_many_there_are() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        packed = PackedLinear(layer_of("biased", dtype, 96, 160), keep=False)
-        inputs = torch.randn(300, 96).to(dtype)
-        with invariant_rows():
-            together = packed(inputs)
-            assert all(torch.equal(packed(inputs[:rows]), together[:rows]) for rows in (2, 3, 8, 65, 299))
 
 
 def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
@@ -112,13 +101,6 @@ def test_auto_packs_beside_the_users_weights_while_memory_allows(
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack="auto").packed == packed
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack=True).packed == 1
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=False, pack="auto").packed == 1
-
-
-def test_matrices_outside_linear_layers_are_not_promised_to_be_independent() -> None:
-    assert not rows_are_independent(tiny_model("mixtral"))
-    model = tiny_model("llama")
-    pack_linears(model, keep=False)
-    assert rows_are_independent(model)
 
 
 def formed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> Form:

@@ -269,7 +269,7 @@ def test_what_a_mask_hides_is_not_attended() -> None:
     [
         ({"source": None}, "reads its source once, before the first token: the first feed of a sequence brings none"),
         ({"seq": 0}, "reads its source once, before the first token: a later feed brings one"),
-        ({"invariant": True}, "cannot keep its rows free of their company"),
+        ({"invariant": True}, "cannot keep a row independent of other rows: it reads a source"),
         ({"layers": (1,)}, "has no inner layers that its own head can read"),
     ],
 )

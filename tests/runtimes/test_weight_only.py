@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import sys
 import threading
@@ -26,12 +27,13 @@ from tests.text.tokenizers import byte_level
 from tests.tiny_models import FAMILIES, GENERAL, RECOMPUTED, tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import ModelError, OptionError
-from unspool.runtimes import int4_weight, int8_weight, leftovers, linear, weight_only
+from unspool.runtimes import batch_invariance as trials
+from unspool.runtimes import int4_weight, int8_weight, leftovers, weight_only
+from unspool.runtimes.batch_invariance import batch_invariance
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.int4_weight import Int4Weight, half_tile
 from unspool.runtimes.int8_weight import Int8Weight, whole_digit
 from unspool.runtimes.invariance import invariant_rows
-from unspool.runtimes.linear import rows_are_independent
 from unspool.runtimes.quantised_linear import Bits, QuantisedLinear
 from unspool.runtimes.weight_only import quantise_linears
 
@@ -494,12 +496,44 @@ def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert alive == list(range(len(weights), 0, -1)) and len(weights) == 15 and tied
 
 
+# --- weights that are not finite ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float32, math.nan), (torch.float32, -math.inf), (torch.bfloat16, math.inf), (torch.float16, math.nan)],
+)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("llama", "lm_head"), ("llama", "model.layers.1.mlp.up_proj"), ("gpt2", "transformer.h.0.attn.c_attn")],
+)
+@pytest.mark.parametrize("bits", BITS)
+def test_a_weight_that_is_not_finite_is_refused_by_its_name(
+    bits: Bits, family: str, name: str, value: float, dtype: torch.dtype
+) -> None:
+    model = tiny_model(family, dtype=dtype)
+    with torch.no_grad():
+        model.get_submodule(name).weight[3, 5] = value
+    with pytest.raises(ModelError, match=rf"`{name}\.weight` holds NaN or infinite numbers.*leave out `quantize`"):
+        quantise_linears(model, bits)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(bits: Bits, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"`model.layers.0.self_attn.q_proj.weight` holds NaN"):
+        unspool.load(tmp_path, tokenizer=None, quantize=bits)
+
+
 # --- company --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fresh_knowledge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_INDEPENDENT", {})
+    monkeypatch.setattr(trials, "_TRIALS", {})
 
 
 @pytest.mark.usefixtures("fresh_knowledge")
@@ -507,12 +541,12 @@ def fresh_knowledge(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whether_rows_are_independent_is_found_by_trying(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     quantise_linears(model, bits)
-    assert rows_are_independent(model)
-    linear._INDEPENDENT.clear()
+    assert batch_invariance(model).obstacle == ""
+    trials._TRIALS.clear()
     kernel = Int8Weight if bits == "int8" else Int4Weight
     exact = kernel.times
     monkeypatch.setattr(kernel, "times", lambda held, rows: exact(held, rows) * (1 + len(rows) / 100))
-    assert not rows_are_independent(model)
+    assert bits in batch_invariance(model).obstacle
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -35,9 +35,8 @@ def context_of(request: Request, info: ModelInfo) -> Context:
     _check_token_ids(config, info)
     _check_seed_prompt_tokens(request)
     if config.batch_invariant and not info.batch_invariant:
-        raise OptionError(
-            "batch_invariant", True, f"cannot be promised for {info.name} ({info.path})", "leave it unset"
-        )
+        reason = info.batch_invariance_obstacle or info.path
+        raise OptionError("batch_invariant", True, f"is not possible for {info.name}: {reason}", "leave it unset")
     _check_strategy(request, info)
     eos = () if config.ignore_eos else (config.eos_token_id or _in_vocabulary(info.eos_token_ids, info))
     return Context(

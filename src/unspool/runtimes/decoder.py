@@ -16,6 +16,7 @@ import torch
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.batch import Batch
+from unspool.runtimes.batch_invariance import RowByRow
 from unspool.runtimes.caches import SlotCache
 from unspool.runtimes.families import describe, supports
 from unspool.runtimes.invariance import invariant_rows
@@ -82,11 +83,14 @@ class DecoderRuntime(Runtime):
         # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         self._graphs = _graphs_over(shell, self._graph_maker)
+        obstacle = shell.batch_invariance.obstacle
+        if not obstacle and self._attention != "loop":
+            obstacle = f'attention="{self._attention}" reads many rows in one call; use attention="loop"'
         self.info: ModelInfo = describe(
             shell.module,
             vocab_size=shell.vocab_size,
             path=self._path(),
-            batch_invariant=shell.batch_invariant and self._attention == "loop",
+            batch_invariance_obstacle=obstacle,
             hidden_states=shell.reads_head,
             num_layers=None if shell.layers is None else len(shell.layers),
             max_sequences=self._max_sequences,
@@ -173,7 +177,8 @@ class DecoderRuntime(Runtime):
         if any(feed.source is not None for feed in feeds):
             raise ModelError(f"{self.info.name} is a decoder and takes no source")
         if any(feed.invariant for feed in feeds) and not self.info.batch_invariant:
-            raise ModelError(f"{self.info.name} cannot keep its rows free of their company here: {self.info.path}")
+            reason = self.info.batch_invariance_obstacle
+            raise ModelError(f"{self.info.name} cannot keep a row independent of other rows: {reason}")
         if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
             raise ModelError(f"{self.info.name} does not show what its head reads: hidden states cannot be had")
         if layers := [layer for feed in feeds for layer in feed.layers]:
@@ -211,6 +216,8 @@ class DecoderRuntime(Runtime):
             if batch.invariant:
                 stack.enter_context(invariant_rows())
                 stack.enter_context(SteadyElementwise())
+                if self._shell.batch_invariance.row_by_row:
+                    stack.enter_context(RowByRow(self._shell.batch_invariance.row_by_row))
             rows = self._shell.run(
                 cache,
                 batch.tokens,

@@ -128,7 +128,7 @@ class GeneralRuntime(Runtime):
             self._host.module,
             vocab_size=reference.vocab_size,
             path=self._describe(),
-            batch_invariant=False,
+            batch_invariance_obstacle="it runs on its own cache, and its own attention reads rows together",
             hidden_states=senses.reads_head,
             num_layers=None if senses.layers is None else len(senses.layers),
             max_sequences=self._table.max_sequences,

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out once for oneDNN, and whether a row's result depends on its company.
+"""Packed linear layers: weights that are laid out once for oneDNN.
 
 Owns the packed weights and the decision which layers can have them. Knows nothing of attention, caches or sequences.
 
@@ -21,13 +21,11 @@ from transformers.pytorch_utils import Conv1D
 from unspool.runtimes.forms import ROWS_HINT, VARIABLE, choice, form_of, is_small
 from unspool.runtimes.invariance import INVARIANT, invariant_rows
 from unspool.runtimes.leftovers import Leftovers
-from unspool.runtimes.quantised import kinds_in_words, quantised_linears, shares_rounding
-from unspool.runtimes.quantised_linear import QuantisedLinear
+from unspool.runtimes.quantised import kinds_in_words, quantised_linears
 
 Pack: TypeAlias = bool | Literal["auto"]
 
 _PACKABLE = (torch.float32, torch.bfloat16)
-_PROBE_ROWS = (2, 3, 5, 17, 33)
 
 
 class PackReport(NamedTuple):
@@ -261,54 +259,3 @@ def repack(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.repack()
-
-
-def rows_are_independent(model: nn.Module) -> bool:
-    """Return whether every matrix product of `model` gives a row the same bits in any company of at least one.
-
-    One layer of each shape is tried at 2, 3, 5, 17 and 33 rows. A matrix that belongs to no linear layer or embedding
-    (experts, for example) is used in ways that cannot be tried, so the answer is then False. So it is for layers that
-    other libraries have quantised: see `shares_rounding`.
-    """
-    if shares_rounding(model):
-        return False
-    layers: dict[_Shape, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, Conv1D, PackedLinear, QuantisedLinear)) and is_plain(module):
-            layers[_shape_of(module)] = module
-        elif not isinstance(module, nn.Embedding) and any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            return False
-    return bool(layers) and all(_is_independent(shape, layer) for shape, layer in layers.items())
-
-
-class _Shape(NamedTuple):
-    kind: type[nn.Module] | str
-    in_features: int
-    out_features: int
-    dtype: torch.dtype
-    has_bias: bool
-    threads: int
-
-
-def _shape_of(layer: nn.Linear | Conv1D | PackedLinear | QuantisedLinear) -> _Shape:
-    if isinstance(layer, Conv1D):
-        width, height = layer.weight.shape
-    else:
-        width, height = layer.in_features, layer.out_features
-    dtype = layer.dtype if isinstance(layer, PackedLinear) else layer.weight.dtype
-    kind = layer.bits if isinstance(layer, QuantisedLinear) else type(layer)
-    return _Shape(kind, width, height, dtype, layer.bias is not None, torch.get_num_threads())
-
-
-_INDEPENDENT: dict[_Shape, bool] = {}
-"""What has been found in this process: which kernel runs depends on the shape, not on the weights."""
-
-
-def _is_independent(shape: _Shape, layer: nn.Module) -> bool:
-    if shape not in _INDEPENDENT:
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(_PROBE_ROWS[-1], shape.in_features, generator=generator).to(shape.dtype)
-        with torch.no_grad(), invariant_rows():
-            together = layer(inputs)
-            _INDEPENDENT[shape] = all(torch.equal(layer(inputs[:n]), together[:n]) for n in _PROBE_ROWS)
-    return _INDEPENDENT[shape]

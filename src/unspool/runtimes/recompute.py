@@ -95,7 +95,7 @@ class RecomputeRuntime(Runtime):
             self._host.module,
             vocab_size=reference.vocab_size,
             path=self._describe(),
-            batch_invariant=False,
+            batch_invariance_obstacle="it runs without a cache, and its own attention reads rows together",
             hidden_states=senses.reads_head if self._habits.shows_all else senses.reads_last,
             num_layers=None if layers is None else len(layers),
             max_sequences=self._table.max_sequences,

@@ -92,7 +92,7 @@ class Seq2SeqRuntime(Runtime):
             model.module,
             vocab_size=model.vocab_size,
             path=model.describe(),
-            batch_invariant=False,
+            batch_invariance_obstacle="it reads a source, and batches of sources are not invariant",
             hidden_states=model.reads_head,
             num_layers=None,
             max_sequences=self._max_sequences,
@@ -182,7 +182,8 @@ class Seq2SeqRuntime(Runtime):
                 what = "the first feed of a sequence brings none" if feed.source is None else "a later feed brings one"
                 raise ModelError(f"{name} reads its source once, before the first token: {what}")
         if any(feed.invariant for feed in feeds):
-            raise ModelError(f"{name} cannot keep its rows free of their company here: {self.info.path}")
+            reason = self.info.batch_invariance_obstacle
+            raise ModelError(f"{name} cannot keep a row independent of other rows: {reason}")
         if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
             raise ModelError(f"{name} does not show what its head reads: hidden states cannot be had")
         if any(feed.layers for feed in feeds):

@@ -59,7 +59,8 @@ def check_feeds(info: ModelInfo, feeds: Sequence[Feed]) -> None:
     if any(feed.source is not None for feed in feeds):
         raise ModelError(f"{info.name} is a decoder and takes no source")
     if any(feed.invariant for feed in feeds) and not info.batch_invariant:
-        raise ModelError(f"{info.name} cannot keep its rows free of their company here: {info.path}")
+        reason = info.batch_invariance_obstacle
+        raise ModelError(f"{info.name} cannot keep a row independent of other rows: {reason}")
     if any(feed.hidden for feed in feeds) and not info.hidden_states:
         raise ModelError(f"{info.name} does not show what its head reads: hidden states cannot be had")
     if layers := [layer for feed in feeds for layer in feed.layers]:

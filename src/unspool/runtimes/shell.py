@@ -18,6 +18,7 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.runtimes.attention import ATTENTION_NAME, attending
+from unspool.runtimes.batch_invariance import BatchInvariance, batch_invariance
 from unspool.runtimes.caches import LayoutCache, SlotCache
 from unspool.runtimes.families import (
     has_experts,
@@ -29,7 +30,7 @@ from unspool.runtimes.families import (
     trial_length,
 )
 from unspool.runtimes.lean import join_activations, lighten
-from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack, rows_are_independent
+from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack
 from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
 from unspool.runtimes.quantised import tolerance
@@ -60,7 +61,7 @@ class Shell:
         layout: what each layer keeps of a token in the cache.
         vocab_size: width of the logits.
         version: counts how often the weights were found changed.
-        batch_invariant: whether a row's bits can be kept free of its company: see `rows_are_independent`.
+        batch_invariance: how a row keeps its bits in any company, or why it cannot.
         reads_head: whether what the head reads can be had.
         layers: the decoder layers, where the head can read what is between them; else None.
 
@@ -72,7 +73,7 @@ class Shell:
     vocab_size: int
     report: PackReport
     device: torch.device
-    batch_invariant: bool
+    batch_invariance: BatchInvariance
     reads_head: bool
     layers: tuple[nn.Module, ...] | None
 
@@ -105,7 +106,12 @@ class Shell:
                     join_activations(self.module)
         self._compare(reference, tokens)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
-        self.batch_invariant = on_cpu and not has_experts(model) and rows_are_independent(self.module)
+        if not on_cpu:
+            self.batch_invariance = BatchInvariance(obstacle="it is not on the CPU")
+        elif has_experts(model):
+            self.batch_invariance = BatchInvariance(obstacle="it routes rows to experts, which compute them together")
+        else:
+            self.batch_invariance = batch_invariance(self.module)
         # A pass with experts depends on which of them the tokens are routed to.
         if on_cpu and not is_dispatched(model) and not has_experts(model):
             self._recorded = Recorded(len(self.layout), self.report.least_rows)
@@ -239,6 +245,8 @@ class Shell:
         if cached != dtype:
             parts.append(f"{_name(cached)} keys and values")
         parts.append(str(self.report))
+        if products := self.batch_invariance.row_by_row:
+            parts.append(f"row by row for batch_invariant requests: {len(products)} shapes of linear layers")
         if self.is_borrowed:
             parts.append("on the caller's own module")
         if note := length_limit(self.module)[1]:

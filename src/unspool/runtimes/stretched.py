@@ -61,6 +61,7 @@ class StretchedRuntime(Runtime):
             first,
             max_length=max_length,
             batch_invariant=False,
+            batch_invariance_obstacle="its rotary embedding changes with the length",
             hidden_states=first.hidden_states and second.hidden_states,
             num_layers=layers,
             bytes_per_token=_most(first.bytes_per_token, second.bytes_per_token),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from unspool.errors import ModelError
 from unspool.runtimes.int4_weight import GROUP
 from unspool.runtimes.int8_weight import MAX_WIDTH
 from unspool.runtimes.leftovers import Leftovers
@@ -35,7 +36,8 @@ def quantise_linears(model: Any, bits: Bits) -> int:
         How many layers were replaced.
 
     Raises:
-        RuntimeError, NotImplementedError, AttributeError: this PyTorch has no kernel for it.
+        ModelError: if a weight holds NaN or infinite numbers, which rounding would hide; the message names it.
+        RuntimeError, NotImplementedError, AttributeError: if this PyTorch has no kernel for it.
     """
     _finish(model.eval())
     head = id(model.get_output_embeddings())
@@ -47,6 +49,7 @@ def quantise_linears(model: Any, bits: Bits) -> int:
         # Nothing here holds a layer but the model itself.
         parent, name = found[0]
         chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
+        _check_finite(model, parent, name)
         quantised = QuantisedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
         leftovers.add(_weight_at(parent, name))
         for parent, name in found:
@@ -75,6 +78,17 @@ def _weight_at(parent: nn.Module, name: str) -> torch.Tensor:
     layer: Any = parent._modules[name]
     weight: torch.Tensor = layer.weight
     return weight
+
+
+def _check_finite(model: nn.Module, parent: nn.Module, name: str) -> None:
+    weight = _weight_at(parent, name).detach()
+    # Both carry NaN on, and take no memory, unlike `isfinite`.
+    if not all(bound.isfinite() for bound in weight.aminmax()):
+        prefix = next(path for path, module in model.named_modules() if module is parent)
+        path = f"{prefix}.{name}.weight".removeprefix(".")
+        raise ModelError(
+            f"`{path}` holds NaN or infinite numbers and cannot be quantised; repair it or leave out `quantize`"
+        )
 
 
 def _fits(layer: Any) -> bool:

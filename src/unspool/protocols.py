@@ -16,7 +16,7 @@ from unspool.types import Feed, Hypothesis, ModelInfo, Reply, Rows, Seq, Space, 
 if TYPE_CHECKING:
     import torch
 
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
     from unspool.runtimes.source_info import SourceInfo
 
 
@@ -87,7 +87,7 @@ class Context:
     source_ids: token ids of what the encoder reads; the prompt itself for models without one.
     """
 
-    config: GenerationConfig
+    config: Options
     prompt: tuple[int, ...]
     max_new_tokens: int
     seed: int
@@ -126,7 +126,7 @@ class Strategy:
     allows_empty_rows: bool = False
     facts: StrategyFacts = StrategyFacts()
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         """Return the most branches alive at once, on the model and on the draft model each; admission reserves them."""
         raise NotImplementedError
 
@@ -146,7 +146,7 @@ class WrappedStrategy(Strategy):
         for ability in Strategy.__annotations__:
             setattr(self, ability, getattr(inner, ability))
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return self.inner.max_branches(config)
 
     def check(self, context: Context) -> None:

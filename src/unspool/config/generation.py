@@ -10,21 +10,16 @@ import difflib
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from unspool.config.differences import Differences
-from unspool.config.fields.length import LengthOptions, StoppingOptions
-from unspool.config.fields.models import EncoderOptions, SpeculationOptions
-from unspool.config.fields.output import EngineOptions, OutputOptions
-from unspool.config.fields.penalties import PenaltyOptions
-from unspool.config.fields.sampling import SamplingOptions
-from unspool.config.fields.search import SearchOptions
-from unspool.config.fields.tokens import SpecialTokenOptions, TokenOptions
+from unspool.config.fields.options import Options
 from unspool.config.foreign import NO_EFFECT, REFUSED, Standing, is_set
+from unspool.config.kinds import choice
 from unspool.config.option import GROUPS, UNSET, Option, option_of
-from unspool.config.strategies import unknown_reads
+from unspool.config.strategies import STRATEGIES, readers_of, unknown_reads
 from unspool.errors import OptionError, StrategyError
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
@@ -45,19 +40,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationConfig(
-    EncoderOptions,
-    SpeculationOptions,
-    EngineOptions,
-    OutputOptions,
-    SpecialTokenOptions,
-    TokenOptions,
-    PenaltyOptions,
-    SamplingOptions,
-    SearchOptions,
-    StoppingOptions,
-    LengthOptions,
-):
+class GenerationConfig(Options):
     """Options of generation. Immutable; each value is checked and normalised when the config is made.
 
     An option that is left out is "not given" and reads as its default; None says "off" and overrides what a layer
@@ -324,9 +307,19 @@ def standing(name: str) -> Standing:
     return "refused" if name in REFUSED else "unknown"
 
 
+def _with_strategies(row: Option) -> Option:
+    """Return the row with the names of the strategies that read it, or that it can name."""
+    if row.name == "strategy":
+        row = replace(row, kind=choice(*STRATEGIES))
+    if row.read_by == "all":
+        return row
+    return replace(row, read_by=readers_of(row.name, sampling=row.read_by == "sampling"))
+
+
 def _read_table() -> dict[str, Option]:
     rows = [option_of(one.metadata, one.name, str(one.type)) for one in fields(GenerationConfig)]
-    found = sorted((row for row in rows if row is not None), key=lambda row: GROUPS.index(row.group))
+    found = [_with_strategies(row) for row in rows if row is not None]
+    found.sort(key=lambda row: GROUPS.index(row.group))
     for strategy, names in unknown_reads(frozenset(row.name for row in found)).items():
         raise StrategyError(f"the strategy {strategy!r} reads {', '.join(sorted(names))}: no such option")
     return {row.name: row for row in found}

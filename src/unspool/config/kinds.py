@@ -146,6 +146,11 @@ def choice(*values: str | bool) -> Kind:
     return Kind(words=words, parse=parse, cli_type=cli_type, metavar="|".join(texts), schema={"enum": list(values)})
 
 
+def strategy_name() -> Kind:
+    """The name of a strategy; the option table puts a `choice` of all strategies in its place."""
+    return choice()
+
+
 def texts() -> Kind:
     """One string or several, none of them empty --> tuple[str, ...]"""
 

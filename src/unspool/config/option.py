@@ -12,7 +12,6 @@ from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
 from unspool.config.kinds import CliType, Kind, Unfit
-from unspool.config.strategies import readers_of
 from unspool.errors import OptionError
 
 
@@ -170,8 +169,5 @@ def option(kind: Kind, *, group: str, help: str, **rest: Any) -> Any:
 
 def option_of(metadata: Mapping[str, Any], name: str, annotation: str) -> Option | None:
     """Return the table row that a dataclass field declares, or None for a field that is no option."""
-    row: Option | None = metadata.get("option")
-    if row is None:
-        return None
-    readers = row.read_by if row.read_by == "all" else readers_of(name, sampling=row.read_by == "sampling")
-    return replace(row, name=name, type=annotation, read_by=readers)
+    row = metadata.get("option")
+    return None if row is None else replace(row, name=name, type=annotation)

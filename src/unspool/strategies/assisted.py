@@ -13,7 +13,7 @@ from unspool.strategy_facts import ASSISTANT, StrategyFacts, Values
 from unspool.types import ROOT, Commit, Drop, Fork, Hypothesis, Keep, Reply, Row, Space, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class Assisted(Strategy):
@@ -67,7 +67,7 @@ class Assisted(Strategy):
         position=110,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.num_return_sequences
 
     def check(self, context: Context) -> None:
@@ -97,7 +97,7 @@ class Assisted(Strategy):
             reply = yield verification(config, live, drafts, agenda)
 
 
-def check_drafting(config: GenerationConfig, *, has_draft: bool) -> None:
+def check_drafting(config: Options, *, has_draft: bool) -> None:
     """Refuse options that assisted decoding cannot honour.
 
     Args:
@@ -123,7 +123,7 @@ def check_drafting(config: GenerationConfig, *, has_draft: bool) -> None:
         raise OptionError("num_return_sequences", outputs, allowed, "leave it out, or set do_sample=True")
 
 
-def verification(config: GenerationConfig, live: Sequence[Writing], drafts: Drafts, agenda: Agenda) -> Turn:
+def verification(config: Options, live: Sequence[Writing], drafts: Drafts, agenda: Agenda) -> Turn:
     """Return the Turn that writes the guesses and asks for the model's choice before each and behind the last."""
     asks = []
     for writing in live:

@@ -22,7 +22,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Ask, Commit, Reply, Space, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class BeamSearch(Strategy):
@@ -61,7 +61,7 @@ class BeamSearch(Strategy):
         position=30,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.num_beams
 
     def run(self, context: Context) -> Conversation:

@@ -11,7 +11,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class BestOf(Strategy):
@@ -53,7 +53,7 @@ class BestOf(Strategy):
         position=100,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.best_of or 1
 
     def run(self, context: Context) -> Conversation:

@@ -22,7 +22,7 @@ from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import ROOT, Ask, Candidate, Commit, Hypothesis, Reply, Score, Space, Top, Turn, Whole
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 FORBIDDEN: Final = float("-inf")
 
@@ -89,7 +89,7 @@ class ConstrainedBeamSearch(Strategy):
         position=60,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.num_beams
 
     def check(self, context: Context) -> None:

@@ -25,7 +25,7 @@ from unspool.types import (
 )
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class ContrastiveSearch(Strategy):
@@ -68,7 +68,7 @@ class ContrastiveSearch(Strategy):
         position=80,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.top_k or 1
 
     def run(self, context: Context) -> Conversation:

@@ -24,7 +24,7 @@ from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import ROOT, Commit, Hypothesis, Reply, Score, Space, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 CUT_OFF = ("length", "time")
 """Ends that have nothing to do with the token itself, so that it counts as chosen."""
@@ -101,7 +101,7 @@ class DiverseBeamSearch(Strategy):
         position=50,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.num_beams
 
     def run(self, context: Context) -> Conversation:

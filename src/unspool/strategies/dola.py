@@ -11,7 +11,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class Dola(Strategy):
@@ -42,13 +42,13 @@ class Dola(Strategy):
         position=90,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return self.inner(config).max_branches(config)
 
     def run(self, context: Context) -> Conversation:
         """Hold the conversation; returns what greedy search or sampling does."""
         return self.inner(context.config).run(context)
 
-    def inner(self, config: GenerationConfig) -> Strategy:
+    def inner(self, config: Options) -> Strategy:
         """Return the strategy that takes the tokens."""
         return Sampling() if config.do_sample else Greedy()

@@ -15,7 +15,7 @@ from unspool.protocols import Context
 from unspool.types import DRAFT, Ask, Commit, Drop, Extend, Fork, Keep, Move, Reply, Row, Sample, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 Drafts: TypeAlias = dict[int, tuple[int, ...]]
 """The drafted tokens of each output that has any: output index --> tokens."""
@@ -72,7 +72,7 @@ class Drafter(Protocol):
         ...
 
 
-def ask_one(config: GenerationConfig, branch: int, output: int, back: int = 0) -> Ask:
+def ask_one(config: Options, branch: int, output: int, back: int = 0) -> Ask:
     """Return the question for one next token: a draw if the request samples, else the best."""
     return Sample(branch, back=back, output=output) if config.do_sample else Top(branch, 1, back=back)
 

@@ -9,7 +9,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Commit, Extend, Hypothesis, Space, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class Greedy(Strategy):
@@ -33,7 +33,7 @@ class Greedy(Strategy):
         position=10,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return 1
 
     def run(self, context: Context) -> Conversation:

@@ -11,7 +11,7 @@ from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
 from unspool.types import ROOT, Hypothesis, Score, Space, Turn, Whole
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class NextTokenQuery(Strategy):
@@ -26,7 +26,7 @@ class NextTokenQuery(Strategy):
     def __init__(self, space: Space = "logits") -> None:
         self.space: Space = space
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return 1
 
     def run(self, context: Context) -> Conversation:
@@ -51,7 +51,7 @@ class ContinuationScores(Strategy):
     def __init__(self, continuation: Sequence[int]) -> None:
         self.continuation = tuple(continuation)
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return 1
 
     def run(self, context: Context) -> Conversation:

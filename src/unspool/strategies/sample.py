@@ -10,7 +10,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Sample, Space, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class Sampling(Strategy):
@@ -37,7 +37,7 @@ class Sampling(Strategy):
         position=20,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.num_return_sequences or 1
 
     def run(self, context: Context) -> Conversation:

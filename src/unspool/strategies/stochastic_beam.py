@@ -12,7 +12,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Perturbed, Reply, Space, Turn
 
 if TYPE_CHECKING:
-    from unspool.config import GenerationConfig
+    from unspool.config.fields.options import Options
 
 
 class Prefix(NamedTuple):
@@ -70,7 +70,7 @@ class StochasticBeamSearch(Strategy):
         position=70,
     )
 
-    def max_branches(self, config: GenerationConfig) -> int:
+    def max_branches(self, config: Options) -> int:
         return config.num_beams
 
     def run(self, context: Context) -> Conversation:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from unspool.config.kinds import flag, integer, names, seeds
 from unspool.config.option import option
 from unspool.config.order import PROCESSOR_ORDER
-from unspool.config.strategies import SAMPLING
 
 _OUTPUT = "Output"
 _ENGINE = "Engine"
@@ -65,7 +64,7 @@ class EngineOptions:
     seed_prompt_tokens: int | None = option(
         integer(0),
         group=_ENGINE,
-        read_by=SAMPLING,
+        read_by="sampling",
         source="unspool",
         help="Leading tokens of the prompt that name the random draws, besides the seed; unset, all do. To branch from "
         "the middle of a text, give the length of its original prompt. With 0, all prompts share their draws.",

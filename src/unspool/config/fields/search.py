@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unspool.config.kinds import choice, flag, integer, layers, real, text_or_tokens, wordings
+from unspool.config.kinds import choice, flag, integer, layers, real, strategy_name, text_or_tokens, wordings
 from unspool.config.option import option
-from unspool.config.strategies import STRATEGIES
 from unspool.config.token_kinds import Template, forced_words
 
 _SEARCH = "Search"
@@ -26,7 +25,7 @@ class SearchOptions:
         hint="leave it out to have the other options decide",
     )
     strategy: str | None = option(
-        choice(*STRATEGIES),
+        strategy_name(),
         group=_SEARCH,
         source="unspool",
         help="The decoding strategy by name; unset, the other options choose it by transformers' rules.",

@@ -577,3 +577,15 @@ def test_a_progress_bar_shows_where_it_is_asked(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
     lm.generate([[1], [2], [3]], max_new_tokens=2, progress=True)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_forward_passes_are_those_in_which_a_prompt_took_part() -> None:
+    lm = LanguageModel(mixing_toy())
+    alone = lm.generate([1, 2], max_new_tokens=6, ignore_eos=True)
+    assert alone.usage.forward_passes == lm.engine.timing.passes == 6, "one per token, the first with the prompt"
+    before = lm.engine.timing.passes
+    first, second = lm.generate([[1, 2], [3]], max_new_tokens=[3, 5], num_beams=[1, 2], ignore_eos=True)
+    assert (first.usage.forward_passes, second.usage.forward_passes) == (3, 5)
+    assert lm.engine.timing.passes - before == 5, "a shared pass counts for both"
+    assisted = lm.generate([1, 2], max_new_tokens=6, ignore_eos=True, assistant_model=LanguageModel(mixing_toy()))
+    assert assisted.usage.forward_passes < 6, "passes of the draft model do not count"

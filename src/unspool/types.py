@@ -336,12 +336,14 @@ class Finished:
     """The request is done: its outputs in the strategy's order, and the last reply, for strategies that only ask.
 
     trace: what was recorded, where the request asked for it (unspool.engine.recorder).
+    passes: forward passes of the model in which the request took part; those of a draft model do not count.
     """
 
     request: int
     outputs: tuple[Output, ...]
     rows: Reply = ()
     trace: Recording | None = None
+    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ def test_the_page_has_a_row_for_every_name():
 def test_help_says_range_default_and_readers():
     text = help_for("top_p")
     assert "must be in (0, 1]" in text and "Default: None" in text and "Read by: sample" in text
+    assert "Default: 256. Off: None." in help_for("max_new_tokens")
+    assert "Default: 1.0. Off: 1.0." in help_for("length_penalty")
     assert "only together with xtc_probability" in help_for("xtc_threshold")
     assert "only together with guidance_scale" in help_for("negative_prompt")
     assert "only together with force_words_ids or force_words" in help_for("force_words_ordered")
@@ -40,7 +42,8 @@ def test_the_schema_is_plain_json_and_its_defaults_are_accepted():
     schema = json.loads(json.dumps(json_schema(), allow_nan=False))
     assert schema["properties"].keys() == {name for name, row in OPTIONS.items() if row.door != "drop_in"}
     for name, entry in schema["properties"].items():
-        assert getattr(GenerationConfig.from_dict({name: entry["default"]}), name) == OPTIONS[name].default
+        assert getattr(GenerationConfig.from_dict({name: entry["default"]}), name) == OPTIONS[name].shown_default
+    assert schema["properties"]["max_new_tokens"]["default"] == 256
     assert schema["properties"]["top_p"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 
 

@@ -71,10 +71,11 @@ PICTURES = {
         beam, max_new_tokens 4, num_beams 2, length_penalty 0.0, seed 0, 3 tokens tried,
         2 steps
 
+        │ ␣c 40%
         ├─ ␣b 60%  … unfinished
-        ╰ ␣c 40%  <end> 90%  ★ 1: eos, score -1.022
+        ╰ <end> 90%  ★ 1: eos, score -1.022
 
-        ★ best output  … still alive at the end
+        │ chosen  ├─ its rivals  ★ best output  … still alive at the end
     """,
     ("worked_beams", 40): """
          a
@@ -82,28 +83,31 @@ PICTURES = {
         length_penalty 0.0, seed 0,
         3 tokens tried, 2 steps
 
+        │ ␣c 40%
         ├─ ␣b 60%  … unfinished
-        ╰ ␣c 40%  <end> 90%
-          ★ 1: eos, score -1.022
+        ╰ <end> 90%  ★ 1: eos, score -1.022
 
-        ★ best output  … still alive at the end
+        │ chosen  ├─ its rivals  ★ best output
+        … still alive at the end
     """,
     ("two_outputs", 80): """
          a
         beam, max_new_tokens 7, num_return_sequences 2, num_beams 3, seed 0,
         13 tokens tried, 5 steps
 
-        ├─ ␣c 40%  ␣b 20%  ✗ beaten at token 3
         │ ␣b 60%
-        ├─ ␣a 30%  ␣b 60%
-        │  ├─ ␣a 30%  … unfinished
-        │  ╰ ␣c 70%  <end> 50%  ● 2: eos, score -0.655
+        ├─ ␣c 40%  ␣b 20%  ✗ beaten at token 3
         │ ␣c 70%
+        ├─ ␣a 30%  ␣b 60%
+        │  │ ␣c 70%
+        │  ├─ ␣a 30%  … unfinished
+        │  ╰ <end> 50%  ● 2: eos, score -0.655
+        │ <end> 50%  ★ 1: eos, score -0.520
         ├─ ␣b 20%  ␣c 70%  … unfinished
-        ├─ ␣c 20%  ✗ beaten at token 4
-        ╰ <end> 50%  ★ 1: eos, score -0.520
+        ╰─ ␣c 20%  ✗ beaten at token 4
 
-        ★ best output  ● other outputs  ✗ given up  … still alive at the end
+        │ chosen  ├─ its rivals  ★ best output  ● other outputs  ✗ given up
+        … still alive at the end
     """,
     ("two_outputs", 40): """
          a
@@ -111,30 +115,32 @@ PICTURES = {
         num_return_sequences 2, num_beams 3,
         seed 0, 13 tokens tried, 5 steps
 
-        ├─ ␣c 40%  ␣b 20%  ✗ beaten at token 3
         │ ␣b 60%
-        ├─ ␣a 30%  ␣b 60%
-        │  ├─ ␣a 30%  … unfinished
-        │  ╰ ␣c 70%  <end> 50%
-        │    ● 2: eos, score -0.655
+        ├─ ␣c 40%  ␣b 20%  ✗ beaten at token 3
         │ ␣c 70%
+        ├─ ␣a 30%  ␣b 60%
+        │  │ ␣c 70%
+        │  ├─ ␣a 30%  … unfinished
+        │  ╰ <end> 50%  ● 2: eos, score -0.655
+        │ <end> 50%  ★ 1: eos, score -0.520
         ├─ ␣b 20%  ␣c 70%  … unfinished
-        ├─ ␣c 20%  ✗ beaten at token 4
-        ╰ <end> 50%  ★ 1: eos, score -0.520
+        ╰─ ␣c 20%  ✗ beaten at token 4
 
-        ★ best output  ● other outputs
-        ✗ given up  … still alive at the end
+        │ chosen  ├─ its rivals  ★ best output
+        ● other outputs  ✗ given up
+        … still alive at the end
     """,
     ("best_of", 80): """
          a
         best_of, max_new_tokens 8, do_sample True, best_of 3, seed 13, 9 tokens tried,
         4 steps
 
+        │ ␣b 60%
         ├─ ␣b 60%  ␣c 70%  ␣c 20%  <end> 50%  ✗ eos, not returned
         ├─ ␣c 40%  <end> 50%  ✗ eos, not returned
-        ╰ ␣b 60%  ␣c 70%  <end> 50%  ★ 1: eos, score -0.520
+        ╰ ␣c 70%  <end> 50%  ★ 1: eos, score -0.520
 
-        ★ best output  ✗ given up
+        │ chosen  ├─ its rivals  ★ best output  ✗ given up
     """,
     ("best_of", 40): """
          a
@@ -142,14 +148,16 @@ PICTURES = {
         do_sample True, best_of 3, seed 13,
         9 tokens tried, 4 steps
 
+        │ ␣b 60%
         ├─ ␣b 60%  ␣c 70%  ␣c 20%  <end> 50%
         │    ✗ eos, not returned
         ├─ ␣c 40%  <end> 50%
         │    ✗ eos, not returned
-        ╰ ␣b 60%  ␣c 70%  <end> 50%
+        ╰ ␣c 70%  <end> 50%
           ★ 1: eos, score -0.520
 
-        ★ best output  ✗ given up
+        │ chosen  ├─ its rivals  ★ best output
+        ✗ given up
     """,
     ("greedy", 80): """
          a

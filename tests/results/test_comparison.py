@@ -30,7 +30,7 @@ def generation(text: str, *, strategy: str = "greedy", seed: int = 7, prompt: st
         prompt_token_ids=(1,),
         completions=(output,),
         seed=seed,
-        usage=Usage(prompt_tokens=1, completion_tokens=len(words)),
+        usage=Usage(prompt_tokens=1, completion_tokens=len(words), forward_passes=len(words)),
         timing=Timing.of(0.5, tokens=len(words)),
         config=GenerationConfig(temperature=0.5),
         strategy=strategy,

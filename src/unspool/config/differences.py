@@ -50,7 +50,7 @@ def _shown(name: str, value: Any) -> str:
 
     if value is not UNSET:
         return "off" if value is None else repr(value)
-    default = OPTIONS[name].default
+    default = OPTIONS[name].shown_default
     return "not given" if default is None else f"not given ({default!r})"
 
 

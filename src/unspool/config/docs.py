@@ -21,7 +21,7 @@ def help_for(name: str) -> str:
     if name not in OPTIONS:
         raise OptionError("name", name, "must be the name of an option", "unspool.config.OPTIONS lists them all")
     row = OPTIONS[name]
-    lines = [f"{name}: {row.type}", row.help, f"Range: {row.range}. Default: {row.default!r}. Off: {_off(row)}."]
+    lines = [f"{name}: {row.type}", row.help, f"Range: {row.range}. Default: {row.shown_default!r}. Off: {_off(row)}."]
     lines += [f"Read by: {_readers(row)}."]
     if row.partners:
         lines.append(f"Read only together with {' or '.join(row.partners)}.")
@@ -43,7 +43,7 @@ def option_table_markdown() -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema (2020-12) of an object of options, for programs that take options over a wire."""
     properties = {
-        name: {"description": row.help, "default": row.plain(row.default), "anyOf": [row.kind.schema, _NULL]}
+        name: {"description": row.help, "default": row.plain(row.shown_default), "anyOf": [row.kind.schema, _NULL]}
         for name, row in OPTIONS.items()
         if row.door != "drop_in"
     }
@@ -78,7 +78,7 @@ def _line(row: Option) -> str:
         f"`{row.name}`",
         f"`{row.type}`",
         row.range.removeprefix("must be "),
-        f"`{row.default!r}`",
+        f"`{row.shown_default!r}`",
         f"`{_off(row)}`",
     ]
     return "| " + " | ".join(_cell(cell) for cell in [*cells, _readers(row), meaning]) + " |"

@@ -28,7 +28,6 @@ from unspool.config.strategies import (
 from unspool.config.vocabulary import with_negative_ids
 from unspool.errors import OptionError
 
-NATIVE_MAX_NEW_TOKENS: Final = 256
 DROP_IN_MAX_NEW_TOKENS: Final = 20
 
 STORED: Final = "it is stored in the model's generation_config (generation_config.json)"
@@ -166,7 +165,7 @@ class _Resolution:
             if self.drop_in:
                 self.values["max_new_tokens"] = DROP_IN_MAX_NEW_TOKENS
             elif "max_new_tokens" not in self.layer:
-                self.values["max_new_tokens"] = NATIVE_MAX_NEW_TOKENS
+                self.values["max_new_tokens"] = OPTIONS["max_new_tokens"].fallback
 
     def _decide(self) -> tuple[str, bool]:
         """Return (strategy, do_sample)."""

@@ -57,6 +57,7 @@ class Option:
         name it) or as "named" (those that name it in their facts); the option table holds the names.
     partners: it is read only if one of these options is on, or "assistant_model" is given.
     samples: whether asking for it, in the native API, asks for sampling.
+    fallback: its value in the native API if no option limits the same thing; UNSET if that is `default`.
     door: "native" (Python API, CLI, server), "drop_in" (`unspool.generate`), or "both".
     drop_in_default: its value in the drop-in where nothing gives one; UNSET where that is `default`.
     source: whose name it is. type: the annotation of its normalised value.
@@ -72,6 +73,7 @@ class Option:
     read_by: ReadBy = "all"
     partners: tuple[str, ...] = ()
     samples: bool = False
+    fallback: Any = UNSET
     door: Door = "both"
     drop_in_default: Any = UNSET
     source: Literal["transformers", "unspool"] = "transformers"
@@ -145,6 +147,11 @@ class Option:
     def settle(self, value: Any) -> Any:
         """Return the value with every way of saying "off" made one: None, or `off` where there is a default."""
         return self.off_value if self.is_off(value) else value
+
+    @property
+    def shown_default(self) -> Any:
+        """The default as help and docs show it."""
+        return self.default if self.fallback is UNSET else self.fallback
 
     @property
     def off_value(self) -> Any:

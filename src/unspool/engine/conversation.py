@@ -75,6 +75,7 @@ class Conversation:
         self.max_branches = request.strategy.max_branches(request.config)
         self.prompt_key = prompt_key_of(request)
         self.deadline: float | None = None
+        self.passes = 0
         self.eos = frozenset(context.eos_token_ids)
         self._new_seq = new_seq
         self.chain, states = processor_chain(request, context)
@@ -380,7 +381,7 @@ class Conversation:
         alternatives = self.request.config.logprobs is not None
         outputs = tuple(self._ledger.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome)
         trace = self.recorder.trace() if self.recorder is not None else None
-        return Finished(request=self.number, outputs=outputs, rows=self._last_reply, trace=trace)
+        return Finished(request=self.number, outputs=outputs, rows=self._last_reply, trace=trace, passes=self.passes)
 
     def release(self) -> None:
         """Give every branch's memory back and close the strategy."""

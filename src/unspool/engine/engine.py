@@ -192,6 +192,8 @@ class Engine:
             self.timing.draft_passes += 1
         else:
             self.timing.passes += 1
+            for conversation in dict.fromkeys(each.conversation for each in planned):
+                conversation.passes += 1
         self._take_in(planned, rows)
         return []
 

@@ -22,13 +22,18 @@ from unspool.rendering.marks import visible
 
 if TYPE_CHECKING:
     from unspool.results.comparison import Compared, Comparison
-    from unspool.results.figures import Figures
 
 PLAIN_WIDTH: Final = 100
 _NARROWEST: Final = 30
 _WIDEST: Final = 72
 _GAP: Final = 3
-_LEGEND: Final = "* the most probable, or the least repetitive"
+_STAR: Final = "* best of its column: the most probable, or the least repetitive"
+_LEGEND: Final = (
+    "log-prob: of the text under the model; per token: mean; perplexity: exp(-mean)",
+    "distinct-n: share of different n-grams; rep-n: share of repeated ones",
+    "diversity: (1 - rep-2) (1 - rep-3) (1 - rep-4)",
+    "passes: forward passes of the model in which the entry took part",
+)
 _FAINT: Final = "opacity:0.65"
 _PRE: Final = "white-space:pre-wrap"
 _CELL: Final = "border:none;background:transparent;padding:1px 10px 1px 0;text-align:left;white-space:nowrap"
@@ -40,25 +45,26 @@ class _Column:
     """A column of the table of figures. best: picks the best of its values; None where none is better."""
 
     title: str
-    value: Callable[[Figures], float | str | None]
+    value: Callable[[Compared], float | str | None]
     form: str
     best: Callable[[Sequence[float]], float] | None = None
 
 
 # Probabilities of whole outputs are not ranked: a longer output has a lower one.
 _COLUMNS: Final = (
-    _Column(title="tokens", value=lambda figures: figures.num_tokens, form="d"),
-    _Column(title="log-prob", value=lambda figures: figures.logprob, form=".2f"),
-    _Column(title="per token", value=lambda figures: figures.mean_logprob, form=".3f", best=max),
-    _Column(title="perplexity", value=lambda figures: figures.perplexity, form=".2f", best=min),
-    _Column(title="distinct-1", value=lambda figures: figures.distinct_1, form=".3f", best=max),
-    _Column(title="distinct-2", value=lambda figures: figures.distinct_2, form=".3f", best=max),
-    _Column(title="distinct-3", value=lambda figures: figures.distinct_3, form=".3f", best=max),
-    _Column(title="rep-2", value=lambda figures: figures.rep_2, form=".3f", best=min),
-    _Column(title="rep-3", value=lambda figures: figures.rep_3, form=".3f", best=min),
-    _Column(title="rep-4", value=lambda figures: figures.rep_4, form=".3f", best=min),
-    _Column(title="diversity", value=lambda figures: figures.diversity, form=".3f", best=max),
-    _Column(title="ended by", value=lambda figures: figures.finish_reason, form="s"),
+    _Column(title="tokens", value=lambda row: row.figures.num_tokens, form="d"),
+    _Column(title="log-prob", value=lambda row: row.figures.logprob, form=".2f"),
+    _Column(title="per token", value=lambda row: row.figures.mean_logprob, form=".3f", best=max),
+    _Column(title="perplexity", value=lambda row: row.figures.perplexity, form=".2f", best=min),
+    _Column(title="distinct-1", value=lambda row: row.figures.distinct_1, form=".3f", best=max),
+    _Column(title="distinct-2", value=lambda row: row.figures.distinct_2, form=".3f", best=max),
+    _Column(title="distinct-3", value=lambda row: row.figures.distinct_3, form=".3f", best=max),
+    _Column(title="rep-2", value=lambda row: row.figures.rep_2, form=".3f", best=min),
+    _Column(title="rep-3", value=lambda row: row.figures.rep_3, form=".3f", best=min),
+    _Column(title="rep-4", value=lambda row: row.figures.rep_4, form=".3f", best=min),
+    _Column(title="diversity", value=lambda row: row.figures.diversity, form=".3f", best=max),
+    _Column(title="passes", value=lambda row: row.generation.usage.forward_passes, form="d"),
+    _Column(title="ended by", value=lambda row: row.figures.finish_reason, form="s"),
 )
 
 
@@ -114,7 +120,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     for index, row in enumerate(comparison.rows):
         cells = (f"**{column.cells[index]}**" if column.bests[index] else column.cells[index] for column in shown)
         lines.append(f"| {_markdown_name(row.name)} | {' | '.join(cells)} |")
-    lines += ["", *(f"- {remark}" for remark in _remarks(comparison, shown) if remark != _LEGEND)]
+    lines += ["", *(f"- {remark}" for remark in _remarks(comparison, shown) if remark != _STAR)]
     texts = [(_markdown_name(row.name), _shown_text(row)) for row in comparison.rows]
     for title, text in [("Prompt", _printable(comparison.prompt)), *texts] if comparison.prompt else texts:
         lines += ["", f"**{title}**", "", *_fenced(text)]
@@ -194,11 +200,11 @@ def _printable(text: str) -> str:
 
 
 def _shown(comparison: Comparison) -> list[_Shown]:
-    return [_show(column, [row.figures for row in comparison.rows]) for column in _COLUMNS]
+    return [_show(column, comparison.rows) for column in _COLUMNS]
 
 
-def _show(column: _Column, figures: Sequence[Figures]) -> _Shown:
-    values = [column.value(each) for each in figures]
+def _show(column: _Column, rows: Sequence[Compared]) -> _Shown:
+    values = [column.value(row) for row in rows]
     cells = tuple("" if value is None else format(value, column.form) for value in values)
     numbers = [value for value in values if isinstance(value, int | float)]
     # What reads the same is equally good: rounding of a batch must not decide.
@@ -237,8 +243,9 @@ def _figures(comparison: Comparison, columns: Sequence[_Shown]) -> Table:
 
 
 def _remarks(comparison: Comparison, shown: Sequence[_Shown]) -> list[str]:
-    """Return what has to be said besides: the star, the seed where all share it, the options not read by all."""
-    remarks = [_LEGEND] if any(any(column.bests) for column in shown) else []
+    """Return the legend of the columns, the time, the seed if all share it, and the options not read by all."""
+    remarks = [*_LEGEND, *([_STAR] if any(any(column.bests) for column in shown) else [])]
+    remarks.append(f"{comparison.seconds:.2f} s for all entries together, in one batch")
     seeds = {generation.seed for generation in comparison.values()}
     if len(seeds) == 1:
         remarks.append(f"seed {seeds.pop()}")

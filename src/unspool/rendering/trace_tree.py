@@ -1,7 +1,8 @@
 """A trace in a terminal: a tree of everything that was tried, or step by step where nothing was tried in vain.
 
-The line from the prompt to the best output is the trunk, drawn straight down; what was tried beside it stands indented
-where it left. Indents stay few, however long an output is. Colours only repeat what the signs say.
+The line from the prompt to the best output is the trunk, drawn straight down. A chosen token comes first; its rivals
+stand below it, indented, each with what followed it. Indents stay few, however long an output is. Colours only repeat
+what the signs say.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _sizes(lookup: Lookup) -> list[int]:
 def _trunk(
     lookup: Lookup, sizes: Sequence[int], nodes: list[TraceNode], *, prefix: str, opening: str | None, width: int
 ) -> Iterator[Text]:
-    """Yield the lines of a trunk: runs of tokens, and between them the side branches that leave there.
+    """Yield the lines of a trunk: runs of tokens, and below a chosen token its rivals, with what followed them.
 
     Args:
         nodes: the alternatives it begins with.
@@ -83,16 +84,20 @@ def _trunk(
     """
     while nodes:
         main = min(nodes, key=lambda node: (node.outputs or (len(lookup.trace.outputs),), -sizes[node.id], node.id))
-        for side in nodes:
-            if side is not main:
-                inner = prefix + "│  "
-                yield from _trunk(lookup, sizes, [side], prefix=inner, opening=prefix + "├─ ", width=width)
+        rivals = [node for node in nodes if node is not main]
         run = _run(lookup, main)
         nodes = lookup.children[run[-1].id]
-        last = not nodes
-        begin = opening or prefix + ("╰ " if last else "│ ")
-        going_on = prefix + ("  " if last else "│ ")
-        yield from flow(_pieces(lookup, run), first=begin, rest=going_on, width=width)
+        chosen, rest = (run[:1], run[1:]) if rivals else (run, [])
+        ends = not rest and not nodes
+        begin = opening or prefix + ("╰ " if ends and not rivals else "│ ")
+        yield from flow(_pieces(lookup, chosen), first=begin, rest=prefix + ("  " if ends else "│ "), width=width)
+        for rival in rivals:
+            closes = ends and rival is rivals[-1]
+            inner, left = (prefix + "   ", "╰─ ") if closes else (prefix + "│  ", "├─ ")
+            yield from _trunk(lookup, sizes, [rival], prefix=inner, opening=prefix + left, width=width)
+        if rest:
+            begin, going_on = ("│ ", "│ ") if nodes else ("╰ ", "  ")
+            yield from flow(_pieces(lookup, rest), first=prefix + begin, rest=prefix + going_on, width=width)
         opening = None
 
 
@@ -132,8 +137,14 @@ def _end(lookup: Lookup, node: TraceNode) -> list[Text]:
 
 def _legend(lookup: Lookup, width: int) -> list[Text]:
     states = {node.state for node in lookup.trace.nodes if node.token is not None and not lookup.children[node.id]}
-    pieces = ["★ best output"]
+    pieces = ["│ chosen", "├─ its rivals"] if _branches(lookup) else []
+    pieces += ["★ best output"]
     pieces += ["● other outputs"] if len(lookup.trace.outputs) > 1 else []
     pieces += ["✗ given up"] if states & {"dropped", "finished"} else []
     pieces += ["… still alive at the end"] if "live" in states else []
     return flow([Text(piece, style="dim") for piece in pieces], first="", rest="", width=width)
+
+
+def _branches(lookup: Lookup) -> bool:
+    """Return whether some token has rivals."""
+    return any(len(children) > 1 for children in lookup.children.values())

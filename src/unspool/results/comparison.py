@@ -94,6 +94,11 @@ class Comparison(Mapping[str, Generation]):
         options = sorted({option for row in self.rows for option in row.unread})
         return {option: tuple(row.name for row in self.rows if option in row.unread) for option in options}
 
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time until the last entry was finished. All entries ran in one batch and share it."""
+        return max(row.generation.timing.seconds for row in self.rows)
+
     def __repr__(self) -> str:
         return f"Comparison({', '.join(map(repr, self))})"
 
@@ -120,7 +125,7 @@ class Comparison(Mapping[str, Generation]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        return {"prompt": self.prompt, "rows": [row.to_dict() for row in self.rows]}
+        return {"prompt": self.prompt, "seconds": self.seconds, "rows": [row.to_dict() for row in self.rows]}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Return `to_dict()` as JSON text.

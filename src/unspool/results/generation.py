@@ -128,21 +128,28 @@ class Completion(JsonText):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens read and written. completion_tokens: over all outputs, end-of-sequence tokens included."""
+    """Tokens read and written, and what they cost.
+
+    completion_tokens: over all outputs, end-of-sequence tokens included.
+    forward_passes: of the model, in which the prompt took part; other prompts can share them. Passes of a draft model
+        do not count.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    forward_passes: int = 0
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
     def to_dict(self) -> dict[str, int]:
-        """Return the three counts under their usual names."""
+        """Return the counts; those of tokens have their usual names."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
+            "forward_passes": self.forward_passes,
         }
 
 

@@ -18,8 +18,9 @@ class LengthOptions:
     max_new_tokens: int | None = option(
         integer(1),
         group=_LENGTH,
-        help="Most tokens to generate, the prompt not counted; 256 where nothing else limits the length "
-        "(20 in the drop-in).",
+        fallback=256,
+        help="Most tokens to generate, the prompt not counted. The default, 256 (20 in the drop-in), holds unless "
+        "another option limits the length.",
         hint="use None for no limit but the model's own",
     )
     max_length: int | None = option(

@@ -50,8 +50,8 @@ class SearchOptions:
         group=_SEARCH,
         default=1.0,
         read_by="named",
-        help="A beam's summed log-probability is divided by its length to this power: above 0 favours long outputs, "
-        "below 0 short ones, 0 leaves the sum.",
+        help="A beam's summed log-probability is divided by its length to this power. 1 ranks by the mean per token, "
+        "0 by the sum; the higher, the longer the outputs.",
     )
     early_stopping: bool | Literal["never"] = option(
         choice(True, False, "never"),

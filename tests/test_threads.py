@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unspool import threads
+from unspool import cgroups, threads
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,8 @@ def make_cgroups(root: Path, own: str, files: dict[str, str], monkeypatch: pytes
         path = root / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    monkeypatch.setattr(threads, "_OWN_CGROUPS", root / "own")
-    monkeypatch.setattr(threads, "_CGROUPS", root / "cgroup")
+    monkeypatch.setattr(cgroups, "_OWN_CGROUPS", root / "own")
+    monkeypatch.setattr(cgroups, "_CGROUPS", root / "cgroup")
     monkeypatch.setattr(threads, "_affinity", lambda: set(range(16)))
 
 
@@ -63,7 +63,7 @@ def test_a_quota_of_the_control_group_bounds_the_usable_cpus(
 def test_without_any_files_of_control_groups_the_affinity_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "_OWN_CGROUPS", tmp_path / "absent")
+    monkeypatch.setattr(cgroups, "_OWN_CGROUPS", tmp_path / "absent")
     assert threads.usable_cpus() == len(threads._affinity())
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert threads.usable_cpus() == os.cpu_count()

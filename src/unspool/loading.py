@@ -41,8 +41,8 @@ def load(
     gguf_file: str | None = None,
     quantize: Literal["int8", "int4"] | None = None,
     pack: Literal["auto"] | bool = "auto",
-    max_cache_tokens: int | None = None,
-    max_sequences: int | None = None,
+    max_cache_tokens: int | Literal["auto"] | None = "auto",
+    max_sequences: int | Literal["auto"] | None = "auto",
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     **from_pretrained_options: Any,
 ) -> LanguageModel:
@@ -68,8 +68,10 @@ def load(
             CPU; no calibration, no package; None leaves them as they are. See docs/quantised.md.
         pack: whether linear layers are packed for a CPU: faster, and their weights are held in packed form; "auto"
             packs where it can be done.
-        max_cache_tokens: most tokens over all live sequences; None for no bound. Requests beyond it wait.
-        max_sequences: most live sequences (beams and outputs count); None for no bound. Requests beyond it wait.
+        max_cache_tokens: most tokens over all live sequences, prompt and `max_new_tokens` of each, at least 1. Requests
+            beyond it wait, and one that alone needs more is refused. "auto": as many as fit in half of the free memory;
+            a request that needs more runs alone. None for no limit.
+        max_sequences: most live sequences (beams and outputs count), at least 1, in the same way. "auto": 256.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
         from_pretrained_options: passed on to transformers' `from_pretrained`: revision, device_map,
             quantization_config, trust_remote_code, ...; load_in_4bit=True and load_in_8bit=True, with further options
@@ -81,7 +83,7 @@ def load(
         MissingExtra: if a GGUF file, or stored or requested quantization, needs a package that is absent.
     """
     for option, limit in (("max_cache_tokens", max_cache_tokens), ("max_sequences", max_sequences)):
-        if limit is not None:
+        if limit is not None and limit != "auto":
             check_limit(option, limit)
     if pack not in ("auto", True, False):
         raise OptionError("pack", pack, "must be 'auto', True or False", "leave it out for 'auto'")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
+from unspool.cgroups import groups, read
+
 _VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_CGROUPS: Final = Path("/sys/fs/cgroup")
-_OWN_CGROUPS: Final = Path("/proc/self/cgroup")
 _SIBLINGS: Final = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 _is_settled = False
@@ -74,7 +74,7 @@ def _default_counts() -> set[int]:
 
 def _count_cores(cpus: set[int]) -> int:
     """Return the number of physical cores; without a description of the CPUs, the number of logical ones."""
-    return len({_read(Path(_SIBLINGS.format(cpu))) or str(cpu) for cpu in cpus})
+    return len({read(Path(_SIBLINGS.format(cpu))) or str(cpu) for cpu in cpus})
 
 
 def _cpu_quota() -> float | None:
@@ -83,31 +83,14 @@ def _cpu_quota() -> float | None:
 
 
 def _quotas() -> Iterator[float]:
-    for line in _read(_OWN_CGROUPS).splitlines():
-        _, controllers, own = line.split(":", 2)
-        if controllers == "":
-            for folder in _with_parents((_CGROUPS, _CGROUPS / "unified"), own):
-                yield from _ratio(_read(folder / "cpu.max").split())
-        elif "cpu" in controllers.split(","):
-            for folder in _with_parents((_CGROUPS / controllers, _CGROUPS / "cpu"), own):
-                yield from _ratio([_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")])
-
-
-def _with_parents(mounts: tuple[Path, ...], own: str) -> Iterator[Path]:
-    """Yield the folders of a control group and its parents. In a container, some of them do not exist."""
-    path = PurePosixPath(own.lstrip("/"))
-    for mount in mounts:
-        yield from (mount / group for group in (path, *path.parents))
+    for folder, is_v2 in groups("cpu"):
+        if is_v2:
+            yield from _ratio(read(folder / "cpu.max").split())
+        else:
+            yield from _ratio([read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")])
 
 
 def _ratio(words: list[str]) -> Iterator[float]:
     """Yield quota / period; nothing for "max", -1, or files that are absent."""
     if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]) > 0:
         yield int(words[0]) / int(words[1])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""

@@ -260,7 +260,9 @@ class ModelInfo:
     """What the engine must know of a model.
 
     max_length: most tokens in one sequence, prompt included; None where the model sets no bound.
-    max_sequences, max_tokens: most live sequences and most cached tokens over all of them; None for no bound.
+    max_sequences, max_tokens: most live sequences and most cached tokens over all of them; a request that needs more is
+    refused. None for no limit.
+    soft_max_sequences, soft_max_tokens: the same, but a request that needs more runs alone. None for no limit.
     bytes_per_token: of keys and values of one cached token, over all layers; 0 where none are kept, None where they lie
     in a cache of the model's own.
     batch_invariant: whether feeds marked `invariant` can be honoured.
@@ -279,6 +281,8 @@ class ModelInfo:
     max_length: int | None = None
     max_sequences: int | None = None
     max_tokens: int | None = None
+    soft_max_sequences: int | None = None
+    soft_max_tokens: int | None = None
     bytes_per_token: int | None = None
     needs_source: bool = False
     batch_invariant: bool = False

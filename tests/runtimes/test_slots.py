@@ -9,6 +9,7 @@ import torch
 
 from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
+from unspool.runtimes.limits import Limits
 from unspool.runtimes.pools import LayerLayout, SlotPool, size_class
 from unspool.runtimes.slots import Slot, SlotTable, most_alike
 
@@ -172,21 +173,34 @@ def test_pools_are_no_larger_than_they_may_be() -> None:
     table.check()
 
 
-def test_under_a_limit_pools_stay_where_they_are() -> None:
-    table = SlotTable(LAYOUT, max_tokens=4000)
-    for seq in range(12):
+@pytest.mark.parametrize("limits", [Limits(max_tokens=700), Limits(soft_max_tokens=700)])
+def test_under_a_limit_pools_move_only_if_there_is_room_for_both(limits: Limits) -> None:
+    """A pool of eight slots takes 512 tokens, and the larger one that it would move into 1,024."""
+    table, roomy = SlotTable(LAYOUT, limits), SlotTable(LAYOUT, Limits(max_tokens=800))
+    for seq in range(9):
         write(table, seq, [seq] * 60)
+        write(roomy, seq, [seq] * 60)
     assert len({id(slot.pool) for slot in table.live.values()}) == 2
+    assert len({id(slot.pool) for slot in roomy.live.values()}) == 1
 
 
-def test_under_a_limit_idle_pools_make_room() -> None:
-    table = SlotTable(LAYOUT, max_tokens=600)
+@pytest.mark.parametrize("limits", [Limits(max_tokens=600), Limits(soft_max_tokens=600)])
+def test_under_a_limit_idle_pools_make_room(limits: Limits) -> None:
+    table = SlotTable(LAYOUT, limits)
     for seq in range(8):
         write(table, seq, [seq] * 60)
     for seq in range(8):
         table.release(seq)
     write(table, 9, [9] * 600)
     assert table.num_slot_tokens <= 1200
+    table.check()
+
+
+def test_a_soft_limit_refuses_nothing_and_grows_slot_by_slot_beyond_it() -> None:
+    table = SlotTable(LAYOUT, Limits(soft_max_sequences=2, soft_max_tokens=100))
+    for seq in range(12):
+        write(table, seq, [seq] * 60)
+    assert table.num_slot_tokens == 12 * 64
     table.check()
 
 
@@ -276,7 +290,7 @@ def test_only_what_was_computed_in_invariant_passes_is_recalled_for_one() -> Non
 
 
 def test_a_copy_of_what_is_exact_leaves_nothing_that_is_not(copied: list[tuple[int, int]]) -> None:
-    table = SlotTable(LAYOUT, max_tokens=64)  # one slot of 64, then one more
+    table = SlotTable(LAYOUT, Limits(max_tokens=64))  # one slot of 64, then one more
     write(table, 0, PROMPT[:20])
     write(table, 1, PROMPT[:30], exact=True)
     table.release(0)
@@ -316,7 +330,7 @@ def test_a_slot_of_another_context_is_not_recalled() -> None:
 
 def test_a_recall_that_finds_no_room_opens_nothing() -> None:
     for limits in ({"max_tokens": 79}, {"max_sequences": 1}):
-        table = SlotTable(LAYOUT, **limits)
+        table = SlotTable(LAYOUT, Limits(**limits))
         write(table, 0, PROMPT)
         with pytest.raises(CapacityError):
             table.recall(1, PROMPT, least=1, exact=False)
@@ -387,7 +401,7 @@ def test_most_alike_is_what_a_plain_search_finds() -> None:
 
 
 def test_a_long_random_life_keeps_every_sequence_apart() -> None:
-    rng, table = random.Random(1), SlotTable(LAYOUT, max_tokens=2000, max_sequences=12)
+    rng, table = random.Random(1), SlotTable(LAYOUT, Limits(max_tokens=2000, max_sequences=12))
     held: dict[int, list[int]] = {}
     num_recalled = 0
     for step in range(900):

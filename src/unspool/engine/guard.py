@@ -39,15 +39,16 @@ class Guarded(Runtime):
     def reserve(self, sequences: int, tokens: int) -> bool:
         """Set aside room for so many sequences and cached tokens; returns whether there was any. Negative: give back.
 
-        Reservations of all engines count together.
+        Reservations of all engines count together. Beyond the soft limits there is room for one reservation alone.
         """
         with self._lock:
-            held, cached = self._sequences + sequences, self._tokens + tokens
-            most, room = self.info.max_sequences, self.info.max_tokens
-            fits = (most is None or held <= most) and (room is None or cached <= room)
-            if fits or sequences < 0:
+            held, cached, info = self._sequences + sequences, self._tokens + tokens, self.info
+            fits = _within(held, info.max_sequences) and _within(cached, info.max_tokens)
+            is_usual = _within(held, info.soft_max_sequences) and _within(cached, info.soft_max_tokens)
+            has_room = fits and (is_usual or self._sequences == 0)
+            if has_room or sequences < 0:
                 self._sequences, self._tokens = held, cached
-            return fits
+            return has_room
 
     @property
     def info(self) -> ModelInfo:
@@ -81,3 +82,7 @@ class Guarded(Runtime):
         """See Runtime.release."""
         with self._lock:
             self._runtime.release(seq)
+
+
+def _within(count: int, limit: int | None) -> bool:
+    return limit is None or count <= limit

@@ -43,8 +43,17 @@ class Need(NamedTuple):
     tokens: int
 
 
+def _together(needs: Iterable[Need]) -> list[Need]:
+    """Return one need per runtime."""
+    found: dict[int, Need] = {}
+    for need in needs:
+        _, sequences, tokens = found.get(id(need.runtime), Need(need.runtime, 0, 0))
+        found[id(need.runtime)] = Need(need.runtime, sequences + need.sequences, tokens + need.tokens)
+    return list(found.values())
+
+
 def _reserve(needs: list[Need]) -> bool:
-    """Set aside room for all of these, or for none; returns which."""
+    """Set aside room for all of these, one per runtime, or for none; returns which."""
     for index, need in enumerate(needs):
         if not need.runtime.reserve(need.sequences, need.tokens):
             for done in needs[:index]:
@@ -62,8 +71,7 @@ class Scheduler:
     """First come, first served: a request waits until all memory it could ever need is free, so none starves another.
 
     Args:
-        runtime: of the model; the `max_sequences` and `max_tokens` of its info, and of a request's draft model, bound
-            what is reserved.
+        runtime: of the model; the limits in its info, and in that of a request's draft model, bound what is reserved.
         max_batch_tokens: most tokens of one pass, as far as prompts are concerned: rows of requests that are already
             writing always go, prompts share what they leave, in chunks.
     """
@@ -96,10 +104,8 @@ class Scheduler:
         gang = waiting.request.gang
         ahead = [each for each in self._waiting if each.request.gang is gang] if gang is not None else []
         needs = [need for each in (*ahead, waiting) for need in self.needs(each.request, each.context)]
-        for runtime in {id(need.runtime): need.runtime for need in needs}.values():
+        for runtime, sequences, tokens in _together(needs):
             info = runtime.info
-            sequences = sum(need.sequences for need in needs if need.runtime is runtime)
-            tokens = sum(need.tokens for need in needs if need.runtime is runtime)
             if info.max_sequences is not None and sequences > info.max_sequences:
                 raise CapacityError(
                     f"the request needs {sequences} sequences at once and {info.name} holds at most "
@@ -120,7 +126,7 @@ class Scheduler:
         while self._waiting:
             party = self._party(self._waiting[0])
             needs = {each.number: self.needs(each.request, each.context) for each in party}
-            if not _reserve([need for several in needs.values() for need in several]):
+            if not _reserve(_together(need for several in needs.values() for need in several)):
                 break
             for _ in party:
                 self._waiting.popleft()

@@ -13,6 +13,7 @@ from torch import nn
 
 from unspool.engine import Engine
 from unspool.engine.driver import Driver
+from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.trees import fingerprint, is_dispatched
 
@@ -39,14 +40,19 @@ def driver_of(model: Any) -> Driver:
     """
     if is_dispatched(model):
         # Its runtime holds the model itself, which must not keep itself alive.
-        return Driver(Engine(runtime_of(model, own=False)))
+        return Driver(Engine(_runtime_of(model)))
     with _LOCK:
         tensors = fingerprint(model).tensors
         entry = _DRIVERS.get(model)
         if entry is None or entry.tensors != tensors:
-            runtime = runtime_of(model, own=False)
+            runtime = _runtime_of(model)
             if runtime.in_place:
                 return Driver(Engine(runtime))  # it runs the caller's own module, which must not keep itself alive
             entry = _Entry(Driver(Engine(runtime)), tensors)
             _DRIVERS[model] = entry
         return entry.driver
+
+
+def _runtime_of(model: Any) -> Runtime:
+    """Return a runtime under the soft limits of `load`."""
+    return runtime_of(model, own=False, max_cache_tokens="auto", max_sequences="auto")

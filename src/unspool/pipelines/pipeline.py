@@ -27,6 +27,9 @@ _LOADING: Final = frozenset(
 )  # fmt: skip
 """Arguments that say how a model is loaded; all others are arguments of every call."""
 
+_LIMITS: Final = ("max_cache_tokens", "max_sequences")
+"""Arguments of loading whose None says "no limit", and not "not given"."""
+
 _EMBEDDED: Final = ("tale", "tale-draft")
 _WITHOUT_EFFECT: Final = frozenset({"binary_output", "framework", "use_fast"})
 _ELSEWHERE: Final[Mapping[str, str]] = {
@@ -105,7 +108,7 @@ def _sorted(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     loading = dict(rest.pop("model_kwargs", None) or {})
     for name in _LOADING & rest.keys():
         value = rest.pop(name)
-        if value is not None:
+        if value is not None or name in _LIMITS:
             loading[name] = value
     return loading, rest
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from unspool.errors import ModelError
 from unspool.runtimes.decoder import DecoderRuntime
 from unspool.runtimes.families import GrowingRope, growing_rope, supports
+from unspool.runtimes.limits import Limit
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.source_info import has_prefix_image
 from unspool.runtimes.trees import set_attention
@@ -28,8 +29,8 @@ def runtime_of(
     *,
     own: bool,
     pack: Pack = "auto",
-    max_cache_tokens: int | None = None,
-    max_sequences: int | None = None,
+    max_cache_tokens: Limit = None,
+    max_sequences: Limit = None,
 ) -> Runtime:
     """Return a runtime over a loaded transformers model: slot cache, encoder-decoder, general path or recomputation.
 
@@ -38,8 +39,8 @@ def runtime_of(
         own: whether the model is ours to change. Where False it stays untouched, and training steps in between are
             seen when a sequence is opened.
         pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and memory allows it.
-        max_cache_tokens: most tokens over all live sequences; None for no bound.
-        max_sequences: most live sequences; None for no bound.
+        max_cache_tokens: limit on tokens over all live sequences, see `limits`.
+        max_sequences: limit on live sequences.
 
     Raises:
         ModelError: no path can run the model; the message says why for each.

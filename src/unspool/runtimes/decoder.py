@@ -20,6 +20,7 @@ from unspool.runtimes.batch_invariance import RowByRow
 from unspool.runtimes.caches import SlotCache
 from unspool.runtimes.families import describe, supports
 from unspool.runtimes.invariance import invariant_rows
+from unspool.runtimes.limits import Limit, limits_of
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.passes import AttentionPath, Plan, Span
 from unspool.runtimes.shell import Shell, refresh, shell_over
@@ -44,8 +45,8 @@ class DecoderRuntime(Runtime):
         pack: whether linear layers are packed on a CPU, which takes seconds for large models and makes decoding two
             to four times faster; "auto" packs where it can be done and, beside a user's own weights, where the copy
             takes at most half of the free memory.
-        max_cache_tokens: most tokens over all live sequences; None for no bound. See `bytes_per_token`.
-        max_sequences: most live sequences; None for no bound.
+        max_cache_tokens: limit on tokens over all live sequences, see `limits`. See `bytes_per_token`.
+        max_sequences: limit on live sequences.
         attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
             a CPU and "masked" elsewhere.
         graph_maker: makes graphs of decode steps; None for CUDA's own, where the model lies on one CUDA device.
@@ -62,8 +63,8 @@ class DecoderRuntime(Runtime):
         *,
         own: bool,
         pack: Pack = "auto",
-        max_cache_tokens: int | None = None,
-        max_sequences: int | None = None,
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
         attention: AttentionPath | Literal["auto"] = "auto",
         graph_maker: GraphMaker | None = None,
     ) -> None:
@@ -78,7 +79,9 @@ class DecoderRuntime(Runtime):
         """Read everything that depends on the shell as it now is."""
         shell = self._shell
         self._version = shell.version
-        self._slots = SlotTable(shell.layout, max_tokens=self._max_tokens, max_sequences=self._max_sequences)
+        per_token, device = self.bytes_per_token, shell.layout[0].device
+        limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
+        self._slots = SlotTable(shell.layout, limits)
         devices = {layer.device for layer in shell.layout}
         # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
@@ -93,9 +96,8 @@ class DecoderRuntime(Runtime):
             batch_invariance_obstacle=obstacle,
             hidden_states=shell.reads_head,
             num_layers=None if shell.layers is None else len(shell.layers),
-            max_sequences=self._max_sequences,
-            max_tokens=self._max_tokens,
-            bytes_per_token=self.bytes_per_token,
+            limits=limits,
+            bytes_per_token=per_token,
         )
 
     def _path(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from unspool.runtimes.limits import Limits
 from unspool.types import ModelInfo
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -144,8 +145,7 @@ def describe(
     batch_invariance_obstacle: str,
     hidden_states: bool,
     num_layers: int | None,
-    max_sequences: int | None,
-    max_tokens: int | None,
+    limits: Limits,
     bytes_per_token: int | None,
 ) -> ModelInfo:
     """Return what the engine must know; token ids come from the generation config, else from the config."""
@@ -163,8 +163,7 @@ def describe(
         bos_token_id=next(iter(_ids(special("bos_token_id"))), None),
         pad_token_id=special("pad_token_id"),
         max_length=limit,
-        max_sequences=max_sequences,
-        max_tokens=max_tokens,
+        **limits._asdict(),
         bytes_per_token=bytes_per_token,
         batch_invariant=not batch_invariance_obstacle,
         batch_invariance_obstacle=batch_invariance_obstacle,

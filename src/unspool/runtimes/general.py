@@ -17,8 +17,9 @@ from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.causal import CausalModel
 from unspool.runtimes.collected import Collected, rows_of
-from unspool.runtimes.families import describe
+from unspool.runtimes.families import describe, text_config
 from unspool.runtimes.hosts import Host, host_over
+from unspool.runtimes.limits import Limit, estimated_bytes_per_token, hard, limits_of
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.sequences import SequenceTable, check_feeds
 from unspool.runtimes.states import Share, Stack, can_shorten
@@ -84,8 +85,8 @@ class GeneralRuntime(Runtime):
         model: a loaded transformers model.
         own: whether the model is ours to change; see Host.
         pack: whether linear layers are packed on a CPU; see `pack_linears`.
-        max_cache_tokens: most tokens over all live sequences; None for no bound.
-        max_sequences: most live sequences; None for no bound.
+        max_cache_tokens: limit on tokens over all live sequences, see `limits`; the bytes of one are estimated.
+        max_sequences: limit on live sequences.
         reason: why the model does not run on the slot cache, for `info.path`.
         host: the model made ready already; None for a new one.
 
@@ -101,13 +102,14 @@ class GeneralRuntime(Runtime):
         *,
         own: bool,
         pack: Pack = "auto",
-        max_cache_tokens: int | None = None,
-        max_sequences: int | None = None,
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
         reason: str = "",
         host: Host | None = None,
     ) -> None:
         self._host = host or (Host(model, own=True, pack=pack) if own else host_over(model, pack))
-        self._table = SequenceTable(max_tokens=max_cache_tokens, max_sequences=max_sequences)
+        self._limits = (max_sequences, max_cache_tokens)
+        self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._memories: dict[Seq, _Memory] = {}
         self._reason = reason
         self._take_stock()
@@ -124,6 +126,8 @@ class GeneralRuntime(Runtime):
         self._host.pack()
         self._habits = try_cache(self._model, reference)
         senses = self._model.senses
+        dtype = next(self._host.module.parameters()).dtype
+        per_token = estimated_bytes_per_token(text_config(self._host.module), dtype)
         self.info = describe(
             self._host.module,
             vocab_size=reference.vocab_size,
@@ -131,8 +135,7 @@ class GeneralRuntime(Runtime):
             batch_invariance_obstacle="it runs on its own cache, and its own attention reads rows together",
             hidden_states=senses.reads_head,
             num_layers=None if senses.layers is None else len(senses.layers),
-            max_sequences=self._table.max_sequences,
-            max_tokens=self._table.max_tokens,
+            limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._host.device),
             bytes_per_token=None,
         )
         self._builds = self._host.builds

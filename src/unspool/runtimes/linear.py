@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from unspool.memory import available_memory
 from unspool.runtimes.forms import ROWS_HINT, VARIABLE, choice, form_of, is_small
 from unspool.runtimes.invariance import INVARIANT, invariant_rows
 from unspool.runtimes.leftovers import Leftovers
@@ -240,18 +241,6 @@ def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
     if free is None or needed * 2 <= free:
         return ""
     return f"a packed copy of {needed / 1e9:.1f} GB is more than half of the {free / 1e9:.1f} GB of free memory"
-
-
-def available_memory() -> int | None:
-    """Return the bytes of main memory that can be used without swapping; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def repack(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from unspool.runtimes.causal import CausalModel
 from unspool.runtimes.collected import Collected, rows_of
 from unspool.runtimes.families import describe
 from unspool.runtimes.hosts import Host, host_over
+from unspool.runtimes.limits import Limit, hard, limits_of
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.sequences import SequenceTable, check_feeds
 from unspool.runtimes.taps import Place
@@ -47,8 +48,8 @@ class RecomputeRuntime(Runtime):
         model: a loaded transformers model.
         own: whether the model is ours to change; see Host.
         pack: whether linear layers are packed on a CPU; see `pack_linears`.
-        max_cache_tokens: most tokens over all live sequences; None for no bound. Tokens alone are kept, no cache.
-        max_sequences: most live sequences; None for no bound.
+        max_cache_tokens: limit on tokens over all live sequences, see `limits`. Tokens alone are kept, no cache.
+        max_sequences: limit on live sequences.
         reason: why the model does not run on a faster path, for `info.path`.
         host: the model made ready already; None for a new one.
         row_by_row: whether each asked position is a pass of its own in any case.
@@ -65,14 +66,15 @@ class RecomputeRuntime(Runtime):
         *,
         own: bool,
         pack: Pack = "auto",
-        max_cache_tokens: int | None = None,
-        max_sequences: int | None = None,
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
         reason: str = "",
         host: Host | None = None,
         row_by_row: bool = False,
     ) -> None:
         self._host = host or (Host(model, own=True, pack=pack) if own else host_over(model, pack))
-        self._table = SequenceTable(max_tokens=max_cache_tokens, max_sequences=max_sequences)
+        self._limits = (max_sequences, max_cache_tokens)
+        self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._reason, self._row_by_row = reason, row_by_row
         self._take_stock()
 
@@ -98,8 +100,7 @@ class RecomputeRuntime(Runtime):
             batch_invariance_obstacle="it runs without a cache, and its own attention reads rows together",
             hidden_states=senses.reads_head if self._habits.shows_all else senses.reads_last,
             num_layers=None if layers is None else len(layers),
-            max_sequences=self._table.max_sequences,
-            max_tokens=self._table.max_tokens,
+            limits=limits_of(*self._limits, bytes_per_token=0, device=self._host.device),
             bytes_per_token=0,
         )
         self._builds = self._host.builds

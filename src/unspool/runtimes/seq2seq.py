@@ -17,6 +17,7 @@ from unspool.protocols import Runtime
 from unspool.runtimes.buckets import Bucket, CrossStacks
 from unspool.runtimes.encoders import Encoded, SourceTable, batches
 from unspool.runtimes.families import describe
+from unspool.runtimes.limits import Limit, limits_of
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.seq2seq_model import Attention, Seq2SeqModel, model_over, refresh_models
 from unspool.runtimes.slots import Slot, SlotTable
@@ -49,8 +50,8 @@ class Seq2SeqRuntime(Runtime):
             when a sequence is opened.
         pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and, beside a user's own
             weights, where the copy takes at most half of the free memory.
-        max_cache_tokens: most decoder tokens over all live sequences; None for no bound. Sources do not count.
-        max_sequences: most live sequences; None for no bound.
+        max_cache_tokens: limit on decoder tokens over all live sequences, see `limits`. Sources do not count.
+        max_sequences: limit on live sequences.
         attention: "ours" reads keys and values where they lie, and each source once for all rows that share it; "own"
             is the model's; "auto" is "ours" where the decoder uses transformers' attention interface.
 
@@ -67,8 +68,8 @@ class Seq2SeqRuntime(Runtime):
         *,
         own: bool,
         pack: Pack = "auto",
-        max_cache_tokens: int | None = None,
-        max_sequences: int | None = None,
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
         attention: Attention | Literal["auto"] = "auto",
     ) -> None:
         if own:
@@ -85,8 +86,9 @@ class Seq2SeqRuntime(Runtime):
         self._version = model.version
         self._sources, self._stacks = SourceTable(), CrossStacks()
         # The image in front of the tokens counts in the slots, and not for the engine: so only sequences are bounded.
-        max_tokens = None if model.has_prefix else self._max_tokens
-        self._slots = SlotTable(model.layout, max_tokens=max_tokens, max_sequences=self._max_sequences)
+        per_token, device = self.bytes_per_token, model.layout[0].device
+        limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
+        self._slots = SlotTable(model.layout, limits._replace(max_tokens=None) if model.has_prefix else limits)
         self._spans_gaps = model.layout[0].device.type != "cpu"
         info = describe(
             model.module,
@@ -95,9 +97,8 @@ class Seq2SeqRuntime(Runtime):
             batch_invariance_obstacle="it reads a source, and batches of sources are not invariant",
             hidden_states=model.reads_head,
             num_layers=None,
-            max_sequences=self._max_sequences,
-            max_tokens=self._max_tokens,
-            bytes_per_token=self.bytes_per_token,
+            limits=limits,
+            bytes_per_token=per_token,
         )
         self.info: ModelInfo = replace(info, needs_source=True, max_length=decoder_limit(model.module))
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
+from unspool.runtimes.limits import NO_LIMITS, Limits
 from unspool.runtimes.pools import LARGEST_POOL_TOKENS, Layout, SlotPool, next_pool_size, size_class
 from unspool.types import Seq
 
@@ -101,14 +102,16 @@ class SlotTable:
 
     Args:
         layout: what each layer keeps.
-        max_tokens: most tokens over all live sequences; None for no bound. Slots take at most about twice the memory
-            of these, since a sequence fills at least half of its slot (or lies in the smallest one).
-        max_sequences: most live sequences; None for no bound.
+        limits: the hard ones on live sequences and their tokens are kept here. All slots together take at most about
+            twice the memory of `max_tokens` or `soft_max_tokens`: a sequence fills at least half of its slot, or lies
+            in the smallest one.
     """
 
-    def __init__(self, layout: Layout, *, max_tokens: int | None = None, max_sequences: int | None = None) -> None:
+    def __init__(self, layout: Layout, limits: Limits = NO_LIMITS) -> None:
         self.layout = layout
-        self.max_tokens, self.max_sequences = max_tokens, max_sequences
+        self.max_tokens, self.max_sequences = limits.max_tokens, limits.max_sequences
+        most = limits.soft_max_tokens if limits.max_tokens is None else limits.max_tokens
+        self._budget = None if most is None else 2 * most
         self.live: dict[Seq, Slot] = {}
         self._pools: dict[int, list[SlotPool]] = {}
         self._free: dict[int, list[Slot]] = {}
@@ -269,13 +272,12 @@ class SlotTable:
         pools = self._pools.setdefault(capacity, [])
         number = sum(pool.num_slots for pool in pools)
         count = next_pool_size(capacity, number)
-        if self.max_tokens is not None:
-            budget = 2 * self.max_tokens
-            if self.num_slot_tokens + count * capacity > budget:
+        if self._budget is not None:
+            if self.num_slot_tokens + count * capacity > self._budget:
                 self._drop_idle_pools()
-            count = max(1, min(count, (budget - self.num_slot_tokens) // capacity))
-        last = pools[-1] if pools and self.max_tokens is None else None
-        if last is not None and (last.num_slots + count) * capacity <= LARGEST_POOL_TOKENS:
+            count = max(1, min(count, (self._budget - self.num_slot_tokens) // capacity))
+        last = pools[-1] if pools else None
+        if last is not None and self._can_move(last, (last.num_slots + count) * capacity):
             pool = self._move(last, SlotPool(self.layout, capacity, last.num_slots + count))
             pools[-1] = pool
         else:
@@ -286,10 +288,15 @@ class SlotTable:
             Slot(pool, index, number + place) for place, index in enumerate(opened)
         )
 
+    def _can_move(self, old: SlotPool, num_tokens: int) -> bool:
+        """Return whether a pool can move into one of so many tokens."""
+        fits = self._budget is None or self.num_slot_tokens + num_tokens <= self._budget
+        return num_tokens <= LARGEST_POOL_TOKENS and fits
+
     def _move(self, old: SlotPool, new: SlotPool) -> SlotPool:
         """Move all that one pool holds to the same slots of a larger one: what lies in one pool shares calls.
 
-        With a limit on tokens pools stay, since both are in memory meanwhile.
+        Both are in memory meanwhile, so there must be room for both: see `_can_move`.
         """
         for slot in chain(self.live.values(), self._free[old.capacity]):
             if slot.pool is old:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from unspool.protocols import Runtime
+from unspool.runtimes.limits import Limit, hard
 from unspool.runtimes.sequences import SequenceTable, check_feeds
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
@@ -39,7 +40,7 @@ class StretchedRuntime(Runtime):
             up to behind `original` at once.
         original: the length where the rotary embedding changes, in tokens.
         max_length: most tokens in one sequence; None for no bound.
-        max_cache_tokens, max_sequences: as in every runtime; None for no bound.
+        max_cache_tokens, max_sequences: limits, see `limits`; `short` has the same ones.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class StretchedRuntime(Runtime):
         *,
         original: int,
         max_length: int | None,
-        max_cache_tokens: int | None = None,
-        max_sequences: int | None = None,
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
     ) -> None:
         self._short, self._long, self._original = short, long, original
-        self._table = SequenceTable(max_tokens=max_cache_tokens, max_sequences=max_sequences)
+        self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._cached: dict[Runtime, dict[Seq, int]] = {short: {}, long: {}}
         first, second = short.info, long.info
         layers = first.num_layers if first.num_layers == second.num_layers else None

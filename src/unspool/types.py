@@ -215,8 +215,8 @@ class Source:
     """What the encoder of an encoder-decoder model reads, once for a request.
 
     inputs: arguments of the model's encoder by name, tensors with a batch dimension of 1 (`input_ids`,
-    `input_features`, `pixel_values`, their `attention_mask`). token_ids: the same as ids, where it is text; empty
-    where it is not.
+    `input_features`, `pixel_values`, their `attention_mask`); or `encoder_outputs` alone, the encoder's last hidden
+    state. token_ids: the source as ids if it is text; empty if it is not.
     """
 
     inputs: Mapping[str, Any]

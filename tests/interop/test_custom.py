@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.modeling_outputs import BaseModelOutput
 
 import unspool
 from tests.interop.test_theirs import ENDS, Spy, Watch
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
-from tests.tiny_seq2seq import tiny_seq2seq
+from tests.tiny_seq2seq import FAMILIES, TEXT, random_source, tiny_seq2seq
 from unspool.errors import OptionError
 from unspool.interop.drivers import driver_of
 
@@ -185,3 +186,105 @@ def test_a_cache_of_recurrent_states_that_holds_nothing_is_no_obstacle(family):
     model, ids = tiny_model(family), torch.tensor([[5, 6, 7]])
     ours = model.generate(ids, max_new_tokens=5, do_sample=False, custom_generate=unspool.decoding_method)
     assert ours.tolist() == model.generate(ids, max_new_tokens=5, do_sample=False).tolist()
+
+
+# --- what transformers has merged and computed ----------------------------------------------------------------------
+
+STORED: dict[str, Any] = {
+    "repetition_penalty": 1.8,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[40], [41, 42]],
+    "suppress_tokens": [50, 51, 52],
+    "begin_suppress_tokens": [60],
+    "forced_eos_token_id": 33,
+    "eos_token_id": ENDS,
+    "sequence_bias": [[[70], 4.0]],
+    "min_new_tokens": 6,
+    "exponential_decay_length_penalty": (2, 1.3),
+    "num_beams": 3,
+    "length_penalty": 0.2,
+    "early_stopping": True,
+}
+
+
+@pytest.mark.parametrize("off", [None, *STORED])
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 1}], ids=str)
+def test_an_option_that_the_caller_turns_off_stays_off(off: str | None, mode: dict[str, Any]) -> None:
+    model = tiny_model("llama", seed=5)
+    for name, value in STORED.items():
+        if name != "num_beams" or off == "num_beams":
+            setattr(model.generation_config, name, value)
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
+    options = {"max_new_tokens": 10, "pad_token_id": 1, "attention_mask": MASK, **mode}
+    if off is not None and off not in mode:
+        options[off] = neutral.get(off)
+    if off == "eos_token_id":  # transformers fails on a decay without an end
+        options["exponential_decay_length_penalty"] = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = model.generate(PADDED, **options)
+        assert model.generate(PADDED, custom_generate=unspool.decoding_method, **options).equal(expected)
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("off", ["forced_eos_token_id", "forced_bos_token_id", "eos_token_id"])
+def test_an_encoder_decoder_writes_on_without_a_stored_option(off: str, mode: dict[str, Any]) -> None:
+    model = tiny_seq2seq("bart")
+    model.generation_config.update(forced_eos_token_id=9, forced_bos_token_id=8, eos_token_id=[9, 48])
+    options = {"max_new_tokens": 6, off: None, **mode}
+    expected = model.generate(PADDED, attention_mask=MASK, **options)
+    assert model.generate(PADDED, attention_mask=MASK, custom_generate=unspool.decoding_method, **options).equal(
+        expected
+    )
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+@pytest.mark.parametrize("start", ["ids", "none", "masked"])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_callers_encoder_outputs_are_read(family: str, start: str, mode: dict[str, Any]) -> None:
+    model = tiny_seq2seq(family)
+    states = torch.randn(3, 4, model.config.d_model, generator=torch.Generator().manual_seed(1)) * 3
+    ids = (torch.full((3, 1), model.config.decoder_start_token_id or 0),) if start == "ids" else ()
+    mask = {"attention_mask": torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]])} if start == "masked" else {}
+    results = []
+    for custom in ({}, {"custom_generate": unspool.decoding_method}):
+        encoded = BaseModelOutput(last_hidden_state=states.clone())
+        results.append(model.generate(*ids, encoder_outputs=encoded, max_new_tokens=6, **mask, **mode, **custom))
+    assert results[0].equal(results[1])
+    plain = model.generate(PADDED, max_new_tokens=6, **mode)
+    assert not results[1].equal(plain)
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=str)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in TEXT])
+def test_sources_other_than_text_are_read_from_the_encoders_output(family: str, mode: dict[str, Any]) -> None:
+    model, sources = tiny_seq2seq(family), [random_source(family, seed) for seed in (1, 2)]
+    inputs = {name: torch.cat([each.inputs[name] for each in sources]) for name in sources[0].inputs}
+    given = {**inputs, "max_new_tokens": 6, **mode}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = model.generate(**given)
+        assert model.generate(**given, custom_generate=unspool.decoding_method).equal(expected)
+
+
+def test_an_encoder_runs_once() -> None:
+    model, calls = tiny_seq2seq("t5"), []
+    unspool.generate(model, PADDED, max_new_tokens=2)  # trials are over
+    hook = model.get_encoder().register_forward_hook(lambda *args: calls.append(1))
+    try:
+        model.generate(PADDED, attention_mask=MASK, max_new_tokens=3, custom_generate=unspool.decoding_method)
+    finally:
+        hook.remove()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 1}], ids=str)
+@pytest.mark.parametrize("count", [4, 6])
+def test_a_minimum_gives_way_to_a_forced_end(count: int, mode: dict[str, Any]) -> None:
+    model = tiny_seq2seq("bart")
+    options = {"min_new_tokens": count, "max_new_tokens": count, "forced_eos_token_id": 9, "eos_token_id": 9, **mode}
+    expected = model.generate(PADDED, attention_mask=MASK, **options)
+    found = model.generate(PADDED, attention_mask=MASK, custom_generate=unspool.decoding_method, **options)
+    assert found.equal(expected) and (found[:, -1] == 9).all()
+    given = {**PLAIN, "attention_mask": MASK, **options}
+    assert through(PADDED, **given).equal(MODEL.generate(PADDED, **given))

@@ -13,7 +13,10 @@ from typing import Any, Final
 
 import torch
 from transformers import GenerationConfig as TheirConfig
-from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation.logits_process import (
+    MinLengthLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import ALL_CACHE_NAMES
 
@@ -66,8 +69,8 @@ def decoding_method(
 
     Options are those of `unspool.generate`, our own ones too; transformers reads its own first. What it made of them is
     taken back (expanded rows, default processors and criteria), since the engine does the same itself; what the caller
-    gave as `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stays. An encoder has run once for
-    transformers, and runs again for the engine.
+    gave as `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stays. The engine reads the encoder's
+    output that transformers passes on, which can be the caller's own `encoder_outputs`.
 
     transformers passes on neither `streamer`, `tokenizer` nor `assistant_model`, and without a tokenizer it refuses
     `stop_strings`. Bind the first three with functools.partial(unspool.decoding_method, streamer=...), or use
@@ -107,22 +110,29 @@ def _read(
         if cache is not None and _is_filled(cache):
             raise OptionError(name, type(cache).__name__, *REFUSED["past_key_values"])
     expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
+    states = None
     if model.config.is_encoder_decoder:
-        given.pop("encoder_outputs", None)
+        encoded = given.pop("encoder_outputs", None)
+        states = None if encoded is None else encoded[0][::expanded]
     else:
         given["attention_mask"] = _mask(given.get("attention_mask"), input_ids)
     rows = {name: given[name][::expanded] for name in _EXPANDED if given.get(name) is not None}
     arguments = sort_arguments({**given, **rows, "input_ids": input_ids[::expanded]})
     added = tuple(each for each in arguments.stopping_criteria if not _says_the_same(each, generation_config))
-    arguments = replace(arguments, stopping_criteria=added, **_negative_prompts(arguments.logits_processor))
+    processors = tuple(each for each in arguments.logits_processor if not _repeats_minimum(each, generation_config))
+    negative = _negative_prompts(processors)
+    arguments = replace(arguments, logits_processor=processors, stopping_criteria=added, **negative)
     options = {"max_new_tokens": generation_config.max_length - input_ids.shape[1], **arguments.options}
     done = {*_DONE, *(_beyond_generate(generation_config) if info is not None and info.kind == "audio" else ())}
-    user = GenerationConfig.from_stored({name: value for name, value in _public(generation_config) if name not in done})
+    given_options = {name: value for name, value in _public(generation_config) if name not in done}
+    # transformers has merged the model's stored options already, so None is the caller's: the option is off.
+    off = {name for name, value in given_options.items() if value is None and name in OPTIONS}
+    user = GenerationConfig.from_stored(given_options).replace(**dict.fromkeys(off))
     stored = GenerationConfig.from_transformers(model.generation_config)
     config, own = resolve_options(options, user, stored, drop_in=True)
     if model.config.is_encoder_decoder:
         assert info is not None, "an encoder-decoder has an encoder"
-        batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids)
+        batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids, states)
     else:
         batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
         if info is not None:
@@ -142,6 +152,15 @@ def _says_the_same(criterion: Any, generation_config: Any) -> bool:
     if type(criterion) is EosTokenCriteria:
         return _ids(criterion.eos_token_id) == _ids(generation_config.eos_token_id)
     return False
+
+
+def _repeats_minimum(processor: Any, generation_config: Any) -> bool:
+    """Return whether a processor is the second one that transformers makes of `min_new_tokens`."""
+    return (
+        type(processor) is MinLengthLogitsProcessor
+        and generation_config.min_new_tokens is not None
+        and processor.min_length == generation_config.min_length
+    )
 
 
 def _ids(tokens: Any) -> list[int]:

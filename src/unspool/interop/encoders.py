@@ -92,15 +92,50 @@ def read_sources(
     )
 
 
-def prepared_sources(arguments: Arguments, info: SourceInfo, main: torch.Tensor, decoder_ids: torch.Tensor) -> Batch:
-    """Return the batch of a call that transformers has prepared. main: the source. decoder_ids: [rows, width]"""
+def prepared_sources(
+    arguments: Arguments, info: SourceInfo, main: torch.Tensor, decoder_ids: torch.Tensor, states: torch.Tensor | None
+) -> Batch:
+    """Return the batch of a call that transformers has prepared.
+
+    Args:
+        main: the source; with `states` only its token ids are read, and ids below 0 stand for none.
+        decoder_ids: [rows, width].
+        states: [rows, positions, width], the output of the encoder; None to run it over `main`.
+
+    Raises:
+        PromptError: if `states` has another number of rows or positions than the ids or the mask.
+    """
     _check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
+    if states is None:
+        sources = _sources(main, arguments, info)
+    else:
+        if len(states) != len(decoder_ids):
+            raise PromptError(f"`encoder_outputs` has {len(states)} rows, and there are {len(decoder_ids)} prompts")
+        sources = _encoded_sources(states, arguments.attention_mask, main if info.kind == "text" else None)
     return Batch(
         input_ids=decoder_ids,
         prompts=tuple(map(tuple, decoder_ids.tolist())),
-        sources=tuple(_sources(main, arguments, info)),
+        sources=tuple(sources),
         task="rewrite",
     )
+
+
+def _encoded_sources(states: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor | None) -> list[Source]:
+    """Return one source per row of the encoder's output, without the positions that the mask hides."""
+    rows = states.detach()
+    if mask is not None and mask.shape != rows.shape[:2] and ids is not None:
+        shapes = f"{tuple(mask.shape)} and `encoder_outputs` {tuple(rows.shape)}"
+        raise PromptError(f"`attention_mask` {shapes} must have as many rows and positions")
+    sources = []
+    for row, state in enumerate(rows):
+        kept = mask[row].bool() if mask is not None and mask.shape == rows.shape[:2] else None
+        tokens = ids[row] if ids is not None else torch.empty(0, dtype=torch.int64)
+        if kept is not None and len(kept) == len(tokens):
+            tokens = tokens[kept.to(tokens.device)]
+        state = state if kept is None else state[kept.to(state.device)]
+        known = tuple(token for token in tokens.tolist() if token >= 0)
+        sources.append(Source(inputs={"encoder_outputs": state[None]}, token_ids=known))
+    return sources
 
 
 # --- the source -----------------------------------------------------------------------------------------------------

@@ -133,7 +133,10 @@ class CrossReader:
         self._width = _width_of(module.config)
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Run the encoder."""
+        """Run the encoder, unless its output is given."""
+        given = inputs.get("encoder_outputs")
+        if given is not None:
+            return given
         states: torch.Tensor = self._encoder(**inputs, return_dict=True).last_hidden_state
         return states
 

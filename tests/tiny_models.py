@@ -146,6 +146,10 @@ GENERAL: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_chunk_size": 8,
         },
     ),
+    "phimoe": (
+        "PhimoeConfig",
+        {**_GROUPED, "sliding_window": 3, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
 }
 """Families that run on their own cache."""
 

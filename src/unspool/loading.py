@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from unspool.gguf.packages import names_gguf
 from unspool.model import LanguageModel
 from unspool.quantisation import check_quantize, prepare, quantise
 from unspool.runtimes.choose import runtime_of
+from unspool.runtimes.current import CurrentRuntime
+from unspool.runtimes.peft_models import base_of
 from unspool.saving import Checkpoint
 from unspool.threads import limit_threads
 
@@ -89,8 +92,9 @@ def load(
         raise OptionError("pack", pack, "must be 'auto', True or False", "leave it out for 'auto'")
     check_quantize(quantize, device)
     limit_threads()
-    if isinstance(name_or_path, PreTrainedModel):
-        model = _given_model(name_or_path, device, dtype, quantize, {"gguf_file": gguf_file, **from_pretrained_options})
+    given = base_of(name_or_path)
+    if isinstance(given, PreTrainedModel):
+        model = _given_model(given, device, dtype, quantize, {"gguf_file": gguf_file, **from_pretrained_options})
         own, read_tokenizer = False, _tokenizer(tokenizer, {})
         read_processor = _processor(processor, model, {})
     elif name_or_path is not None and not isinstance(name_or_path, str | os.PathLike):
@@ -114,15 +118,17 @@ def load(
             _tokenizer(tokenizer or stored_one, from_pretrained_options if tokenizer else options),
         )
         read_processor = _processor(processor or source, model, options)
-    runtime = runtime_of(model, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
-    stored = GenerationConfig.from_transformers(model.generation_config)
+    make = partial(runtime_of, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
+    runtime = CurrentRuntime(model, lambda model, attention: make(model, attention=attention), own=own)
+    whole: Any = name_or_path if given is model else model
+    stored = GenerationConfig.from_transformers(whole.generation_config)
     return LanguageModel(
         runtime,
         read_tokenizer,
         processor=read_processor,
         config=stored,
         max_batch_tokens=max_batch_tokens,
-        checkpoint=Checkpoint(model, own=own),
+        checkpoint=Checkpoint(whole, own=own),
     )
 
 

@@ -67,6 +67,14 @@ class LanguageModel:
         """What the model is, what it can hold, and which path runs it."""
         return self.runtime.info
 
+    @property
+    def model(self) -> Any:
+        """The transformers model itself; None if there is none, or if it was the user's and is gone.
+
+        Hooks and other changes of its modules act from the next request on.
+        """
+        return None if self._checkpoint is None else self._checkpoint.model
+
     def __repr__(self) -> str:
         return f"LanguageModel({self.info.name!r}, {self.info.path!r})"
 

@@ -32,6 +32,11 @@ class Checkpoint:
     def __init__(self, model: Any, *, own: bool) -> None:
         self._model: Callable[[], Any] = (lambda: model) if own else weakref.ref(model)
 
+    @property
+    def model(self) -> Any:
+        """The model; None if it was the user's and is gone."""
+        return self._model()
+
     def save(self, folder: str | os.PathLike[str], *companions: Any) -> None:
         """Write weights, config and generation config, and what `companions` write by their own `save_pretrained`.
 

@@ -269,6 +269,8 @@ class ModelInfo:
     batch_invariance_obstacle: why they cannot, and a way out; "" if they can.
     hidden_states: whether feeds marked `hidden` can be honoured.
     num_layers: layers whose logits `Feed.layers` can name; None where the runtime cannot look inside.
+    reads_whole: whether a prompt must be fed in one forward, whatever its length: its parts would be read twice, or as
+    other passes than those of transformers' `generate`.
     tied_head: whether the head is the embedding itself.
     path: which implementation runs the model, and why, in words.
     """
@@ -289,6 +291,7 @@ class ModelInfo:
     batch_invariance_obstacle: str = ""
     hidden_states: bool = False
     num_layers: int | None = None
+    reads_whole: bool = False
     tied_head: bool = False
     path: str = ""
 

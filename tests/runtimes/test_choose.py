@@ -98,15 +98,7 @@ def test_a_model_with_a_source_has_a_runtime_of_its_own() -> None:
 
 
 def test_a_model_that_fails_its_trial_on_the_slot_cache_falls_back_to_its_own_cache() -> None:
-    model, tokens = tiny_model("llama"), text(9)
-    original = model.model.layers[1].self_attn.forward
-
-    def forward(hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
-        if model.config._attn_implementation == "unspool_slots":
-            hidden_states = hidden_states * 2
-        return original(hidden_states, *args, **options)
-
-    model.model.layers[1].self_attn.forward = forward
+    model, tokens = tiny_model("phimoe"), text(9)
     expected, implementation = own_rows(model, tokens), model.config._attn_implementation
     runtime = runtime_of(model, own=True)
     assert isinstance(runtime, GeneralRuntime) and "other results on the slot cache" in runtime.info.path
@@ -117,12 +109,8 @@ def test_a_model_that_fails_its_trial_on_the_slot_cache_falls_back_to_its_own_ca
 
 def test_a_model_that_runs_nowhere_is_refused_with_every_reason() -> None:
     model = tiny_model("bloom")
-
-    def fail(*_: Any) -> None:
-        raise Failure("broken")
-
-    model.lm_head.register_forward_hook(fail)
-    with pytest.raises(ModelError, match="attention interface; .*broken; .*broken"):
+    model.lm_head = nn.Linear(3, 5)
+    with pytest.raises(ModelError, match="attention interface; .*mat1 and mat2.*; .*mat1 and mat2"):
         runtime_of(model, own=False)
 
 
@@ -138,7 +126,7 @@ def test_a_model_that_cannot_be_copied_runs_as_it_is_and_is_left_as_it_was() -> 
     expected = own_rows(tiny_model("bloom"), text(6))
     model.cached_loss = model(torch.tensor([[5, 6]])).logits.sum()
     runtime: Any = runtime_of(model, own=False)
-    assert runtime.is_borrowed and "caller's own module" in runtime.info.path
+    assert runtime.in_place and "caller's own module" in runtime.info.path
     rows = runtime.forward([feed(0, text(6))]).logits
     torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
     assert model.training and all(module.training for module in model.modules())

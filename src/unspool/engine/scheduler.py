@@ -198,11 +198,13 @@ class Scheduler:
     def _chunk(self, strand: Strand, budget: int, *, invariant: bool, first: bool) -> int:
         """Return how many pending tokens go now; 0 for none.
 
-        Chunks of an invariant request are whole, or none: what else is in the pass cuts none of them. The first prompt
-        of a pass always gets one, so that whole chunks need not wait for an idle engine.
+        Chunks of an invariant request are whole, or none: no other request of the pass divides them. Some models read
+        every prompt in one chunk. The first prompt of a pass always gets a chunk, so that it never waits for an idle
+        engine.
         """
-        count = min(len(strand.pending), self._max_batch_tokens)
-        if invariant:
+        whole = strand.runtime.info.reads_whole
+        count = len(strand.pending) if whole else min(len(strand.pending), self._max_batch_tokens)
+        if invariant or whole:
             return count if first or count <= budget else 0
         return min(count, budget)
 

@@ -15,14 +15,16 @@ from unspool.engine import Engine
 from unspool.engine.driver import Driver
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
-from unspool.runtimes.trees import fingerprint, is_dispatched
+from unspool.runtimes.patches import find_patch
+from unspool.runtimes.peft_models import base_of
+from unspool.runtimes.trees import Fingerprint, fingerprint, is_dispatched
 
 
 class _Entry(NamedTuple):
-    """A driver, and which tensors the model consisted of when it was made."""
+    """A driver, and the model's fingerprint when it was made."""
 
     driver: Driver
-    tensors: tuple[int, ...]
+    print: Fingerprint
 
 
 _DRIVERS: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
@@ -30,25 +32,26 @@ _LOCK = threading.Lock()
 
 
 def driver_of(model: Any) -> Driver:
-    """Return the driver of this model's engine: the same one for each call while the model has the same tensors.
+    """Return the driver of this model's engine: the same one for each call while the model has the same parts.
 
-    New values in the same tensors are seen by the runtime; other tensors may mean another vocabulary, which the engine
-    would not see. Requests that are under way on the former driver end there.
+    The runtime sees new values in the same tensors. Other parts get a new engine, which can have another vocabulary or
+    another path; requests that are under way on the former driver end there. A model that runs on its own modules gets
+    an engine for each call: what is kept for later calls must not keep the model alive.
 
     Raises:
         ModelError: the model cannot run here; the message says why.
     """
-    if is_dispatched(model):
-        # Its runtime holds the model itself, which must not keep itself alive.
+    model = base_of(model)
+    if is_dispatched(model) or find_patch(model):
         return Driver(Engine(_runtime_of(model)))
     with _LOCK:
-        tensors = fingerprint(model).tensors
+        now = fingerprint(model)
         entry = _DRIVERS.get(model)
-        if entry is None or entry.tensors != tensors:
+        if entry is None or now.has_other_parts(entry.print):
             runtime = _runtime_of(model)
             if runtime.in_place:
-                return Driver(Engine(runtime))  # it runs the caller's own module, which must not keep itself alive
-            entry = _Entry(Driver(Engine(runtime)), tensors)
+                return Driver(Engine(runtime))
+            entry = _Entry(Driver(Engine(runtime)), now)
             _DRIVERS[model] = entry
         return entry.driver
 

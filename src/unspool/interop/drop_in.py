@@ -22,6 +22,7 @@ from unspool.interop.streaming import streaming
 from unspool.interop.theirs import placed
 from unspool.planning import resolve_options
 from unspool.protocols import Runtime
+from unspool.runtimes.peft_models import base_of
 from unspool.runtimes.trees import input_device
 
 
@@ -86,8 +87,9 @@ def generate(
     with streaming(options.get("streamer")):
         arguments = sort_arguments({"input_ids": input_ids, "attention_mask": attention_mask, **options})
         check_model(model)
-        call = _read(model, arguments, generation_config)
-        return decode(driver_of(model), call)
+        inner = base_of(model)
+        call = _read(inner, arguments, generation_config, GenerationConfig.from_transformers(model.generation_config))
+        return decode(driver_of(inner), call)
 
 
 def check_model(model: Any) -> None:
@@ -101,9 +103,8 @@ def check_model(model: Any) -> None:
         raise ModelError(f"{name} is not a transformers model that generates")
 
 
-def _read(model: Any, arguments: Arguments, generation_config: Any) -> Call:
-    """Return the call that the arguments ask for."""
-    stored = GenerationConfig.from_transformers(model.generation_config)
+def _read(model: Any, arguments: Arguments, generation_config: Any, stored: GenerationConfig) -> Call:
+    """Return the call that the arguments ask for. stored: the model's own generation config."""
     config, own = resolve_options(arguments.options, read_config(generation_config, stored), stored, drop_in=True)
     info = encoder_of(model)
     if info is None:

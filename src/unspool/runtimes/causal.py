@@ -77,7 +77,10 @@ class CausalModel:
         """
         with self.host.calling() as module, ExitStack() as taps:
             head = taps.enter_context(HeadTap(self._head)) if self.senses.reads_last else None
-            output = module(**self._inputs(ids, None, ids.shape[1], use_cache=False), return_dict=True)
+            inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
+            if self.host.patch and "logits_to_keep" in inputs:
+                inputs["logits_to_keep"] = 1
+            output = module(**inputs, return_dict=True)
             hidden = None
             if head is not None and head.states is not None:
                 hidden = head.states.reshape(ids.shape[0], -1, head.states.shape[-1])[:, -1:].float()
@@ -90,6 +93,7 @@ class CausalModel:
         num_new: int,
         keep: Sequence[int],
         *,
+        hidden: bool = True,
         inner: Sequence[Place] = (),
         remembers: bool = True,
     ) -> Look:
@@ -99,6 +103,7 @@ class CausalModel:
             ids: [batch, length], the whole sequences.
             tree: what the model remembers of the tokens before, which the call may change; None for nothing.
             keep: rows whose logits are wanted, at least one; row n * num_new is the first new token of sequence n.
+            hidden: whether the states that the head reads are wanted, where they can be had.
             inner: rows and layers whose logits are wanted too; for a batch of one alone.
             remembers: whether to return a tree.
         """
@@ -106,19 +111,34 @@ class CausalModel:
         kept = torch.tensor(keep, device=self.host.device)
         with self.host.calling() as module:
             inputs = self._inputs(ids, tree, num_new, use_cache=remembers)
+            narrows = self._narrows(inputs, keep, ids.shape[0], num_new, reads=hidden or bool(inner))
             with ExitStack() as taps:
-                head = taps.enter_context(HeadTap(self._head, kept)) if self.senses.reads_head else None
+                # A hook of the caller's on the head must see the shapes of transformers' `generate`.
+                through = None if self.host.patch else kept
+                taps_head = self.senses.reads_head and (hidden or not self.host.patch)
+                head = taps.enter_context(HeadTap(self._head, through)) if taps_head else None
                 layers = taps.enter_context(LayerTap(self.senses.layers or (), inner)) if inner else None
                 output = module(**inputs, return_dict=True)
             logits = output.logits.reshape(-1, output.logits.shape[-1])
-            if head is None:
+            if not narrows and (head is None or self.host.patch):
                 logits = logits[kept.to(logits.device)]
-            hidden = None
-            if head is not None and head.states is not None:
-                hidden = head.states.reshape(ids.shape[0], num_new, -1).float()
+            shown = None
+            if hidden and head is not None and head.states is not None:
+                shown = head.states.reshape(ids.shape[0], num_new, -1).float()
             looks = None if layers is None else self._head(layers.states()[None])[0].float()
             memory = getattr(output, self.cache_name, None) if remembers and self.cache_name else None
-            return Look(logits.float(), hidden, looks, memory)
+            return Look(logits.float(), shown, looks, memory)
+
+    def _narrows(self, inputs: dict[str, Any], keep: Sequence[int], batch: int, num_new: int, *, reads: bool) -> bool:
+        """Let a patched model compute the last row of each sequence alone, as `generate` does; return whether it will.
+
+        reads: whether more than logits is wanted of the call.
+        """
+        lasts = range(num_new - 1, batch * num_new, num_new)
+        if not self.host.patch or reads or "logits_to_keep" not in inputs or list(keep) != list(lasts):
+            return False
+        inputs["logits_to_keep"] = 1
+        return True
 
     def learn(self, tokens: Sequence[int]) -> None:
         """Run a few tokens to see what can be read of the model."""
@@ -171,5 +191,7 @@ class CausalModel:
 
 
 def _parameters(module: Any) -> frozenset[str]:
+    """Return the arguments of a model's forward; those of its class count where the model's own is replaced."""
     inner = module.get_base_model() if hasattr(module, "get_base_model") else module
-    return frozenset(inspect.signature(inner.forward).parameters)
+    forwards = (inner.forward, type(inner).forward)
+    return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)

@@ -15,11 +15,12 @@ from unspool.runtimes.decoder import DecoderRuntime
 from unspool.runtimes.families import GrowingRope, growing_rope, supports
 from unspool.runtimes.limits import Limit
 from unspool.runtimes.linear import Pack
+from unspool.runtimes.patches import find_patch
 from unspool.runtimes.source_info import has_prefix_image
-from unspool.runtimes.trees import set_attention
+from unspool.runtimes.trees import AttentionNames, attention_names, restore_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from unspool.protocols import Runtime
 
@@ -31,8 +32,12 @@ def runtime_of(
     pack: Pack = "auto",
     max_cache_tokens: Limit = None,
     max_sequences: Limit = None,
+    attention: AttentionNames | None = None,
 ) -> Runtime:
     """Return a runtime over a loaded transformers model: slot cache, encoder-decoder, general path or recomputation.
+
+    A model with hooks, adapters, or other patches (see `find_patch`) runs on its own modules, as in transformers'
+    `generate`.
 
     Args:
         model: a causal language model or an encoder-decoder.
@@ -41,6 +46,7 @@ def runtime_of(
         pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and memory allows it.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`.
         max_sequences: limit on live sequences.
+        attention: attention implementations of the model's configs; None for those that they have now.
 
     Raises:
         ModelError: no path can run the model; the message says why for each.
@@ -52,13 +58,14 @@ def runtime_of(
         "max_cache_tokens": max_cache_tokens,
         "max_sequences": max_sequences,
     }
+    names = attention_names(model) if attention is None else attention
+    patch = find_patch(model)
     if getattr(model.config, "is_encoder_decoder", False) or has_prefix_image(model):
         from unspool.runtimes.seq2seq import Seq2SeqRuntime
 
-        runtime: Runtime = Seq2SeqRuntime(model, **options)
+        runtime: Runtime = Seq2SeqRuntime(model, **options, names=names if own and patch else None, patch=patch)
         return runtime
-    attention = model.config._attn_implementation
-    runtime = _fastest(model, options, attention)
+    runtime = _patched(model, options, names, patch) if patch else _fastest(model, options, names)
     rope = growing_rope(model)
     if rope is None or rope.longest <= rope.original:
         return runtime
@@ -66,7 +73,7 @@ def runtime_of(
 
     return StretchedRuntime(
         runtime,
-        _beyond(model, rope, own=own, attention=attention),
+        _beyond(model, rope, own=own, attention=names, patch=patch),
         original=rope.original,
         max_length=rope.longest,
         max_cache_tokens=max_cache_tokens,
@@ -83,17 +90,30 @@ def _check(model: Any) -> None:
         raise ModelError(f"{name} has no language-model head to generate with")
 
 
-def _fastest(model: Any, options: dict[str, Any], attention: str) -> Runtime:
+def _fastest(model: Any, options: dict[str, Any], attention: AttentionNames) -> Runtime:
     """Return the first path that can run the model, from the fastest to the plainest."""
+    return _first((_slots, _general, _recompute), model, options, attention)
+
+
+def _patched(model: Any, options: dict[str, Any], attention: AttentionNames, patch: str) -> Runtime:
+    """Return what runs the model's own modules, as they are when they run."""
+    from unspool.runtimes.hosts import Host
+
+    host = Host(model, own=options["own"], attention=attention if options["own"] else None, patch=patch)
+    return _first((_general, _recompute), model, {**options, "host": host}, attention)
+
+
+def _first(
+    paths: Sequence[Callable[..., Runtime]], model: Any, options: dict[str, Any], attention: AttentionNames
+) -> Runtime:
     reasons: list[str] = []
-    paths: tuple[Callable[..., Runtime], ...] = (_slots, _general, _recompute)
     for path in paths:
         try:
             return path(model, **options, **({"reason": "; ".join(reasons)} if reasons else {}))
         except ModelError as error:
             reasons.append(str(error))
             if options["own"]:
-                set_attention(model, attention)  # the slot cache may have changed it already
+                restore_attention(attention)  # the slot cache may have changed it already
     raise ModelError(f"{type(model).__name__} cannot be run here: {'; '.join(reasons)}")
 
 
@@ -116,12 +136,12 @@ def _recompute(model: Any, **options: Any) -> Runtime:
     return RecomputeRuntime(model, **options)
 
 
-def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: str) -> Runtime:
+def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: AttentionNames, patch: str) -> Runtime:
     """Return what runs sequences longer than the rotary embedding's original length."""
     from unspool.runtimes.hosts import Host
 
     # Packed layers come with a model of ours; beside a user's own weights one packed copy is enough.
-    host = Host(model, own=own, pack=False, attention=attention if own else None)
+    host = Host(model, own=own, pack=False, attention=attention if own else None, patch=patch)
     if rope.kind == "longrope":
         try:
             return _general(model, own=own, host=host)

@@ -146,6 +146,7 @@ def describe(
     hidden_states: bool,
     num_layers: int | None,
     limits: Limits,
+    reads_whole: bool = False,
     bytes_per_token: int | None,
 ) -> ModelInfo:
     """Return what the engine must know; token ids come from the generation config, else from the config."""
@@ -169,6 +170,7 @@ def describe(
         batch_invariance_obstacle=batch_invariance_obstacle,
         hidden_states=hidden_states,
         num_layers=num_layers,
+        reads_whole=reads_whole,
         tied_head=bool(getattr(model.config, "tie_word_embeddings", False)),
         path=path,
     )

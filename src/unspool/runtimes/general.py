@@ -24,7 +24,7 @@ from unspool.runtimes.linear import Pack
 from unspool.runtimes.sequences import SequenceTable, check_feeds
 from unspool.runtimes.states import Share, Stack, can_shorten
 from unspool.runtimes.taps import Place
-from unspool.runtimes.trials import refer, try_cache
+from unspool.runtimes.trials import take_stock, try_cache
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 # A pass over so many tokens costs about what a pass over one does: where a model cannot read several tokens on top of
@@ -122,19 +122,18 @@ class GeneralRuntime(Runtime):
     def _take_stock(self) -> None:
         """Read everything that depends on the host as it now is."""
         self._model = CausalModel(self._host)
-        reference = refer(self._model)
-        self._host.pack()
-        self._habits = try_cache(self._model, reference)
-        senses = self._model.senses
+        stock = take_stock(self._model, try_cache)
+        self._habits, senses = stock.habits, self._model.senses
         dtype = next(self._host.module.parameters()).dtype
         per_token = estimated_bytes_per_token(text_config(self._host.module), dtype)
         self.info = describe(
             self._host.module,
-            vocab_size=reference.vocab_size,
+            vocab_size=stock.vocab_size,
             path=self._describe(),
             batch_invariance_obstacle="it runs on its own cache, and its own attention reads rows together",
             hidden_states=senses.reads_head,
             num_layers=None if senses.layers is None else len(senses.layers),
+            reads_whole=bool(self._host.patch) or not self._habits.continues,
             limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._host.device),
             bytes_per_token=None,
         )
@@ -233,6 +232,8 @@ class GeneralRuntime(Runtime):
     def _prepare(self, job: _Job) -> None:
         """Start a sequence anew where that is a shorter way than token by token."""
         left = len(job.tokens) - job.done
+        if self._host.patch:
+            return  # a hook must see every token once
         if not self._habits.continues and job.share is not None and len(job.tokens) < _TOKENS_PER_STEP * (left - 1):
             job.leave()
             job.share = None
@@ -251,7 +252,9 @@ class GeneralRuntime(Runtime):
         with self._host.calling():
             shares = [job.share for job in jobs if job.share is not None]
             tree = self._habits.anatomy.gathered(shares, start) if shares else None
-        look = self._model.run(ids, tree, count, keep or [0], inner=inner)
+        keep = keep or [row * count + count - 1 for row in range(len(jobs))]
+        hidden = any(job.feed.hidden for job in jobs)
+        look = self._model.run(ids, tree, count, keep, hidden=hidden, inner=inner)
         stack, rows = Stack(look.tree, len(jobs), start + count), iter(look.logits)
         for row, job in enumerate(jobs):
             job.found.logits += islice(rows, len(wanted[row]))

@@ -16,8 +16,17 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.linear import Pack, PackedLinear, PackReport, pack_linears, repack
-from unspool.runtimes.trees import borrowed_attention, copy_tree, fingerprint, input_device, is_dispatched
+from unspool.runtimes.lean import parted
+from unspool.runtimes.linear import Pack, PackReport, pack_rest, repack
+from unspool.runtimes.trees import (
+    AttentionNames,
+    attention_of,
+    copy_bare,
+    copy_tree,
+    fingerprint,
+    input_device,
+    is_dispatched,
+)
 
 
 class Host:
@@ -29,13 +38,16 @@ class Host:
             tensors is made; a model that cannot have one (spread over devices by accelerate, not to be copied, or
             writing to its own weights) runs as it is, in evaluation mode for the length of each call.
         pack: see `pack_linears`.
-        attention: name of the attention implementation that calls run with; None for the model's own.
+        attention: attention implementations that calls run with; None for those of the model's configs.
+        patch: why the caller's own modules must run as they are, so that hooks, adapters and replaced methods of the
+            moment act; "" if they need not. See `find_patch`.
 
     Attributes:
         module: what runs.
         is_borrowed: whether that is the caller's own module.
+        patch: as given.
         report: what was packed; nothing before `pack` was called.
-        builds: counts how often a module was made: again where the user's model consists of other tensors than before.
+        builds: counts how often a module was made: again if the user's model consists of other parts than before.
     """
 
     module: Any
@@ -43,16 +55,20 @@ class Host:
     report: PackReport
     device: torch.device
 
-    def __init__(self, model: Any, *, own: bool, pack: Pack = "auto", attention: str | None = None) -> None:
+    def __init__(
+        self, model: Any, *, own: bool, pack: Pack = "auto", attention: AttentionNames | None = None, patch: str = ""
+    ) -> None:
         self._source = None if own else weakref.ref(model)
-        self._pack, self._attention, self.builds = pack, attention, 0
+        self._pack, self._attention, self.patch, self.builds = pack, attention, patch, 0
         self._lock = threading.RLock()
         self._build(model)
 
     def _build(self, model: Any) -> None:
         self._print = None if self._source is None else fingerprint(model)
         self.is_borrowed, self._reason = False, ""
-        if self._source is None:
+        if self.patch:
+            self.module, self.is_borrowed, self._reason = model, True, self.patch
+        elif self._source is None:
             self.module = model.eval()
         else:
             self.module, self._reason = _copied(model)
@@ -70,10 +86,7 @@ class Host:
         if self.is_borrowed or is_dispatched(self.module):
             self.report = PackReport(0, 0, self._reason or "the model is spread over devices")
             return
-        before = sum(isinstance(module, PackedLinear) for module in self.module.modules())
-        report = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
-        reason = report.reason if report.total or not before else ""
-        self.report = PackReport(before + report.packed, before + report.total, reason, report.least_rows)
+        self.report = pack_rest(self.module, keep=self._source is not None, pack=self._pack)
 
     @contextmanager
     def calling(self) -> Iterator[Any]:
@@ -83,25 +96,47 @@ class Host:
         """
         with self._lock, ExitStack() as stack:
             if self._attention is not None:
-                stack.enter_context(borrowed_attention(self.module, self._attention))
+                stack.enter_context(attention_of(self._attention))
             if self.is_borrowed:
                 stack.enter_context(_evaluating(self.module))
+            if self.patch:
+                stack.enter_context(parted(self.module))
             # What a module of the caller's might keep must not be an inference tensor.
             stack.enter_context(torch.no_grad() if self.is_borrowed else torch.inference_mode())
             if self._ropes:
                 stack.enter_context(_fresh(self._ropes))
             yield self.module
 
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Let trial calls run on a copy without hooks and replaced methods while the context lasts.
+
+        A hook must see the calls of requests alone. A tree that cannot be copied is tried as it is.
+        """
+        if not self.patch or is_dispatched(self.module):
+            yield
+            return
+        own = self.module
+        try:
+            with attention_of(self._attention or ()):
+                self.module = copy_bare(own)
+        except ModelError:
+            pass
+        try:
+            yield
+        finally:
+            self.module = own
+
     def follow(self) -> None:
         """Take over what has changed in the user's model since the last look.
 
-        New values in the same tensors are taken over at once; for other tensors a new module is made, not yet packed.
+        New values in the same tensors are taken over at once; for other parts a new module is made, not yet packed.
         """
         model = self._source() if self._source is not None else None
-        if model is None:
+        if model is None or self.patch:
             return
         now = fingerprint(model)
-        if self._print is None or self._print.tensors != now.tensors:
+        if now.has_other_parts(self._print):
             self._build(model)
         elif self._print != now:
             self._print = now
@@ -109,12 +144,14 @@ class Host:
 
     def refresh(self) -> None:
         """Take over the user's weights, also where they were written through `.data`."""
-        if self._source is not None:
+        if self._source is not None and not self.patch:
             repack(self.module)
 
     def describe(self) -> list[str]:
         """Return how the model is run, in words."""
         dtype = str(next(self.module.parameters()).dtype).removeprefix("torch.")
+        if self.patch:
+            return [dtype, f"on the caller's own module, as it is then ({self.patch})"]
         return [dtype, str(self.report), *(["on the caller's own module"] if self.is_borrowed else [])]
 
 

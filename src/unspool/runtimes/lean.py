@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,47 @@ _ACTIVATIONS = (
     Activation(F.relu, "relu"),
 )
 _PROBE_ROWS = 3
+
+
+class Joined(nn.Identity):
+    """Stands where an activation was that a packed layer now applies.
+
+    Args:
+        activation: what was there.
+        layer: the packed layer.
+    """
+
+    def __init__(self, activation: nn.Module, layer: PackedLinear) -> None:
+        super().__init__()
+        self.activation = activation
+        self._joined = ((layer, layer.activation),)  # in a tuple: the layer has a place in the tree already
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        layer, _ = self._joined[0]
+        found: torch.Tensor = self.activation(inputs) if layer.activation is NO_ACTIVATION else inputs
+        return found
+
+    def part(self) -> None:
+        """Let the layer and the activation compute apart, as their classes say."""
+        self._joined[0][0].activation = NO_ACTIVATION
+
+    def join(self) -> None:
+        """Let the layer apply the activation again."""
+        layer, activation = self._joined[0]
+        layer.activation = activation
+
+
+@contextmanager
+def parted(model: nn.Module) -> Iterator[None]:
+    """Let every activation of the tree compute by itself while the context lasts: hooks see its input and output."""
+    joined = [module for module in model.modules() if isinstance(module, Joined)]
+    for module in joined:
+        module.part()
+    try:
+        yield
+    finally:
+        for module in joined:
+            module.join()
 
 
 class TanhGELU(nn.Module):
@@ -122,5 +164,7 @@ def _agree(apart: Any, together: Any) -> bool:
 def _join(parent: nn.Module, name: str, layer: str, activation: Activation) -> None:
     linear = parent._modules[layer]
     assert isinstance(linear, PackedLinear)
+    before = parent._modules[name]
+    assert before is not None
     linear.activation = activation
-    parent._modules[name] = nn.Identity()
+    parent._modules[name] = Joined(before, linear)

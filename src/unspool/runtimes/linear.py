@@ -235,6 +235,16 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     return PackReport(len(packed), total, "; ".join(reasons), least_rows)
 
 
+def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
+    """Do as `pack_linears` for a model that can have packed layers already, and count those in the report."""
+    before = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    report = pack_linears(model, keep=keep, pack=pack)
+    reason = report.reason if report.total or not before else ""
+    least_rows = max((layer.form.least_rows for layer in before), default=1)
+    count = len(before)
+    return PackReport(count + report.packed, count + report.total, reason, max(least_rows, report.least_rows))
+
+
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
     free = available_memory()
     needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)

@@ -21,7 +21,7 @@ from unspool.runtimes.limits import Limit, hard, limits_of
 from unspool.runtimes.linear import Pack
 from unspool.runtimes.sequences import SequenceTable, check_feeds
 from unspool.runtimes.taps import Place
-from unspool.runtimes.trials import refer, try_whole
+from unspool.runtimes.trials import take_stock, try_whole
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 
@@ -86,20 +86,20 @@ class RecomputeRuntime(Runtime):
     def _take_stock(self) -> None:
         """Read everything that depends on the host as it now is."""
         self._model = CausalModel(self._host)
-        reference = refer(self._model)
-        self._host.pack()
-        self._habits = try_whole(self._model, reference)
-        if self._row_by_row:
+        stock = take_stock(self._model, try_whole)
+        self._habits = stock.habits
+        if self._row_by_row or self._host.patch:
             self._habits = self._habits._replace(shows_all=False)
         senses = self._model.senses
         layers = senses.layers if self._habits.shows_all else None
         self.info = describe(
             self._host.module,
-            vocab_size=reference.vocab_size,
+            vocab_size=stock.vocab_size,
             path=self._describe(),
             batch_invariance_obstacle="it runs without a cache, and its own attention reads rows together",
             hidden_states=senses.reads_head if self._habits.shows_all else senses.reads_last,
             num_layers=None if layers is None else len(layers),
+            reads_whole=bool(self._host.patch),
             limits=limits_of(*self._limits, bytes_per_token=0, device=self._host.device),
             bytes_per_token=0,
         )

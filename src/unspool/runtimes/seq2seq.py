@@ -22,6 +22,7 @@ from unspool.runtimes.linear import Pack
 from unspool.runtimes.seq2seq_model import Attention, Seq2SeqModel, model_over, refresh_models
 from unspool.runtimes.slots import Slot, SlotTable
 from unspool.runtimes.source_info import SourceInfo, decoder_limit, source_info, source_obstacle
+from unspool.runtimes.trees import AttentionNames
 from unspool.types import Feed, ModelInfo, Rows, Seq, Source
 
 __all__ = ["Seq2SeqRuntime", "SourceInfo", "refresh_models", "source_info", "source_obstacle"]
@@ -54,6 +55,7 @@ class Seq2SeqRuntime(Runtime):
         max_sequences: limit on live sequences.
         attention: "ours" reads keys and values where they lie, and each source once for all rows that share it; "own"
             is the model's; "auto" is "ours" where the decoder uses transformers' attention interface.
+        names, patch: `attention` and `patch` of the Host.
 
     Attributes:
         source: what the model reads, and how its output begins.
@@ -71,9 +73,11 @@ class Seq2SeqRuntime(Runtime):
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
         attention: Attention | Literal["auto"] = "auto",
+        names: AttentionNames | None = None,
+        patch: str = "",
     ) -> None:
-        if own:
-            self._model = Seq2SeqModel(model, own=True, pack=pack, attention=attention)
+        if own or patch:
+            self._model = Seq2SeqModel(model, own=own, pack=pack, attention=attention, names=names, patch=patch)
         else:
             self._model = model_over(model, pack, attention)
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
@@ -97,6 +101,7 @@ class Seq2SeqRuntime(Runtime):
             batch_invariance_obstacle="it reads a source, and batches of sources are not invariant",
             hidden_states=model.reads_head,
             num_layers=None,
+            reads_whole=self._model.is_patched,
             limits=limits,
             bytes_per_token=per_token,
         )

@@ -37,7 +37,7 @@ from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.slots import Slot
 from unspool.runtimes.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.taps import HeadTap
-from unspool.runtimes.trees import fingerprint, set_attention
+from unspool.runtimes.trees import AttentionNames, fingerprint, set_attention
 from unspool.types import Rows, Source
 
 Attention: TypeAlias = Literal["ours", "own"]
@@ -61,6 +61,7 @@ class Seq2SeqModel:
         pack: see `pack_linears`.
         attention: "ours" reads the decoder's keys and values where they lie; "own" is the model's, which needs those of
             all rows in one tensor; "auto" is "ours" where the decoder lets us.
+        names, patch: `attention` and `patch` of the Host.
 
     Attributes:
         layout: what each decoder layer keeps of a token.
@@ -79,20 +80,34 @@ class Seq2SeqModel:
     reads_head: bool
 
     def __init__(
-        self, model: Any, *, own: bool, pack: Pack = "auto", attention: Attention | Literal["auto"] = "auto"
+        self,
+        model: Any,
+        *,
+        own: bool,
+        pack: Pack = "auto",
+        attention: Attention | Literal["auto"] = "auto",
+        names: AttentionNames | None = None,
+        patch: str = "",
     ) -> None:
         if reason := source_obstacle(model):
             raise ModelError(reason)
         self._wanted, self.version = attention, 0
         self._user = None if own else weakref.ref(model)
         self._print = None if own else fingerprint(model)
-        self._host = Host(model, own=own, pack=pack)
-        self._build()
+        self._host = Host(model, own=own, pack=pack, attention=names, patch=patch)
+        with self._host.trying():
+            self._build()
+        self._reader = reader_of(self.module)
 
     @property
     def module(self) -> Any:
         """What runs."""
         return self._host.module
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether the caller's own modules run as they are; see Host."""
+        return bool(self._host.patch)
 
     @property
     def has_prefix(self) -> bool:
@@ -264,13 +279,15 @@ class Seq2SeqModel:
         with ExitStack() as stack:
             stack.enter_context(self._host.calling())
             stack.enter_context(self._attending(BucketAttention(own)))
-            head = self.module.get_output_embeddings() if self.reads_head else None
-            tap = None if head is None else stack.enter_context(HeadTap(head, keep))
+            # A hook of the caller's on the head must see the shapes of transformers' `generate`.
+            patched = bool(self._host.patch)
+            head = self.module.get_output_embeddings() if self.reads_head and (hidden or not patched) else None
+            tap = None if head is None else stack.enter_context(HeadTap(head, None if patched else keep))
             ids = torch.tensor(tokens, device=self._host.device)
             arguments = self._reader.arguments(ids, start)
             output = self.module(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
             logits = output.logits.flatten(0, 1)
-            if tap is None:
+            if tap is None or patched:
                 logits = logits[keep.to(logits.device)]
             states = tap.rows(hidden) if tap is not None and hidden is not None else None
         assert own.finite is not None, "the last layer was not reached"
@@ -296,13 +313,16 @@ class Seq2SeqModel:
         model = self._user() if self._user is not None else None
         if model is None:
             return
+        if self._host.patch:
+            self.version += 1  # what hooks made of a source in one call is of no use in the next
+            return
         now, before = fingerprint(model), self._print
         if now == before:
             return
         self._host.follow()
         self._print = now
         self.version += 1
-        if before is None or now.tensors != before.tensors:
+        if now.has_other_parts(before):
             self._build()
 
     def refresh(self) -> None:

@@ -30,7 +30,7 @@ from unspool.runtimes.families import (
     trial_length,
 )
 from unspool.runtimes.lean import join_activations, lighten
-from unspool.runtimes.linear import Pack, PackReport, pack_linears, repack
+from unspool.runtimes.linear import Pack, PackReport, pack_rest, repack
 from unspool.runtimes.passes import Plan, Span
 from unspool.runtimes.pools import Layout, SlotPool
 from unspool.runtimes.quantised import tolerance
@@ -99,7 +99,7 @@ class Shell:
         self.layout = self._learn_layout()
         self.report = PackReport(0, 0, "the model is spread over devices")
         if not is_dispatched(model):
-            self.report = pack_linears(self.module, keep=self._source is not None, pack=self._pack)
+            self.report = pack_rest(self.module, keep=self._source is not None, pack=self._pack)
             if self.report.packed:
                 lighten(self.module)
                 with torch.inference_mode():
@@ -220,7 +220,7 @@ class Shell:
         now = fingerprint(model)
         if self._print == now:
             return
-        if self._print is None or self._print.tensors != now.tensors:
+        if now.has_other_parts(self._print):
             self._build(model)
         else:
             self._print = now
@@ -261,8 +261,11 @@ class Shell:
         search = LayerSearch(self.module, num_hidden_layers(self.module))
         output_layer = self.module.get_output_embeddings()
         head = HeadTap(nn.Identity() if output_layer is None else output_layer)
-        with torch.no_grad(), head, search:
-            output = self.module(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
+        try:
+            with torch.no_grad(), head, search:
+                output = self.module(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
+        except Exception as error:
+            raise ModelError(f"{type(self.module).__name__} does not run: {type(error).__name__}: {error}") from error
         self.reads_head = head.states is not None and len(head.states) == len(tokens)
         self.layers = search.found(head.states.shape[-1]) if head.states is not None and self.reads_head else None
         return output.logits[0].float(), tokens

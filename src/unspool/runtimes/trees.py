@@ -1,39 +1,109 @@
-"""A second module tree over the same tensors, and what tells that the first one has changed.
+"""A second module tree over the same tensors, and the fingerprint that shows changes of the first one.
 
-Owns how a user's own model is looked at without being touched. Knows nothing of caches.
+Reads a user's own model without changing it. Knows nothing of caches.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.runtimes.linear import PackedLinear
 from unspool.runtimes.quantised import taken_up
 
-_Mark: TypeAlias = tuple[int, int, int]
+AttentionNames: TypeAlias = "Sequence[tuple[Any, str | None]]"
+"""Every config of a tree with the name of its attention implementation."""
+
+_SIMPLE: Final = frozenset({bool, int, float, str, type(None), torch.dtype})
+# Attributes that a forward, a training step or transformers' `generate` changes without another result.
+_VOLATILE: Final = frozenset(
+    {
+        "training",
+        "gradient_checkpointing",
+        "_gradient_checkpointing_func",
+        "max_seq_len_cached",
+        "use_cache",
+        "_name_or_path",
+        "_output_capturing_hooks_installed",
+    }
+)
+_HOOKS: Final = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 class Fingerprint(NamedTuple):
-    """Which tensors a model consists of, and which values these hold, as far as PyTorch counts changes.
+    """What a model consists of.
 
-    Writes through `.data` are not counted, nor those to tensors made in inference mode.
+    structure: its modules, their classes' forwards, and simple attributes of modules and configs. tensors: identity of
+    parameters and buffers. values: of parameters, as far as PyTorch counts changes: writes through `.data` are not
+    counted, nor those to tensors made in inference mode.
     """
 
+    structure: tuple[Any, ...]
     tensors: tuple[int, ...]
     values: tuple[tuple[int, int], ...]
 
+    def has_other_parts(self, before: Fingerprint | None) -> bool:
+        """Return whether more has changed than the values of the same tensors in the same modules."""
+        return before is None or self.tensors != before.tensors or self.structure != before.structure
+
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of all parameters, and the identity of all buffers."""
+    """Return the fingerprint of a model as it is now."""
     parameters = list(model.parameters())
     tensors = tuple(id(tensor) for tensor in (*parameters, *model.buffers()))
-    return Fingerprint(tensors, tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters))
+    values = tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters)
+    return Fingerprint(structure(model), tensors, values)
+
+
+def structure(model: nn.Module) -> tuple[Any, ...]:
+    """Return what of a plain tree decides its results besides the values of its tensors."""
+    found: list[Any] = []
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        kind = type(module)
+        found += (id(module), kind, kind.forward, *map(id, module._modules.values()))
+        for name, value in module.__dict__.items():
+            if type(value) in _SIMPLE:
+                if name not in _VOLATILE:
+                    found += (name, value)
+            elif name == "config":
+                configs[id(value)] = value
+            elif (callable(value) or type(value) is tuple) and name not in _VOLATILE:
+                found += (name, _comparable(value))
+    pending = list(configs.values())
+    while pending:
+        config = pending.pop()
+        for name, value in vars(config).items():
+            if hasattr(value, "_attn_implementation"):
+                pending.append(value)
+            elif name not in _VOLATILE:
+                found += (name, value if type(value) in _SIMPLE else repr(value))
+    return tuple(found)
+
+
+def modules_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return the identity and the class of every module."""
+    return tuple(part for module in model.modules() for part in (id(module), type(module)))
+
+
+def _comparable(value: Any) -> Any:
+    """Return what `==` compares at once: tensors in a tuple by identity."""
+    return tuple(part if type(part) in _SIMPLE else id(part) for part in value) if type(value) is tuple else value
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -47,7 +117,34 @@ def copy_tree(model: Any) -> Any:
     Raises:
         ModelError: the tree cannot be copied.
     """
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *taken_up(model))}
+    return _copied(model, {})
+
+
+def copy_bare(model: Any) -> Any:
+    """Return a copy as of `copy_tree` without the hooks and the replaced methods of the modules.
+
+    Raises:
+        ModelError: the tree cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    replaced: list[tuple[str, str]] = []
+    for path, module in model.named_modules():
+        memo |= {id(module.__dict__[name]): OrderedDict() for name in _HOOKS if name in module.__dict__}
+        if isinstance(module, PackedLinear):
+            memo[id(module)] = module  # cannot be copied, and holds no state of a call
+        for name, value in module.__dict__.items():
+            if callable(value) and not isinstance(value, nn.Module):
+                memo[id(value)] = value
+                if hasattr(type(module), name):
+                    replaced.append((path, name))
+    tree = _copied(model, memo)
+    for path, name in replaced:
+        tree.get_submodule(path).__dict__.pop(name, None)
+    return tree
+
+
+def _copied(model: Any, memo: dict[int, Any]) -> Any:
+    memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *taken_up(model))}
     try:
         tree = copy.deepcopy(model, memo)
     except Exception as error:
@@ -81,13 +178,34 @@ def set_attention(model: nn.Module, name: str) -> None:
 @contextmanager
 def borrowed_attention(model: nn.Module, name: str) -> Iterator[None]:
     """Do as `set_attention` while the context lasts, and leave the model's configs as they were."""
-    before = [(config, config._attn_implementation_internal) for config in _configs(model)]
+    before = attention_names(model)
     set_attention(model, name)
     try:
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
+        restore_attention(before)
+
+
+def attention_names(model: nn.Module) -> AttentionNames:
+    """Return the attention implementation of every config in the tree."""
+    return [(config, config._attn_implementation_internal) for config in _configs(model)]
+
+
+def restore_attention(names: AttentionNames) -> None:
+    """Set every config to the attention implementation that it had when `attention_names` read it."""
+    for config, name in names:
+        config._attn_implementation_internal = name
+
+
+@contextmanager
+def attention_of(names: AttentionNames) -> Iterator[None]:
+    """Do as `restore_attention` while the context lasts."""
+    current = [(config, config._attn_implementation_internal) for config, _ in names]
+    restore_attention(names)
+    try:
+        yield
+    finally:
+        restore_attention(current)
 
 
 def input_device(model: Any) -> torch.device:

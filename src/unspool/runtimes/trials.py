@@ -6,15 +6,21 @@ it says is right by definition.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.causal import CausalModel, Look
+from unspool.runtimes.causal import CausalModel, Look, Senses
 from unspool.runtimes.families import max_positions
 from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.states import Anatomy, Share, Stack, can_shorten
+from unspool.runtimes.trees import modules_of
+
+Habits = TypeVar("Habits")
 
 _OPENING, _LENGTH = 3, 6
 
@@ -59,6 +65,55 @@ def refer(model: CausalModel) -> Reference:
     except Exception as error:
         raise ModelError(f"{_kind(model)} does not run: {type(error).__name__}: {error}") from error
     return Reference(ids, logits, opening)
+
+
+class Stock(NamedTuple, Generic[Habits]):
+    """What a runtime knows of a model: how it may be run, and the width of its logits."""
+
+    habits: Habits
+    vocab_size: int
+
+
+class _Known(NamedTuple):
+    """What was learnt of a patched model, its layers by name."""
+
+    modules: tuple[Any, ...]
+    stock: Stock[Any]
+    senses: Senses
+    layers: tuple[str, ...] | None
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, _Known]] = WeakKeyDictionary()
+
+
+def take_stock(model: CausalModel, trial: Callable[[CausalModel, Reference], Habits]) -> Stock[Habits]:
+    """Learn how a hosted model may be run, pack it, and set its senses.
+
+    For a patched model that is done on a bare copy, once for all runtimes over it.
+
+    Raises:
+        ModelError: the model does not run so.
+    """
+    host = model.host
+    if not host.patch:
+        reference = refer(model)
+        host.pack()
+        return Stock(trial(model, reference), reference.vocab_size)
+    known = _KNOWN.get(host.module, {}).get(trial)
+    now = modules_of(host.module)
+    if known is None or known.modules != now:
+        with host.trying():
+            reference = refer(model)
+            stock = Stock(trial(model, reference), reference.vocab_size)
+            names = {id(module): name for name, module in host.module.named_modules()}
+        layers = model.senses.layers
+        named = None if layers is None else tuple(names[id(layer)] for layer in layers)
+        known = _Known(now, stock, model.senses._replace(layers=None), named)
+        _KNOWN.setdefault(host.module, {})[trial] = known
+    host.pack()
+    found = None if known.layers is None else tuple(host.module.get_submodule(name) for name in known.layers)
+    model.senses = known.senses._replace(layers=found)
+    return known.stock
 
 
 def _kind(model: CausalModel) -> str:

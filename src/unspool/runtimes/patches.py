@@ -1,0 +1,140 @@
+"""Whether a module tree is plain: whether its classes and its tensors alone say what a forward computes.
+
+Only a plain tree can be copied, packed, fused or replayed, and only its keys and values can serve later prompts. Owns
+the search for what Python code can add to a tree: hooks, replaced methods, adapters, parametrizations, attention
+functions. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_LIBRARIES: Final = {"torch", "transformers", "unspool", "bitsandbytes", "torchao"}
+"""Packages whose modules compute from their tensors and simple attributes alone."""
+
+_HELPERS: Final = _LIBRARIES | {"huggingface_hub", "functools", "contextlib", "typing", "abc", "dataclasses"}
+"""Packages whose functions stand in classes of these libraries."""
+
+_HARMLESS: Final = {"transformers.utils.output_capturing", "transformers.modeling_utils"}
+"""Homes of transformers' own hooks, which stay in a tree: to collect hidden states, and to train with checkpoints."""
+
+_BASES: Final = frozenset({*nn.Module.__mro__, dict, list, str, int})
+_SCALARS: Final = frozenset({bool, int, float, str, type(None)})
+
+
+def find_patch(model: nn.Module) -> str:
+    """Return what makes the tree more than its classes and tensors, in words; "" for a plain tree."""
+    everywhere = torch.nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return "hooks on all modules"
+    kinds: set[type] = set()
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        kinds.add(type(module))
+        if reason := _patch_of(module):
+            return reason
+        if (config := module.__dict__.get("config")) is not None:
+            configs[id(config)] = config
+    classes = {base for kind in kinds for base in kind.__mro__} - _BASES
+    return _first(map(_patched_class, classes)) or _first(map(_patched_file, _files_of(classes))) or _attention(configs)
+
+
+def _first(reasons: Iterator[str]) -> str:
+    return next((reason for reason in reasons if reason), "")
+
+
+def _patch_of(module: nn.Module) -> str:
+    name, kind = type(module).__name__, type(module)
+    if _root(kind.__module__) not in _LIBRARIES:
+        return f"modules of {_root(kind.__module__)} ({name})"
+    if "parametrizations" in module._modules:
+        return f"parametrizations ({name})"
+    if module._forward_pre_hooks or not _are_harmless(module._forward_hooks):
+        return f"hooks ({name})"
+    for key, value in module.__dict__.items():
+        if type(value) not in _SCALARS and callable(value) and not _is_expected(module, key, value):
+            return f"a replaced `{key}` ({name})"
+    return ""
+
+
+def _are_harmless(hooks: Mapping[int, Any]) -> bool:
+    return all(_home(hook) in _HARMLESS for hook in hooks.values())
+
+
+def _is_expected(module: nn.Module, key: str, value: Any) -> bool:
+    """Return whether a callable attribute is one that the libraries themselves set."""
+    if isinstance(value, nn.Module):
+        return False  # hidden from `modules()`, and hooks on it too
+    if key in ("forward", "_old_forward") and _is_dispatching(module):
+        return True
+    if isinstance(value, type):
+        return _root(value.__module__) in _HELPERS
+    return _root(_home(value)) in _HELPERS and not hasattr(type(module), key)
+
+
+def _is_dispatching(module: nn.Module) -> bool:
+    """Return whether accelerate alone has replaced the module's forward, to move tensors between devices."""
+    state = module.__dict__
+    current, original = state.get("forward"), state.get("_old_forward")
+    if "_hf_hook" not in state or not isinstance(current, partial) or _root(_home(current)) != "accelerate":
+        return False
+    return isinstance(original, MethodType) and original.__func__ is type(module).forward
+
+
+def _home(function: Any) -> str:
+    """Return the module that a callable's code is from. What functools.wraps copies does not count."""
+    while isinstance(function, partial):
+        function = function.func
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        return str(function.__globals__.get("__name__", ""))
+    if isinstance(function, BuiltinFunctionType):
+        return "torch"
+    return type(function).__module__
+
+
+def _root(name: str | None) -> str:
+    return (name or "").partition(".")[0]
+
+
+def _patched_class(kind: type) -> str:
+    """Return which function of a class is from elsewhere."""
+    for key, value in vars(kind).items():
+        if type(value) is FunctionType and _root(value.__globals__.get("__name__")) not in _HELPERS:
+            return f"a replaced `{kind.__name__}.{key}`"
+    return ""
+
+
+def _files_of(classes: set[type]) -> set[str]:
+    return {kind.__module__ for kind in classes if kind.__module__.startswith("transformers.models.")}
+
+
+def _patched_file(name: str) -> str:
+    """Return which function that a model's file names is from elsewhere."""
+    for key, value in vars(sys.modules[name]).items():
+        if type(value) is FunctionType and _root(value.__globals__.get("__name__")) not in _HELPERS:
+            return f"a replaced `{name}.{key}`"
+    return ""
+
+
+def _attention(configs: dict[int, Any]) -> str:
+    """Return which attention or mask function of a config is from elsewhere."""
+    for config in list(configs.values()):
+        parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+        for each in (config, *parts):
+            name = getattr(each, "_attn_implementation_internal", None)
+            for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+                function = table.get(name) if isinstance(name, str) else None
+                if function is not None and _root(_home(function)) not in _HELPERS:
+                    return f"an attention function of its own ({name})"
+    return ""

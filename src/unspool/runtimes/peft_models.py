@@ -1,0 +1,52 @@
+"""Models of peft: which transformers model runs the adapters, and which kinds of adapter lie outside of it.
+
+Knows peft by the names of its classes alone: this module imports no part of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from unspool.errors import ModelError
+
+_OUTSIDE: Final = {"XLORA", "POLY"}
+"""Kinds of adapter that need an argument or a pass of peft's own in every call."""
+
+
+def base_of(model: Any) -> Any:
+    """Return the transformers model inside a model of peft, with the adapters in its layers; any other model as it is.
+
+    Raises:
+        ModelError: an active adapter acts outside of the model's layers.
+    """
+    if not _is_of_peft(model):
+        # While peft's own `generate` runs, a model inside can prepare its inputs through the model around it.
+        around = getattr(getattr(model, "__dict__", {}).get("prepare_inputs_for_generation"), "__self__", model)
+        if around is not model and _is_of_peft(around):
+            base_of(around)
+        return model
+    if not getattr(model, "_adapters_disabled", False):
+        for name in model.active_adapters:
+            _check(name, model.peft_config[name])
+    return model.get_base_model()
+
+
+def _is_of_peft(model: Any) -> bool:
+    kinds = type(model).__mro__
+    return any(kind.__module__.partition(".")[0] == "peft" for kind in kinds) and hasattr(model, "get_base_model")
+
+
+def _check(name: str, config: Any) -> None:
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if config.is_prompt_learning:
+        reason = "adds tokens or keys in front of the prompt"
+    elif kind in _OUTSIDE:
+        reason = "needs more of each call than the model's layers"
+    elif getattr(config, "alora_invocation_tokens", None):
+        reason = "begins to act at a token of the prompt"
+    else:
+        return
+    raise ModelError(
+        f"the adapter {name!r} ({kind}) {reason}: not supported; adapters inside of layers are (LoRA and its like), "
+        "and `merge_and_unload()` gives a plain model where peft can merge"
+    )

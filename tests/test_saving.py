@@ -21,7 +21,7 @@ from tests.tiny_seq2seq import tiny_seq2seq
 from tests.toys import toy
 from unspool import LanguageModel, ModelError
 from unspool.runtimes import linear
-from unspool.runtimes.forms import Form
+from unspool.runtimes.forms import VARIABLE
 from unspool.runtimes.linear import PackedLinear
 
 MODELS = [
@@ -34,10 +34,10 @@ MODELS = [
 
 @pytest.fixture(autouse=True)
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[PackedLinear]:
-    """Pack every layer, also those that are too small to be faster so. Returns the layers that are unpacked."""
+    """Pack every layer. Returns the layers that are unpacked later."""
     if linear.packing_obstacle():
         pytest.skip(linear.packing_obstacle())
-    monkeypatch.setattr(linear, "form_of", lambda *_: Form(packed=True, least_rows=1))
+    monkeypatch.setenv(VARIABLE, "packed")
     layers: list[PackedLinear] = []
     unpack = PackedLinear.unpacked
     monkeypatch.setattr(PackedLinear, "unpacked", lambda self: (layers.append(self), unpack(self))[1])

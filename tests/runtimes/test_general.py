@@ -431,11 +431,10 @@ def test_a_training_step_is_seen_when_the_next_sequence_opens(family: str) -> No
     assert not torch.allclose(after, before, atol=0.01)
 
 
+@pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works")
+@pytest.mark.usefixtures("packed_layers")
 def test_writes_through_data_are_seen_after_refresh() -> None:
-    if reason := packing_obstacle():
-        pytest.skip(reason)
-    # Wide enough for its layers to be packed and used so.
-    model = tiny_model("bloom", hidden_size=512, n_layer=1)
+    model = tiny_model("bloom")
     runtime = runtime_of(model, own=False, pack=True)
     before = runtime.forward([feed(0, [5, 6])]).logits
     model.transformer.h[0].mlp.dense_4h_to_h.weight.data.mul_(0.3)

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:torchao"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao"),
+    pytest.mark.usefixtures("unforced_layers"),
 ]
 
 PROMPTS = [[5, 6, 7, 8], [30, 31]]

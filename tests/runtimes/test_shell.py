@@ -104,11 +104,10 @@ def test_every_counted_change_of_weights_is_seen(change: Any) -> None:
     assert not torch.equal(after, before)
 
 
+@pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works")
+@pytest.mark.usefixtures("packed_layers")
 def test_writes_through_data_are_seen_after_refresh() -> None:
-    if reason := packing_obstacle():
-        pytest.skip(reason)
-    # Wide enough for its layers to be packed and used so.
-    model = tiny_model("llama", hidden_size=512, intermediate_size=512, num_hidden_layers=1)
+    model = tiny_model("llama")
     runtime = DecoderRuntime(model, own=False, pack=True)
     before = next_row(runtime)
     model.model.layers[0].mlp.down_proj.weight.data.mul_(3)
@@ -151,6 +150,7 @@ def test_the_shell_does_not_keep_the_users_model_alive() -> None:
     assert alive() is None
 
 
+@pytest.mark.usefixtures("packed_layers")
 def test_a_layer_that_is_more_than_a_plain_linear_one_is_not_packed_and_keeps_its_effect() -> None:
     model = tiny_model("llama")
     attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp

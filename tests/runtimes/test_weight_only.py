@@ -428,6 +428,7 @@ def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weig
             assert found != pytest.approx(unspool.load(folders[family]).score([5, 6, 7, 8], each.token_ids).logprobs)
 
 
+@pytest.mark.usefixtures("unforced_layers")
 def test_info_counts_what_was_quantised(folders: dict[str, Path]) -> None:
     counted = {
         bits: unspool.load(folders["gpt2"], quantize=bits, pack=pack).info.path

@@ -208,8 +208,10 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     total = len(layers.keys() | quantised.keys())
     if not pack:
         return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
-    forced = [] if choice() == "auto" else [f"{VARIABLE}={choice()}"]
-    if reason := forced[0] if choice() == "plain" else packing_obstacle():
+    forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantised.keys() else []
+    if choice() == "plain":
+        return PackReport(0, total, "; ".join([*forced, *kinds_in_words(model)]))
+    if reason := packing_obstacle():
         return PackReport(0, total, "; ".join([reason, *kinds_in_words(model)]))
     obstacles = {key: _obstacle(layer) for key, layer in layers.items()}
     able = {key for key, reason in obstacles.items() if not reason}

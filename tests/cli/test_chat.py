@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,31 +187,13 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was() -> None:
 
     talk = dialogue()
     desk = Desk(dialogue=talk, source=Piped(), load=None, show=print, remark=print)  # type: ignore[arg-type]
-    talk.say("Who?")
-    assert _answer(desk, [], quiet=True) == "read"
+    assert _answer(desk, partial(talk.stream, "Who?"), quiet=True) == "read"
     kept = list(talk.messages)
     assert [message["content"] for message in kept] == ["Who?", "A king."]
-    talk.model = LanguageModel(recite("A king.", max_length=4).runtime, byte_level())
-    talk.say("And then? " * 9)
+    talk.lm = LanguageModel(recite("A king.", max_length=4).runtime, byte_level())
     with pytest.raises(PromptError):
-        _answer(desk, kept, quiet=True)
+        _answer(desk, partial(talk.stream, "And then? " * 9), quiet=True)
     assert talk.messages == kept
-
-
-def test_another_try_has_another_seed_and_a_new_message_the_first_again() -> None:
-    talk = dialogue(temperature=1.0, seed=5)
-    seeds = []
-    talk.say("Who?")
-    for _ in range(3):
-        stream = talk.stream(tentative=False)
-        list(stream)
-        seeds.append(stream.generation.seed)
-        talk.heard("A king.")
-        talk.take_back_answer()
-    talk.say("And?")
-    stream = talk.stream(tentative=False)
-    list(stream)
-    assert [*seeds, stream.generation.seed] == [5, 6, 7, 5]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ keyboards, how text is made.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unspool.cli.commands import Desk, Next, complete, is_command, run_command
-from unspool.cli.dialogue import Dialogue
 from unspool.cli.endings import guarded, report
 from unspool.cli.generate import summary
 from unspool.cli.keyboard import Keyboard, Piped, Source
@@ -29,7 +29,9 @@ from unspool.cli.options import (
 )
 from unspool.cli.screen import Screen
 from unspool.cli.sources import load_assistant, load_model
-from unspool.text.chat import Message
+
+if TYPE_CHECKING:
+    from unspool.chat_turn import TurnStream
 
 
 @guarded
@@ -61,6 +63,8 @@ def chat(
     Answers stream in. /help lists the commands: to take back, edit, retry, save, set options and more.
     In a pipe every line is a message and every answer is printed; the first error ends it.
     """
+    from unspool.cli.dialogue import Dialogue
+
     template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
     language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
     asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
@@ -83,14 +87,9 @@ def chat(
 def converse(desk: Desk, *, quiet: bool) -> None:
     """Read and answer until there is nothing more to read. In a terminal errors are told and do not end it."""
     following: Next = "read"
-    before = list(desk.dialogue.messages)
     while following != "leave":
         try:
-            if following == "read":
-                before = list(desk.dialogue.messages)
-                following = _read(desk)
-            else:
-                following = _answer(desk, before, quiet=quiet)
+            following = _read(desk) if following == "read" else _answer(desk, following, quiet=quiet)
         except EOFError:
             if desk.source.interactive:
                 typer.echo()
@@ -116,41 +115,35 @@ def _read(desk: Desk) -> Next:
         return "read"
     if is_command(line):
         return run_command(desk, line)
-    desk.dialogue.say(line.removeprefix("/") if line.startswith("//") else line)
-    return "answer"
+    return partial(desk.dialogue.stream, line.removeprefix("/") if line.startswith("//") else line)
 
 
-def _answer(desk: Desk, before: list[Message], *, quiet: bool) -> Next:
-    """Show the answer to the last message as it comes. One that is stopped counts as far as it has come.
+def _answer(desk: Desk, ask: Callable[..., TurnStream], *, quiet: bool) -> Next:
+    """Show an answer as it comes. One that is stopped counts as far as it has come.
 
     Args:
-        before: the messages that come back where there is no answer.
+        ask: returns the answer; it takes `tentative`.
     """
     dialogue, screen = desk.dialogue, Screen(prompt="", echo=False)
-    said = ""
+    said = False
     try:
-        with dialogue.stream(tentative=screen.shows_tails) as chunks:
+        with ask(tentative=screen.shows_tails) as chunks:
             try:
                 for chunk in chunks:
-                    begins = dialogue.trims and not said
-                    text = chunk.text.lstrip() if begins else chunk.text
+                    # In a transcript, blanks before the answer are no part of it.
+                    text = chunk.text.lstrip() if dialogue.plain and not said else chunk.text
+                    said = said or bool(text)
                     tail = chunk.tentative
-                    said += text
-                    screen.text(text, tail=tail.lstrip() if tail and dialogue.trims and not said else tail)
+                    screen.text(text, tail=tail.lstrip() if tail and dialogue.plain and not said else tail)
             finally:
                 screen.end_line()
         if not quiet:
             screen.remark(summary(chunks.generation))
     except KeyboardInterrupt:
         if not desk.source.interactive:
-            raise
-        if not said:
-            dialogue.messages = before
+            raise KeyboardInterrupt(f"the answer under way had --seed {dialogue.seed}") from None
+        if said:
+            screen.remark(f"stopped, seed {dialogue.seed}; /retry for another answer, /undo to take your message back")
+        else:
             screen.remark("stopped before it began; nothing has been said")
-            return "read"
-        screen.remark("stopped; /retry for another answer, /undo to take your message back")
-    except Exception:
-        dialogue.messages = before
-        raise
-    dialogue.heard(said.rstrip() if dialogue.trims else said)
     return "read"

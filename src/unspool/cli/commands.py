@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from unspool.cli.dialogue import Dialogue
 from unspool.cli.keyboard import Source
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import PromptError
 
 if TYPE_CHECKING:
+    from unspool.chat_turn import TurnStream
+    from unspool.cli.dialogue import Dialogue
     from unspool.model import LanguageModel
 
-Next: TypeAlias = Literal["read", "answer", "leave"]
-"""What is to be done after a command: read on, answer the last message, or leave."""
+Next: TypeAlias = "Literal['read', 'leave'] | Callable[..., TurnStream]"
+"""After a command: read on, leave, or show the answer that this returns; it takes `tentative`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ def _help(desk: Desk, argument: str) -> Next:
 
 def _system(desk: Desk, argument: str) -> Next:
     if argument:
-        desk.dialogue.set_system(None if argument == "off" else argument)
+        desk.dialogue.system = None if argument == "off" else argument
     desk.show(f"system: {desk.dialogue.system}" if desk.dialogue.system else "no system message")
     return "read"
 
@@ -102,7 +103,7 @@ def _reset(desk: Desk, argument: str) -> Next:
 
 
 def _undo(desk: Desk, argument: str) -> Next:
-    text = desk.dialogue.take_back_turn()
+    text = desk.dialogue.undo()
     if text is None:
         raise PromptError("there is nothing to take back")
     desk.remark(f"taken back: {text}")
@@ -110,9 +111,7 @@ def _undo(desk: Desk, argument: str) -> Next:
 
 
 def _retry(desk: Desk, argument: str) -> Next:
-    if not desk.dialogue.take_back_answer():
-        raise PromptError("there is no message to answer again")
-    return "answer"
+    return lambda **shown: desk.dialogue.retry(stream=True, **shown)
 
 
 def _edit(desk: Desk, argument: str) -> Next:
@@ -125,9 +124,7 @@ def _edit(desk: Desk, argument: str) -> Next:
     if not text.strip():
         desk.remark("the message stays as it was")
         return "read"
-    desk.dialogue.take_back_turn()
-    desk.dialogue.say(text)
-    return "answer"
+    return lambda **shown: desk.dialogue.edit(text, stream=True, **shown)
 
 
 def _save(desk: Desk, argument: str) -> Next:
@@ -139,7 +136,7 @@ def _save(desk: Desk, argument: str) -> Next:
 
 def _load(desk: Desk, argument: str) -> Next:
     file = _file(argument, "/load")
-    desk.dialogue.load(file)
+    desk.dialogue.take_up(file)
     messages = desk.dialogue.messages
     waits = "; the last one waits for an answer: /retry" if messages and messages[-1]["role"] == "user" else ""
     desk.remark(f"{len(messages)} messages loaded{waits}")
@@ -166,7 +163,7 @@ def _options(desk: Desk, argument: str) -> Next:
 def _model(desk: Desk, argument: str) -> Next:
     if argument:
         desk.dialogue.answer_with(desk.load(argument))
-    info = desk.dialogue.model.info
+    info = desk.dialogue.lm.info
     desk.show(f"{info.name}: {info.path}")
     return "read"
 

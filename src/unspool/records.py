@@ -163,9 +163,14 @@ class TraceStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOutput:
-    """One returned output. nodes: ids of its tokens, first to last. unmet: what it lacks of what was demanded."""
+    """One returned output.
+
+    nodes: ids of its tokens, first to last. logprob: sum of the model's own natural-log probabilities of these; score:
+        the value that the strategy ranks by. None if not finite. unmet: what it lacks of what was demanded.
+    """
 
     nodes: tuple[int, ...]
+    logprob: float | None
     score: float | None
     finish_reason: str
     unmet: str | None

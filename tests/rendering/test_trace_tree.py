@@ -101,8 +101,8 @@ PICTURES = {
         ├─ ␣a 30%  ␣b 60%
         │  │ ␣c 70%
         │  ├─ ␣a 30%  … unfinished
-        │  ╰ <end> 50%  ● 2: eos, score -0.655
-        │ <end> 50%  ★ 1: eos, score -0.520
+        │  ╰ <end> 50%  ● 2: eos, score -0.655  logprob -3.275
+        │ <end> 50%  ★ 1: eos, score -0.520  logprob -1.561
         ├─ ␣b 20%  ␣c 70%  … unfinished
         ╰─ ␣c 20%  ✗ beaten at token 4
 
@@ -122,7 +122,9 @@ PICTURES = {
         │  │ ␣c 70%
         │  ├─ ␣a 30%  … unfinished
         │  ╰ <end> 50%  ● 2: eos, score -0.655
+        │    logprob -3.275
         │ <end> 50%  ★ 1: eos, score -0.520
+          logprob -1.561
         ├─ ␣b 20%  ␣c 70%  … unfinished
         ╰─ ␣c 20%  ✗ beaten at token 4
 
@@ -138,7 +140,7 @@ PICTURES = {
         │ ␣b 60%
         ├─ ␣b 60%  ␣c 70%  ␣c 20%  <end> 50%  ✗ eos, not returned
         ├─ ␣c 40%  <end> 50%  ✗ eos, not returned
-        ╰ ␣c 70%  <end> 50%  ★ 1: eos, score -0.520
+        ╰ ␣c 70%  <end> 50%  ★ 1: eos, score -0.520  logprob -1.561
 
         │ chosen  ├─ its rivals  ★ best output  ✗ given up
     """,
@@ -154,7 +156,7 @@ PICTURES = {
         ├─ ␣c 40%  <end> 50%
         │    ✗ eos, not returned
         ╰ ␣c 70%  <end> 50%
-          ★ 1: eos, score -0.520
+          ★ 1: eos, score -0.520  logprob -1.561
 
         │ chosen  ├─ its rivals  ★ best output
         ✗ given up

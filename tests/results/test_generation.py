@@ -77,7 +77,12 @@ def test_a_generation_is_json_and_names_everything() -> None:
     (only,) = data["completions"]
     assert only["scores"] == [-0.25, None]
     assert only["top_logprobs"][0][1] == {"token_id": 8, "text": " is", "logprob": None}
-    assert only.keys() == {field.name for field in dataclasses.fields(Completion)} | {"satisfied"}
+    assert only.keys() == {field.name for field in dataclasses.fields(Completion)} | {
+        "satisfied",
+        "logprob",
+        "mean_logprob",
+    }
+    assert (only["logprob"], only["mean_logprob"]) == (-1.5, -0.75)
 
 
 def test_results_cannot_be_changed() -> None:

@@ -6,6 +6,7 @@ Knows no text.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,11 @@ class _Entry:
     dropped_at: int | None = None
     why: str | None = None
     outputs: list[int] = field(default_factory=list)
+
+    @property
+    def figures(self) -> tuple[float | None, float | None]:
+        """(logprob, score) of the token, final at the end alone: those of guessed tokens come after the tokens."""
+        return self.node.figures() if self.node and self.node.parent else (self.logprob, self.score)
 
 
 @dataclass(slots=True)
@@ -151,6 +157,7 @@ class Recorder:
             self._outputs.append(
                 TraceOutput(
                     nodes=ids,
+                    logprob=_total(entry.figures[0] for entry in path if entry.token is not None),
                     score=finite(hypothesis.score),
                     finish_reason=finish_reason(hypothesis),
                     unmet=hypothesis.unmet,
@@ -267,8 +274,7 @@ class Recorder:
                 self._add_ending(each.node, each.only, branch=number, step=now)
 
     def _node(self, entry: _Entry) -> TraceNode:
-        # Figures are read at the end: those of tokens that were guessed come after the tokens.
-        figures = entry.node.figures() if entry.node and entry.node.parent else (entry.logprob, entry.score)
+        figures = entry.figures
         dropped = not entry.outputs and entry.dropped_at is not None
         return TraceNode(
             id=entry.id,
@@ -308,3 +314,8 @@ def _move(move: Move) -> TraceMove:
         return TraceMove(kind="fork", branch=move.child, parent=move.parent)
     assert isinstance(move, Extend), f"{move!r} is no move"
     return TraceMove(kind="extend", branch=move.branch, tokens=move.tokens)
+
+
+def _total(logprobs: Iterable[float | None]) -> float | None:
+    """Return the sum, or None if it is not finite or a part is unknown."""
+    return finite(math.fsum(math.nan if each is None else each for each in logprobs))

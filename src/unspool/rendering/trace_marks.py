@@ -48,13 +48,17 @@ def heading(trace: Trace, width: int) -> list[Text]:
 
 
 def verdict(index: int, output: TraceOutput, *, ranked: bool) -> list[Text]:
-    """Return the mark of an output with its place, reason and score, and what it lacks.
+    """Return the mark of an output with its place, reason, score and log-probability, and what it lacks.
+
+    The log-probability is left out if it is the score.
 
     ranked: whether outputs competed, so that the first one is the best and gets a star.
     """
     best = ranked and index == 0
     score = "" if output.score is None else f", score {output.score:.3f}"
+    logprob = "" if output.logprob is None else f"logprob {output.logprob:.3f}"
     words = [f"{'★' if best else '●'} {index + 1}: {output.finish_reason}{score}"]
+    words += [logprob] if logprob and not score.endswith(logprob.removeprefix("logprob")) else []
     words += [f"unmet: {output.unmet}"] if output.unmet else []
     return [Text(each, style=BEST if best else OTHER) for each in words]
 

@@ -92,8 +92,8 @@ class Figures:
         score = TextScore(token_ids=tokens, tokens=(), logprobs=completion.logprobs)
         return cls(
             num_tokens=len(tokens),
-            logprob=score.total,
-            mean_logprob=score.mean if tokens else None,
+            logprob=completion.logprob,
+            mean_logprob=completion.mean_logprob if tokens else None,
             perplexity=score.perplexity if tokens else None,
             distinct_1=distinct(tokens, 1),
             distinct_2=distinct(tokens, 2),

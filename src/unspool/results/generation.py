@@ -46,9 +46,11 @@ class Completion(JsonText):
     token_ids: every token chosen, the end-of-sequence token and those of the stop string included.
     tokens: the text that came with each token; a character of several tokens stands with its last one. Joined they
         are the output's text, uncut. Empty without a tokenizer.
-    logprobs: of each token, the model's own natural-log probability, before any processor.
+    logprobs: natural-log probability of each token by the model itself: behind the prompt alone, before guidance,
+        contrast of layers and processors. The same for every strategy.
     scores: of each token, after the processors and not renormalised, in the strategy's space.
-    score: what the strategy ranks outputs by.
+    score: the value that the strategy ranks outputs by. Its unit depends on the strategy, so scores of two strategies
+        cannot be compared: see the table in docs/strategies.md. `logprob` and `mean_logprob` can.
     finish_reason: "eos", "stop", "length", "time" or the name of a criterion; "strategy" where the strategy itself
         went no further.
     top_logprobs: for each token the best alternatives, best first; None unless `logprobs` asked for them.
@@ -65,6 +67,16 @@ class Completion(JsonText):
     finish_reason: str
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
     unmet: str | None = None
+
+    @property
+    def logprob(self) -> float:
+        """Natural-log probability of the whole output by the model itself: the sum of `logprobs`."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def mean_logprob(self) -> float:
+        """`logprob` per token, an end-of-sequence token counted; NaN of an output without tokens."""
+        return self.logprob / len(self.logprobs) if self.logprobs else math.nan
 
     @property
     def satisfied(self) -> bool:
@@ -119,6 +131,8 @@ class Completion(JsonText):
             "logprobs": [finite_or_none(value) for value in self.logprobs],
             "scores": [finite_or_none(value) for value in self.scores],
             "score": finite_or_none(self.score),
+            "logprob": finite_or_none(self.logprob),
+            "mean_logprob": finite_or_none(self.mean_logprob),
             "finish_reason": self.finish_reason,
             "top_logprobs": top and [[_top(entry) for entry in position] for position in top],
             "satisfied": self.satisfied,

@@ -7,7 +7,6 @@ from typing import Any
 
 from unspool.results.comparison import Comparison
 from unspool.results.generation import Completion, Generation, finite_or_none
-from unspool.results.score import TextScore
 
 
 def to_records(results: Generation | Comparison | Iterable[Generation | Comparison | None]) -> list[dict[str, Any]]:
@@ -44,7 +43,6 @@ def _records(place: int, result: Generation | Comparison | None) -> Iterator[dic
 
 def _record(generation: Generation, completion: Completion) -> dict[str, Any]:
     tokens = completion.token_ids
-    own = TextScore(token_ids=tokens, tokens=(), logprobs=completion.logprobs)
     return {
         "index": completion.index,
         "prompt": generation.prompt,
@@ -54,8 +52,8 @@ def _record(generation: Generation, completion: Completion) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "num_prompt_tokens": generation.usage.prompt_tokens,
         "num_tokens": len(tokens),
-        "logprob": finite_or_none(own.total),
-        "mean_logprob": finite_or_none(own.mean),
+        "logprob": finite_or_none(completion.logprob),
+        "mean_logprob": finite_or_none(completion.mean_logprob),
         "score": finite_or_none(completion.score),
         "unmet": completion.unmet,
     }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unspool.runtimes.source_info import SourceInfo
 
 _OPTION = "assistant_model"
-_REMEDY = "give a draft model of the same tokenizer, or draft from the prompt with prompt_lookup_num_tokens"
+_REMEDY = "give a draft model of the same tokenizer, or draft from the prompt with `prompt_lookup_num_tokens`"
 
 
 class Assistant(NamedTuple):

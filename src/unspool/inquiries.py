@@ -14,6 +14,7 @@ from unspool.planning import Job, Own, resolve_options
 from unspool.prompts import read_prompts
 from unspool.reading import Reader
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
+from unspool.text.encode import token_ids
 from unspool.types import ModelInfo
 
 Planner: TypeAlias = Callable[[Group, GenerationConfig, Own], list[Job]]
@@ -134,7 +135,7 @@ def read_continuation(
     if isinstance(tokens, str):
         if tokenizer is None:
             raise PromptError("a text to score needs a tokenizer; give `tokenizer=` to load(), or token ids")
-        tokens = tuple(tokenizer(tokens, add_special_tokens=False)["input_ids"])
+        tokens = token_ids(tokenizer, tokens, add_special_tokens=False)
     if not tokens:
         raise PromptError("the continuation holds no token, so there is nothing to score")
     for index, token in enumerate(tokens):

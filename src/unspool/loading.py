@@ -20,6 +20,7 @@ from unspool.engine.validate import check_limit
 from unspool.errors import ModelError, OptionError
 from unspool.gguf.packages import names_gguf
 from unspool.model import LanguageModel
+from unspool.names import check_on_hub, suggestion
 from unspool.quantisation import check_quantize, prepare, quantise
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.current import CurrentRuntime
@@ -166,6 +167,7 @@ def _convert(
 
 def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, options: dict[str, Any]) -> Any:
     _check_source(source)
+    check_on_hub(source, options)
     options, dtype, device = prepare(source, options, dtype=dtype, device=device, quantize=quantize)
     try:
         with _quiet(_own_name(source) is not None):
@@ -221,7 +223,9 @@ def _check_source(source: str) -> None:
     if path.is_dir() or not (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
         return
     found = "is a file, not a folder" if path.exists() else "does not exist"
-    raise ModelError(f"cannot load {source!r}: it {found}; give a model's folder, or a hub id such as gpt2")
+    raise ModelError(
+        f"cannot load {source!r}: it {found}; give a model's folder, or a hub id such as gpt2; {suggestion(source)}"
+    )
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def _with_forced_words(config: GenerationConfig, tokenizer: Any) -> GenerationCo
     if not config.force_words:
         return config
     if tokenizer is None:
-        hint = "give `tokenizer=` to load(), or force_words_ids"
+        hint = "give `tokenizer=` to load(), or `force_words_ids`"
         raise OptionError("force_words", config.force_words, "needs a tokenizer to read text with", hint)
     ids = forced_word_ids(config.force_words, tokenizer)
     return config.replace(force_words_ids=(*(config.force_words_ids or ()), *ids), force_words=None)

@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from unspool.errors import PromptError
+from unspool.text.encode import token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ def encode(prompt: str | tuple[int, ...], tokenizer: Any, bos_token_id: int | No
     if tokenizer is None:
         raise PromptError("a text prompt needs a tokenizer; give `tokenizer=` to load(), or prompt with token ids")
     try:
-        ids = tuple(tokenizer(prompt)["input_ids"])
+        ids = token_ids(tokenizer, prompt)
     except (TypeError, UnicodeError) as error:  # a lone surrogate is a str that no encoder takes
         raise PromptError(f"the tokenizer cannot read the prompt {prompt!r}: {error}") from error
     if ids:

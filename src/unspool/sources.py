@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from unspool.errors import PromptError
+from unspool.text.encode import token_ids
 from unspool.types import Source
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _read_text(given: Any, info: SourceInfo, tokenizer: Any) -> Source:
     if isinstance(given, str):
         if tokenizer is None:
             raise PromptError("a text source needs a tokenizer; give `tokenizer=` to load(), or give token ids")
-        given = tokenizer(given)["input_ids"]
+        given = list(token_ids(tokenizer, given))
     elif hasattr(given, "tolist"):
         given = given.tolist()
     if isinstance(given, Sequence) and len(given) == 1 and isinstance(given[0], Sequence):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.fakes import FakeModel
+from tests.cli.fakes import DRAWN, FakeModel
 from unspool.cli.main import main
 
 
@@ -35,6 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Done(status, captured.out, captured.err)
 
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("unspool.cli.endings.fresh_seed", lambda: DRAWN)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     return call
@@ -49,8 +50,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FakeModel], FakeM
             model.loaded = (name, how)
             return model
 
-        monkeypatch.setattr("unspool.cli.generate.load_model", load_model)
-        monkeypatch.setattr("unspool.cli.next.load_model", load_model)
+        monkeypatch.setattr("unspool.cli.sources.load_model", load_model)
         return model
 
     yield call

@@ -15,6 +15,14 @@ from typing import Any
 from unspool.config import GenerationConfig
 from unspool.results import Chunk, Completion, Generation, Timing, Usage
 
+DRAWN = 99
+"""The seed that commands draw in tests, unless they are given one."""
+
+
+def undrawn(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options without the seed, if the command has drawn it."""
+    return {name: value for name, value in options.items() if (name, value) != ("seed", DRAWN)}
+
 
 def completion(text: str, *, index: int = 0, finish_reason: str = "eos") -> Completion:
     words = text.split()
@@ -72,18 +80,21 @@ class FakeModel:
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
 
     def generate(self, prompt: str, **options: Any) -> Generation:
-        self.calls.append(("generate", prompt, options))
+        self._note("generate", prompt, options)
         if self.error:
             raise self.error
         return self._result(prompt)
 
     def stream(self, prompt: str, **options: Any) -> FakeStream:
-        self.calls.append(("stream", prompt, options))
+        self._note("stream", prompt, options)
         return FakeStream(self._chunks(), self._result(prompt))
 
     def next_tokens(self, prompt: str, **options: Any) -> FakeNextTokens:
         self.calls.append(("next_tokens", prompt, options))
         return FakeNextTokens()
+
+    def _note(self, door: str, prompt: str, options: dict[str, Any]) -> None:
+        self.calls.append((door, prompt, undrawn(options)))
 
     def _result(self, prompt: str) -> Generation:
         outputs = tuple(
@@ -117,11 +128,11 @@ class FakeModel:
 
 def main() -> int:
     """Run the command line with a model that goes on, slowly, for half a minute."""
-    import unspool.cli.generate
+    import unspool.cli.sources
     from unspool.cli.main import main
 
     model = FakeModel(" and then" * 1500, pause=0.01)
-    unspool.cli.generate.load_model = lambda *_, **__: model
+    unspool.cli.sources.load_model = lambda *_, **__: model
     return main(sys.argv[1:])
 
 

@@ -38,7 +38,7 @@ def tale() -> Any:
 @pytest.fixture
 def talk(run: Callable[..., Any], tale: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run `unspool chat` on the embedded draft with these lines piped in."""
-    monkeypatch.setattr("unspool.cli.chat.load_model", lambda *_, **__: tale)
+    monkeypatch.setattr("unspool.cli.sources.load_model", lambda *_, **__: tale)
 
     def call(*lines: str, flags: tuple[str, ...] = PLAIN) -> Any:
         return run(*flags, piped="".join(f"{line}\n" for line in lines))
@@ -122,10 +122,10 @@ def test_a_file_that_holds_something_else_is_left_alone(talk: Any, tmp_path: Pat
         ("/edit", "no message to edit"),
         ("/sett temperature 3", "did you mean /set?"),
         ("/set temperature", "/set takes an option and its value"),
-        ("/set temperature -1", "`temperature` must be"),
-        ("/set tempratur 1", "did you mean `temperature`"),
-        ("/set top_p 0.5 0.6", "`top_p`"),
-        ("/set length_penalty 2", "`length_penalty` is not read"),
+        ("/set temperature -1", "temperature must be a finite number of at least 0, got -1; use 1.0 or off to"),
+        ("/set tempratur 1", "did you mean temperature?"),
+        ("/set top_p 0.5 0.6", "top_p must be in"),
+        ("/set length_penalty 2", "length_penalty is not read"),
         ("/set use_cache on", "has no effect on tokens"),
         ("/set logprobs 3", "no place in a conversation"),
         ("/load no/such/file", "no/such/file: No such file"),
@@ -169,7 +169,7 @@ def test_the_model_is_shown_and_changed(talk: Any, tale: Any) -> None:
 def test_wrong_options_are_told_before_the_first_message(talk: Any) -> None:
     done = talk("Who?", flags=(*PLAIN, "--do-sample", "--num-return-sequences", "2"))
     assert (done.status, done.out) == (2, "")
-    assert "`num_return_sequences` has no place in a conversation" in done.err
+    assert "--num-return-sequences has no place in a conversation" in done.err
 
 
 # --- without a model ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.fakes import undrawn
 from tests.results.test_comparison import generation
 from unspool.cli.compare import TOKENS, compare
 from unspool.results.comparison import Compared, Comparison
@@ -22,7 +23,7 @@ class FakeModel:
         self.loaded: Any = None
 
     def compare(self, prompt: str, strategies: Sequence[str] | None, **options: Any) -> Comparison:
-        self.calls.append((prompt, strategies, options))
+        self.calls.append((prompt, strategies, undrawn(options)))
         return Comparison(
             rows=(
                 Compared.of("greedy", generation(" the cat sat the cat sat"), unread=("top_p",)),
@@ -39,7 +40,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
         fake.loaded = (name, how)
         return fake
 
-    monkeypatch.setattr("unspool.cli.compare.load_model", load_model)
+    monkeypatch.setattr("unspool.cli.sources.load_model", load_model)
     return fake
 
 
@@ -69,7 +70,10 @@ def test_entries_are_chosen_by_name(run, model: FakeModel, arguments: list[str],
 def test_options_are_shared(run, model: FakeModel, arguments: list[str], options: dict[str, Any]) -> None:
     assert run("compare", "Once", "-m", "folder", "--dtype", "float32", "--quantize", "int4", *arguments).status == 0
     assert model.calls == [("Once", None, options)]
-    assert model.loaded == ("folder", {"dtype": "float32", "device": None, "gguf_file": None, "quantize": "int4"})
+    assert model.loaded == (
+        "folder",
+        {"dtype": "float32", "device": None, "quantize": "int4", "gguf_file": None, "tokenizer": None, "threads": None},
+    )
 
 
 def test_a_wide_pipe_gets_columns_and_a_narrow_one_a_stack(run, model: FakeModel, monkeypatch) -> None:
@@ -100,9 +104,9 @@ def test_json(run, model: FakeModel) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strategies", "greedy,nope"], "`strategies` must name entries of the line-up (greedy, sample, "),
-        (["--strategies", "greedy,"], "`strategies` must name"),
-        (["--top-p", "1.5"], "`top_p` must be in (0, 1], got 1.5"),
+        (["--strategies", "greedy,nope"], "--strategies must name entries of the line-up (greedy, sample, "),
+        (["--strategies", "greedy,"], "--strategies must name"),
+        (["--top-p", "1.5"], "--top-p must be in (0, 1], got 1.5"),
         (["--logprobs", "2"], "add --json"),
     ],
 )
@@ -118,7 +122,7 @@ def test_a_wrong_call_is_told_before_a_model_is_loaded(
 
 def test_help_offers_the_flag_once_for_several(run: Callable[..., Any]) -> None:
     out = run("compare", "--help").out
-    assert "--strategies,--strate" in out
+    assert "--strategy, --strategies NAME,..." in out
     assert "--temperature" in out
 
 
@@ -162,4 +166,4 @@ def test_the_embedded_model_gives_what_python_gives(run: Callable[..., Any]) -> 
     assert "temperature: not read by greedy, beam" in drawn.out
     refused = run("compare", "Once", "--strategies", "greedy,beam", "--temperature", "0.7")
     assert refused.status == 2
-    assert "`temperature` is not read by any entry" in refused.err
+    assert "--temperature is not read by any entry" in refused.err

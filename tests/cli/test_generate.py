@@ -7,6 +7,7 @@ import pytest
 from tests.cli.fakes import FakeModel
 from unspool.errors import ModelError, OptionError
 
+PLAIN = {"dtype": None, "device": None, "quantize": None, "gguf_file": None, "tokenizer": None, "threads": None}
 TALE = " there was a king"
 
 
@@ -15,7 +16,7 @@ def test_it_streams_and_ends_the_line(run, use):
     done = run("generate", "Once")
     assert (done.status, done.out, done.err) == (0, " there was a king\n", "")
     assert model.calls == [("stream", "Once", {})]
-    assert model.loaded == (None, {"dtype": None, "device": None, "gguf_file": None, "quantize": None})
+    assert model.loaded == (None, PLAIN)
 
 
 def test_a_text_that_ends_its_line_gets_no_second_one(run, use):
@@ -50,7 +51,7 @@ def test_json_is_the_whole_result(run, use):
     assert (result["seed"], result["completions"][0]["finish_reason"]) == (7, "eos")
 
 
-def test_flags_of_loading_are_passed_on(run, use):
+def test_the_flags_of_the_model_are_passed_on(run, use):
     model = use(FakeModel())
     run(
         "generate",
@@ -63,18 +64,22 @@ def test_flags_of_loading_are_passed_on(run, use):
         "cpu",
         "--quantize",
         "int8",
+        "--threads",
+        "2",
         "--gguf-file",
         "x.gguf",
     )
-    how = {"dtype": "bfloat16", "device": "cpu", "gguf_file": "x.gguf", "quantize": "int8"}
-    assert model.loaded == ("some/folder", how)
+    assert model.loaded == (
+        "some/folder",
+        {**PLAIN, "dtype": "bfloat16", "device": "cpu", "quantize": "int8", "threads": 2, "gguf_file": "x.gguf"},
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (ModelError("no folder and no hub id: nowhere"), "Error: no folder and no hub id: nowhere\n"),
-        (OptionError("top_k", -1, "must be at least 1", "use 0"), "Error: `top_k` must be at least 1, got -1; use 0\n"),
+        (OptionError("top_k", -1, "must be at least 1", "use 0"), "Error: --top-k must be at least 1, got -1; use 0\n"),
         (OSError("a text\nof two lines"), "Error: OSError: a text of two lines (--debug shows where)\n"),
         (RuntimeError("boom"), "Error: RuntimeError: boom (--debug shows where)\n"),
     ],
@@ -97,8 +102,8 @@ def test_debug_shows_where_an_error_comes_from(run, use):
     assert done.err.endswith("Error: RuntimeError: boom (--debug shows where)\n")
 
 
-def test_ctrl_c_ends_the_line_and_exits_with_130(run, use):
+def test_ctrl_c_ends_the_line_tells_the_seed_and_exits_with_130(run, use):
     use(FakeModel(" there", error=KeyboardInterrupt()))
     done = run("generate", "Once")
-    assert (done.status, done.err) == (130, "")
+    assert (done.status, done.err) == (130, "Interrupted: --seed 99 repeats this run\n")
     assert done.out.endswith("\n")

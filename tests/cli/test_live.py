@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cli.emulator import Terminal
-from tests.cli.fakes import FakeModel, FakeStream
+from tests.cli.fakes import FakeModel, FakeStream, undrawn
 from tests.cli.test_terminal import ROOT, TERMINAL
 from unspool import Chunk
 from unspool.cli.generate import show_chunks
@@ -210,7 +210,7 @@ class Wavering(FakeModel):
         self.chunks = chunks
 
     def stream(self, prompt: str, **options: Any) -> FakeStream:
-        self.calls.append(("stream", prompt, options))
+        self.calls.append(("stream", prompt, undrawn(options)))
 
         def chunks() -> Any:
             yield from self.chunks

@@ -16,7 +16,7 @@ def test_version(run):
 def test_help_names_the_commands(run):
     done = run("--help")
     assert done.status == 0
-    for command in ("generate", "next", "models"):
+    for command in ("generate", "chat", "next", "score", "trace", "compare", "models"):
         assert command in done.out
 
 
@@ -30,11 +30,18 @@ def test_no_arguments_show_the_help_and_no_empty_error(run):
     ("arguments", "message"),
     [
         (["tell"], "No such command 'tell'"),
-        (["generate", "hi", "--temperatur", "1"], "--temperatur"),
+        (["generate", "hi", "--temperatur", "1"], "no flag --temperatur; did you mean --temperature?"),
+        (["generate", "hi", "--max_new_tokens", "1"], "did you mean --max-new-tokens?"),
+        (["generate", "hi", "--max-tokens", "1"], "did you mean --max-new-tokens?"),
+        (["generate", "hi", "--stop", "x"], "did you mean --stop-strings?"),
+        (["generate", "hi", "--output-attentions"], "the engine keeps no attention maps; leave it out"),
+        (["generate", "hi", "--xyz"], "--help lists all flags"),
+        (["score", "hi", "--temperature", "1"], "there is no flag --temperature; --help lists all flags"),
+        (["genrate", "hi"], "Did you mean 'generate'?"),
         (["generate", "hi", "--temperature", "warm"], "--temperature"),
         (["generate", "hi", "--temperature"], "--temperature"),
-        (["generate", "hi", "--top-p", "1.5"], "`top_p` must be in (0, 1], got 1.5"),
-        (["generate", "hi", "--sequence-bias", "[[1"], "`sequence_bias` must map"),
+        (["generate", "hi", "--top-p", "1.5"], "--top-p must be in (0, 1], got 1.5"),
+        (["generate", "hi", "--sequence-bias", "[[1"], "--sequence-bias must map"),
         (["generate", "hi", "--do-sample", "--no-do-sample"], "leave out one of --do-sample and --no-do-sample"),
         (["generate", "hi", "there"], "there"),
         (["next", "hi", "--limit", "0"], "--limit"),

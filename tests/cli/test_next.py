@@ -21,4 +21,4 @@ def test_a_wrong_option_is_one_line(run, use):
     use(FakeModel())
     done = run("next", "The king", "--temperature", "-1")
     assert done.status == 2
-    assert done.err.startswith("Error: `temperature`")
+    assert done.err.startswith("Error: --temperature must be")

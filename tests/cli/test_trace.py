@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.fakes import undrawn
 from tests.toys import toy
 from tests.tracing import trace_of
 from unspool.cli.trace import trace as command
@@ -23,14 +24,14 @@ class TracedModel:
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
     def generate(self, prompt: str, **options: Any) -> SimpleNamespace:
-        self.calls.append((prompt, options))
+        self.calls.append((prompt, undrawn(options)))
         return SimpleNamespace(trace=self.trace)
 
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> TracedModel:
     made = TracedModel()
-    monkeypatch.setattr("unspool.cli.trace.load_model", lambda name, **how: made)
+    monkeypatch.setattr("unspool.cli.sources.load_model", lambda name, **how: made)
     return made
 
 
@@ -77,10 +78,10 @@ def test_a_wrong_option_is_one_line_before_any_model_is_loaded(run, monkeypatch)
     def load(name, **how):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("unspool.cli.trace.load_model", load)
+    monkeypatch.setattr("unspool.cli.sources.load_model", load)
     done = run("trace", "Once", "--num-beams", "0")
     assert done.status == 2
-    assert done.err.startswith("Error: `num_beams`") and done.err.count("\n") == 1
+    assert done.err.startswith("Error: --num-beams must be") and done.err.count("\n") == 1
 
 
 def test_every_option_of_generate_is_an_option_of_trace():
@@ -89,7 +90,7 @@ def test_every_option_of_generate_is_an_option_of_trace():
     from unspool.cli.generate import generate
 
     of_generate, of_trace = (set(inspect.signature(each).parameters) for each in (generate, command))
-    assert of_trace >= of_generate - {"stream", "quiet", "live"}
+    assert of_trace >= of_generate - {"stream", "quiet", "prompts", "output"}
 
 
 @pytest.mark.model

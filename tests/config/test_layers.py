@@ -291,7 +291,7 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
 def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint):
     error = refusal(call)
     assert error.option == option
-    assert hint in error.hint
+    assert hint.replace("`", "") in error.hint.replace("`", "")
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_contradictions_of_the_searches_are_refused(call, option):
 
 def test_what_does_not_fit_is_said_with_both_numbers():
     error = refusal({"best_of": 3, "num_return_sequences": 4})
-    assert error.allowed == "does not fit: best_of (3) must be at least num_return_sequences (4)"
+    assert error.allowed == "does not fit: `best_of` (3) must be at least `num_return_sequences` (4)"
     assert error.hint == "raise `best_of` or lower `num_return_sequences`"
     assert refusal({"num_return_sequences": 4}, None, C(best_of=3, do_sample=True)).option == "num_return_sequences"
     assert "diversity_penalty" in refusal({"num_beams": 4, "num_beam_groups": 2}).hint

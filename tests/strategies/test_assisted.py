@@ -514,7 +514,7 @@ def test_a_draft_model_that_fails_fails_its_own_requests_alone(fails_at: int) ->
             DRAFT_INFO,
             "`prompt_lookup_num_tokens` cannot be used together with an assi",
         ),
-        ({}, None, "`strategy` needs prompt_lookup_num_tokens or an assistant model"),
+        ({}, None, "`strategy` needs `prompt_lookup_num_tokens` or `assistant_model`"),
         ({"num_return_sequences": 2}, DRAFT_INFO, "`num_return_sequences` must be 1 where nothing is drawn"),
     ],
 )

@@ -18,17 +18,9 @@ from unspool.cli.commands import Desk, Next, complete, is_command, run_command
 from unspool.cli.endings import guarded, report
 from unspool.cli.generate import summary
 from unspool.cli.keyboard import Keyboard, Piped, Source
-from unspool.cli.options import (
-    AssistantFlag,
-    DeviceFlag,
-    DtypeFlag,
-    GgufFileFlag,
-    ModelFlag,
-    QuantizeFlag,
-    with_generation_options,
-)
+from unspool.cli.options import AssistantFlag, with_generation_options, with_model
 from unspool.cli.screen import Screen
-from unspool.cli.sources import load_assistant, load_model
+from unspool.cli.sources import ModelChoice
 
 if TYPE_CHECKING:
     from unspool.chat_turn import TurnStream
@@ -36,14 +28,10 @@ if TYPE_CHECKING:
 
 @guarded
 @with_generation_options
+@with_model
 def chat(
     *,
-    model: ModelFlag = None,
-    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    quantize: QuantizeFlag = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
     ] = None,
@@ -56,6 +44,7 @@ def chat(
         typer.Option("--chat-template", metavar="FILE", help="A chat template in Jinja, in place of the model's own."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines on tokens, speed and seed.")] = False,
+    choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
     """Talk with a model.
@@ -66,8 +55,8 @@ def chat(
     from unspool.cli.dialogue import Dialogue
 
     template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
-    language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
-    asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
+    language_model = choice.load()
+    asked = {**options, **choice.load_assistant(assistant_model)}
     dialogue = Dialogue(language_model, asked, plain=plain, chat_template=template, system=system)
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     source: Source = Keyboard(complete) if at_terminal else Piped()
@@ -75,7 +64,7 @@ def chat(
     desk = Desk(
         dialogue=dialogue,
         source=source,
-        load=lambda name: load_model(name, dtype=dtype, device=device, quantize=quantize),
+        load=choice.load_another,
         show=typer.echo,
         remark=screen.remark,
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from unspool.cli.keyboard import Source
+from unspool.cli.spelling import SETTINGS, spelled
 from unspool.config import OPTIONS, GenerationConfig
-from unspool.errors import PromptError
+from unspool.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
     from unspool.chat_turn import TurnStream
@@ -147,7 +148,10 @@ def _set(desk: Desk, argument: str) -> Next:
     name, _, text = argument.partition(" ")
     if not text.strip():
         raise PromptError("/set takes an option and its value: /set temperature 0.8, /set temperature off")
-    desk.dialogue.set_option(name, text.strip())
+    try:
+        desk.dialogue.set_option(name, text.strip())
+    except OptionError as error:
+        raise PromptError(spelled(error, SETTINGS)) from None
     return "read"
 
 

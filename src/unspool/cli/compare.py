@@ -13,20 +13,16 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from unspool.cli.endings import guarded, with_parameters
+from unspool.cli.endings import guarded, seeded, with_parameters
 from unspool.cli.options import (
     AssistantFlag,
-    DeviceFlag,
-    DtypeFlag,
-    GgufFileFlag,
     JsonFlag,
-    ModelFlag,
     PromptArgument,
     PromptFileFlag,
-    QuantizeFlag,
     with_generation_options,
+    with_model,
 )
-from unspool.cli.sources import load_assistant, load_model, read_prompt
+from unspool.cli.sources import ModelChoice, read_prompt
 from unspool.errors import OptionError
 
 TOKENS: Final = 60
@@ -60,18 +56,15 @@ def with_choice(command: Callable[..., None]) -> Callable[..., None]:
 @guarded
 @with_choice
 @with_generation_options
+@with_model
 def compare(
     prompt: PromptArgument = None,
     *,
     prompt_file: PromptFileFlag = None,
-    model: ModelFlag = None,
-    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
     chosen: Sequence[str],
+    choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
     """Go on from a prompt with several strategies and show the texts side by side.
@@ -88,10 +81,10 @@ def compare(
         asked["max_new_tokens"] = TOKENS
     errors = Console(stderr=True)
     with errors.status("Loading the model"):
-        language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
-        asked |= load_assistant(assistant_model, dtype=dtype, device=device)
-    with errors.status(f"Writing with {', '.join(names) if names else 'every strategy'}"):
-        comparison = language_model.compare(text, names, **asked)
+        language_model = choice.load()
+        asked |= choice.load_assistant(assistant_model)
+    with errors.status(f"Writing with {', '.join(names) if names else 'every strategy'}"), seeded(asked) as drawn:
+        comparison = language_model.compare(text, names, **drawn)
     if as_json:
         typer.echo(comparison.to_json())
     else:

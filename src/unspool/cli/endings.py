@@ -11,12 +11,16 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import typer
 
+from unspool.cli.helping import flags_of
+from unspool.cli.spelling import spelled, unknown_flag
 from unspool.errors import UnspoolError
+from unspool.seeds import fresh_seed
 
 FAILED: Final = 2
 INTERRUPTED: Final = 130
@@ -32,9 +36,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**given)
             sys.stdout.flush()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if sys.stderr.isatty():
                 sys.stderr.write("\n")  # the terminal has echoed ^C in the middle of a line
+            if str(stop):
+                sys.stderr.write(f"Interrupted: {stop}\n")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             abandon_output()
@@ -51,6 +57,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return with_parameters(call, command, [*inspect.signature(command, eval_str=True).parameters.values(), debug])
 
 
+@contextmanager
+def seeded(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the options with a seed, a fresh one unless they have one. If Ctrl-C ends the block, the seed is told.
+
+    Raises:
+        KeyboardInterrupt: with the seed in its message, for `guarded` to show.
+    """
+    asked = dict(options)
+    if asked.get("seed") is None:
+        asked["seed"] = fresh_seed()
+    try:
+        yield asked
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"--seed {asked['seed']} repeats this run") from None
+
+
 def with_parameters(
     call: Callable[..., None], command: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
@@ -64,13 +86,21 @@ def with_parameters(
 
 def describe(error: Exception) -> str:
     """Return the error as one line; one that is not meant for users names its type and the way to learn more."""
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
-    line = " ".join(text.split())
+    line = " ".join(_message(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, UnspoolError) or hasattr(error, "format_message"):
         return line
     return f"{type(error).__name__}: {line} (--debug shows where)"
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnspoolError):
+        return spelled(error)
+    context: Any = getattr(error, "ctx", None)
+    if context is not None and hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        return unknown_flag(error.option_name, flags_of(context.command))
+    return error.format_message() if hasattr(error, "format_message") else str(error)
 
 
 def report(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""`unspool generate`: a prompt goes in, text streams out.
+"""`unspool generate`: a prompt goes in, text streams out; or a file of prompts goes in.
 
 Owns: how several outputs are told apart in one stream. Does not know: how text is made.
 """
@@ -7,72 +7,89 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from unspool.cli.endings import guarded
+from unspool.cli.batch import generated, generation_text, output_to, write_results
+from unspool.cli.endings import guarded, seeded
 from unspool.cli.options import (
     AssistantFlag,
-    DeviceFlag,
-    DtypeFlag,
-    GgufFileFlag,
     JsonFlag,
-    ModelFlag,
+    OutputFlag,
     PromptArgument,
     PromptFileFlag,
-    QuantizeFlag,
+    PromptsFlag,
     with_generation_options,
+    with_model,
 )
+from unspool.cli.records import read_records
 from unspool.cli.screen import Screen
-from unspool.cli.sources import load_assistant, load_model, read_prompt
-from unspool.errors import OptionError
+from unspool.cli.sources import ModelChoice, read_prompt
+from unspool.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
+    from unspool.model import LanguageModel
     from unspool.results import Chunk, Completion, Generation
 
 
 @guarded
 @with_generation_options
+@with_model
 def generate(
     prompt: PromptArgument = None,
     *,
     prompt_file: PromptFileFlag = None,
-    model: ModelFlag = None,
-    gguf_file: GgufFileFlag = None,
+    prompts: PromptsFlag = None,
+    output: OutputFlag = None,
     assistant_model: AssistantFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    quantize: QuantizeFlag = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show text as it comes, or all at once.")] = True,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No closing line on tokens, speed and seed.")] = False,
+    choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
-    """Go on from a prompt.
+    """Go on from a prompt, or from each prompt of a file.
 
-    In a terminal the prompt is shown dim before the text; a pipe gets the text alone, and the prompt with --echo.
-    Several outputs are parted by a line of three dashes. In a beam search, what the best beam holds is shown dim
-    behind the text until it is certain.
+    In a terminal the prompt is shown dim before the text. A pipe gets the text alone, and the prompt with --echo.
+    Several outputs are parted by a line of three dashes. In a beam search, the text of the best beam is shown dim
+    until it is certain.
+
+    With --prompts each prompt has its result, in order, as soon as it is there: with --json one line per prompt. A
+    prompt that fails has its error there, the others go on, and the exit status is 2.
     """
     if not as_json and options.get("logprobs") is not None:
         raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
-    text = read_prompt(prompt, prompt_file)
-    language_model = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
-    asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
-    if as_json:
-        typer.echo(json.dumps(language_model.generate(text, **asked).to_dict(), ensure_ascii=False, indent=2))
+    if prompts is not None:
+        if prompt is not None or prompt_file is not None:
+            raise PromptError("--prompts brings the prompts; leave out the prompt beside it")
+        records = read_records(prompts, main="prompt")
+        model, draft = choice.load(), choice.load_assistant(assistant_model)
+        results = generated(model, records, options, draft, as_json=as_json)
+        write_results(results, total=len(records), as_json=as_json, text_of=generation_text, to=output)
         return
+    text = read_prompt(prompt, prompt_file)
+    model, draft = choice.load(), choice.load_assistant(assistant_model)
+    with output_to(output) as place, seeded({**options, **draft}) as asked:
+        if as_json:
+            found = model.generate(text, **asked).to_dict()
+            place.write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+        else:
+            _show(model, text, asked, place, stream=stream, quiet=quiet)
+
+
+def _show(model: LanguageModel, text: str, asked: dict[str, Any], output: TextIO, *, stream: bool, quiet: bool) -> None:
+    """Generate and show the outputs of one prompt."""
     # The screen shows the prompt itself, so the model is not asked to repeat it.
-    screen = Screen(prompt=text, echo=asked.pop("echo", False))
+    screen = Screen(prompt=text, echo=asked.pop("echo", False), output=output)
     if stream:
         if screen.shows_tails:
             asked["tentative"] = True
-        with language_model.stream(text, **asked) as chunks:
+        with model.stream(text, **asked) as chunks:
             show_chunks(screen, chunks)
         generation = chunks.generation
     else:
-        generation = language_model.generate(text, **asked)
+        generation = model.generate(text, **asked)
         show_completions(screen, generation.completions)
     for completion in generation.completions:
         if completion.unmet is not None:

@@ -16,23 +16,27 @@ from unspool.cli.chat import chat
 from unspool.cli.compare import compare
 from unspool.cli.endings import CLOSED, FAILED, INTERRUPTED, abandon_output, report, tolerate_narrow_encodings
 from unspool.cli.generate import generate
+from unspool.cli.helping import HelpfulCommand, HelpfulGroup
 from unspool.cli.models import models
 from unspool.cli.next import next_tokens
+from unspool.cli.score import score
 from unspool.cli.trace import trace
 
 app = typer.Typer(
     name="unspool",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    cls=HelpfulGroup,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate")(generate)
-app.command("chat")(chat)
-app.command("next")(next_tokens)
-app.command("trace")(trace)
-app.command("compare")(compare)
-app.command("models")(models)
+app.command("generate", cls=HelpfulCommand)(generate)
+app.command("chat", cls=HelpfulCommand)(chat)
+app.command("next", cls=HelpfulCommand)(next_tokens)
+app.command("score", cls=HelpfulCommand)(score)
+app.command("trace", cls=HelpfulCommand)(trace)
+app.command("compare", cls=HelpfulCommand)(compare)
+app.command("models", cls=HelpfulCommand)(models)
 
 
 def _show_version(wanted: bool) -> None:
@@ -48,7 +52,7 @@ VersionFlag = Annotated[
 ]
 
 
-@app.callback(epilog='To begin: unspool generate "Once upon a time" --temperature 0.8')
+@app.callback()
 def _root(version: VersionFlag = False) -> None:
     """Turns language models into text: every decoding strategy, one engine."""
 

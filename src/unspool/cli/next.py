@@ -14,32 +14,25 @@ from rich.console import Console
 
 from unspool.cli.endings import guarded
 from unspool.cli.options import (
-    DeviceFlag,
-    DtypeFlag,
-    GgufFileFlag,
     JsonFlag,
-    ModelFlag,
     PromptArgument,
     PromptFileFlag,
-    QuantizeFlag,
     with_generation_options,
+    with_model,
 )
-from unspool.cli.sources import load_model, read_prompt
+from unspool.cli.sources import ModelChoice, read_prompt
 
 
 @guarded
 @with_generation_options
+@with_model
 def next_tokens(
     prompt: PromptArgument = None,
     *,
     prompt_file: PromptFileFlag = None,
-    model: ModelFlag = None,
-    gguf_file: GgufFileFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    quantize: QuantizeFlag = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many tokens to show at most.")] = 20,
     as_json: JsonFlag = False,
+    choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
     """Draw the exact distribution the next token would be drawn from.
@@ -47,9 +40,7 @@ def next_tokens(
     Each token's probability under the model, after the processors, and the processor that cut it, if one did.
     """
     text = read_prompt(prompt, prompt_file)
-    answer = load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize).next_tokens(
-        text, limit=limit, **options
-    )
+    answer = choice.load().next_tokens(text, limit=limit, **options)
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
     else:

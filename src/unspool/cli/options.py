@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
-from rich.markup import escape
 
 from unspool.cli.endings import with_parameters
+from unspool.cli.sources import ModelChoice
 from unspool.config import GROUPS, OPTIONS, GenerationConfig, Option
 from unspool.errors import OptionError
 
@@ -24,32 +24,24 @@ Quantize: TypeAlias = Literal["int8", "int4"]
 PromptArgument = Annotated[
     str | None,
     typer.Argument(
-        help="The text to go on from; - reads standard input, as does leaving it out in a pipe.", show_default=False
+        help="The text to go on from; - reads standard input. A pipe is read if it is left out.", show_default=False
     ),
 ]
 PromptFileFlag = Annotated[
     Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
 ]
-ModelFlag = Annotated[
-    str | None,
+PromptsFlag = Annotated[
+    Path | None,
     typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME|PATH",
-        help="A local folder, a GGUF file, a hub id, or smollm2; the embedded model unless given.",
+        "--prompts",
+        metavar="FILE",
+        help='Read many prompts, one per line: a text, or in a .jsonl file {"prompt": ..., and options of this '
+        "prompt}. - is standard input.",
     ),
 ]
-GgufFileFlag = Annotated[
-    str | None,
-    typer.Option("--gguf-file", metavar="NAME", help="A GGUF file in the folder or hub repository of --model."),
-]
-DtypeFlag = Annotated[Dtype | None, typer.Option("--dtype", help="The number format the model computes in.")]
-DeviceFlag = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
-]
-QuantizeFlag = Annotated[
-    Quantize | None,
-    typer.Option("--quantize", help="Round the model's weights to so many bits on loading: less memory, faster."),
+OutputFlag = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write to a file, not to standard output."),
 ]
 AssistantFlag = Annotated[
     str | None,
@@ -62,10 +54,66 @@ AssistantFlag = Annotated[
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")]
 
-# In 80 columns, longer flags are cut.
-_SHOWN_WHOLE = 30
+_MODEL_FLAGS: Mapping[str, Any] = {
+    "model": Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|PATH",
+            help="A local folder, a GGUF file, a hub id, or smollm2; the embedded model by default.",
+        ),
+    ],
+    "gguf_file": Annotated[
+        str | None,
+        typer.Option("--gguf-file", metavar="NAME", help="A GGUF file in the folder or hub repository of --model."),
+    ],
+    "tokenizer": Annotated[
+        str | None,
+        typer.Option("--tokenizer", metavar="NAME|FOLDER", help="A tokenizer for a model that has none of its own."),
+    ],
+    "dtype": Annotated[
+        Dtype | None,
+        typer.Option("--dtype", metavar="NAME", help="The number format: auto, float32, bfloat16 or float16."),
+    ],
+    "device": Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+    ],
+    "quantize": Annotated[
+        Quantize | None,
+        typer.Option(
+            "--quantize",
+            metavar="BITS",
+            help="Round the model's weights to int8 or int4 on loading: less memory, faster.",
+        ),
+    ],
+    "threads": Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            metavar="INT",
+            min=1,
+            help="CPU threads to compute with; by default all CPUs that the process can use.",
+        ),
+    ],
+}
 
 _TYPES: Mapping[str, Any] = {"int": int, "float": float, "str": str, "json": str}
+
+
+def with_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with the flags of the model; it receives them as `choice`, a ModelChoice."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "choice"]
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _MODEL_FLAGS.items()
+    ]
+
+    def call(**given: Any) -> None:
+        choice = ModelChoice(**{name: given.pop(name) for name in _MODEL_FLAGS})
+        command(**given, choice=choice)
+
+    return with_parameters(call, command, [*own, *flags])
 
 
 def generation_options() -> list[Option]:
@@ -96,17 +144,17 @@ def _take(option: Option, given: dict[str, Any]) -> Any:
     """Remove the option's flags from those given. Returns its value as Python code would give it, or None.
 
     Raises:
-        OptionError: a structured value is malformed, or a switch is set both ways.
+        OptionError: if a structured value is malformed, or a switch is set both ways.
     """
     value = given.pop(option.name)
     if option.cli_type == "bool":
         on, off = value, given.pop(f"no_{option.name}")
         if on and off:
-            raise OptionError(option.name, "both", "must be turned on or off", f"leave out one of {_both(option)}")
+            raise OptionError(option.name, None, "must be turned on or off", f"leave out one of {_both(option)}")
         return True if on else False if off else None
-    if option.cli_type == "json":
-        return None if value is None else option.from_text(value)
-    return value or None if option.multiple else value
+    if option.multiple:
+        return option.from_texts(value) if value else None
+    return option.from_text(value) if option.cli_type == "json" and value is not None else value
 
 
 def _both(option: Option) -> str:
@@ -119,9 +167,8 @@ def _parameters(option: Option) -> Iterator[inspect.Parameter]:
         # The second form is told in the help of the first: in a column of its own it leaves the text no room.
         yield _parameter(f"no_{option.name}", bool, default=False, option=option, hidden=True)
     else:
-        one = _TYPES[option.cli_type]
-        several = list[one] if option.multiple else one  # type: ignore[valid-type]
-        yield _parameter(option.name, several | None, default=None, option=option, metavar=_metavar(option))
+        kind = list[str] if option.multiple else _TYPES[option.cli_type]
+        yield _parameter(option.name, kind | None, default=None, option=option, metavar=_metavar(option))
 
 
 def _parameter(name: str, kind: Any, *, default: Any, option: Option, **more: Any) -> inspect.Parameter:
@@ -144,10 +191,14 @@ def help_of(option: Option) -> str:
     elif "|" in option.metavar:
         parts.append(f"One of: {option.metavar.replace('|', ', ')}.")
     elif option.multiple:
-        parts.append("Repeat the flag for several.")
-    if len(flag) > _SHOWN_WHOLE:
-        parts.append(f"In full: {flag}.")
-    return escape(" ".join(parts))
+        parts.append(_MANY[bool(option.kind.separator)])
+    return " ".join(parts)
+
+
+_MANY: Mapping[bool, str] = {
+    True: "Several are parted by commas, or given as a JSON list; the flag can be repeated.",
+    False: "For several, repeat the flag or give a JSON list.",
+}
 
 
 def _as_flag(name: re.Match[str]) -> str:

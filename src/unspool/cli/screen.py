@@ -55,7 +55,7 @@ class Screen:
         if self._live is None:
             self._put(self._output, text, dim=False)
             return
-        self._live.show(_safe(text), None if tail is None else _safe(tail))
+        self._live.show(safe(text), None if tail is None else safe(tail))
         if text:
             self._at_line_start = text.endswith("\n")
 
@@ -80,7 +80,7 @@ class Screen:
     def _put(self, stream: TextIO, text: str, *, dim: bool) -> None:
         if not text:
             return
-        shown = _safe(text) if stream.isatty() else text
+        shown = safe(text) if stream.isatty() else text
         if stream is self._output:
             shown = self._live.passed(shown) if self._live else shown
             self._at_line_start = text.endswith("\n")
@@ -96,7 +96,8 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Return text without the control characters that could move the cursor of a terminal."""
     return text.translate(_UNSAFE)
 
 

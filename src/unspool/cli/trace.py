@@ -11,20 +11,16 @@ from typing import Any, Final
 import typer
 from rich.console import Console
 
-from unspool.cli.endings import guarded
+from unspool.cli.endings import guarded, seeded
 from unspool.cli.options import (
     AssistantFlag,
-    DeviceFlag,
-    DtypeFlag,
-    GgufFileFlag,
     JsonFlag,
-    ModelFlag,
     PromptArgument,
     PromptFileFlag,
-    QuantizeFlag,
     with_generation_options,
+    with_model,
 )
-from unspool.cli.sources import load_assistant, load_model, read_prompt
+from unspool.cli.sources import ModelChoice, read_prompt
 
 MAX_NEW_TOKENS: Final = 12
 _LENGTHS: Final = ("max_new_tokens", "max_length")
@@ -32,17 +28,14 @@ _LENGTHS: Final = ("max_new_tokens", "max_length")
 
 @guarded
 @with_generation_options
+@with_model
 def trace(
     prompt: PromptArgument = None,
     *,
     prompt_file: PromptFileFlag = None,
-    model: ModelFlag = None,
-    gguf_file: GgufFileFlag = None,
     assistant_model: AssistantFlag = None,
-    dtype: DtypeFlag = None,
-    device: DeviceFlag = None,
-    quantize: QuantizeFlag = None,
     as_json: JsonFlag = False,
+    choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
     """Draw what a decoding strategy tried, chose and gave up.
@@ -51,14 +44,12 @@ def trace(
     Unless --max-new-tokens or --max-length is given, 12 tokens are written, which fit on a screen.
     """
     text = read_prompt(prompt, prompt_file)
-    asked = {**options, **load_assistant(assistant_model, dtype=dtype, device=device)}
+    asked = {**options, **choice.load_assistant(assistant_model)}
     if not any(name in asked for name in _LENGTHS):
         asked["max_new_tokens"] = MAX_NEW_TOKENS
-    answer = (
-        load_model(model, dtype=dtype, device=device, gguf_file=gguf_file, quantize=quantize)
-        .generate(text, trace=True, **asked)
-        .trace
-    )
+    language_model = choice.load()
+    with seeded(asked) as drawn:
+        answer = language_model.generate(text, trace=True, **drawn).trace
     assert answer is not None, "a traced generation brings its trace"
     if as_json:
         typer.echo(answer.to_json(indent=2))

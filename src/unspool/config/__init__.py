@@ -5,7 +5,7 @@ Light to import: neither torch nor transformers is loaded.
 
 from unspool.config.docs import help_for, json_schema, option_table_markdown
 from unspool.config.foreign import NO_EFFECT, REFUSED
-from unspool.config.generation import OPTIONS, GenerationConfig, standing
+from unspool.config.generation import OPTIONS, GenerationConfig, nearest_option, standing
 from unspool.config.layers import resolve
 from unspool.config.option import GROUPS, UNSET, Option
 from unspool.config.order import PROCESSOR_ORDER, complete_order
@@ -24,6 +24,7 @@ __all__ = [
     "complete_order",
     "help_for",
     "json_schema",
+    "nearest_option",
     "option_table_markdown",
     "resolve",
     "standing",

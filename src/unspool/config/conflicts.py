@@ -49,7 +49,7 @@ def _check_forced(values: Mapping[str, Any], asked: frozenset[str]) -> None:
         if name in asked:
             raise OptionError(name, value, "must not be in `suppress_tokens` as a whole", "take it out of one of them")
         if "suppress_tokens" in asked:
-            hint = f"take it out, or set {name}=None"
+            hint = f"take it out, or change `{name}`"
             raise OptionError("suppress_tokens", values["suppress_tokens"], f"must leave a token of `{name}`", hint)
 
 
@@ -57,14 +57,14 @@ def _check_beams(values: Mapping[str, Any], asked: frozenset[str]) -> None:
     beams, groups, outputs = values["num_beams"], values["num_beam_groups"], values["num_return_sequences"]
     if beams < 2:
         named = _first_asked(asked, "force_words_ids", "force_words", "num_beams")
-        raise OptionError(named, values[named], "needs `num_beams` above 1", "set num_beams=2 or more")
+        raise OptionError(named, values[named], "needs `num_beams` above 1", "set `num_beams` to 2 or more")
     if outputs > beams:
         named = _first_asked(asked, "num_return_sequences", "num_beams")
-        allowed = f"does not fit: num_return_sequences ({outputs}) must be at most num_beams ({beams})"
+        allowed = f"does not fit: `num_return_sequences` ({outputs}) must be at most `num_beams` ({beams})"
         raise OptionError(named, values[named], allowed, "raise `num_beams` or lower `num_return_sequences`")
     if beams % groups:
         named = _first_asked(asked, "num_beam_groups", "num_beams")
-        allowed = f"does not fit: num_beam_groups ({groups}) must divide num_beams ({beams})"
+        allowed = f"does not fit: `num_beam_groups` ({groups}) must divide `num_beams` ({beams})"
         raise OptionError(named, values[named], allowed, "change one of the two")
 
 
@@ -72,7 +72,7 @@ def _check_diversity(values: Mapping[str, Any], asked: frozenset[str]) -> None:
     if values["diversity_penalty"] or "num_beam_groups" not in asked:
         return
     allowed = "needs `diversity_penalty` above 0, or all groups would find the same"
-    raise OptionError("num_beam_groups", values["num_beam_groups"], allowed, "set diversity_penalty, such as 0.5")
+    raise OptionError("num_beam_groups", values["num_beam_groups"], allowed, "set `diversity_penalty`, such as 0.5")
 
 
 def _check_best_of(values: Mapping[str, Any], asked: frozenset[str]) -> None:
@@ -80,7 +80,7 @@ def _check_best_of(values: Mapping[str, Any], asked: frozenset[str]) -> None:
     if samples >= outputs:
         return
     named = _first_asked(asked, "best_of", "num_return_sequences")
-    allowed = f"does not fit: best_of ({samples}) must be at least num_return_sequences ({outputs})"
+    allowed = f"does not fit: `best_of` ({samples}) must be at least `num_return_sequences` ({outputs})"
     raise OptionError(named, values[named], allowed, "raise `best_of` or lower `num_return_sequences`")
 
 

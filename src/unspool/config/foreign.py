@@ -43,7 +43,7 @@ class Refusal:
     stored: Literal["raise", "ignore"] = "ignore"
 
 
-_DRAFT = "use another way of drafting, such as an assistant model or prompt_lookup_num_tokens"
+_DRAFT = "use another way of drafting, such as an assistant model or `prompt_lookup_num_tokens`"
 
 REFUSED: Final[Mapping[str, Refusal]] = {
     "watermarking_config": Refusal(
@@ -58,7 +58,7 @@ REFUSED: Final[Mapping[str, Refusal]] = {
     ),
     "constraints": Refusal(
         reason="takes objects that transformers itself has dropped",
-        remedy="use force_words_ids, which says the same in token ids",
+        remedy="use `force_words_ids`, which says the same in token ids",
     ),
     "remove_invalid_values": Refusal(
         reason="would hide NaN, which always raises here, with the position it came from",

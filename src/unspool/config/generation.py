@@ -292,10 +292,16 @@ def check_foreign(name: str, value: Any) -> Any:
 
 
 def _suggestion(name: str) -> str:
+    close = nearest_option(name)
+    return f"did you mean `{close}`?" if close else "unspool.config.OPTIONS lists them all"
+
+
+def nearest_option(name: str) -> str | None:
+    """Return the option that an unknown name most likely means, or None."""
     if name in _ELSEWHERE:
-        return f"did you mean `{_ELSEWHERE[name]}`?"
+        return _ELSEWHERE[name]
     close = difflib.get_close_matches(name, [*OPTIONS, *NO_EFFECT, *REFUSED], n=1, cutoff=0.7)
-    return f"did you mean `{close[0]}`?" if close else "unspool.config.OPTIONS lists them all"
+    return close[0] if close else None
 
 
 def standing(name: str) -> Standing:

@@ -26,7 +26,9 @@ class Kind:
     words: what is allowed, as the end of a sentence that starts with the option's name.
     parse: returns the normalised value, raises Unfit.
     dump: returns the normalised value as plain JSON.
-    cli_type, multiple: one flag's Python type; `multiple` flags may be repeated. metavar: its placeholder.
+    cli_type, multiple: one flag's Python type; `multiple` flags can be repeated. metavar: its placeholder.
+    separator: parts several values in one use of a `multiple` flag; empty if values can hold any character.
+    json_words: `words` for values written as JSON; empty if `words` holds there as well.
     schema: the JSON schema of accepted JSON values, null aside.
     parse_stored: reads a value of a stored config, in which token ids can be negative; None if there are no token ids.
     """
@@ -37,6 +39,8 @@ class Kind:
     metavar: str
     schema: Mapping[str, Any]
     multiple: bool = False
+    separator: str = ""
+    json_words: str = ""
     dump: Callable[[Any], Any] = lambda value: value
     parse_stored: Callable[[Any], Any] | None = None
 
@@ -128,7 +132,11 @@ def flag() -> Kind:
             raise Unfit
         return value
 
-    return Kind(words="must be True or False", parse=parse, cli_type="bool", metavar="", schema={"type": "boolean"})
+    schema = {"type": "boolean"}
+    json_words = "must be true or false"
+    return Kind(
+        words="must be True or False", parse=parse, cli_type="bool", metavar="", schema=schema, json_words=json_words
+    )
 
 
 def choice(*values: str | bool) -> Kind:
@@ -143,7 +151,11 @@ def choice(*values: str | bool) -> Kind:
     words = "must be one of " + ", ".join(repr(value) for value in values)
     texts = [str(value).lower() if isinstance(value, bool) else value for value in values]
     cli_type: CliType = "json" if any(isinstance(value, bool) for value in values) else "str"
-    return Kind(words=words, parse=parse, cli_type=cli_type, metavar="|".join(texts), schema={"enum": list(values)})
+    schema = {"enum": list(values)}
+    json_words = "must be one of " + ", ".join(texts)
+    return Kind(
+        words=words, parse=parse, cli_type=cli_type, metavar="|".join(texts), schema=schema, json_words=json_words
+    )
 
 
 def strategy_name() -> Kind:
@@ -189,7 +201,16 @@ def wordings() -> Kind:
     several = {"type": "array", "items": one, "minItems": 1}
     schema = {"anyOf": [one, {"type": "array", "items": {"anyOf": [one, several]}}]}
     words = "must be a text, or a list of texts and of lists of alternative texts, none of them empty"
-    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+    return Kind(
+        words=words,
+        parse=parse,
+        cli_type="str",
+        metavar="TEXT,...",
+        schema=schema,
+        multiple=True,
+        separator=",",
+        dump=as_lists,
+    )
 
 
 def text_or_tokens() -> Kind:
@@ -220,7 +241,16 @@ def names(allowed: tuple[str, ...]) -> Kind:
 
     words = "must be a list of names, each at most once, out of " + ", ".join(allowed)
     schema = {"type": "array", "items": {"enum": list(allowed)}, "uniqueItems": True}
-    return Kind(words=words, parse=parse, cli_type="str", metavar="NAME", schema=schema, multiple=True, dump=as_lists)
+    return Kind(
+        words=words,
+        parse=parse,
+        cli_type="str",
+        metavar="NAME,...",
+        schema=schema,
+        multiple=True,
+        separator=",",
+        dump=as_lists,
+    )
 
 
 def seeds() -> Kind:
@@ -252,5 +282,12 @@ def layers() -> Kind:
 
     numbered = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
     schema = {"anyOf": [{"enum": ["low", "high"]}, numbered]}
-    words = "must be 'low', 'high' or a list of layer numbers"
-    return Kind(words=words, parse=parse, cli_type="json", metavar="low|high|JSON", schema=schema, dump=as_lists)
+    return Kind(
+        words="must be 'low', 'high' or a list of layer numbers",
+        json_words="must be low, high or a list of layer numbers such as [0, 2]",
+        parse=parse,
+        cli_type="json",
+        metavar="low|high|JSON",
+        schema=schema,
+        dump=as_lists,
+    )

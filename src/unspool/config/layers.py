@@ -242,26 +242,26 @@ class _Resolution:
         if row.name in self.layer or row.name not in self.stored.extras or not self._reads(row, strategy, do_sample):
             return
         value = self.stored.extras[row.name]
-        hint = f"{STORED}: override it with {row.name}={row.off!r}"
+        hint = f"{STORED}: override it with `{row.name}={row.off!r}`"
         raise OptionError(row.name, value, row.range, hint)
 
     def _why_unread(self, row: Option, strategy: str, do_sample: bool) -> tuple[str, str]:
         """Return (what is wrong, what to do)."""
         out = f"leave `{row.name}` out"
         if row.door == "drop_in" and not self.drop_in:
-            return "belongs to the drop-in unspool.generate(model, ...)", "use logprobs, or leave it out"
+            return "belongs to the drop-in unspool.generate(model, ...)", "use `logprobs`, or leave it out"
         if row.door == "native" and self.drop_in:
             return "belongs to the native API", f"{out}, or use unspool.load(...).generate"
         allowed = f"is not read by the strategy {strategy}"
         if row.name == "num_return_sequences":
-            return allowed, "set do_sample=True, or num_beams of at least as many, for more than one output"
+            return allowed, "set `do_sample=True`, or `num_beams` of at least as many, for more than one output"
         if row.samples and self.values["temperature"] == 0:
-            return allowed, f"{out}, since temperature=0 always takes the best token, or set temperature above 0"
+            return allowed, f"{out}, since `temperature=0` always takes the best token, or set `temperature` above 0"
         draws = row.samples or "sample" in row.read_by
         if draws and strategy in NEVER_SAMPLING and not has_sampling_twin(strategy):
             return allowed, f"{out}: that strategy never draws"
         if draws and not do_sample:
-            return allowed, f"set do_sample=True, or {out}"
+            return allowed, f"set `do_sample=True`, or {out}"
         return allowed, self._how_to_be_read(row, strategy, do_sample, out)
 
     def _how_to_be_read(self, row: Option, strategy: str, do_sample: bool, out: str) -> str:
@@ -272,7 +272,7 @@ class _Resolution:
         culprit = next((name for name in selectors(strategy) if self._has(name)), None)
         if culprit and any(meets_needs(name, self.values, assistant=self.assistant) for name in readers):
             return f"leave `{culprit}` out, or {out}"
-        greedily = " with do_sample=False" if do_sample and readers[0] in NEVER_SAMPLING else ""
+        greedily = " with `do_sample=False`" if do_sample and readers[0] in NEVER_SAMPLING else ""
         return f"set {needs(readers[0])}{greedily}, or {out}"
 
     def _final(self, row: Option, strategy: str, do_sample: bool) -> Any:

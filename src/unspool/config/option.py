@@ -6,10 +6,10 @@ Owns: Option, UNSET, `option()`. Does not know: which options there are.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from unspool.config.kinds import CliType, Kind, Unfit
 from unspool.errors import OptionError
@@ -86,12 +86,12 @@ class Option:
 
     @property
     def cli_type(self) -> CliType:
-        """The Python type of its flag; "json" flags take text for `from_text`."""
+        """The Python type of its flag; "json" flags take text for `from_text`, repeatable ones for `from_texts`."""
         return self.kind.cli_type
 
     @property
     def multiple(self) -> bool:
-        """Whether its flag may be repeated."""
+        """Whether its flag can be repeated."""
         return self.kind.multiple
 
     @property
@@ -125,16 +125,48 @@ class Option:
             raise OptionError(self.name, value, self.range, self.advice) from None
 
     def from_text(self, text: str) -> Any:
-        """Return the checked value of a "json" flag: JSON, or where that fails the text itself ("never").
+        """Return the checked value of a text: JSON, or the text itself ("never") if it is no JSON.
 
         Raises:
-            OptionError: the value is of the wrong type or out of range.
+            OptionError: if the value is of the wrong type or out of range.
         """
+        if self.multiple:
+            return self.from_texts([text])
         try:
             value = json.loads(text)
         except ValueError:
             value = text
         return self.check(value)
+
+    def from_texts(self, texts: Sequence[str]) -> Any:
+        """Return the checked value of a repeatable flag: the values of all its uses in one list.
+
+        Each text is a JSON list of values, or plain text: values parted by the kind's separator.
+
+        Raises:
+            OptionError: if a value is of the wrong type or out of range.
+        """
+        return self.check([value for text in texts for value in self._values_in(text)])
+
+    def _values_in(self, text: str) -> Sequence[Any]:
+        if (listed := self._json_list(text)) is not None:
+            return listed
+        parts = [part.strip() for part in text.split(self.kind.separator)] if self.kind.separator else [text]
+        return [_number(part) for part in parts] if self.cli_type == "int" else parts
+
+    def _json_list(self, text: str) -> list[Any] | None:
+        """Return the list that a JSON text holds; None for text like "[1]" if the option takes strings alone."""
+        try:
+            value = json.loads(text) if text.lstrip().startswith("[") else None
+        except ValueError:
+            return None
+        if value is None or any(isinstance(one, str) for one in value):
+            return value
+        try:
+            self.kind.parse(value)
+        except Unfit:
+            return None if self.cli_type == "str" else value
+        return cast(list[Any], value)
 
     def plain(self, value: Any) -> Any:
         """Return a normalised value as plain JSON."""
@@ -157,6 +189,13 @@ class Option:
     def off_value(self) -> Any:
         """The one value that a resolved config holds where the option is off or not read."""
         return None if self.default is None else self.off
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def option(kind: Kind, *, group: str, help: str, **rest: Any) -> Any:

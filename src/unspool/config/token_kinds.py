@@ -79,9 +79,10 @@ def tokens() -> Kind:
         parse=parse,
         parse_stored=partial(parse, read=whole),
         cli_type="int",
-        metavar="ID",
+        metavar="ID,...",
         schema=schema,
         multiple=True,
+        separator=",",
         dump=as_lists,
     )
 
@@ -131,6 +132,7 @@ def forced_words() -> Kind:
         "must be a list of token sequences, or of lists of alternative sequences; None stands for a gap between two "
         "tokens of a sequence"
     )
+    json_words = words.replace("None", "null") + ", as in [[5, null, 7], [[1], [2]]]"
     schema = {"type": "array", "items": word}
     return Kind(
         words=words,
@@ -139,6 +141,7 @@ def forced_words() -> Kind:
         cli_type="json",
         metavar="JSON",
         schema=schema,
+        json_words=json_words,
         dump=as_lists,
     )
 
@@ -161,9 +164,10 @@ def breakers() -> Kind:
         words=words,
         parse=parse,
         parse_stored=partial(parse, read=whole),
-        cli_type="json",
-        metavar="JSON",
+        cli_type="str",
+        metavar="TEXT",
         schema=schema,
+        multiple=True,
         dump=as_lists,
     )
 
@@ -196,6 +200,7 @@ def biases() -> Kind:
 
     pair = {"type": "array", "prefixItems": [_SEQUENCE_SCHEMA, {"type": "number"}], "minItems": 2, "maxItems": 2}
     words = "must map token sequences to finite numbers, such as {(5, 7): -2.0} or [[[5, 7], -2.0]], each once"
+    json_words = 'must map token sequences to finite numbers, such as [[[5, 7], -2.0]] or {"5, 7": -2.0}, each once'
     schema = {"type": "array", "items": pair}
     return Kind(
         words=words,
@@ -204,6 +209,7 @@ def biases() -> Kind:
         cli_type="json",
         metavar="JSON",
         schema=schema,
+        json_words=json_words,
         dump=dump,
     )
 
@@ -219,5 +225,13 @@ def decay() -> Kind:
 
     parts = [_TOKEN_SCHEMA, {"type": "number", "exclusiveMinimum": 0}]
     schema = {"type": "array", "prefixItems": parts, "minItems": 2, "maxItems": 2}
-    words = "must be a pair (start, factor): an integer of at least 0 and a finite number above 0"
-    return Kind(words=words, parse=parse, cli_type="json", metavar="JSON", schema=schema, dump=as_lists)
+    numbers = "an integer of at least 0 and a finite number above 0"
+    return Kind(
+        words=f"must be a pair (start, factor): {numbers}",
+        json_words=f"must be a pair [start, factor]: {numbers}",
+        parse=parse,
+        cli_type="json",
+        metavar="JSON",
+        schema=schema,
+        dump=as_lists,
+    )

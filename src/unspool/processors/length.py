@@ -88,7 +88,7 @@ class ExponentialDecay(Processor):
             return None
         eos = ids(context.eos_token_ids, context.info.vocab_size)
         if not len(eos):
-            raise OptionError(self.name, given, "needs an EOS token to raise", "set eos_token_id, or use None")
+            raise OptionError(self.name, given, "needs an EOS token to raise", "set `eos_token_id`, or use None")
         return Decay(0, int(given[0]), float(given[1]), eos)
 
     def advance(self, state: Decay, token: int) -> Decay:

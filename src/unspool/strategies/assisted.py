@@ -62,7 +62,7 @@ class Assisted(Strategy):
         selected_by=(ASSISTANT, "prompt_lookup_num_tokens"),
         selects=lambda values, do_sample, assistant: can_draft(values, assistant),
         precedence=60,
-        needs="prompt_lookup_num_tokens or an assistant model",
+        needs="`prompt_lookup_num_tokens` or `assistant_model`",
         is_met=lambda values, assistant: can_draft(values, assistant),
         position=110,
     )
@@ -116,11 +116,11 @@ def check_drafting(config: Options, *, has_draft: bool) -> None:
         )
     if not has_draft and lookup is None:
         raise OptionError(
-            "strategy", "assisted", "needs prompt_lookup_num_tokens or an assistant model", "give one of them"
+            "strategy", "assisted", "needs `prompt_lookup_num_tokens` or `assistant_model`", "give one of them"
         )
     if not config.do_sample and outputs > 1:
         allowed = "must be 1 where nothing is drawn, or all outputs would be the same"
-        raise OptionError("num_return_sequences", outputs, allowed, "leave it out, or set do_sample=True")
+        raise OptionError("num_return_sequences", outputs, allowed, "leave it out, or set `do_sample=True`")
 
 
 def verification(config: Options, live: Sequence[Writing], drafts: Drafts, agenda: Agenda) -> Turn:

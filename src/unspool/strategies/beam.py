@@ -54,7 +54,7 @@ class BeamSearch(Strategy):
         selected_by=("num_beams",),
         selects=lambda values, do_sample, assistant: has_beams(values, assistant),
         precedence=40,
-        needs="num_beams above 1",
+        needs="`num_beams` above 1",
         is_met=has_beams,
         sampling_twin="beam_sample",
         line_up={"beam": {"num_beams": 4}},

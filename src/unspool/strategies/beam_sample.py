@@ -30,7 +30,7 @@ class BeamSampling(BeamSearch):
         selected_by=("num_beams",),
         selects=lambda values, do_sample, assistant: do_sample and has_beams(values, assistant),
         precedence=30,
-        needs="num_beams above 1",
+        needs="`num_beams` above 1",
         is_met=has_beams,
         line_up={"beam_sample": {"num_beams": 4}},
         position=40,

@@ -47,7 +47,7 @@ class BestOf(Strategy):
         selected_by=("best_of",),
         selects=lambda values, do_sample, assistant: do_sample and values["best_of"] is not None,
         precedence=70,
-        needs="best_of",
+        needs="`best_of`",
         is_met=lambda values, assistant: values["best_of"] is not None,
         line_up={"best_of": {"best_of": 4}},
         position=100,

@@ -83,7 +83,7 @@ class ConstrainedBeamSearch(Strategy):
         selected_by=("force_words_ids", "force_words"),
         selects=lambda values, do_sample, assistant: has_forced_words(values),
         precedence=10,
-        needs="force_words_ids (or force_words) and num_beams above 1",
+        needs="`force_words_ids` (or `force_words`) and `num_beams` above 1",
         is_met=lambda values, assistant: has_beams(values, assistant) and has_forced_words(values),
         line_up={"constrained_beam": {"num_beams": 4}},
         position=60,

@@ -61,7 +61,7 @@ class ContrastiveSearch(Strategy):
         selected_by=("penalty_alpha",),
         selects=lambda values, do_sample, assistant: not do_sample and has_candidates(values, assistant),
         precedence=50,
-        needs="penalty_alpha above 0 and top_k above 1",
+        needs="`penalty_alpha` above 0 and `top_k` above 1",
         is_met=lambda values, assistant: has_candidates(values, assistant),
         # Su et al. 2022, section 4.
         line_up={"contrastive": {"penalty_alpha": 0.6, "top_k": 4}},

@@ -94,7 +94,7 @@ class DiverseBeamSearch(Strategy):
         selected_by=("num_beam_groups", "num_beams"),
         selects=lambda values, do_sample, assistant: has_groups(values, assistant),
         precedence=20,
-        needs="num_beams above 1 and num_beam_groups above 1",
+        needs="`num_beams` above 1 and `num_beam_groups` above 1",
         is_met=lambda values, assistant: has_groups(values, assistant),
         # As many groups as beams: Vijayakumar et al. 2018, section 5.
         line_up={"diverse_beam": {"num_beams": 4, "num_beam_groups": 4, "diversity_penalty": 0.5}},

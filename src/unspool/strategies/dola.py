@@ -36,7 +36,7 @@ class Dola(Strategy):
         selected_by=("dola_layers",),
         selects=lambda values, do_sample, assistant: values["dola_layers"] is not None,
         precedence=80,
-        needs="dola_layers",
+        needs="`dola_layers`",
         is_met=lambda values, assistant: values["dola_layers"] is not None,
         line_up={"dola": {"dola_layers": "low"}},
         position=90,

@@ -32,7 +32,7 @@ class Sampling(Strategy):
         samples="always",
         selects=lambda values, do_sample, assistant: do_sample,
         precedence=90,
-        needs="do_sample=True",
+        needs="`do_sample=True`",
         line_up={"sample": {}, "top_k": {"top_k": 40}, "top_p": {"top_p": 0.95}, "min_p": {"min_p": 0.1}},
         position=20,
     )

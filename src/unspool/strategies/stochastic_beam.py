@@ -64,7 +64,7 @@ class StochasticBeamSearch(Strategy):
         samples="always",
         reads=frozenset({"num_beams"}),
         selected_by=("num_beams",),
-        needs="num_beams above 1",
+        needs="`num_beams` above 1",
         is_met=has_beams,
         line_up={"stochastic_beam": {"num_beams": 4}},
         position=70,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from unspool.errors import PromptError
+from unspool.text.encode import quiet
 
 Message: TypeAlias = dict[str, Any]
 """A turn as OpenAI's API and transformers have it: "role" and "content", and what else the template reads."""
@@ -93,6 +94,7 @@ def encode_chat(
         PromptError: there is no template, or it does not take these messages.
     """
     check_template(tokenizer, chat_template)
+    warnings_off = {"tokenizer_kwargs": found} if (found := quiet(tokenizer)) else {}
     try:
         ids = tokenizer.apply_chat_template(
             list(messages),
@@ -101,6 +103,7 @@ def encode_chat(
             add_generation_prompt=not continue_final_message,
             continue_final_message=continue_final_message,
             return_dict=False,
+            **warnings_off,
             **(tokenizer_options or {}),
             **(template_options or {}),
         )

@@ -23,7 +23,7 @@ class TokenOptions:
         biases(),
         group=_TOKENS,
         help="Token sequences with a number each, which is added to the score of a token that completes the sequence.",
-        hint="use bad_words_ids to forbid a sequence, None to turn it off",
+        hint="use `bad_words_ids` to forbid a sequence, None to turn it off",
     )
     suppress_tokens: tuple[int, ...] | None = option(
         tokens(), group=_TOKENS, help="Token ids that must not occur in the output."

@@ -1,0 +1,119 @@
+"""Files of many prompts or texts: one per line, as text or as JSON.
+
+Owns: how a line is read, and the errors that name file and line. Does not know: what is done with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from unspool.cli.sources import decoded
+from unspool.cli.spelling import KEYS, spelled
+from unspool.config import GenerationConfig
+from unspool.errors import OptionError, PromptError, UnspoolError
+
+_JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+_TEXT_SUFFIX: Final = ".txt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One line of a file.
+
+    place: file and line, for errors. values: what the line holds besides options, such as its prompt. options: those
+    of this line, checked. error: what is wrong with the line; None for a line that can be used.
+    """
+
+    place: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    def told(self, error: Exception) -> str:
+        """Return an error about this line in one line, with its place and the keys of JSON."""
+        text = spelled(error, KEYS) if isinstance(error, UnspoolError) else f"{type(error).__name__}: {error}"
+        return f"{self.place}: {' '.join(text.split())}"
+
+
+def read_records(file: Path, *, main: str, others: Sequence[str] = (), takes_options: bool = True) -> list[Record]:
+    """Return the lines of a file, without blank ones. A line that is wrong becomes a record with its error.
+
+    A file is JSON, an object per line, if its name ends in .jsonl or .ndjson, or if its first line is an object; names
+    that end in .txt are always text.
+
+    Args:
+        file: its name; - is standard input.
+        main: the key that each object must have; a line of text is its value.
+        others: further keys that are no options.
+        takes_options: whether all other keys are options of generation; otherwise they are errors.
+
+    Raises:
+        PromptError: if the file holds no line, or is not UTF-8 text.
+        OSError: if it cannot be read.
+    """
+    name = "standard input" if str(file) == "-" else str(file)
+    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    lines = [(f"{name}:{count}", line) for count, line in enumerate(_lines(decoded(raw, name)), 1) if line.strip()]
+    if not lines:
+        raise PromptError(f"{name} holds no line")
+    if file.suffix in _JSON_SUFFIXES or (file.suffix != _TEXT_SUFFIX and _is_object(lines[0][1])):
+        read = [_from_json(place, line, main, others) for place, line in lines]
+        return read if takes_options else [_without_options(one, (main, *others)) for one in read]
+    return [Record(place=place, values={main: line}) for place, line in lines]
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines. Other separators than line feeds, which Python knows, can stand inside a JSON string."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _from_json(place: str, line: str, main: str, others: Sequence[str]) -> Record:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        return Record(place=place, error=f"{place}: not JSON: {error}")
+    if not isinstance(found, dict) or main not in found:
+        shape = f'{{"{main}": ..., and options}}'
+        return Record(place=place, error=f'{place}: must be an object with "{main}": {shape}; got {_short(line)}')
+    values = {key: found[key] for key in (main, *others) if key in found}
+    for key, value in values.items():
+        if not _is_prompt(value):
+            return Record(
+                place=place, error=f'{place}: "{key}" must be a text or a list of token ids; got {_short(line)}'
+            )
+    options = {key: value for key, value in found.items() if key not in values}
+    record = Record(place=place, values=values, options=options)
+    try:
+        GenerationConfig(**options)
+    except (OptionError, TypeError) as error:
+        return Record(place=place, values=values, error=record.told(error))
+    return record
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(type(token) is int for token in value))
+
+
+def _without_options(record: Record, keys: Sequence[str]) -> Record:
+    """Return the record, with an error if it has options."""
+    unknown = next(iter(record.options), None)
+    if unknown is None:
+        return record
+    allowed = " and ".join(f'"{key}"' for key in keys)
+    return replace(record, options={}, error=f'{record.place}: "{unknown}" is not a key here; there are {allowed}')
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 60 else f"{line[:57]}..."

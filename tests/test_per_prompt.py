@@ -119,3 +119,9 @@ def test_a_list_is_a_value_exactly_if_the_option_takes_lists(name: str) -> None:
         read_prompts([[1], [2]]), None, {name: [None, None]} if not OPTIONS[name].takes_lists else {}
     )
     assert len(groups) == (1 if OPTIONS[name].takes_lists else 2)
+
+
+def test_an_error_about_a_long_list_stays_short() -> None:
+    with pytest.raises(OptionError) as refused:
+        LanguageModel(mixing_toy()).generate(PROMPTS, temperature=[0.5] * 10_000)
+    assert len(str(refused.value)) < 500 and len(refused.value.given) == 10_000

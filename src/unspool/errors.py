@@ -13,7 +13,10 @@ UnspoolError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+_LONGEST_SHOWN: Final = 200
+"""Characters of a given value in a message; a list can have one value for each of many prompts."""
 
 
 class UnspoolError(Exception):
@@ -32,7 +35,10 @@ class OptionError(UnspoolError, ValueError):
 
     def __init__(self, option: str, given: Any, allowed: str, hint: str) -> None:
         self.option, self.given, self.allowed, self.hint = option, given, allowed, hint
-        super().__init__(f"`{option}` {allowed}, got {given!r}; {hint}")
+        shown = repr(given)
+        if len(shown) > _LONGEST_SHOWN:
+            shown = f"{shown[:_LONGEST_SHOWN]}…"
+        super().__init__(f"`{option}` {allowed}, got {shown}; {hint}")
 
 
 class PromptError(UnspoolError, ValueError):

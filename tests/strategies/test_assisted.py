@@ -515,7 +515,7 @@ def test_a_draft_model_that_fails_fails_its_own_requests_alone(fails_at: int) ->
             "`prompt_lookup_num_tokens` cannot be used together with an assi",
         ),
         ({}, None, "`strategy` needs `prompt_lookup_num_tokens` or `assistant_model`"),
-        ({"num_return_sequences": 2}, DRAFT_INFO, "`num_return_sequences` must be 1 where nothing is drawn"),
+        ({"num_return_sequences": 2}, DRAFT_INFO, "`num_return_sequences` must be 1 without sampling"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(options: Any, draft: ModelInfo | None, message: str) -> None:

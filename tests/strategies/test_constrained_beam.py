@@ -240,7 +240,7 @@ def test_one_pass_a_token_for_all_beams() -> None:
         ),
         (
             {"force_words_ids": [[8]], "max_new_tokens": 3},
-            "the forced word [8] is missing: token 8 of no probability to the model",
+            "the forced word [8] is missing: token 8 of probability 0 under the model",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_outputs_with_the_words_stand_before_better_ones_without() -> None:
     )  # fmt: skip
     assert [output.token_ids for output in found] == [(A, C), (B, B)]
     assert found[0].unmet is None and found[0].score < found[1].score
-    assert found[1].unmet == "the forced word [2] is missing: token 2 of no probability to the model"
+    assert found[1].unmet == "the forced word [2] is missing: token 2 of probability 0 under the model"
 
 
 def test_there_are_no_more_outputs_than_sequences_that_hold_the_words() -> None:
@@ -319,9 +319,9 @@ def test_there_are_no_more_outputs_than_sequences_that_hold_the_words() -> None:
             "`max_new_tokens` must be at least 4",
         ),
         ({"force_words_ids": [[17]]}, "`force_words_ids` must hold token ids in [0, 17), got 17"),
-        ({"force_words_ids": [[5, 16, 6]]}, "may hold an end-of-sequence token only at the very end"),
-        ({"force_words_ids": [[5, 16], [6]]}, "may hold an end-of-sequence token only at the very end"),
-        ({"force_words_ids": [[5, 16], [6]], "force_words_ordered": True}, "only at the very end"),
+        ({"force_words_ids": [[5, 16, 6]]}, "can contain an end-of-sequence token only at the end"),
+        ({"force_words_ids": [[5, 16], [6]]}, "can contain an end-of-sequence token only at the end"),
+        ({"force_words_ids": [[5, 16], [6]], "force_words_ordered": True}, "only at the end"),
     ],
 )
 def test_words_that_no_output_could_hold_are_refused(options: dict[str, Any], said: str) -> None:

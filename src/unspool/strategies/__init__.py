@@ -1,4 +1,4 @@
-"""Decoding strategies, one per file: conversations in plain numbers, without a model, a clock or a text."""
+"""Decoding strategies, one per file: generators over plain numbers, without a model, a clock or text."""
 
 from unspool.strategies.assisted import Assisted
 from unspool.strategies.beam import BeamSearch

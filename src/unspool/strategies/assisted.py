@@ -1,4 +1,4 @@
-"""Assisted (speculative) decoding: tokens are guessed cheaply, and the model checks a whole guess in one pass."""
+"""Assisted (speculative) decoding: a cheap method drafts tokens, and the model verifies the draft in one pass."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ if TYPE_CHECKING:
 
 
 class Assisted(Strategy):
-    """Have a draft model, or a look at what was said before, guess some tokens, and the model verify them at once.
+    """Speculative decoding: draft tokens with a draft model or prompt lookup, and verify each draft in one pass.
 
-    One pass over a guess of n tokens brings the model's own choice at n + 1 places: its best token, or its draw under
-    the request's noise. A guess holds as far as it is what the model chooses; the first different choice is the next
-    token, and if all hold, the last choice is one token more. So every token is the model's own, and the output is that
-    of greedy search or of sampling under the same seed, whatever is guessed. Noise belongs to (seed, prompt, output,
-    position, token), hence a draft model that draws under it too often draws the same token.
+    One forward pass over a draft of n tokens gives the model's own choice at n + 1 positions. A choice is the best
+    token, or the draw under the request's noise. Drafted tokens are accepted up to the first that differs from the
+    model's choice. That choice is the next token; if all are accepted, the last choice is one more token. Every token
+    is thus the model's own. The output equals that of greedy search, or of sampling with the same seed, for any draft.
+    Noise is a function of (seed, prompt, output, position, token). A draft model that draws under the same noise
+    therefore often draws the same token.
 
-    Worked example (test_assisted_worked_example), P(next | newest), prompt [a], 2 tokens a guess, 6 tokens in all:
+    Worked example (test_assisted_worked_example), P(next | newest), prompt [a], drafts of 2 tokens, 6 tokens in all:
 
         target  a: b 0.6, c 0.4     b: c 0.7, a 0.3     c: a 0.8, b 0.2
         draft   a: b 0.9, c 0.1     b: c 0.9, a 0.1     c: b 0.9, a 0.1
 
-        pass    guess    fed      chosen    output
+        pass    draft    fed      chosen    output
         1                a        b         b
-        2       c b      b c b    c a       b c a             accepted 1 of 2; guesses shrink to 1
-        3       b        a b      b c       b c a b c         accepted 1 of 1; guesses grow to 3
-        4                c        a         b c a b c a       the last token needs no guess
+        2       c b      b c b    c a       b c a             accepted 1 of 2; drafts shrink to 1
+        3       b        a b      b c       b c a b c         accepted 1 of 1; drafts grow to 3
+        4                c        a         b c a b c a       the last token needs no draft
 
         score = ln 0.6 + ln 0.7 + ln 0.8 + ln 0.6 + ln 0.7 + ln 0.8 = -2.1813
 
-    All outputs of a prompt draft together and are verified in one pass. A guess has `num_assistant_tokens` tokens at
-    first, then 2 more if all held and else 1 fewer, at least 1, or always as many, by `num_assistant_tokens_schedule`;
-    "heuristic" and "heuristic_transient" are one, since nothing outlives a request.
+    All outputs of a prompt draft together and are verified in one pass. The first draft has `num_assistant_tokens`
+    tokens. `num_assistant_tokens_schedule` sets the length of later drafts: "constant" keeps it. "heuristic" adds 2 if
+    all tokens were accepted and otherwise removes 1, down to 1. "heuristic_transient" equals "heuristic", because the
+    length is not kept between requests.
     Source: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, with the draw fixed by the
     noise in place of rejection sampling; schedule: transformers 5, AssistedCandidateGenerator.
     """
@@ -71,11 +73,15 @@ class Assisted(Strategy):
         return config.num_return_sequences
 
     def check(self, context: Context) -> None:
-        """Raise where nothing could draft, or two ways of drafting are asked for; see check_drafting."""
+        """Check that the request has exactly one way to draft; see check_drafting.
+
+        Raises:
+            OptionError: see check_drafting.
+        """
         check_drafting(context.config, has_draft=context.draft is not None)
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns one hypothesis an output, in the order of their index.
+        """Run the conversation; returns one hypothesis per output, ordered by output index.
 
         Raises:
             OptionError: see check_drafting.
@@ -98,13 +104,14 @@ class Assisted(Strategy):
 
 
 def check_drafting(config: Options, *, has_draft: bool) -> None:
-    """Refuse options that assisted decoding cannot honour.
+    """Check that assisted decoding can follow the options.
 
     Args:
-        has_draft: whether the request brings a draft model.
+        has_draft: True if the request has a draft model.
 
     Raises:
-        OptionError: nothing drafts, or two ways of drafting are given, or several outputs that would all be the same.
+        OptionError: if the request has neither a draft model nor prompt lookup, or both. Also if it asks for several
+            outputs without sampling, because all would be equal.
     """
     lookup, outputs = config.prompt_lookup_num_tokens, config.num_return_sequences
     if has_draft and lookup is not None:
@@ -119,12 +126,12 @@ def check_drafting(config: Options, *, has_draft: bool) -> None:
             "strategy", "assisted", "needs `prompt_lookup_num_tokens` or `assistant_model`", "give one of them"
         )
     if not config.do_sample and outputs > 1:
-        allowed = "must be 1 where nothing is drawn, or all outputs would be the same"
+        allowed = "must be 1 without sampling, because all outputs would be equal"
         raise OptionError("num_return_sequences", outputs, allowed, "leave it out, or set `do_sample=True`")
 
 
 def verification(config: Options, live: Sequence[Writing], drafts: Drafts, agenda: Agenda) -> Turn:
-    """Return the Turn that writes the guesses and asks for the model's choice before each and behind the last."""
+    """Return the Turn that feeds the drafts and asks for the model's choice before each token and after the last."""
     asks = []
     for writing in live:
         guesses = drafts.get(writing.output, ())
@@ -134,7 +141,11 @@ def verification(config: Options, live: Sequence[Writing], drafts: Drafts, agend
 
 
 def settle(live: Sequence[Writing], drafts: Drafts, reply: Reply, agenda: Agenda) -> dict[int, Hypothesis]:
-    """Take in the reply to a verification, or to the first Turn; returns the outputs that are finished."""
+    """Accept drafted tokens by the reply to a verification or to the first Turn.
+
+    Returns:
+        The hypotheses of the outputs that have just finished, by output index.
+    """
     done = {}
     start = 0
     for writing in live:
@@ -143,28 +154,30 @@ def settle(live: Sequence[Writing], drafts: Drafts, reply: Reply, agenda: Agenda
         start += len(rows)
         accepted, finished = accept(writing, guesses, rows, agenda)
         if guesses:
-            whose = f"output {writing.output}: " if len(live) > 1 else ""
-            agenda.notes.append(f"{whose}accepted {accepted} of {len(guesses)}")
+            label = f"output {writing.output}: " if len(live) > 1 else ""
+            agenda.notes.append(f"{label}accepted {accepted} of {len(guesses)}")
         if finished:
             done[writing.output] = finished
     return done
 
 
 class Verdict(NamedTuple):
-    """How many guesses held, and the output if it is finished."""
+    """The number of accepted tokens, and the hypothesis if the output is finished."""
 
     accepted: int
     finished: Hypothesis | None
 
 
 def accept(writing: Writing, guesses: Sequence[int], rows: Sequence[Row], agenda: Agenda) -> Verdict:
-    """Append the model's choices to the output up to the first that was not guessed, and note the moves it takes.
+    """Append the model's choices to the output, up to and including the first that differs from the draft.
+
+    Adds the moves and commits for this to the agenda.
 
     Args:
-        guesses: what the output's branch holds behind the verified tokens.
-        rows: the model's choice at the place of each guess and behind the last.
+        guesses: the drafted tokens on the output's branch, after the verified tokens.
+        rows: the model's choice at the position of each drafted token, and after the last.
     """
-    # Before the first token all outputs stand on the root, which the others still need.
+    # Before the first token all outputs share the root, which the other outputs still need.
     branch = writing.output if writing.tokens else ROOT
     num_held = len(writing.tokens) + len(guesses)
     accepted = 0

@@ -1,4 +1,4 @@
-"""Beam search: keeps the best partial sequences side by side, and the best finished ones apart."""
+"""Beam search: keeps the `num_beams` best partial sequences, and the best finished hypotheses in a pool."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 
 class BeamSearch(Strategy):
-    """Extend the `num_beams` best partial sequences by all tokens and keep the `num_beams` best of what comes.
+    """Beam search: extend each of the `num_beams` beams by every token, and keep the `num_beams` best continuations.
 
-    A token that ends a sequence finishes it only from among the `num_beams` best continuations of a step. Finished
-    sequences compete by score / length ** length_penalty. `early_stopping`: True ends with `num_beams` finished ones;
-    False when the best live beam, at its present length, scores no better than the worst finished one; "never" when
-    it could not even at the longest length.
+    An ending token finishes a hypothesis only if it is among the `num_beams` best continuations of a step. Finished
+    hypotheses are ranked by score / length ** length_penalty. `early_stopping` decides when the search ends:
+
+        True      as soon as `num_beams` hypotheses are finished
+        False     if the best live beam, at its present length, scores no better than the worst finished hypothesis
+        "never"   if the best live beam could score no better even at the maximum length
 
     Worked example (test_beam_search_worked_example), P(next | newest), prompt [a], 2 beams, length_penalty 0:
 
@@ -40,9 +42,10 @@ class BeamSearch(Strategy):
         step 1   beams a b (0.60), a c (0.40)
         step 2   a c <end> 0.36 and a b <end> 0.24 are the two best continuations: both finish; best first
 
-    Greedy takes b first and ends with 0.24. What all live beams and the best finished hypothesis share is committed;
-    `lookahead_steps` commits more, earlier (LookAhead). One forward a token for all beams together. Outputs stand best
-    first.
+    Greedy search takes b first and ends with 0.24. The common prefix of all live beams and the best finished hypothesis
+    is committed; `lookahead_steps` commits more tokens earlier (LookAhead). Outputs are ordered best first.
+
+    Cost: one forward pass per token for all beams together.
     Source: transformers 5, GenerationMixin._beam_search; Sutskever et al. 2014, section 3.2.
     """
 
@@ -65,7 +68,7 @@ class BeamSearch(Strategy):
         return config.num_beams
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
+        """Run the conversation; returns `num_return_sequences` hypotheses, best first."""
         config, width = context.config, context.config.num_beams
         count = num_candidates(context, width)
         finished = FinishedBeams.of(context, width)
@@ -84,9 +87,9 @@ class BeamSearch(Strategy):
             reply = yield Turn(moves=moves, asks=self.asks(beams, count), commits=commits, note=note)
 
     def asks(self, beams: list[Beam], count: int) -> tuple[Ask, ...]:
-        """Return what is asked about each beam, in order of rank."""
+        """Return one question per beam, in order of rank."""
         return tuple(Top(beam.branch, count) for beam in beams)
 
     def choices(self, beams: list[Beam], reply: Reply, count: int) -> list[Choice]:
-        """Return the continuations that a step looks at, in the order in which they may finish beams: best first."""
+        """Return the `count` best continuations of a step, best first; the first of them can finish hypotheses."""
         return by_total(continuations(beams, reply))[:count]

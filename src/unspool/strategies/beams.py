@@ -1,4 +1,4 @@
-"""Beams: the partial and the finished sequences of a beam search, shared by all strategies that search with beams."""
+"""Beams and finished hypotheses: the parts that all beam search strategies share."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def has_beams(values: Values, assistant: bool) -> bool:
 
 
 def num_candidates(context: Context, width: int) -> int:
-    """Return how many continuations a step must look at so that `width` beams can go on.
+    """Return the number of continuations per step that leaves `width` beams live.
 
-    The `width` best can all end, each with any end-of-sequence token. So `width` more are needed per way to end.
+    The `width` best continuations can all end, each with any end-of-sequence token. So each such token needs `width`
+    more continuations.
     """
     return max(2, 1 + len(context.eos_token_ids)) * width
 
@@ -43,17 +44,18 @@ class Choice(NamedTuple):
 
     @property
     def grown(self) -> Beam:
-        """The beam that goes on with it, on the branch it comes from."""
+        """The beam after this continuation, still on its parent's branch."""
         return Beam(self.beam.branch, (*self.beam.tokens, self.candidate.token), self.total)
 
 
 class FinishedBeams:
-    """The best finished hypotheses, at most `size`, best first; equal ones in the order they came.
+    """The pool of the `size` best finished hypotheses, best first; ties stay in the order of arrival.
 
     Args:
-        size: how many are kept.
-        length_penalty: a total is divided by the number of generated tokens, the ending one counted, to this power.
-        early_stopping, longest: see BeamSearch.
+        size: the most hypotheses to keep, at least 1.
+        length_penalty: the score is total / length ** length_penalty; length counts the ending token. 0 is off.
+        early_stopping: when the search ends; see BeamSearch.
+        longest: the maximum length in tokens, for early_stopping="never".
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class FinishedBeams:
 
     @classmethod
     def of(cls, context: Context, size: int) -> Self:
-        """Return an empty pool under the request's options."""
+        """Return an empty pool with the request's options."""
         config = context.config
         return cls(
             size,
@@ -77,10 +79,10 @@ class FinishedBeams:
         )
 
     def finish_and_filter(self, choices: list[Choice]) -> list[Choice]:
-        """Take in what a step has finished, close if nothing better can come, and return the beams-to-be, best first.
+        """Add the hypotheses that a step finishes, and return the continuations that stay live, best first.
 
-        Only the first `size` choices finish anything; of those that end nothing, the best `size` go on, and none does
-        once the pool is done.
+        Only the first `size` choices can finish a hypothesis. The best `size` choices that do not end stay live. The
+        list is empty if the pool is done.
         """
         self.add(choice for choice in choices[: self.size] if choice.candidate.ends)
         running = by_total(choice for choice in choices if not choice.candidate.ends)[: self.size]
@@ -93,9 +95,9 @@ class FinishedBeams:
         return len(self.hypotheses) == self.size
 
     def add(self, choices: Iterable[Choice]) -> None:
-        """Take in the sequences that a step has finished, as far as they are good enough and the pool takes any.
+        """Add the choices of one step as finished hypotheses, and keep the `size` best.
 
-        With early_stopping=True a pool that was full before the step takes none; one that the step fills takes all.
+        A pool that is done ignores them. With early_stopping=True, a pool that fills up in this step still ranks all.
         """
         if self.done:
             return
@@ -107,12 +109,12 @@ class FinishedBeams:
         del self.hypotheses[self.size :], self.paths[self.size :]
 
     def score(self, beam: Beam) -> float:
-        """Return what the beam would compete with if it ended as it stands."""
+        """Return the beam's length-normalized score, as if it ended at its present length."""
         score: float = beam.total / len(beam.tokens) ** self._penalty
         return score
 
     def keep(self, beginning: tuple[int, ...]) -> int:
-        """Forget the hypotheses that do not begin with these tokens; returns how many these were."""
+        """Remove the hypotheses that do not begin with these tokens; returns the number removed."""
         before = len(self.paths)
         kept = [index for index, path in enumerate(self.paths) if path[: len(beginning)] == beginning]
         self.hypotheses[:] = [self.hypotheses[index] for index in kept]
@@ -120,7 +122,7 @@ class FinishedBeams:
         return before - len(kept)
 
     def update_early_stop(self, best: Beam) -> None:
-        """Close the pool once the best live beam can no longer do better than its worst hypothesis."""
+        """Close the pool if the best live beam can no longer beat the worst hypothesis."""
         if not self.full:
             return
         longest = self._early_stopping == "never" and self._penalty > 0
@@ -142,16 +144,16 @@ def continuations(beams: list[Beam], reply: Reply) -> list[Choice]:
 
 
 def by_total(choices: Iterable[Choice]) -> list[Choice]:
-    """Return choices best first; equal ones keep their order: the better beam, then the lower token, comes first."""
+    """Return the choices best first; ties keep their order: the better beam first, then the lower token."""
     return sorted(choices, key=lambda choice: -choice.total)
 
 
 def continue_with(
     beams: list[Beam], running: list[Choice], next_branch: int
 ) -> tuple[tuple[Move, ...], list[Beam], int]:
-    """Return the moves that turn the beams into the chosen ones, those beams, and the next unused branch number.
+    """Return the moves to the chosen continuations, the new beams, and the next unused branch number.
 
-    The first continuation of a beam stays on its branch, the others fork from it.
+    The first continuation of a beam stays on its branch; the others fork from it.
     """
     chosen = {choice.beam.branch for choice in running}
     moves: list[Move] = [Drop(beam.branch) for beam in beams if beam.branch not in chosen]
@@ -167,7 +169,7 @@ def continue_with(
 
 
 def shared_length(paths: list[tuple[int, ...]], known: int) -> int:
-    """Return how many first tokens all paths share, at least `known`."""
+    """Return the length of the common prefix of all paths; the first `known` tokens are known to be equal."""
     shortest = min(map(len, paths))
     while known < shortest and all(path[known] == paths[0][known] for path in paths):
         known += 1

@@ -1,4 +1,4 @@
-"""Best-of-n: draws several samples and returns the best of them, by log-probability or by minimum Bayes risk."""
+"""Best-of-n sampling: draws several samples and returns the best, by log-probability or minimum Bayes risk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class BestOf(Strategy):
-    """Draw `best_of` samples and return the best `num_return_sequences`, judged by `best_of_by`:
+    """Best-of-n: draw `best_of` samples and return the best `num_return_sequences`, ranked by `best_of_by`:
 
-        logprob   the mean of the model's own log-probabilities of its tokens
-        mbr       minimum Bayes risk: its mean resemblance to the other samples, which stand for the distribution;
-                  0 where there is no other. Resemblance is the n-gram F1 of unspool.strategies.resemblance
+        logprob   the mean of the model's own log-probabilities of the sample's tokens
+        mbr       minimum Bayes risk: the mean resemblance to the other samples, an estimate over the distribution.
+                  0 for a single sample. Resemblance is the n-gram F1 of unspool.strategies.resemblance
 
-    The ending token counts as one. Of equally good samples the one drawn under the lower index is the better. A
-    `score` is the figure that the output was judged by.
+    The ending token counts as one token. If samples are equally good, the lower sample index ranks first. The `score`
+    of an output is its value under `best_of_by`.
 
     Worked example (test_best_of_worked_example): three samples, their tokens with the model's probabilities,
 
@@ -32,8 +32,10 @@ class BestOf(Strategy):
         mbr       0 and 1 share 3 of 4 tokens and 1 of 3 pairs: (3/4 + 1/3 + 0 + 0) / 4 = 0.2708; 2 shares the end
                   with each: (2 * 1/6 + 0 + 0 + 0) / 4 = 0.0833. Means: 0.1771, 0.1771, 0.0833             best: 0
 
-    Sample i is output i of sampling with `num_return_sequences=best_of` and the same seed. Nothing is committed before
-    all are finished. One forward a token for all samples together.
+    Sample i equals output i of sampling with `num_return_sequences=best_of` and the same seed. Tokens are committed
+    only after all samples are finished.
+
+    Cost: one forward pass per token for all samples together.
     Source: `best_of` of OpenAI's completions for the log-probability; Eikema and Aziz 2020, Is MAP Decoding All You
     Need?, section 6, for minimum Bayes risk by sampling.
     """
@@ -57,7 +59,7 @@ class BestOf(Strategy):
         return config.best_of or 1
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns the best hypotheses, best first."""
+        """Run the conversation; returns `num_return_sequences` hypotheses, best first."""
         config = context.config
         samples = yield from draw(self.max_branches(config), committing=False)
         if config.best_of_by == "mbr":

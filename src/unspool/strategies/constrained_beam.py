@@ -1,4 +1,4 @@
-"""Constrained beam search: beam search whose outputs hold what `force_words_ids` demands."""
+"""Constrained beam search: beam search with outputs that contain the words of `force_words_ids`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORBIDDEN: Final = float("-inf")
 
 
 class Step(NamedTuple):
-    """One continuation of a beam, and how far its text has come in the forced words."""
+    """One continuation of a beam, and its state in the automaton of the forced words."""
 
     choice: Choice
     state: State
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 class BeamRow(NamedTuple):
-    """A beam with its state and what was replied about it: candidates best first, and the forced ones as named."""
+    """A beam with its state and its reply: the best candidates, best first, and the forced ones in the order asked."""
 
     beam: Beam
     state: State
@@ -48,15 +48,15 @@ class BeamRow(NamedTuple):
 
 
 class ConstrainedBeamSearch(Strategy):
-    """Keep the `num_beams` best partial sequences, shared out over how much of the forced words they hold.
+    """Constrained beam search with dynamic beam allocation: every output contains the forced words.
 
-    Every step looks at each beam's best tokens and at all tokens that bring a forced word forward. What remains is
-    what can still be completed within `max_new_tokens`: once only the tokens for it are left, a forced word's next one
-    is the only way on. The places are dealt out by dynamic beam allocation: candidates that miss equally many tokens
-    form a bank, and the banks in turn, the most complete first, get a place for their best candidate until none is
-    left. So a hypothesis that pays for a forced word now competes with those that have paid as much, not with those
-    that put it off. An end finishes a sequence only where it holds everything, and from among the `num_beams` best
-    continuations that do.
+    A step considers each beam's best tokens and all tokens that advance a forced word. It keeps the continuations that
+    can still contain all forced words within `max_new_tokens`. If only enough tokens for the forced words are left,
+    a forced word's next token is the only allowed token. Dynamic beam allocation distributes the `num_beams` places.
+    Candidates that miss equally many forced tokens form a bank. The banks take turns, the most complete first: each
+    turn gives a place to the bank's best candidate. So a hypothesis with more forced tokens, and thus a lower score,
+    competes only within its bank. An ending token finishes a hypothesis only if it contains all forced words, and is
+    among the `num_beams` best continuations that do.
 
     Worked example (test_constrained_beam_worked_example), P(next | newest), prompt [a], forced [[c]], 2 beams,
     length_penalty 0, max_new_tokens 3:
@@ -66,12 +66,13 @@ class ConstrainedBeamSearch(Strategy):
         step 1   missing 0: c 0.10      missing 1: a 0.50, b 0.40         places: c, a
         step 2   missing 0: a c 0.05, c a 0.02      missing 1: a a 0.25, a b 0.20      c <end> 0.08 finishes
                                                                           places: a c, a a
-        step 3   the last token: of what holds c, the two best finish, a c <end> 0.04 and a a c 0.025
+        step 3   the last token: the two best continuations that contain c finish, a c <end> 0.04 and a a c 0.025
 
-    The outputs are c <end> and a c <end>. Where a needed token is forbidden to the last beams, or time is up, the best
-    that they can do fills the outputs that no sequence with the forced words is there for, with the reason in `unmet`.
+    The outputs are c <end> and a c <end>. If a needed token is forbidden for the last beams, or the time limit is
+    reached, fewer outputs than asked for can contain all forced words. The best incomplete continuations fill the
+    other outputs, with the reason in `unmet`. Outputs are ordered best first. Commits are exact, as in beam search.
 
-    One forward a token for all beams together. Outputs stand best first. Commits are exact, as in beam search.
+    Cost: one forward pass per token for all beams together.
     Source: Post, Vilar 2018, Fast Lexically Constrained Decoding with Dynamic Beam Allocation, section 3.2.
     """
 
@@ -93,11 +94,15 @@ class ConstrainedBeamSearch(Strategy):
         return config.num_beams
 
     def check(self, context: Context) -> None:
-        """Raise where the forced words cannot be had; see check_constraints."""
+        """Check that an output can contain the forced words.
+
+        Raises:
+            OptionError: see check_constraints.
+        """
         check_constraints(context)
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
+        """Run the conversation; returns `num_return_sequences` hypotheses, best first."""
         words = check_constraints(context)
         config, width = context.config, context.config.num_beams
         count = num_candidates(context, width)
@@ -126,11 +131,11 @@ class ConstrainedBeamSearch(Strategy):
 
 
 def check_constraints(context: Context) -> ForcedWords:
-    """Return the automaton of what the request's outputs must hold.
+    """Return the automaton of the request's forced words.
 
     Raises:
-        OptionError: nothing is forced, a forced token does not exist or would end the output too early, or the forced
-            words do not fit into `max_new_tokens`.
+        OptionError: if the list of forced words is empty, a forced token is outside the vocabulary or ends the output
+            too early, or the forced words need more than `max_new_tokens` tokens.
     """
     forced, ordered = context.config.force_words_ids, context.config.force_words_ordered
     if not forced:
@@ -148,14 +153,14 @@ def check_constraints(context: Context) -> ForcedWords:
         raise OptionError(
             "max_new_tokens",
             context.max_new_tokens,
-            f"must be at least {need}, the tokens that the forced words take",
-            "raise it (or `max_length`, or shorten the prompt), or force less",
+            f"must be at least {need}, the number of tokens that the forced words need",
+            "raise it (or `max_length`, or shorten the prompt), or force fewer words",
         )
     return words
 
 
 def _check_template(template: Template, context: Context, *, last: bool) -> None:
-    """Refuse tokens outside the vocabulary, and ends of sequence where more would have to follow."""
+    """Check that the tokens are in the vocabulary, and that end-of-sequence tokens come only at the end."""
     vocab = context.info.vocab_size
     for token in template:
         if token is not None and not 0 <= token < vocab:
@@ -165,16 +170,20 @@ def _check_template(template: Template, context: Context, *, last: bool) -> None
         raise OptionError(
             "force_words_ids",
             template,
-            "may hold an end-of-sequence token only at the very end of a single word, or of the last ordered one",
+            "can contain an end-of-sequence token only at the end of a single word, or of the last ordered word",
             "encode words with add_special_tokens=False, or set `ignore_eos`",
         )
 
 
 def share_out(steps: Iterable[Step], places: int) -> list[Step]:
-    """Return the steps that get a place, best first; `steps` stand best first.
+    """Return the `places` steps that dynamic beam allocation selects, best first.
 
-    Steps that miss equally many tokens are a bank. The banks in turn, the most complete first, give a place to the
-    best they have left, so an empty or short bank leaves its share to the others.
+    Steps that miss equally many forced tokens form a bank. The banks take turns, the most complete first; each turn
+    gives a place to the bank's best step left. An exhausted bank leaves its share to the others.
+
+    Args:
+        steps: best first.
+        places: the number of beams, at least 1.
     """
     banks: dict[int, int] = {}
     turns = []
@@ -187,7 +196,7 @@ def share_out(steps: Iterable[Step], places: int) -> list[Step]:
 
 
 def _asks(beams: list[Beam], states: list[State], count: int) -> tuple[Ask, ...]:
-    """Return what is asked: each beam's best tokens, then those that get or keep a word under way, where some do."""
+    """Return the questions: each beam's best tokens, then the tokens that advance a forced word, if any."""
     pairs = zip(beams, states, strict=True)
     forced = [Score(beam.branch, state.tokens) for beam, state in pairs if not state.met]
     return (*(Top(beam.branch, count) for beam in beams), *forced)
@@ -202,7 +211,7 @@ def _rows(beams: list[Beam], states: list[State], reply: Reply) -> list[BeamRow]
 
 
 def _steps(rows: list[BeamRow], words: ForcedWords) -> list[Step]:
-    """Return every allowed continuation once, best first; ties go to the better beam, then to the lower token."""
+    """Return every allowed continuation once, best first; ties: the better beam first, then the lower token."""
     steps = []
     for row in rows:
         candidates = {each.token: each for each in (*row.candidates, *row.forced) if each.score > FORBIDDEN}
@@ -215,15 +224,18 @@ def _steps(rows: list[BeamRow], words: ForcedWords) -> list[Step]:
 def _unmet(
     rows: list[BeamRow], words: ForcedWords, room: int, count: int, pool: FinishedBeams
 ) -> Generator[Turn, Reply, list[Hypothesis]]:
-    """Return the best `count` continuations of beams that cannot be completed, each with the reason why.
+    """Return the best `count` continuations of the beams that cannot be completed, each with the reason.
 
-    room: tokens left behind the next one. pool: what scores them as it does finished ones.
+    Args:
+        room: the number of tokens left after the next one.
+        count: the most hypotheses to return.
+        pool: scores them like finished hypotheses.
     """
     stuck = {
         row.beam.branch: row for row in rows if not any(_can_go(step, words, room) for step in _steps([row], words))
     }
     best = [step.choice for step in _steps(list(stuck.values()), words)[:count]]
-    if not best:  # nothing at all is allowed behind these beams, so they end as they stand
+    if not best:  # every token is forbidden after these beams, so they end at their present length
         ended = [row for row in stuck.values() if row.beam.tokens][:count]
         found = []
         for row in ended:
@@ -251,7 +263,7 @@ def _can_go(step: Step, words: ForcedWords, room: int) -> bool:
 
 
 def _reason(row: BeamRow, words: ForcedWords, room: int) -> Generator[Turn, Reply, str]:
-    """Return in words what a beam misses, and what kept it away."""
+    """Return the forced words that a beam misses, and the cause, as text for `unmet`."""
     needed = [each for each in row.forced if words.fits(words.advance(row.state, each.token), room)]
     if any(each.ends == "time" for each in needed):
         return f"{_named(words.unmet_words(row.state))} missing: the time limit came first"
@@ -265,14 +277,14 @@ def _reason(row: BeamRow, words: ForcedWords, room: int) -> Generator[Turn, Repl
         assert answer.distribution is not None, "Whole is answered with a distribution"
         for token in forbidden:
             by = answer.distribution.forbidden_by(token)
-            causes.setdefault(f"forbidden by {by}" if by else "of no probability to the model", []).append(token)
+            causes.setdefault(f"forbidden by {by}" if by else "of probability 0 under the model", []).append(token)
     places = [place for each in needed for place in words.unmet_words(row.state, each.token)]
     told = (f"token{'s' * (len(of) > 1)} {', '.join(map(str, of))} {cause}" for cause, of in causes.items())
     return f"{_named(places)} missing: {'; '.join(told)}"
 
 
 def _named(places: Iterable[Place]) -> str:
-    """Return forced words for people, ready for "missing"."""
+    """Return the forced words and their verb, to be followed by "missing"."""
     named = [" or ".join(str(list(template)) for template in place) for place in dict.fromkeys(places)]
     return f"the forced word {named[0]} is" if len(named) == 1 else f"the forced words {', '.join(named)} are"
 

@@ -1,14 +1,14 @@
-"""What an output must hold, followed token by token: token sequences with gaps, alternatives, an order.
+"""Lexical constraints: an automaton that follows the forced words token by token, with gaps, alternatives, an order.
 
-Owns: the automaton, how far a text has come in it, and how many tokens are still needed. Does not know: scores, beams,
+Owns: the automaton, the state of a text in it, and the number of tokens still needed. Does not know: scores, beams,
 prompts, or text.
 
-    segment   tokens that stand next to each other                                    (7, 8)
+    segment   adjacent tokens                                                         (7, 8)
     template  segments in order, with a gap of any length between two                 (5, None, 7, 8)
-    place     alternative templates, of which one is enough                           (5, None, 7, 8) or (9,)
-    chain     places, one after another without overlapping
-    forced words = chains, all of which must be met: unordered words are a chain each and may overlap, ordered words
-    are one chain together
+    place     alternative templates; one of them is enough                            (5, None, 7, 8) or (9,)
+    chain     places, one after another without overlap
+    forced words = chains, all of which must be met: each unordered word is its own chain and can overlap others,
+    ordered words form one chain
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Final, TypeAlias
 Template: TypeAlias = tuple[int | None, ...]
 Place: TypeAlias = tuple[Template, ...]
 Held: TypeAlias = tuple[tuple[int, ...], ...]
-"""For each chain the number of its places that are met, then the position in each alternative of the next one."""
+"""Per chain: the number of places that are met, then the position in each alternative of the next place."""
 
 SEARCH_BUDGET: Final = 100_000
-"""Most moves of chains tried, over a request's whole life, to see how words that share tokens overlap best."""
+"""Most chain steps per request that the search for the best overlap of words with shared tokens can take."""
 
 
 class TemplateAutomaton:
-    """Follows one template: the automaton of Knuth, Morris and Pratt for each segment, one segment after another.
+    """The Knuth-Morris-Pratt automaton of one template, with one automaton per segment, in order.
 
-    At position p the text holds the first p tokens of the template, those of the segment under way as its newest ones.
+    At position p the text contains the first p tokens of the template; those of the current segment are its newest.
 
         (5, None, 7, 7, 8)   position 3 = 5, then later 7 7
                              8 --> 4, the template is met    7 --> 3, still 7 7    any other --> 1, only the 5 stays
 
-    `steps[p]` maps the tokens that lead somewhere to the position they lead to; all others lead back to `bases[p]`.
+    `steps[p]` maps a token to the position after it; all other tokens lead back to `bases[p]`.
     Source: Knuth, Morris, Pratt 1977, Fast Pattern Matching in Strings, section 2.
     """
 
@@ -69,12 +69,12 @@ def _segments(template: Template) -> list[list[int]]:
 
 @dataclass(slots=True, eq=False)
 class State:
-    """How far a text has come: a value that forks for free, the same object for texts that have come equally far.
+    """The state of a text in the automaton; texts with equal progress share one object, so a fork is free.
 
-    missing: tokens that would still have to come if no two words overlapped and none under way were broken off; 0
-        where all is met. What beam search sorts hypotheses into banks by.
-    least, most: bounds of the number of tokens that can complete the text; `ForcedWords.need` is exact.
-    nexts: the tokens that get or keep a word under way, with the state after each where it is known.
+    missing: the number of tokens still needed if words did not overlap and each kept its progress; 0 if all words are
+        met. Constrained beam search groups hypotheses into banks by it.
+    least, most: bounds on the number of tokens that complete the text; `ForcedWords.need` is exact.
+    nexts: the tokens that start or continue a word, with the state after each, or None before its first use.
     """
 
     held: Held
@@ -90,23 +90,23 @@ class State:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens that get or keep a word under way, ascending; none once all is met."""
+        """The tokens that start or continue a word, ascending; empty if all words are met."""
         return tuple(self.nexts)
 
 
 class ForcedWords:
-    """The automaton of everything that an output must hold, built state by state as texts reach them.
+    """The automaton of all forced words; each state is built at its first use.
 
-    An unordered word is met once one of its alternatives has occurred anywhere in the text, whatever else has: words
-    may overlap and share tokens. Ordered words are met one after another, none beginning before the one in front is
-    complete. Every word and every segment counts as soon as it is complete for the first time, which loses nothing:
-    whatever can follow a later completion can follow the first one too.
+    An unordered word is met if one of its alternatives occurs anywhere in the text. Words can overlap and share tokens.
+    Ordered words are met one after another; a word starts only after the previous word is complete. Every word and
+    every segment counts at its first completion. This is exact: any continuation of a later completion can also follow
+    the first.
 
-        [5, 6] and [6, 7]   after 5 6: the first word is met, and the second has its 6 already
+        [5, 6] and [6, 7]   after 5 6: the first word is met, and the second already has its 6
 
     Args:
-        words: templates, or tuples of alternative ones; at least one, none empty.
-        ordered: whether they must come in the order given, without overlapping.
+        words: templates, or tuples of alternative templates; at least one. Each template needs at least one token.
+        ordered: True if the words must come in the given order, without overlap.
     """
 
     def __init__(self, words: Sequence[Template | Place], *, ordered: bool = False) -> None:
@@ -134,14 +134,14 @@ class ForcedWords:
         return known
 
     def fits(self, state: State, room: int) -> bool:
-        """Return whether `room` more tokens can complete the text."""
+        """Return True if `room` more tokens can complete the text."""
         return state.most <= room or (state.least <= room and self.need(state) <= room)
 
     def need(self, state: State) -> int:
-        """Return the least number of tokens that completes the text, 0 where it is complete.
+        """Return the least number of tokens that completes the text; 0 if it is complete.
 
-        Exact while the search budget lasts, and beyond that an upper bound. Either way some token leads to a state
-        that needs at least one fewer, so a text that fits now can be completed.
+        The result is exact within SEARCH_BUDGET and an upper bound beyond it. In both cases some token leads to a state
+        that needs at least one token fewer, so a text that fits now can be completed.
         """
         if state.least == state.most:
             return state.most
@@ -150,7 +150,7 @@ class ForcedWords:
         return self._needs[state]
 
     def unmet_words(self, state: State, token: int | None = None) -> list[Place]:
-        """Return the places that still have to be met, or those of them that the token brings forward."""
+        """Return the places that are not met yet; with a token, only the places that it advances."""
         places = []
         for places_of, chain, held in zip(self.words, self._chains, state.held, strict=True):
             for index in range(held[0], len(chain)):
@@ -164,15 +164,15 @@ class ForcedWords:
         return self._state(tuple(_advance(chain, held, token) for chain, held in chains))
 
     def _state(self, held: Held) -> State:
-        """Return the one state of this description."""
+        """Return the shared state for this description, built at its first use."""
         known = self._states.get(held)
         if known is None:
             known = self._states[held] = self._new_state(held)
         return known
 
     def _new_state(self, held: Held) -> State:
-        needs: list[int] = []  # of each chain by itself
-        broken: list[int] = []  # the same if what is under way in its segment were broken off
+        needs: list[int] = []  # tokens that each chain needs by itself
+        broken: list[int] = []  # the same if the chain's current segment had to start again
         tokens: set[int] = set()
         for chain, tails, (met, *positions) in zip(self._chains, self._tails, held, strict=True):
             place = chain[met] if met < len(chain) else []
@@ -180,14 +180,14 @@ class ForcedWords:
             needs.append(tails[met] + min((len(one) - position for one, position in at), default=0))
             broken.append(tails[met] + min((len(one) - one.bases[position] for one, position in at), default=0))
             tokens.update(*(one.steps[position] for one, position in at))
-        # A token belongs to one component alone, so what components need adds up; within one, words may overlap.
+        # Components share no tokens, so their needs add up; within a component, words can overlap.
         least = sum(max(needs[index] for index in component) for component in self._components)
-        # To complete one word may break off what is under way in all others, so only one may count what it has.
+        # Completing one word can reset the current segment of all others, so only one word keeps its progress.
         most = sum(broken) - max(loss - need for loss, need in zip(broken, needs, strict=True))
         return State(held, sum(needs), least, most, dict.fromkeys(sorted(tokens)))
 
     def _search(self, start: State) -> None:
-        """Find the shortest completion, breadth first between the bounds, and note what each state on it needs."""
+        """Find the shortest completion by breadth-first search, and record the need of each state on it."""
         parents: dict[State, State | None] = {start: None}
         frontier, depth, best, end = [start], 0, start.most, start
         while frontier and self._budget > 0:
@@ -214,7 +214,7 @@ class ForcedWords:
 
 
 def _place(word: Template | Place) -> Place:
-    """Return a word's alternatives, each once."""
+    """Return the alternatives of a word, without duplicates."""
     if isinstance(word[0], tuple):
         return tuple(dict.fromkeys(word))
     return (word,)
@@ -237,13 +237,13 @@ def _advance(chain: Sequence[Sequence[TemplateAutomaton]], held: tuple[int, ...]
 
 
 def _tails(chain: Sequence[Sequence[TemplateAutomaton]]) -> list[int]:
-    """Return for each number of places met how many tokens the places behind the next one need."""
+    """Return, per number of places met, the number of tokens that the places after the next one need."""
     shortest = [min(map(len, place)) for place in chain]
     return [sum(shortest[met + 1 :]) for met in range(len(chain) + 1)]
 
 
 def _components(chains: Sequence[Sequence[Sequence[TemplateAutomaton]]]) -> list[list[int]]:
-    """Return the chains' indices, those together that share tokens, directly or through others."""
+    """Return the connected components of the chains, as lists of indices; chains that share a token are connected."""
     components: list[tuple[list[int], set[int]]] = []
     for index, chain in enumerate(chains):
         members, tokens = [index], {token for place in chain for one in place for step in one.steps for token in step}

@@ -1,4 +1,4 @@
-"""Contrastive search: of the most probable next tokens, the one that best balances probability against repetition."""
+"""Contrastive search: chooses among the most probable tokens by probability minus a repetition penalty."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class ContrastiveSearch(Strategy):
-    """Try the `top_k` most probable tokens v and keep the one of greatest
+    """Contrastive search: try the `top_k` most probable tokens v and keep the v with the greatest
 
         (1 - penalty_alpha) * P(v) - penalty_alpha * (greatest cosine of v's hidden state to those before it)
 
-    where P is the whole processed distribution and the hidden states are what the model's head reads, of prompt and
-    output. Every candidate is a branch of its own, so the pass that yields its hidden state also yields what may follow
-    it. Of equally good candidates the more probable one is kept.
+    P is the whole processed distribution. The hidden states are the inputs of the model's head, of prompt and output.
+    Every candidate has its own branch, so the pass that gives its hidden state also gives the distribution after it. If
+    candidates are equally good, the more probable one is kept.
 
     Worked example (test_contrastive_worked_example), P(next | newest), prompt [a], top_k 2, penalty_alpha 0.6; the
     hidden state of a token is its own row:
@@ -45,10 +45,10 @@ class ContrastiveSearch(Strategy):
         step 1   b  0.4 * 0.6 - 0.6 * 1 = -0.36      c      0.4 * 0.4 - 0.6 * 0     =  0.16   c is kept
         step 2   a  0.4 * 0.8 - 0.6 * 1 = -0.28      <end>  0.4 * 0.2 - 0.6 * 0.243 = -0.07   <end> is kept
 
-    Greedy search writes b for ever. Here a c <end> comes out, with the score ln 0.4 + ln 0.2 = -2.5257: the sum of the
-    model's own log-probabilities. A token is committed as soon as it is kept.
+    Greedy search repeats b forever. Contrastive search writes c <end>. The score is the sum of the model's own
+    log-probabilities, ln 0.4 + ln 0.2 = -2.5257. A token is committed as soon as it is kept.
 
-    One forward a token, and one more: `top_k` rows each but the prompt's.
+    Cost: one forward pass per token and one more; each has `top_k` rows, except the prompt's.
     Source: Su et al. 2022, section 3.2; transformers 4.48, GenerationMixin._contrastive_search.
     """
 
@@ -72,7 +72,7 @@ class ContrastiveSearch(Strategy):
         return config.top_k or 1
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns one hypothesis."""
+        """Run the conversation; returns one hypothesis, or none if every token is forbidden after all candidates."""
         width, alpha = self.max_branches(context.config), context.config.penalty_alpha or 0.0
         reply = yield Turn(asks=(Top(ROOT, width),))
         row, kept, tried = reply[0], ROOT, [ROOT]
@@ -94,11 +94,11 @@ class ContrastiveSearch(Strategy):
             if chosen.ends:
                 return [Hypothesis(kept, length, chosen, total)]
             row, length = reply[len(tried) + going.index(kept)], length + 1
-        return []  # everything is forbidden behind all candidates
+        return []
 
 
 def try_out(row: Row, branches: list[int], losers: list[int]) -> tuple[Move, ...]:
-    """Return the moves that give each candidate of the first branch's row a branch, once the losers are gone."""
+    """Return the moves that drop the losers, and put each candidate of the first branch's row on its own branch."""
     moves: list[Move] = [Drop(loser) for loser in losers]
     moves += [Fork(branches[0], child) for child in branches[1:]]
     moves += [Extend(branch, (each.token,)) for branch, each in zip(branches, row.candidates, strict=True)]
@@ -106,16 +106,17 @@ def try_out(row: Row, branches: list[int], losers: list[int]) -> tuple[Move, ...
 
 
 def best_candidate(row: Row, answers: Reply, alpha: float, dead: Sequence[bool]) -> int:
-    """Return the index of the candidate to keep, the first of equally good ones.
+    """Return the index of the candidate to keep; ties go to the first.
 
     Args:
         row: the candidates.
-        answers: a similarity for each.
-        dead: whether nothing may follow; such a candidate is kept only where all are.
+        answers: one similarity per candidate.
+        alpha: the weight of the repetition penalty, in [0, 1].
+        dead: per candidate, True if every token after it is forbidden. A dead candidate is kept only if all are dead.
     """
     scores: list[tuple[bool, float]] = []
     for candidate, answer, is_dead in zip(row.candidates, answers, dead, strict=True):
-        assert answer.similarity is not None, "a Similarity is answered by a number"
+        assert answer.similarity is not None, "the reply to Similarity must contain a number"
         score = (1 - alpha) * math.exp(candidate.score - row.log_norm) - alpha * answer.similarity
         scores.append((not is_dead, score))
     return scores.index(max(scores))

@@ -1,4 +1,4 @@
-"""Diverse beam search: groups of beams that search side by side, each kept off what the others have chosen."""
+"""Diverse beam search: groups of beams, each with a penalty on the tokens that earlier groups chose."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from unspool.config.fields.options import Options
 
 CUT_OFF = ("length", "time")
-"""Ends that have nothing to do with the token itself, so that it counts as chosen."""
+"""Ends by a limit: the token itself does not end the sequence, so it counts as chosen."""
 
 
 class FinishedGroup(FinishedBeams):
-    """The pool of one group. It closes as transformers 4 closes it, which alone has groups."""
+    """The pool of one group. It closes by the rules of transformers 4, the reference for beam groups."""
 
     def finish_and_filter(self, choices: list[Choice]) -> list[Choice]:
-        """Take in what a step has finished, and return the beams-to-be, best first.
+        """Add the hypotheses that a step finishes, and return the continuations that stay live, best first.
 
-        Unlike in a plain beam search, whether anything better can come is read off the best continuation, one that
-        ends among them, and what is cut off is taken in only where the pool is not done by then.
+        Two rules differ from plain beam search. The early stop compares with the best of all continuations, including
+        those that end. Continuations cut off by a limit are added only if the pool is not done by then.
         """
         if not choices:
             return []
@@ -51,22 +51,23 @@ class FinishedGroup(FinishedBeams):
 
 
 class Group(NamedTuple):
-    """Beams that compete with each other alone, and what they have finished. At its end a group has no beams."""
+    """Beams that compete only with each other, and their pool. A finished group has an empty list of beams."""
 
     beams: list[Beam]
     pool: FinishedGroup
 
 
 class DiverseBeamSearch(Strategy):
-    """Divide the `num_beams` beams into `num_beam_groups` groups, each a beam search of its own with a pool of its own.
+    """Diverse beam search: `num_beam_groups` beam searches of equal width, with a penalty on repeated choices.
 
-    Within a step the groups choose in turn: from the scores of a later one `diversity_penalty` is taken off a token for
-    each beam of an earlier group that has chosen it at this step (Hamming diversity). What is taken off stays in the
-    total, so a `score` is the usual one less the penalties paid. A token that ends a sequence is nobody's choice.
+    The `num_beams` beams are divided into groups; each group has its own pool. Within a step the groups choose in turn.
+    A token loses `diversity_penalty` for each beam of an earlier group that has chosen it at this step (Hamming
+    diversity). Penalties stay in the total, so a `score` is the usual score minus the penalties paid. Ending tokens
+    do not count as chosen.
 
-    A group ends by the rules of beam search, with `early_stopping` and `length_penalty`, and the others go on; to those
-    behind it, all its beams choose the padding token from then on, which by default is the ending one. Outputs are the
-    best of all pools, best first; two groups may find the same text, and then it is there twice.
+    Each group ends by the rules of beam search, with `early_stopping` and `length_penalty`, while the others continue.
+    Every beam of a finished group then counts as choosing the padding token, by default the end-of-sequence token.
+    Outputs are the best hypotheses of all pools, best first. If two groups find the same text, it appears twice.
 
     Worked example (test_diverse_beam_search_worked_example), P(next | newest), prompt [a], 2 groups of one beam,
     diversity_penalty 0.5, length_penalty 0, two tokens:
@@ -80,8 +81,9 @@ class DiverseBeamSearch(Strategy):
 
     Outputs: b b with -1.20, c b with -1.93. A plain search of two beams ends with b b and b c.
 
-    One forward a token for all beams together, however many groups. What all live beams and the best hypothesis of
-    all pools share is committed.
+    The common prefix of all live beams and the best hypothesis of all pools is committed.
+
+    Cost: one forward pass per token for all beams together, for any number of groups.
     Source: Vijayakumar et al. 2018, Diverse Beam Search, algorithm 1; transformers 4.48,
     GenerationMixin._group_beam_search and BeamSearchScorer.
     """
@@ -105,7 +107,7 @@ class DiverseBeamSearch(Strategy):
         return config.num_beams
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns `num_return_sequences` hypotheses, best first."""
+        """Run the conversation; returns `num_return_sequences` hypotheses, best first."""
         config = context.config
         size = config.num_beams // config.num_beam_groups
         count = num_candidates(context, size)
@@ -129,17 +131,20 @@ class DiverseBeamSearch(Strategy):
 def choose_in_turn(
     groups: list[Group], turn: Turn, count: int, padding: tuple[int, ...]
 ) -> Generator[Turn, Reply, list[list[Choice]]]:
-    """Let the groups choose one after the other; returns what goes on of each, nothing for one at its end.
+    """Let the groups choose one after another.
 
     Args:
-        groups: in the order in which they choose; one of them has beams.
-        turn: moves and commits that come before the first question.
-        count: how many continuations of a group are looked at.
-        padding: what each beam of a group at its end chooses.
+        groups: in the order in which they choose; at least one has beams.
+        turn: moves and commits to send with the first question.
+        count: the number of continuations to consider per group.
+        padding: the token that each beam of a finished group chooses, or empty.
+
+    Returns:
+        Per group, the continuations that stay live, best first; empty if the group is finished.
     """
     running: list[list[Choice]] = []
     avoid: list[int] = []
-    # The first Turn has the rows of all groups computed in one pass: to score no tokens asks for no more than that.
+    # An empty Score only computes a branch's row, so the first Turn computes all groups in one pass.
     waiting = tuple(Score(beam.branch, ()) for group in groups for beam in group.beams)
     for group in groups:
         if not group.beams:
@@ -157,18 +162,18 @@ def choose_in_turn(
 
 
 def padding(context: Context) -> tuple[int, ...]:
-    """Return the token that fills up finished sequences: the one configured, or the first that ends any, or none."""
+    """Return the padding token: `pad_token_id`, or else the first end-of-sequence token; empty if neither is set."""
     configured = context.config.pad_token_id
     return context.eos_token_ids[:1] if configured is None else (configured,)
 
 
 def best_of(pools: list[FinishedGroup]) -> list[Hypothesis]:
-    """Return the hypotheses of all pools, best first; of equal ones that of the earlier group."""
+    """Return the hypotheses of all pools, best first; ties go to the earlier group."""
     return sorted((each for pool in pools for each in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
 
 
 def best_path(pools: list[FinishedGroup]) -> list[tuple[int, ...]]:
-    """Return the tokens of the best hypothesis of all pools, or nothing where there is none."""
+    """Return the tokens of the best hypothesis of all pools, as a list of one; empty if all pools are empty."""
     filled = [pool for pool in pools if pool.hypotheses]
     return max(filled, key=lambda pool: pool.hypotheses[0].score).paths[:1] if filled else []
 

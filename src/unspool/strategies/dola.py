@@ -1,4 +1,4 @@
-"""DoLa: decoding by contrasting layers."""
+"""DoLa: decoding by contrasting layers, as greedy search or sampling."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 
 class Dola(Strategy):
-    """Greedy search, or sampling with `do_sample=True`, over the contrast of the last layer with an inner one.
+    """DoLa: greedy search, or sampling with `do_sample=True`, over the contrast of the last layer with an inner layer.
 
-    What the last layers add is where a model's facts show, so the log-probabilities of an inner layer are taken off
-    the last one's: at each position, of the inner layers that `dola_layers` names, those of the one whose distribution
-    differs most from the last. This stands between the model and the processors, in unspool.engine.readout, wherever
-    `dola_layers` is set, and works under other strategies too. So the strategy of that name, which `dola_layers` alone
-    leads to, has no more to do than take the tokens.
+    The last layers of a model add factual knowledge. DoLa therefore subtracts the log-probabilities of an inner layer
+    from those of the last layer. At each position it uses the layer of `dola_layers` with the distribution that
+    differs most from the last layer's. unspool.engine.readout computes the contrast between the model and the logits
+    processors, under any strategy, if `dola_layers` is set. This strategy only chooses the tokens.
 
-    One forward a token.
+    Cost: one forward pass per token.
     Source: Chuang et al. 2023, DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models,
     section 2; transformers' generation with `dola_layers`.
     """
@@ -46,9 +45,9 @@ class Dola(Strategy):
         return self.inner(config).max_branches(config)
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns what greedy search or sampling does."""
+        """Run the conversation of greedy search or sampling; returns its hypotheses."""
         return self.inner(context.config).run(context)
 
     def inner(self, config: Options) -> Strategy:
-        """Return the strategy that takes the tokens."""
+        """Return the strategy that chooses the tokens."""
         return Sampling() if config.do_sample else Greedy()

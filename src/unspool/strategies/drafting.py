@@ -1,6 +1,6 @@
-"""What is written ahead of the model for each output of a request, and the draft model that writes it.
+"""Draft tokens for speculative decoding, per output of a request, and the draft model that proposes them.
 
-Owns the draft branches and how many tokens a draft has. Does not know how drafts are verified.
+Owns: the draft branches and the length of each draft. Does not know: how drafts are verified.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from unspool.config.fields.options import Options
 
 Drafts: TypeAlias = dict[int, tuple[int, ...]]
-"""The drafted tokens of each output that has any: output index --> tokens."""
+"""Drafted tokens: output index --> tokens; an output without a draft has no entry."""
 
 
 @dataclass(slots=True)
 class Writing:
-    """One output under way: its verified tokens and the sum of their log-probabilities."""
+    """One unfinished output: its verified tokens and the sum of their log-probabilities."""
 
     output: int
     tokens: list[int] = field(default_factory=list)
@@ -31,24 +31,24 @@ class Writing:
 
 
 class Agenda:
-    """What the next Turn does besides asking, gathered from all that want something done."""
+    """Collects the moves, commits and notes of the next Turn."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Have nothing to do."""
+        """Remove all collected moves, commits, notes and tokens."""
         self.moves: list[Move] = []
         self.commits: list[Commit] = []
         self.notes: list[str] = []
         self._extensions: dict[int, list[int]] = {}
 
     def extend(self, branch: int, tokens: Sequence[int]) -> None:
-        """Append the tokens to the branch, behind those already gathered for it."""
+        """Append the tokens to the branch, after those already collected for it."""
         self._extensions.setdefault(branch, []).extend(tokens)
 
     def turn(self, asks: Sequence[Ask]) -> Turn:
-        """Return the Turn that does all of it and asks; nothing is left to do."""
+        """Return a Turn with everything collected and the questions, and clear the agenda."""
         extensions = (Extend(branch, tuple(tokens)) for branch, tokens in self._extensions.items() if tokens)
         turn = Turn(
             moves=(*self.moves, *extensions),
@@ -61,19 +61,19 @@ class Agenda:
 
 
 class Drafter(Protocol):
-    """A way to guess what the model will write next."""
+    """A method that drafts the model's next tokens."""
 
     def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
-        """Return the guesses for the outputs still under way, asking a draft model if need be.
+        """Return the drafts for the unfinished outputs; a draft model is asked through the yielded Turns.
 
-        A guess leaves room for one more token behind it, and holds none that ends its output: what follows an end is
-        never wanted, and the model is asked about that place anyway.
+        A draft leaves room for one more token after it. It contains no token that ends its output, because
+        verification asks for the model's choice at that position anyway.
         """
         ...
 
 
 def ask_one(config: Options, branch: int, output: int, back: int = 0) -> Ask:
-    """Return the question for one next token: a draw if the request samples, else the best."""
+    """Return the question for one next token: a sample if the request samples, else the best token."""
     return Sample(branch, back=back, output=output) if config.do_sample else Top(branch, 1, back=back)
 
 
@@ -81,7 +81,8 @@ def ask_one(config: Options, branch: int, output: int, back: int = 0) -> Ask:
 class Draft:
     """One output's branch on the draft model.
 
-    branch      [0, base) verified when drafting began | [base, length) the guesses fed so far, all but the newest
+    branch      [0, base) tokens verified before this draft | [base, length) the guesses fed, all but the newest
+    count       the most tokens of the draft
     """
 
     branch: int
@@ -91,11 +92,15 @@ class Draft:
     guesses: list[int] = field(default_factory=list)
 
     def learn(self, verified: Sequence[int], schedule: str) -> int:
-        """Take in what became of the guesses; returns how many first tokens of the branch are the output's.
+        """Update the draft length after verification.
 
         Args:
             verified: the output's tokens.
-            schedule: unless "constant", the next draft is 2 longer if all guesses were right, else 1 shorter.
+            schedule: "constant" keeps the length. Otherwise the next draft is 2 tokens longer if all guesses were
+                accepted, else 1 shorter.
+
+        Returns:
+            The number of first tokens that the branch and the output have in common.
         """
         pairs = zip(self.guesses, verified[self.base :], strict=False)
         accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -105,24 +110,24 @@ class Draft:
 
 
 class DraftModel:
-    """Drafts with a smaller model: its own greedy choice, or its own draw under the noise of the real output.
+    """Drafts with a smaller model: its greedy choice, or its sample under the noise of the real output.
 
-    A draft has `num_assistant_tokens` tokens at first. It ends early before a token that ends the output or that the
-    target has not, where the processors allow none, and behind one that got a probability below
-    `assistant_confidence_threshold`. An output that leaves the draft model no room, or holds a token it has not, goes
-    on without drafts.
+    The first draft has `num_assistant_tokens` tokens. A draft ends early before a token that ends the output or is
+    outside the target's vocabulary, and if the processors forbid every token. It also ends after a token with a
+    probability below `assistant_confidence_threshold`. An output continues without drafts if the draft model's context
+    is full, or if it contains a token outside the draft model's vocabulary.
 
     Args:
-        context: of a request that brings a draft model.
+        context: of a request with a draft model.
     """
 
     def __init__(self, context: Context) -> None:
-        assert context.draft is not None, "there is no draft model"
+        assert context.draft is not None, "the request needs a draft model"
         self._context, self._info, self._config = context, context.draft, context.config
         self._drafts: dict[int, Draft] | None = None
 
     def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
-        """Return the guesses for the outputs still under way; see Drafter."""
+        """Return the drafts for the unfinished outputs; see Drafter."""
         if self._drafts is None:
             self._drafts = yield from self._open(live, agenda)
         self._close_all_but(live, agenda)
@@ -141,7 +146,7 @@ class DraftModel:
         return {output: tuple(draft.guesses) for output, draft in started if draft.guesses}
 
     def _open(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, dict[int, Draft]]:
-        """Give each output that can be drafted for a branch; several fork from one that has read the prompt."""
+        """Open a draft branch per output that can have drafts; several fork from one after the prompt's pass."""
         prompt, count = self._context.prompt, self._config.num_assistant_tokens
         possible = [each for each in live if self._room(len(each.tokens)) > 0 and self._has((*prompt, *each.tokens))]
         if not possible:
@@ -153,14 +158,14 @@ class DraftModel:
         return drafts
 
     def _close_all_but(self, live: Sequence[Writing], agenda: Agenda) -> None:
-        assert self._drafts is not None, "closed before opened"
+        assert self._drafts is not None, "call _open first"
         going = {writing.output for writing in live}
         for output in [output for output in self._drafts if output not in going]:
             agenda.moves.append(Drop(self._drafts.pop(output).branch))
 
     def _prepared(self, live: Sequence[Writing], agenda: Agenda) -> list[Writing]:
-        """Bring the branches in step with the verified tokens; returns the outputs that can be drafted for."""
-        assert self._drafts is not None, "prepared before opened"
+        """Bring the draft branches up to date with the verified tokens; returns the outputs that can have drafts."""
+        assert self._drafts is not None, "call _open first"
         prepared = []
         for writing in live:
             draft = self._drafts.get(writing.output)
@@ -180,9 +185,9 @@ class DraftModel:
         return prepared
 
     def _goes_on(self, draft: Draft, row: Row) -> bool:
-        """Take in a guess, if it can be one; returns whether another one is wanted behind it."""
+        """Append the row's token to the draft if it is usable; returns True if the draft continues after it."""
         if not row.candidates:
-            return False  # the processors allow nothing that the draft model has
+            return False  # the processors forbid every token of the draft model
         guess = row.candidates[0]
         if guess.ends or guess.token >= self._context.info.vocab_size:
             return False
@@ -192,13 +197,13 @@ class DraftModel:
         return len(draft.guesses) < min(draft.count, self._room(draft.base))
 
     def _room(self, length: int) -> int:
-        """Return how many guesses can follow an output of this length, 0 or less for none, now and ever after."""
+        """Return the number of guesses that can follow an output of this length; none can follow if 0 or less."""
         room = self._context.max_new_tokens - length - 1
         if self._info.max_length is None:
             return room
-        # The newest guess need not be fed.
+        # The newest guess is not fed, so it needs no position.
         return min(room, self._info.max_length - len(self._context.prompt) - length + 1)
 
     def _has(self, tokens: Sequence[int]) -> bool:
-        """Return whether the draft model knows all these tokens."""
+        """Return True if all tokens are in the draft model's vocabulary."""
         return all(token < self._info.vocab_size for token in tokens)

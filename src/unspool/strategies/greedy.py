@@ -1,4 +1,4 @@
-"""Greedy search: always the most probable next token."""
+"""Greedy search: always takes the most probable next token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Greedy(Strategy):
-    """Extend one branch by its best token until that token ends it.
+    """Greedy search: extend one branch by its best token until a token ends it.
 
     Worked example (test_greedy_worked_example), P(next | newest), prompt [a]:
 
@@ -21,7 +21,9 @@ class Greedy(Strategy):
 
         a -> b (0.6) -> c (0.7) -> <end> (1.0)        score = ln 0.6 + ln 0.7 + ln 1.0 = -0.8675
 
-    One forward a token, one branch. The hypothesis' score is the sum of the model's own log-probabilities.
+    The score of the hypothesis is the sum of the model's own log-probabilities.
+
+    Cost: one forward pass per token, with one row.
     """
 
     name = "greedy"
@@ -37,7 +39,7 @@ class Greedy(Strategy):
         return 1
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns one hypothesis."""
+        """Run the conversation; returns one hypothesis."""
         ask = (Top(ROOT, 1),)
         reply = yield Turn(asks=ask)
         length, score = 0, 0.0

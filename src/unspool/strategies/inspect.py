@@ -1,4 +1,4 @@
-"""Conversations that ask without writing: the next token's distribution, and the log-probabilities of given text."""
+"""Queries without generation: the next token's distribution, and the log-probabilities of given tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class NextTokenQuery(Strategy):
-    """Ask for the whole distribution of what follows the prompt; the answer is the request's last reply.
+    """Ask for the whole next-token distribution after the prompt; the answer is the request's last reply.
 
     Args:
-        space: of the strategy whose view is wanted.
+        space: the space of the strategy to inspect: "logits" or "log_probs".
     """
 
     name = "next_tokens"
@@ -30,7 +30,7 @@ class NextTokenQuery(Strategy):
         return 1
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns no hypothesis."""
+        """Run the conversation; returns an empty list."""
         yield Turn(asks=(Whole(ROOT),))
         return []
 
@@ -38,8 +38,8 @@ class NextTokenQuery(Strategy):
 class ContinuationScores(Strategy):
     """Ask for the model's own log-probability of each token of a given continuation, in one pass.
 
-    The prompt is everything but the continuation's last token, which need not be fed. The request's last reply has one
-    row a token of the continuation, in order.
+    The request's prompt is the real prompt plus the continuation without its last token, which is not fed. The
+    request's last reply has one row per token of the continuation, in order.
 
     Args:
         continuation: at least one token id.
@@ -55,7 +55,7 @@ class ContinuationScores(Strategy):
         return 1
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns no hypothesis."""
+        """Run the conversation; returns an empty list."""
         count = len(self.continuation)
         yield Turn(
             asks=tuple(Score(ROOT, (token,), back=count - 1 - index) for index, token in enumerate(self.continuation))
@@ -64,12 +64,13 @@ class ContinuationScores(Strategy):
 
 
 class WithPromptScores(WrappedStrategy):
-    """Another strategy's conversation, with the prompt's own tokens scored along with its first Turn.
+    """A wrapper that adds log-probabilities of the prompt's tokens to another strategy's first Turn.
 
-    Serves one request: after it, `prompt_logprobs` holds a log-probability for each prompt token but the first.
+    Use one object per request. After the request, `prompt_logprobs` has one log-probability per prompt token, in order,
+    without the first token.
 
     Args:
-        inner: the strategy that writes.
+        inner: the strategy that generates.
     """
 
     def __init__(self, inner: Strategy) -> None:
@@ -77,7 +78,7 @@ class WithPromptScores(WrappedStrategy):
         self.prompt_logprobs: tuple[float, ...] = ()
 
     def run(self, context: Context) -> Conversation:
-        """Hold the inner conversation; returns its hypotheses."""
+        """Run the inner conversation; returns its hypotheses."""
         prompt = context.prompt
         scores = tuple(Score(ROOT, (prompt[i],), back=len(prompt) - i) for i in range(1, len(prompt)))
         conversation = self.inner.run(context)

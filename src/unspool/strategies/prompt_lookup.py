@@ -1,4 +1,4 @@
-"""Drafts without a model: what followed the newest tokens when they last came up in the prompt or the output."""
+"""Prompt lookup decoding: drafts the tokens that followed an earlier occurrence of the newest tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from unspool.types import Reply, Turn
 
 
 class NgramIndex:
-    """Finds the newest tokens again, earlier in the same sequence. One dictionary look-up a length; grows with it.
+    """An n-gram index that finds an earlier occurrence of a sequence's newest tokens.
+
+    Each lookup takes one dictionary access per n-gram length. Each token adds one entry per length.
 
     Args:
-        longest: most tokens of a run that is looked for, at least 1.
+        longest: the longest n-gram to look for, in tokens, at least 1.
         tokens: the sequence so far.
     """
 
@@ -27,23 +29,23 @@ class NgramIndex:
         return len(self._tokens)
 
     def copy(self) -> NgramIndex:
-        """Return an index that can be extended apart from this one."""
+        """Return an independent copy of the index."""
         twin = NgramIndex(self._longest)
         twin._tokens, twin._behind = self._tokens.copy(), self._behind.copy()
         return twin
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Append tokens. A run is entered only once a token follows it, so the newest run never finds itself."""
+        """Append tokens. An n-gram enters the index only after a token follows it, so it never finds itself."""
         for token in tokens:
             for run in self._newest_runs():
                 self._behind[run] = len(self._tokens)
             self._tokens.append(token)
 
     def continuation(self, count: int) -> tuple[int, ...]:
-        """Return up to `count` tokens that followed the longest run of newest tokens that occurred before.
+        """Return `count` tokens that followed an earlier occurrence of the longest n-gram of newest tokens.
 
-        Of several occurrences the most recent one counts. Where its continuation reaches the end of the sequence, it
-        goes on with its own first tokens, so a loop is continued at any length. Empty where nothing is found.
+        The most recent occurrence counts. If its continuation reaches the end of the sequence, it repeats from its
+        first token, so a loop continues at any length. Empty if even the newest token has not occurred before.
         """
         for run in self._newest_runs():
             start = self._behind.get(run)
@@ -53,39 +55,40 @@ class NgramIndex:
         return ()
 
     def _newest_runs(self) -> list[tuple[int, ...]]:
-        """Return the runs that end with the newest token, longest first."""
+        """Return the n-grams that end with the newest token, longest first."""
         end = len(self._tokens)
         return [tuple(self._tokens[end - length :]) for length in range(min(self._longest, end), 0, -1)]
 
 
 class PromptLookup:
-    """Drafts `prompt_lookup_num_tokens` tokens that once followed the newest ones, in the prompt or in the output.
+    """Prompt lookup: drafts the `prompt_lookup_num_tokens` tokens after an earlier occurrence of the newest tokens.
 
-    The longest run of at most `max_matching_ngram_size` newest tokens that occurred before is continued as it was then.
+    Looks in the prompt and the output for the longest n-gram of newest tokens, at most `max_matching_ngram_size` long,
+    that occurred before.
 
-    Worked example (test_prompt_lookup_worked_example), runs of at most 2, drafts of 3 tokens:
+    Worked example (test_prompt_lookup_worked_example), n-grams of at most 2, drafts of 3 tokens:
 
         5 6 7 8 9 6 7      6 7 came before, followed by 8 9 6     draft 8 9 6
         5 6 7 8 9 6        9 6 did not, 6 did, followed by 7 8 9  draft 7 8 9
-        1 2 1 2            1 2 came before, followed by 1 2       draft 1 2 1: the copy goes on into itself
+        1 2 1 2            1 2 came before, followed by 1 2       draft 1 2 1: the continuation repeats itself
 
-    Differs from transformers, which continues the first occurrence instead of the most recent one: the output is the
-    same. Source: Saxena 2023, Prompt Lookup Decoding; transformers' PromptLookupCandidateGenerator.
+    transformers continues the first occurrence instead of the most recent one. The output is the same.
+    Source: Saxena 2023, Prompt Lookup Decoding; transformers' PromptLookupCandidateGenerator.
 
     Args:
-        context: of a request whose `prompt_lookup_num_tokens` is set.
+        context: of a request with `prompt_lookup_num_tokens`.
     """
 
     def __init__(self, context: Context) -> None:
         count = context.config.prompt_lookup_num_tokens
-        assert count is not None, "prompt lookup is off"
+        assert count is not None, "prompt lookup must be on"
         self._count = count
         self._context = context
         self._prompt = NgramIndex(context.config.max_matching_ngram_size, context.prompt)
         self._indexes: dict[int, NgramIndex] = {}
 
     def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
-        """Return the guesses for the outputs still under way, asking nobody; see Drafter."""
+        """Return the drafts for the unfinished outputs, without a Turn; see Drafter."""
         yield from ()
         return {writing.output: guesses for writing in live if (guesses := self._guesses(writing))}
 

@@ -1,7 +1,7 @@
-"""The registry of strategies: every module of this folder, and those that installed packages offer.
+"""The registry of strategies: those of this folder, and those of installed packages.
 
-A strategy belongs here if its class is a `Strategy` with a `name` of its own and lies in a module of
-`unspool.strategies`, or if a package names the class in its entry points of the group "unspool.strategies".
+A class is registered if it is a `Strategy` with its own `facts` in a module of `unspool.strategies`. An installed
+package registers a class by an entry point in the group "unspool.strategies".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUP: Final = "unspool.strategies"
 
 
 def _built_in() -> Iterator[Strategy]:
-    """Yield one object per strategy that a module of this folder defines with facts of its own."""
+    """Yield one object per strategy class that a module of this folder defines with its own `facts`."""
     package = import_module("unspool.strategies")
     for module in iter_modules(package.__path__, "unspool.strategies."):
         if module.name == __name__:
@@ -38,7 +38,7 @@ def _offered(entry: EntryPoint) -> Strategy | None:
         if not isinstance(strategy, Strategy):
             raise TypeError(f"{entry.value} is not a subclass of unspool.Strategy")
         if not strategy.name:
-            raise TypeError(f"{entry.value} has no name")
+            raise TypeError(f"{entry.value} must set `name`")
     except Exception as error:
         warnings.warn(f"the strategy {entry.name!r} of {entry.value} is left out: {error}", stacklevel=2)
         return None
@@ -46,7 +46,7 @@ def _offered(entry: EntryPoint) -> Strategy | None:
 
 
 def _collect() -> Mapping[str, Strategy]:
-    """Return all strategies by name, in the order of their facts' positions."""
+    """Return all strategies by name, ordered by `facts.position`."""
     found = {strategy.name: strategy for strategy in _built_in()}
     for entry in entry_points(group=GROUP):
         strategy = _offered(entry)

@@ -1,4 +1,4 @@
-"""Sampling: every output is drawn token by token from the processed distribution."""
+"""Sampling: draws every output token by token from the processed distribution."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
 
 class Sampling(Strategy):
-    """Draw `num_return_sequences` independent outputs from one prompt, each under its own noise.
+    """Sampling: draw `num_return_sequences` independent outputs from one prompt, each under its own noise.
 
-    The prompt is computed once: the root is asked once for each output, then forked. Output i is branch i, and its
-    draws are a function of (seed, prompt, i, position) alone. More outputs do not change the first ones.
+    The prompt is computed once: the root is asked once per output, then forked. Output i is branch i. Its draws are a
+    function of (seed, prompt, i, position) only, so more outputs do not change the first ones.
 
     Worked example (test_sample_worked_example): at a position with P = (0.1, 0.9) and noise G = (2.0, -0.5) the draw is
     argmax(ln P + G) = argmax(-0.30, -0.61) = token 0.
 
-    One forward a token for all outputs together; outputs stand in the order of their index.
+    Outputs are ordered by their index.
+
+    Cost: one forward pass per token for all outputs together.
     Source: Gumbel-max sampling, Gumbel 1954; Maddison et al. 2014, A* Sampling, section 2.
     """
 
@@ -41,26 +43,26 @@ class Sampling(Strategy):
         return config.num_return_sequences or 1
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns one hypothesis an output, in the order of their index."""
+        """Run the conversation; returns one hypothesis per output, ordered by output index."""
         samples = yield from draw(self.max_branches(context.config), committing=True)
         return [sample.hypothesis for sample in samples]
 
 
 class Drawn(NamedTuple):
-    """A finished sample: its output tokens, the ending one among them, and the hypothesis that stands for it."""
+    """A finished sample: its output tokens, including the ending token, and its hypothesis."""
 
     tokens: tuple[int, ...]
     hypothesis: Hypothesis
 
 
 def draw(count: int, *, committing: bool) -> Generator[Turn, Reply, list[Drawn]]:
-    """Hold a conversation that draws `count` samples; returns them in the order of their index.
+    """Run a conversation that draws `count` samples; returns them ordered by index.
 
     The `score` of a hypothesis is the sum of the model's own log-probabilities.
 
     Args:
-        count: at least 1.
-        committing: whether sample i is output i of the request, so that its tokens are final as soon as drawn.
+        count: the number of samples, at least 1.
+        committing: True if sample i is output i of the request, so each token is final as soon as it is drawn.
     """
     outputs = range(count)
     done: dict[int, Drawn] = {}
@@ -81,7 +83,7 @@ def draw(count: int, *, committing: bool) -> Generator[Turn, Reply, list[Drawn]]
                 finished = Hypothesis(branch, length, drawn, scores[output])
                 done[output] = Drawn(tuple(tokens[output]), finished)
                 commits.append(Commit(output, branch, length, finished))
-                # Before the first fork all outputs stand on the root, which the others still need.
+                # Before the first fork all outputs share the root, which the other outputs still need.
                 moves += [Drop(output)] if length else []
             else:
                 moves += [Fork(ROOT, output)] if length == 0 and output != ROOT else []

@@ -1,4 +1,4 @@
-"""Stochastic beam search: several different outputs, drawn as a whole without replacement."""
+"""Stochastic beam search: draws several different whole outputs, without replacement."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 class Prefix(NamedTuple):
-    """What a set of sequences begins with, or one whole sequence.
+    """A beam: the common prefix of a set of sequences, or one finished sequence.
 
-    branch, length: where its tokens stand, without `last`. logprob: its log-probability. perturbed: the greatest
-    log-probability plus noise of all its sequences. last: the token that ends it; None while it goes on.
+    branch, length: the first `length` tokens of the branch are its tokens, without `last`.
+    logprob: its log-probability.
+    perturbed: the greatest perturbed log-probability (log-probability plus noise) of all sequences with this prefix.
+    last: the token that ends it; None while it is live.
     """
 
     branch: int
@@ -30,32 +32,32 @@ class Prefix(NamedTuple):
 
 
 class Child(NamedTuple):
-    """A kept continuation of a prefix by one token, not yet on a branch of its own; or a sequence finished before."""
+    """A continuation of a prefix by one token, not yet on its own branch; or an already finished sequence."""
 
     prefix: Prefix
     token: int | None
 
 
 class StochasticBeamSearch(Strategy):
-    """Draw `num_beams` different outputs from the distribution over whole outputs, without replacement.
+    """Stochastic beam search: draw `num_beams` different outputs from the distribution over whole outputs.
 
     To draw k of all outputs without replacement, add Gumbel noise to the log-probability of each and take the k
-    greatest. The greatest perturbed value below a prefix is distributed as the prefix's own log-probability plus
-    noise, so the noise is drawn from the top down: children are perturbed on their own, then moved so that the
-    greatest of them has their parent's value. A beam search over these values finds the k greatest of all outputs.
-    The distribution is the processed one that sampling draws from.
+    greatest (Gumbel top-k). The greatest perturbed value of all sequences with a prefix is distributed as the prefix's
+    own log-probability plus noise. So the noise is drawn top down: perturb each child by itself, then shift all
+    children so that the greatest equals the parent's value. A beam search over these values finds the k greatest of
+    all outputs. The distribution is the processed distribution that sampling also draws from.
 
     Worked example (test_stochastic_beam_worked_example): the prompt has the value 0, P = (0.5, 0.3, 0.2) and the noise
-    is (0.2, 1.5, -0.4). On their own the children have ln P + noise = (-0.493, 0.296, -2.009). The greatest gets 0;
+    is (0.2, 1.5, -0.4). By themselves the children have ln P + noise = (-0.493, 0.296, -2.009). The greatest gets 0;
     a child of value g gets -ln(exp(-0) - exp(-0.296) + exp(-g)): (-0.638, 0, -2.043). Two beams keep tokens 1 and 0.
 
-    Outputs stand in the order drawn, which is that of the perturbed values; a `score` is the log-probability of its
-    output in the distribution drawn from. The first output is, token for token, what sampling draws with the same
-    seed. A prefix above which all others are finished keeps its rank, and is committed: the first output streams at
-    once, the others after it. The search ends when the first `num_return_sequences` are finished.
+    Outputs are in the order drawn: by perturbed value, greatest first. A `score` is the output's log-probability in the
+    processed distribution. The first output equals, token for token, the output of sampling with the same seed. If all
+    prefixes ranked above a prefix are finished, it keeps its rank and is committed. So the first output streams at
+    once, and the others after it. The search ends when the first `num_return_sequences` outputs are finished.
 
-    One forward a token for all beams together.
-    Source: Kool et al. 2019, Stochastic Beams and Where to Find Them, sections 3 and 4; appendix B.3 for the moving.
+    Cost: one forward pass per token for all beams together.
+    Source: Kool et al. 2019, Stochastic Beams and Where to Find Them, sections 3 and 4; appendix B.3 for the shift.
     """
 
     name = "stochastic_beam"
@@ -74,7 +76,7 @@ class StochasticBeamSearch(Strategy):
         return config.num_beams
 
     def run(self, context: Context) -> Conversation:
-        """Hold the conversation; returns `num_return_sequences` hypotheses in the order drawn, fewer if there are."""
+        """Run the conversation; returns `num_return_sequences` hypotheses in the order drawn, or all if fewer exist."""
         width, outputs = context.config.num_beams, context.config.num_return_sequences
         beams, fresh, num_finished = [Prefix(ROOT, 0, 0.0, 0.0)], 1, 0
         turn = Turn(asks=(Perturbed(ROOT, width),))
@@ -90,9 +92,12 @@ class StochasticBeamSearch(Strategy):
 
 
 def best_children(beams: list[Prefix], reply: Reply, width: int) -> list[Child]:
-    """Return the `width` greatest of all continuations and finished sequences; equal ones in the order of the beams.
+    """Return the `width` greatest of all continuations and finished sequences, greatest first.
 
-    reply: a row for each beam that goes on.
+    Ties keep the order of the beams.
+
+    Args:
+        reply: one row per live beam.
     """
     rows = iter(reply)
     children: list[Child] = []
@@ -110,12 +115,13 @@ def best_children(beams: list[Prefix], reply: Reply, width: int) -> list[Child]:
 
 
 def conditioned(values: Sequence[float], greatest: float) -> list[float]:
-    """Return perturbed values as if their maximum had come out as `greatest`; the order stays.
+    """Return the perturbed values, conditioned on a maximum of `greatest`; the order stays.
 
-    Equal to -log(exp(-greatest) - exp(-max(values)) + exp(-value)), without overflow or cancellation.
+    Each result equals -log(exp(-greatest) - exp(-max(values)) + exp(-value)), without overflow or cancellation.
 
     Args:
-        values: of all children of a prefix, or of those with the greatest values, best first.
+        values: of all children of a prefix, or of the children with the greatest values; greatest first.
+        greatest: the parent's perturbed value.
     """
     return [_moved(value, values[0], greatest) for value in values]
 
@@ -133,9 +139,9 @@ def _log1mexp(x: float) -> float:
 
 
 def settle(children: list[Child], beams: list[Prefix], fresh: int) -> tuple[tuple[Move, ...], list[Prefix], int]:
-    """Return the moves that put every child which goes on onto a branch, the new beams, and the next unused number.
+    """Return the moves that put every live child on a branch, the new beams, and the next unused branch number.
 
-    The first of a beam's children stays on its branch, the others fork from it.
+    The first of a beam's children stays on its branch; the others fork from it.
     """
     live = {child.prefix.branch for child in children if not child.prefix.last}
     moves: list[Move] = [Drop(beam.branch) for beam in beams if not beam.last and beam.branch not in live]
@@ -156,14 +162,14 @@ def settle(children: list[Child], beams: list[Prefix], fresh: int) -> tuple[tupl
 
 
 def certain(beams: list[Prefix], num_finished: int) -> tuple[tuple[Commit, ...], int]:
-    """Return what can no longer change, and how many outputs are finished by it.
+    """Return commits for all tokens that can no longer change, and the number of finished outputs.
 
-    A prefix's best continuation has the prefix's own value and the others less, so a prefix can only be overtaken by
-    continuations of one that goes on above it.
+    A prefix's best continuation keeps the prefix's value, and the other continuations have less. So only continuations
+    of a live prefix with a higher rank can overtake a prefix.
 
     Args:
-        beams: those that are to be returned, in order.
-        num_finished: how many of the first were committed as finished before.
+        beams: the beams of the outputs to return, in order.
+        num_finished: the number of first outputs that were already committed as finished.
     """
     commits: list[Commit] = []
     for output, beam in enumerate(beams[num_finished:], num_finished):

@@ -13,6 +13,8 @@ import pytest
 
 import unspool
 from tests.speakers import recite
+from tests.text.tokenizers import byte_level
+from tests.tiny_seq2seq import tiny_seq2seq
 from tests.toys import TABLE, mixing_toy, toy
 from unspool import (
     CancelledRequest,
@@ -212,6 +214,15 @@ def test_a_special_token_counts_with_its_text_in_stop_strings(stop: str, text: s
     assert result.text == ("She said yes.User" if text is None else text)
     assert result.completions[0].finish_reason == ("eos" if text is None else "stop")
     assert "".join(chunk.text for chunk in lm.stream("x\n", stop_strings=stop)) == result.text
+
+
+def test_the_callers_bos_token_stands_for_an_empty_text() -> None:
+    lm = LanguageModel(mixing_toy(420), byte_level())
+    assert lm.generate("", bos_token_id=9, max_new_tokens=1).prompt_token_ids == (9,)
+    assert lm.generate("a", bos_token_id=9, max_new_tokens=1).prompt_token_ids == lm.generate("a").prompt_token_ids
+    reader = unspool.load(tiny_seq2seq("t5"))
+    with pytest.raises(OptionError, match="`bos_token_id` stands for an empty text, which .* reads as a source"):
+        reader.generate([5, 6], bos_token_id=9)
 
 
 def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_output() -> None:

@@ -142,6 +142,8 @@ def plan_jobs(
     beginning = own.beginning
     if "decoder_start_token_id" in config.asked:  # the model's own is known to its reader
         beginning = beginning._replace(decoder_start_token_id=config.decoder_start_token_id)
+    if "bos_token_id" in config.asked:
+        beginning = beginning._replace(bos_token_id=config.bos_token_id)
     if config.echo and reader.source is not None:
         hint = "leave it out; `prompt` of the result is what was read"
         raise OptionError(
@@ -191,7 +193,10 @@ def _negative(
         return None, None
     given = own.negative_prompts[index] if own.negative_prompts else config.negative_prompt
     if reader.source is None:
-        return (ids[-1:] if given is None else encode(given, reader.tokenizer, reader.info.bos_token_id)), None
+        if given is None:
+            return ids[-1:], None
+        asked = config.bos_token_id if "bos_token_id" in config.asked else None
+        return encode(given, reader.tokenizer, reader.bos_token_id(Beginning(bos_token_id=asked))), None
     if given is None:
         allowed = f"needs `negative_prompt` for {reader.info.name}, as something else for its encoder to read"
         raise OptionError("guidance_scale", scale, allowed, "give one, or leave this out")

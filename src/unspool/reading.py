@@ -23,18 +23,21 @@ class Beginning(NamedTuple):
     """How outputs begin, where a call says so. Models without a source take none of it.
 
     decoder_input_ids: token ids for all prompts. decoder_start_token_id: in place of the model's own; one for all, or
-    one for each prompt. language, task: of a speech model; languages of one for each prompt.
+    one for each prompt. language, task: of a speech model; languages of one for each prompt. bos_token_id: stands for
+    an empty text, in place of the model's own; models with a source take none.
     """
 
     decoder_input_ids: tuple[int, ...] | None = None
     decoder_start_token_id: tuple[int, ...] | None = None
     language: str | tuple[str, ...] | None = None
     task: str | None = None
+    bos_token_id: int | None = None
 
     @property
     def asked(self) -> str | None:
-        """The name of the first option that says something, or None."""
-        return next((name for name, value in zip(self._fields, self, strict=True) if value is not None), None)
+        """The name of the first option that is set and that only models with a source read, or None."""
+        names = (name for name in self._fields if name != "bos_token_id")
+        return next((name for name in names if getattr(self, name) is not None), None)
 
 
 PLAIN = Beginning()
@@ -136,12 +139,20 @@ class Reader:
                 name, value = beginning.asked, getattr(beginning, beginning.asked)
                 raise OptionError(name, value, f"is read by models with an encoder, and {self.info.name} has none",
                                   "leave it out")  # fmt: skip
-            return Reading(encode(given, self.tokenizer, self.info.bos_token_id), text)
+            return Reading(encode(given, self.tokenizer, self.bos_token_id(beginning)), text)
         source = read_source(given, self.source, tokenizer=self.tokenizer, processor=self.processor)
         return Reading(self._begin(self.source, source, beginning, index), text, source)
 
+    def bos_token_id(self, beginning: Beginning) -> int | None:
+        """Return the token that stands for an empty text, or None."""
+        return self.info.bos_token_id if beginning.bos_token_id is None else beginning.bos_token_id
+
     def _begin(self, info: SourceInfo, source: Source, beginning: Beginning, index: int) -> tuple[int, ...]:
         """Return the decoder's prompt."""
+        if beginning.bos_token_id is not None:
+            hint = "leave it out, or give `decoder_start_token_id`"
+            allowed = f"stands for an empty text, which {info.model} reads as a source"
+            raise OptionError("bos_token_id", beginning.bos_token_id, allowed, hint)
         self._check_speech(info, beginning)
         starts = beginning.decoder_start_token_id
         if beginning.decoder_input_ids is not None:

@@ -124,3 +124,17 @@ def test_a_stop_string_can_begin_in_the_prompt() -> None:
     options = {"max_new_tokens": 5, "suppress_tokens": [0, 1], "stop_strings": stop, "tokenizer": tokenizer}
     found = unspool.generate(model, prompt, **options)
     assert found[0, prompt.shape[1] :].tolist() == [token]
+
+
+@pytest.mark.parametrize("name", ["stop_sequence", "stop_strings"])
+def test_a_pipeline_ends_at_the_text_of_a_special_token(name: str) -> None:
+    tokenizer = byte_level()
+    turn, end = tokenizer.convert_tokens_to_ids(["<|turn|>", "<|end|>"])
+    model = tiny_model("llama", vocab_size=len(tokenizer), seed=3)
+    options = {"do_sample": False, "max_new_tokens": 12, "sequence_bias": {(turn,): 2.5}, "suppress_tokens": [end]}
+    pipe = unspool.pipeline("text-generation", model=model, tokenizer=tokenizer, repetition_penalty=1.7, **options)
+    (free,) = pipe("Once", return_tensors=True)
+    (found,) = pipe("Once", return_tensors=True, **{name: "<|turn|>"})
+    ids = free["generated_token_ids"]
+    assert found["generated_token_ids"] == ids[: ids.index(turn) + 1]
+    assert ids.index(turn) < len(ids) - 1

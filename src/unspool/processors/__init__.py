@@ -1,7 +1,7 @@
-"""Every processor, by the name of its option, and the order they act in.
+"""Logits processors: the registry by option name, and the order in which they run.
 
-Owns: the registry. Does not know: which ones a request uses; a processor says so itself (`start` returns None where it
-is off). One object of each kind serves all requests at once: what belongs to a request or a branch is in its state.
+Owns: the registry. Does not know: which processors a request uses; `start` of a processor returns None if it is off.
+One object per processor serves all requests; all data of a request or branch is in its state.
 """
 
 from __future__ import annotations
@@ -61,6 +61,6 @@ _ALL: tuple[Processor, ...] = (
 )
 
 PROCESSORS: Final[Mapping[str, Processor]] = MappingProxyType({processor.name: processor for processor in _ALL})
-"""name --> the one processor of that name, for every name in DEFAULT_ORDER but "user"."""
+"""name --> the processor of that name, for every name in DEFAULT_ORDER except "user"."""
 
 __all__ = ["DEFAULT_ORDER", "PROCESSORS"]

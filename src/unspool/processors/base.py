@@ -1,7 +1,7 @@
-"""What processors of a kind have in common: a state that never changes after the prompt, and a number that cuts.
+"""Base classes of logits processors: a fixed state, and the threshold of a truncation.
 
-Owns: `Fixed`, the base of processors without memory, and `Limit`, the state of those that truncate.
-Does not know: any one processor.
+Owns: `Fixed`, the base of processors with a constant state, and `Limit`, the state of truncations.
+Does not know: any single processor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ S = TypeVar("S")
 
 
 class Fixed(Processor, Generic[S]):
-    """Base of processors whose state is the request's parameters and nothing else."""
+    """Base of processors with a constant state: the request's parameters only."""
 
     def advance(self, state: S, token: int) -> S:
         """Return the state: it does not depend on the output."""
@@ -26,12 +26,12 @@ class Fixed(Processor, Generic[S]):
 
 
 class Limit(NamedTuple):
-    """A truncation's parameter, and the fewest tokens it must leave allowed."""
+    """A truncation's parameter, and the least number of tokens to keep."""
 
     value: float
     least: int
 
 
 def limit(value: float, context: Context) -> Limit:
-    """Return the truncation `value` of this request."""
+    """Return the state of a truncation with this value and the request's `min_tokens_to_keep`."""
     return Limit(float(value), max(1, context.min_tokens_to_keep))

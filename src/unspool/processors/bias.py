@@ -1,6 +1,6 @@
-"""Biases added to the scores of tokens that would complete given sequences.
+"""Sequence bias: adds biases to the scores of tokens that would complete given sequences.
 
-Owns: sequence_bias. Does not know: why a sequence is wanted or not.
+Owns: sequence_bias. Does not know: the output beyond its last tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from unspool.protocols import Context, RowKey
 class SequenceBias(SuffixMatching):
     """Add a bias to each token that would complete one of the `sequence_bias` sequences. Off at None and empty.
 
-    A sequence of one token is biased at every step, a longer one where all but its last token stand at the end of
-    prompt and output. Biases that fall on the same token add up.
+    A single token gets its bias at every step. The last token of a longer sequence gets it if prompt and output end
+    with all tokens before it. Several biases on the same token add up.
 
     Worked example: after ... 4, {(7,): 1.0, (4, 7): 2.5, (5, 7): 9.0} adds 3.5 to token 7.
 
@@ -30,7 +30,11 @@ class SequenceBias(SuffixMatching):
     name = "sequence_bias"
 
     def start(self, context: Context) -> Matching | None:
-        """Return the sequences and the prompt's end; None where it is off. Raises OptionError on an unknown token."""
+        """Return the sequences and the prompt's last tokens; None if it is off.
+
+        Raises:
+            OptionError: if a token is outside the vocabulary.
+        """
         given = context.config.sequence_bias
         if not given:
             return None
@@ -55,7 +59,11 @@ class SequenceBias(SuffixMatching):
 
 
 def refuse_unknown(option: str, sequences: Mapping[tuple[int, ...], float], context: Context) -> None:
-    """Raise OptionError if a sequence has a token that the vocabulary lacks."""
+    """Check that all tokens of the sequences are in the vocabulary.
+
+    Raises:
+        OptionError: if a token is outside the vocabulary.
+    """
     vocab_size = context.info.vocab_size
     for tokens in sequences:
         unknown = [token for token in tokens if not 0 <= token < vocab_size]

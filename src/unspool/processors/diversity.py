@@ -1,6 +1,6 @@
-"""A penalty on what other branches have chosen for the same place.
+"""Hamming diversity: a penalty on tokens that other branches chose at the same position.
 
-Owns: diversity_penalty. Does not know: groups of beams, or who chose first.
+Owns: diversity_penalty. Does not know: groups of beams, or their order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unspool.protocols import Context, RowKey
 
 
 class Diversity(Fixed[float]):
-    """Take `diversity_penalty` off a token's score for each time the row is to avoid it. Off at 0.
+    """Subtract `diversity_penalty` from a token's score for each time it occurs in the row's `avoid`. Off at 0.
 
     Worked example: penalty 0.5, avoid (7, 2, 7): token 7 loses 1.0, token 2 loses 0.5.
 
@@ -25,11 +25,11 @@ class Diversity(Fixed[float]):
     name = "diversity_penalty"
 
     def start(self, context: Context) -> float | None:
-        """Return the penalty; None where it is off."""
+        """Return the penalty; None if it is off."""
         return context.config.diversity_penalty or None
 
     def apply(self, states: Sequence[float], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores with the penalties taken off in place. scores: [rows, vocab]"""
+        """Return the scores with the penalties subtracted in place. scores: [rows, vocab]"""
         cells = [
             (row, token, penalty * count)
             for row, (penalty, key) in enumerate(zip(states, keys, strict=True))

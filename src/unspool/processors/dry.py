@@ -1,11 +1,10 @@
-"""DRY ("don't repeat yourself"): a penalty that grows with the length of the repeat a token would prolong.
+"""DRY ("don't repeat yourself"): a repetition penalty that grows with the length of the repeat.
 
 Owns: dry_multiplier, dry_base, dry_allowed_length, dry_sequence_breakers, dry_range.
 Does not know: text; breakers are token ids here.
 
-A step compares the new token with all earlier ones (within dry_range) in one vector operation, and then touches only
-the places where it stands: a few microseconds at a thousand tokens, about 30 at a hundred thousand. A fork copies
-the sequence.
+A step compares the new token with all earlier tokens in dry_range in one vector operation, and updates only the
+positions that match. It takes a few microseconds at 1,000 tokens and about 30 at 100,000. A fork copies the sequence.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from unspool.processors.cells import NO_IDS, Ids, cells_of, floats_of
 from unspool.processors.history import room_for
 from unspool.protocols import Context, Processor, RowKey
 
-# Penalties stop growing here, so that scores stay finite: only forbidden tokens are -inf.
+# The limit keeps scores finite: only forbidden tokens are -inf.
 _GREATEST_PENALTY = 1e30
 
 Breakers: TypeAlias = dict[int, tuple[tuple[int, ...], ...]]
 
 
 class Repeats:
-    """The earlier runs of tokens that equal the newest ones.
+    """Tracks earlier runs of tokens that equal the newest tokens.
 
     Args:
         tokens: the sequence so far.
-        breakers: token sequences that no run reaches across, by their last token.
+        breakers: token sequences that end every run, by their last token.
     """
 
     __slots__ = ("_breakers", "_ends", "_runs", "_tokens", "size")
@@ -44,14 +43,14 @@ class Repeats:
     def __init__(self, tokens: Sequence[int], breakers: Breakers) -> None:
         self._breakers, self.size = breakers, len(tokens)
         self._tokens: Ids = np.asarray(tokens, dtype=np.int64)
-        # _runs[i + 1]: length of the run that ends at place i and equals the newest tokens; 0 away from _ends.
+        # _runs[i + 1]: length of the run that ends at position i and equals the newest tokens; 0 outside _ends.
         self._runs: NDArray[np.int64] = np.zeros(len(tokens) + 1, dtype=np.int64)
         since = self._tokens_since_break()
         self._runs[1 : self.size] = np.minimum(_runs_equal_to_last(tokens), since)
         self._ends: Ids = np.flatnonzero(self._runs[1:])
 
     def add(self, token: int, window: int) -> None:
-        """Append a token; runs that end before the last `window` tokens are forgotten."""
+        """Append a token, and drop the runs that end before the last `window` tokens."""
         place = self.size
         self._tokens = room_for(self._tokens, place)
         self._runs = room_for(self._runs, place + 1)
@@ -67,16 +66,16 @@ class Repeats:
         self._ends = ends
 
     def copy(self) -> Repeats:
-        """Return repeats that can grow apart from these."""
+        """Return an independent copy."""
         twin = Repeats.__new__(Repeats)
         twin._breakers, twin._ends, twin.size = self._breakers, self._ends, self.size
         twin._tokens, twin._runs = self._tokens.copy(), self._runs.copy()
         return twin
 
     def continuations(self, window: int, shortest: int) -> tuple[Ids, NDArray[np.int64]]:
-        """Return the tokens that would prolong a run of `shortest` tokens or more, and the longest run of each.
+        """Return the tokens that would extend a run of at least `shortest` tokens, and the longest run of each.
 
-        Runs lie within the last `window` tokens.
+        Only runs within the last `window` tokens count.
         """
         first = max(0, self.size - window)
         lengths = np.minimum(self._runs[self._ends + 1], self._ends - first + 1)
@@ -89,7 +88,7 @@ class Repeats:
         return tokens, longest
 
     def _breaks_at(self, place: int) -> bool:
-        """Return whether a breaker ends at the place."""
+        """Return True if a breaker ends at this position."""
         for breaker in self._breakers.get(int(self._tokens[place]), ()):
             start = place + 1 - len(breaker)
             if start >= 0 and tuple(self._tokens[start : place + 1].tolist()) == breaker:
@@ -106,11 +105,14 @@ class Repeats:
 
 
 def _runs_equal_to_last(tokens: Sequence[int]) -> NDArray[np.int64]:
-    """Return, for each place but the last, how many tokens up to it equal as many last ones: the Z-function."""
+    """Return, per position before the last, the length of the run that ends there and equals the newest tokens.
+
+    This is the Z-function of the reversed sequence.
+    """
     backwards = tokens[::-1]
     size = len(backwards)
     runs = [0] * size
-    left = right = 0  # [left, right): the match found so far that reaches furthest
+    left = right = 0  # [left, right): the match with the greatest end so far
     for place in range(1, size):
         length = min(right - place, runs[place - left]) if place < right else 0
         while place + length < size and backwards[length] == backwards[place + length]:
@@ -123,7 +125,7 @@ def _runs_equal_to_last(tokens: Sequence[int]) -> NDArray[np.int64]:
 
 @dataclass(slots=True)
 class DryState:
-    """The parameters of a request, and the repeats of one branch. window: dry_range, or the whole sequence."""
+    """The parameters of a request, and the repeats of one branch. window: `dry_range`; the whole sequence if unset."""
 
     multiplier: float
     base: float
@@ -135,12 +137,12 @@ class DryState:
 
 
 class Dry(Processor):
-    """Subtract multiplier * base ** (length - allowed_length) from each token that would prolong a repeat.
+    """Subtract multiplier * base ** (length - allowed_length) from each token that would extend a repeat.
 
-    A repeat is a run of `dry_allowed_length` tokens or more, at the end of prompt and output, that stood there before;
-    of several that one token would prolong the longest counts. No run reaches across a sequence breaker, and a breaker
-    of one token is itself never penalised. `dry_range` limits all of it to so many last tokens. Off where
-    `dry_multiplier` is None or 0.
+    A repeat is a run of at least `dry_allowed_length` tokens at the end of prompt and output that occurred before. If a
+    token would extend several repeats, the longest counts. A sequence breaker ends every run, and a breaker of one
+    token never gets a penalty. `dry_range` limits the search to the last `dry_range` tokens. Off if `dry_multiplier` is
+    None or 0.
 
     Worked example: after 1 2 3 9 1 2 with dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=2, the run 1 2 has
     length 2 and token 3 loses 0.8 * 1.75 ** 0 = 0.8. After 0 1 2 3 9 0 1 2 it loses 0.8 * 1.75 = 1.4.
@@ -151,7 +153,11 @@ class Dry(Processor):
     name = "dry"
 
     def start(self, context: Context) -> DryState | None:
-        """Return the repeats within the prompt, in O(prompt); None where it is off. Raises OptionError on text."""
+        """Return the repeats within the prompt, in O(prompt); None if it is off.
+
+        Raises:
+            OptionError: if a sequence breaker is text instead of token ids.
+        """
         config = context.config
         if not config.dry_multiplier:
             return None
@@ -177,7 +183,7 @@ class Dry(Processor):
         return replace(state, repeats=state.repeats.copy())
 
     def apply(self, states: Sequence[DryState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, those of prolonging tokens lowered in place. scores: [rows, vocab]"""
+        """Return the scores, with the penalties subtracted in place. scores: [rows, vocab]"""
         found = [_penalties(state) for state in states]
         if any(len(tokens) for tokens, _ in found):
             cells = cells_of([tokens for tokens, _ in found], scores)
@@ -189,7 +195,7 @@ def _penalties(state: DryState) -> tuple[Ids, NDArray[np.float32]]:
     tokens, lengths = state.repeats.continuations(state.window, state.allowed_length)
     kept = (tokens < state.vocab_size) & ~np.isin(tokens, state.single_breakers)
     exponents = (lengths[kept] - state.allowed_length).astype(np.float64)
-    # In logarithms, since the power of a long repeat overflows.
+    # Use logarithms: the power overflows for a long repeat.
     logs = math.log(state.multiplier) + exponents * math.log(state.base)
     return tokens[kept], np.exp(np.minimum(logs, math.log(_GREATEST_PENALTY))).astype(np.float32)
 

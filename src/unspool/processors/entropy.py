@@ -1,4 +1,4 @@
-"""Processors that judge a token by its information against that of the distribution.
+"""Truncations by entropy or probability: typical sampling, epsilon cutoff and eta cutoff.
 
 Owns: typical_p, epsilon_cutoff, eta_cutoff. Does not know: the output so far.
 """
@@ -18,17 +18,17 @@ _TYPICAL_WIDTHS = (64, 1024, 8192)
 
 
 def _entropy(logprobs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """Return the entropy of each row in nats; forbidden tokens add nothing. --> [rows, 1]"""
+    """Return the entropy of each row in nats; forbidden tokens add 0. --> [rows, 1]"""
     return -row_sum((logprobs * probs).nan_to_num_(nan=0.0))
 
 
 class TypicalP(Fixed[Limit]):
-    """Keep the tokens whose information is nearest to the entropy, until they hold `typical_p` of the mass.
+    """Typical sampling: keep the tokens with -ln P nearest to the entropy, until their mass reaches `typical_p`.
 
-    The token that reaches the mass stays, and so do those just as near. Off at None and 1.0.
+    The token that reaches the mass stays, and so do tokens at the same distance. Off at None and 1.0.
 
-    Worked example: probabilities (0.6, 0.3, 0.1) have entropy 0.898 nats and informations 0.511, 1.204, 2.303, hence
-    distances 0.387, 0.306, 1.405; typical_p=0.2 keeps the second alone, 0.5 the first two.
+    Worked example: probabilities (0.6, 0.3, 0.1) have entropy 0.898 nats. -ln P is 0.511, 1.204, 2.303, at the
+    distances 0.387, 0.306, 1.405; typical_p=0.2 keeps only the second, 0.5 the first two.
 
     Source: Meister et al. 2023.
     """
@@ -36,12 +36,12 @@ class TypicalP(Fixed[Limit]):
     name = "typical_p"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the mass to keep; None where it is off."""
+        """Return the mass to keep; None if it is off."""
         mass = context.config.typical_p
         return None if mass is None or mass >= 1.0 else limit(mass, context)
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         logprobs = scores.log_softmax(-1)
         probs = logprobs.exp()
         nearness = -(logprobs + _entropy(logprobs, probs)).abs_()
@@ -54,7 +54,7 @@ class TypicalP(Fixed[Limit]):
 def _nearness_that_holds(
     nearness: torch.Tensor, probs: torch.Tensor, mass: torch.Tensor, least: torch.Tensor, widths: tuple[int, ...]
 ) -> torch.Tensor:
-    """Return the nearness of the token that reaches the mass; rows that need more than widths[0] tokens try again.
+    """Return the nearness of the token that reaches the mass. Rows that need more than widths[0] tokens try the next.
 
     nearness, probs: [rows, vocab]; mass, least: [rows, 1] --> [rows, 1]
     """
@@ -71,7 +71,9 @@ def _nearness_that_holds(
 
 
 class EpsilonCutoff(Fixed[Limit]):
-    """Keep the tokens of probability `epsilon_cutoff` or more, and always the best. Off at None, 0 and 1.
+    """Epsilon sampling: keep the tokens with probability `epsilon_cutoff` or more, and always the best.
+
+    Off at None, 0 and 1.
 
     Worked example: probabilities (0.6, 0.3, 0.1) with epsilon_cutoff=0.2 keep the first two.
 
@@ -81,22 +83,22 @@ class EpsilonCutoff(Fixed[Limit]):
     name = "epsilon_cutoff"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the least probability; None where it is off."""
+        """Return the least probability; None if it is off."""
         return _cutoff(context.config.epsilon_cutoff, context)
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         removed = scores.softmax(-1) < column([s.value for s in states], scores)
         return forbid_but_best(scores, removed, [s.least for s in states])
 
 
 class EtaCutoff(Fixed[Limit]):
-    """Keep the tokens of probability min(eta, sqrt(eta) * exp(-entropy)) or more, and always the best.
+    """Eta sampling: keep the tokens with P >= min(eta, sqrt(eta) * exp(-entropy)), and always the best.
 
     Off at None, 0 and 1.
 
-    Worked example: probabilities (0.6, 0.3, 0.1) have entropy 0.898 nats; eta_cutoff=0.09 keeps from
-    min(0.09, 0.3 * 0.407) = 0.09 up: all; eta_cutoff=0.25 from min(0.25, 0.5 * 0.407) = 0.204 up: the first two.
+    Worked example: probabilities (0.6, 0.3, 0.1) have entropy 0.898 nats. eta_cutoff=0.09 keeps all tokens with
+    P >= min(0.09, 0.3 * 0.407) = 0.09: all. eta_cutoff=0.25 keeps P >= min(0.25, 0.5 * 0.407) = 0.204: the first two.
 
     Source: Hewitt et al. 2022.
     """
@@ -104,11 +106,11 @@ class EtaCutoff(Fixed[Limit]):
     name = "eta_cutoff"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the cutoff; None where it is off."""
+        """Return the cutoff; None if it is off."""
         return _cutoff(context.config.eta_cutoff, context)
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         logprobs = scores.log_softmax(-1)
         probs = scores.softmax(-1)
         entropy = _entropy(logprobs, probs)  # --> [rows, 1]

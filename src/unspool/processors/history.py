@@ -1,4 +1,4 @@
-"""What processors remember of a sequence: which tokens occurred how often, its last tokens, steps still to go.
+"""Sequence history of processors: token counts, the last tokens, and step countdowns.
 
 Owns: `TokenCounts`, `recent`, `Countdown`. Does not know: scores.
 """
@@ -18,7 +18,7 @@ N = TypeVar("N", bound=np.generic)
 
 
 def room_for(array: NDArray[N], size: int) -> NDArray[N]:
-    """Return the array, or a copy of twice the length padded with zeros, such that it has more than `size` entries."""
+    """Return an array with more than `size` entries: the array itself, or a longer copy padded with zeros."""
     if size < len(array):
         return array
     grown = np.zeros(max(16, 2 * size), dtype=array.dtype)
@@ -27,11 +27,11 @@ def room_for(array: NDArray[N], size: int) -> NDArray[N]:
 
 
 class TokenCounts:
-    """Distinct tokens in the order they were first seen, and how often each was: O(1) to add to, flat to read.
+    """Counts per distinct token, in the order of first occurrence. Adding a token takes O(1).
 
     Args:
-        tokens: those seen so far.
-        vocab_size: ids from here on are not counted, since the model cannot produce them.
+        tokens: the tokens so far.
+        vocab_size: ids at or above it are not counted, because the model cannot produce them.
         exclude: ids that are not counted.
     """
 
@@ -59,7 +59,7 @@ class TokenCounts:
         self._counts[place] += 1
 
     def copy(self) -> TokenCounts:
-        """Return counts that can grow apart from these."""
+        """Return an independent copy."""
         twin = TokenCounts.__new__(TokenCounts)
         twin._vocab_size, twin._exclude = self._vocab_size, self._exclude
         twin._places, twin._ids, twin._counts = self._places.copy(), self._ids.copy(), self._counts.copy()
@@ -67,32 +67,32 @@ class TokenCounts:
 
     @property
     def ids(self) -> Ids:
-        """The distinct tokens; a view that holds until the next `add`."""
+        """The distinct tokens; a view, valid until the next `add`."""
         return self._ids[: len(self._places)]
 
     @property
     def counts(self) -> NDArray[np.float32]:
-        """How often each of `ids` was seen; a view that holds until the next `add`."""
+        """The count of each of `ids`; a view, valid until the next `add`."""
         return self._counts[: len(self._places)]
 
 
 def recent(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
-    """Return the last `length` tokens, or all where there are fewer. length: at least 0."""
+    """Return the last `length` tokens, or all if there are fewer. length: at least 0."""
     return tokens[max(0, len(tokens) - length) :]
 
 
 class Countdown(NamedTuple):
-    """Tokens a processor acts on, and how many more output tokens until it starts or stops to; below 0 long since."""
+    """The tokens of a processor, and the number of output tokens until it starts or stops; negative after that."""
 
     remaining: int
     tokens: Ids
 
 
 class Counting(Processor):
-    """Base of processors whose state is a `Countdown`."""
+    """Base of processors with a `Countdown` as state."""
 
     def advance(self, state: Countdown, token: int) -> Countdown:
-        """Return the state one step on."""
+        """Return the state after one more token."""
         return Countdown(state.remaining - 1, state.tokens)
 
     def fork(self, state: Countdown) -> Countdown:

@@ -1,6 +1,6 @@
-"""Processors that hold back or urge on the end of the sequence.
+"""Length processors: forbid the end-of-sequence (EOS) tokens below a minimum, or raise their scores with length.
 
-Owns: min_length, min_new_tokens, exponential_decay_length_penalty. Does not know: how a sequence is ended.
+Owns: min_length, min_new_tokens, exponential_decay_length_penalty. Does not know: how a sequence ends.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from unspool.processors.history import Countdown, Counting
 from unspool.processors.masks import forbid
 from unspool.protocols import Context, Processor, RowKey
 
-# Growth stops here, so that scores stay finite and may still be divided by a small temperature.
+# The limit keeps scores finite, even after division by a small temperature.
 _GREATEST_ADDITION = 1e30
 
 
 class _Minimum(Counting):
-    """Forbid the EOS tokens while tokens remain to be written."""
+    """Forbid the EOS tokens until the countdown reaches 0."""
 
     def apply(self, states: Sequence[Countdown], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores, EOS forbidden in place in rows that are too short. scores: [rows, vocab]"""
@@ -36,31 +36,31 @@ def _hold_back(remaining: int, context: Context) -> Countdown | None:
 class MinLength(_Minimum):
     """Forbid EOS until prompt and output together have `min_length` tokens. Off at None and 0, and without an EOS.
 
-    Worked example: a prompt of 3 tokens with min_length=5 has EOS forbidden at the first two steps.
+    Worked example: after a prompt of 3 tokens, min_length=5 forbids EOS at the first two steps.
     """
 
     name = "min_length"
 
     def start(self, context: Context) -> Countdown | None:
-        """Return the EOS tokens and how long they are held back; None where they never are."""
+        """Return the EOS tokens and the number of steps that forbid them; None if it is off."""
         return _hold_back((context.config.min_length or 0) - len(context.prompt), context)
 
 
 class MinNewTokens(_Minimum):
     """Forbid EOS until the output has `min_new_tokens` tokens. Off at None and 0, and without an EOS.
 
-    Worked example: min_new_tokens=2 has EOS forbidden at the first two steps.
+    Worked example: min_new_tokens=2 forbids EOS at the first two steps.
     """
 
     name = "min_new_tokens"
 
     def start(self, context: Context) -> Countdown | None:
-        """Return the EOS tokens and how long they are held back; None where they never are."""
+        """Return the EOS tokens and the number of steps that forbid them; None if it is off."""
         return _hold_back(context.config.min_new_tokens or 0, context)
 
 
 class Decay(NamedTuple):
-    """num_tokens: output so far. begin: output tokens without effect. factor: growth a token. eos: what is raised."""
+    """num_tokens: output tokens so far. begin: output tokens without effect. factor: growth per token. eos: EOS ids."""
 
     num_tokens: int
     begin: int
@@ -69,10 +69,10 @@ class Decay(NamedTuple):
 
 
 class ExponentialDecay(Processor):
-    """Raise the EOS scores more and more once the output has passed a length. Off at None.
+    """Raise the EOS scores exponentially after the output has passed a length. Off at None.
 
-    With exponential_decay_length_penalty=(begin, factor), after n > begin output tokens |score| * (factor ** (n -
-    begin) - 1) is added, so that negative scores rise too; at most 1e30. Forbidden tokens stay forbidden.
+    exponential_decay_length_penalty=(begin, factor) adds |score| * (factor ** (n - begin) - 1), at most 1e30, after
+    n > begin output tokens. The absolute value lets negative scores rise too. Forbidden tokens stay forbidden.
 
     Worked example: (2, 1.5) turns an EOS score of -4 after 4 output tokens into -4 + 4 * (1.5 ** 2 - 1) = 1.
 
@@ -82,7 +82,11 @@ class ExponentialDecay(Processor):
     name = "exponential_decay_length_penalty"
 
     def start(self, context: Context) -> Decay | None:
-        """Return the parameters; None where it is off. Raises OptionError where no EOS token is known."""
+        """Return the parameters; None if it is off.
+
+        Raises:
+            OptionError: if the request has an empty set of EOS tokens.
+        """
         given = context.config.exponential_decay_length_penalty
         if given is None:
             return None
@@ -92,7 +96,7 @@ class ExponentialDecay(Processor):
         return Decay(0, int(given[0]), float(given[1]), eos)
 
     def advance(self, state: Decay, token: int) -> Decay:
-        """Return the state one step on."""
+        """Return the state after one more token."""
         return state._replace(num_tokens=state.num_tokens + 1)
 
     def fork(self, state: Decay) -> Decay:
@@ -100,7 +104,7 @@ class ExponentialDecay(Processor):
         return state
 
     def apply(self, states: Sequence[Decay], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, EOS raised in place in rows past their begin. scores: [rows, vocab]"""
+        """Return the scores, with EOS raised in place in rows with more than `begin` tokens. scores: [rows, vocab]"""
         cells = cells_of([s.eos if s.num_tokens > s.begin else NO_IDS for s in states], scores)
         if len(cells.tokens):
             old = scores[cells.rows, cells.tokens]

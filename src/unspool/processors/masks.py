@@ -1,7 +1,7 @@
-"""Processors that forbid or force named tokens.
+"""Token masks: processors that forbid or force given tokens.
 
 Owns: bad_words_ids, suppress_tokens, begin_suppress_tokens, forced_bos_token_id, forced_eos_token_id.
-Does not know: what the tokens mean.
+Does not know: the meaning of the tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unspool.protocols import Context, RowKey
 
 
 def forbid(tokens: Sequence[Ids], scores: torch.Tensor) -> torch.Tensor:
-    """Forbid, in place, the tokens named for each row."""
+    """Forbid, in place, the given tokens of each row."""
     cells = cells_of(tokens, scores)
     if len(cells.tokens):
         scores[cells.rows, cells.tokens] = FORBIDDEN
@@ -32,7 +32,7 @@ def forbid(tokens: Sequence[Ids], scores: torch.Tensor) -> torch.Tensor:
 class BadWords(SuffixMatching):
     """Forbid each token that would complete one of the `bad_words_ids` sequences. Off at None and empty.
 
-    A word that is an EOS token alone is passed over, as in transformers: use min_new_tokens or suppress_tokens.
+    A word of a single EOS token is ignored, as in transformers; use min_new_tokens or suppress_tokens instead.
 
     Worked example: with bad_words_ids=[[3], [1, 2]] token 3 is always forbidden, token 2 after token 1.
     """
@@ -40,14 +40,18 @@ class BadWords(SuffixMatching):
     name = "bad_words_ids"
 
     def start(self, context: Context) -> Matching | None:
-        """Return the words and the prompt's end; None where it is off. Raises OptionError on an unknown token."""
+        """Return the words and the prompt's last tokens; None if it is off.
+
+        Raises:
+            OptionError: if a token is outside the vocabulary.
+        """
         ends = {(token,) for token in context.eos_token_ids}
         words = {word: FORBIDDEN for word in map(tuple, context.config.bad_words_ids or ()) if word not in ends}
         refuse_unknown(self.name, words, context)
         return matching(words.items(), context.prompt) if words else None
 
     def apply(self, states: Sequence[Matching], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, completions of the words forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with completions of the words forbidden in place. scores: [rows, vocab]"""
         forbid([s.table.single_ids for s in states], scores)
         found = [s.table.completions(s.newest) for s in states]
         return forbid([np.fromiter(row, dtype=np.int64, count=len(row)) for row in found], scores)
@@ -62,17 +66,19 @@ class SuppressTokens(Fixed[Ids]):
     name = "suppress_tokens"
 
     def start(self, context: Context) -> Ids | None:
-        """Return the tokens that the vocabulary has; None where there are none."""
+        """Return the tokens inside the vocabulary; None if this leaves an empty list."""
         tokens = ids(context.config.suppress_tokens, context.info.vocab_size)
         return tokens if len(tokens) else None
 
     def apply(self, states: Sequence[Ids], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the tokens forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with the tokens forbidden in place. scores: [rows, vocab]"""
         return forbid(states, scores)
 
 
 class BeginSuppressTokens(Counting):
-    """Forbid `begin_suppress_tokens` as the first output token, or the one behind a forced BOS. Off at None and empty.
+    """Forbid `begin_suppress_tokens` as the first output token, or the first after a forced BOS.
+
+    Off at None and empty.
 
     Worked example: scores (1, 2, 3) with begin_suppress_tokens=[1] become (1, -inf, 3), once.
     """
@@ -80,21 +86,21 @@ class BeginSuppressTokens(Counting):
     name = "begin_suppress_tokens"
 
     def start(self, context: Context) -> Countdown | None:
-        """Return the tokens that the vocabulary has; None where there are none."""
+        """Return the tokens inside the vocabulary; None if this leaves an empty list."""
         tokens = ids(context.config.begin_suppress_tokens, context.info.vocab_size)
         forced = context.config.forced_bos_token_id is not None and len(context.prompt) == 1
         return Countdown(int(forced), tokens) if len(tokens) else None
 
     def apply(self, states: Sequence[Countdown], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the tokens forbidden in place in rows that begin. scores: [rows, vocab]"""
+        """Return the scores, with the tokens forbidden in place in rows at their begin. scores: [rows, vocab]"""
         return forbid([s.tokens if s.remaining == 0 else NO_IDS for s in states], scores)
 
 
 class _Forced(Counting):
-    """Allow nothing but the state's tokens, with score 0, when none remain to be waited for."""
+    """Allow only the state's tokens, with score 0, at the step with countdown 0."""
 
     def apply(self, states: Sequence[Countdown], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores; in rows whose time has come only the forced tokens are allowed, changed in place."""
+        """Return the scores; rows with countdown 0 allow only the forced tokens, in place. scores: [rows, vocab]"""
         rows = [row for row, state in enumerate(states) if state.remaining == 0]
         if rows:
             scores[torch.tensor(rows, device=scores.device)] = FORBIDDEN
@@ -104,9 +110,9 @@ class _Forced(Counting):
 
 
 class ForcedBos(_Forced):
-    """Force `forced_bos_token_id` as the second token of the whole sequence: only a prompt of one token has an effect.
+    """Force `forced_bos_token_id` as the second token of the whole sequence.
 
-    Off at None.
+    It has an effect only after a prompt of one token. Off at None.
 
     Worked example: scores (1, 2, 3) with forced_bos_token_id=0 after a prompt of one token become (0, -inf, -inf).
     """
@@ -114,23 +120,31 @@ class ForcedBos(_Forced):
     name = "forced_bos_token_id"
 
     def start(self, context: Context) -> Countdown | None:
-        """Return the token; None where it is off or the prompt is longer. Raises OptionError on an unknown token."""
+        """Return the token; None if it is off or the prompt is longer.
+
+        Raises:
+            OptionError: if the token is outside the vocabulary.
+        """
         if context.config.forced_bos_token_id is None or len(context.prompt) != 1:
             return None
         return Countdown(0, _forced_ids(self.name, context.config.forced_bos_token_id, context))
 
 
 class ForcedEos(_Forced):
-    """Force `forced_eos_token_id`, one id or several to choose from, as the last token that fits. Off at None.
+    """Force one of the `forced_eos_token_id` ids as the last token within `max_new_tokens`. Off at None.
 
-    Worked example: with two new tokens allowed and forced_eos_token_id=0, scores (1, 2, 3) stay as they are at the
-    first step and become (0, -inf, -inf) at the second.
+    Worked example: with max_new_tokens=2 and forced_eos_token_id=0, scores (1, 2, 3) are unchanged at the first step
+    and become (0, -inf, -inf) at the second.
     """
 
     name = "forced_eos_token_id"
 
     def start(self, context: Context) -> Countdown | None:
-        """Return the tokens and the steps before the last; None where it is off. Raises OptionError as forced_bos."""
+        """Return the tokens and the number of steps before the last; None if it is off.
+
+        Raises:
+            OptionError: if a token is outside the vocabulary.
+        """
         given = context.config.forced_eos_token_id
         if given is None:
             return None

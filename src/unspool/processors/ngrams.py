@@ -1,9 +1,9 @@
-"""Processors that forbid repeating an n-gram.
+"""N-gram blocking: processors that forbid repeated n-grams.
 
-Owns: no_repeat_ngram_size, encoder_no_repeat_ngram_size. Does not know: scores beyond the cells it forbids.
+Owns: no_repeat_ngram_size, encoder_no_repeat_ngram_size. Does not know: scores outside the cells it forbids.
 
 An index maps each (n - 1)-gram to the tokens that followed it. The prompt's index is built once and shared by all
-branches; the output's grows by one entry a token, so a step costs O(1) and a fork O(output).
+branches. The output's index grows by one entry per token, so a step costs O(1) and a fork O(output).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Followers: TypeAlias = Mapping[Gram, tuple[int, ...]]
 
 
 def followers_of(tokens: Sequence[int], size: int, vocab_size: int) -> dict[Gram, tuple[int, ...]]:
-    """Return which tokens below `vocab_size` followed each (size - 1)-gram, each once, in order of appearance."""
+    """Return the distinct tokens below `vocab_size` that followed each (size - 1)-gram, in order of appearance."""
     found: dict[Gram, dict[int, None]] = {}
     for end in range(size - 1, len(tokens)):
         if tokens[end] < vocab_size:
@@ -43,7 +43,7 @@ def _forbid(banned: Iterable[tuple[int, ...]], scores: torch.Tensor) -> torch.Te
 
 @dataclass(slots=True)
 class GramIndex:
-    """The n-grams of one branch. newest: its last size - 1 tokens. prompt: shared, never changed. output: its own."""
+    """The n-grams of one branch. newest: its last size - 1 tokens. prompt: shared and constant. output: its own."""
 
     size: int
     vocab_size: int
@@ -63,7 +63,7 @@ class NoRepeatNgram(Processor):
     name = "no_repeat_ngram_size"
 
     def start(self, context: Context) -> GramIndex | None:
-        """Return the n-grams of the prompt, in O(prompt); None where it is off."""
+        """Return the n-grams of the prompt, in O(prompt); None if it is off."""
         size, vocab_size = context.config.no_repeat_ngram_size, context.info.vocab_size
         if not size:
             return None
@@ -71,7 +71,7 @@ class NoRepeatNgram(Processor):
         return GramIndex(size, vocab_size, recent(context.prompt, size - 1), prompt)
 
     def advance(self, state: GramIndex, token: int) -> GramIndex:
-        """Enter the n-gram that ends with the token, in place."""
+        """Add the n-gram that ends with the token, in place."""
         if len(state.newest) == state.size - 1 and token < state.vocab_size:
             state.output[state.newest] = (*state.output.get(state.newest, ()), token)
         state.newest = recent((*state.newest, token), state.size - 1)
@@ -82,7 +82,7 @@ class NoRepeatNgram(Processor):
         return GramIndex(state.size, state.vocab_size, state.newest, state.prompt, state.output.copy())
 
     def apply(self, states: Sequence[GramIndex], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, completions of known n-grams forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with completions of known n-grams forbidden in place. scores: [rows, vocab]"""
         return _forbid((s.prompt.get(s.newest, ()) + s.output.get(s.newest, ()) for s in states), scores)
 
 
@@ -97,9 +97,9 @@ class SourceGrams(NamedTuple):
 class EncoderNoRepeatNgram(Processor):
     """Forbid each token that would complete an n-gram of the source. Off at None and 0.
 
-    The source is what the encoder reads, or the prompt of a model without one.
+    The source is the encoder's input, or the prompt of a decoder-only model.
 
-    Worked example: with the source 5 6 7 and the output 5 6 with encoder_no_repeat_ngram_size=3 token 7 is forbidden.
+    Worked example: with the source 5 6 7, the output 5 6 and encoder_no_repeat_ngram_size=3, token 7 is forbidden.
 
     Source: Roller et al. 2021 (BlenderBot).
     """
@@ -107,7 +107,7 @@ class EncoderNoRepeatNgram(Processor):
     name = "encoder_no_repeat_ngram_size"
 
     def start(self, context: Context) -> SourceGrams | None:
-        """Return the n-grams of the source, in O(source); None where it is off."""
+        """Return the n-grams of the source, in O(source); None if it is off."""
         size = context.config.encoder_no_repeat_ngram_size
         if not size:
             return None
@@ -115,7 +115,7 @@ class EncoderNoRepeatNgram(Processor):
         return SourceGrams(size, recent(context.prompt, size - 1), followers)
 
     def advance(self, state: SourceGrams, token: int) -> SourceGrams:
-        """Return the state with the token as its newest."""
+        """Return the state after the token."""
         return state._replace(newest=recent((*state.newest, token), state.size - 1))
 
     def fork(self, state: SourceGrams) -> SourceGrams:
@@ -123,5 +123,5 @@ class EncoderNoRepeatNgram(Processor):
         return state
 
     def apply(self, states: Sequence[SourceGrams], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, completions of the source's n-grams forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with completions of the source's n-grams forbidden in place. scores: [rows, vocab]"""
         return _forbid((s.followers.get(s.newest, ()) for s in states), scores)

@@ -1,11 +1,11 @@
-"""Penalties on tokens that occurred before.
+"""Repetition, presence and frequency penalties on tokens that occurred before.
 
-Owns: repetition, encoder repetition, presence and frequency penalty, and where each looks (prompt, output, exclusions).
+Owns: repetition, encoder repetition, presence and frequency penalty, and their scope (prompt, output, exclusions).
 Does not know: n-grams and longer repeats.
 
     penalty_scope unset   repetition: prompt and output; presence and frequency: output only
-    prompt_ignore_length  the first tokens of the prompt that do not count, where the prompt counts
-    penalty_exclude       tokens that none of the three touches
+    prompt_ignore_length  number of first prompt tokens that do not count, if the prompt is in scope
+    penalty_exclude       tokens without repetition, presence and frequency penalty
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from unspool.protocols import Context, Processor, RowKey
 
 @dataclass(slots=True)
 class Seen:
-    """The strength of a penalty and the tokens it falls on."""
+    """The strength of a penalty, and the counts of the tokens that get it."""
 
     strength: float
     tokens: TokenCounts
 
 
 class _Penalty(Processor):
-    """A penalty on seen tokens; subclasses say what becomes of their scores."""
+    """Base of the penalties on seen tokens; subclasses compute the new scores."""
 
     name: str
     _off: float
     _scope: str
 
     def start(self, context: Context) -> Seen | None:
-        """Return the tokens in scope; None where the penalty is unset or has no effect."""
+        """Return the tokens in scope; None if the penalty is off."""
         config = context.config
         strength = getattr(config, self.name)
         if strength is None or strength == self._off:
@@ -58,25 +58,26 @@ class _Penalty(Processor):
         return Seen(state.strength, state.tokens.copy())
 
     def apply(self, states: Sequence[Seen], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, those of seen tokens changed in place. scores: [rows, vocab]"""
+        """Return the scores, with those of seen tokens changed in place. scores: [rows, vocab]"""
         cells = cells_of([s.tokens.ids for s in states], scores)
         old = scores[cells.rows, cells.tokens]  # --> [cells]
-        scores[cells.rows, cells.tokens] = self._penalised(old, cells.spread([s.strength for s in states]), states)
+        scores[cells.rows, cells.tokens] = self._penalized(old, cells.spread([s.strength for s in states]), states)
         return scores
 
-    def _penalised(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
+    def _penalized(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
         raise NotImplementedError
 
 
 def _scaled(old: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    # A negative score is multiplied: dividing it would make the token likelier.
+    # A division would make a token with a negative score likelier.
     return torch.where(old < 0, old * factor, old / factor)
 
 
 class RepetitionPenalty(_Penalty):
-    """Divide the positive scores of seen tokens by `repetition_penalty` and multiply the negative ones, once a token.
+    """Divide the positive scores of seen tokens by `repetition_penalty`, and multiply their negative scores by it.
 
-    Above 1 discourages repetition, below 1 encourages it; off at None and 1.0.
+    The number of occurrences does not matter. Above 1 discourages repetition, below 1 encourages it. Off at None and
+    1.0.
 
     Worked example: scores (3, -1, 2) after tokens 0, 1, 1 become (1.5, -2, 2) with repetition_penalty=2.
 
@@ -87,12 +88,12 @@ class RepetitionPenalty(_Penalty):
     _off = 1.0
     _scope = "prompt_and_output"
 
-    def _penalised(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
+    def _penalized(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
         return _scaled(old, strength)
 
 
 class PresencePenalty(_Penalty):
-    """Subtract `presence_penalty` from the score of each token that occurred, however often. Off at None and 0.
+    """Subtract `presence_penalty` once from the score of each token that occurred. Off at None and 0.
 
     Worked example: scores (3, -1, 2) after output tokens 0, 1, 1 become (2.5, -1.5, 2) with presence_penalty=0.5.
 
@@ -103,12 +104,12 @@ class PresencePenalty(_Penalty):
     _off = 0.0
     _scope = "output"
 
-    def _penalised(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
+    def _penalized(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
         return old - strength
 
 
 class FrequencyPenalty(_Penalty):
-    """Subtract `frequency_penalty` from a token's score once for each time it occurred. Off at None and 0.
+    """Subtract `frequency_penalty` from a token's score for each time it occurred. Off at None and 0.
 
     Worked example: scores (3, -1, 2) after output tokens 0, 1, 1 become (2.5, -2, 2) with frequency_penalty=0.5.
 
@@ -119,22 +120,22 @@ class FrequencyPenalty(_Penalty):
     _off = 0.0
     _scope = "output"
 
-    def _penalised(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
+    def _penalized(self, old: torch.Tensor, strength: torch.Tensor, states: Sequence[Seen]) -> torch.Tensor:
         return old - strength * floats_of([s.tokens.counts for s in states], old)
 
 
 class SourceTokens(NamedTuple):
-    """The factor on scores of source tokens, and those tokens."""
+    """The factor on the scores of source tokens, and the tokens."""
 
     factor: float
     tokens: Ids
 
 
 class EncoderRepetitionPenalty(Fixed[SourceTokens]):
-    """Divide the negative scores of source tokens by `encoder_repetition_penalty` and multiply the positive ones.
+    """Divide the negative scores of source tokens by `encoder_repetition_penalty`, and multiply the positive ones.
 
-    Above 1 keeps the output to words of the source: what the encoder reads, or the prompt of a model without one. Off
-    at None and 1.0.
+    The source is the encoder's input, or the prompt of a decoder-only model. Above 1 favors words of the source. Off at
+    None and 1.0.
 
     Worked example: scores (3, -1, 2) after the source 0, 1 become (6, -0.5, 2) with encoder_repetition_penalty=2.
 
@@ -144,14 +145,14 @@ class EncoderRepetitionPenalty(Fixed[SourceTokens]):
     name = "encoder_repetition_penalty"
 
     def start(self, context: Context) -> SourceTokens | None:
-        """Return the source's distinct tokens; None where the penalty is unset or has no effect."""
+        """Return the source's distinct tokens; None if the penalty is off."""
         penalty = context.config.encoder_repetition_penalty
         if penalty is None or penalty == 1.0:
             return None
         return SourceTokens(1.0 / penalty, ids(context.source_ids, context.info.vocab_size))
 
     def apply(self, states: Sequence[SourceTokens], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, those of source tokens changed in place. scores: [rows, vocab]"""
+        """Return the scores, with those of source tokens changed in place. scores: [rows, vocab]"""
         cells: Cells = cells_of([s.tokens for s in states], scores)
         old = scores[cells.rows, cells.tokens]
         scores[cells.rows, cells.tokens] = _scaled(old, cells.spread([s.factor for s in states]))

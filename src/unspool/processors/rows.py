@@ -1,10 +1,9 @@
-"""Vocabulary-wide work that several processors share.
+"""Row operations over the vocabulary, shared by the processors: top-k, masks, sums and parameter columns.
 
-Owns: the best tokens of a row, keeping only those, sums over a row, and columns of parameters.
-Does not know: requests, states, or why a token is kept.
+Owns: the best tokens of a row, masks that keep only those, sums over a row, and columns of parameters.
+Does not know: requests, states, or the reason why a token is kept.
 
-Every function treats each row on its own and by the same arithmetic, however many rows there are, so that a row's
-result is the same, bit for bit, alone and in company.
+All functions are batch-invariant: a row's result is bit for bit the same, alone or in a batch of any size.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _BLOCK = 64
 
 
 def on_host(values: torch.Tensor) -> bool:
-    """Return whether numbers can be looked at without waiting for a device."""
+    """Return True if the values can be read without a device synchronization."""
     return values.device.type == "cpu"
 
 
@@ -34,29 +33,29 @@ class Best(NamedTuple):
 
 
 def column(numbers: Sequence[float], scores: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return one parameter for each row, on the device of `scores`; read, never changed. --> [rows, 1]"""
+    """Return one parameter per row, on the device of `scores`. The tensor is cached: do not modify it. --> [rows, 1]"""
     return _column(tuple(numbers), dtype, scores.device)
 
 
 @lru_cache(maxsize=64)
 def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A set of requests asks for the same columns at every step, and each would be a copy to the device."""
+    """Cache the columns: a batch needs the same ones at every step, and each is a copy to the device."""
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
 
 
 def indices(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """Return row numbers, or token ids, as an int64 tensor of the same shape."""
+    """Return row indices or token ids as an int64 tensor of the same shape."""
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def rows_of(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Return some rows in their order, without a copy where they are all."""
+    """Return the given rows in the given order; all rows in order need no copy."""
     return values if rows == list(range(len(values))) else values[indices(rows, values.device)]
 
 
 def figures_of(values: torch.Tensor, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
-    """Return the values of tokens in some rows. values: [any, vocab]; tokens: [rows, k] --> [rows, k]"""
+    """Return the values of tokens in the given rows. values: [any, vocab]; tokens: [rows, k] --> [rows, k]"""
     if rows == list(range(len(values))):
         return values.gather(1, tokens)
     return values[indices(rows, values.device)[:, None], tokens]
@@ -64,7 +63,7 @@ def figures_of(values: torch.Tensor, rows: Sequence[int], tokens: torch.Tensor) 
 
 @lru_cache(maxsize=16)
 def token_ids(start: int, stop: int, device: torch.device) -> torch.Tensor:
-    """Return the ids in [start, stop); read, never changed. --> [stop - start] int64"""
+    """Return the ids in [start, stop). The tensor is cached: do not modify it. --> [stop - start] int64"""
     with torch.inference_mode(False):
         return torch.arange(start, stop, device=device)
 
@@ -72,25 +71,28 @@ def token_ids(start: int, stop: int, device: torch.device) -> torch.Tensor:
 def row_sum(values: torch.Tensor) -> torch.Tensor:
     """Return the sum of each row. --> [rows, 1]"""
     if values.shape[0] == 1:
-        # torch splits the sum of a lone row over its threads, which rounds otherwise than the same row among others.
+        # torch splits the sum of a single row over its threads, so it rounds differently than in a batch.
         return values.expand(2, -1).sum(-1, keepdim=True)[:1]
     return values.sum(-1, keepdim=True)
 
 
 def log_norm(scores: torch.Tensor) -> torch.Tensor:
-    """Return each row's logsumexp, -inf where nothing is allowed; torch's own differs for a lone row. --> [rows]"""
-    # One pass of softmax takes the exponentials, faster than exp does. Its own sum is a rough one: the greatest share
-    # says what it was, and the shares add up to what is missing or too much.
+    """Return each row's logsumexp, -inf if all tokens are forbidden. --> [rows]
+
+    torch.logsumexp is not batch-invariant.
+    """
+    # softmax is faster than exp, but its sum is rough. The greatest share gives that sum, and the sum of the shares
+    # gives its error.
     shares = scores.softmax(-1)
     mass = row_sum(shares).div_(shares.amax(-1, keepdim=True))
-    # There are no shares where nothing is allowed, nor where a score is no number or +inf; the greatest score says so.
+    # The shares are NaN if all tokens are forbidden or a score is NaN or +inf; the greatest score then is the result.
     return mass.nan_to_num_(nan=1.0).log_().add_(scores.amax(-1, keepdim=True))[:, 0]
 
 
 def best(scores: torch.Tensor, k: int) -> Best:
-    """Return the k highest scores of each row, all of them where the vocabulary is smaller.
+    """Return the k highest scores of each row, or all if the vocabulary is smaller.
 
-    Equal scores stand in any order, and which of those equal to the last one are listed is not defined.
+    The order of equal scores is undefined, and so is the choice among scores equal to the k-th.
     """
     vocab = scores.shape[1]
     k = min(k, vocab)
@@ -101,16 +103,16 @@ def best(scores: torch.Tensor, k: int) -> Best:
 
 
 def first_best(scores: torch.Tensor) -> Best:
-    """Return the highest score of each row, that of the lowest id among equals. scores: on the CPU"""
-    # numpy's search is ten times faster than torch's, and takes the first among equals.
+    """Return the highest score of each row; ties go to the lowest id. scores: on the CPU"""
+    # numpy's argmax is ten times faster than torch's, and takes the first of equal scores.
     ids = torch.from_numpy(scores.detach().numpy().argmax(1))[:, None]
     return Best(scores.gather(1, ids), ids)
 
 
 def survivors(scores: torch.Tensor, most: int) -> Best | None:
-    """Return all allowed tokens of every row, best first, or None where a row has more than `most` of them.
+    """Return all allowed tokens of every row, best first; None if a row has more than `most`.
 
-    Shorter rows end in forbidden tokens. None as well where to ask would mean to wait for a device.
+    Shorter rows are padded with forbidden tokens. Also None if the check needs a device synchronization.
     """
     rows, vocab = scores.shape
     if not on_host(scores):
@@ -125,7 +127,7 @@ def survivors(scores: torch.Tensor, most: int) -> Best | None:
 
 
 def _best_of_blocks(scores: torch.Tensor, k: int, blocks: int) -> Best:
-    """Look only into the k blocks with the greatest maxima: no more than k - 1 blocks hold a token above the k-th."""
+    """Search only the k blocks with the greatest maxima: at most k - 1 blocks contain a token above the k-th."""
     rows, vocab = scores.shape
     body = blocks * _BLOCK
     folded = scores[:, :body].view(rows, blocks, _BLOCK)
@@ -141,9 +143,9 @@ def keep_best(scores: torch.Tensor, found: Best, count: torch.Tensor, *, ties: b
     """Forbid, in place, all but the `count` highest scores of each row.
 
     Args:
-        found: the best of `scores`, wider than `count` wherever that is less than the vocabulary.
+        found: the best of `scores`, with more than `count` columns unless `count` is the whole vocabulary.
         count: [rows, 1] int64, in [1, vocab].
-        ties: whether every score equal to the last one kept stays too; if not, the lowest token ids stay.
+        ties: True keeps every score equal to the last one kept; False keeps the lowest token ids among them.
     """
     width = found.values.shape[1]
     last = found.values.gather(1, count.clamp(max=width) - 1)
@@ -160,18 +162,18 @@ def keep_best(scores: torch.Tensor, found: Best, count: torch.Tensor, *, ties: b
 
 
 def _removed(scores: torch.Tensor, last: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return which scores go if exactly `count` stay, `last` being the lowest of those. --> [rows, vocab] bool"""
+    """Return a mask of the scores to forbid so that `count` stay; `last` is the lowest kept. --> [rows, vocab] bool"""
     equal = scores == last
     room = count - (scores > last).sum(-1, keepdim=True)
     return (scores < last) | (equal & (equal.cumsum(-1) > room))
 
 
 def forbid_but_best(scores: torch.Tensor, removed: torch.Tensor, least: Sequence[int]) -> torch.Tensor:
-    """Forbid, in place, the removed tokens; the `least` best of each row, and those equal to the last, stay.
+    """Forbid, in place, the removed tokens, except the `least` best of each row and all scores equal to the last.
 
     Args:
         removed: [rows, vocab] bool.
-        least: one for each row, at least 1.
+        least: number of tokens to keep, one per row, at least 1.
     """
     if max(least) == 1:
         floor = scores.amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Processors that change the shape of the whole distribution and forbid nothing.
+"""Temperature and renormalization: processors that rescale the whole distribution.
 
 Owns: temperature, renormalize_logits. Does not know: the output so far.
 """
@@ -17,7 +17,7 @@ from unspool.protocols import Context, RowKey
 class Temperature(Fixed[float]):
     """Divide the scores by `temperature`: above 1 flattens the distribution, below 1 sharpens it.
 
-    Off at None and 1.0. Temperature 0 means greedy decoding and is the strategy's concern.
+    Off at None and 1.0. Temperature 0 means greedy decoding, a choice of strategy.
 
     Worked example: scores (2, 1, -inf) at temperature 0.5 become (4, 2, -inf).
     """
@@ -25,7 +25,7 @@ class Temperature(Fixed[float]):
     name = "temperature"
 
     def start(self, context: Context) -> float | None:
-        """Return the temperature; None where it is off."""
+        """Return the temperature; None if it is off."""
         temperature = context.config.temperature
         return None if temperature is None or temperature == 1.0 else float(temperature)
 
@@ -35,7 +35,7 @@ class Temperature(Fixed[float]):
 
 
 class RenormalizeLogits(Fixed[bool]):
-    """Turn the scores into log-probabilities of what is still allowed. Off unless `renormalize_logits` is true.
+    """Turn the scores into log-probabilities over the allowed tokens. Off unless `renormalize_logits` is true.
 
     Worked example: scores (0, 0, -inf) become (log 1/2, log 1/2, -inf).
     """
@@ -43,7 +43,7 @@ class RenormalizeLogits(Fixed[bool]):
     name = "renormalize_logits"
 
     def start(self, context: Context) -> bool | None:
-        """Return True; None where it is off."""
+        """Return True; None if it is off."""
         return True if context.config.renormalize_logits else None
 
     def apply(self, states: Sequence[bool], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:

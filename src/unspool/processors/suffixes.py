@@ -1,6 +1,6 @@
-"""Values attached to token sequences, found by the tokens that stand before the last one.
+"""Suffix matching: a lookup table from token sequences to values, by the tokens before the last.
 
-Owns: `SuffixTable` and `Matching`. Does not know: whether a value is a bias or a ban.
+Owns: `SuffixTable` and `Matching`. Does not know: the use of a value, as a bias or a mask.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Sequences: TypeAlias = Iterable[tuple[tuple[int, ...], float]]
 
 
 class SuffixTable:
-    """For each sequence of tokens a value that counts where the next token can complete the sequence.
+    """Maps token sequences to values, to find those that the next token can complete.
 
-    A look-up costs one hash for each distinct sequence length, whatever the number of sequences. Of two equal
-    sequences the later value counts.
+    A lookup takes one hash per distinct sequence length, for any number of sequences. If two sequences are equal, the
+    later value counts.
 
     Args:
-        sequences: non-empty token sequences with their values.
+        sequences: token sequences, at least one token in each, with their values.
     """
 
     __slots__ = ("_by_prefix", "_prefix_lengths", "longest_prefix", "single_ids", "single_values")
@@ -43,7 +43,7 @@ class SuffixTable:
         self.longest_prefix = max(self._prefix_lengths, default=0)
 
     def completions(self, newest: tuple[int, ...]) -> dict[int, float]:
-        """Return the sum of values for each token that completes a sequence of two or more after `newest`."""
+        """Return the sum of values per token that completes a sequence of two or more tokens after `newest`."""
         found: dict[int, float] = {}
         for length in self._prefix_lengths:
             if length > len(newest):
@@ -54,17 +54,17 @@ class SuffixTable:
 
 
 class Matching(NamedTuple):
-    """A table, and as many of the branch's last tokens as its longest sequence needs."""
+    """A table, and the branch's last tokens, up to the longest prefix in the table."""
 
     table: SuffixTable
     newest: tuple[int, ...]
 
 
 class SuffixMatching(Processor):
-    """Base of processors whose state is a `Matching`."""
+    """Base of processors with a `Matching` as state."""
 
     def advance(self, state: Matching, token: int) -> Matching:
-        """Return the state with the token as its newest."""
+        """Return the state after the token."""
         return Matching(state.table, recent((*state.newest, token), state.table.longest_prefix))
 
     def fork(self, state: Matching) -> Matching:

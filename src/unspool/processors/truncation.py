@@ -1,7 +1,7 @@
-"""Processors that keep the head of the distribution, found by rank, mass or distance from the maximum.
+"""Truncations: top-k, top-p, min-p, top-H and top-n-sigma keep only the head of the distribution.
 
 Owns: top_h, top_k, top_p, min_p, top_n_sigma. Does not know: the output so far.
-None of them sorts the vocabulary, unless top_p needs more than the 8192 best tokens of a row.
+Only top_p can sort the whole vocabulary, if a row needs more than its 8192 best tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TOP_P_WIDTHS = (64, 1024, 8192)
 
 
 class TopK(Fixed[int]):
-    """Keep the `top_k` highest scores and every score equal to the k-th. Off at None and 0.
+    """Top-k: keep the `top_k` highest scores and every score equal to the k-th. Off at None and 0.
 
     Worked example: scores (1, 3, 2, 2, 0) with top_k=2 keep 3 and both 2s.
 
@@ -29,26 +29,26 @@ class TopK(Fixed[int]):
     name = "top_k"
 
     def start(self, context: Context) -> int | None:
-        """Return how many tokens to keep, never fewer than `min_tokens_to_keep`; None where it is off."""
+        """Return the number of tokens to keep, at least `min_tokens_to_keep`; None if it is off."""
         top_k = context.config.top_k
         if context.config.penalty_alpha:
-            return None  # there it is the number of candidates, which are not cut off from the others
+            return None  # contrastive search uses top_k as its number of candidates and truncates nothing
         return max(int(top_k), context.min_tokens_to_keep) if top_k else None
 
     def apply(self, states: Sequence[int], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         count = column(states, scores, torch.int64).clamp(max=scores.shape[1])
         return keep_best(scores, best(scores, max(states) + 1), count, ties=True)
 
 
 class TopP(Fixed[Limit]):
-    """Keep a token iff the tokens before it, in descending order, hold less than `top_p` of the mass.
+    """Top-p (nucleus): keep a token if the tokens before it, most probable first, have a mass below `top_p`.
 
-    So the token that crosses the limit stays, and where the mass equals the limit exactly the next one goes. Sums are
-    float32, over the distribution of what is still allowed; ties go to the lowest token id. Off at None and 1.0.
+    The token that crosses the limit thus stays. If the mass equals the limit exactly, the next token is forbidden. Sums
+    are float32, over the distribution of the allowed tokens. Ties go to the lowest token id. Off at None and 1.0.
 
     Worked example: probabilities (0.5, 0.25, 0.125, 0.125) with top_p=0.75 keep the first two, with 0.76 the first
-    three: of the two equal ones the lower id.
+    three: the lower id of the two equal ones.
 
     Source: Holtzman et al. 2020.
     """
@@ -56,21 +56,21 @@ class TopP(Fixed[Limit]):
     name = "top_p"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the mass to keep; None where it is off."""
+        """Return the mass to keep; None if it is off."""
         top_p = context.config.top_p
         return None if top_p is None or top_p >= 1.0 else limit(top_p, context)
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         mass = column([s.value for s in states], scores)
         least = column([s.least for s in states], scores, torch.int64).clamp(max=scores.shape[1])
         return _keep_mass(scores, mass, least, _TOP_P_WIDTHS)
 
 
 def _keep_mass(scores: torch.Tensor, mass: torch.Tensor, least: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
-    """Keep `mass` among the best widths[0] tokens; rows that need more, and only they, are tried with the next width.
+    """Keep `mass` among the best widths[0] tokens; only rows that need more try the next width.
 
-    Each row's arithmetic depends on itself alone. scores: [rows, vocab]; mass, least: [rows, 1]
+    Batch-invariant. scores: [rows, vocab]; mass, least: [rows, 1]
     """
     vocab = scores.shape[1]
     width = min(widths[0], vocab) if widths else vocab
@@ -80,7 +80,7 @@ def _keep_mass(scores: torch.Tensor, mass: torch.Tensor, least: torch.Tensor, wi
     before = probs.cumsum(-1).roll(1, -1)  # --> [rows, width]
     before[:, 0] = 0.0
     count = (before < mass).sum(-1, keepdim=True).maximum(least)
-    # A row that keeps all of the listed tokens may need more, or have a tie behind the last.
+    # A row that keeps all listed tokens can need more, or have a tie after the last.
     wider = ((count >= width) & ~complete)[:, 0].nonzero()[:, 0] if width < vocab else scores.new_empty(0).long()
     rest = scores[wider]
     keep_best(scores, found, count)
@@ -90,7 +90,7 @@ def _keep_mass(scores: torch.Tensor, mass: torch.Tensor, least: torch.Tensor, wi
 
 
 def _best_logprob(scores: torch.Tensor, listed: torch.Tensor, complete: torch.Tensor) -> torch.Tensor:
-    """Return each row's greatest log-probability; a complete list saves the pass over the vocabulary. --> [rows, 1]"""
+    """Return each row's greatest log-probability; a complete list needs no pass over the vocabulary. --> [rows, 1]"""
     result = listed.log_softmax(-1)[:, :1]
     partial = (~complete)[:, 0].nonzero()[:, 0]
     if len(partial) == len(scores):
@@ -101,9 +101,9 @@ def _best_logprob(scores: torch.Tensor, listed: torch.Tensor, complete: torch.Te
 
 
 class MinP(Fixed[Limit]):
-    """Keep the tokens at least `min_p` times as probable as the best one. Off at None and 0.
+    """Min-p: keep the tokens at least `min_p` times as probable as the best one. Off at None and 0.
 
-    Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with min_p=0.4 keep those from 0.2 up: the first two.
+    Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with min_p=0.4 keep P >= 0.2: the first two.
 
     Source: Nguyen et al. 2024.
     """
@@ -111,23 +111,23 @@ class MinP(Fixed[Limit]):
     name = "min_p"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the fraction of the best probability; None where it is off."""
+        """Return the fraction of the best probability; None if it is off."""
         return limit(context.config.min_p, context) if context.config.min_p else None
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         probs = scores.softmax(-1)
         removed = probs < column([s.value for s in states], scores) * probs.amax(-1, keepdim=True)
         return forbid_but_best(scores, removed, [s.least for s in states])
 
 
 class TopH(Fixed[Limit]):
-    """Keep tokens in descending order while their share of the entropy stays within `top_h` of the whole.
+    """Top-H: keep tokens, most probable first, while their entropy is at most `top_h` times the whole entropy.
 
-    Entropy is that of the 100 best tokens, renormalised; the best token always stays. Off at None.
+    The entropy is over the 100 best tokens, renormalized. The best token always stays. Off at None.
 
-    Worked example: probabilities (1/2, 1/4, 1/8, 1/8) have 1.75 bits, 0.5 bits from the first and from the second,
-    0.375 from the others; top_h=0.6 allows 1.05 bits: the first two stay.
+    Worked example: probabilities (1/2, 1/4, 1/8, 1/8) have 1.75 bits: 0.5 bits from each of the first two, 0.375 from
+    each of the others; top_h=0.6 allows 1.05 bits: the first two stay.
 
     Source: "Top-H decoding" (2025), algorithm 1, as in transformers.
     """
@@ -135,29 +135,29 @@ class TopH(Fixed[Limit]):
     name = "top_h"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the share of the entropy; None where it is off."""
+        """Return the share of the entropy; None if it is off."""
         return None if context.config.top_h is None else limit(context.config.top_h, context)
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         found = best(scores, max(_TOP_H_WIDTH, *(s.least for s in states)) + 1)
         logprobs = found.values[:, :_TOP_H_WIDTH].log_softmax(-1)
         entropies = -(logprobs.exp() * logprobs).nan_to_num(nan=0.0)  # --> [rows, 100]
         allowed = row_sum(entropies) * column([s.value for s in states], scores)
-        # From the first token past the limit on all are past it: the sums never fall.
+        # The sums never decrease, so the kept tokens are a prefix.
         count = (entropies.cumsum(-1) <= allowed).sum(-1, keepdim=True)
         least = column([s.least for s in states], scores, torch.int64).clamp(max=scores.shape[1])
         return keep_best(scores, found, count.maximum(least))
 
 
 class TopNSigma(Fixed[Limit]):
-    """Keep the scores within `top_n_sigma` standard deviations of the greatest one. Off at None and below or at 0.
+    """Top-n-sigma: keep the scores within `top_n_sigma` standard deviations of the greatest. Off at None and <= 0.
 
-    The deviation is the population's (divided by n, not n - 1), over the scores still allowed. Temperature does not
-    change what is kept.
+    The deviation is the population's (divided by n, not n - 1), over the allowed scores. Temperature does not change
+    the set of kept tokens.
 
-    Worked example: scores (6, 2, 2, 2) have mean 3 and deviation sqrt(3); top_n_sigma=2 keeps from 6 - 3.46 = 2.54
-    up: the first; top_n_sigma=3 keeps from 0.80 up: all.
+    Worked example: scores (6, 2, 2, 2) have mean 3 and deviation sqrt(3). top_n_sigma=2 keeps scores of at least
+    6 - 3.46 = 2.54: the first. top_n_sigma=3 keeps scores of at least 0.80: all.
 
     Source: Tang et al. 2024, "Top-n-sigma".
     """
@@ -165,12 +165,12 @@ class TopNSigma(Fixed[Limit]):
     name = "top_n_sigma"
 
     def start(self, context: Context) -> Limit | None:
-        """Return the number of deviations; None where it is off."""
+        """Return the number of deviations; None if it is off."""
         sigmas = context.config.top_n_sigma
         return None if sigmas is None or sigmas <= 0 else limit(sigmas, context)
 
     def apply(self, states: Sequence[Limit], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the others forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         allowed = scores > FORBIDDEN
         number = allowed.sum(-1, keepdim=True)
         mean = row_sum(scores.where(allowed, 0.0)) / number

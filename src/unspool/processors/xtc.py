@@ -1,4 +1,4 @@
-"""Exclude Top Choices: now and then, forbid the most probable tokens so that a less likely one is taken.
+"""XTC (Exclude Top Choices): at random steps, forbids the most probable tokens in favor of a less likely one.
 
 Owns: xtc_probability, xtc_threshold, xtc_exclude. Does not know: the output so far.
 """
@@ -20,7 +20,7 @@ _DEFAULT_THRESHOLD = 0.1
 
 
 class XtcState(NamedTuple):
-    """probability, threshold: in [0, 1]. exclude: ids that must not go. least: fewest tokens to leave."""
+    """probability, threshold: in [0, 1]. exclude: ids that must stay allowed. least: fewest tokens to keep."""
 
     probability: float
     threshold: float
@@ -29,14 +29,15 @@ class XtcState(NamedTuple):
 
 
 class Xtc(Fixed[XtcState]):
-    """With chance `xtc_probability`, forbid all tokens of probability `xtc_threshold` or more but the least of them.
+    """With probability `xtc_probability`, forbid all top choices except the least probable of them.
 
-    Off where `xtc_probability` is None or 0. Tokens equal to the least stay too. A row stays as it is where a token of
-    `xtc_exclude` (newline, EOS) would go, or fewer than `min_tokens_to_keep` would be left. The draw is a function of
-    the row's seed, prompt, output and position.
+    Top choices are the tokens with probability `xtc_threshold` or more. Tokens equal to the least top choice stay too.
+    A row stays unchanged if it would lose a token of `xtc_exclude` (newline, EOS), or keep fewer than
+    `min_tokens_to_keep` tokens. The draw is a function of the row's seed, prompt, output and position. Off if
+    `xtc_probability` is None or 0.
 
-    Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with xtc_threshold=0.1 lose the first two; with 0.4 nothing
-    happens, as one top choice alone always stays, and with xtc_exclude=[1] neither.
+    Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with xtc_threshold=0.1 lose the first two. They stay unchanged
+    with xtc_threshold=0.4, because a single top choice always stays, and with xtc_exclude=[1].
 
     Source: p-e-w, text-generation-webui pull request 6335.
     """
@@ -44,7 +45,7 @@ class Xtc(Fixed[XtcState]):
     name = "xtc"
 
     def start(self, context: Context) -> XtcState | None:
-        """Return the parameters; None where it is off."""
+        """Return the parameters; None if it is off."""
         config = context.config
         if not config.xtc_probability:
             return None
@@ -53,7 +54,7 @@ class Xtc(Fixed[XtcState]):
         return XtcState(float(config.xtc_probability), threshold, exclude, context.min_tokens_to_keep)
 
     def apply(self, states: Sequence[XtcState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, the top choices of the rows that were drawn forbidden in place. scores: [rows, vocab]"""
+        """Return the scores, with the top choices of the drawn rows forbidden in place. scores: [rows, vocab]"""
         draws = uniform([NoiseKey(k.seed, k.prompt, k.output, k.position, self.name) for k in keys]).tolist()
         drawn = [row for row, (state, u) in enumerate(zip(states, draws, strict=True)) if u < state.probability]
         if drawn:
@@ -63,13 +64,13 @@ class Xtc(Fixed[XtcState]):
 
 
 def _without_top_choices(states: Sequence[XtcState], scores: torch.Tensor) -> torch.Tensor:
-    """scores: [drawn rows, vocab], changed in place"""
+    """Return the scores without top choices, changed in place. scores: [drawn rows, vocab]"""
     probs = scores.softmax(-1)
     top = (probs >= column([s.threshold for s in states], scores)) & (scores > FORBIDDEN)
     least_top = probs.where(top, 2.0).amin(-1, keepdim=True)  # 2: above any probability
     removed = top & (probs > least_top)
     left = ((scores > FORBIDDEN) & ~removed).sum(-1, keepdim=True)
-    spoilt = left < column([s.least for s in states], scores, torch.int64)
+    unchanged = left < column([s.least for s in states], scores, torch.int64)
     excluded = cells_of([s.exclude for s in states], scores)
-    spoilt[excluded.rows[removed[excluded.rows, excluded.tokens]]] = True
-    return scores.masked_fill_(removed & ~spoilt, FORBIDDEN)
+    unchanged[excluded.rows[removed[excluded.rows, excluded.tokens]]] = True
+    return scores.masked_fill_(removed & ~unchanged, FORBIDDEN)

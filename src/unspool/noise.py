@@ -88,7 +88,9 @@ def key_bits(key: NoiseKey) -> int:
 
 def streams(keys: Sequence[NoiseKey], device: torch.device | None = None) -> torch.Tensor:
     """Return what names the keys' streams in tensors. --> [rows] int64"""
-    return torch.tensor([_signed(key_bits(key)) for key in keys], dtype=torch.int64).to(device, non_blocking=True)
+    return torch.tensor([_signed(key_bits(key)) for key in keys], dtype=torch.int64, device="cpu").to(
+        device, non_blocking=True
+    )
 
 
 def _fold(value: torch.Tensor, shift: int, work: torch.Tensor) -> torch.Tensor:
@@ -113,9 +115,9 @@ def _minus(bits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 def uniform(keys: Sequence[NoiseKey]) -> torch.Tensor:
     """Return one number in (0, 1) for each key. --> [rows] float32, on the CPU"""
-    value, work = torch.empty(2, len(keys), 1, dtype=torch.int64)
-    bits = _bits(streams(keys), torch.zeros(1, dtype=torch.int64), value, work)
-    return -_minus(bits, torch.empty(bits.shape))[:, 0]
+    value, work = torch.empty(2, len(keys), 1, dtype=torch.int64, device="cpu")
+    bits = _bits(streams(keys), torch.zeros(1, dtype=torch.int64, device="cpu"), value, work)
+    return -_minus(bits, torch.empty(bits.shape, dtype=torch.float32, device="cpu"))[:, 0]
 
 
 def gumbel(keys: Sequence[NoiseKey] | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -131,7 +133,7 @@ def gumbel(keys: Sequence[NoiseKey] | torch.Tensor, tokens: torch.Tensor) -> tor
     named = keys if isinstance(keys, torch.Tensor) else streams(keys, tokens.device)
     shape = (len(named), tokens.shape[-1])
     value, work = torch.empty(2, *shape, dtype=torch.int64, device=tokens.device)
-    out = torch.empty(shape, device=tokens.device)
+    out = torch.empty(shape, dtype=torch.float32, device=tokens.device)
     return _minus(_bits(named, tokens * _signed(_ODD), value, work), out).log1p_().neg_().log_().neg_()
 
 
@@ -143,7 +145,7 @@ def gumbel_parts(named: torch.Tensor, count: int, step: int) -> Iterator[torch.T
     step = min(step, len(named))
     multiples = _multiples(count, named.device)
     value, work = torch.empty(2, step, count, dtype=torch.int64, device=named.device)
-    out = torch.empty(step, count, device=named.device)
+    out = torch.empty(step, count, dtype=torch.float32, device=named.device)
     for start in range(0, len(named), step):
         part = named[start : start + step]
         rows = len(part)

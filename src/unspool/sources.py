@@ -136,7 +136,7 @@ def _text_source(ids: Sequence[int], info: SourceInfo) -> Source:
             f"the source has {len(ids)} tokens and {info.model} reads at most {info.max_length}; shorten it, or give "
             "it in parts"
         )
-    return Source(inputs={info.input_name: torch.tensor([list(ids)])}, token_ids=tuple(map(int, ids)))
+    return Source(inputs={info.input_name: torch.tensor([list(ids)], device="cpu")}, token_ids=tuple(map(int, ids)))
 
 
 # --- audio ----------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Chain(Processor):
     ) -> None:
         self._board, self._record, self._stages = board, record, stages
         self._order, self._log_probs = order, log_probs
-        self._scores = torch.empty(0)
+        self._scores = torch.empty(0, dtype=torch.float32, device="cpu")
         self._rows: dict[Path, int] = {}
 
     def start(self, context: Context) -> Link:

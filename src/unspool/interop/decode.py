@@ -269,7 +269,9 @@ def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Outpu
             rows[name] = steps_of(found, call.pad_token_id, sequences.device)
         plain = GenerateDecoderOnlyOutput if call.batch.task == "continue" else GenerateEncoderDecoderOutput
         return plain(sequences=ids, **rows)
-    scores = torch.tensor([output.score for group in groups for output in group], device=sequences.device)
+    scores = torch.tensor(
+        [output.score for group in groups for output in group], dtype=torch.float32, device=sequences.device
+    )
     if record is not None and call.has_places:
         for name in call.kept:
             steps = record.steps(name, None, call.pad_token_id)
@@ -283,4 +285,6 @@ def _beam_indices(groups: Sequence[Sequence[Output]], record: Record) -> torch.T
     """Return for each token of each output the row of `scores` it was chosen from, -1 behind its end."""
     outputs = [record.places(prompt, output.token_ids) for prompt, group in enumerate(groups) for output in group]
     longest = max(map(len, outputs))
-    return torch.tensor([places + [-1] * (longest - len(places)) for places in outputs], dtype=torch.int32)
+    return torch.tensor(
+        [places + [-1] * (longest - len(places)) for places in outputs], dtype=torch.int32, device="cpu"
+    )

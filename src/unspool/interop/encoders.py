@@ -129,7 +129,7 @@ def _encoded_sources(states: torch.Tensor, mask: torch.Tensor | None, ids: torch
     sources = []
     for row, state in enumerate(rows):
         kept = mask[row].bool() if mask is not None and mask.shape == rows.shape[:2] else None
-        tokens = ids[row] if ids is not None else torch.empty(0, dtype=torch.int64)
+        tokens = ids[row] if ids is not None else torch.empty(0, dtype=torch.int64, device="cpu")
         if kept is not None and len(kept) == len(tokens):
             tokens = tokens[kept.to(tokens.device)]
         state = state if kept is None else state[kept.to(state.device)]

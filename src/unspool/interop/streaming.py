@@ -61,4 +61,4 @@ class Columns:
             waiting or ended for waiting, ended in zip(self._waiting, self._ended, strict=True)
         ):
             column = [waiting.popleft() if waiting else self._pad for waiting in self._waiting]
-            self._streamer.put(torch.tensor(column))
+            self._streamer.put(torch.tensor(column, device="cpu"))

@@ -79,9 +79,9 @@ def streamed(
 
     for each in inputs:
         with lm.stream(each.prompt, config=config, **each.options) as stream:
-            streamer.put(torch.tensor([each.opening]))
+            streamer.put(torch.tensor([each.opening], device="cpu"))
             for chunk in stream:
                 for token in chunk.token_ids:
-                    streamer.put(torch.tensor([token]))
+                    streamer.put(torch.tensor([token], device="cpu"))
         streamer.end()
         yield each, stream.generation

@@ -65,7 +65,9 @@ class TextToTextPipeline(Pipeline):
         if call.settings.returned == "ids":
             import torch
 
-            return {f"{self._task.key}_token_ids": torch.tensor([*prepared.opening, *completion.token_ids])}
+            return {
+                f"{self._task.key}_token_ids": torch.tensor([*prepared.opening, *completion.token_ids], device="cpu")
+            }
         return {f"{self._task.key}_text": self._text(generation, completion, call)}
 
     def _flattened(self, results: list[Any]) -> list[Any]:

@@ -38,5 +38,5 @@ class Diversity(Fixed[float]):
         if cells:
             rows, tokens, penalties = zip(*cells, strict=True)
             index = (torch.tensor(rows, device=scores.device), torch.tensor(tokens, device=scores.device))
-            scores[index] -= torch.tensor(penalties, device=scores.device)
+            scores[index] -= torch.tensor(penalties, dtype=scores.dtype, device=scores.device)
         return scores

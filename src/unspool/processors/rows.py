@@ -46,7 +46,7 @@ def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device
 
 def indices(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """Return row indices or token ids as an int64 tensor of the same shape."""
-    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 def rows_of(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -199,10 +199,13 @@ def joined(first: Part, second: Part) -> torch.Tensor:
 def parts_can_be_joined() -> bool:
     """Return whether attention in parts gives what attention at once does here: found by trying."""
     terms = Terms(0.3, None, None, None)
-    query, key, value = (torch.linspace(-1, 1, 2 * heads * 5 * 8).view(2, heads, 5, 8).sin() for heads in (4, 2, 2))
-    query, mask = query[:, :, :1], torch.zeros(2, 1, 1, 3)
+    query, key, value = (
+        torch.linspace(-1, 1, 2 * heads * 5 * 8, dtype=torch.float32, device="cpu").view(2, heads, 5, 8).sin()
+        for heads in (4, 2, 2)
+    )
+    query, mask = query[:, :, :1], torch.zeros(2, 1, 1, 3, dtype=torch.float32, device="cpu")
     mask[0, ..., 2] = -torch.inf
-    whole = torch.cat([torch.zeros(2, 1, 1, 2), mask], -1)
+    whole = torch.cat([torch.zeros(2, 1, 1, 2, dtype=torch.float32, device="cpu"), mask], -1)
     try:
         parts = [
             attend_part(query, key[:, :, part], value[:, :, part], terms, each)
@@ -247,10 +250,12 @@ def _attention_seconds(dtypes: Sequence[torch.dtype], heads: Heads) -> list[floa
     """Return for each type the median time that one query over some keys took, read from memory like a model's."""
     terms = Terms(None, None, None, None)
     layers = max(1, min(_TRIAL_LAYERS, _TRIAL_BYTES // (8 * _TRIAL_KEYS * heads.groups * heads.width)))
-    query = torch.ones(1, heads.groups * heads.group_size, 1, heads.width)
+    query = torch.ones(1, heads.groups * heads.group_size, 1, heads.width, dtype=torch.float32, device="cpu")
     queries = [query.to(dtype) for dtype in dtypes]
     # Not zeros: those take no memory before they are written to.
-    keys = [torch.ones(layers, 1, heads.groups, _TRIAL_KEYS, heads.width, dtype=dtype) for dtype in dtypes]
+    keys = [
+        torch.ones(layers, 1, heads.groups, _TRIAL_KEYS, heads.width, dtype=dtype, device="cpu") for dtype in dtypes
+    ]
     values = [each.clone() for each in keys]
     times: list[list[float]] = [[] for _ in dtypes]
     with torch.inference_mode():

@@ -150,8 +150,10 @@ _TRIALS: dict[_Shape, frozenset[Product] | None] = {}
 def _trial(shape: _Shape, layer: nn.Module) -> frozenset[Product] | None:
     """Return the products of a layer that need one call per row; None if even that does not help."""
     if shape not in _TRIALS:
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(_PROBE_ROWS[-1], shape.in_features, generator=generator).to(shape.dtype)
+        generator = torch.Generator("cpu").manual_seed(0)
+        inputs = torch.randn(
+            _PROBE_ROWS[-1], shape.in_features, generator=generator, dtype=torch.float32, device="cpu"
+        ).to(shape.dtype)
         with torch.no_grad(), invariant_rows():
             products: frozenset[Product] | None = frozenset()
             if not _is_independent(layer, inputs):

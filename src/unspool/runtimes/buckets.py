@@ -86,7 +86,9 @@ def _runs(slots: Sequence[Slot], spans_gaps: bool) -> Iterator[Run]:
         if end < len(slots) and slots[end].pool is last.pool and (spans_gaps or slots[end].index == last.index + 1):
             continue
         unbroken = last.index - first.index == end - 1 - begin
-        places = None if unbroken else torch.tensor([slot.index - first.index for slot in slots[begin:end]])
+        places = (
+            None if unbroken else torch.tensor([slot.index - first.index for slot in slots[begin:end]], device="cpu")
+        )
         yield Run(first.pool, first.index, last.index + 1, slice(begin, end), places)
         begin = end
 
@@ -98,7 +100,7 @@ def _shared(encoded: Sequence[Encoded]) -> Iterator[Shared]:
     for places in rows.values():
         first, stop = places[0], places[-1] + 1
         unbroken = stop - first == len(places)
-        yield Shared(encoded[first], slice(first, stop) if unbroken else torch.tensor(places))
+        yield Shared(encoded[first], slice(first, stop) if unbroken else torch.tensor(places, device="cpu"))
 
 
 class OwnCache(Cache):

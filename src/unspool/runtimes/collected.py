@@ -27,7 +27,7 @@ def rows_of(feeds: Sequence[Feed], found: Sequence[Collected], vocab_size: int) 
     logits = [row for each in found for row in each.logits]
     hidden = [part for each in found for part in each.hidden]
     inner = [part for each in found for part in each.inner]
-    nothing = torch.empty(0, vocab_size)
+    nothing = torch.empty(0, vocab_size, dtype=torch.float32, device="cpu")
     return Rows(
         torch.stack(logits) if logits else nothing,
         torch.cat(hidden) if hidden else None,

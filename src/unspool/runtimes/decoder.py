@@ -118,7 +118,7 @@ class DecoderRuntime(Runtime):
                 inner layers.
         """
         if not feeds:
-            return Rows(torch.empty(0, self.info.vocab_size, device=self._index_device))
+            return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._index_device))
         self._check(feeds)
         opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
         if opened:

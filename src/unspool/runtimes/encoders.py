@@ -142,7 +142,9 @@ class CrossReader:
 
     def trial_states(self, count: int) -> torch.Tensor:
         """Return random output of the encoder."""
-        states = torch.randn(count, 5, self._width, generator=torch.Generator().manual_seed(0))
+        states = torch.randn(
+            count, 5, self._width, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
+        )
         return states.to(self._device, self._dtype)
 
     def open(self, states: torch.Tensor, token: int) -> Opening:
@@ -190,7 +192,9 @@ class PrefixReader:
         """Return random pixels."""
         vision = self._module.config.vision_config
         shape = (count, vision.num_channels, vision.image_size, vision.image_size)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device, self._dtype)
+        return torch.randn(
+            shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
+        ).to(self._device, self._dtype)
 
     def open(self, states: torch.Tensor, token: int) -> Opening:
         """Run the model over image and one token; what the image has become does not depend on the token."""

@@ -112,13 +112,15 @@ def _works(shape: Shape) -> list[Callable[[], object]]:
     Each call takes the next of many equal weights. Together these are larger than the last-level cache, so that each
     call reads its weight from memory, as a decode step does.
     """
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.empty(shape.out_features, shape.in_features, dtype=shape.dtype).uniform_(-1, 1, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    weight = torch.empty(shape.out_features, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(
+        -1, 1, generator=generator
+    )
     count = -(-last_level_cache() // weight.nbytes)
     plain = cycle([weight, *(weight.clone() for _ in range(count - 1))])
     packed = cycle([torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT) for _ in range(count)])
     one, least, many = (
-        torch.empty(n, shape.in_features, dtype=shape.dtype).uniform_(-1, 1, generator=generator)
+        torch.empty(n, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)
         for n in (1, LEAST_ROWS, _MANY_ROWS)
     )
 

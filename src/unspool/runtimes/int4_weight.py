@@ -61,14 +61,14 @@ class Int4Weight:
 
     def dense(self) -> torch.Tensor:
         """Return the matrix that products are made with. --> [height, width], float32"""
-        return self.times(torch.eye(self._width)).float().T
+        return self.times(torch.eye(self._width, dtype=torch.float32, device="cpu")).float().T
 
     def _times_many(self, rows: torch.Tensor, half: int) -> torch.Tensor:
         """As `times`, with the matrix written out in bfloat16. half: see `half_tile`."""
         count, tiles = len(rows), len(self._packed) // (2 * half)
         packed = self._packed.view(tiles, self._width, half)
         scales = self._scales.view(self._width // GROUP, tiles, 2, half, 2)
-        found = torch.empty(count, tiles, 2, half, dtype=torch.bfloat16)
+        found = torch.empty(count, tiles, 2, half, dtype=torch.bfloat16, device="cpu")
         step = max(1, _SLAB // (self._width * 2 * half))
         for start in range(0, tiles, step):
             slab = slice(start, start + step)
@@ -113,7 +113,7 @@ class _Scratch(threading.local):
         if kept is None or len(kept) < size:
             # What is made in inference mode could not be written to outside of it.
             with torch.inference_mode(False):
-                kept = self._kept[name] = torch.empty(size, dtype=dtype)
+                kept = self._kept[name] = torch.empty(size, dtype=dtype, device="cpu")
         return kept[:size].view(shape)
 
 
@@ -144,7 +144,9 @@ def half_tile() -> int | None:
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    numbers = torch.randint(_HIGHEST + 1, (_TILE, GROUP), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    numbers = torch.randint(
+        _HIGHEST + 1, (_TILE, GROUP), dtype=torch.int32, device="cpu", generator=torch.Generator("cpu").manual_seed(0)
+    )
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
     for half in (32, 16, 8):
         pairs = packed.view(-1, GROUP, half)

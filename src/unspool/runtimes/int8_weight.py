@@ -55,8 +55,8 @@ class _Kernel(Protocol):
 
 def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return numbers [height, width], int8, and scales [height], float32. A row of zeros has the scale 1."""
-    numbers = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight), dtype=torch.float32)
+    numbers = torch.empty(weight.shape, dtype=torch.int8, device="cpu")
+    scales = torch.empty(len(weight), dtype=torch.float32, device="cpu")
     block = max(1, _BLOCK // weight.shape[1])
     for start in range(0, len(weight), block):
         part = weight[start : start + block].float()
@@ -77,7 +77,7 @@ class _Whole:
     """
 
     def __init__(self, numbers: torch.Tensor, scales: torch.Tensor, digit: int) -> None:
-        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        zeros = torch.zeros(len(scales), dtype=torch.int64, device="cpu")
         with warnings.catch_warnings():
             # PyTorch announces the end of tensors like this one. `whole_digit` sees when it has come.
             warnings.simplefilter("ignore")
@@ -115,7 +115,7 @@ class _Mixed:
         # The kernel reads whole vectors, also beyond the end of a row.
         self._missing = -numbers.shape[1] % _VECTOR
         self._numbers, self._scales = F.pad(numbers, (0, self._missing)), scales
-        self._ones = torch.ones(len(scales), dtype=torch.bfloat16)
+        self._ones = torch.ones(len(scales), dtype=torch.bfloat16, device="cpu")
 
     def times(self, rows: torch.Tensor) -> torch.Tensor:
         # The kernel would round scales to bfloat16, so they are left to the end.
@@ -135,12 +135,12 @@ def whole_digit() -> int | None:
     Found by multiplying numbers whose sums are as large as they can be.
     """
     for digit in (_FULL_DIGIT, _SHORT_DIGIT):
-        numbers = torch.full((32, 64), _LARGEST, dtype=torch.int8)
+        numbers = torch.full((32, 64), _LARGEST, dtype=torch.int8, device="cpu")
         numbers[::2, ::3] = -_LARGEST
-        rows = torch.full((3, 64), float(digit))
+        rows = torch.full((3, 64), float(digit), dtype=torch.float32, device="cpu")
         rows[1, ::2] = -digit
         try:
-            found = _Whole(numbers, torch.ones(32), digit).times(rows)
+            found = _Whole(numbers, torch.ones(32, dtype=torch.float32, device="cpu"), digit).times(rows)
         except (RuntimeError, AttributeError, NotImplementedError):
             return None
         if torch.equal(found, rows @ numbers.float().T):

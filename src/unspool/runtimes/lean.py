@@ -125,7 +125,7 @@ def _activations_of(parent: nn.Module) -> Iterator[tuple[str, Activation]]:
 
 
 def _kind_of(child: nn.Module) -> Activation | None:
-    probe = torch.linspace(-4, 4, 33)
+    probe = torch.linspace(-4, 4, 33, dtype=torch.float32, device="cpu")
     try:
         result = child(probe)
     except Exception:
@@ -140,8 +140,10 @@ def _can_join(parent: nn.Module, name: str, layer: str, activation: Activation) 
     """Return whether a module gives the same when its part `layer` applies its part `name`; changes nothing."""
     linear, before = parent._modules[layer], parent._modules[name]
     assert isinstance(linear, PackedLinear)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(1, _PROBE_ROWS, linear.in_features, generator=generator).to(linear.dtype)
+    generator = torch.Generator("cpu").manual_seed(0)
+    inputs = torch.randn(1, _PROBE_ROWS, linear.in_features, generator=generator, dtype=torch.float32, device="cpu").to(
+        linear.dtype
+    )
     try:
         apart = parent(inputs)
         _join(parent, name, layer, activation)

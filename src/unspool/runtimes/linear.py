@@ -114,7 +114,7 @@ class PackedLinear(nn.Module):
         For models that look at the type of a layer's weight in every forward, for which it must not be unpacked.
         """
         shape = (self.in_features, self.out_features) if self._transposed else (self.out_features, self.in_features)
-        self._veil = (torch.zeros((), dtype=self.dtype).expand(shape),)
+        self._veil = (torch.zeros((), dtype=self.dtype, device="cpu").expand(shape),)
 
     def repack(self) -> None:
         """Pack the kept weight again, after its values have changed."""
@@ -150,8 +150,8 @@ def packing_obstacle() -> str:
     """Return why this machine cannot pack weights, or "" where it can: found by packing a small one and using it."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this PyTorch has no oneDNN"
-    layer = nn.Linear(32, 16)
-    inputs = torch.randn(3, 32)
+    layer = nn.Linear(32, 16, dtype=torch.float32, device="cpu")
+    inputs = torch.randn(3, 32, dtype=torch.float32, device="cpu")
     try:
         with torch.no_grad(), invariant_rows():
             alike = torch.allclose(PackedLinear(layer, keep=False)(inputs), layer(inputs), atol=1e-5)

@@ -46,7 +46,7 @@ class QuantisedLinear(nn.Module):
         self._quantised = _WEIGHTS[bits](plain.T if self.is_transposed else plain)
         self.shape = plain.shape
         # A buffer, so that it becomes another floating type with the model.
-        self.register_buffer("_one", torch.ones((), dtype=plain.dtype), persistent=False)
+        self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -121,7 +121,7 @@ class Seq2SeqRuntime(Runtime):
                 had: invariance, hidden states, inner layers.
         """
         if not feeds:
-            return Rows(torch.empty(0, self.info.vocab_size, device=self._model.layout[0].device))
+            return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._model.layout[0].device))
         self._check(feeds)
         opened = [feed for feed in feeds if feed.seq not in self._slots.live]
         if opened:

@@ -150,7 +150,7 @@ class StaticPass:
         kept = [self._rows[row] for row in batch.asked]
         kept += [0] * (self.num_rows - len(kept))
         self.told = [*map(list, zip(*columns, strict=True)), kept]
-        self._buffer.copy_(torch.tensor(self.told))
+        self._buffer.copy_(torch.tensor(self.told, device="cpu"))
 
     def _column(self, batch: Batch, span: Span, write: int, seat: int) -> tuple[int, ...]:
         return batch.tokens[span.row], batch.positions[span.row], span.slot, write, seat

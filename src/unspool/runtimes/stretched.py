@@ -94,7 +94,11 @@ class StretchedRuntime(Runtime):
             raise
         for feed in feeds:
             self._table.live[feed.seq] = self._table.grown(feed)
-        return _joined(found, torch.empty(0, self.info.vocab_size), any(feed.layers for feed in feeds))
+        return _joined(
+            found,
+            torch.empty(0, self.info.vocab_size, dtype=torch.float32, device="cpu"),
+            any(feed.layers for feed in feeds),
+        )
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.

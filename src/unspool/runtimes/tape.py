@@ -227,7 +227,9 @@ class TapedCache(LengthlessCache):
         """Note that one layer attends. --> [rows, heads, value width], of no meaning"""
         encoded = tuple(map(self._tape.encode, (query, key, value)))
         with torch._C.DisableTorchFunction():
-            result = torch.zeros(query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype)
+            result = torch.zeros(
+                query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device
+            )
         self._tape.note(ATTEND, (*encoded, terms), {}, result)
         return result
 

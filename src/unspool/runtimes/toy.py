@@ -89,7 +89,7 @@ class ToyRuntime(Runtime):
         inner = [self._look(tokens, layer) for feed, tokens in asked for layer in feed.layers]
         rows = Rows(
             logits,
-            torch.tensor(hidden, dtype=torch.float32) if hidden else None,
+            torch.tensor(hidden, dtype=torch.float32, device="cpu") if hidden else None,
             self._logs(inner) if any(feed.layers for feed in feeds) else None,
         )
         self.cached.update(grown)
@@ -103,7 +103,7 @@ class ToyRuntime(Runtime):
         return self._inner(tokens, layer)
 
     def _logs(self, rows: Sequence[Sequence[float]]) -> torch.Tensor:
-        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), self.info.vocab_size).log()
+        return torch.tensor(rows, dtype=torch.float32, device="cpu").reshape(len(rows), self.info.vocab_size).log()
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork."""

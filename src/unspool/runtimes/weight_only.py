@@ -110,7 +110,7 @@ def _multiplies(layer: nn.Linear | Conv1D) -> bool:
     if type(layer) in (nn.Linear, Conv1D):
         return True
     weight = layer.weight.detach()
-    rows = torch.ones(2, _width(layer), dtype=weight.dtype)
+    rows = torch.ones(2, _width(layer), dtype=weight.dtype, device=weight.device)
     rows[1, ::2] = -1
     try:
         with torch.no_grad():

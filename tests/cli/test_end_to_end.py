@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,6 +29,17 @@ def test_streamed_whole_json_and_python_agree(run):
     assert run("generate", "Once upon a time", "--no-stream", *SAMPLING).out == streamed.out
     result = json.loads(run("generate", "Once upon a time", "--json", *SAMPLING).out)
     assert (result["text"], result["seed"]) == (expected.text, 3)
+
+
+def test_the_demo_ends_with_a_whole_sentence(run):
+    """`make demo` as it is written in the Makefile: the model itself ends the tale."""
+    makefile = (ROOT / "Makefile").read_text()
+    (command,) = re.findall(r"^\t@\$\(BIN\)/unspool (generate .*) \$\(ARGS\)$", makefile, re.MULTILINE)
+    for name, value in re.findall(r"^(PROMPT|SEED) \?= (.*)$", makefile, re.MULTILINE):
+        command = command.replace(f"$({name})", value)
+    result = json.loads(run(*shlex.split(command), "--json").out)
+    assert result["completions"][0]["finish_reason"] == "eos"
+    assert result["text"].endswith(".")
 
 
 def test_next_draws_the_distribution_that_python_gives(run):

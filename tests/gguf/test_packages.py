@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +75,14 @@ def test_the_command_line_takes_a_file_and_a_name_in_a_folder(
     for arguments in (["-m", str(tiny_gguf)], ["-m", str(tiny_gguf.parent), "--gguf-file", "tiny.gguf"]):
         assert main(["generate", "the king", "--max-new-tokens", "4", "--quiet", *arguments]) == 0
         assert capsys.readouterr().out.strip("\n") == expected.strip("\n")
+
+
+def test_in_a_pipe_the_command_line_shows_no_progress_bars(tiny_gguf: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "unspool.cli.main", "generate", "the king", "-m", str(tiny_gguf), "--quiet"]
+    environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path / "own")}
+    environment.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "2"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "own" / "unspool" / "gguf").is_dir()

@@ -102,6 +102,7 @@ def load_model(name: str | None, *, threads: int | None = None, **how: Any) -> L
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws itself
     with uncollected(), listed_once():
         from unspool.loading import load
         from unspool.names import is_here

@@ -148,7 +148,7 @@ GENERAL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phimoe": (
         "PhimoeConfig",
-        {**_GROUPED, "sliding_window": 3, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {**_GROUPED, "sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
 }
 """Families that run on their own cache."""

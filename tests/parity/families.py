@@ -73,6 +73,7 @@ LABELS: dict[str, str] = {
     "qwen3_next": "Qwen3-Next",
     "lfm2": "LFM2",
     "llama4": "Llama 4, text",
+    "phimoe": "PhiMoE",
     "openai": "OpenAI GPT",
     "xlnet": "XLNet",
     "xlm": "XLM",

@@ -446,7 +446,7 @@ def test_stored_half_precision_is_widened_once_its_layers_are_quantised(folders:
     for options in ({}, {"dtype": "float32"}):
         lm = unspool.load(folders["half"], quantize="int8", **options)
         assert ", float32, " in lm.info.path
-        module = lm.runtime._shell.module
+        module = lm.model
         assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
         assert {each.dtype for each in module.modules() if isinstance(each, QuantisedLinear)} == {torch.float32}
     assert ", bfloat16, " in unspool.load(folders["half"], quantize="int8", dtype="bfloat16").info.path

@@ -15,10 +15,10 @@ from weakref import ref
 
 import torch
 
+from unspool.runtimes.agreement import allowed_distance, distance
 from unspool.runtimes.batch import Batch
 from unspool.runtimes.capture import CaptureCheck, CudaGraphs, GraphMaker, Work
 from unspool.runtimes.pools import SlotPool
-from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.shell import Shell
 from unspool.runtimes.static import MOST_ROWS, Form, StaticCache, StaticPass, form_of
 from unspool.runtimes.trees import is_dispatched
@@ -147,8 +147,8 @@ class Graphs:
         found = [rows.logits, *_written(batch)]
         result = plain(batch)
         expected = [result[0].logits, *_written(batch)]
-        allowed = tolerance(self._shell.module)
-        if flags != result[1] or not all(map(partial(_agree, allowed), found, expected)):
+        apart = max(map(distance, found, expected))
+        if flags != result[1] or apart > allowed_distance(self._shell.module):
             self._give_up(f"a graph of {graph.static.num_rows} rows gave other results than the model")
         elif graph.static.told not in graph.shown:
             graph.shown.append(graph.static.told)
@@ -206,15 +206,6 @@ def _written(batch: Batch) -> list[torch.Tensor]:
         for span in batch.spans
         for states in (*span.pool.keys, *span.pool.values)
     ]
-
-
-def _agree(allowed: float, found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Return whether two results are the same up to rounding. allowed: distance by the largest number expected."""
-    finite = expected.isfinite()
-    if found.shape != expected.shape or not torch.equal(finite, found.isfinite()):
-        return False
-    expected, found = (each[finite].float() for each in (expected, found))
-    return not len(expected) or bool((found - expected).abs().max() <= allowed * expected.abs().max())
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What sets a model with quantised layers apart when it is run: how exact it is, and how it can be shared.
+"""What sets a model with quantised layers apart when it is run: how its rows and its layers can be shared.
 
 Owns: which linear layers are quantised, and what 8-bit layers of bitsandbytes keep outside of their parameters.
 Does not know: how a quantised layer computes, or how a model is loaded (`unspool.quantisation`).
@@ -16,8 +16,6 @@ from transformers.pytorch_utils import Conv1D
 
 from unspool.runtimes.quantised_linear import QuantisedLinear
 
-_TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3}
-_ROUNDED: Final = 0.2
 # Of all weights; less is not worth a word.
 _MUCH: Final = 0.1
 
@@ -69,16 +67,6 @@ def _kind(module: nn.Module) -> str:
         )
     weight = module.weight.data
     return "" if type(weight) is torch.Tensor else type(weight).__name__
-
-
-def tolerance(model: nn.Module) -> float:
-    """Return how far a trial may be from the model's own forward, relative to its largest logit.
-
-    Half precision and quantised layers round what they read, so that an error in the last digit grows.
-    """
-    if quantised_linears(model):
-        return _ROUNDED
-    return _TOLERANCE.get(next(model.parameters()).dtype, _ROUNDED)
 
 
 def taken_up(model: nn.Module) -> Iterator[torch.Tensor]:

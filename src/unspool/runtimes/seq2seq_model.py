@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.runtimes.agreement import allowed_distance, distance
 from unspool.runtimes.attention import cache_dtype
 from unspool.runtimes.buckets import (
     ATTENTION_NAME,
@@ -33,7 +34,6 @@ from unspool.runtimes.families import trial_length
 from unspool.runtimes.hosts import Host
 from unspool.runtimes.linear import Pack, PackedLinear
 from unspool.runtimes.pools import LayerLayout, Layout, SlotPool
-from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.slots import Slot
 from unspool.runtimes.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.taps import HeadTap
@@ -219,10 +219,9 @@ class Seq2SeqModel:
             except Exception as error:
                 return f"does not run on a cache of ours: {type(error).__name__}: {error}"
         reference = trial.reference.to(found[0].device)
-        distance = (torch.cat(found, 1) - reference).abs().max()
-        allowed = tolerance(self.module) * reference.abs().max()
-        if reference.isfinite().all() and not distance <= allowed:
-            return f"gives other results on a cache of ours ({float(distance):.2g} apart)"
+        apart = distance(torch.cat(found, 1), reference)
+        if reference.isfinite().all() and apart > allowed_distance(self.module):
+            return f"gives other results on a cache of ours ({apart:.2g} of their spread apart)"
         return ""
 
     # --- running ------------------------------------------------------------------------------------------------

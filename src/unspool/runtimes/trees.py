@@ -34,6 +34,9 @@ _VOLATILE: Final = frozenset(
         "_output_capturing_hooks_installed",
     }
 )
+_WINDOWS: Final = frozenset(
+    {"sliding_window", "sliding_window_size", "window_size", "attention_window_size", "attention_chunk_size"}
+)
 _HOOKS: Final = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -213,3 +216,25 @@ def input_device(model: Any) -> torch.device:
     weight = model.get_input_embeddings().weight
     device: torch.device = weight.device
     return device if device.type != "meta" else torch.device("cpu")
+
+
+def _is_window(name: str, value: Any, least: int) -> bool:
+    return name in _WINDOWS and type(value) is int and value > least
+
+
+@contextmanager
+def narrow_windows(model: nn.Module, width: int) -> Iterator[None]:
+    """Let sliding windows and chunks be `width` tokens at most while the context lasts.
+
+    A trial of a few tokens lies inside any common window, and would not see one that is applied wrongly.
+    """
+    owners = [*model.modules(), *_configs(model)]
+    before = [(each, name, value) for each in owners for name, value in vars(each).items()]
+    changed = [(each, name, value) for each, name, value in before if _is_window(name, value, width)]
+    for each, name, _ in changed:
+        each.__dict__[name] = width
+    try:
+        yield
+    finally:
+        for each, name, value in changed:
+            each.__dict__[name] = value

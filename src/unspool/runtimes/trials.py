@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.runtimes.agreement import allowed_distance, distance
 from unspool.runtimes.causal import CausalModel, Look, Senses
 from unspool.runtimes.families import max_positions
-from unspool.runtimes.quantised import tolerance
 from unspool.runtimes.states import Anatomy, Share, Stack, can_shorten
 from unspool.runtimes.trees import modules_of
 
@@ -125,19 +125,12 @@ class _Judge:
 
     def __init__(self, model: CausalModel, reference: Reference) -> None:
         self._expected = reference.logits
-        every = torch.stack(list(reference.logits.values()))
-        largest = every[every.isfinite()].abs().max() if every.isfinite().any() else every.new_zeros(())
-        self._allowed = tolerance(model.host.module) * float(largest)
+        self._allowed = allowed_distance(model.host.module)
 
     def agrees(self, look: Look, *beginnings: tuple[int, int]) -> bool:
         """Return whether the rows are what follows these beginnings, (sequence, length) each."""
         expected = torch.stack([self._expected[each] for each in beginnings]).to(look.logits.device)
-        if look.logits.shape != expected.shape:
-            return False
-        finite = expected.isfinite()
-        if not torch.equal(look.logits.isfinite(), finite):
-            return False
-        return bool(((look.logits - expected)[finite].abs() <= self._allowed).all())
+        return distance(look.logits, expected) <= self._allowed
 
 
 class CacheHabits(NamedTuple):

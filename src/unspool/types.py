@@ -141,8 +141,9 @@ class Whole(Ask):
 class Distribution:
     """The exact distribution of one position, with what each processor did to it.
 
-    Shapes: [vocab] each, on the CPU. `logprobs` is the model's own; `scores` is after the processors; `cut_by[t]` is
-    the index into `processors` of the one that set token t to -inf, or -1 where t is still allowed.
+    Shapes: [vocab] each, on the CPU. `logprobs`, float64, is the model's own. `scores`, float64, is after the
+    processors, which work in float32. `cut_by[t]` is the index into `processors` of the one that set token t to -inf, or -1 if t is
+    still allowed.
     """
 
     logprobs: torch.Tensor

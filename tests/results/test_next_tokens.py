@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+import unspool
+from tests.tiny_models import tiny_model
 from unspool.errors import OptionError
 from unspool.results import NextTokens
 from unspool.types import Distribution
@@ -55,6 +57,23 @@ def test_whole_tensors_are_there_for_exact_work() -> None:
     assert result.probabilities.tolist() == pytest.approx([0.4, 0.3, 0.2, 0.05, 0.05, 0.0])
     assert result.processed_probabilities.tolist() == pytest.approx([2 / 3, 0, 1 / 3, 0, 0, 0])
     assert (result.vocab_size, result.num_kept) == (6, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_without_processors_both_probabilities_are_the_exact_ones(family: str, options: dict[str, Any]) -> None:
+    """In float64 from the model's logits, by transformers' forward: no rounding shows in the display or in JSON."""
+    model = tiny_model(family)
+    lm = unspool.load(model)
+    result = lm.next_tokens([5, 6, 7], limit=96, **options)
+    with torch.inference_mode():
+        exact = model(torch.tensor([[5, 6, 7]])).logits[0, -1].double().softmax(-1)
+    for found in (result.probabilities, result.processed_probabilities):
+        assert found.dtype == torch.float64 and torch.allclose(found, exact, rtol=1e-4, atol=0)
+    assert torch.allclose(result.probabilities, result.processed_probabilities, rtol=1e-14, atol=0)
+    assert result.probabilities.sum().item() == pytest.approx(1, abs=1e-14)
+    for entry in json.loads(json.dumps(result.to_dict()))["tokens"]:
+        assert entry["processed_probability"] == pytest.approx(entry["probability"], rel=1e-14)
 
 
 def test_the_limit_takes_the_greatest_before_or_after_processing() -> None:

@@ -168,7 +168,7 @@ def culprit(logits: torch.Tensor, job: RowJob) -> str:
 
 def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
     """Return one row's exact distribution and which processor cut which token. logits: [vocab]."""
-    logprobs = logits - log_norm(logits[None])
+    logprobs = logits.double().log_softmax(-1)
     base = logits if job.read is None else job.read
     scores = (base - log_norm(base[None]) if job.log_probs else base.clone())[None]
     cut_by = torch.full_like(scores[0], -1, dtype=torch.int64)
@@ -178,4 +178,6 @@ def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
         cut_by[allowed & (scores[0] == FORBIDDEN)] = index
         cut_by[scores[0] > FORBIDDEN] = -1
     names = tuple(processor.name for processor in job.chain)
-    return Distribution(logprobs.cpu(), scores[0].cpu(), cut_by.cpu(), names)
+    # Processors work in float32. Without them the scores are exact as well, or both would differ by rounding.
+    exact = base.double().log_softmax(-1) if job.log_probs and not job.chain else scores[0].double()
+    return Distribution(logprobs.cpu(), exact.cpu(), cut_by.cpu(), names)

@@ -62,7 +62,7 @@ class NextTokens(JsonText):
     the probability after it, then by the one before, then by token id.
 
     entries: the tokens shown. processors: those that ran, in order.
-    probabilities: [vocab] float32, sum 1: the model's own. processed_probabilities: [vocab] float32, sum 1.
+    probabilities: [vocab] float64, sum 1: the model's own. processed_probabilities: [vocab] float64, sum 1.
     num_kept: how many tokens of the vocabulary can still be drawn. prompt: the prompt's text, where there is one.
     """
 
@@ -90,7 +90,7 @@ class NextTokens(JsonText):
         """
         if limit < 1:
             raise OptionError("limit", limit, "must be at least 1", "it counts the tokens shown")
-        raw, processed = distribution.logprobs.exp(), distribution.scores.softmax(-1)
+        raw, processed = distribution.logprobs.double().exp(), distribution.scores.double().softmax(-1)
         shown = _most_probable(raw, processed, limit)
         return cls(
             entries=tuple(_entry(distribution, token, raw, processed, tokenizer) for token in shown),

@@ -114,7 +114,7 @@ def test_the_last_message_can_be_continued() -> None:
     assert answer.message == {"role": "assistant", "content": ANSWER, "name": "bard"}
     assert answer.messages == [HELLO[0], answer.message]
     parts = [*HELLO, {"role": "assistant", "content": [{"type": "text", "text": "There was"}]}]
-    with pytest.raises(PromptError, match="content is a text"):
+    with pytest.raises(PromptError, match="with text content"):
         lm.chat(parts, continue_final_message=True)
 
 
@@ -241,9 +241,9 @@ def test_what_is_no_conversation_is_refused(messages: Any, message: str) -> None
 
 def test_what_a_template_does_not_take_is_told_in_its_words() -> None:
     lm = speaker(template="{{ raise_exception('Roles must alternate.') }}")
-    with pytest.raises(PromptError, match="does not take these messages: Roles must alternate"):
+    with pytest.raises(PromptError, match="rejects these messages: Roles must alternate"):
         lm.chat([*HELLO, *HELLO])
-    with pytest.raises(PromptError, match="writes nothing"):
+    with pytest.raises(PromptError, match="returns an empty text"):
         lm.chat(HELLO, chat_template="{% if false %}{% endif %}")
 
 
@@ -301,7 +301,7 @@ def test_a_transcript_is_a_page_of_text() -> None:
         {"role": "user", "content": "Sing!"},
     ]
     assert transcript(messages) == "Answer in verse.\n\nUser: Who are you?\nAssistant: A bard.\nUser: Sing!\nAssistant:"
-    with pytest.raises(PromptError, match="texts alone"):
+    with pytest.raises(PromptError, match="only text"):
         transcript([{"role": "user", "content": [{"type": "image"}]}])
 
 

@@ -206,7 +206,7 @@ def test_a_file_holds_the_old_conversation_or_the_new_one(tmp_path: Path, monkey
     ("content", "error", "message"),
     [
         ("Dear aunt,", PromptError, "holds no conversation"),
-        ('{"messages": 3}', PromptError, "holds no conversation: a conversation is a list"),
+        ('{"messages": 3}', PromptError, "holds no conversation: a conversation must be a list"),
         ('{"messages": [], "options": 3}', PromptError, "its options must be an object"),
         ('{"messages": [], "options": {"top_p": 7}}', OptionError, "`top_p` in .*chat.json must be in"),
         ("[1]", PromptError, "message 0 must be a dict"),

@@ -68,10 +68,10 @@ def test_a_sequence_that_holds_a_shorter_alternative_is_left_out() -> None:
 
 
 def test_a_text_without_tokens_is_refused() -> None:
-    with pytest.raises(OptionError, match="`force_words` must hold texts that have tokens, got ' '"):
+    with pytest.raises(OptionError, match="`force_words` must contain texts with at least one token, got ' '"):
         forced_word_ids((" ",), word_piece())
 
 
 def test_a_text_that_the_tokenizer_does_not_know_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"texts that the model can write \(its tokenizer makes '\[UNK\]' of it\)"):
+    with pytest.raises(OptionError, match=r"texts that the tokenizer can encode \(it turns this one into '\[UNK\]'\)"):
         forced_word_ids(("Ωmega",), word_piece())

@@ -1,6 +1,6 @@
-"""Conversations as a model reads them: messages to token ids by the chat template, and outputs back to messages.
+"""Chat templates: messages to token ids, and outputs back to messages.
 
-Owns: the only calls of chat templates, and the plain transcript for models without one. Does not know: models,
+Owns: the only calls of chat templates, and the plain transcript for models without a template. Does not know: models,
 generation.
 """
 
@@ -13,10 +13,10 @@ from unspool.errors import PromptError
 from unspool.text.encode import quiet
 
 Message: TypeAlias = dict[str, Any]
-"""A turn as OpenAI's API and transformers have it: "role" and "content", and what else the template reads."""
+"""A turn in the format of OpenAI's API and transformers: "role" and "content", and further fields of the template."""
 
 TRANSCRIPT_STOPS: Final = ("\nUser:", "\nAssistant:")
-"""Where the answer to a transcript ends: the model has begun to write a turn of its own."""
+"""Stop strings of a transcript: the start of the next turn ends the answer."""
 
 _NAMES: Final = {"user": "User", "assistant": "Assistant"}
 _CONTENTS: Final = ("content", "tool_calls")
@@ -24,24 +24,24 @@ _MARK: Final = "mark"
 
 
 def is_message(given: Any) -> bool:
-    """Return whether this is a message: it has a role, and content or tool calls."""
+    """Return True if this is a message: it has a role, and content or tool calls."""
     return isinstance(given, Mapping) and "role" in given and any(name in given for name in _CONTENTS)
 
 
 def is_chat(given: Any) -> bool:
-    """Return whether this is a conversation: a list of messages."""
+    """Return True if this is a conversation: a list of messages."""
     return isinstance(given, list | tuple) and bool(given) and is_message(given[0])
 
 
 def read_chat(given: Any) -> tuple[Message, ...]:
-    """Return the messages of one conversation, as dicts of their own.
+    """Return the messages of one conversation, as copies.
 
     Raises:
-        PromptError: it is none.
+        PromptError: if `given` is not a list of messages, or is empty.
     """
     if not isinstance(given, list | tuple) or not given:
         shape = "an empty list" if isinstance(given, list | tuple) else type(given).__name__
-        raise PromptError(f"a conversation is a list of messages, got {shape}")
+        raise PromptError(f"a conversation must be a list of messages, got {shape}")
     for index, each in enumerate(given):
         if not is_message(each):
             raise PromptError(
@@ -51,19 +51,20 @@ def read_chat(given: Any) -> tuple[Message, ...]:
 
 
 def check_template(tokenizer: Any, chat_template: str | None = None) -> None:
-    """Raise unless there is a chat template to write messages with.
+    """Check that there is a chat template.
 
     Raises:
-        PromptError: there is no tokenizer, it knows no chat templates, or it has none and none is given.
+        PromptError: if the tokenizer is None or does not support chat templates, or if neither the tokenizer nor the
+            argument gives a template.
     """
     if tokenizer is None:
         raise PromptError("a conversation needs a tokenizer; give `tokenizer=` to load()")
     if not hasattr(tokenizer, "apply_chat_template"):
-        raise PromptError("the tokenizer cannot apply chat templates; give one of transformers' as `tokenizer=`")
+        raise PromptError("the tokenizer cannot apply chat templates; give a transformers tokenizer as `tokenizer=`")
     if chat_template is None and not getattr(tokenizer, "chat_template", None):
         raise PromptError(
-            "the tokenizer has no chat template, which says how a conversation is written down: the model was made for "
-            "texts. Pass a template in Jinja as `chat_template=`, or generate from a text"
+            "the tokenizer has no chat template, the format of a conversation: the model was made for plain text. Pass "
+            "a Jinja template as `chat_template=`, or generate from a text"
         )
 
 
@@ -77,21 +78,21 @@ def encode_chat(
     template_options: Mapping[str, Any] | None = None,
     tokenizer_options: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
-    """Return the token ids of a conversation, ready for the assistant's turn.
+    """Apply the chat template, and return the token ids of a conversation up to the assistant's turn.
 
-    The template writes all special tokens itself, so the tokenizer adds none: no token begins the text twice.
+    The template writes all special tokens, so the tokenizer does not add a second beginning-of-sequence token.
 
     Args:
         messages: oldest first.
-        tokenizer: one of transformers'.
-        tools: functions, or their JSON schemas, that the template tells the model of.
-        continue_final_message: leave the last message open, to be continued, in place of a new turn.
-        chat_template: in Jinja, or the name of one of the tokenizer's own; None for its default.
+        tokenizer: a transformers tokenizer.
+        tools: functions, or their JSON schemas, that the template describes to the model; None for no tools.
+        continue_final_message: True to continue the last message instead of a new turn.
+        chat_template: a Jinja template, or the name of one of the tokenizer's templates; None for its default.
         template_options: further variables of the template, such as `documents` or `enable_thinking`.
         tokenizer_options: arguments of the tokenizer, such as `truncation` and `max_length`.
 
     Raises:
-        PromptError: there is no template, or it does not take these messages.
+        PromptError: if there is no template, or if it rejects these messages.
     """
     check_template(tokenizer, chat_template)
     warnings_off = {"tokenizer_kwargs": found} if (found := quiet(tokenizer)) else {}
@@ -107,27 +108,27 @@ def encode_chat(
             **(tokenizer_options or {}),
             **(template_options or {}),
         )
-    except Exception as error:  # a template is a program of its author's, and may raise anything
+    except Exception as error:  # a template is a program by its author, and can raise any exception
         reason = str(error).strip() or type(error).__name__
-        raise PromptError(f"the chat template does not take these messages: {reason}") from error
+        raise PromptError(f"the chat template rejects these messages: {reason}") from error
     if not ids:
-        raise PromptError("the chat template writes nothing for these messages")
+        raise PromptError("the chat template returns an empty text for these messages")
     return tuple(ids)
 
 
 def turn_end(
     tokenizer: Any, chat_template: str | None = None, template_options: Mapping[str, Any] | None = None
 ) -> int | None:
-    """Return the special token that the template ends an assistant's turn with, or None where it has none.
+    """Return the special token that ends an assistant's turn in the template, or None if there is no such token.
 
-    A model's generation config may name another end: that of a text, which a conversation goes on past.
+    The end-of-sequence token of the generation config can differ: it can end whole texts, not turns.
     """
     turns = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
     try:
         text = tokenizer.apply_chat_template(
             turns, chat_template=chat_template, tokenize=False, **(template_options or {})
         )
-    except Exception:  # a template that wants other messages than these tells nothing by them
+    except Exception:  # the template rejects these test messages, so its end of turn stays unknown
         return None
     rest = text[text.rfind(_MARK) + len(_MARK) :].lstrip() if _MARK in text else ""
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
@@ -142,12 +143,12 @@ def answer_of(
 ) -> Message:
     """Return an output as the assistant's message.
 
-    A tokenizer with a response template has the message taken apart by it (thinking, tool calls); all others have the
-    text as content.
+    If the tokenizer has a response template, it parses the message into content, thinking and tool calls. Otherwise the
+    content is the text.
 
     Args:
-        text: of the output, without special tokens.
-        prompt_ids, token_ids: of the conversation and of the output.
+        text: the output's text, without special tokens.
+        prompt_ids, token_ids: token ids of the conversation and of the output.
         tools: as given to `encode_chat`.
     """
     if getattr(tokenizer, "response_template", None) is None:
@@ -165,10 +166,10 @@ def seen_message(
     chat_template: str | None = None,
     template_options: Mapping[str, Any] | None = None,
 ) -> Message:
-    """Return the last message as `continue_final_message` shows it to the model: without blanks that a template trims.
+    """Return the last message as `continue_final_message` shows it to the model, without whitespace that it trims.
 
     Args:
-        messages: that `encode_chat` has taken; the last one has a text as content.
+        messages: as given to `encode_chat`; the content of the last message is text.
         tokenizer, tools, chat_template, template_options: as in `encode_chat`.
     """
     rendered: str = tokenizer.apply_chat_template(
@@ -186,22 +187,22 @@ def seen_message(
 
 
 def continued(message: Message, text: str) -> Message:
-    """Return a message with the text behind its content.
+    """Return a copy of the message with the text appended to its content.
 
     Raises:
-        PromptError: its content is not a text.
+        PromptError: if its content is not text.
     """
     content = message.get("content")
     if not isinstance(content, str):
-        raise PromptError(f"only a message whose content is a text can be continued, got {type(content).__name__}")
+        raise PromptError(f"only a message with text content can be continued, got {type(content).__name__}")
     return {**message, "content": content + text}
 
 
 def transcript(messages: Sequence[Message]) -> str:
-    """Return a conversation written down as a page of text, up to the assistant's turn, for models without a template.
+    """Return a conversation as plain text up to the assistant's turn, for models without a chat template.
 
     Raises:
-        PromptError: a message's content is not a text.
+        PromptError: if a message's content is not text.
 
     Example:
         Answer in verse.
@@ -213,7 +214,7 @@ def transcript(messages: Sequence[Message]) -> str:
     for message in messages:
         content = message.get("content")
         if not isinstance(content, str):
-            raise PromptError(f"a transcript holds texts alone, got a message with {type(content).__name__}")
+            raise PromptError(f"a transcript can contain only text, got a message with {type(content).__name__}")
         role = message["role"]
         lines.append(f"{content.strip()}\n" if role == "system" else f"{_NAMES.get(role, role)}: {content.strip()}")
     return "\n".join([*lines, f"{_NAMES['assistant']}:"])

@@ -1,13 +1,13 @@
-"""Token ids to text, one token at a time.
+"""Streaming detokenizer: token ids to text, one token at a time.
 
-Owns: the detokenizer and its state, a value that forks for free. Text handed out is never taken back: it holds whole
-characters, and nothing that the tokens to come may still change. Does not know: stop strings, requests, streams.
+Owns: the detokenizer and its state, an immutable value, so a fork is free. Emitted text is final: it contains only
+whole characters that later tokens cannot change. Does not know: stop strings, requests, streams.
 
-The text of an output is what its tokens add to the text of the prompt, so `prompt + text` reads right: the prompt's
-last tokens are decoded along with the first new ones, and a leading space survives.
+The text of an output is the text that its tokens add to the prompt, so `prompt + text` is correct. Therefore the
+prompt's last tokens are decoded together with the first new tokens, which keeps a leading space.
 
     state          [ context | pending ]           ids; at most MAX_CONTEXT and MAX_PENDING of them
-    handed out     before = decode(context), then `out` = the part of pending's text that is certain
+    emitted        before = decode(context), then `out` = the final part of pending's text
     held back      decode(context + pending) - before - out
 """
 
@@ -19,19 +19,19 @@ from typing import Any, Final, NamedTuple, Protocol
 REPLACEMENT: Final = "\ufffd"
 MIN_CONTEXT: Final = 4
 MAX_CONTEXT: Final = 12
-# A character is four bytes and a token at least one, so a character waits for three tokens more at the longest. The
+# A character has at most four bytes and a token at least one, so a character is complete after three more tokens. The
 # limit leaves room for tokens without text in between.
 MAX_PENDING: Final = 6
 _KEPT_PENDING: Final = 3
 
-# Ends a piece that the next token continues (CTRL): it vanishes then, and stands if nothing follows.
+# The suffix of a word piece that the next token continues (CTRL); it disappears if a token follows.
 _CONTINUATION: Final = "@@"
-# What `clean_up_tokenization_spaces` may still contract, once more of " .", " ' ", " n't", " 've" or " 're" has come.
+# Text ends that `clean_up_tokenization_spaces` can still contract, to " .", " ' ", " n't", " 've" or " 're".
 _CLEANED: Final = (" n '", " n'", " 'v", " 'r", " '", " n", " ")
 
 
 class Tokenizer(Protocol):
-    """All that is asked of a tokenizer; those of transformers and of the tokenizers library have it."""
+    """The required method of a tokenizer; tokenizers of transformers and of the tokenizers library have it."""
 
     def decode(self, ids: list[int], /, *, skip_special_tokens: bool) -> Any:
         """Return the text of the ids."""
@@ -39,10 +39,10 @@ class Tokenizer(Protocol):
 
 
 class DetokenizerState(NamedTuple):
-    """Where the detokenizer stands in one output.
+    """The detokenizer's state in one output.
 
-    context: ids whose text is out, or belongs to the prompt. before: their text. pending: ids whose text is not out
-    yet, or not all of it. out: what is.
+    context: ids with completely emitted text, or of the prompt. before: their text.
+    pending: ids with text that is not completely emitted. out: the emitted part of it.
     """
 
     context: tuple[int, ...]
@@ -54,11 +54,11 @@ class DetokenizerState(NamedTuple):
 class Detokenizer:
     """Turns token ids into text piece by piece; immutable, and shared by all outputs of a model.
 
-    A step decodes at most MAX_CONTEXT + MAX_PENDING + 1 ids, however long the output is.
+    A step decodes at most MAX_CONTEXT + MAX_PENDING + 1 ids, for an output of any length.
 
     Args:
-        tokenizer: anything with `decode(ids, skip_special_tokens=...)`.
-        skip_special_tokens: leave tokens such as the end of sequence out of the text.
+        tokenizer: any object with `decode(ids, skip_special_tokens=...)`.
+        skip_special_tokens: True to leave special tokens, such as the end of sequence, out of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
@@ -67,7 +67,7 @@ class Detokenizer:
         cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         self._tails = _CLEANED if cleans else ()
         self._additive = not cleans and _is_byte_level(tokenizer)
-        # What a token is by itself never changes, so these only ever fill up, and sharing them is safe.
+        # Caches of facts about single tokens; the facts are constant, so sharing them is safe.
         self._skipped: dict[int, bool] = {}
         self._hidden: dict[int, str] = {}
         self._forms: dict[int, tuple[str, ...]] = {}
@@ -78,7 +78,7 @@ class Detokenizer:
         return text
 
     def start(self, prompt_ids: Sequence[int]) -> DetokenizerState:
-        """Return the state after the prompt, of which only the last tokens with text are read."""
+        """Return the state after the prompt; reads only the prompt's last tokens with text."""
         tail: list[int] = []
         for token in reversed(prompt_ids):
             if not self.skips(token):
@@ -88,7 +88,7 @@ class Detokenizer:
         return self._settle(tuple(reversed(tail)))
 
     def advance(self, state: DetokenizerState, token: int) -> tuple[DetokenizerState, str]:
-        """Return the state after one more token, and the text that is certain now; often "" inside a character."""
+        """Return the state after one more token, and the text that is final now; often "" inside a character."""
         if self._additive and not state.pending:
             forms = self.forms(token)
             if forms and forms[0]:
@@ -107,13 +107,13 @@ class Detokenizer:
         return held, ready + forced
 
     def flush(self, state: DetokenizerState) -> str:
-        """Return what was held back, for an output that ends here; unfinished characters come out as U+FFFD."""
+        """Return the text held back, for an output that ends here; incomplete characters become U+FFFD."""
         return self._read(state, state.pending)[2] if state.pending else ""
 
     def pieces(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> tuple[str, ...]:
-        """Return the text that came out with each token; joined, they are the whole text.
+        """Return the text emitted with each token; joined, the pieces are the whole text.
 
-        A character made of several tokens stands with the last of them, what is flushed with the last token.
+        A character of several tokens belongs to the piece of its last token. Flushed text belongs to the last piece.
         """
         state, pieces = self.start(prompt_ids), []
         for token in token_ids:
@@ -124,7 +124,7 @@ class Detokenizer:
         return tuple(pieces)
 
     def certain(self, text: str, last: int) -> str:
-        """Return `text`, which ends with the token `last`, without the end that tokens to come may still change."""
+        """Return `text`, which ends with the token `last`, without an end that later tokens can change."""
         text = text.rstrip(REPLACEMENT)
         for tail in self._tails:
             if text.endswith(tail):
@@ -134,7 +134,7 @@ class Detokenizer:
         return text
 
     def skips(self, token: int) -> bool:
-        """Return whether the token is a special one that is left out of the text."""
+        """Return True if the token is a special token that the text leaves out."""
         if not self.skip_special_tokens:
             return False
         known = self._skipped.get(token)
@@ -144,9 +144,9 @@ class Detokenizer:
         return known
 
     def hidden(self, token: int) -> str:
-        """Return the text of a special token that is left out of the text; "" for every other token.
+        """Return the text of a special token that the text leaves out; "" for every other token.
 
-        It is the text that the token has behind other text, as in "a [SEP]".
+        It is the token's text after other text, as in "a [SEP]".
         """
         if not self.skips(token):
             return ""
@@ -157,9 +157,9 @@ class Detokenizer:
         return known
 
     def forms(self, token: int) -> tuple[str, ...]:
-        """Return the texts the token may add where nothing is pending: at the start of a text, and after other text.
+        """Return the two texts that the token can add without pending tokens: at the start, and after other text.
 
-        Empty where that cannot be told from the token alone: it holds part of a character, or its end may change.
+        Empty if the text depends on other tokens: the token is part of a character, or its end can change.
         """
         known = self._forms.get(token)
         if known is None:
@@ -174,20 +174,20 @@ class Detokenizer:
         return not self.decode([token, token]).startswith(self.decode([token]))
 
     def _read(self, state: DetokenizerState, pending: tuple[int, ...]) -> tuple[str, str, str]:
-        """Return the text of the whole window, the text of its context as it now is, and what is not out yet."""
+        """Return the text of the whole window, the present text of its context, and the text not yet emitted."""
         text = self.decode(state.context + pending)
         if text.startswith(state.before + state.out):
             return text, state.before, text[len(state.before) + len(state.out) :]
         base = self.certain(state.before, (state.context or pending)[-1])
-        if text.startswith(base + state.out):  # the prompt ended inside a character, which is whole now
+        if text.startswith(base + state.out):  # the prompt ended inside a character that is complete now
             return text, base, text[len(base) + len(state.out) :]
-        # The decoder rewrote text that is out: one bad byte spoils a whole run of good ones where bytes are tokens
-        # (byte fallback). What is out stays out; the pending tokens are read by themselves.
+        # With byte fallback, one invalid byte makes the decoder rewrite a whole run of emitted text. Emitted text is
+        # final, so decode the pending tokens by themselves.
         alone = self.decode(pending)
         return text, state.before, alone.removeprefix(state.out)
 
     def _settle(self, ids: tuple[int, ...], text: str | None = None) -> DetokenizerState:
-        """Return the state where all text of `ids` is out, with a context that is cut where it has grown too long."""
+        """Return the state after all text of `ids` is emitted, with a context of at most MAX_CONTEXT ids."""
         if len(ids) <= MAX_CONTEXT:
             return DetokenizerState(ids, (), self.decode(ids) if text is None else text, "")
         cuts = []
@@ -200,12 +200,12 @@ class Detokenizer:
         return DetokenizerState(ids[-size:], (), before, "")
 
     def _release(self, state: DetokenizerState) -> tuple[DetokenizerState, str]:
-        """Let go of the oldest pending tokens: a character would be whole by now."""
+        """Emit the oldest pending tokens: a valid character would be complete by now."""
         size = self._border(state.pending[:-_KEPT_PENDING])
         moved, rest = state.pending[:size], state.pending[size:]
         context, shown = state.context + moved, state.before + state.out
         text = self.decode(context)
-        if text == state.before:  # tokens without text, which would crowd the context out
+        if text == state.before:  # drop tokens without text, so that they do not fill the context
             return state._replace(pending=rest), ""
         if shown.startswith(text):
             return self._settle(context, text)._replace(pending=rest, out=shown[len(text) :]), ""
@@ -213,7 +213,7 @@ class Detokenizer:
         return self._settle(context, text)._replace(pending=rest), forced
 
     def _border(self, ids: tuple[int, ...]) -> int:
-        """Return how many of `ids` to let go, so that U+FFFD itself, a character of three bytes, is not cut in two."""
+        """Return the number of `ids` to emit that does not split a character, such as U+FFFD with its three bytes."""
 
         def share_lost(size: int) -> tuple[float, int]:
             return self.decode(ids[:size]).count(REPLACEMENT) / size, -size
@@ -222,6 +222,6 @@ class Detokenizer:
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
-    """Return whether texts are the bytes of the tokens, one after the other, so that whole characters just add up."""
+    """Return True if a text is the concatenation of its tokens' bytes, so whole characters can be appended."""
     library = getattr(tokenizer, "backend_tokenizer", tokenizer)
     return type(getattr(library, "decoder", None)).__name__ == "ByteLevel"

@@ -1,6 +1,6 @@
-"""From the committed tokens of one output to the text that is shown.
+"""Text emission: the committed tokens of one output to the visible text.
 
-Owns: the one path by which tokens become text, streamed or at once. Does not know: the engine's events.
+Owns: the only path from tokens to text, streamed or at once. Does not know: the engine's events.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from unspool.text.stops import HoldBack
 
 
 class TextEmitter:
-    """The text of one output, piece by piece; what `push` and `finish` return is never taken back.
+    """Emits the text of one output piece by piece; text from `push` and `finish` is final.
 
     Args:
-        detokenizer: of the model.
-        prompt_ids: the prompt's token ids, read as context alone.
+        detokenizer: the model's detokenizer.
+        prompt_ids: the prompt's token ids, used only as context.
         stops: the request's stop strings; () for none.
     """
 
@@ -26,14 +26,14 @@ class TextEmitter:
         self._hold = HoldBack(stops)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Return the text that is certain after these tokens and cannot belong to a stop string; often ""."""
+        """Return the text that is final after these tokens and cannot belong to a stop string; often ""."""
         self._state, self._hold, shown = self._after(token_ids)
         return shown
 
     def tentative(self, token_ids: Iterable[int]) -> str:
-        """Return the text that these tokens would add if they followed; changes nothing.
+        """Return the text that these tokens would add, without a change of state.
 
-        The text that is held back comes first. The result ends before a stop string, and holds no part of a character.
+        The text held back comes first. The result ends before a stop string, and contains only whole characters.
         """
         state, hold, shown = self._after(token_ids)
         hold, last = hold.push(self._detokenizer.flush(state))
@@ -41,7 +41,7 @@ class TextEmitter:
         return text if hold.matched else text.rstrip(REPLACEMENT)
 
     def _after(self, token_ids: Iterable[int]) -> tuple[DetokenizerState, HoldBack, str]:
-        """Return both states after these tokens, and the text that they let out."""
+        """Return both states after these tokens, and the text to emit."""
         state, hold, pieces = self._state, self._hold, []
         for token in token_ids:
             state, text = self._detokenizer.advance(state, token)
@@ -53,7 +53,7 @@ class TextEmitter:
         """Return the last text of the output.
 
         Args:
-            finish_reason: with "stop" the text is cut before the stop string; with any other it comes out whole.
+            finish_reason: "stop" cuts the text before the stop string; any other reason emits all text held back.
         """
         hold, shown = self._hold.push(self._detokenizer.flush(self._state))
         return shown + hold.finish(stopped=finish_reason == "stop")
@@ -67,6 +67,6 @@ def text_of(
     finish_reason: str,
     stops: tuple[str, ...] = (),
 ) -> str:
-    """Return the text of a finished output: what a `TextEmitter` hands out over the same tokens, joined."""
+    """Return the text of a finished output: all pieces that a `TextEmitter` emits for the same tokens, joined."""
     emitter = TextEmitter(detokenizer, prompt_ids, stops=stops)
     return emitter.push(token_ids) + emitter.finish(finish_reason)

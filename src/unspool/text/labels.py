@@ -1,6 +1,6 @@
-"""A single token for people to read.
+"""Token labels: a readable text for a single token.
 
-Owns: the text of one token by itself, also where it is no whole character. Does not know: distributions, drawing.
+Owns: the text of one token by itself, including tokens with part of a character. Does not know: distributions, drawing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from unspool.text.detokenize import REPLACEMENT
 
 
 def token_label(tokenizer: Any, token: int) -> str:
-    """Return the token's text as it stands behind other text, so a leading space shows; special tokens by name.
+    """Return the token's text after other text, so a leading space is visible; special tokens give their name.
 
-    Part of a character is written byte by byte, as in "<0xF0><0x9F>"; a token without any text as "<id 17>".
+    Part of a character is written byte by byte, as in "<0xF0><0x9F>". A token without text is written as "<id 17>".
 
     Args:
-        tokenizer: anything with `decode(ids, skip_special_tokens=...)`; `convert_ids_to_tokens` or `id_to_token` is
-            used where it has one; None where the model has no tokenizer.
+        tokenizer: any object with `decode(ids, skip_special_tokens=...)`; its `convert_ids_to_tokens` or `id_to_token`
+            is used if present. None if the model lacks a tokenizer.
     """
     if tokenizer is None:
         return f"<id {token}>"
@@ -39,7 +39,7 @@ def _name(tokenizer: Any, token: int) -> str | None:
 
 
 def _from_bytes(name: str | None) -> str | None:
-    """Read a token of a byte-level vocabulary; None where a letter of it stands for no byte."""
+    """Decode a token of a byte-level vocabulary; None if a letter does not represent a byte."""
     if not name or not all(letter in _BYTES for letter in name):
         return None
     raw = bytes(_BYTES[letter] for letter in name)
@@ -50,9 +50,9 @@ def _from_bytes(name: str | None) -> str | None:
 
 
 def _byte_letters() -> dict[str, int]:
-    """Return which byte each letter of a byte-level vocabulary stands for.
+    """Return the byte of each letter of a byte-level vocabulary.
 
-    Visible Latin-1 letters stand for themselves, the other bytes for the letters from U+0100 on, in order.
+    Visible Latin-1 letters represent themselves. The letters from U+0100 on represent the other bytes, in order.
     Source: Radford et al. 2019, GPT-2's encoder.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

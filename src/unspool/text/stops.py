@@ -1,11 +1,11 @@
-"""Stop strings: the criterion that ends an output with one, and the hold-back of streamed text.
+"""Stop strings: the stopping criterion, and the hold-back of streamed text.
 
 Owns: both. Does not know: the callers.
 
-Stop strings are matched against the written text: the visible text, with the text of each special token at its place.
-So a stop string can hold the text of a special token, and never matches across one that stands between. Of several stop
-strings, the earliest complete one counts, and the longest of those that are complete at the same character. The result
-depends on the text alone, not on its division into tokens.
+Stop strings are matched against the written text: the visible text plus the text of special tokens at their positions.
+So a stop string can contain the text of a special token, and never matches across a special token. The stop string
+that is complete first counts; if several end at the same character, the longest counts. The result depends only on the
+text, not on its division into tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
     """Return the stop strings as a tuple.
 
     Raises:
-        OptionError: one is not a string, or is empty and would stop everything at once.
+        OptionError: if a stop string is not a string, or is empty.
     """
     given = (stops,) if isinstance(stops, str) else tuple(stops)
     for stop in given:
@@ -58,12 +58,12 @@ class StopState(NamedTuple):
 class StopStrings(Criterion):
     """Stopping criterion "stop": the written text contains a stop string. States are immutable values.
 
-    Most candidates are dismissed by their token alone. Text is decoded only if a stop string could become complete.
+    Most candidates are ruled out by their token. Text is decoded only if the token can complete a stop string.
 
     Args:
         stops: one or more non-empty strings.
-        detokenizer: of the model; can be shared.
-        in_prompt: whether a stop string can begin in the prompt. It always ends in the output.
+        detokenizer: the model's detokenizer; can be shared.
+        in_prompt: True if a stop string can begin in the prompt. It always ends in the output.
 
     Raises:
         OptionError: if a stop string is empty or none is given.
@@ -98,7 +98,7 @@ class StopStrings(Criterion):
         return StopState(detokenizer, self._last(state.tail + text + self._detokenizer.hidden(token)))
 
     def ends(self, state: StopState, token: int) -> bool:
-        """Return whether the token completes a stop string."""
+        """Return True if the token completes a stop string."""
         if not state.detokenizer.pending and not self.may_complete(token):
             return False
         visible = self._detokenizer.advance(state.detokenizer, token)[1]
@@ -107,7 +107,7 @@ class StopStrings(Criterion):
         return any(text.find(stop, max(0, known - len(stop) + 1)) >= 0 for stop in self.stops)
 
     def may_complete(self, token: int) -> bool:
-        """Return whether the token completes a stop string behind some text; True if that is unknown."""
+        """Return True if the token completes a stop string after some text, or if that is unknown."""
         verdict = self._may_complete.get(token)
         if verdict is None:
             hidden = self._detokenizer.hidden(token)
@@ -125,13 +125,13 @@ class StopStrings(Criterion):
 
 @dataclass(frozen=True, slots=True)
 class HoldBack:
-    """Written text on its way out, as a value: the part that can still belong to a stop string waits.
+    """The hold-back of streamed text, as an immutable value: text that can belong to a stop string waits.
 
     Args:
-        stops: the stop strings; () lets everything through.
-        held: written text that is not handed out.
-        shows: one byte per character of `held`: 1 if the character is visible, 0 if a special token is left out.
-        matched: whether `held` begins with a whole stop string, so that nothing more must pass.
+        stops: the stop strings; () holds back no text.
+        held: written text that is not emitted.
+        shows: one byte per character of `held`: 1 if it is visible, 0 if it belongs to a special token left out.
+        matched: True if `held` begins with a whole stop string, so all later text stays held.
     """
 
     stops: tuple[str, ...]
@@ -140,11 +140,11 @@ class HoldBack:
     matched: bool = False
 
     def push(self, text: str, hidden: str = "") -> tuple[HoldBack, str]:
-        """Return the value after more text, and the visible text that cannot belong to a stop string any more.
+        """Return the value after more text, and the visible text that can no longer belong to a stop string.
 
         Args:
             text: visible text.
-            hidden: the text of a special token behind it.
+            hidden: the text of a special token after it, left out of the visible text.
         """
         if not self.stops:
             return self, text
@@ -157,11 +157,11 @@ class HoldBack:
         return rest, "".join(compress(waiting[:cut], shows))
 
     def finish(self, *, stopped: bool) -> str:
-        """Return the visible rest: all of it, or nothing if the output ended with the stop string that is held."""
+        """Return the visible text held back; "" if the output ended with the held stop string."""
         return "" if stopped and self.matched else "".join(compress(self.held, self.shows))
 
     def _overlap(self, text: str) -> int:
-        """Return the length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest suffix of `text` that is a proper prefix of a stop string."""
         longest = 0
         for stop in self.stops:
             for length in range(min(len(stop) - 1, len(text)), longest, -1):

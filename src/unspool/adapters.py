@@ -1,6 +1,6 @@
-"""Adapters for objects that follow a protocol without its base class: they get the defaults of optional abilities.
+"""Adapters (wrappers) for objects that follow a protocol without its base class; they add the optional members.
 
-The only place that looks for optional members by name, including the names of earlier versions.
+Only this module looks for optional members by name, including the names of earlier versions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def as_criterion(given: Any) -> Criterion:
 
 
 def is_runtime(given: Any) -> bool:
-    """Return True if the object has all that a Runtime must have."""
+    """Return True if the object has all required members of a Runtime."""
     return isinstance(given, Runtime) or all(hasattr(given, name) for name in ("info", *_RUNTIME_METHODS))
 
 
@@ -44,7 +44,7 @@ def _first_of(given: Any, *names: str) -> Any:
 
 
 class AdaptedStrategy(WrappedStrategy):
-    """A strategy of a class of its own."""
+    """Adapter for a strategy without the base class `Strategy`."""
 
     def __init__(self, given: Any) -> None:
         self.inner = given
@@ -54,13 +54,13 @@ class AdaptedStrategy(WrappedStrategy):
                 setattr(self, ability, value)
 
     def check(self, context: Any) -> None:
-        """Raise what the object raises, if it checks anything."""
+        """Call the object's `check`, if it has one."""
         if hasattr(self.inner, "check"):
             self.inner.check(context)
 
 
 class AdaptedCriterion(Criterion):
-    """A criterion of a class of its own."""
+    """Adapter for a criterion without the base class `Criterion`."""
 
     def __init__(self, given: Any) -> None:
         self._given, self.name = given, given.name
@@ -88,7 +88,7 @@ class AdaptedCriterion(Criterion):
 
 
 class AdaptedRuntime(Runtime):
-    """A runtime of a class of its own."""
+    """Adapter for a runtime without the base class `Runtime`."""
 
     def __init__(self, given: Any) -> None:
         self._given = given

@@ -1,14 +1,14 @@
-"""Every error Unspool raises on purpose.
+"""Exceptions: all errors that Unspool raises on purpose.
 
 UnspoolError
 ├── OptionError (ValueError)      an option is unknown, out of range, or not read by the chosen strategy
 ├── PromptError (ValueError)      a prompt is empty, malformed, or too long for the model
-├── CapacityError (ValueError)    a request can never fit into the memory it may use
-├── ModelError (ValueError)       a model cannot be loaded, or not be run by the path asked for
+├── CapacityError (ValueError)    a request can never fit into the memory that it can use
+├── ModelError (ValueError)       a model cannot be loaded, or the requested backend cannot run it
 ├── NumericsError (ArithmeticError)  NaN, or a position where every token is forbidden
-├── StrategyError (RuntimeError)  a strategy broke the rules of the conversation
+├── StrategyError (RuntimeError)  a strategy yielded an invalid turn
 ├── CancelledRequest              the request was cancelled by its owner
-└── MissingExtra (ImportError)    an optional package is needed; the message is the line that installs it
+└── MissingExtra (ImportError)    an optional package is missing; the message has the pip line that installs it
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _LONGEST_SHOWN: Final = 200
 
 
 class UnspoolError(Exception):
-    """Root of the tree: catch this to catch all of ours."""
+    """Base class of all errors of Unspool."""
 
 
 class OptionError(UnspoolError, ValueError):
-    """An option cannot be honoured. Carries what a program needs to act on it.
+    """An option is unknown, out of range, or in conflict with others. The fields let a program react.
 
     Args:
         option: the option's name.
-        given: the value that was given.
-        allowed: what is allowed, in words.
-        hint: what to do, in words.
+        given: the given value.
+        allowed: the rule, as text after the name, such as "must be at least 1".
+        hint: how to fix it, as text.
     """
 
     def __init__(self, option: str, given: Any, allowed: str, hint: str) -> None:
@@ -42,11 +42,11 @@ class OptionError(UnspoolError, ValueError):
 
 
 class PromptError(UnspoolError, ValueError):
-    """A prompt is empty, malformed, or leaves the model no room."""
+    """A prompt is empty, malformed, or too long for the model."""
 
 
 class CapacityError(UnspoolError, ValueError):
-    """A request needs more cache than it could ever be given."""
+    """A request needs more KV cache than the engine can ever give it."""
 
 
 class ModelError(UnspoolError, ValueError):
@@ -54,12 +54,12 @@ class ModelError(UnspoolError, ValueError):
 
 
 class NumericsError(UnspoolError, ArithmeticError):
-    """A row of logits has a NaN, or nothing in it is allowed.
+    """A row of logits contains NaN, or every token in it is forbidden.
 
     Args:
         branch: number of the branch in its request.
-        position: number of real tokens before the one that was to be chosen.
-        reason: what is wrong with the row.
+        position: number of real tokens before the token to choose.
+        reason: the fault in the row, as text.
     """
 
     def __init__(self, branch: int, position: int, reason: str) -> None:
@@ -68,7 +68,7 @@ class NumericsError(UnspoolError, ArithmeticError):
 
 
 class StrategyError(UnspoolError, RuntimeError):
-    """A strategy broke the rules of the conversation; the message names the move or ask."""
+    """A strategy yielded an invalid turn; the message names the move or ask."""
 
 
 class CancelledRequest(UnspoolError):
@@ -76,12 +76,12 @@ class CancelledRequest(UnspoolError):
 
 
 class MissingExtra(UnspoolError, ImportError):
-    """An optional package is absent; the message holds the exact pip line.
+    """An optional package is missing; the message has the exact pip line.
 
     Args:
         extra: name of the extra, as in `pip install "unspool[gguf]"`.
-        package: name of the absent package.
-        reason: what needs it, in words.
+        package: name of the missing package.
+        reason: the feature that needs it, as text.
     """
 
     def __init__(self, extra: str, package: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""How far two sequences of tokens are alike."""
+"""The common prefix of two token sequences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens are the same. Both sequences must be of one type: two lists, or two tuples."""
+    """Return the length of the common prefix. Both sequences must have the same type: two lists, or two tuples."""
     low, high = 0, min(len(first), len(second))
-    # [0, low) is alike; bisection by slices runs in C, and mostly ends with the first comparison.
+    # [0, low) is equal; slice comparisons run in C, and bisection mostly ends with the first one.
     probe = high
     while low < high:
         if first[low:probe] == second[low:probe]:

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """A model that can hold many partial sequences at once. It owns a cached prefix of each; the engine owns tokens.
+    """A model with a cache of many partial sequences. It owns a cached prefix of each; the engine owns the tokens.
 
     Four methods are required. The attributes and `match_prefix` are optional abilities with their defaults.
 
     Attributes:
-        info: of the model.
-        source: how the model reads the input of its encoder; None for models without one.
-        has_prefix_caching: True if `match_prefix` can find anything.
-        in_place: True if passes run on modules that belong to the caller, which must not be kept alive.
+        info: the properties of the model.
+        source: the inputs of the model's encoder; None for models without an encoder.
+        has_prefix_caching: True if the runtime implements `match_prefix`.
+        in_place: True if passes run on modules that belong to the caller; the runtime must not keep them alive.
     """
 
     info: ModelInfo
@@ -40,51 +40,57 @@ class Runtime:
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append every feed to its sequence and return the asked rows.
 
-        The first feed of an unknown `seq` opens it. All or nothing: if this raises, cached lengths are as before.
-        No two feeds name the same sequence.
+        The first feed of an unknown `seq` opens it. The call is atomic: if it raises, cached lengths do not change.
+        Each feed of a call has a different sequence.
 
         Returns:
-            logits of the asked positions; hidden states and inner layers if feeds want them. See Rows.
+            The logits of the asked positions; hidden states and inner layers if feeds ask for them. See Rows.
         """
         raise NotImplementedError
 
     def fork(self, seq: Seq, child: Seq) -> None:
-        """Let the unknown `child` hold the same tokens as `seq`; either can change afterwards."""
+        """Copy `seq` to the unknown `child`; afterwards both can change independently."""
         raise NotImplementedError
 
     def truncate(self, seq: Seq, keep: int) -> int:
-        """Keep at most the first `keep` tokens. Returns how many are still cached: the engine feeds the rest again."""
+        """Keep at most the first `keep` tokens. Returns the number still cached; the engine feeds the rest again."""
         raise NotImplementedError
 
     def release(self, seq: Seq) -> None:
-        """Forget the sequence and free its memory. An unknown sequence is no error: it was never fed."""
+        """Remove the sequence and free its memory. An unknown sequence is ignored: it was never fed."""
         raise NotImplementedError
 
     def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
-        """Prefix caching: let the unknown `seq` hold as many of the leading `tokens` as are cached for any sequence.
+        """Prefix caching: open `seq` with the longest prefix of `tokens` that is cached for any sequence.
 
-        Tokens of released sequences count as well. Sequences that were given a source are neither opened nor read.
+        The cache includes released sequences. Sequences with an encoder input do not take part.
 
         Args:
-            tokens: the beginning of `seq`, at least one; more is fed afterwards in any case.
-            least: if fewer are cached, none are taken; at least 1.
-            invariant: True if only tokens count that were computed for feeds with `invariant`.
+            seq: an unknown sequence, without an encoder input.
+            tokens: the first tokens of `seq`, at least one; the engine always feeds more afterwards.
+            least: the shortest prefix to use, in tokens, at least 1.
+            invariant: True to use only tokens computed for feeds with `invariant`.
 
         Returns:
-            How many tokens `seq` holds now. If it is 0, or if this raises, `seq` is as unknown as before.
+            The number of tokens that `seq` now has. If it is 0, or if this raises, `seq` stays unknown.
         """
         return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What strategies, processors and criteria may know of their request.
+    """The data of a request for its strategy, processors and criteria.
 
-    config: resolved, every option final. prompt: token ids. max_new_tokens: what the request, its `max_length` and
-    the model's own length leave, at least 1. seed: of the request. info: of the model. eos_token_ids: the request's.
-    min_tokens_to_keep: truncating processors never leave fewer tokens allowed than this. draft: of the draft model, or
-    None where the request brings none. layers: inner layers whose logits are contrasted with the model's own.
-    source_ids: token ids of what the encoder reads; the prompt itself for models without one.
+    config: the request's options, resolved.
+    prompt: token ids.
+    max_new_tokens: the most output tokens by `max_new_tokens`, `max_length` and the model's maximum length; at least 1.
+    seed: the request's seed.
+    info: the properties of the model.
+    eos_token_ids: the request's end-of-sequence tokens.
+    min_tokens_to_keep: the fewest tokens that a truncation must keep allowed.
+    draft: the properties of the draft model; None without a draft model.
+    layers: inner layers to contrast with the model's output (DoLa); empty for none.
+    source_ids: token ids of the encoder's input; the prompt for decoder-only models.
     """
 
     config: Options
@@ -103,19 +109,19 @@ Conversation: TypeAlias = Generator[Turn, Reply, list[Hypothesis]]
 
 
 class Strategy:
-    """A decoding strategy: a conversation with the engine, in plain numbers.
+    """A decoding strategy: a generator that exchanges Turns and Replies with the engine, in plain numbers.
 
     `name`, `space`, `max_branches` and `run` are required. The rest are optional abilities with their defaults.
 
     Attributes:
-        name: as in `GenerationConfig.strategy`, and in results.
+        name: the name in `GenerationConfig.strategy` and in results.
         space: the numbers that processors change: "logits" or "log_probs".
         hidden_states: True if it asks for `Similarity`.
-        inner_layers: True if it needs a model whose inner layers can be read.
+        inner_layers: True if it needs the inner layers of the model.
         shows_tentative: False if the first branch that a turn asks about must not be shown as a preview.
-        allows_empty_rows: True if it can go on although some branches have no token left. Such a row has no candidates;
-            only a search that finds nothing at all is an error.
-        facts: how options lead to it and which it reads; needed by strategies that are used by name.
+        allows_empty_rows: True if it can continue if every token of some branch is forbidden. The candidates of such a
+            row are empty. An error is raised only if the strategy returns zero hypotheses.
+        facts: the options that select it and that it reads; required for a strategy that is used by name.
     """
 
     name: str
@@ -127,19 +133,19 @@ class Strategy:
     facts: StrategyFacts = StrategyFacts()
 
     def max_branches(self, config: Options) -> int:
-        """Return the most branches alive at once, on the model and on the draft model each; admission reserves them."""
+        """Return the most branches alive at once, per model (target and draft); admission reserves memory for them."""
         raise NotImplementedError
 
     def check(self, context: Context) -> None:
-        """Raise if the strategy cannot decode this request. Called before the request is queued."""
+        """Check that the strategy can decode this request; raise if not. Called before the request is queued."""
 
     def run(self, context: Context) -> Conversation:
-        """Yield Turns, receive Replies, return the finished hypotheses, best first."""
+        """Yield Turns, receive Replies, and return the finished hypotheses, best first."""
         raise NotImplementedError
 
 
 class WrappedStrategy(Strategy):
-    """A strategy around another one, with all of its abilities; subclasses change `run`."""
+    """A wrapper around a strategy, with all of its abilities; subclasses override `run`."""
 
     def __init__(self, inner: Strategy) -> None:
         self.inner = inner
@@ -150,18 +156,19 @@ class WrappedStrategy(Strategy):
         return self.inner.max_branches(config)
 
     def check(self, context: Context) -> None:
-        """Raise if the inner strategy cannot decode this request."""
+        """Check that the inner strategy can decode this request; raise if not."""
         self.inner.check(context)
 
     def run(self, context: Context) -> Conversation:
-        """Hold the inner conversation."""
+        """Run the inner conversation."""
         return self.inner.run(context)
 
 
 class RowKey(NamedTuple):
-    """Names one row to processors that draw noise, and says what the diversity processor avoids.
+    """The noise key of one row for processors that draw, and the tokens that the diversity processor penalizes.
 
     seed, prompt, output, position: the fields of `unspool.noise.NoiseKey`; the processor adds its name as the lane.
+    avoid: as in `Ask`.
     """
 
     seed: int
@@ -172,16 +179,16 @@ class RowKey(NamedTuple):
 
 
 class Processor:
-    """One kind of change to the scores, for all requests at once; its memory of a branch is a value.
+    """A logits processor: changes the scores of all requests in a batch, with one state per branch.
 
-    One object serves every request: parameters are in the state. States are copied (`fork`) when a branch forks and
-    can be advanced in place otherwise. `name`, `start` and `apply` are required.
+    One object serves every request: parameters are in the state. States are copied (`fork`) when a branch forks, so
+    `advance` can change a state in place. `name`, `start` and `apply` are required.
     """
 
     name: str
 
     def start(self, context: Context) -> Any | None:
-        """Return the state after the prompt, or None if this request's options leave the processor off."""
+        """Return the state after the prompt, or None if the processor is off for this request."""
         raise NotImplementedError
 
     def advance(self, state: Any, token: int) -> Any:
@@ -189,14 +196,14 @@ class Processor:
         return state
 
     def fork(self, state: Any) -> Any:
-        """Return a state that can be advanced apart from this one; immutable states return themselves."""
+        """Return an independent copy of the state; an immutable state can be returned itself."""
         return state
 
     def apply(self, states: Sequence[Any], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the changed scores; can modify `scores` in place.
 
         Args:
-            states: one per row.
+            states: the state of each row's branch.
             scores: [rows, vocab] float32; -inf is forbidden.
             keys: one per row.
         """
@@ -204,12 +211,12 @@ class Processor:
 
 
 class Criterion:
-    """A reason to stop. States follow forks as values: `advance` returns a new one and leaves the old one alone.
+    """A stopping criterion. States are immutable values: `advance` returns a new state and keeps the old one.
 
     `name`, `start`, `advance` and `ends` are required.
 
     Attributes:
-        prepares: True if `prepare` does something.
+        prepares: True if the criterion implements `prepare`.
     """
 
     name: str
@@ -224,13 +231,13 @@ class Criterion:
         raise NotImplementedError
 
     def ends(self, state: Any, token: int) -> bool:
-        """Return whether the sequence would end with this token."""
+        """Return True if the sequence would end with this token."""
         raise NotImplementedError
 
     def prepare(self, pairs: Sequence[tuple[Any, int]]) -> None:
-        """Judge many tokens in one call, before `ends` is asked about each.
+        """Judge many tokens in one batch, before `ends` is called for each.
 
         Args:
-            pairs: every (state, token) that `ends` is about to be asked about, of all requests that hold this object,
-                row by row, best candidates first.
+            pairs: every (state, token) of the coming calls of `ends`, of all requests with this object, row by row,
+                best candidates first.
         """

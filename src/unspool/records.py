@@ -1,6 +1,6 @@
-"""What is recorded of a traced request: plain values, from which a Trace is made, drawn and written as JSON.
+"""Tracing records: the plain values that a trace is made of, for display and JSON.
 
-Imports nothing of ours. The engine leaves every text empty: it knows none (see unspool.results.trace).
+Does not import other modules of unspool. The engine leaves all texts empty; unspool.results.trace fills them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ MoveKind: TypeAlias = Literal["drop", "keep", "fork", "extend"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceNode:
-    """One token in the tree of everything that was tried.
+    """One token in the tree of all tokens that the strategy tried.
 
-    id: its index among the nodes; parents come before children. Node 0 is the prompt; where there is a draft model,
-        its prompt is a node of its own. parent: None for those two.
+    id: its index among the nodes; parents come before children. Node 0 is the prompt. The prompt of a draft model has
+        its own node.
+    parent: the id of the token before it; None for a prompt.
     token, text: None and "" for a prompt.
-    logprob: the model's own natural-log probability (the draft model's, where `draft`); score: after the processors, in
-        the strategy's space. None where nobody asked, or minus infinity.
-    ends: why a sequence ended with this token; None where none did.
-    state: "output" belongs to a returned output; "finished" ended a sequence that is not returned; "dropped" was given
-        up; "live" was held until the end for nothing.
-    step: the step whose moves made it; the number of steps, where it came with what the strategy returned.
-    branch: the branch that made it. draft: whether that is on the draft model.
-    committed: the step that promised it, None where it was handed over with the end, or not at all.
-    dropped_at, why: the step that gave it up, and the reason: the strategy's own words, else "beaten" (its branch was
-        dropped) or "taken back" (its branch was shortened). None where `state` is not "dropped".
-    outputs: the indices of the outputs that hold it.
+    logprob: the model's own natural-log probability; the draft model's if `draft` is True.
+    score: after the processors, in the strategy's space. None, like `logprob`, if not asked or minus infinity.
+    ends: the reason why this token ended a sequence; None if it did not.
+    state: "output": part of a returned output. "finished": ended a sequence that is not returned. "dropped": removed by
+        the strategy. "live": on a live branch at the end, but not returned.
+    step: the step with the moves that made it; the number of steps if it came with the returned hypotheses.
+    branch: the branch that made it.
+    draft: True if the branch is on the draft model.
+    committed: the step that committed it; None if it was returned at the end without a commit, or not returned.
+    dropped_at, why: the step that removed it, and the reason: the strategy's note, else "beaten" (its branch was
+        dropped) or "taken back" (its branch was truncated). None unless `state` is "dropped".
+    outputs: the indices of the outputs that contain it.
     """
 
     id: int
@@ -52,13 +54,15 @@ class TraceNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceCandidate:
-    """A token that a reply offered to the strategy.
+    """A candidate token in a reply to the strategy.
 
-    logprob, probability: the model's own, before any processor; None and 0.0 where it is impossible.
-    score: after the processors, in the strategy's space; None where it is forbidden. processed_probability: the
-        probability it has after the processors.
-    perturbed: score plus noise, where noise was drawn. ends: why a sequence would end with it.
-    chosen: whether a branch of the same model went on with it here; node: the node it became then.
+    logprob, probability: the model's own, before any processor; None and 0.0 if it is impossible.
+    score: after the processors, in the strategy's space; None if it is forbidden.
+    processed_probability: the probability after the processors.
+    perturbed: score plus noise; None if noise was not drawn.
+    ends: the reason why this token would end a sequence; None if it would not.
+    chosen: True if a branch of the same model continued with it here.
+    node: the id of the node it became; None if it was not chosen.
     """
 
     token: int
@@ -75,7 +79,7 @@ class TraceCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceToken:
-    """One of the tokens that the model itself finds most probable. cut_by: the processor that forbade it, or None."""
+    """One of the model's own most probable tokens. cut_by: the processor that forbade it, or None."""
 
     token: int
     text: str = ""
@@ -87,7 +91,7 @@ class TraceToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceCut:
-    """How many tokens of the vocabulary a processor forbade."""
+    """The number of tokens in the vocabulary that a processor forbade."""
 
     processor: str
     count: int
@@ -95,17 +99,21 @@ class TraceCut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceRow:
-    """What the strategy asked about one position, and what it heard.
+    """One question of the strategy about a position, and the reply.
 
-    kind: of the ask. branch: that was asked about, `back` tokens before its newest one. draft: whether it is on the
-        draft model.
-    node: the node whose next token this is about; of "similarity", the node it is about. None inside the prompt.
-    length: output tokens before that position; negative inside the prompt.
-    candidates: in the order replied. log_norm: logsumexp of all scores; None for "similarity".
-    entropy: of the model's own distribution, in nats. num_allowed: tokens that no processor forbade. cuts: those that
-        forbade any, in order. best: the model's own best tokens, best first, allowed or not. None, None and empty for
-        positions inside the prompt and "similarity".
-    similarity: the greatest cosine of the node's hidden state to those before it, for "similarity" alone.
+    kind: the kind of the ask.
+    branch, back: the position is `back` tokens before the branch's newest token.
+    draft: True if the branch is on the draft model.
+    node: the node before the asked token; for "similarity", the node itself. None inside the prompt.
+    length: number of output tokens before that position; negative inside the prompt.
+    candidates: in the order of the reply.
+    log_norm: logsumexp of all scores; None for "similarity".
+    entropy: entropy of the model's own distribution, in nats.
+    num_allowed: number of tokens that all processors allow.
+    cuts: the processors that forbade tokens, in order.
+    best: the model's own best tokens, best first, allowed or not. For positions inside the prompt and for "similarity",
+        `entropy` and `num_allowed` are None, and `cuts` and `best` are empty.
+    similarity: the greatest cosine of the node's hidden state to those before it; None except for "similarity".
     """
 
     kind: AskKind
@@ -125,7 +133,7 @@ class TraceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceMove:
-    """One move. parent: of "fork". length: of "keep". tokens, texts: of "extend". words: the same as a sentence."""
+    """One move. parent: of "fork". length: of "keep". tokens, texts: of "extend". words: the move as a sentence."""
 
     kind: MoveKind
     branch: int
@@ -138,7 +146,7 @@ class TraceMove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceCommit:
-    """The promise that the first `length` tokens of a branch stay in an output; finished: and that it is complete."""
+    """A commit: the first `length` tokens of the branch are final in the output. finished: True if it is complete."""
 
     output: int
     branch: int
@@ -150,8 +158,9 @@ class TraceCommit:
 class TraceStep:
     """One turn of the strategy and the reply to it.
 
-    moves: in the strategy's order. commits: what it promised. note: its own remark.
-    rows: one an ask, in order, which for beams is their rank.
+    moves, commits: in the strategy's order.
+    note: the strategy's remark, or None.
+    rows: one per ask, in order; for beam searches this is the order of rank.
     """
 
     index: int
@@ -165,8 +174,10 @@ class TraceStep:
 class TraceOutput:
     """One returned output.
 
-    nodes: ids of its tokens, first to last. logprob: sum of the model's own natural-log probabilities of these; score:
-        the value that the strategy ranks by. None if not finite. unmet: what it lacks of what was demanded.
+    nodes: ids of its tokens, first to last.
+    logprob: sum of the model's own natural-log probabilities of its tokens; None if not finite.
+    score: the value by which the strategy ranks it; None if not finite.
+    unmet: text about the constraints that it does not meet; None if it meets all.
     """
 
     nodes: tuple[int, ...]
@@ -178,7 +189,7 @@ class TraceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """All that was recorded of a request. prompt: its token ids. processors: those in force, in order."""
+    """The complete recording of a request. prompt: its token ids. processors: names of the active ones, in order."""
 
     prompt: tuple[int, ...]
     processors: tuple[str, ...]

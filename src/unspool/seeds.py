@@ -1,4 +1,4 @@
-"""Where a request's seed comes from when the caller gives none. Imports nothing of ours."""
+"""Default seeds of requests without `seed`. Does not import other modules of unspool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _seeded: random.Random | None = None
 
 
 def set_seed(seed: int | None) -> None:
-    """Make all later requests without a `seed` reproducible, as a sequence, in the order they are made.
+    """Set the global seed: all later requests without `seed` are reproducible, as a sequence in the order of calls.
 
-    For those used to a global seed; `seed=` in a call is better, since it does not depend on what was called before.
+    Prefer `seed=` in a call, because its result does not depend on earlier calls.
 
     Args:
         seed: any integer; None returns to fresh entropy.
@@ -21,9 +21,10 @@ def set_seed(seed: int | None) -> None:
 
 
 def shared_seed() -> int:
-    """Return the next seed of the sequence that `set_seed` began, else one of torch's default generator.
+    """Return the next seed of the sequence that `set_seed` began, else a seed of torch's default generator.
 
-    So doors made after transformers' repeat under `torch.manual_seed` and `transformers.set_seed`, and under ours.
+    The drop-in replacements for transformers use it, so `torch.manual_seed`, `transformers.set_seed` and `set_seed` all
+    make them reproducible.
     """
     if _seeded is not None:
         return fresh_seed()

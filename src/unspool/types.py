@@ -1,10 +1,10 @@
-"""The words a strategy and the engine exchange, and what a request brings in and takes out.
+"""Core data types: the messages between strategy and engine, model inputs and outputs, and the events of a request.
 
-Plain values only: no tensors but in `Rows` and `Distribution`, no behaviour beyond reading. Imports nothing of ours.
+Plain values: only `Source`, `Rows` and `Distribution` contain tensors. Does not import other modules of unspool.
 
-A *branch* is one partial output of a request. A strategy numbers its branches itself; branch `ROOT` exists from the
-start and holds the prompt alone. Where the request brings a draft model, branch `DRAFT` holds the prompt there; what is
-forked from it stays on the draft model. The *length* of a branch counts its output tokens, so the root's length is 0.
+A *branch* is one partial output of a request. A strategy numbers its own branches. Branch `ROOT` exists from the start
+and contains only the prompt. If the request has a draft model, branch `DRAFT` contains the prompt on the draft model,
+and its forks stay there. The *length* of a branch counts its output tokens, so the root's length is 0.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ Seq: TypeAlias = int
 class Candidate(NamedTuple):
     """One possible next token of a branch.
 
-    score: after the processors, in the strategy's space, not renormalised.
+    score: after the processors, in the strategy's space, not renormalized.
     logprob: the model's own natural-log probability, before any processor.
-    ends: None, or why the sequence would end with this token: "eos", "stop", "length", "time" or a criterion's name.
+    ends: None, or the reason why this token would end the sequence: "eos", "stop", "length", "time" or a criterion's
+        name.
     """
 
     token: int
@@ -40,27 +41,27 @@ class Candidate(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """The branch is given up; its number is never used again."""
+    """Remove the branch; its number is never used again."""
 
     branch: int
 
 
 class Keep(NamedTuple):
-    """The branch keeps only its first `length` output tokens."""
+    """Truncate the branch to its first `length` output tokens."""
 
     branch: int
     length: int
 
 
 class Fork(NamedTuple):
-    """`child`, a new number, becomes a copy of `parent` as it stands before this turn's extensions."""
+    """Copy `parent` to the new branch `child`, before this turn's extensions."""
 
     parent: int
     child: int
 
 
 class Extend(NamedTuple):
-    """The tokens are appended to the branch."""
+    """Append the tokens to the branch."""
 
     branch: int
     tokens: tuple[int, ...]
@@ -71,14 +72,14 @@ Move: TypeAlias = Drop | Keep | Fork | Extend
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the strategy wants to know of the position `back` tokens before the branch's newest one.
+    """A question about the next-token distribution at the position `back` tokens before the branch's newest token.
 
-    back=0 asks what follows the newest token. Positions inside the prompt may be asked by `Score` alone, and before
-    the branch has been extended: they are answered with the model's own log-probabilities, since processors speak of
-    output only.
+    back=0 asks for the token after the newest one. Only `Score` can ask about positions inside the prompt, and only
+    before the branch is extended. The reply then has the model's own log-probabilities, because processors apply to
+    output positions only.
 
-    avoid: tokens that other branches have chosen for this position, each as often as it was chosen; the diversity
-    processor makes them less likely.
+    avoid: tokens that other branches chose for this position, once per choice; the diversity processor makes them less
+        likely.
     """
 
     branch: int
@@ -88,25 +89,26 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Top(Ask):
-    """The k best tokens, best first; ties go to the lowest token id. Fewer where fewer are allowed."""
+    """Ask for the k best tokens, best first; ties go to the lowest token id. Fewer if fewer are allowed."""
 
     k: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sample(Ask):
-    """One draw from softmax(scores) under the request's noise for this output index."""
+    """Ask for one sample from softmax(scores), under the request's noise for this output index."""
 
     output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Perturbed(Ask):
-    """k draws without replacement, in the order drawn: the k tokens of largest score + Gumbel noise (`Row.perturbed`).
+    """Ask for k samples without replacement, in the order drawn: the k largest of score + Gumbel noise.
 
-    Adding a branch's accumulated score to `perturbed` makes rows comparable: the largest k over all rows are draws
-    without replacement from the joint distribution. lane: separates the noise of branches asked at one position
-    (the beam rank).
+    `Row.perturbed` has these sums. With a branch's accumulated score added, rows become comparable: the largest k over
+    all rows are samples without replacement from the joint distribution.
+
+    lane: the beam rank; it separates the noise of branches at the same position.
     Source: Kool et al. 2019, Stochastic Beams and Where to Find Them, section 2.3.
     """
 
@@ -117,33 +119,35 @@ class Perturbed(Ask):
 
 @dataclass(frozen=True, slots=True)
 class Score(Ask):
-    """The named tokens, in the order named."""
+    """Ask for the given tokens, in the given order."""
 
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Similarity(Ask):
-    """How much the newest token repeats: the greatest cosine of its hidden state to those before it (`Row.similarity`).
+    """Ask for the greatest cosine of the newest token's hidden state to those before it (`Row.similarity`).
 
-    The hidden states are what the model's head reads, of prompt and output. Only strategies with `hidden_states = True`
-    may ask, about a branch that holds at least two tokens, and with back=0.
+    The hidden states are the inputs of the model's head, of prompt and output. Only strategies with
+    `hidden_states = True` can ask, about a branch with at least two tokens, and with back=0.
     Source: Su et al. 2022, A Contrastive Framework for Neural Text Generation, section 3.2.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Whole(Ask):
-    """Everything, as a `Distribution`: for tracing and for strategies of the user's own."""
+    """Ask for the whole `Distribution`, for tracing and for custom strategies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """The exact distribution of one position, with what each processor did to it.
+    """The exact distribution at one position, before and after the processors.
 
-    Shapes: [vocab] each, on the CPU. `logprobs`, float64, is the model's own. `scores`, float64, is after the
-    processors, which work in float32. `cut_by[t]` is the index into `processors` of the one that set token t to -inf, or -1 if t is
-    still allowed.
+    Each tensor has the shape [vocab], on the CPU.
+
+    logprobs: float64, the model's own log-probabilities.
+    scores: float64, after the processors, which work in float32.
+    cut_by: per token, the index into `processors` of the processor that set it to -inf; -1 if the token is allowed.
     """
 
     logprobs: torch.Tensor
@@ -152,7 +156,7 @@ class Distribution:
     processors: tuple[str, ...]
 
     def forbidden_by(self, token: int) -> str | None:
-        """Return the name of the processor that forbade this token, or None where it is allowed."""
+        """Return the name of the processor that forbade this token, or None if it is allowed."""
         index = int(self.cut_by[token])
         return None if index < 0 else self.processors[index]
 
@@ -160,9 +164,9 @@ class Distribution:
 class Row(NamedTuple):
     """The answer to one Ask.
 
-    log_norm: logsumexp of the row's scores over the vocabulary, so that score - log_norm is a log-probability.
+    log_norm: logsumexp of the row's scores over the vocabulary, so score - log_norm is a log-probability.
     perturbed: for `Perturbed`, score + noise of each candidate; else empty.
-    similarity: for `Similarity`, in [-1, 1]; such a row has no candidates, and its log_norm is NaN.
+    similarity: for `Similarity`, in [-1, 1]; its candidates are empty, and its log_norm is NaN. Else None.
     """
 
     candidates: tuple[Candidate, ...]
@@ -173,13 +177,13 @@ class Row(NamedTuple):
 
 
 Reply: TypeAlias = tuple[Row, ...]
-"""One Row for each Ask of the Turn, in the same order."""
+"""One Row per Ask of the Turn, in the same order."""
 
 
 class Hypothesis(NamedTuple):
-    """A sequence: the first `length` output tokens of a branch (dropped or not), then `last` where there is one.
+    """A sequence: the first `length` output tokens of a branch (dropped or not), then `last` unless it is None.
 
-    unmet: what it lacks of what the request demands of every output, and why, in words; None where nothing is missing.
+    unmet: text about the request's constraints that the sequence does not meet, and the cause; None if it meets all.
     """
 
     branch: int
@@ -190,7 +194,7 @@ class Hypothesis(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The first `length` tokens of the branch can no longer change in output `output`; with `finished`, that is all."""
+    """Declare the first `length` tokens of the branch final in output `output`; `finished` completes the output."""
 
     output: int
     branch: int
@@ -200,9 +204,9 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One thing a strategy says: moves are applied as a whole (drops, keeps, forks, extensions), then asks answered.
+    """One message of a strategy: the engine applies all moves (drops, keeps, forks, extensions), then answers the asks.
 
-    Branches that are not named wait. A Turn without moves asks again about positions already computed.
+    All other branches wait. A Turn without moves asks again about positions that are already computed.
     """
 
     moves: tuple[Move, ...] = ()
@@ -213,11 +217,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Source:
-    """What the encoder of an encoder-decoder model reads, once for a request.
+    """The encoder input of an encoder-decoder model, used once per request.
 
     inputs: arguments of the model's encoder by name, tensors with a batch dimension of 1 (`input_ids`,
-    `input_features`, `pixel_values`, their `attention_mask`); or `encoder_outputs` alone, the encoder's last hidden
-    state. token_ids: the source as ids if it is text; empty if it is not.
+        `input_features`, `pixel_values`, their `attention_mask`); or only `encoder_outputs`, the encoder's last hidden
+        state.
+    token_ids: the token ids of a text input; empty for other inputs.
     """
 
     inputs: Mapping[str, Any]
@@ -226,12 +231,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """Tokens to append to one cached sequence, and where logits are wanted.
+    """Tokens to append to one cached sequence, and the positions that need logits.
 
-    asked: indices into `tokens`, ascending. hidden: whether the hidden states of all tokens are wanted.
-    layers: inner layers whose logits are wanted as well at the asked positions; layer n is what n layers have made of
-    the embeddings, 0 <= n < `ModelInfo.num_layers`. source: encoder input, given with a sequence's first feed alone.
-    invariant: the rows must not depend on what else is in the pass, nor on how the sequence was cut into feeds.
+    asked: indices into `tokens` of the positions that need logits, ascending.
+    hidden: True to return the hidden states of all tokens.
+    layers: inner layers that also need logits at the asked positions. Layer n is the hidden state after n layers,
+        0 <= n < `ModelInfo.num_layers`; layer 0 is the embedding.
+    invariant: True for batch-invariant rows: they must not depend on other feeds in the pass, or on the division of the
+        sequence into feeds.
+    source: encoder input, only in a sequence's first feed.
     """
 
     seq: Seq
@@ -244,11 +252,12 @@ class Feed:
 
 
 class Rows(NamedTuple):
-    """What a forward brings, feed by feed in the order given.
+    """The result of a forward pass, feed by feed in the given order.
 
-    logits: [asked rows, vocab] float32. hidden: [tokens of the feeds that want them, width], what the model's head
-    reads, or None where no feed does. inner: [asked rows x layers of the feeds that name some, vocab] float32, the
-    layers of one asked row side by side, read by the model's own head without its last normalisation; or None.
+    logits: [asked rows, vocab] float32.
+    hidden: [tokens of the feeds with `hidden`, width], the inputs of the model's head; None if all feeds are without.
+    inner: [asked rows x layers of the feeds with `layers`, vocab] float32, with the layers of one asked row adjacent.
+        The model's head computes them without its final normalization. None if all feeds are without.
     """
 
     logits: torch.Tensor
@@ -258,22 +267,24 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What the engine must know of a model.
+    """The properties of a model that the engine needs.
 
-    max_length: most tokens in one sequence, prompt included; None where the model sets no bound.
-    max_sequences, max_tokens: most live sequences and most cached tokens over all of them; a request that needs more is
-    refused. None for no limit.
-    soft_max_sequences, soft_max_tokens: the same, but a request that needs more runs alone. None for no limit.
-    bytes_per_token: of keys and values of one cached token, over all layers; 0 where none are kept, None where they lie
-    in a cache of the model's own.
-    batch_invariant: whether feeds marked `invariant` can be honoured.
-    batch_invariance_obstacle: why they cannot, and a way out; "" if they can.
-    hidden_states: whether feeds marked `hidden` can be honoured.
-    num_layers: layers whose logits `Feed.layers` can name; None where the runtime cannot look inside.
-    reads_whole: whether a prompt must be fed in one forward, whatever its length: its parts would be read twice, or as
-    other passes than those of transformers' `generate`.
-    tied_head: whether the head is the embedding itself.
-    path: which implementation runs the model, and why, in words.
+    vocab_size: number of token ids.
+    max_length: most tokens in one sequence, including the prompt; None for no limit.
+    max_sequences, max_tokens: most live sequences, and most cached tokens over all of them; a request that needs more
+        is refused. None for no limit.
+    soft_max_sequences, soft_max_tokens: the same limits, but a request that needs more runs alone. None for no limit.
+    bytes_per_token: bytes of the KV cache per token, over all layers; 0 without a KV cache, None if the model manages
+        its own cache.
+    needs_source: True if a request must have an encoder input.
+    batch_invariant: True if the runtime supports `Feed.invariant`.
+    batch_invariance_obstacle: the reason if it is not supported, and a way out; else "".
+    hidden_states: True if the runtime supports `Feed.hidden`.
+    num_layers: number of layers that `Feed.layers` can name; None if the runtime cannot read inner layers.
+    reads_whole: True if a prompt of any length must be fed in one forward pass. In several passes its parts would be
+        computed twice, or differ from transformers' `generate`.
+    tied_head: True if the head shares the weights of the embedding.
+    path: name of the implementation that runs the model, and the reason for this choice, as text.
     """
 
     name: str
@@ -299,10 +310,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One finished sequence, as the engine hands it over.
+    """One finished sequence, as the engine returns it.
 
-    logprobs: the model's own log-probability of each token; scores: after the processors, in the strategy's space.
-    top_logprobs: for each token the `logprobs=n` best alternatives as (token, logprob), best first; None if not asked.
+    logprobs: the model's own log-probability of each token.
+    scores: the score of each token after the processors, in the strategy's space.
+    score: the value by which the strategy ranks its hypotheses.
+    top_logprobs: per token, the `logprobs=n` best alternatives as (token, logprob), best first; None if not asked.
     unmet: as in Hypothesis.
     """
 
@@ -317,7 +330,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """Tokens that can no longer change in one output; `finish_reason` is set with the output's last ones."""
+    """Final tokens of one output; `finish_reason` is set with the output's last tokens."""
 
     request: int
     output: int
@@ -328,10 +341,10 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tentative:
-    """What the leading branch holds beyond output 0's committed tokens, and may still be taken back.
+    """Preview: the leading branch's tokens after output 0's committed tokens; they can still change.
 
-    Sent to requests that want it, whenever it has changed; replaces what was sent before, of which commits meanwhile
-    have taken the beginning.
+    Sent after each change, to requests that want previews. It replaces the earlier preview, without the tokens that
+    have been committed since.
     """
 
     request: int
@@ -341,10 +354,12 @@ class Tentative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The request is done: its outputs in the strategy's order, and the last reply, for strategies that only ask.
+    """The request is done.
 
-    trace: what was recorded, where the request asked for it (unspool.engine.recorder).
-    passes: forward passes of the model in which the request took part; those of a draft model do not count.
+    outputs: in the strategy's order.
+    rows: the last reply, for strategies that only ask.
+    trace: the recording, if the request asked for one (unspool.engine.recorder); else None.
+    passes: number of forward passes of the model with this request, without those of a draft model.
     """
 
     request: int
@@ -356,7 +371,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The request ended with an error of its own; the others go on."""
+    """The request ended with an error; other requests continue."""
 
     request: int
     error: Exception

@@ -128,6 +128,6 @@ def _no_loading_bars() -> Iterator[None]:
             yield
         finally:
             bars.set_tqdm_hook(before)
-    else:  # transformers before 5.10
+    else:  # older releases of transformers 5
         bars.disable_progress_bar()
         yield

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
+import unspool
 from tests.oracle import oracle_cases, oracle_model, real_prompts
 from tests.sampling import sampled
 from tests.tiny_models import OTHERS, VOCAB_SIZE, tiny_model
@@ -19,6 +21,7 @@ from unspool.engine import Engine
 from unspool.errors import CapacityError, ModelError
 from unspool.model import LanguageModel
 from unspool.protocols import Runtime
+from unspool.runtimes.causal import CausalModel
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.general import GeneralRuntime
 from unspool.runtimes.hosts import refresh_hosts
@@ -466,3 +469,45 @@ def test_of_the_states_on_the_way_through_a_feed_the_first_and_the_newest_are_ke
     runtime.forward([feed(0, [6] * 12)])
     assert runtime.truncate(0, 308) == 308
     assert runtime.truncate(0, 302) == 300
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "jamba", "rwkv", "bloom"])
+def test_every_token_of_a_long_prompt_is_read_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one longer than a pass, and one whose every row is wanted."""
+    limits = {} if "mamba" in family or family in ("bloom", "rwkv") else {"max_position_embeddings": 2048}
+    lm = unspool.load(tiny_model(family, **limits))
+    prompt, counts, run = [7 * place % 90 + 3 for place in range(600)], [], CausalModel.run
+
+    def counted(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, *args: Any, **options: Any) -> Any:
+        counts.append(len(ids) * num_new)
+        return run(model, ids, tree, num_new, *args, **options)
+
+    monkeypatch.setattr(CausalModel, "run", counted)
+    lm.generate(prompt, max_new_tokens=4, eos_token_id=None)
+    assert sum(counts) == len(prompt) + 3
+    counts.clear()
+    lm.score([5], prompt)
+    assert len(prompt) <= sum(counts) <= len(prompt) + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_a_prompt_whose_tokens_see_each_other_is_read_as_generate_reads_it(options: dict[str, Any]) -> None:
+    """PaliGemma with text alone."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    text = {"vocab_size": VOCAB_SIZE, "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 16, **sizes}
+    image = {"num_hidden_layers": 1, "image_size": 16, "patch_size": 8, "num_image_tokens": 4, **sizes}
+    config = transformers.PaliGemmaConfig(
+        text_config={"model_type": "gemma", **text},
+        vision_config={"model_type": "siglip_vision_model", **image},
+        image_token_id=90,
+        projection_dim=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = transformers.PaliGemmaForConditionalGeneration(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.25)
+    for length in (5, 300):
+        prompt = torch.tensor([[7 * place % 80 + 3 for place in range(length)]])
+        call: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0, **options}
+        assert unspool.generate(model, prompt, **call).equal(model.generate(prompt, **call))

@@ -147,6 +147,8 @@ class GeneralRuntime(Runtime):
         parts.append("sequences of one length side by side" if habits.anatomy.can_stack else "one sequence at a time")
         if not habits.continues:
             parts.append("token by token after the prompt")
+        if habits.both_ways:
+            parts.append("tokens of a prompt see each other")
         parts.append("rows depend on their company by rounding")
         return ", ".join(parts)
 
@@ -232,8 +234,8 @@ class GeneralRuntime(Runtime):
     def _prepare(self, job: _Job) -> None:
         """Start a sequence anew where that is a shorter way than token by token."""
         left = len(job.tokens) - job.done
-        if self._host.patch:
-            return  # a hook must see every token once
+        if self._host.patch or self._habits.both_ways:
+            return  # a hook must see every token once, and a token must see the same others
         if not self._habits.continues and job.share is not None and len(job.tokens) < _TOKENS_PER_STEP * (left - 1):
             job.leave()
             job.share = None

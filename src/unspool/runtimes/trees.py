@@ -29,6 +29,7 @@ _VOLATILE: Final = frozenset(
         "gradient_checkpointing",
         "_gradient_checkpointing_func",
         "max_seq_len_cached",
+        "layers_are_rescaled",
         "use_cache",
         "_name_or_path",
         "_output_capturing_hooks_installed",

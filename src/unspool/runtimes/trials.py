@@ -130,19 +130,25 @@ class _Judge:
     def agrees(self, look: Look, *beginnings: tuple[int, int]) -> bool:
         """Return whether the rows are what follows these beginnings, (sequence, length) each."""
         expected = torch.stack([self._expected[each] for each in beginnings]).to(look.logits.device)
-        return distance(look.logits, expected) <= self._allowed
+        return self.are_alike(look.logits, expected)
+
+    def are_alike(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Return whether rows differ by rounding at most."""
+        return distance(found, expected) <= self._allowed
 
 
 class CacheHabits(NamedTuple):
     """How a model's own cache may be used.
 
     continues: whether several tokens can be read on top of it at once; if not, they are read one by one.
-    shortens: whether tokens can be taken off its end. anatomy: what it consists of.
+    shortens: whether tokens can be taken off its end. anatomy: what it consists of. both_ways: whether tokens of one
+    pass see later ones, as in PaliGemma's prompts: a prompt is then one pass, and no pass can replace several.
     """
 
     continues: bool
     shortens: bool
     anatomy: Anatomy
+    both_ways: bool = False
 
 
 def try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
@@ -173,11 +179,27 @@ def _try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
     step = _read(model, ids[:1, : reference.opening + 1], bare.copied(one.tree), 1)
     # The other sequence was read in between: what a model keeps to itself would be the other's now.
     if not judge.agrees(step, (0, reference.opening + 1)):
+        if _sees_both_ways(model, judge, reference) and _repeats(model, judge, reference, step):
+            return CacheHabits(False, False, Anatomy(one.tree, None, step.tree), both_ways=True)
         raise ModelError(f"{_kind(model)} gives other results on its own cache")
     continues = _agrees_in_a_run(model, judge, reference, bare.copied(one.tree))
     anatomy = Anatomy(one.tree, _pair(model, judge, reference, bare), step.tree)
     habits = CacheHabits(continues, False, anatomy)
     return habits._replace(shortens=_agrees_shortened(model, judge, reference, habits, step.tree))
+
+
+def _sees_both_ways(model: CausalModel, judge: _Judge, reference: Reference) -> bool:
+    """Return whether a token's row changes with the token behind it in the same pass."""
+    count = reference.opening + 1
+    look = model.run(reference.ids[:1, :count], None, count, [count - 2])
+    return not judge.agrees(look, (0, reference.opening))
+
+
+def _repeats(model: CausalModel, judge: _Judge, reference: Reference, step: Look) -> bool:
+    """Return whether the same step gives the same row without another sequence in between."""
+    ids, opening = reference.ids[:1], reference.opening
+    tree = _read(model, ids[:, :opening], None, opening).tree
+    return judge.are_alike(_read(model, ids[:, : opening + 1], tree, 1).logits, step.logits)
 
 
 def _read(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> Look:

@@ -268,6 +268,7 @@ def test_what_the_user_owns_is_read_like_what_is_ours_and_keeps_no_hook(tied: bo
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone() -> None:
     runtime, seen = make("llama"), []
     head = runtime._shell.module.get_output_embeddings()
@@ -277,6 +278,7 @@ def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone
     assert seen == [(1, 1, VOCAB_SIZE)]
 
 
+@pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_the_head_never_reads_one_row_alone_for_an_invariant_feed() -> None:
     runtime, seen = make("llama"), []
     if not runtime.info.batch_invariant:

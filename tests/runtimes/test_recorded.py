@@ -84,6 +84,7 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
     assert len(calls) == 1, "the first pass of a size is proven, the others need no model"
 
 
+@pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_short_texts_do_not_pay_for_a_recording() -> None:
     runtime = DecoderRuntime(tiny_model("gpt2"), own=True)
     recording = runtime._shell._recorded

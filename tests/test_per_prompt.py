@@ -80,7 +80,7 @@ def test_seeds_of_a_shared_config_follow_their_prompts() -> None:
         ({"temperature": []}, "temperature", "(the list has 0)"),
         ({"config": [None, None]}, "config", "(the list has 2)"),
         ({"seed": [1, 2], "top_k": [1, 2, 3]}, "seed", "(the list has 2)"),
-        ({"temperature": [0.5, -1.0, 0.5]}, "temperature", "of prompt 1 must be a finite number"),
+        ({"temperature": [0.5, -1.0, 0.5]}, "temperature", "of prompt 1 must be 0 or in"),
         ({"top_k": [1, True, 3]}, "top_k", "of prompt 1 must be an integer"),
         ({"config": [None, {"top_k": 3}, None]}, "config", "of prompt 1 must be an unspool.GenerationConfig"),
         ({"config": "greedy"}, "config", "must be an unspool.GenerationConfig"),

@@ -122,7 +122,7 @@ def test_a_file_that_holds_something_else_is_left_alone(talk: Any, tmp_path: Pat
         ("/edit", "no message to edit"),
         ("/sett temperature 3", "did you mean /set?"),
         ("/set temperature", "/set takes an option and its value"),
-        ("/set temperature -1", "temperature must be a finite number of at least 0, got -1; use 1.0 or off to"),
+        ("/set temperature -1", "temperature must be 0 or in [1e-18, 1e18], got -1; use 1.0 or off to"),
         ("/set tempratur 1", "did you mean temperature?"),
         ("/set top_p 0.5 0.6", "top_p must be in"),
         ("/set length_penalty 2", "length_penalty is not read"),

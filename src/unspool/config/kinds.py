@@ -10,9 +10,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 CliType: TypeAlias = Literal["bool", "int", "float", "str", "json"]
+
+
+GREATEST: Final = 1e18
+"""Largest size of any number, and LEAST the smallest one of a divisor: scores are float32, which ends at 3e38, and an
+option must not make +inf or NaN of them, also together with another option."""
+
+LEAST: Final = 1e-18
 
 
 class Unfit(Exception):
@@ -60,7 +67,7 @@ def finite(value: Any) -> float:
         number = float(value)
     except OverflowError:
         raise Unfit from None
-    if not math.isfinite(number):
+    if not math.isfinite(number) or abs(number) > GREATEST:
         raise Unfit
     return number
 
@@ -96,8 +103,12 @@ def integer(low: int | None = None) -> Kind:
     return Kind(words=words, parse=parse, cli_type="int", metavar="INT", schema=schema)
 
 
-def real(low: float | None = None, high: float | None = None, *, brackets: str = "[]") -> Kind:
-    """Finite numbers between `low` and `high`; `brackets` are the interval's own: "[", "(" and "]", ")"."""
+def real(low: float | None = None, high: float | None = None, *, brackets: str = "[]", divides: bool = False) -> Kind:
+    """Numbers between `low` and `high`, by default -GREATEST and GREATEST.
+
+    brackets: the interval's own: "[", "(" and "]", ")". divides: whether scores are divided by it; it is then 0, if
+    that is allowed, or at least LEAST.
+    """
     above, below = brackets[0] == "(", brackets[1] == ")"
 
     def parse(value: Any) -> float:
@@ -106,6 +117,8 @@ def real(low: float | None = None, high: float | None = None, *, brackets: str =
             raise Unfit
         if high is not None and (number > high or (below and number == high)):
             raise Unfit
+        if divides and 0 < number < LEAST:
+            raise Unfit
         return number
 
     schema: dict[str, Any] = {"type": "number"}
@@ -113,15 +126,22 @@ def real(low: float | None = None, high: float | None = None, *, brackets: str =
         schema["exclusiveMinimum" if above else "minimum"] = low
     if high is not None:
         schema["exclusiveMaximum" if below else "maximum"] = high
-    return Kind(words=_interval(low, high, brackets), parse=parse, cli_type="float", metavar="FLOAT", schema=schema)
+    words = _interval(LEAST if divides else low, high, "[]" if divides else brackets)
+    if divides and low == 0 and not above:
+        words = words.replace("must be", "must be 0 or")
+    return Kind(words=words, parse=parse, cli_type="float", metavar="FLOAT", schema=schema)
 
 
 def _interval(low: float | None, high: float | None, brackets: str) -> str:
-    if low is None:
-        return "must be a finite number"
     if high is None:
-        return f"must be a finite number {'above' if brackets[0] == '(' else 'of at least'} {low:g}"
-    return f"must be in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+        brackets = f"{brackets[0]}]"
+    ends = (-GREATEST if low is None else low, GREATEST if high is None else high)
+    return f"must be in {brackets[0]}{', '.join(map(_short, ends))}{brackets[1]}"
+
+
+def _short(number: float) -> str:
+    """Return the number in as few characters as Python reads it from."""
+    return f"{number:g}".replace("e+", "e")
 
 
 def flag() -> Kind:

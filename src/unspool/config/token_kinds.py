@@ -199,8 +199,8 @@ def biases() -> Kind:
         return [[list(sequence), bias] for sequence, bias in value.items()]
 
     pair = {"type": "array", "prefixItems": [_SEQUENCE_SCHEMA, {"type": "number"}], "minItems": 2, "maxItems": 2}
-    words = "must map token sequences to finite numbers, such as {(5, 7): -2.0} or [[[5, 7], -2.0]], each once"
-    json_words = 'must map token sequences to finite numbers, such as [[[5, 7], -2.0]] or {"5, 7": -2.0}, each once'
+    words = "must map token sequences to numbers in [-1e18, 1e18]: {(5, 7): -2.0} or [[[5, 7], -2.0]], each once"
+    json_words = 'must map token sequences to numbers in [-1e18, 1e18]: [[[5, 7], -2.0]] or {"5, 7": -2.0}, each once'
     schema = {"type": "array", "items": pair}
     return Kind(
         words=words,
@@ -225,7 +225,7 @@ def decay() -> Kind:
 
     parts = [_TOKEN_SCHEMA, {"type": "number", "exclusiveMinimum": 0}]
     schema = {"type": "array", "prefixItems": parts, "minItems": 2, "maxItems": 2}
-    numbers = "an integer of at least 0 and a finite number above 0"
+    numbers = "an integer of at least 0 and a number in (0, 1e18]"
     return Kind(
         words=f"must be a pair (start, factor): {numbers}",
         json_words=f"must be a pair [start, factor]: {numbers}",

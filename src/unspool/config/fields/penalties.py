@@ -20,7 +20,7 @@ class PenaltyOptions:
     """How repetition is held down."""
 
     repetition_penalty: float | None = option(
-        real(0, brackets="(]"),
+        real(0, brackets="(]", divides=True),
         group=_PENALTIES,
         off=1.0,
         help="Positive scores of tokens that occurred are divided by it, negative ones multiplied by it.",
@@ -72,7 +72,7 @@ class PenaltyOptions:
         hint="use 0 or None to turn it off",
     )
     encoder_repetition_penalty: float | None = option(
-        real(0, brackets="(]"),
+        real(0, brackets="(]", divides=True),
         group=_PENALTIES,
         off=1.0,
         help="As `repetition_penalty`, but above 1 favours the tokens of the prompt, or of the encoder's input.",

@@ -17,7 +17,7 @@ class SamplingOptions:
     """Which tokens may be drawn, and how sharply."""
 
     temperature: float | None = option(
-        real(0),
+        real(0, divides=True),
         group=_SAMPLING,
         off=1.0,
         read_by="sampling",

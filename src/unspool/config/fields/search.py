@@ -46,7 +46,7 @@ class SearchOptions:
         help="Beams of a beam search; 1 is no beam search.",
     )
     length_penalty: float = option(
-        real(),
+        real(-50, 50),
         group=_SEARCH,
         default=1.0,
         read_by="named",

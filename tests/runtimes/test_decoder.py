@@ -147,7 +147,8 @@ def test_where_rows_depend_on_company_an_invariant_feed_is_refused() -> None:
     assert not make("llama", attention="masked").info.batch_invariant
 
 
-@pytest.mark.parametrize("family", UNSUPPORTED)
+# PhiMoE keeps its window to itself, so its trial refuses it, not its class.
+@pytest.mark.parametrize("family", [family for family in UNSUPPORTED if family != "phimoe"])
 def test_a_family_outside_the_attention_interface_is_refused_by_name(family: str) -> None:
     model = tiny_model(family)
     reason = supports(model)

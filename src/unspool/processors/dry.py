@@ -144,8 +144,8 @@ class Dry(Processor):
     token never gets a penalty. `dry_range` limits the search to the last `dry_range` tokens. Off if `dry_multiplier` is
     None or 0.
 
-    Worked example: after 1 2 3 9 1 2 with dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=2, the run 1 2 has
-    length 2 and token 3 loses 0.8 * 1.75 ** 0 = 0.8. After 0 1 2 3 9 0 1 2 it loses 0.8 * 1.75 = 1.4.
+    Worked example: dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=2. After 1 2 3 9 1 2 the run 1 2 has length 2,
+    and token 3 loses 0.8 * 1.75 ** 0 = 0.8. After 0 1 2 3 9 0 1 2 it loses 0.8 * 1.75 = 1.4.
 
     Source: p-e-w, text-generation-webui pull request 5677; breakers of several tokens and dry_range as in llama.cpp.
     """

@@ -32,7 +32,7 @@ class TopK(Fixed[int]):
         """Return the number of tokens to keep, at least `min_tokens_to_keep`; None if it is off."""
         top_k = context.config.top_k
         if context.config.penalty_alpha:
-            return None  # contrastive search uses top_k as its number of candidates and truncates nothing
+            return None  # contrastive search uses top_k as its number of candidates, without truncation
         return max(int(top_k), context.min_tokens_to_keep) if top_k else None
 
     def apply(self, states: Sequence[int], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
@@ -42,7 +42,7 @@ class TopK(Fixed[int]):
 
 
 class TopP(Fixed[Limit]):
-    """Top-p (nucleus): keep a token if the tokens before it, most probable first, have a mass below `top_p`.
+    """Top-p (nucleus): keep a token if and only if the tokens before it, most probable first, have mass below `top_p`.
 
     The token that crosses the limit thus stays. If the mass equals the limit exactly, the next token is forbidden. Sums
     are float32, over the distribution of the allowed tokens. Ties go to the lowest token id. Off at None and 1.0.

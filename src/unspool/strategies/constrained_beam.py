@@ -68,9 +68,9 @@ class ConstrainedBeamSearch(Strategy):
                                                                           places: a c, a a
         step 3   the last token: the two best continuations that contain c finish, a c <end> 0.04 and a a c 0.025
 
-    The outputs are c <end> and a c <end>. If a needed token is forbidden for the last beams, or the time limit is
-    reached, fewer outputs than asked for can contain all forced words. The best incomplete continuations fill the
-    other outputs, with the reason in `unmet`. Outputs are ordered best first. Commits are exact, as in beam search.
+    The outputs are c <end> and a c <end>. Some outputs can lack forced words, if a needed token is forbidden for the
+    last beams or the time limit is reached. They are the best incomplete continuations, with the reason in `unmet`.
+    Outputs are ordered best first. Commits are exact, as in beam search.
 
     Cost: one forward pass per token for all beams together.
     Source: Post, Vilar 2018, Fast Lexically Constrained Decoding with Dynamic Beam Allocation, section 3.2.
@@ -134,8 +134,8 @@ def check_constraints(context: Context) -> ForcedWords:
     """Return the automaton of the request's forced words.
 
     Raises:
-        OptionError: if the list of forced words is empty, a forced token is outside the vocabulary or ends the output
-            too early, or the forced words need more than `max_new_tokens` tokens.
+        OptionError: if the list of forced words is empty, or they need more than `max_new_tokens` tokens. Also if a
+            forced token is outside the vocabulary or ends the output too early.
     """
     forced, ordered = context.config.force_words_ids, context.config.force_words_ordered
     if not forced:

@@ -92,7 +92,7 @@ def encode_chat(
         tokenizer_options: arguments of the tokenizer, such as `truncation` and `max_length`.
 
     Raises:
-        PromptError: if there is no template, or if it rejects these messages.
+        PromptError: if the template is missing, or rejects these messages.
     """
     check_template(tokenizer, chat_template)
     warnings_off = {"tokenizer_kwargs": found} if (found := quiet(tokenizer)) else {}
@@ -119,7 +119,7 @@ def encode_chat(
 def turn_end(
     tokenizer: Any, chat_template: str | None = None, template_options: Mapping[str, Any] | None = None
 ) -> int | None:
-    """Return the special token that ends an assistant's turn in the template, or None if there is no such token.
+    """Return the special token that ends an assistant's turn in the template; None if the template lacks one.
 
     The end-of-sequence token of the generation config can differ: it can end whole texts, not turns.
     """

@@ -195,4 +195,21 @@ def _room(request: Request, info: ModelInfo) -> int:
         raise OptionError(
             "max_new_tokens", None, f"must be set for {info.name}, which has no longest length", "give a number"
         )
-    return min(rooms)
+    room = min(rooms)
+    _check_least(config, length, room, info)
+    return room
+
+
+def _check_least(config: GenerationConfig, length: int, room: int, info: ModelInfo) -> None:
+    """Refuse a least length that the model's length leaves no room for; the other limits are checked with the options.
+
+    A value of the model's stored config is no error: nobody asked for it.
+    """
+    for name, least in (("min_new_tokens", config.min_new_tokens), ("min_length", config.min_length)):
+        most = room if name == "min_new_tokens" else length + room
+        if least is not None and least > most and name in config.asked:
+            count = f"at most {most}" if name == "min_new_tokens" else f"at most {most}, the prompt counted"
+            limit = "" if info.max_length is None else f": {info.name} holds {info.max_length} tokens in all"
+            raise OptionError(
+                name, least, f"must be {count}{limit}, and the prompt has {length}", "lower it, or shorten the prompt"
+            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
@@ -27,9 +27,21 @@ from unspool.text.chat import (
     transcript,
     turn_end,
 )
+from unspool.types import ModelInfo
 
-if TYPE_CHECKING:
-    from unspool.model import LanguageModel
+
+class Writer(Protocol):
+    """The part of a LanguageModel that answers conversations."""
+
+    tokenizer: Any
+    config: GenerationConfig
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def generate(self, prompt: Any, **options: Any) -> Any: ...
+
+    def stream(self, prompt: Any, **options: Any) -> Stream: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -147,7 +159,7 @@ class ChatStream:
 
 
 def chat(
-    lm: LanguageModel,
+    lm: Writer,
     messages: Any,
     *,
     tools: Sequence[Any] | None,
@@ -179,7 +191,7 @@ def chat(
 
 
 def chat_plain(
-    lm: LanguageModel,
+    lm: Writer,
     messages: Sequence[Message],
     *,
     stream: bool,
@@ -214,7 +226,7 @@ def read_turns(given: Any) -> tuple[Message, ...]:
 
 def _conversation(
     messages: tuple[Message, ...],
-    lm: LanguageModel,
+    lm: Writer,
     tools: Sequence[Any] | None,
     continues: bool,
     chat_template: str | None,
@@ -239,7 +251,7 @@ def _conversation(
 
 
 def _unknown_end(
-    lm: LanguageModel, chat_template: str | None, template_options: Mapping[str, Any] | None
+    lm: Writer, chat_template: str | None, template_options: Mapping[str, Any] | None
 ) -> tuple[int, ...] | None:
     """Return the model's own end tokens with the end of a turn, or None if the end of a turn is among them."""
     stored, vocabulary = lm.config.eos_token_id or lm.info.eos_token_ids, range(lm.info.vocab_size)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from unspool.rendering import generation_html
+from unspool.rendering.html import generation_html
 from unspool.results import NextTokens
 from unspool.types import Distribution
 

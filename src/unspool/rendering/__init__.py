@@ -1,13 +1,5 @@
-"""How results look: in a terminal, in a notebook, and in plain ASCII."""
+"""Pictures of results: in a terminal, in a notebook, and in plain ASCII. Importing this registers them all."""
 
-from unspool.rendering.html import generation_html, next_tokens_html
-from unspool.rendering.plain import next_tokens_plain
-from unspool.rendering.terminal import generation_terminal, next_tokens_terminal
+from unspool.rendering import html, plain, side_by_side, terminal, trace_html, trace_tree
 
-__all__ = [
-    "generation_html",
-    "generation_terminal",
-    "next_tokens_html",
-    "next_tokens_plain",
-    "next_tokens_terminal",
-]
+__all__ = ["html", "plain", "side_by_side", "terminal", "trace_html", "trace_tree"]

@@ -6,13 +6,12 @@ Text takes the page's own colour and the bars are of middle brightness, so both 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from unspool.rendering.marks import closing, greatest, heading, percent, processors, summary, verdict, visible
-
-if TYPE_CHECKING:
-    from unspool.results.generation import Completion, Generation
-    from unspool.results.next_tokens import NextToken, NextTokens
+from unspool.results.drawing import draws
+from unspool.results.generation import Completion, Generation
+from unspool.results.next_tokens import NextToken, NextTokens
 
 _DRAWN: Final = "#2a8fd0"
 _MODEL: Final = "rgba(128,128,128,0.4)"
@@ -22,6 +21,7 @@ _NUMBER: Final = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
 _MONO: Final = "font-family:ui-monospace,Menlo,Consolas,monospace"
 
 
+@draws(NextTokens, "html")
 def next_tokens_html(tokens: NextTokens) -> str:
     """Return the chart: the wide grey bar is the model's probability, the thin blue one what is drawn from."""
     longest = greatest(tokens)
@@ -40,6 +40,7 @@ def next_tokens_html(tokens: NextTokens) -> str:
     )
 
 
+@draws(Generation, "html")
 def generation_html(generation: Generation) -> str:
     """Return the prompt, fainter, then the outputs with a line of facts each."""
     return (

@@ -5,16 +5,16 @@ Does not know: colours, the width of a terminal.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from unspool.rendering.marks import bar, greatest, percent, processors, summary, verdict
-
-if TYPE_CHECKING:
-    from unspool.results.next_tokens import NextToken, NextTokens
+from unspool.results.drawing import draws
+from unspool.results.next_tokens import NextToken, NextTokens
 
 _WIDTH: Final = 30
 
 
+@draws(NextTokens, "plain")
 def next_tokens_plain(tokens: NextTokens) -> str:
     """Return the chart, a token a line: rank, token, the model's probability, the bar, and what became of it."""
     names = [ascii(entry.text) for entry in tokens]

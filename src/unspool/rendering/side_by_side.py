@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -19,9 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unspool.rendering.marks import visible
-
-if TYPE_CHECKING:
-    from unspool.results.comparison import Compared, Comparison
+from unspool.results.comparison import Compared, Comparison
+from unspool.results.drawing import draws
 
 PLAIN_WIDTH: Final = 100
 _NARROWEST: Final = 30
@@ -87,6 +86,7 @@ class _Shown:
         return tuple(f"*{cell}" if best else cell for cell, best in zip(self.cells, self.bests, strict=True))
 
 
+@draws(Comparison, "terminal")
 def comparison_terminal(comparison: Comparison, *, width: int) -> Group:
     """Return the texts in as many columns as `width` cells hold, stacked where that is one, and the figures below."""
     parts: list[RenderableType] = []
@@ -100,6 +100,7 @@ def comparison_terminal(comparison: Comparison, *, width: int) -> Group:
     return Group(*parts)
 
 
+@draws(Comparison, "plain")
 def comparison_plain(comparison: Comparison) -> str:
     """Return what a terminal of 100 columns without colours shows."""
     console = Console(
@@ -110,6 +111,7 @@ def comparison_plain(comparison: Comparison) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
+@draws(Comparison, "markdown")
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the table of figures, the best values bold, then each text as a block that is shown literally."""
     shown = _shown(comparison)
@@ -127,6 +129,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+@draws(Comparison, "html")
 def comparison_html(comparison: Comparison) -> str:
     """Return one self-contained piece: texts in as many columns as the page is wide, the figures below."""
     prompt = f'<div dir="auto" style="{_PRE};{_FAINT}">{escape(comparison.prompt)}</div>' if comparison.prompt else ""

@@ -5,7 +5,7 @@ Colours only repeat what the signs say, so the chart reads the same where there 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Group
@@ -23,10 +23,9 @@ from unspool.rendering.marks import (
     verdict,
     visible,
 )
-
-if TYPE_CHECKING:
-    from unspool.results.generation import Generation
-    from unspool.results.next_tokens import NextToken, NextTokens
+from unspool.results.drawing import draws
+from unspool.results.generation import Generation
+from unspool.results.next_tokens import NextToken, NextTokens
 
 _COMMON: Final = "bright_cyan"
 _GAINED: Final = "bright_green"
@@ -34,6 +33,7 @@ _LOST: Final = "dim"
 _NARROWEST, _WIDEST = 8, 48
 
 
+@draws(NextTokens, "terminal")
 def next_tokens_terminal(tokens: NextTokens, *, width: int) -> Group:
     """Return the bar chart of a distribution, at most `width` cells wide where the token names leave room."""
     rows = [(entry, visible(entry.text), verdict(entry)) for entry in tokens]
@@ -57,6 +57,7 @@ def next_tokens_terminal(tokens: NextTokens, *, width: int) -> Group:
     return Group(Text(heading(tokens), style="bold"), Text(), table, Text(), _legend(), _facts(tokens))
 
 
+@draws(Generation, "terminal")
 def generation_terminal(generation: Generation) -> Text:
     """Return the prompt, dim where it is no part of the text, then the outputs with a line of facts each."""
     text = Text()

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from unspool.rendering.trace_tree import trace_terminal
+from unspool.results.drawing import draws
+from unspool.results.trace import Trace
 
 if TYPE_CHECKING:
     from rich.segment import Segment
 
-    from unspool.results.trace import Trace
 
 _WIDTH: Final = 110
 _BEST: Final = "#2a8fd0"
 _PAGE: Final = "margin:0;line-height:1.4;color:inherit;background:transparent;white-space:pre;overflow-x:auto"
 
 
+@draws(Trace, "html")
 def trace_html(trace: Trace) -> str:
     """Return the picture as one preformatted block."""
     picture = trace_terminal(trace, width=_WIDTH)

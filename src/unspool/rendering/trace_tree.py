@@ -15,14 +15,16 @@ from rich.text import Text
 from unspool.rendering.flow import flow, joined
 from unspool.rendering.trace_marks import LOST, Lookup, heading, style_of, verdict
 from unspool.rendering.trace_steps import rounds, steps
+from unspool.results.drawing import draws
+from unspool.results.trace import Trace
 
 if TYPE_CHECKING:
     from unspool.records import TraceNode
-    from unspool.results.trace import Trace
 
 _PLAIN_WIDTH: Final = 100
 
 
+@draws(Trace, "terminal")
 def trace_terminal(trace: Trace, *, width: int) -> Text:
     """Return the picture of a trace, at most `width` cells wide where tokens and indents leave room."""
     lookup = Lookup(trace)
@@ -30,6 +32,7 @@ def trace_terminal(trace: Trace, *, width: int) -> Text:
     return joined([*heading(trace, width), Text(), *body])
 
 
+@draws(Trace, "plain")
 def trace_plain(trace: Trace, *, width: int = _PLAIN_WIDTH) -> str:
     """Return the picture without colours."""
     return "\n".join(line.rstrip() for line in trace_terminal(trace, width=width).plain.splitlines())

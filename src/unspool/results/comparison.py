@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unspool.results.drawing import draw
 from unspool.results.figures import Figures
 from unspool.results.generation import Generation
 
@@ -103,25 +104,17 @@ class Comparison(Mapping[str, Generation]):
         return f"Comparison({', '.join(map(repr, self))})"
 
     def __str__(self) -> str:
-        from unspool.rendering.side_by_side import comparison_plain
-
-        return comparison_plain(self)
+        return str(draw(self, "plain"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.rendering.side_by_side import comparison_terminal
-
-        yield comparison_terminal(self, width=options.max_width)
+        yield draw(self, "terminal", width=options.max_width)
 
     def _repr_html_(self) -> str:
-        from unspool.rendering.side_by_side import comparison_html
-
-        return comparison_html(self)
+        return str(draw(self, "html"))
 
     def to_markdown(self) -> str:
         """Return the table of figures, then every text in a block of its own."""
-        from unspool.rendering.side_by_side import comparison_markdown
-
-        return comparison_markdown(self)
+        return str(draw(self, "markdown"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from unspool.results.drawing import draw
 from unspool.results.json_text import JsonText
 from unspool.text.emit import text_of
 from unspool.text.labels import token_label
@@ -245,14 +246,10 @@ class Generation(JsonText):
         return f"<{type(self).__name__}: {', '.join(facts)}>"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.rendering import generation_terminal
-
-        yield generation_terminal(self)
+        yield draw(self, "terminal")
 
     def _repr_html_(self) -> str:
-        from unspool.rendering import generation_html
-
-        return generation_html(self)
+        return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from unspool.errors import OptionError
+from unspool.results.drawing import draw
 from unspool.results.json_text import JsonText
 from unspool.text.labels import token_label
 
@@ -131,19 +132,13 @@ class NextTokens(JsonText):
         return f"<NextTokens: {first}, {self.num_kept} of {self.vocab_size} tokens can be drawn>"
 
     def __str__(self) -> str:
-        from unspool.rendering import next_tokens_plain
-
-        return next_tokens_plain(self)
+        return str(draw(self, "plain"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.rendering import next_tokens_terminal
-
-        yield next_tokens_terminal(self, width=options.max_width)
+        yield draw(self, "terminal", width=options.max_width)
 
     def _repr_html_(self) -> str:
-        from unspool.rendering import next_tokens_html
-
-        return next_tokens_html(self)
+        return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold: the tokens shown, and the mass of the rest."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unspool.config.generation import OPTIONS
 from unspool.errors import OptionError
 from unspool.records import Recording, TraceMove, TraceNode, TraceOutput, TraceRow, TraceStep
+from unspool.results.drawing import draw
 from unspool.results.plain import from_plain, schema_of, to_plain
 from unspool.text.labels import token_label
 
@@ -95,19 +96,13 @@ class Trace:
         return f"<Trace of {self.strategy}: {counts}>"
 
     def __str__(self) -> str:
-        from unspool.rendering.trace_tree import trace_plain
-
-        return trace_plain(self)
+        return str(draw(self, "plain"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from unspool.rendering.trace_tree import trace_terminal
-
-        yield trace_terminal(self, width=options.max_width)
+        yield draw(self, "terminal", width=options.max_width)
 
     def _repr_html_(self) -> str:
-        from unspool.rendering.trace_html import trace_html
-
-        return trace_html(self)
+        return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold, by the form that `trace_schema` describes."""

@@ -1,0 +1,39 @@
+"""draw(): a result as text, for a terminal, a notebook or a page. Drawing functions register themselves.
+
+Owns: the table of drawing functions. Results do not import their pictures, so values and pictures form no circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Literal, TypeAlias, TypeVar
+
+Medium: TypeAlias = Literal["plain", "terminal", "html", "markdown"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_DRAWINGS = "unspool.rendering"
+_FUNCTIONS: dict[tuple[type, Medium], Callable[..., Any]] = {}
+
+
+def draws(kind: type, medium: Medium) -> Callable[[Function], Function]:
+    """Register the decorated function: it draws results of this type for this medium."""
+
+    def register(function: Function) -> Function:
+        _FUNCTIONS[kind, medium] = function
+        return function
+
+    return register
+
+
+def draw(result: Any, medium: Medium, **options: Any) -> Any:
+    """Return the picture of a result: text, or for a terminal anything that rich prints.
+
+    Args:
+        result: a value of a registered type, or of a subclass.
+        medium: where it is shown.
+        options: of the drawing function, such as the `width` of a terminal in cells.
+    """
+    import_module(_DRAWINGS)
+    function = next(_FUNCTIONS[kind, medium] for kind in type(result).__mro__ if (kind, medium) in _FUNCTIONS)
+    return function(result, **options)

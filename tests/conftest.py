@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 
 from tests.sampling import ALL, run_all
-from unspool.threads import usable_cpus
+from unspool.machine.threads import usable_cpus
 
 # Each process needs about a gigabyte.
 MOST_WORKERS = 16

@@ -21,7 +21,7 @@ from tests.toys import mixing_toy
 from unspool import LanguageModel
 from unspool.assistants import Assistant, check_vocabulary, read_assistant
 from unspool.errors import OptionError
-from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.toy import ToyRuntime
 
 PROMPT = [5, 7, 11, 13]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 COUNT, NEW_TOKENS = 10_000, 64
 

@@ -10,8 +10,8 @@ from tests.speakers import recite
 from tests.toys import mixing_toy
 from unspool import GenerationConfig, LanguageModel, OptionError
 from unspool.config import OPTIONS
+from unspool.inputs.prompts import read_prompts
 from unspool.per_prompt import group_prompts
-from unspool.prompts import read_prompts
 
 PROMPTS = [[1, 2], [3], [4, 5, 6]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unspool.importing import uncollected
+from unspool.startup import uncollected
 
 # What a small decoder has no use for: other kinds of models, other doors, packages of weights it does not have.
 NEEDLESS = (
@@ -39,12 +39,12 @@ NEEDLESS = (
     "unspool.functional",
     "unspool.interop",
     "unspool.pipelines",
-    "unspool.runtimes.seq2seq",
-    "unspool.runtimes.general",
-    "unspool.runtimes.recompute",
-    "unspool.runtimes.stretched",
-    "unspool.runtimes.graphs",
-    "unspool.runtimes.capture",
+    "unspool.runtimes.seq2seq.runtime",
+    "unspool.runtimes.generic.runtime",
+    "unspool.runtimes.generic.recompute",
+    "unspool.runtimes.generic.long_rope",
+    "unspool.runtimes.decoder.cuda_graphs",
+    "unspool.runtimes.decoder.capture",
 )
 
 FIRST_TOKEN = f"""

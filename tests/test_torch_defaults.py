@@ -13,10 +13,10 @@ import unspool
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import functional as F
-from unspool.runtimes.attention import parts_can_be_joined
-from unspool.runtimes.int4_weight import half_tile
-from unspool.runtimes.int8_weight import whole_digit
-from unspool.runtimes.linear import packing_obstacle
+from unspool.runtimes.kv.attention import parts_can_be_joined
+from unspool.runtimes.weights.int4 import half_tile
+from unspool.runtimes.weights.int8 import whole_digit
+from unspool.runtimes.weights.packed_linear import packing_obstacle
 
 SHAPED: dict[str, Any] = {"temperature": 0.8, "seed": 3}
 BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2}

@@ -11,7 +11,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from tests.tiny_models import VOCAB_SIZE, widen
-from unspool.runtimes.seq2seq import Seq2SeqRuntime
+from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 from unspool.types import Feed, Rows, Seq, Source
 
 MAX_LENGTH = 48

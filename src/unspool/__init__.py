@@ -16,13 +16,13 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from unspool.importing import uncollected as _uncollected
 from unspool.listing import listed_once as _listed_once
+from unspool.startup import uncollected as _uncollected
 
 if TYPE_CHECKING:
     from unspool import functional as functional
-    from unspool.chat_session import Chat as Chat
     from unspool.config import GenerationConfig as GenerationConfig
+    from unspool.conversations.session import Chat as Chat
     from unspool.engine import Engine as Engine
     from unspool.engine import Request as Request
     from unspool.errors import CancelledRequest as CancelledRequest
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from unspool.errors import UnspoolError as UnspoolError
     from unspool.interop import decoding_method as decoding_method
     from unspool.interop import generate as generate
-    from unspool.loading import load as load
+    from unspool.loading.load import load as load
     from unspool.model import LanguageModel as LanguageModel
     from unspool.pipelines import pipeline as pipeline
     from unspool.results import Chunk as Chunk
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from unspool.results import Trace as Trace
     from unspool.results import to_records as to_records
     from unspool.results import trace_schema as trace_schema
-    from unspool.runtimes.shell import refresh as refresh
+    from unspool.runtimes.decoder.model import refresh as refresh
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
     from unspool.seeds import set_seed as set_seed
     from unspool.streaming import Stream as Stream
@@ -58,7 +58,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CancelledRequest": "unspool.errors",
     "CapacityError": "unspool.errors",
-    "Chat": "unspool.chat_session",
+    "Chat": "unspool.conversations.session",
     "Chunk": "unspool.results",
     "Comparison": "unspool.results",
     "Completion": "unspool.results",
@@ -81,9 +81,9 @@ _HOMES = {
     "UnspoolError": "unspool.errors",
     "decoding_method": "unspool.interop",
     "generate": "unspool.interop",
-    "load": "unspool.loading",
+    "load": "unspool.loading.load",
     "pipeline": "unspool.pipelines",
-    "refresh": "unspool.runtimes.shell",
+    "refresh": "unspool.runtimes.decoder.model",
     "set_seed": "unspool.seeds",
     "to_records": "unspool.results",
     "trace_schema": "unspool.results",

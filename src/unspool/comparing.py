@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from unspool.config import OPTIONS, GenerationConfig
-from unspool.config.option import UNSET
 from unspool.config.strategies import choose_strategy, meets_needs, reads_assistant
 from unspool.errors import OptionError
+from unspool.options.option import UNSET
 from unspool.per_prompt import Group
 from unspool.results.comparison import Compared, Comparison
 from unspool.results.generation import Generation

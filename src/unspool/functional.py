@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from unspool.config import OPTIONS
-from unspool.config.kinds import Unfit
-from unspool.engine.select import perturbed
+from unspool.engine.sampler import perturbed
 from unspool.errors import OptionError
 from unspool.noise import NoiseKey, prompt_key
+from unspool.options.kinds import Unfit
 from unspool.processors import PROCESSORS
 from unspool.processors.base import Limit
 from unspool.processors.history import TokenCounts

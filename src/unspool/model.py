@@ -7,29 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from unspool.adapters import as_runtime
-from unspool.chat_completion import ChatGeneration, ChatStream, chat
 from unspool.comparing import Entries, compare
 from unspool.config import GenerationConfig
+from unspool.conversations.completion import ChatGeneration, ChatStream, chat
 from unspool.engine import Engine
 from unspool.engine.driver import Driver
 from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import context_of
 from unspool.errors import ModelError
-from unspool.inquiries import ToScore, next_token_jobs, read_scores
+from unspool.inputs.prompts import Prompt, Prompts
+from unspool.inputs.reader import Reader
 from unspool.per_prompt import Configs, Group, group_prompts
 from unspool.planning import Job, Own, plan_jobs, resolve_options
 from unspool.progress import progress_bar
-from unspool.prompts import Prompt, Prompts
 from unspool.protocols import Runtime
-from unspool.reading import Reader
 from unspool.results import Generation, NextTokens, TextScore
 from unspool.results.comparison import Comparison
+from unspool.scoring import ToScore, next_token_jobs, read_scores
 from unspool.streaming import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
 
 if TYPE_CHECKING:
-    from unspool.saving import Checkpoint
+    from unspool.loading.saving import Checkpoint
 
 
 class LanguageModel:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
-from unspool.prompts import Prompts
+from unspool.inputs.prompts import Prompts
 
 Configs: TypeAlias = GenerationConfig | Sequence[GenerationConfig | None] | None
 """One config for all prompts, or a list with one per prompt."""

@@ -17,9 +17,9 @@ from unspool.config.strategies import reads_assistant
 from unspool.config.vocabulary import without_unknown_ids
 from unspool.engine import Request
 from unspool.errors import OptionError
-from unspool.prompts import encode
+from unspool.inputs.prompts import encode
+from unspool.inputs.reader import PLAIN, Beginning, Reader, read_beginning
 from unspool.protocols import Criterion, Processor, Strategy
-from unspool.reading import PLAIN, Beginning, Reader, read_beginning
 from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer

@@ -16,8 +16,8 @@ from unspool.types import Feed, Hypothesis, ModelInfo, Reply, Rows, Seq, Space, 
 if TYPE_CHECKING:
     import torch
 
-    from unspool.config.fields.options import Options
-    from unspool.runtimes.source_info import SourceInfo
+    from unspool.options.fields.options import Options
+    from unspool.runtimes.seq2seq.source_info import SourceInfo
 
 
 class Runtime:

@@ -358,7 +358,7 @@ class Finished:
 
     outputs: in the strategy's order.
     rows: the last reply, for strategies that only ask.
-    trace: the recording, if the request asked for one (unspool.engine.recorder); else None.
+    trace: the recording, if the request asked for one (unspool.engine.trace.recorder); else None.
     passes: number of forward passes of the model with this request, without those of a draft model.
     """
 

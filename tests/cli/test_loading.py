@@ -34,7 +34,7 @@ def test_no_bar_over_weights_is_shown_and_bars_come_back(
 
 def test_threads_are_set_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr("unspool.loading.load", lambda *_, **__: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr("unspool.loading.load.load", lambda *_, **__: seen.append(torch.get_num_threads()))
     before = torch.get_num_threads()
     try:
         ModelChoice(model=str(folder), threads=3).load()

@@ -6,8 +6,8 @@ import pytest
 
 from unspool.cli.spelling import FLAGS, KEYS, SETTINGS, spelled
 from unspool.config import OPTIONS, REFUSED, STRATEGIES
-from unspool.config.order import PROCESSOR_ORDER
 from unspool.errors import OptionError, PromptError
+from unspool.options.order import PROCESSOR_ORDER
 
 NAMES = {name for name in OPTIONS if "_" in name}
 WORDS = {*STRATEGIES, *PROCESSOR_ORDER, "top_k", "top_p", "min_p"}  # values of options, spelled alike everywhere

@@ -12,7 +12,7 @@ from tests.cli.fakes import undrawn
 from tests.toys import toy
 from tests.tracing import trace_of
 from unspool.cli.trace import trace as command
-from unspool.rendering.trace_tree import trace_plain
+from unspool.results.render.trace_tree import trace_plain
 from unspool.results.trace import Trace
 
 

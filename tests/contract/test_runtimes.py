@@ -16,8 +16,8 @@ from unspool.adapters import as_runtime
 from unspool.engine import Engine
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
-from unspool.runtimes.decoder import DecoderRuntime
-from unspool.runtimes.seq2seq import Seq2SeqRuntime
+from unspool.runtimes.decoder.runtime import DecoderRuntime
+from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 from unspool.runtimes.toy import ToyRuntime
 from unspool.types import Feed, Output, Rows
 

@@ -14,7 +14,7 @@ from tests.toys import Scripted, drain, mixing_toy, request, results, run_alone
 from unspool import LanguageModel
 from unspool.engine import Engine
 from unspool.errors import CapacityError, PromptError, StrategyError
-from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.toy import ToyRuntime
 from unspool.types import DRAFT, ROOT, Drop, Event, Extend, Feed, Fork, Hypothesis, Keep, Output, Rows, Score, Top, Turn
 

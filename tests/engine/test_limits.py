@@ -15,8 +15,8 @@ from tests.toys import mixing_toy, request, results, run_alone
 from unspool.engine import Engine, Request
 from unspool.engine.request import Gang
 from unspool.interop.drivers import driver_of
-from unspool.runtimes import limits
 from unspool.runtimes.choose import runtime_of
+from unspool.runtimes.kv import limits
 from unspool.runtimes.toy import ToyRuntime
 from unspool.types import Event
 

@@ -20,7 +20,7 @@ from unspool.adapters import AdaptedRuntime
 from unspool.engine import Engine, Request
 from unspool.engine.request import Gang
 from unspool.protocols import Context, Conversation, RowKey, Runtime, Strategy
-from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.toy import ToyRuntime
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery, WithPromptScores
 from unspool.types import Committed, Event, Failed, Feed, Finished, Output, Row, Rows, Tentative

@@ -18,8 +18,8 @@ from unspool import LanguageModel
 from unspool.engine import Engine, Request
 from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
-from unspool.runtimes.decoder import DecoderRuntime
-from unspool.runtimes.pools import SlotPool
+from unspool.runtimes.decoder.runtime import DecoderRuntime
+from unspool.runtimes.kv.pool import SlotPool
 from unspool.runtimes.toy import ToyRuntime
 from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.types import ROOT, Event, Feed, Fork, Output, Rows, Score, Top, Turn

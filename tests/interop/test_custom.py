@@ -12,7 +12,7 @@ import transformers
 from transformers.modeling_outputs import BaseModelOutput
 
 import unspool
-from tests.interop.test_theirs import ENDS, Spy, Watch
+from tests.interop.test_transformers_objects import ENDS, Spy, Watch
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import FAMILIES, TEXT, random_source, tiny_seq2seq

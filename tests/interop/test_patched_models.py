@@ -313,7 +313,9 @@ class TestDoors:
     @pytest.mark.parametrize("where", ["lm_head", "model.layers.1.mlp.act_fn", "model.layers.1.mlp", "model.layers.0"])
     def test_a_model_that_was_loaded_by_name(self, where: str) -> None:
         lm = unspool.load("tale-draft")
-        model = transformers.AutoModelForCausalLM.from_pretrained(unspool.loading.EMBEDDED / "draft", dtype="float32")
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            unspool.loading.load.EMBEDDED / "draft", dtype="float32"
+        )
 
         def turn(module: Any, args: Any, output: Any) -> Any:
             return changed(output, torch.neg)

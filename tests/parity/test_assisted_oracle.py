@@ -15,7 +15,7 @@ from tests.sampling import sampled
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 from tests.toys import drain, request, results
 from unspool.engine import Engine
-from unspool.runtimes.decoder import DecoderRuntime
+from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.strategies.assisted import Assisted
 from unspool.types import Output
 

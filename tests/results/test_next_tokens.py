@@ -118,6 +118,7 @@ def test_it_is_json() -> None:
 
 def test_importing_results_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, unspool.results, unspool.rendering; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+        "import sys, unspool.results, unspool.results.render;"
+        "print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -161,7 +161,8 @@ def test_the_docs_name_every_field() -> None:
 
 def test_importing_the_trace_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, unspool.results.trace, unspool.rendering.trace_tree; print({'torch', 'numpy'} & set(sys.modules))"
+        "import sys, unspool.results.trace, unspool.results.render.trace_tree;"
+        "print({'torch', 'numpy'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 import unspool
-from tests.runtimes.test_general import READING_A_PLACE, Failure, wander, written
+from tests.runtimes.generic.test_runtime import READING_A_PLACE, Failure, wander, written
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, GENERAL, OTHERS, RECOMPUTED, VOCAB_SIZE, tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool.errors import CapacityError, ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
-from unspool.runtimes.decoder import DecoderRuntime
-from unspool.runtimes.general import GeneralRuntime
-from unspool.runtimes.recompute import RecomputeRuntime
-from unspool.runtimes.seq2seq import Seq2SeqRuntime
-from unspool.runtimes.stretched import StretchedRuntime
+from unspool.runtimes.decoder.runtime import DecoderRuntime
+from unspool.runtimes.generic.long_rope import StretchedRuntime
+from unspool.runtimes.generic.recompute import RecomputeRuntime
+from unspool.runtimes.generic.runtime import GeneralRuntime
+from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 from unspool.types import Feed
 
 ORIGINAL = 12

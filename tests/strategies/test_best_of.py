@@ -13,7 +13,7 @@ from unspool.config import GenerationConfig, resolve
 from unspool.engine import Engine
 from unspool.protocols import Context
 from unspool.strategies.best_of import BestOf
-from unspool.strategies.resemblance import mean_resemblances, profile, resemblance
+from unspool.strategies.ngram_f1 import mean_resemblances, profile, resemblance
 from unspool.types import Candidate, Committed, Hypothesis, ModelInfo, Output, Row, Sample
 
 A, B, C, D, E, END = range(6)

@@ -15,7 +15,7 @@ from unspool.noise import NoiseKey, gumbel, prompt_key
 
 def test_sample_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "unspool.engine.select.gumbel", lambda keys, tokens: torch.tensor([2.0, -0.5])[tokens].expand(len(keys), -1)
+        "unspool.engine.sampler.gumbel", lambda keys, tokens: torch.tensor([2.0, -0.5])[tokens].expand(len(keys), -1)
     )
     outputs = run_alone(lambda: two_tokens(), request([0], do_sample=True, max_new_tokens=1))
     assert isinstance(outputs, tuple) and outputs[0].token_ids == (0,)

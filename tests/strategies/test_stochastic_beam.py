@@ -53,7 +53,7 @@ def test_stochastic_beam_worked_example(monkeypatch: pytest.MonkeyPatch) -> None
     assert own == pytest.approx([-0.493, 0.296, -2.009], abs=1e-3)
     assert conditioned(sorted(own, reverse=True), 0.0) == pytest.approx([0, -0.638, -2.043], abs=1e-3)
     noise = torch.tensor([0.2, 1.5, -0.4])
-    monkeypatch.setattr("unspool.engine.select.gumbel", lambda keys, tokens: noise[tokens].expand(len(keys), -1))
+    monkeypatch.setattr("unspool.engine.sampler.gumbel", lambda keys, tokens: noise[tokens].expand(len(keys), -1))
     found = outputs(three_tokens, 0, **options(2, max_new_tokens=1))
     assert [output.token_ids for output in found] == [(1,), (0,)]
     assert [output.score for output in found] == pytest.approx([math.log(0.3), math.log(0.5)], abs=1e-6)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from tests.text.tokenizers import byte_fallback, byte_level, word_piece
 from unspool.errors import OptionError
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 from unspool.text.forced_words import forced_word_ids
 
 

@@ -23,7 +23,7 @@ from unspool.cli.screen import Screen
 from unspool.cli.sources import ModelChoice
 
 if TYPE_CHECKING:
-    from unspool.chat_turn import TurnStream
+    from unspool.conversations.turn import TurnStream
 
 
 @guarded

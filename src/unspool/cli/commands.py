@@ -18,8 +18,8 @@ from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
-    from unspool.chat_turn import TurnStream
     from unspool.cli.dialogue import Dialogue
+    from unspool.conversations.turn import TurnStream
     from unspool.model import LanguageModel
 
 Next: TypeAlias = "Literal['read', 'leave'] | Callable[..., TurnStream]"

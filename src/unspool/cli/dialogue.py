@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from unspool.chat_files import read_file
-from unspool.chat_session import Chat
 from unspool.config import OPTIONS, GenerationConfig
+from unspool.conversations.files import read_file
+from unspool.conversations.session import Chat
 from unspool.errors import OptionError, PromptError
 from unspool.text.chat import check_template
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from unspool.errors import ModelError
-from unspool.gguf.header import read_header
-from unspool.gguf.packages import PACKAGED, find_packaged
+from unspool.loading.gguf.header import read_header
+from unspool.loading.gguf.packages import PACKAGED, find_packaged
 
 EMBEDDED = Path(str(files("unspool"))) / "tale"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unspool.errors import PromptError
-from unspool.importing import uncollected
 from unspool.listing import listed_once
+from unspool.startup import uncollected
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
@@ -104,12 +104,12 @@ def load_model(name: str | None, *, threads: int | None = None, **how: Any) -> L
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws itself
     with uncollected(), listed_once():
-        from unspool.loading import load
-        from unspool.names import is_here
+        from unspool.loading.load import load
+        from unspool.loading.names import is_here
     if name is not None and not is_here(name) and sys.stderr.isatty():
         sys.stderr.write(f"Looking for {name} on the Hugging Face hub\n")
     if threads is not None:
-        from unspool.threads import set_threads
+        from unspool.machine.threads import set_threads
 
         set_threads(threads)
     with _no_loading_bars():

@@ -7,9 +7,9 @@ from unspool.config.docs import help_for, json_schema, option_table_markdown
 from unspool.config.foreign import NO_EFFECT, REFUSED
 from unspool.config.generation import OPTIONS, GenerationConfig, nearest_option, standing
 from unspool.config.layers import resolve
-from unspool.config.option import GROUPS, UNSET, Option
-from unspool.config.order import PROCESSOR_ORDER, complete_order
 from unspool.config.strategies import STRATEGIES
+from unspool.options.option import GROUPS, UNSET, Option
+from unspool.options.order import PROCESSOR_ORDER, complete_order
 
 __all__ = [
     "GROUPS",

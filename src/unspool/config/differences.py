@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from unspool.config.option import UNSET
+from unspool.options.option import UNSET
 
 if TYPE_CHECKING:
     from rich.table import Table

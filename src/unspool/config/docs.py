@@ -7,9 +7,9 @@ from typing import Any
 
 from unspool.config.foreign import NO_EFFECT, REFUSED
 from unspool.config.generation import OPTIONS
-from unspool.config.option import Option
 from unspool.config.strategies import STRATEGIES
 from unspool.errors import OptionError
+from unspool.options.option import Option
 
 
 def help_for(name: str) -> str:

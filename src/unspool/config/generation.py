@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from unspool.config.differences import Differences
-from unspool.config.fields.options import Options
 from unspool.config.foreign import NO_EFFECT, REFUSED, Standing, is_set
-from unspool.config.kinds import choice
-from unspool.config.option import GROUPS, UNSET, Option, option_of
 from unspool.config.strategies import STRATEGIES, readers_of, unknown_reads
 from unspool.errors import OptionError, StrategyError
+from unspool.options.fields.options import Options
+from unspool.options.kinds import choice
+from unspool.options.option import GROUPS, UNSET, Option, option_of
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "n": "num_return_sequences",

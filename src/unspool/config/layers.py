@@ -12,8 +12,6 @@ from typing import Any, Final
 from unspool.config.conflicts import check_conflicts
 from unspool.config.foreign import NO_EFFECT, REFUSED, is_set
 from unspool.config.generation import OPTIONS, GenerationConfig, build, check_foreign
-from unspool.config.option import UNSET, Option
-from unspool.config.order import complete_order
 from unspool.config.strategies import (
     ALWAYS_SAMPLING,
     EITHER,
@@ -27,6 +25,8 @@ from unspool.config.strategies import (
 )
 from unspool.config.vocabulary import with_negative_ids
 from unspool.errors import OptionError
+from unspool.options.option import UNSET, Option
+from unspool.options.order import complete_order
 
 DROP_IN_MAX_NEW_TOKENS: Final = 20
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from unspool.config.generation import OPTIONS, GenerationConfig, build
-from unspool.config.kinds import Unfit
-from unspool.config.token_kinds import TokenBiases
+from unspool.options.kinds import Unfit
+from unspool.options.token_kinds import TokenBiases
 
 
 def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None = None) -> GenerationConfig:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from unspool.engine.branches import Branch, RowRef
+from unspool.engine.combine_logits import read_out
 from unspool.engine.conversation import Conversation
-from unspool.engine.finding import Found, Want, find
-from unspool.engine.pipeline import RowJob, culprit, distribution, process
-from unspool.engine.readout import read_out
+from unspool.engine.logits import RowJob, culprit, distribution, process
+from unspool.engine.row_queries import Found, Want, find
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
 from unspool.protocols import Criterion, RowKey

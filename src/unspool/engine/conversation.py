@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from unspool.engine.branches import Branch, Marks, Node, Strand
-from unspool.engine.ledger import Ledger
-from unspool.engine.recorder import Recorder
+from unspool.engine.commit_log import Ledger
 from unspool.engine.request import Request, prompt_key_of
 from unspool.engine.similarity import HiddenStates
+from unspool.engine.trace.recorder import Recorder
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.protocols import Context, Processor, Runtime

@@ -17,8 +17,8 @@ from unspool.adapters import as_criterion, as_strategy
 from unspool.engine.answer import Answers, answer
 from unspool.engine.branches import RowRef
 from unspool.engine.conversation import Conversation
-from unspool.engine.guard import guarded
-from unspool.engine.openings import OpeningError
+from unspool.engine.locked_runtime import guarded
+from unspool.engine.prefix_admission import OpeningError
 from unspool.engine.request import Request
 from unspool.engine.scheduler import Planned, Scheduler, Waiting
 from unspool.engine.validate import check_limit, context_of

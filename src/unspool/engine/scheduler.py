@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from unspool.engine.branches import Branch, Strand
 from unspool.engine.conversation import Conversation
-from unspool.engine.guard import Guarded, guarded
-from unspool.engine.openings import Openings
+from unspool.engine.locked_runtime import Guarded, guarded
+from unspool.engine.prefix_admission import Openings
 from unspool.engine.request import Request
 from unspool.errors import CapacityError
 from unspool.protocols import Context, Runtime

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from unspool.config import GenerationConfig
-from unspool.engine.readout import layers_of
+from unspool.engine.combine_logits import layers_of
 from unspool.engine.request import Request
 from unspool.errors import OptionError, PromptError
 from unspool.protocols import Context

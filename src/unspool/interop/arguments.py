@@ -13,7 +13,7 @@ from unspool.config import GenerationConfig, standing
 from unspool.config.foreign import is_set
 from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
-from unspool.interop.theirs import callables
+from unspool.interop.transformers_objects import callables
 
 _FEEDS_IDS: Final = "is not read: nothing but the token ids of `input_ids` is fed"
 _TRANSCRIPT: Final = "is not supported: audio is transcribed in one piece, without timestamps"

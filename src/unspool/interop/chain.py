@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.engine.pipeline import RowJob, processed
-from unspool.interop.board import Board, Path
+from unspool.engine.logits import RowJob, processed
+from unspool.interop.batch_layout import Board, Path
 from unspool.interop.record import Record
 from unspool.processors import PROCESSORS
 from unspool.protocols import Context, Conversation, Processor, RowKey, Strategy, WrappedStrategy

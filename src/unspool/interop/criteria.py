@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from transformers.generation import stopping_criteria
 
-from unspool.interop.board import Board, Path
+from unspool.interop.batch_layout import Board, Path
 from unspool.interop.returned import verdicts
 from unspool.protocols import Context, Criterion
 

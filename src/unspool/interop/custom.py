@@ -22,17 +22,17 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
+from unspool.inputs.sources import source_rows
 from unspool.interop.arguments import REFUSED, sort_arguments
 from unspool.interop.batch import read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drivers import driver_of
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, prepared_sources
-from unspool.interop.settle import settled
+from unspool.interop.semantics import settled
 from unspool.interop.streaming import streaming
-from unspool.interop.theirs import prepared
+from unspool.interop.transformers_objects import prepared
 from unspool.planning import resolve_options
-from unspool.sources import source_rows
 
 _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")
 """What transformers has done already when it calls us, or has made an object or a number of."""

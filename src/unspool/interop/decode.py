@@ -25,18 +25,18 @@ from unspool.engine import Request
 from unspool.engine.driver import Driver
 from unspool.engine.request import Gang
 from unspool.errors import OptionError, StrategyError
+from unspool.inputs.reader import PLAIN, Beginning, Reader, Reading
+from unspool.inputs.sources import read_source
 from unspool.interop.batch import Batch
-from unspool.interop.board import Board
+from unspool.interop.batch_layout import Board
 from unspool.interop.chain import Chain, InLogits
 from unspool.interop.criteria import TheirCriterion
 from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, TheirProcessors, order_of
 from unspool.interop.record import Kept, Record, steps_of
 from unspool.interop.streaming import Columns
-from unspool.interop.theirs import Theirs
+from unspool.interop.transformers_objects import Theirs
 from unspool.planning import Own, plan_jobs
 from unspool.protocols import Criterion, Processor, Runtime
-from unspool.reading import PLAIN, Beginning, Reader, Reading
-from unspool.sources import read_source
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, Output
 

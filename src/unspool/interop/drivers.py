@@ -15,9 +15,9 @@ from unspool.engine import Engine
 from unspool.engine.driver import Driver
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
-from unspool.runtimes.patches import find_patch
-from unspool.runtimes.peft_models import base_of
-from unspool.runtimes.trees import Fingerprint, fingerprint, is_dispatched
+from unspool.runtimes.wrap.model_copy import Fingerprint, fingerprint, is_dispatched
+from unspool.runtimes.wrap.patches import find_patch
+from unspool.runtimes.wrap.peft_models import base_of
 
 
 class _Entry(NamedTuple):

@@ -17,13 +17,13 @@ from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drivers import driver_of
 from unspool.interop.encoders import check_plain, encoder_of, read_sources
-from unspool.interop.settle import pad_token, settled
+from unspool.interop.semantics import pad_token, settled
 from unspool.interop.streaming import streaming
-from unspool.interop.theirs import placed
+from unspool.interop.transformers_objects import placed
 from unspool.planning import resolve_options
 from unspool.protocols import Runtime
-from unspool.runtimes.peft_models import base_of
-from unspool.runtimes.trees import input_device
+from unspool.runtimes.wrap.model_copy import input_device
+from unspool.runtimes.wrap.peft_models import base_of
 
 
 def generate(

@@ -15,12 +15,12 @@ import torch
 from unspool.config import GenerationConfig
 from unspool.config.foreign import is_set
 from unspool.errors import ModelError, OptionError, PromptError
+from unspool.inputs.sources import source_rows
 from unspool.interop.arguments import REFUSED, SPEECH, TIMESTAMPS, Arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.protocols import Runtime
-from unspool.runtimes.source_info import SourceInfo, has_prefix_image, source_info, source_obstacle
-from unspool.runtimes.speech import Speech, speech_of, transcript_prompt
-from unspool.sources import source_rows
+from unspool.runtimes.seq2seq.source_info import SourceInfo, has_prefix_image, source_info, source_obstacle
+from unspool.runtimes.seq2seq.whisper import Speech, speech_of, transcript_prompt
 from unspool.types import Source
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers.generation import logits_process
 
-from unspool.interop.board import Board, Call, Path
+from unspool.interop.batch_layout import Board, Call, Path
 from unspool.interop.returned import are_numbers, check_scores, token_ids
 from unspool.processors import DEFAULT_ORDER
 from unspool.processors.rows import FORBIDDEN

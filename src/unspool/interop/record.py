@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from unspool.interop.board import Board, Path
+from unspool.interop.batch_layout import Board, Path
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import RowKey
 

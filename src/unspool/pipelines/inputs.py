@@ -11,8 +11,8 @@ from itertools import chain
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from unspool.errors import OptionError, PromptError
+from unspool.inputs.prompts import encode
 from unspool.pipelines.settings import Settings
-from unspool.prompts import encode
 from unspool.text.chat import Message, continued, encode_chat, is_chat, is_message, read_chat
 
 Input: TypeAlias = "str | tuple[Message, ...]"

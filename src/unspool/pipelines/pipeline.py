@@ -117,7 +117,7 @@ def _loaded(
     model: Any, tokenizer: Any, *, device: Any, dtype: Any, loading: Mapping[str, Any]
 ) -> tuple[LanguageModel, Any]:
     """Return the model ready to write, and transformers' config of it, None where that is not known."""
-    from unspool.loading import load
+    from unspool.loading.load import load
     from unspool.model import LanguageModel
 
     if isinstance(model, LanguageModel):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from unspool.config.order import PROCESSOR_ORDER as DEFAULT_ORDER
+from unspool.options.order import PROCESSOR_ORDER as DEFAULT_ORDER
 from unspool.processors.bias import SequenceBias
 from unspool.processors.diversity import Diversity
 from unspool.processors.dry import Dry

@@ -1,7 +1,7 @@
 """One prompt, several ways to go on: the answers side by side.
 
 Owns: the order of the answers and how they read as values and JSON. Does not know: how they were computed, how they
-are drawn (unspool.rendering.side_by_side).
+are drawn (unspool.results.render.side_by_side).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 Medium: TypeAlias = Literal["plain", "terminal", "html", "markdown"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_DRAWINGS = "unspool.rendering"
+_DRAWINGS = "unspool.results.render"
 _FUNCTIONS: dict[tuple[type, Medium], Callable[..., Any]] = {}
 
 

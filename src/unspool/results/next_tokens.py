@@ -1,6 +1,6 @@
 """The exact distribution of the next token, with what each processor did to it.
 
-Owns: which tokens are shown and in what order. Does not know: how they are drawn (unspool.rendering).
+Owns: which tokens are shown and in what order. Does not know: how they are drawn (unspool.results.render).
 """
 
 from __future__ import annotations

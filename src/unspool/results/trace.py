@@ -1,7 +1,7 @@
 """The trace of a request: everything a strategy tried, in numbers and in words.
 
 Owns the header, the texts of tokens and moves, and the JSON form (docs/trace.md). Does not know: how it was recorded
-(unspool.engine.recorder), how it is drawn (unspool.rendering).
+(unspool.engine.trace.recorder), how it is drawn (unspool.results.render).
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from unspool.errors import ModelError
-from unspool.runtimes.decoder import DecoderRuntime
-from unspool.runtimes.families import GrowingRope, growing_rope, supports
-from unspool.runtimes.limits import Limit
-from unspool.runtimes.linear import Pack
-from unspool.runtimes.patches import find_patch
-from unspool.runtimes.source_info import has_prefix_image
-from unspool.runtimes.trees import AttentionNames, attention_names, restore_attention
+from unspool.runtimes.decoder.runtime import DecoderRuntime
+from unspool.runtimes.kv.limits import Limit
+from unspool.runtimes.model_info import GrowingRope, growing_rope, supports
+from unspool.runtimes.seq2seq.source_info import has_prefix_image
+from unspool.runtimes.weights.packed_linear import Pack
+from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, restore_attention
+from unspool.runtimes.wrap.patches import find_patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ def runtime_of(
     names = attention_names(model) if attention is None else attention
     patch = find_patch(model)
     if getattr(model.config, "is_encoder_decoder", False) or has_prefix_image(model):
-        from unspool.runtimes.seq2seq import Seq2SeqRuntime
+        from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 
         runtime: Runtime = Seq2SeqRuntime(model, **options, names=names if own and patch else None, patch=patch)
         return runtime
@@ -69,7 +69,7 @@ def runtime_of(
     rope = growing_rope(model)
     if rope is None or rope.longest <= rope.original:
         return runtime
-    from unspool.runtimes.stretched import StretchedRuntime
+    from unspool.runtimes.generic.long_rope import StretchedRuntime
 
     return StretchedRuntime(
         runtime,
@@ -97,7 +97,7 @@ def _fastest(model: Any, options: dict[str, Any], attention: AttentionNames) -> 
 
 def _patched(model: Any, options: dict[str, Any], attention: AttentionNames, patch: str) -> Runtime:
     """Return what runs the model's own modules, as they are when they run."""
-    from unspool.runtimes.hosts import Host
+    from unspool.runtimes.wrap.wrapped import Host
 
     host = Host(model, own=options["own"], attention=attention if options["own"] else None, patch=patch)
     return _first((_general, _recompute), model, {**options, "host": host}, attention)
@@ -125,20 +125,20 @@ def _slots(model: Any, **options: Any) -> Runtime:
 
 # A path is imported when it is tried: most models need the first alone.
 def _general(model: Any, **options: Any) -> Runtime:
-    from unspool.runtimes.general import GeneralRuntime
+    from unspool.runtimes.generic.runtime import GeneralRuntime
 
     return GeneralRuntime(model, **options)
 
 
 def _recompute(model: Any, **options: Any) -> Runtime:
-    from unspool.runtimes.recompute import RecomputeRuntime
+    from unspool.runtimes.generic.recompute import RecomputeRuntime
 
     return RecomputeRuntime(model, **options)
 
 
 def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: AttentionNames, patch: str) -> Runtime:
     """Return what runs sequences longer than the rotary embedding's original length."""
-    from unspool.runtimes.hosts import Host
+    from unspool.runtimes.wrap.wrapped import Host
 
     # Packed layers come with a model of ours; beside a user's own weights one packed copy is enough.
     host = Host(model, own=own, pack=False, attention=attention if own else None, patch=patch)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from unspool.protocols import Runtime
-from unspool.runtimes import attention, buckets
-from unspool.runtimes.patches import find_patch
-from unspool.runtimes.trees import AttentionNames, attention_names, modules_of, restore_attention, structure
+from unspool.runtimes.kv import attention
+from unspool.runtimes.seq2seq import equal_length_batch as buckets
+from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, modules_of, restore_attention, structure
+from unspool.runtimes.wrap.patches import find_patch
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 if TYPE_CHECKING:
-    from unspool.runtimes.source_info import SourceInfo
+    from unspool.runtimes.seq2seq.source_info import SourceInfo
 
 _OURS = frozenset({attention.ATTENTION_NAME, buckets.ATTENTION_NAME})
 

@@ -13,7 +13,7 @@ from unspool.strategy_facts import ASSISTANT, StrategyFacts, Values
 from unspool.types import ROOT, Commit, Drop, Fork, Hypothesis, Keep, Reply, Row, Space, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class Assisted(Strategy):

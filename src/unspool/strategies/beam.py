@@ -22,7 +22,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Ask, Commit, Reply, Space, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class BeamSearch(Strategy):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unspool.protocols import Context, Conversation, Strategy
-from unspool.strategies.resemblance import mean_resemblances
+from unspool.strategies.ngram_f1 import mean_resemblances
 from unspool.strategies.sample import Drawn, draw
 from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class BestOf(Strategy):
@@ -19,7 +19,7 @@ class BestOf(Strategy):
 
         logprob   the mean of the model's own log-probabilities of the sample's tokens
         mbr       minimum Bayes risk: the mean resemblance to the other samples, an estimate over the distribution.
-                  0 for a single sample. Resemblance is the n-gram F1 of unspool.strategies.resemblance
+                  0 for a single sample. Resemblance is the n-gram F1 of unspool.strategies.ngram_f1
 
     The ending token counts as one token. If samples are equally good, the lower sample index ranks first. The `score`
     of an output is its value under `best_of_by`.

@@ -22,7 +22,7 @@ from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import ROOT, Ask, Candidate, Commit, Hypothesis, Reply, Score, Space, Top, Turn, Whole
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 FORBIDDEN: Final = float("-inf")
 

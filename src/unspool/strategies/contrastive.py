@@ -25,7 +25,7 @@ from unspool.types import (
 )
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class ContrastiveSearch(Strategy):

@@ -24,7 +24,7 @@ from unspool.strategy_facts import StrategyFacts, Values
 from unspool.types import ROOT, Commit, Hypothesis, Reply, Score, Space, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 CUT_OFF = ("length", "time")
 """Ends by a limit: the token itself does not end the sequence, so it counts as chosen."""

@@ -11,7 +11,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class Dola(Strategy):
@@ -19,8 +19,8 @@ class Dola(Strategy):
 
     The last layers of a model add factual knowledge. DoLa therefore subtracts the log-probabilities of an inner layer
     from those of the last layer. At each position it uses the layer of `dola_layers` with the distribution that
-    differs most from the last layer's. unspool.engine.readout computes the contrast between the model and the logits
-    processors, under any strategy, if `dola_layers` is set. This strategy only chooses the tokens.
+    differs most from the last layer's. unspool.engine.combine_logits computes the contrast between the model and the
+    logits processors, under any strategy, if `dola_layers` is set. This strategy only chooses the tokens.
 
     Cost: one forward pass per token.
     Source: Chuang et al. 2023, DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models,

@@ -15,7 +15,7 @@ from unspool.protocols import Context
 from unspool.types import DRAFT, Ask, Commit, Drop, Extend, Fork, Keep, Move, Reply, Row, Sample, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 Drafts: TypeAlias = dict[int, tuple[int, ...]]
 """Drafted tokens: output index --> tokens; an output without a draft has no entry."""

@@ -9,7 +9,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Commit, Extend, Hypothesis, Space, Top, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class Greedy(Strategy):

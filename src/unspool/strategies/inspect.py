@@ -11,7 +11,7 @@ from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
 from unspool.types import ROOT, Hypothesis, Score, Space, Turn, Whole
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class NextTokenQuery(Strategy):

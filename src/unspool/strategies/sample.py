@@ -10,7 +10,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Commit, Drop, Extend, Fork, Hypothesis, Move, Reply, Sample, Space, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class Sampling(Strategy):

@@ -12,7 +12,7 @@ from unspool.strategy_facts import StrategyFacts
 from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Perturbed, Reply, Space, Turn
 
 if TYPE_CHECKING:
-    from unspool.config.fields.options import Options
+    from unspool.options.fields.options import Options
 
 
 class Prefix(NamedTuple):

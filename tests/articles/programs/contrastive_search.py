@@ -5,7 +5,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import unspool
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
 model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="float32")

@@ -3,7 +3,7 @@
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import unspool
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 prompt = "def fibonacci(n):"
 lm = unspool.load(EMBEDDED, load_in_4bit=True, bnb_4bit_quant_type="nf4")

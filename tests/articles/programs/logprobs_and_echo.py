@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import unspool
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 lm = unspool.load()
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import unspool
 from unspool import GenerationConfig
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
 model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="float32")

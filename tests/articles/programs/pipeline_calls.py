@@ -4,7 +4,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unspool import pipeline
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 generator = pipeline("text-generation", model=str(EMBEDDED))
 two = generator("The king had a daughter", max_new_tokens=12, num_return_sequences=2)  # a pipeline samples, unless told

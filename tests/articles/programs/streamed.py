@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 import unspool
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
 model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="float32")

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 import unspool
 from unspool import functional as F
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 lm = unspool.load()
 model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="float32")

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import unspool
 from unspool import functional as F
-from unspool.loading import EMBEDDED
+from unspool.loading.load import EMBEDDED
 
 tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
 model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="float32")

@@ -1,0 +1,150 @@
+"""What is kept of a reply for the trace: the candidates, and a few numbers of each distribution, never the whole.
+
+Owns how a row reads in the trace. Does not know: how the tree of tokens grew (unspool.engine.trace.recorder).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from unspool.engine import sampler as select
+from unspool.records import AskKind, TraceCandidate, TraceCut, TraceNode, TraceRow, TraceToken
+from unspool.types import Ask, Candidate, Distribution, Perturbed, Row, Sample, Score, Similarity, Top, Whole
+
+_KINDS: Mapping[type[Ask], AskKind] = {
+    Top: "top",
+    Sample: "sample",
+    Perturbed: "perturbed",
+    Score: "score",
+    Similarity: "similarity",
+    Whole: "whole",
+}
+
+
+class View(NamedTuple):
+    """The few numbers that are kept of a distribution; see TraceRow."""
+
+    entropy: float
+    num_allowed: int
+    cuts: tuple[TraceCut, ...]
+    best: tuple[TraceToken, ...]
+
+    @classmethod
+    def of(cls, cut: Distribution, log_norm: float, num_best: int) -> View:
+        """Look at a distribution. log_norm: logsumexp of its scores. num_best: how many of its best tokens are kept."""
+        probabilities = cut.logprobs.exp()
+        counts = torch.bincount(cut.cut_by[cut.cut_by >= 0], minlength=len(cut.processors)).tolist()
+        (best,) = select.top(cut.logprobs[None], num_best)
+        return cls(
+            entropy=-float(torch.where(probabilities > 0, probabilities * cut.logprobs, 0.0).sum()),
+            num_allowed=int((cut.scores > -math.inf).sum()),
+            cuts=tuple(
+                TraceCut(processor=name, count=count)
+                for name, count in zip(cut.processors, counts, strict=True)
+                if count
+            ),
+            best=tuple(
+                TraceToken(
+                    token=token,
+                    logprob=finite(logprob),
+                    probability=_exp(logprob),
+                    processed_probability=_exp(float(cut.scores[token]) - log_norm),
+                    cut_by=cut.forbidden_by(token),
+                )
+                for token, logprob in zip(best.tokens, best.values, strict=True)
+            ),
+        )
+
+
+class Heard(NamedTuple):
+    """A row as it was replied, without its distribution.
+
+    node: id of the node whose next token it is about. length, draft: see TraceRow. view: None where there is none.
+    """
+
+    ask: Ask
+    row: Row
+    node: int | None
+    length: int
+    draft: bool
+    view: View | None
+
+    @property
+    def only(self) -> Candidate | None:
+        """The only token offered, or None where there are several, or none."""
+        return self.row.candidates[0] if len(self.row.candidates) == 1 else None
+
+    def read(self, children: Children, taken: Counter[int]) -> TraceRow:
+        """Return the row for the trace. taken: see Children.became."""
+        ask, row, view = self.ask, self.row, self.view
+        noisy: Sequence[float | None] = row.perturbed or (None,) * len(row.candidates)
+        # Inside the prompt a score is the log-probability itself, whatever space the row's norm is of.
+        log_norm = row.log_norm if self.length >= 0 else 0.0
+        return TraceRow(
+            kind=_KINDS[type(ask)],
+            branch=ask.branch,
+            back=ask.back,
+            draft=self.draft,
+            node=self.node,
+            length=self.length,
+            candidates=tuple(
+                _candidate(each, perturbed, log_norm, children.became(self.node, each.token, self.draft, taken))
+                for each, perturbed in zip(row.candidates, noisy, strict=True)
+            ),
+            log_norm=finite(row.log_norm),
+            entropy=view.entropy if view else None,
+            num_allowed=view.num_allowed if view else None,
+            cuts=view.cuts if view else (),
+            best=view.best if view else (),
+            similarity=row.similarity,
+        )
+
+
+class Children:
+    """Finds the node that a candidate became: one of an output first, then one that was kept, then the oldest."""
+
+    def __init__(self, nodes: Sequence[TraceNode]) -> None:
+        self._found: dict[tuple[int, int, bool], list[TraceNode]] = {}
+        for node in nodes:
+            if node.parent is not None and node.token is not None:
+                self._found.setdefault((node.parent, node.token, node.draft), []).append(node)
+        for same in self._found.values():
+            same.sort(key=lambda node: (node.state != "output", node.state == "dropped", node.id))
+
+    def became(self, parent: int | None, token: int, draft: bool, taken: Counter[int]) -> int | None:
+        """Return the node, or None. taken: how often each was named in this step, so that equal draws get their own."""
+        same = [] if parent is None else self._found.get((parent, token, draft), [])
+        if not same:
+            return None
+        node = min(same, key=lambda node: taken[node.id]).id
+        taken[node] += 1
+        return node
+
+
+def finite(value: float | None) -> float | None:
+    """Return the number, or None where it is none or infinite, which JSON cannot hold."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _candidate(candidate: Candidate, perturbed: float | None, log_norm: float, node: int | None) -> TraceCandidate:
+    return TraceCandidate(
+        token=candidate.token,
+        logprob=finite(candidate.logprob),
+        probability=_exp(candidate.logprob),
+        score=finite(candidate.score),
+        processed_probability=_exp(candidate.score - log_norm),
+        perturbed=perturbed,
+        ends=candidate.ends,
+        chosen=node is not None,
+        node=node,
+    )
+
+
+def _exp(logprob: float) -> float:
+    """Return the probability; rounding may not lift it above 1."""
+    return min(1.0, math.exp(logprob))

@@ -1,0 +1,195 @@
+"""How one model reads what people give it: a prompt to go on from, or a source and how the output begins.
+
+Owns the difference between the two. Does not know: options, other than those that say how an output begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Number
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unspool.errors import OptionError, PromptError
+from unspool.inputs.prompts import Prompts, encode, read_prompts
+from unspool.inputs.sources import decoder_prompt, read_source
+from unspool.types import ModelInfo, Source
+
+if TYPE_CHECKING:
+    from unspool.protocols import Runtime
+    from unspool.runtimes.seq2seq.source_info import SourceInfo
+
+
+class Beginning(NamedTuple):
+    """How outputs begin, where a call says so. Models without a source take none of it.
+
+    decoder_input_ids: token ids for all prompts. decoder_start_token_id: in place of the model's own; one for all, or
+    one for each prompt. language, task: of a speech model; languages of one for each prompt. bos_token_id: stands for
+    an empty text, in place of the model's own; models with a source take none.
+    """
+
+    decoder_input_ids: tuple[int, ...] | None = None
+    decoder_start_token_id: tuple[int, ...] | None = None
+    language: str | tuple[str, ...] | None = None
+    task: str | None = None
+    bos_token_id: int | None = None
+
+    @property
+    def asked(self) -> str | None:
+        """The name of the first option that is set and that only models with a source read, or None."""
+        names = (name for name in self._fields if name != "bos_token_id")
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+
+PLAIN = Beginning()
+"""Outputs begin as the model has it."""
+
+
+def read_beginning(options: dict[str, Any]) -> Beginning:
+    """Take out of a call's options what says how outputs begin.
+
+    Raises:
+        OptionError: `decoder_input_ids` is no list of token ids.
+    """
+    given = options.pop("decoder_input_ids", None)
+    language, task = options.pop("language", None), options.pop("task", None)
+    if isinstance(language, list | tuple) and language and all(isinstance(each, str) for each in language):
+        language = tuple(language)
+    elif language is not None and not isinstance(language, str):
+        raise OptionError(
+            "language", language, "must be a name such as 'en', or a list of one for each prompt", "see its card"
+        )
+    if task is not None and not isinstance(task, str):
+        raise OptionError("task", task, "must be a name: 'transcribe' or 'translate'", "leave it out")
+    if given is None:
+        return Beginning(language=language, task=task)
+    ids = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(ids, Sequence) and len(ids) == 1 and isinstance(ids[0], Sequence) and not isinstance(ids, str):
+        ids = ids[0]
+    if not isinstance(ids, Sequence) or isinstance(ids, str) or not ids or not all(_is_id(token) for token in ids):
+        allowed = "must be a list of token ids, the same for all prompts"
+        raise OptionError("decoder_input_ids", given, allowed, "leave it out for the model's own beginning")
+    return Beginning(decoder_input_ids=tuple(map(int, ids)), language=language, task=task)
+
+
+def _is_id(token: Any) -> bool:
+    return isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0
+
+
+class Reading(NamedTuple):
+    """One prompt as its model reads it.
+
+    ids: what the decoder goes on from. text: as it was given; None where that was no text. source: for the encoder.
+    """
+
+    ids: tuple[int, ...]
+    text: str | None
+    source: Source | None = None
+
+
+class Reader:
+    """Reads prompts for one model.
+
+    Args:
+        runtime: of the model.
+        tokenizer: for texts; None where there is none.
+        processor: one of transformers', for audio and images; None where there is none.
+    """
+
+    def __init__(self, runtime: Runtime, tokenizer: Any = None, processor: Any = None) -> None:
+        self.runtime, self.tokenizer, self.processor = runtime, tokenizer, processor
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.runtime.info
+
+    @property
+    def source(self) -> SourceInfo | None:
+        """What the model's encoder reads; None where it has none."""
+        return self.runtime.source if self.info.needs_source else None
+
+    def split(self, given: Any) -> Prompts:
+        """Sort out one prompt from several, as read_prompts; audio and images are several in a list of them alone.
+
+        Raises:
+            PromptError: it is no prompt.
+        """
+        several = given if isinstance(given, list | tuple) else [given]
+        if self.source is None or (
+            self.source.kind == "text" and not any(isinstance(each, Mapping | Source) for each in several)
+        ):
+            return read_prompts(given)
+        if isinstance(given, list | tuple) and not all(isinstance(each, Number) for each in given):
+            return Prompts(list(given), single=False)
+        return Prompts([given], single=True)
+
+    def read(self, given: Any, beginning: Beginning = PLAIN, index: int = 0) -> Reading:
+        """Return one prompt as the model reads it.
+
+        Args:
+            given: one of the items that `split` returns.
+            beginning: how outputs begin, where the call says so.
+            index: the prompt's place in the call.
+
+        Raises:
+            PromptError: it cannot be read. OptionError: `beginning` says what the model cannot begin with.
+        """
+        text = given if isinstance(given, str) else None
+        if self.source is None:
+            if beginning.asked:
+                name, value = beginning.asked, getattr(beginning, beginning.asked)
+                raise OptionError(name, value, f"is read by models with an encoder, and {self.info.name} has none",
+                                  "leave it out")  # fmt: skip
+            return Reading(encode(given, self.tokenizer, self.bos_token_id(beginning)), text)
+        source = read_source(given, self.source, tokenizer=self.tokenizer, processor=self.processor)
+        return Reading(self._begin(self.source, source, beginning, index), text, source)
+
+    def bos_token_id(self, beginning: Beginning) -> int | None:
+        """Return the token that stands for an empty text, or None."""
+        return self.info.bos_token_id if beginning.bos_token_id is None else beginning.bos_token_id
+
+    def _begin(self, info: SourceInfo, source: Source, beginning: Beginning, index: int) -> tuple[int, ...]:
+        """Return the decoder's prompt."""
+        if beginning.bos_token_id is not None:
+            hint = "leave it out, or give `decoder_start_token_id`"
+            allowed = f"stands for an empty text, which {info.model} reads as a source"
+            raise OptionError("bos_token_id", beginning.bos_token_id, allowed, hint)
+        self._check_speech(info, beginning)
+        starts = beginning.decoder_start_token_id
+        if beginning.decoder_input_ids is not None:
+            start = _one_of(starts, index)
+            given = beginning.decoder_input_ids
+            return decoder_prompt(info, given) if start is None or given[0] == start else (start, *given)
+        if starts is not None:
+            return (_one_of(starts, index) or 0,)
+        if info.speech is None:
+            return decoder_prompt(info)
+        language = beginning.language
+        if isinstance(language, tuple):
+            if index >= len(language):
+                allowed = f"must be one name, or one for each prompt, and there are more than {len(language)} prompts"
+                raise OptionError("language", list(language), allowed, "give as many")
+            language = language[index]
+        from unspool.runtimes.seq2seq.whisper import transcript_prompt
+
+        return transcript_prompt(source, info.speech, language, beginning.task, lambda: self.runtime)
+
+    def _check_speech(self, info: SourceInfo, beginning: Beginning) -> None:
+        for name in ("language", "task"):
+            value = getattr(beginning, name)
+            if value is None:
+                continue
+            if info.speech is None:
+                raise OptionError(name, value, f"is read by speech models, and {info.model} is none", "leave it out")
+            if beginning.decoder_input_ids is not None:
+                raise OptionError(name, value, "cannot be given together with `decoder_input_ids`", "leave one out")
+
+
+def _one_of(values: Sequence[int] | None, index: int) -> int | None:
+    """Return the value for one prompt of several: its own, or the only one."""
+    if values is None:
+        return None
+    if len(values) > 1 and index >= len(values):
+        raise PromptError(
+            f"`decoder_start_token_id` has {len(values)} values and there are more prompts; give one, or one each"
+        )
+    return values[0] if len(values) == 1 else values[index]

@@ -1,0 +1,106 @@
+"""From arguments and resolved options to a call: transformers' meaning of lengths, ends, seeds and negative prompts.
+
+Owns: what both doors, the drop-in and the decoding method, have in common. Does not know: who calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from unspool.config import GenerationConfig
+from unspool.errors import OptionError
+from unspool.interop.arguments import Arguments
+from unspool.interop.batch import Batch, read_batch
+from unspool.interop.decode import Call
+from unspool.interop.processors import PREFIX
+from unspool.interop.transformers_objects import Theirs, with_criteria, without_replaced
+from unspool.planning import Own
+from unspool.seeds import shared_seed
+
+
+def settled(
+    arguments: Arguments, batch: Batch, config: GenerationConfig, own: Own, processors: Mapping[str, tuple[Any, ...]]
+) -> Call:
+    """Return the call.
+
+    Args:
+        config: resolved, lengths as given. processors: objects of transformers by their place in the chain.
+
+    Raises:
+        OptionError: options do not fit together, or not the batch.
+    """
+    pad_token_id, count = pad_token(config), len(batch.prompts)
+    config = without_replaced(config, processors)
+    if batch.task == "transcribe" and config.max_length is not None:
+        config = config.replace(max_new_tokens=config.max_length, max_length=None)
+    config = with_lengths_of(config, batch.width)
+    config, criteria = with_criteria(config, arguments.stopping_criteria, batch.width)
+    config = seeded(config, own, count)
+    prefix = None if PREFIX in processors else arguments.prefix_allowed_tokens_fn
+    call = Call(
+        batch=batch,
+        config=config,
+        own=with_negative_prompts(own, arguments, config, batch),
+        theirs=Theirs(processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix),
+        streamer=arguments.streamer,
+        tokenizer=arguments.tokenizer,
+        pad_token_id=pad_token_id,
+    )
+    call.check()
+    return call
+
+
+def pad_token(config: GenerationConfig) -> int | None:
+    """Return what fills up tensors: the padding token, else the first end-of-sequence token, else None."""
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    return config.eos_token_id[0] if config.eos_token_id else None
+
+
+def with_lengths_of(config: GenerationConfig, width: int) -> GenerationConfig:
+    """Return the options for rows without their pads, where those given speak of the width of the batch."""
+    changes: dict[str, Any] = {}
+    if config.max_length is not None:
+        if config.max_length <= width:
+            allowed = f"counts the prompt and its pads too and must be more than their {width} tokens"
+            raise OptionError("max_length", config.max_length, allowed, "raise it or use `max_new_tokens`")
+        changes |= {"max_new_tokens": config.max_length - width, "max_length": None}
+    if config.min_length is not None:
+        changes |= {"min_new_tokens": max(0, config.min_length - width), "min_length": None}
+    if config.forced_bos_token_id is not None and width > 1:
+        changes["forced_bos_token_id"] = None
+    if not config.eos_token_id:
+        # The runtime knows the tokens of the model's own config; transformers reads the generation config alone.
+        changes["ignore_eos"] = True
+    return config.replace(**changes) if changes else config
+
+
+def seeded(config: GenerationConfig, own: Own, count: int) -> GenerationConfig:
+    """Return the options with a seed; torch's generator is left alone where nothing can be drawn."""
+    if config.seed is not None:
+        return config
+    if not config.do_sample and own.strategy is None:
+        return config.replace(seed=0)
+    return config.replace(seed=tuple(shared_seed() for _ in range(count)))
+
+
+def with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConfig, batch: Batch) -> Own:
+    """Return the caller's own with the negative prompts of the call: one for all rows, or one for each."""
+    if arguments.negative_prompt_ids is None:
+        return own
+    shown = f"shape {tuple(getattr(arguments.negative_prompt_ids, 'shape', ()))}"
+    if config.guidance_scale is None or config.guidance_scale == 1.0:
+        allowed = "is read only together with `guidance_scale`"
+        raise OptionError("negative_prompt_ids", shown, allowed, "set it, or leave this out")
+    mask, count = arguments.negative_prompt_attention_mask, len(batch.prompts)
+    if batch.sources and mask is not None:
+        rows = zip(arguments.negative_prompt_ids, mask.bool(), strict=True)  # sources are padded on either side
+        prompts = tuple(tuple(ids[kept].tolist()) for ids, kept in rows)
+    else:
+        prompts = read_batch(arguments.negative_prompt_ids, mask).prompts
+    if len(prompts) not in (1, count):
+        allowed = f"must have one row, or one for each of the {count} prompts"
+        raise OptionError("negative_prompt_ids", shown, allowed, "give as many as prompts")
+    return replace(own, negative_prompts=prompts if len(prompts) == count else prompts * count)

@@ -1,0 +1,179 @@
+"""What quantised and offloaded weights need to be loaded, and weights that are quantised once they are.
+
+Owns: the short form `load_in_4bit=True`, which packages are needed, where such weights go, what they are computed in on
+a CPU, and where `quantize` can be had. Does not know: how weights are quantised, or how a quantised layer computes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+
+from unspool.errors import ModelError, OptionError
+from unspool.extras import EXTRAS, require_extra
+
+_SHORT: Final = ("load_in_4bit", "load_in_8bit")
+_QUANTIZE: Final = ("int8", "int4")
+_HUB_OPTIONS: Final = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+
+
+class Loading(NamedTuple):
+    """How to load: arguments of `from_pretrained`, and where to move the model afterwards, or None for nowhere."""
+
+    options: dict[str, Any]
+    dtype: Any
+    device: Any
+
+
+def check_quantize(quantize: Any, device: Any) -> None:
+    """Refuse what can be seen to be wrong before anything is loaded.
+
+    Raises:
+        OptionError: `quantize` is none of those there are, or the model is to go elsewhere than to the CPU.
+    """
+    if quantize is None:
+        return
+    if quantize not in _QUANTIZE:
+        allowed = "must be 'int8', 'int4' or None"
+        raise OptionError("quantize", quantize, allowed, "leave it out for weights as they are stored")
+    if device is not None and str(device).partition(":")[0] != "cpu":
+        raise _elsewhere(quantize, f"`device` is {str(device)!r}")
+
+
+def _elsewhere(quantize: str, where: str) -> OptionError:
+    hint = "use load_in_4bit=True, load_in_8bit=True or a quantization_config there"
+    return OptionError("quantize", quantize, f"is for models on a CPU, and {where}", hint)
+
+
+def quantise(model: Any, quantize: Literal["int8", "int4"]) -> None:
+    """Quantise the linear layers of a model of ours, in place.
+
+    Raises:
+        OptionError: it is not on the CPU as a whole. ModelError: it has no such layers, or PyTorch no such kernel here.
+    """
+    from unspool.runtimes.weights.quantize import quantise_linears
+    from unspool.runtimes.wrap.model_copy import is_dispatched
+
+    if is_dispatched(model):
+        raise _elsewhere(quantize, "this one is spread over devices")
+    if places := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
+        raise _elsewhere(quantize, f"this one is on {', '.join(sorted(places))}")
+    name = type(model).__name__
+    try:
+        count = quantise_linears(model, quantize)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = f"this PyTorch has no kernel for it: {type(error).__name__}: {error}"
+        raise ModelError(f"{name} cannot be quantised as {quantize}: {reason}") from error
+    if not count:
+        raise ModelError(f"{name} has no linear layer that could be quantised: leave out `quantize`")
+
+
+def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any, quantize: Any = None) -> Loading:
+    """Return how to load a model, the same as asked where its weights are neither quantised nor spread.
+
+    A quantised model cannot be moved or widened afterwards, so that both are decided here.
+
+    Args:
+        source: a folder or a hub id.
+        options: of `unspool.load`, for `from_pretrained`.
+        dtype, device: as asked; None for neither.
+        quantize: as checked by `check_quantize`.
+
+    Raises:
+        MissingExtra: if a package is absent.
+        ModelError: if options contradict each other.
+        OptionError: `quantize` is asked for, and the weights are quantised otherwise, or go elsewhere than to the CPU.
+    """
+    passed = _unfolded(options)
+    if quantize is not None and not _goes_to_cpu(passed.get("device_map") or "cpu"):
+        raise _elsewhere(quantize, f"`device_map` is {passed['device_map']!r}")
+    if passed.get("device_map") is not None:
+        require_extra("accelerate", "`device_map` spreads weights")
+    stored = _stored_config(source, passed)
+    method = _method(passed.get("quantization_config")) or _method(stored.get("quantization_config"))
+    if method is None:
+        return Loading(passed, dtype, device)
+    if quantize is not None:
+        asked = next((name for name in ("quantization_config", *_SHORT) if options.get(name)), None)
+        found = f"`{asked}` quantises them as well" if asked else f"these are stored quantised by {method}"
+        raise OptionError(
+            "quantize",
+            quantize,
+            f"is for plain weights, and {found}",
+            "leave out one of the two" if asked else "leave it out",
+        )
+    if method in EXTRAS:  # transformers itself names the packages of other methods
+        require_extra(method, f"these weights are quantised by {method}")
+    if device is not None:
+        if passed.get("device_map") is not None:
+            raise ModelError("`device` and `device_map` both say where quantised weights go: leave out one of the two")
+        require_extra("accelerate", "`device` puts quantised weights")
+        passed["device_map"] = {"": str(device)}
+    was_quantised = stored.get("quantization_config") is not None
+    if dtype is None and _stored_dtype(stored) == "float16" and _goes_to_cpu(passed.get("device_map")):
+        # torchao's stored weights compute in the type they were stored for.
+        dtype = None if was_quantised and method == "torchao" else torch.float32
+    return Loading(passed, dtype, None)
+
+
+def _unfolded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the short forms of a BitsAndBytesConfig replaced by one."""
+    known = inspect.signature(BitsAndBytesConfig.__init__).parameters
+    short = {name: value for name, value in options.items() if name.startswith(("load_in_", "bnb_4bit_", "llm_int8_"))}
+    passed = {name: value for name, value in options.items() if name not in short}
+    if unknown := sorted(short.keys() - known.keys()):
+        raise ModelError(f"`{unknown[0]}` is no option of BitsAndBytesConfig; there is {', '.join(_SHORT)}")
+    asked = [name for name in _SHORT if short.get(name)]
+    details = sorted(short.keys() - set(_SHORT))
+    if not asked:
+        if details:
+            raise ModelError(f"`{details[0]}` is read only together with load_in_4bit=True or load_in_8bit=True")
+        return passed
+    if len(asked) > 1:
+        raise ModelError("`load_in_4bit` and `load_in_8bit` are both True: leave out one of the two")
+    if passed.get("quantization_config") is not None:
+        raise ModelError(
+            f"`{asked[0]}` is short for a `quantization_config`, and there is one: leave out one of the two"
+        )
+    require_extra("bitsandbytes", f"`{asked[0]}` quantises with bitsandbytes")
+    return {**passed, "quantization_config": BitsAndBytesConfig(**short)}  # type: ignore[no-untyped-call]
+
+
+def _stored_config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says, or nothing where it cannot be read: loading the model then says why."""
+    passed = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    try:
+        stored, _ = PreTrainedConfig.get_config_dict(source, **passed)
+    except Exception:  # whatever is wrong with a name, a file or the network
+        return {}
+    return stored
+
+
+def _method(config: Any) -> str | None:
+    """Return the name of a quantisation method, None for none. config: a dict or an object of transformers'."""
+    if config is None:
+        return None
+    get = config.get if isinstance(config, Mapping) else lambda name, default=None: getattr(config, name, default)
+    if get("load_in_4bit") or get("load_in_8bit"):
+        return "bitsandbytes"
+    method = get("quant_method")
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def _stored_dtype(stored: Mapping[str, Any]) -> str | None:
+    """Return the name of the floating type in a config.json of transformers 4 or 5."""
+    text = stored.get("text_config") or {}
+    found = stored.get("dtype") or stored.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return None if found is None else str(found).removeprefix("torch.")
+
+
+def _goes_to_cpu(device_map: Any) -> bool:
+    """Return whether all weights go to the CPU. None is transformers' own choice: an accelerator where there is one."""
+    if isinstance(device_map, Mapping):
+        return {str(place) for place in device_map.values()} <= {"cpu", "disk"}
+    accelerated = torch.accelerator.is_available()
+    return str(device_map) == "cpu" or not accelerated

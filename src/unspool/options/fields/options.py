@@ -1,0 +1,34 @@
+"""Options: all options as typed attributes, without the table or any checks.
+
+Strategies, processors and the engine read a request's options through this class. `GenerationConfig` is its only
+subclass that is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unspool.options.fields.length import LengthOptions, StoppingOptions
+from unspool.options.fields.models import EncoderOptions, SpeculationOptions
+from unspool.options.fields.output import EngineOptions, OutputOptions
+from unspool.options.fields.penalties import PenaltyOptions
+from unspool.options.fields.sampling import SamplingOptions
+from unspool.options.fields.search import SearchOptions
+from unspool.options.fields.tokens import SpecialTokenOptions, TokenOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(
+    EncoderOptions,
+    SpeculationOptions,
+    EngineOptions,
+    OutputOptions,
+    SpecialTokenOptions,
+    TokenOptions,
+    PenaltyOptions,
+    SamplingOptions,
+    SearchOptions,
+    StoppingOptions,
+    LengthOptions,
+):
+    """Every option as an attribute; see docs/options.md."""

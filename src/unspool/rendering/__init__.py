@@ -1,5 +1,0 @@
-"""Pictures of results: in a terminal, in a notebook, and in plain ASCII. Importing this registers them all."""
-
-from unspool.rendering import html, plain, side_by_side, terminal, trace_html, trace_tree
-
-__all__ = ["html", "plain", "side_by_side", "terminal", "trace_html", "trace_tree"]

@@ -1,0 +1,97 @@
+"""Results in a notebook: one self-contained piece of HTML with inline styles, no script.
+
+Text takes the page's own colour and the bars are of middle brightness, so both light and dark pages serve.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Final
+
+from unspool.results.drawing import draws
+from unspool.results.generation import Completion, Generation
+from unspool.results.next_tokens import NextToken, NextTokens
+from unspool.results.render.marks import closing, greatest, heading, percent, processors, summary, verdict, visible
+
+_DRAWN: Final = "#2a8fd0"
+_MODEL: Final = "rgba(128,128,128,0.4)"
+_FAINT: Final = "opacity:0.65"
+_CELL: Final = "border:none;background:transparent;padding:1px 10px 1px 0;vertical-align:middle;white-space:nowrap"
+_NUMBER: Final = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
+_MONO: Final = "font-family:ui-monospace,Menlo,Consolas,monospace"
+
+
+@draws(NextTokens, "html")
+def next_tokens_html(tokens: NextTokens) -> str:
+    """Return the chart: the wide grey bar is the model's probability, the thin blue one what is drawn from."""
+    longest = greatest(tokens)
+    head = "".join(
+        f'<th style="{_CELL};font-weight:normal;text-align:{side};{_FAINT}">{name}</th>'
+        for name, side in (("rank", "right"), ("token", "left"), ("model", "right"), ("", "left"), ("drawn", "left"))
+    )
+    rows = "".join(_row(entry, longest) for entry in tokens)
+    return (
+        f'<div style="font-size:13px;line-height:1.4;color:inherit">'
+        f'<div style="font-weight:600;margin-bottom:4px"><bdi>{escape(heading(tokens))}</bdi></div>'
+        f'<table style="border-collapse:collapse;border:none;margin:0;color:inherit">'
+        f'<thead><tr style="background:transparent">{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<div style="margin-top:4px;{_FAINT}">{_swatch(_MODEL)} model {_swatch(_DRAWN)} drawn. '
+        f"{escape(summary(tokens))}; {escape(processors(tokens))}</div></div>"
+    )
+
+
+@draws(Generation, "html")
+def generation_html(generation: Generation) -> str:
+    """Return the prompt, fainter, then the outputs with a line of facts each."""
+    return (
+        '<div style="max-width:46em;line-height:1.5;color:inherit">'
+        + "".join(_completion(generation, completion) for completion in generation.completions)
+        + "</div>"
+    )
+
+
+def _row(entry: NextToken, longest: float) -> str:
+    faint = "" if entry.kept else f";{_FAINT}"
+    struck = "" if entry.kept else ";text-decoration:line-through"
+    return (
+        '<tr style="background:transparent">'
+        f'<td style="{_NUMBER};{_FAINT}">{entry.rank}</td>'
+        f'<td style="{_CELL};text-align:left;{_MONO}{struck}{faint}" title="token id {entry.token_id}">'
+        f"<bdi>{escape(visible(entry.text))}</bdi></td>"
+        f'<td style="{_NUMBER}{faint}">{escape(percent(entry.probability))}</td>'
+        f'<td style="{_CELL};width:260px">{_bars(entry, longest)}</td>'
+        f'<td style="{_CELL};text-align:left;font-variant-numeric:tabular-nums{faint}">{escape(verdict(entry))}</td>'
+        "</tr>"
+    )
+
+
+def _bars(entry: NextToken, longest: float) -> str:
+    return (
+        '<div style="position:relative;height:14px;width:260px">'
+        + _stroke(entry.probability / longest, top=0, height=14, colour=_MODEL)
+        + _stroke(entry.processed_probability / longest, top=4, height=6, colour=_DRAWN)
+        + "</div>"
+    )
+
+
+def _stroke(share: float, *, top: int, height: int, colour: str) -> str:
+    if share <= 0.0:
+        return ""
+    return (
+        f'<div style="position:absolute;left:0;top:{top}px;height:{height}px;width:{100 * share:.2f}%;'
+        f'min-width:1px;background:{colour};border-radius:1px"></div>'
+    )
+
+
+def _swatch(colour: str) -> str:
+    return f'<span style="display:inline-block;width:10px;height:10px;background:{colour}"></span>'
+
+
+def _completion(generation: Generation, completion: Completion) -> str:
+    faint = "" if generation.echo else f' style="{_FAINT}"'
+    prompt = f"<span{faint}>{escape(generation.prompt)}</span>" if generation.prompt else ""
+    return (
+        f'<div dir="auto" style="white-space:pre-wrap">{prompt}<span style="font-weight:600">'
+        f"{escape(completion.text)}</span></div>"
+        f'<div style="font-size:12px;margin-bottom:10px;{_FAINT}">{escape(closing(generation, completion))}</div>'
+    )

@@ -1,0 +1,248 @@
+"""Any causal language model of transformers that uses the attention interface, behind the four methods of a Runtime.
+
+Owns the order of one forward: room, plan, pass, advance. Tokens and lengths are in the SlotTable, the model in the
+Shell, the arithmetic in passes and attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from unspool.errors import ModelError
+from unspool.protocols import Runtime
+from unspool.runtimes.decoder.model import Shell, refresh, shell_over
+from unspool.runtimes.kv.attention_plan import AttentionPath, Plan, Span
+from unspool.runtimes.kv.cache import SlotCache
+from unspool.runtimes.kv.flat_batch import Batch
+from unspool.runtimes.kv.limits import Limit, limits_of
+from unspool.runtimes.kv.slot_table import Slot, SlotTable
+from unspool.runtimes.model_info import describe, supports
+from unspool.runtimes.weights.batch_invariance import RowByRow
+from unspool.runtimes.weights.invariant_elementwise import SteadyElementwise
+from unspool.runtimes.weights.invariant_rows import invariant_rows
+from unspool.runtimes.weights.packed_linear import Pack
+from unspool.types import Feed, ModelInfo, Rows, Seq
+
+if TYPE_CHECKING:
+    from unspool.runtimes.decoder.capture import GraphMaker
+    from unspool.runtimes.decoder.cuda_graphs import Graphs
+
+__all__ = ["DecoderRuntime", "refresh", "supports"]
+
+
+class DecoderRuntime(Runtime):
+    """A causal language model over a cache of slots. Follows the contract of every Runtime.
+
+    Args:
+        model: a loaded transformers model.
+        own: whether the model is ours to change. Where False it stays untouched, training steps in between are seen
+            when a sequence is opened, and several runtimes share one shell over it.
+        pack: whether linear layers are packed on a CPU, which takes seconds for large models and makes decoding two
+            to four times faster; "auto" packs where it can be done and, beside a user's own weights, where the copy
+            takes at most half of the free memory.
+        max_cache_tokens: limit on tokens over all live sequences, see `limits`. See `bytes_per_token`.
+        max_sequences: limit on live sequences.
+        attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
+            a CPU and "masked" elsewhere.
+        graph_maker: makes graphs of decode steps; None for CUDA's own, where the model lies on one CUDA device.
+
+    Raises:
+        ModelError: the model cannot run here; the message says why.
+    """
+
+    has_prefix_caching = True
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        own: bool,
+        pack: Pack = "auto",
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
+        attention: AttentionPath | Literal["auto"] = "auto",
+        graph_maker: GraphMaker | None = None,
+    ) -> None:
+        self._shell = Shell(model, own=own, pack=pack) if own else shell_over(model, pack)
+        on_cpu = all(layer.device.type == "cpu" for layer in self._shell.layout)
+        self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention
+        self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
+        self._graph_maker = graph_maker
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        """Read everything that depends on the shell as it now is."""
+        shell = self._shell
+        self._version = shell.version
+        per_token, device = self.bytes_per_token, shell.layout[0].device
+        limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
+        self._slots = SlotTable(shell.layout, limits)
+        devices = {layer.device for layer in shell.layout}
+        # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
+        self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+        self._graphs = _graphs_over(shell, self._graph_maker)
+        obstacle = shell.batch_invariance.obstacle
+        if not obstacle and self._attention != "loop":
+            obstacle = f'attention="{self._attention}" reads many rows in one call; use attention="loop"'
+        self.info: ModelInfo = describe(
+            shell.module,
+            vocab_size=shell.vocab_size,
+            path=self._path(),
+            batch_invariance_obstacle=obstacle,
+            hidden_states=shell.reads_head,
+            num_layers=None if shell.layers is None else len(shell.layers),
+            limits=limits,
+            bytes_per_token=per_token,
+        )
+
+    def _path(self) -> str:
+        parts = [self._shell.describe()] + ([self._graphs.describe()] if self._graphs is not None else [])
+        return ", ".join(parts)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that one cached token takes, over all layers."""
+        return sum(layer.bytes_per_token for layer in self._shell.layout)
+
+    def forward(self, feeds: Sequence[Feed]) -> Rows:
+        """Append the feeds and return the asked rows; see Runtime.forward.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+            ModelError: a feed brings a source, or wants what `info` says cannot be had: invariance, hidden states,
+                inner layers.
+        """
+        if not feeds:
+            return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._index_device))
+        self._check(feeds)
+        opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
+        if opened:
+            self._follow()
+        slots = self._slots.reserve([(feed.seq, len(feed.tokens)) for feed in feeds])
+        try:
+            rows, finite = self._pass(feeds, slots)
+        except BaseException:
+            for feed, slot in zip(feeds, slots, strict=True):
+                slot.pool.zero(slot.index, slot.length, slot.length + len(feed.tokens))
+            for seq in opened:
+                self._slots.release(seq)
+            raise
+        for feed, is_finite in zip(feeds, finite, strict=True):
+            self._slots.advance(feed.seq, feed.tokens, exact=feed.invariant, poisoned=not is_finite)
+        return rows
+
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        """Open a sequence with its leading tokens that any slot holds; see Runtime.match_prefix.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+        """
+        if self._slots.find(tokens, least=least, exact=invariant) is None:
+            return 0
+        # What was found is of no use where the weights have changed since.
+        self._follow()
+        return self._slots.recall(seq, tokens, least=least, exact=invariant)
+
+    def fork(self, seq: Seq, child: Seq) -> None:
+        """Copy a sequence; see Runtime.fork.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+        """
+        self._slots.fork(seq, child)
+
+    def truncate(self, seq: Seq, keep: int) -> int:
+        """Shorten a sequence; see Runtime.truncate."""
+        return self._slots.truncate(seq, keep)
+
+    def release(self, seq: Seq) -> None:
+        """Forget a sequence; see Runtime.release."""
+        self._slots.release(seq)
+
+    def refresh(self) -> None:
+        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        self._shell.refresh()
+        self._follow()
+
+    def check(self) -> None:
+        """Assert the invariants of the cache; for tests."""
+        self._slots.check()
+
+    def _check(self, feeds: Sequence[Feed]) -> None:
+        assert len({feed.seq for feed in feeds}) == len(feeds), "two feeds name the same sequence"
+        assert all(feed.tokens for feed in feeds), "a feed has no tokens"
+        if any(feed.source is not None for feed in feeds):
+            raise ModelError(f"{self.info.name} is a decoder and takes no source")
+        if any(feed.invariant for feed in feeds) and not self.info.batch_invariant:
+            reason = self.info.batch_invariance_obstacle
+            raise ModelError(f"{self.info.name} cannot keep a row independent of other rows: {reason}")
+        if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
+            raise ModelError(f"{self.info.name} does not show what its head reads: hidden states cannot be had")
+        if layers := [layer for feed in feeds for layer in feed.layers]:
+            if self.info.num_layers is None:
+                raise ModelError(f"{self.info.name} has no inner layers that its own head can read")
+            assert min(layers) >= 0 and max(layers) < self.info.num_layers, "a feed names a layer that is not there"
+
+    def _follow(self) -> None:
+        """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
+        self._shell.follow()
+        if self._shell.version == self._version:
+            return
+        if self._shell.layout == self._slots.layout:
+            self._slots.forget_free()
+            self._version = self._shell.version
+        elif self._slots.live:
+            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
+        else:
+            self._take_stock()
+
+    def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
+        """Run the pass. Returns the rows, and for each feed whether its values were finite."""
+        batch = Batch(feeds, slots, self._shell.report.least_rows)
+        if self._graphs is None:
+            return self._plain_pass(batch)
+        result = self._graphs.run(batch, self._plain_pass)
+        if self._graphs.obstacle and self._graphs.obstacle not in self.info.path:
+            self.info = replace(self.info, path=self._path())
+        return result
+
+    def _plain_pass(self, batch: Batch) -> tuple[Rows, list[bool]]:
+        plan = Plan(batch.spans, len(batch.tokens), self._attention, self._index_device)
+        cache = SlotCache(plan, len(self._shell.layout))
+        with ExitStack() as stack:
+            if batch.invariant:
+                stack.enter_context(invariant_rows())
+                stack.enter_context(SteadyElementwise())
+                if self._shell.batch_invariance.row_by_row:
+                    stack.enter_context(RowByRow(self._shell.batch_invariance.row_by_row))
+            rows = self._shell.run(
+                cache,
+                batch.tokens,
+                batch.positions,
+                batch.asked,
+                hidden=batch.hidden,
+                inner=batch.inner,
+                invariant=batch.invariant,
+            )
+        return batch.unpad(rows), _finite_spans(cache, batch.spans)
+
+
+def _graphs_over(shell: Shell, maker: GraphMaker | None) -> Graphs | None:
+    if maker is None and shell.device.type != "cuda":
+        return None  # nothing is imported that a CPU has no use for
+    from unspool.runtimes.decoder.cuda_graphs import graphs_over
+
+    return graphs_over(shell, maker)
+
+
+def _finite_spans(cache: SlotCache, spans: Sequence[Span]) -> list[bool]:
+    assert cache.finite is not None, "the last layer was not reached"
+    if bool(cache.finite.all()):
+        return [True] * len(spans)
+    flags = cache.finite.tolist()
+    return [all(flags[span.rows]) for span in spans]

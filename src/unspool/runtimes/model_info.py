@@ -1,0 +1,176 @@
+"""What can be read off a transformers model without running it: whether the slot cache can serve it, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from unspool.runtimes.kv.limits import Limits
+from unspool.types import ModelInfo
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# The rotary embedding of tokens already cached changes when a sequence passes the original length.
+_GROWING_ROPE = {"dynamic", "longrope"}
+_LENGTHS = ("max_position_embeddings", "max_seq_len")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "layers_num_experts")
+
+
+def text_config(model: Any) -> Any:
+    """Return the part of the model's config that describes its text decoder."""
+    config = model.config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def supports(model: Any) -> str | None:
+    """Return None where the slot cache can serve the model by all it says of itself, else the reason in words.
+
+    The last word has a short trial when a `DecoderRuntime` is made: see Shell.
+    """
+    name = type(model).__name__
+    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
+        return f"{name} is not a transformers model"
+    config = text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        return f"{name} is an encoder-decoder"
+    if not getattr(model, "can_generate", lambda: False)():
+        return f"{name} has no language-model head to generate with"
+    if getattr(model, "_is_stateful", False):
+        return f"{name} keeps a recurrent state"
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{name} does not use transformers' attention interface"
+    if not getattr(config, "is_causal", True):
+        return f"{name} attends in both directions"
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
+        return f"{name} has layers of other kinds ({', '.join(others)})"
+    if getattr(config, "attention_chunk_size", None):
+        return f"{name} attends in chunks"
+    return None
+
+
+def sliding_layers(model: Any) -> set[int]:
+    """Return the indices of the layers whose config calls for a sliding window."""
+    types = getattr(text_config(model), "layer_types", None) or ()
+    return {index for index, kind in enumerate(types) if kind == "sliding_attention"}
+
+
+def num_hidden_layers(model: Any) -> int | None:
+    """Return how many layers the config says the text decoder has; None where it does not say."""
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    return count if isinstance(count, int) else None
+
+
+def has_experts(model: Any) -> bool:
+    """Return whether the model routes tokens to experts, whose matrix products then see any number of rows."""
+    config = text_config(model)
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
+    return any(_largest(getattr(part, name, None)) > 1 for part in parts for name in _EXPERTS)
+
+
+def _largest(count: Any) -> int:
+    """Return a number, or the largest of a list of numbers (one per layer); 0 for None."""
+    return max(count, default=0) if isinstance(count, list | tuple) else count or 0
+
+
+def _rope_settings(config: Any) -> Iterable[dict[str, Any]]:
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, dict)]
+    return nested or [settings]
+
+
+class GrowingRope(NamedTuple):
+    """A rotary embedding that turns all tokens otherwise once the sequence is longer than `original` tokens.
+
+    kind: "longrope" has one more set of angles for all longer sequences, "dynamic" another one for each length.
+    longest: the most tokens that the config has angles for.
+    """
+
+    kind: str
+    original: int
+    longest: int
+
+
+def growing_rope(model: Any) -> GrowingRope | None:
+    """Return what the config says of a rotary embedding that grows within the model's length; None for none."""
+    config, limit = text_config(model), max_positions(model)
+    for rope in _rope_settings(config):
+        if (kind := rope.get("rope_type", rope.get("type"))) in _GROWING_ROPE:
+            original = rope.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None) or limit
+            if original is not None and (limit is None or original <= limit):
+                longest = limit or original
+                if kind == "dynamic":
+                    longest = int(longest * max(1.0, rope.get("factor") or 1.0))
+                return GrowingRope(kind, int(original), longest)
+    return None
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the most tokens in one sequence that the config allows; None for no bound."""
+    config = text_config(model)
+    for name in _LENGTHS:
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def trial_length(limit: int | None, length: int) -> int:
+    """Return how many tokens a trial reads: `length`, a power of two, halved until it is within the model's limit."""
+    while limit is not None and length > max(1, limit):
+        length //= 2
+    return length
+
+
+def length_limit(model: Any) -> tuple[int | None, str]:
+    """Return the most tokens in one sequence (None for no bound), and why it is less than the config says, or ""."""
+    rope = growing_rope(model)
+    if rope is None:
+        return max_positions(model), ""
+    return rope.original, f"{rope.kind} rotary embedding: sequences of at most {rope.original} tokens"
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def describe(
+    model: Any,
+    *,
+    vocab_size: int,
+    path: str,
+    batch_invariance_obstacle: str,
+    hidden_states: bool,
+    num_layers: int | None,
+    limits: Limits,
+    reads_whole: bool = False,
+    bytes_per_token: int | None,
+) -> ModelInfo:
+    """Return what the engine must know; token ids come from the generation config, else from the config."""
+    generation, config = getattr(model, "generation_config", None), text_config(model)
+
+    def special(name: str) -> Any:
+        value = getattr(generation, name, None)
+        return getattr(config, name, None) if value is None else value
+
+    limit, _ = length_limit(model)
+    return ModelInfo(
+        name=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        vocab_size=vocab_size,
+        eos_token_ids=_ids(special("eos_token_id")),
+        bos_token_id=next(iter(_ids(special("bos_token_id"))), None),
+        pad_token_id=special("pad_token_id"),
+        max_length=limit,
+        **limits._asdict(),
+        bytes_per_token=bytes_per_token,
+        batch_invariant=not batch_invariance_obstacle,
+        batch_invariance_obstacle=batch_invariance_obstacle,
+        hidden_states=hidden_states,
+        num_layers=num_layers,
+        reads_whole=reads_whole,
+        tied_head=bool(getattr(model.config, "tie_word_embeddings", False)),
+        path=path,
+    )

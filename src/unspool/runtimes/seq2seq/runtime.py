@@ -1,0 +1,290 @@
+"""Models of transformers that read a source (T5, BART, Whisper, image captioning), behind the methods of a Runtime.
+
+Owns the order of one forward: sources, room, buckets, passes, advance. Tokens and lengths are in the SlotTable, what
+the sources have become in the SourceTable, the model in the Seq2SeqModel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from unspool.errors import ModelError
+from unspool.protocols import Runtime
+from unspool.runtimes.kv.limits import Limit, limits_of
+from unspool.runtimes.kv.slot_table import Slot, SlotTable
+from unspool.runtimes.model_info import describe
+from unspool.runtimes.seq2seq.encoder_cache import Encoded, SourceTable, batches
+from unspool.runtimes.seq2seq.equal_length_batch import Bucket, CrossStacks
+from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel, model_over, refresh_models
+from unspool.runtimes.seq2seq.source_info import SourceInfo, decoder_limit, source_info, source_obstacle
+from unspool.runtimes.weights.packed_linear import Pack
+from unspool.runtimes.wrap.model_copy import AttentionNames
+from unspool.types import Feed, ModelInfo, Rows, Seq, Source
+
+__all__ = ["Seq2SeqRuntime", "SourceInfo", "refresh_models", "source_info", "source_obstacle"]
+
+# What stands in a slot's list of tokens for each position that a source takes there.
+_PREFIX = -1
+
+
+class _Pass(NamedTuple):
+    """Feeds that share a pass: indices into the feeds of the forward, by slot, and the bucket of their rows."""
+
+    feeds: list[int]
+    bucket: Bucket
+
+
+class Seq2SeqRuntime(Runtime):
+    """A model with a source over a cache of slots. Follows the contract of every Runtime.
+
+    A source is encoded with its sequence's first feed. What it has become is kept once, for all sequences that the same
+    `Source` object was given for and all forks of these, until the last is released. Sequences of equal length share a
+    pass.
+
+    Args:
+        model: a loaded encoder-decoder of transformers, or GIT.
+        own: whether the model is ours to change. Where False it stays untouched, and training steps in between are seen
+            when a sequence is opened.
+        pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and, beside a user's own
+            weights, where the copy takes at most half of the free memory.
+        max_cache_tokens: limit on decoder tokens over all live sequences, see `limits`. Sources do not count.
+        max_sequences: limit on live sequences.
+        attention: "ours" reads keys and values where they lie, and each source once for all rows that share it; "own"
+            is the model's; "auto" is "ours" where the decoder uses transformers' attention interface.
+        names, patch: `attention` and `patch` of the Host.
+
+    Attributes:
+        source: what the model reads, and how its output begins.
+
+    Raises:
+        ModelError: the model cannot run here; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        own: bool,
+        pack: Pack = "auto",
+        max_cache_tokens: Limit = None,
+        max_sequences: Limit = None,
+        attention: Attention | Literal["auto"] = "auto",
+        names: AttentionNames | None = None,
+        patch: str = "",
+    ) -> None:
+        if own or patch:
+            self._model = Seq2SeqModel(model, own=own, pack=pack, attention=attention, names=names, patch=patch)
+        else:
+            self._model = model_over(model, pack, attention)
+        self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
+        self.source: SourceInfo = source_info(model)
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        """Read everything that depends on the model as it now is."""
+        model = self._model
+        self._version = model.version
+        self._sources, self._stacks = SourceTable(), CrossStacks()
+        # The image in front of the tokens counts in the slots, and not for the engine: so only sequences are bounded.
+        per_token, device = self.bytes_per_token, model.layout[0].device
+        limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
+        self._slots = SlotTable(model.layout, limits._replace(max_tokens=None) if model.has_prefix else limits)
+        self._spans_gaps = model.layout[0].device.type != "cpu"
+        info = describe(
+            model.module,
+            vocab_size=model.vocab_size,
+            path=model.describe(),
+            batch_invariance_obstacle="it reads a source, and batches of sources are not invariant",
+            hidden_states=model.reads_head,
+            num_layers=None,
+            reads_whole=self._model.is_patched,
+            limits=limits,
+            bytes_per_token=per_token,
+        )
+        self.info: ModelInfo = replace(info, needs_source=True, max_length=decoder_limit(model.module))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that one cached decoder token takes, over all layers."""
+        return sum(layer.bytes_per_token for layer in self._model.layout)
+
+    def forward(self, feeds: Sequence[Feed]) -> Rows:
+        """Append the feeds and return the asked rows; see Runtime.forward.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+            ModelError: a first feed brings no source or a later one does, or a feed wants what `info` says cannot be
+                had: invariance, hidden states, inner layers.
+        """
+        if not feeds:
+            return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._model.layout[0].device))
+        self._check(feeds)
+        opened = [feed for feed in feeds if feed.seq not in self._slots.live]
+        if opened:
+            self._follow()
+        fresh = self._read(opened)
+        slots = self._slots.reserve([(feed.seq, len(feed.tokens) + self._num_prefixed(feed, fresh)) for feed in feeds])
+        try:
+            for feed, slot in zip(feeds, slots, strict=True):
+                if feed.seq in fresh:
+                    self._sources.hold(feed.seq, fresh[feed.seq])
+                    slot.context = fresh[feed.seq].number
+                    slot.tokens = [_PREFIX] * self._model.lay_prefix(slot, fresh[feed.seq])
+            rows, finite = self._run(feeds, slots)
+        except BaseException:
+            for feed, slot in zip(feeds, slots, strict=True):
+                slot.pool.zero(slot.index, slot.length, slot.length + len(feed.tokens))
+            for feed in opened:
+                self.release(feed.seq)
+            raise
+        for feed, is_finite in zip(feeds, finite, strict=True):
+            self._slots.advance(feed.seq, feed.tokens, exact=False, poisoned=not is_finite)
+        return rows
+
+    def fork(self, seq: Seq, child: Seq) -> None:
+        """Copy a sequence; both read the same source. See Runtime.fork.
+
+        Raises:
+            CapacityError: the limits on tokens or sequences leave no room.
+        """
+        self._slots.fork(seq, child)
+        self._sources.hold(child, self._sources.of[seq])
+
+    def truncate(self, seq: Seq, keep: int) -> int:
+        """Shorten a sequence; it keeps its source. See Runtime.truncate."""
+        prefix = self._prefix_of(self._sources.of[seq])
+        return self._slots.truncate(seq, prefix + keep) - prefix
+
+    def release(self, seq: Seq) -> None:
+        """Forget a sequence, and its source with the last that reads it; see Runtime.release."""
+        self._slots.release(seq)
+        self._sources.release(seq)
+        if not self._sources.of:
+            self._stacks.forget()
+
+    def refresh(self) -> None:
+        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        self._model.refresh()
+        self._follow()
+
+    def check(self) -> None:
+        """Assert the invariants of the cache; for tests."""
+        self._slots.check()
+        self._sources.check()
+        assert self._slots.live.keys() == self._sources.of.keys(), "a sequence without a source, or the other way round"
+        for seq, slot in self._slots.live.items():
+            assert slot.context == self._sources.of[seq].number, f"sequence {seq} lies in a slot of another source"
+
+    def _check(self, feeds: Sequence[Feed]) -> None:
+        assert len({feed.seq for feed in feeds}) == len(feeds), "two feeds name the same sequence"
+        assert all(feed.tokens for feed in feeds), "a feed has no tokens"
+        name = self.info.name
+        for feed in feeds:
+            if (feed.seq in self._slots.live) is (feed.source is not None):
+                what = "the first feed of a sequence brings none" if feed.source is None else "a later feed brings one"
+                raise ModelError(f"{name} reads its source once, before the first token: {what}")
+        if any(feed.invariant for feed in feeds):
+            reason = self.info.batch_invariance_obstacle
+            raise ModelError(f"{name} cannot keep a row independent of other rows: {reason}")
+        if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
+            raise ModelError(f"{name} does not show what its head reads: hidden states cannot be had")
+        if any(feed.layers for feed in feeds):
+            raise ModelError(f"{name} has no inner layers that its own head can read")
+
+    def _follow(self) -> None:
+        """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
+        self._model.follow()
+        if self._model.version == self._version:
+            return
+        if self._model.layout == self._slots.layout:
+            self._slots.forget_free()
+            self._version = self._model.version
+        elif self._slots.live:
+            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
+        else:
+            self._take_stock()
+
+    # --- sources ------------------------------------------------------------------------------------------------
+
+    def _read(self, opened: Sequence[Feed]) -> dict[Seq, Encoded]:
+        """Return what the source of each sequence that begins has become; a source known already is not read again."""
+        found: dict[int, Encoded] = {}
+        unread: list[Source] = []
+        for feed in opened:
+            assert feed.source is not None, "a first feed was checked to bring a source"
+            known = self._sources.find(feed.source, self._version)
+            if known is None:
+                unread.append(feed.source)
+            else:
+                found[id(feed.source)] = known
+        for group in batches(unread):
+            for source, pairs in zip(group, self._model.encode(group), strict=True):
+                found[id(source)] = self._sources.make(source, pairs, self._version)
+        return {feed.seq: found[id(feed.source)] for feed in opened}
+
+    def _prefix_of(self, encoded: Encoded) -> int:
+        return encoded.length if self._model.has_prefix else 0
+
+    def _num_prefixed(self, feed: Feed, fresh: dict[Seq, Encoded]) -> int:
+        return self._prefix_of(fresh[feed.seq]) if feed.seq in fresh else 0
+
+    # --- passes -------------------------------------------------------------------------------------------------
+
+    def _passes(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> list[_Pass]:
+        """Sort the feeds into passes: equal length, equally many new tokens, and sources that fit into one tensor."""
+        own = self._model.attention == "own"
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        encoded = [self._sources.of[feed.seq] for feed in feeds]
+        for index, (feed, slot) in enumerate(zip(feeds, slots, strict=True)):
+            key = (slot.length, len(feed.tokens), encoded[index].length if own else 0)
+            groups.setdefault(key, []).append(index)
+        passes = []
+        for (start, width, _), indices in groups.items():
+            indices.sort(key=lambda index: Bucket.order(slots[index]))
+            rows = [(slots[index], encoded[index]) for index in indices]
+            passes.append(_Pass(indices, Bucket(rows, start, width, spans_gaps=self._spans_gaps)))
+        return passes
+
+    def _run(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
+        """Run all passes. Returns the rows in the order of the feeds, and for each feed whether it was finite."""
+        logits, hidden = _Gathered(), _Gathered()
+        wants_hidden = any(feed.hidden for feed in feeds)
+        finite = [True] * len(feeds)
+        for indices, bucket in self._passes(feeds, slots):
+            asked: list[int] = []
+            shown: list[int] = []
+            for row, index in enumerate(indices):
+                feed, first = feeds[index], row * bucket.width
+                asked += [first + offset for offset in feed.asked]
+                shown += range(first, first + bucket.width) if feed.hidden else ()
+                logits.expect(index, len(feed.asked))
+                hidden.expect(index, bucket.width if feed.hidden else 0)
+            tokens = [feeds[index].tokens for index in indices]
+            rows, flags = self._model.run(bucket, tokens, asked, shown or None, self._stacks)
+            logits.parts.append(rows.logits)
+            hidden.parts += [] if rows.hidden is None else [rows.hidden]
+            for index, flag in zip(indices, flags.tolist(), strict=True):
+                finite[index] = flag
+        return Rows(logits.in_order(), hidden.in_order() if wants_hidden else None), finite
+
+
+class _Gathered:
+    """Rows that come pass by pass, and are wanted feed by feed."""
+
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []
+        self._owners: list[tuple[int, int]] = []
+
+    def expect(self, feed: int, count: int) -> None:
+        """Note whose the next rows are."""
+        self._owners += [(feed, offset) for offset in range(count)]
+
+    def in_order(self) -> torch.Tensor:
+        """Return all rows, those of the first feed first. --> [rows, width]"""
+        rows = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+        order = sorted(range(len(self._owners)), key=self._owners.__getitem__)
+        return rows if order == list(range(len(order))) else rows[torch.tensor(order, device=rows.device)]

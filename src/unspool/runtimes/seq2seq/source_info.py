@@ -1,0 +1,155 @@
+"""What can be read off a model with a source without running it: what it takes, and what its output begins with.
+
+Knows configs alone: no tensors, and no inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from transformers import PreTrainedModel
+
+from unspool.runtimes.model_info import text_config
+from unspool.runtimes.seq2seq.whisper import Speech, speech_of
+
+SourceKind: TypeAlias = Literal["text", "audio", "image"]
+
+_KINDS: dict[str, SourceKind] = {"input_ids": "text", "input_features": "audio", "pixel_values": "image"}
+_DECODER_LIMITS = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings", "n_positions")
+_ENCODER_LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings")
+# Their positions begin behind the id of the padding token.
+_PADDED_POSITIONS = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
+_WHISPER_SAMPLING_RATE = 16_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceInfo:
+    """What a model reads, and how its output begins.
+
+    model: its name. kind: what the source is. input_name: the argument of the encoder that takes it.
+    max_length: most tokens of a text; None where the model sets no bound, and for other kinds. vocab_size: of a text.
+    shape: of audio features (mel bins, frames) or of an image (channels, height, width), which must be just so; None
+    where the model takes several.
+    sampling_rate: of audio, in hertz; else None.
+    decoder_start_token_id: what every output begins with; None where the model does not say.
+    begins_freely: whether a decoder prompt may begin with another token.
+    speech: how transcripts begin, for Whisper; else None.
+    """
+
+    model: str
+    kind: SourceKind
+    input_name: str
+    max_length: int | None = None
+    vocab_size: int | None = None
+    shape: tuple[int, ...] | None = None
+    sampling_rate: int | None = None
+    decoder_start_token_id: int | None = None
+    begins_freely: bool = False
+    speech: Speech | None = None
+
+
+def source_obstacle(model: Any) -> str | None:
+    """Return None where a model may be served as one with a source, by all it says of itself, else why not.
+
+    The last word has a short trial when a `Seq2SeqRuntime` is made: see Seq2SeqModel.
+    """
+    name = type(model).__name__
+    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
+        return f"{name} is not a transformers model"
+    if not getattr(model, "can_generate", lambda: False)():
+        return f"{name} has no language-model head to generate with"
+    if has_prefix_image(model):
+        return None
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return f"{name} has no encoder: it is loaded as a decoder"
+    if model.main_input_name not in _KINDS:
+        return f"{name} reads `{model.main_input_name}`: not supported in this version"
+    return None
+
+
+def has_prefix_image(model: Any) -> bool:
+    """Return whether the model is a causal one that caches an image in front of the text (GIT)."""
+    return bool(model.config.model_type == "git" and getattr(model, "can_generate", lambda: False)())
+
+
+def source_info(model: Any) -> SourceInfo:
+    """Return what the model reads; `source_obstacle` has found that it reads something."""
+    config, name = model.config, "pixel_values" if has_prefix_image(model) else model.main_input_name
+    kind, start = _KINDS[name], _start(model)
+    return SourceInfo(
+        model=getattr(config, "_name_or_path", "") or type(model).__name__,
+        kind=kind,
+        input_name=name,
+        max_length=_encoder_limit(config) if kind == "text" else None,
+        vocab_size=_encoder_vocabulary(model) if kind == "text" else None,
+        shape=_shape(model, kind),
+        sampling_rate=_WHISPER_SAMPLING_RATE if kind == "audio" else None,
+        decoder_start_token_id=start,
+        begins_freely=has_prefix_image(model) or config.model_type == "whisper" or _is_donut(config),
+        speech=speech_of(model, start),
+    )
+
+
+def decoder_limit(model: Any) -> int | None:
+    """Return the most tokens the decoder holds, its prompt included; None for no bound."""
+    config = text_config(model)
+    limit = None if _has_relative_positions(config) else _first(config, _DECODER_LIMITS)
+    return _without_padding(limit, config)
+
+
+def _without_padding(limit: int | None, config: Any) -> int | None:
+    if limit is None or config.model_type not in _PADDED_POSITIONS:
+        return limit
+    return limit - (config.pad_token_id or 0) - 1
+
+
+def _has_relative_positions(config: Any) -> bool:
+    return getattr(config, "relative_attention_num_buckets", None) is not None
+
+
+def _encoder_vocabulary(model: Any) -> int | None:
+    """Return how many tokens the encoder has embeddings for; None where it does not say."""
+    try:
+        return int(model.get_encoder().get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _encoder_limit(config: Any) -> int | None:
+    config = getattr(config, "encoder", config)
+    limit = None if _has_relative_positions(config) else _first(config, _ENCODER_LIMITS)
+    return _without_padding(limit, config)
+
+
+def _first(config: Any, names: tuple[str, ...]) -> int | None:
+    found = (getattr(config, name, None) for name in names)
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
+
+
+def _shape(model: Any, kind: SourceKind) -> tuple[int, ...] | None:
+    config = model.config
+    if kind == "audio" and config.model_type == "whisper":
+        encoder = model.get_encoder()
+        return config.num_mel_bins, config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+    if kind == "image":
+        vision = config.vision_config if has_prefix_image(model) else config.encoder
+        size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", None)
+        if isinstance(channels, int) and size is not None:
+            return (channels, size, size) if isinstance(size, int) else (channels, *size)
+    return None
+
+
+def _start(model: Any) -> int | None:
+    """Return the decoder's first token as transformers finds it."""
+    generation, config = getattr(model, "generation_config", None), model.config
+    names = ("bos_token_id",) if has_prefix_image(model) else ("decoder_start_token_id", "bos_token_id")
+    for owner in (generation, config, getattr(config, "decoder", None)):
+        for name in names:
+            if isinstance(found := getattr(owner, name, None), int):
+                return found
+    return None
+
+
+def _is_donut(config: Any) -> bool:
+    return "donut" in str(getattr(getattr(config, "encoder", None), "model_type", ""))

@@ -1,0 +1,262 @@
+"""Packed linear layers: weights that are laid out once for oneDNN.
+
+Owns the packed weights and the decision which layers can have them. Knows nothing of attention, caches or sequences.
+
+A decode step on a CPU streams every weight through memory for a handful of rows; a weight reordered once is read two
+to four times faster than `torch.nn.functional.linear` reads a plain one, with results equal to rounding. Which form is
+the fastest is measured (forms.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from unspool.machine.memory import available_memory
+from unspool.runtimes.weights.autotune import ROWS_HINT, VARIABLE, choice, form_of, is_small
+from unspool.runtimes.weights.invariant_rows import INVARIANT, invariant_rows
+from unspool.runtimes.weights.quantized_info import kinds_in_words, quantised_linears
+from unspool.runtimes.weights.release_memory import Leftovers
+
+Pack: TypeAlias = bool | Literal["auto"]
+
+_PACKABLE = (torch.float32, torch.bfloat16)
+
+
+class PackReport(NamedTuple):
+    """How many linear layers were packed, of how many, and why the others were not ("" if all were).
+
+    least_rows: passes with fewer rows are padded to these; 1 for no padding.
+    """
+
+    packed: int
+    total: int
+    reason: str = ""
+    least_rows: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.packed} of {self.total} linear layers packed"
+        if self.least_rows > 1:
+            text += f" for {self.least_rows} rows or more"
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+class Activation(NamedTuple):
+    """A function that oneDNN can apply to what a layer computes. name, algorithm: its words for it."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    name: str
+    algorithm: str = ""
+
+
+NO_ACTIVATION = Activation(lambda states: states, "none")
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` or `Conv1D` over a packed copy of its weight, and perhaps the activation behind it.
+
+    The packed tensor has no storage that copy, pickle or state_dict could read, so it is a plain attribute, and
+    copying or pickling the module raises `TypeError`. A small layer keeps its plain weight and uses it, but within
+    `invariant_rows`.
+
+    Args:
+        layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16.
+        keep: whether `layer`'s own weight stays; where False, `weight` is unpacked again on every reading.
+
+    Attributes:
+        activation: what becomes of the results; see lean.py.
+    """
+
+    activation = NO_ACTIVATION
+
+    def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool) -> None:
+        super().__init__()
+        self._transposed = isinstance(layer, Conv1D)
+        weight = layer.weight
+        self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
+        self.dtype, self.bias = weight.dtype, layer.bias
+        self.form = form_of(self.in_features, self.out_features, weight.dtype)
+        # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
+        # finds what a forward needs without a search.
+        self._source: tuple[torch.Tensor, ...] = (weight,) if keep or not self.form.packed else ()
+        self._veil: tuple[torch.Tensor, ...] = ()
+        self._tensors = self._pack(weight)
+
+    def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
+        """Return the packed weight, the plain one where it is used, and the bias."""
+        plain = weight.detach().T if self._transposed else weight.detach()
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), ROWS_HINT)
+        return packed, None if self.form.packed else plain, self.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The plain weight, in the layout of the layer that was packed, bit for bit."""
+        if self._source or self._veil:
+            return (self._source or self._veil)[0]
+        return self.unpacked()
+
+    def unpacked(self) -> torch.Tensor:
+        """Return what `weight` is, also where a veil hides it."""
+        if self._source:
+            return self._source[0]
+        plain: torch.Tensor = self._tensors[0].to_dense()
+        return plain.T if self._transposed else plain
+
+    def veil(self) -> None:
+        """From now on show a weight of zeros, without memory, where the plain one is gone.
+
+        For models that look at the type of a layer's weight in every forward, for which it must not be unpacked.
+        """
+        shape = (self.in_features, self.out_features) if self._transposed else (self.out_features, self.in_features)
+        self._veil = (torch.zeros((), dtype=self.dtype, device="cpu").expand(shape),)
+
+    def repack(self) -> None:
+        """Pack the kept weight again, after its values have changed."""
+        assert self._source, "only a layer that keeps its plain weight can be packed again"
+        self._tensors = self._pack(self._source[0])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        _, plain, bias = self._tensors
+        if plain is not None and not INVARIANT.get():
+            return self.activation.function(F.linear(inputs, plain, bias))
+        count, least = inputs.shape[:-1].numel(), self.form.least_rows
+        if count >= least:
+            return self._product(inputs)
+        rows = F.pad(inputs.reshape(-1, self.in_features), (0, 0, 0, least - count))
+        return self._product(rows)[:count].view(*inputs.shape[:-1], self.out_features)
+
+    def _product(self, inputs: torch.Tensor) -> torch.Tensor:
+        packed, _, bias = self._tensors
+        _, name, algorithm = self.activation
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, name, [], algorithm)
+        return result
+
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return sizes if self.activation is NO_ACTIVATION else f"{sizes}, activation={self.activation.name}"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a packed linear layer cannot be copied or pickled: copy or save the model it was made from")
+
+
+@cache
+def packing_obstacle() -> str:
+    """Return why this machine cannot pack weights, or "" where it can: found by packing a small one and using it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "this PyTorch has no oneDNN"
+    layer = nn.Linear(32, 16, dtype=torch.float32, device="cpu")
+    inputs = torch.randn(3, 32, dtype=torch.float32, device="cpu")
+    try:
+        with torch.no_grad(), invariant_rows():
+            alike = torch.allclose(PackedLinear(layer, keep=False)(inputs), layer(inputs), atol=1e-5)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"oneDNN packing does not run here: {type(error).__name__}"
+    return "" if alike else "oneDNN packing gives other results here"
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether calling the module does what its class says: no hooks and no replaced `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and "forward" not in module.__dict__ and not hasattr(module, "_hf_hook")
+
+
+def _obstacle(layer: nn.Linear | Conv1D) -> str:
+    weight = layer.weight
+    if not is_plain(layer):
+        return "some carry hooks"
+    if type(weight) not in (nn.Parameter, torch.Tensor) or type(weight.data) is not torch.Tensor:
+        return "some hold weights of a special tensor type"
+    if weight.device.type != "cpu":
+        return f"packing is for the CPU, weights are on {weight.device.type}"
+    if weight.dtype not in _PACKABLE:
+        return f"{str(weight.dtype).removeprefix('torch.')} weights cannot be packed"
+    width, height = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
+    if not is_small(width, height, weight.dtype) and not form_of(width, height, weight.dtype).packed:
+        return "some are faster as they are"
+    return ""
+
+
+def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
+    """Yield (parent, name, layer) of every place that holds exactly an `nn.Linear` or a `Conv1D`."""
+    for parent in model.modules():
+        for name, child in list(parent._modules.items()):
+            if type(child) in (nn.Linear, Conv1D):
+                yield parent, name, child  # type: ignore[misc]
+
+
+def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
+    """Replace the linear layers of `model`, in place, by packed ones.
+
+    Args:
+        model: the module tree to change.
+        keep: True if the plain weights belong to the caller and stay; False frees them one by one.
+        pack: False leaves all layers as they are. True packs each layer that can be packed and is not faster plain.
+            "auto" does the same, but if the plain weights stay, the copy must take at most half of the free memory.
+
+    Raises:
+        OptionError: if `UNSPOOL_LINEAR` has no allowed value.
+    """
+    sites = list(_linear_sites(model))
+    layers = {id(layer): layer for _, _, layer in sites}
+    quantised = quantised_linears(model)
+    total = len(layers.keys() | quantised.keys())
+    if not pack:
+        return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
+    forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantised.keys() else []
+    if choice() == "plain":
+        return PackReport(0, total, "; ".join([*forced, *kinds_in_words(model)]))
+    if reason := packing_obstacle():
+        return PackReport(0, total, "; ".join([reason, *kinds_in_words(model)]))
+    obstacles = {key: _obstacle(layer) for key, layer in layers.items()}
+    able = {key for key, reason in obstacles.items() if not reason}
+    if pack == "auto" and keep and (reason := _too_large([layers[key] for key in able])):
+        return PackReport(0, total, reason)
+    leftovers = Leftovers(sum(layers[key].weight.nbytes for key in able))
+    packed: dict[int, PackedLinear] = {}
+    # Nothing here may hold a layer whose places are all taken, so that it is gone before the next one is packed.
+    del layers
+    sites.reverse()
+    while sites:
+        parent, name, layer = sites.pop()
+        if id(layer) in able:
+            if id(layer) not in packed:
+                packed[id(layer)] = PackedLinear(layer, keep=keep)
+                if not keep:
+                    leftovers.add(layer.weight)
+            setattr(parent, name, packed[id(layer)])
+    leftovers.close()
+    reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantised})
+    reasons += forced + kinds_in_words(model)
+    least_rows = max((layer.form.least_rows for layer in packed.values()), default=1)
+    return PackReport(len(packed), total, "; ".join(reasons), least_rows)
+
+
+def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
+    """Do as `pack_linears` for a model that can have packed layers already, and count those in the report."""
+    before = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    report = pack_linears(model, keep=keep, pack=pack)
+    reason = report.reason if report.total or not before else ""
+    least_rows = max((layer.form.least_rows for layer in before), default=1)
+    count = len(before)
+    return PackReport(count + report.packed, count + report.total, reason, max(least_rows, report.least_rows))
+
+
+def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
+    free = available_memory()
+    needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    if free is None or needed * 2 <= free:
+        return ""
+    return f"a packed copy of {needed / 1e9:.1f} GB is more than half of the {free / 1e9:.1f} GB of free memory"
+
+
+def repack(model: nn.Module) -> None:
+    """Pack every packed layer of `model` again from its plain weight."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.repack()

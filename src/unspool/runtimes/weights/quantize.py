@@ -1,0 +1,121 @@
+"""Puts quantised linear layers in the place of a model's own.
+
+Owns which layers are quantised and to how many bits. Needs no calibration: every weight is rounded by itself, and the
+inputs of layers are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from unspool.errors import ModelError
+from unspool.runtimes.weights.int4 import GROUP
+from unspool.runtimes.weights.int8 import MAX_WIDTH
+from unspool.runtimes.weights.packed_linear import is_plain
+from unspool.runtimes.weights.quantized_linear import Bits, QuantisedLinear
+from unspool.runtimes.weights.release_memory import Leftovers
+
+
+def quantise_linears(model: Any, bits: Bits) -> int:
+    """Replace the linear layers of a model, in place, by quantised ones; plain weights are freed one by one.
+
+    The layer that makes logits, and layers whose width 4 bits do not fit, get 8 bits where 4 are asked for. An
+    embedding that shares its matrix with a layer keeps it.
+
+    Args:
+        model: a transformers model of ours, on the CPU.
+        bits: "int8" or "int4".
+
+    Returns:
+        How many layers were replaced.
+
+    Raises:
+        ModelError: if a weight holds NaN or infinite numbers, which rounding would hide; the message names it.
+        RuntimeError, NotImplementedError, AttributeError: if this PyTorch has no kernel for it.
+    """
+    _finish(model.eval())
+    head = id(model.get_output_embeddings())
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent, name in _sites(model):
+        places.setdefault(id(parent._modules[name]), []).append((parent, name))
+    leftovers = Leftovers(sum(_weight_at(*found[0]).nbytes for found in places.values()))
+    for key, found in places.items():
+        # Nothing here holds a layer but the model itself.
+        parent, name = found[0]
+        chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
+        _check_finite(model, parent, name)
+        quantised = QuantisedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
+        leftovers.add(_weight_at(parent, name))
+        for parent, name in found:
+            setattr(parent, name, quantised)
+    leftovers.close()
+    return len(places)
+
+
+def _finish(model: nn.Module) -> None:
+    """Have models that change their own weights for inference, in their first forward, do it now."""
+    for module in model.modules():
+        rescale: Any = getattr(module, "_rescale_layers", None)
+        if rescale is not None:
+            rescale()
+
+
+def _sites(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield (parent, name) of every place that holds a layer to quantise."""
+    for parent in model.modules():
+        # It reads the weights of its layers and never calls them.
+        if not isinstance(parent, nn.MultiheadAttention):
+            yield from ((parent, name) for name, child in parent._modules.items() if _fits(child))
+
+
+def _weight_at(parent: nn.Module, name: str) -> torch.Tensor:
+    layer: Any = parent._modules[name]
+    weight: torch.Tensor = layer.weight
+    return weight
+
+
+def _check_finite(model: nn.Module, parent: nn.Module, name: str) -> None:
+    weight = _weight_at(parent, name).detach()
+    # Both carry NaN on, and take no memory, unlike `isfinite`.
+    if not all(bound.isfinite() for bound in weight.aminmax()):
+        prefix = next(path for path, module in model.named_modules() if module is parent)
+        path = f"{prefix}.{name}.weight".removeprefix(".")
+        raise ModelError(
+            f"`{path}` holds NaN or infinite numbers and cannot be quantised; repair it or leave out `quantize`"
+        )
+
+
+def _fits(layer: Any) -> bool:
+    if not isinstance(layer, (nn.Linear, Conv1D)) or not is_plain(layer):
+        return False
+    weight = layer.weight
+    is_ordinary = type(weight) in (nn.Parameter, torch.Tensor) and type(weight.data) is torch.Tensor
+    is_held = is_ordinary and weight.device.type == "cpu" and weight.is_floating_point() and weight.numel() > 0
+    return is_held and _width(layer) <= MAX_WIDTH and _multiplies(layer)
+
+
+def _width(layer: Any) -> int:
+    width: int = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
+    return width
+
+
+def _multiplies(layer: nn.Linear | Conv1D) -> bool:
+    """Return whether the layer does nothing but multiply: some classes made from these do more, or return more."""
+    if type(layer) in (nn.Linear, Conv1D):
+        return True
+    weight = layer.weight.detach()
+    rows = torch.ones(2, _width(layer), dtype=weight.dtype, device=weight.device)
+    rows[1, ::2] = -1
+    try:
+        with torch.no_grad():
+            found = layer(rows)
+            expected = F.linear(rows, weight if isinstance(layer, nn.Linear) else weight.T, layer.bias)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == expected.shape and torch.allclose(found, expected, 1e-2)

@@ -1,0 +1,108 @@
+"""A linear layer that holds its weight in 8 or 4 bits a number.
+
+Owns what models may read of a layer besides calling it. Does not know how numbers are packed and multiplied
+(int8_weight.py, int4_weight.py), nor which layers are replaced (weight_only.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, NoReturn, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+from transformers.pytorch_utils import Conv1D
+
+from unspool.runtimes.weights.int4 import Int4Weight
+from unspool.runtimes.weights.int8 import Int8Weight
+
+Bits: TypeAlias = Literal["int8", "int4"]
+
+_WEIGHTS: Final[dict[Bits, type[Int8Weight] | type[Int4Weight]]] = {"int8": Int8Weight, "int4": Int4Weight}
+
+
+class QuantisedLinear(nn.Module):
+    """`nn.Linear` or `Conv1D` over a quantised copy of its weight; inputs and outputs stay floating-point.
+
+    The packed weight is no tensor that copy, pickle or state_dict could read: they raise `TypeError`.
+
+    Args:
+        layer: an `nn.Linear` or a `Conv1D` on the CPU. It is not needed afterwards.
+        bits: what its weight is rounded to.
+
+    Attributes:
+        bits: as given.
+        shape: of `weight`.
+        bias: the layer's own, not quantised.
+        weight: type and shape of the layer's own; its values, where they are read, are the rounded ones.
+    """
+
+    def __init__(self, layer: nn.Linear | Conv1D, bits: Bits) -> None:
+        super().__init__()
+        self.is_transposed = isinstance(layer, Conv1D)
+        plain = layer.weight.detach()
+        self.in_features, self.out_features = plain.shape if self.is_transposed else plain.shape[::-1]
+        self.bits, self.bias = bits, layer.bias
+        self._quantised = _WEIGHTS[bits](plain.T if self.is_transposed else plain)
+        self.shape = plain.shape
+        # A buffer, so that it becomes another floating type with the model.
+        self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the layer's own weight."""
+        one: torch.Tensor = self._buffers["_one"]  # type: ignore[assignment]
+        return one.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The rounded weight in the layout of the layer that was replaced; made when its values are read."""
+        return _UnreadWeight(self)
+
+    def dense(self) -> torch.Tensor:
+        """Return the rounded weight, in the layout and type of the layer that was replaced."""
+        weight = self._quantised.dense().to(self.dtype)
+        return weight.T if self.is_transposed else weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found = self._quantised.times(inputs.reshape(-1, self.in_features))
+        if self.bias is not None:
+            found = found + self.bias
+        return found.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.bits}"
+
+    def _save_to_state_dict(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a quantised linear layer holds no weight to save: save the model it was made from")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a quantised linear layer cannot be copied or pickled: copy or save the model it was made from")
+
+
+class _UnreadWeight(torch.Tensor):
+    """Stands for a quantised weight: its type and shape are there, its values are made for each operation on them.
+
+    Many models look at the type of a weight in every forward.
+    """
+
+    _layer: QuantisedLinear
+
+    @staticmethod
+    def __new__(cls, layer: QuantisedLinear) -> _UnreadWeight:
+        make: Any = torch.Tensor._make_wrapper_subclass
+        made = make(cls, layer.shape, dtype=layer.dtype)
+        made._layer = layer
+        unread: _UnreadWeight = made
+        return unread
+
+    def __init__(self, layer: QuantisedLinear) -> None: ...
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            raise TypeError("a quantised weight cannot be written to")
+        read = lambda value: value._layer.dense() if isinstance(value, cls) else value  # noqa: E731
+        return func(*tree_map(read, args), **tree_map(read, kwargs or {}))

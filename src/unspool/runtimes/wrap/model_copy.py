@@ -1,0 +1,241 @@
+"""A second module tree over the same tensors, and the fingerprint that shows changes of the first one.
+
+Reads a user's own model without changing it. Knows nothing of caches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+
+from unspool.errors import ModelError
+from unspool.runtimes.weights.packed_linear import PackedLinear
+from unspool.runtimes.weights.quantized_info import taken_up
+
+AttentionNames: TypeAlias = "Sequence[tuple[Any, str | None]]"
+"""Every config of a tree with the name of its attention implementation."""
+
+_SIMPLE: Final = frozenset({bool, int, float, str, type(None), torch.dtype})
+# Attributes that a forward, a training step or transformers' `generate` changes without another result.
+_VOLATILE: Final = frozenset(
+    {
+        "training",
+        "gradient_checkpointing",
+        "_gradient_checkpointing_func",
+        "max_seq_len_cached",
+        "layers_are_rescaled",
+        "use_cache",
+        "_name_or_path",
+        "_output_capturing_hooks_installed",
+    }
+)
+_WINDOWS: Final = frozenset(
+    {"sliding_window", "sliding_window_size", "window_size", "attention_window_size", "attention_chunk_size"}
+)
+_HOOKS: Final = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class Fingerprint(NamedTuple):
+    """What a model consists of.
+
+    structure: its modules, their classes' forwards, and simple attributes of modules and configs. tensors: identity of
+    parameters and buffers. values: of parameters, as far as PyTorch counts changes: writes through `.data` are not
+    counted, nor those to tensors made in inference mode.
+    """
+
+    structure: tuple[Any, ...]
+    tensors: tuple[int, ...]
+    values: tuple[tuple[int, int], ...]
+
+    def has_other_parts(self, before: Fingerprint | None) -> bool:
+        """Return whether more has changed than the values of the same tensors in the same modules."""
+        return before is None or self.tensors != before.tensors or self.structure != before.structure
+
+
+def fingerprint(model: nn.Module) -> Fingerprint:
+    """Return the fingerprint of a model as it is now."""
+    parameters = list(model.parameters())
+    tensors = tuple(id(tensor) for tensor in (*parameters, *model.buffers()))
+    values = tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters)
+    return Fingerprint(structure(model), tensors, values)
+
+
+def structure(model: nn.Module) -> tuple[Any, ...]:
+    """Return what of a plain tree decides its results besides the values of its tensors."""
+    found: list[Any] = []
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        kind = type(module)
+        found += (id(module), kind, kind.forward, *map(id, module._modules.values()))
+        for name, value in module.__dict__.items():
+            if type(value) in _SIMPLE:
+                if name not in _VOLATILE:
+                    found += (name, value)
+            elif name == "config":
+                configs[id(value)] = value
+            elif (callable(value) or type(value) is tuple) and name not in _VOLATILE:
+                found += (name, _comparable(value))
+    pending = list(configs.values())
+    while pending:
+        config = pending.pop()
+        for name, value in vars(config).items():
+            if hasattr(value, "_attn_implementation"):
+                pending.append(value)
+            elif name not in _VOLATILE:
+                found += (name, value if type(value) in _SIMPLE else repr(value))
+    return tuple(found)
+
+
+def modules_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return the identity and the class of every module."""
+    return tuple(part for module in model.modules() for part in (id(module), type(module)))
+
+
+def _comparable(value: Any) -> Any:
+    """Return what `==` compares at once: tensors in a tuple by identity."""
+    return tuple(part if type(part) in _SIMPLE else id(part) for part in value) if type(value) is tuple else value
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Return how often the tensor was written to; PyTorch does not count it for one made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def copy_tree(model: Any) -> Any:
+    """Return a copy of the module tree and its config in evaluation mode; parameters and buffers are the same objects.
+
+    Raises:
+        ModelError: the tree cannot be copied.
+    """
+    return _copied(model, {})
+
+
+def copy_bare(model: Any) -> Any:
+    """Return a copy as of `copy_tree` without the hooks and the replaced methods of the modules.
+
+    Raises:
+        ModelError: the tree cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    replaced: list[tuple[str, str]] = []
+    for path, module in model.named_modules():
+        memo |= {id(module.__dict__[name]): OrderedDict() for name in _HOOKS if name in module.__dict__}
+        if isinstance(module, PackedLinear):
+            memo[id(module)] = module  # cannot be copied, and holds no state of a call
+        for name, value in module.__dict__.items():
+            if callable(value) and not isinstance(value, nn.Module):
+                memo[id(value)] = value
+                if hasattr(type(module), name):
+                    replaced.append((path, name))
+    tree = _copied(model, memo)
+    for path, name in replaced:
+        tree.get_submodule(path).__dict__.pop(name, None)
+    return tree
+
+
+def _copied(model: Any, memo: dict[int, Any]) -> Any:
+    memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *taken_up(model))}
+    try:
+        tree = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
+    return tree.eval()
+
+
+def is_dispatched(model: nn.Module) -> bool:
+    """Return whether accelerate moves this model's tensors about with hooks, which must not be copied."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """Return every config in the tree, sub-configs included, each once."""
+    found: dict[int, Any] = {}
+    pending: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    while pending:
+        config = pending.pop()
+        if id(config) not in found and hasattr(config, "_attn_implementation"):
+            found[id(config)] = config
+            pending += [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    return list(found.values())
+
+
+def set_attention(model: nn.Module, name: str) -> None:
+    """Make every layer of the model attend through the registered function of this name."""
+    for config in _configs(model):
+        config._attn_implementation_internal = name
+
+
+@contextmanager
+def borrowed_attention(model: nn.Module, name: str) -> Iterator[None]:
+    """Do as `set_attention` while the context lasts, and leave the model's configs as they were."""
+    before = attention_names(model)
+    set_attention(model, name)
+    try:
+        yield
+    finally:
+        restore_attention(before)
+
+
+def attention_names(model: nn.Module) -> AttentionNames:
+    """Return the attention implementation of every config in the tree."""
+    return [(config, config._attn_implementation_internal) for config in _configs(model)]
+
+
+def restore_attention(names: AttentionNames) -> None:
+    """Set every config to the attention implementation that it had when `attention_names` read it."""
+    for config, name in names:
+        config._attn_implementation_internal = name
+
+
+@contextmanager
+def attention_of(names: AttentionNames) -> Iterator[None]:
+    """Do as `restore_attention` while the context lasts."""
+    current = [(config, config._attn_implementation_internal) for config, _ in names]
+    restore_attention(names)
+    try:
+        yield
+    finally:
+        restore_attention(current)
+
+
+def input_device(model: Any) -> torch.device:
+    """Return where the model expects its token ids."""
+    weight = model.get_input_embeddings().weight
+    device: torch.device = weight.device
+    return device if device.type != "meta" else torch.device("cpu")
+
+
+def _is_window(name: str, value: Any, least: int) -> bool:
+    return name in _WINDOWS and type(value) is int and value > least
+
+
+@contextmanager
+def narrow_windows(model: nn.Module, width: int) -> Iterator[None]:
+    """Let sliding windows and chunks be `width` tokens at most while the context lasts.
+
+    A trial of a few tokens lies inside any common window, and would not see one that is applied wrongly.
+    """
+    owners = [*model.modules(), *_configs(model)]
+    before = [(each, name, value) for each in owners for name, value in vars(each).items()]
+    changed = [(each, name, value) for each, name, value in before if _is_window(name, value, width)]
+    for each, name, _ in changed:
+        each.__dict__[name] = width
+    try:
+        yield
+    finally:
+        for each, name, value in changed:
+            each.__dict__[name] = value

@@ -1,0 +1,639 @@
+"""Weights in 8 and 4 bits against their formulas, written out plainly, and models that hold them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+import unspool
+from tests.held_out import perplexity, tales
+from tests.runtimes.weights.test_release_memory import mapped, resident
+from tests.sampling import sampled
+from tests.text.tokenizers import byte_level
+from tests.tiny_models import FAMILIES, GENERAL, RECOMPUTED, tiny_model
+from tests.tiny_seq2seq import tiny_seq2seq
+from unspool import ModelError, OptionError
+from unspool.runtimes.choose import runtime_of
+from unspool.runtimes.weights import batch_invariance as trials
+from unspool.runtimes.weights import int4 as int4_weight
+from unspool.runtimes.weights import int8 as int8_weight
+from unspool.runtimes.weights import quantize as weight_only
+from unspool.runtimes.weights import release_memory as leftovers
+from unspool.runtimes.weights.batch_invariance import batch_invariance
+from unspool.runtimes.weights.int4 import Int4Weight, half_tile
+from unspool.runtimes.weights.int8 import Int8Weight, whole_digit
+from unspool.runtimes.weights.invariant_rows import invariant_rows
+from unspool.runtimes.weights.quantize import quantise_linears
+from unspool.runtimes.weights.quantized_linear import Bits, QuantisedLinear
+
+BITS: tuple[Bits, Bits] = ("int8", "int4")
+
+
+def rounded(weight: torch.Tensor, bits: str) -> torch.Tensor:
+    """Return a weight [height, width] as the formula rounds it."""
+    parts = weight.float().reshape(-1, 32 if bits == "int4" else weight.shape[1])
+    least, most = parts.min(1, keepdim=True).values, parts.max(1, keepdim=True).values
+    if bits == "int8":
+        zero, limits, scale = 0.0, (-127, 127), torch.maximum(-least, most) / 127
+    else:
+        limits, scale = (-8, 7), ((most - least) / 15).bfloat16().float()
+        zero = (least + 8 * scale).bfloat16().float()
+    numbers = torch.round((parts - zero) / scale).nan_to_num(0).clamp(*limits)
+    return (numbers * scale + zero).reshape(weight.shape)
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference in a row, relative to the row's largest number."""
+    return float(((found.double() - expected.double()).abs().amax(-1) / expected.double().abs().amax(-1)).max())
+
+
+def made(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- 8 bits ---------------------------------------------------------------------------------------------------------
+
+KERNELS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "here": Int8Weight,
+    "7 bits": lambda weight: int8_weight._Whole(*int8_weight._rounded(weight), 63),
+    "portable": lambda weight: int8_weight._Mixed(*int8_weight._rounded(weight)),
+}
+ERRORS = {"here": 2e-4, "7 bits": 1e-3, "portable": 2e-2}
+"""How far products may be off: by the second digit, and in the portable kernel by bfloat16."""
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 130])
+@pytest.mark.parametrize("size", [(7, 24), (1, 33), (100, 500)], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_products_with_8_bits_are_those_of_the_formula(kernel: str, size: tuple[int, int], rows: int) -> None:
+    weight = made(*size)
+    inputs = made(rows, size[1], seed=1) * made(rows, 1, seed=2).exp()
+    held = KERNELS[kernel](weight)
+    assert torch.equal(held.dense(), rounded(weight, "int8"))
+    found = held.times(inputs)
+    assert found.shape == (rows, size[0]) and found.dtype == torch.float32
+    expected = inputs.double() @ rounded(weight, "int8").double().T
+    if rows:
+        assert (found - expected).norm() <= ERRORS[kernel] * expected.norm()
+
+
+def test_8_bits_take_whole_numbers_here() -> None:
+    assert whole_digit() in (127, 63, None)
+    if "fbgemm" in torch.backends.quantized.supported_engines:
+        assert whole_digit() is not None, "the fast kernel is there and was found wrong"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_and_columns_of_zeros_stay_zeros_and_what_is_not_finite_stays_so(kernel: str) -> None:
+    weight = made(6, 64)
+    weight[2] = 0.0
+    inputs = made(5, 64, seed=1)
+    inputs[1] = 0.0
+    inputs[3, 7], inputs[4, 9] = float("nan"), float("inf")
+    found = KERNELS[kernel](weight).times(inputs)
+    assert found[1].eq(0).all() and found[0, 2] == 0
+    assert found[[0, 2]].isfinite().all()
+    assert not found[3, :2].isfinite().any() and not found[4, :2].isfinite().any()
+
+
+def test_inputs_are_not_rounded_to_8_bits() -> None:
+    """One input of a hundred times the others: 8 bits for a row would leave these about one digit."""
+    weight, inputs = made(64, 256), made(3, 256, seed=1)
+    inputs[:, 5] *= 100
+    found = Int8Weight(weight).times(inputs)
+    expected = inputs @ rounded(weight, "int8").T
+    assert distance(found, expected) < (5e-4 if whole_digit() else 2e-2)
+
+
+@pytest.mark.parametrize("kernel", ["here", "7 bits"])
+def test_rows_in_8_bits_have_the_same_bits_in_any_company(kernel: str) -> None:
+    held, inputs = KERNELS[kernel](made(37, 96)), made(300, 96, seed=1)
+    inputs[::3] *= 1000
+    together = held.times(inputs)
+    for start, end in ((0, 1), (1, 3), (40, 57), (299, 300), (3, 299)):
+        assert torch.equal(held.times(inputs[start:end]), together[start:end])
+
+
+@pytest.fixture
+def without_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_weight, "whole_digit", lambda: None)
+
+
+@pytest.mark.usefixtures("without_whole_numbers")
+def test_without_the_fast_kernel_8_bits_use_the_portable_one() -> None:
+    weight, inputs = made(40, 50), made(3, 50, seed=1)
+    expected = inputs @ rounded(weight, "int8").T
+    assert 1e-4 < distance(Int8Weight(weight).times(inputs), expected) < 2e-2
+
+
+def test_a_kernel_that_overflows_is_given_shorter_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without the newer instruction cut sums of two products to 16 bits."""
+    exact = int8_weight._Whole.times
+
+    def overflowing(held: Any, rows: torch.Tensor) -> torch.Tensor:
+        found = exact(held, rows)
+        return found.clamp(max=2e5) if held._digit == 127 else found
+
+    monkeypatch.setattr(int8_weight._Whole, "times", overflowing)
+    assert int8_weight.whole_digit.__wrapped__() == 63
+    monkeypatch.setattr(int8_weight._Whole, "times", lambda held, rows: exact(held, rows) + 1)
+    assert int8_weight.whole_digit.__wrapped__() is None
+
+
+# --- 4 bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 127, 128, 200])
+@pytest.mark.parametrize("size", [(7, 32), (64, 64), (150, 96)], ids=str)
+def test_products_with_4_bits_are_those_of_the_formula(size: tuple[int, int], rows: int) -> None:
+    weight = made(*size) + 0.3
+    weight[3, :32] = 0.7
+    inputs = made(rows, size[1], seed=1)
+    held = Int4Weight(weight)
+    expected = inputs @ rounded(weight, "int4").T
+    found = held.times(inputs)
+    assert found.shape == (rows, size[0]) and found.dtype == torch.bfloat16
+    if rows:
+        assert (found - expected).norm() < 8e-3 * expected.norm()
+        # A number that is off by one of its 15 steps would be seen.
+        assert (held.dense() - rounded(weight, "int4")).abs().max() < 0.02
+
+
+@pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
+@pytest.mark.parametrize("slab", [1 << 21, 64 * 96])
+def test_many_rows_are_multiplied_with_the_same_numbers(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_weight, "_SLAB", slab)
+    weight, inputs = made(200, 96), made(128, 96, seed=1)
+    held = Int4Weight(weight)
+    few, many = held.times(inputs[:5]), held.times(inputs)
+    with invariant_rows():
+        assert torch.equal(held.times(inputs)[:5], few)
+    assert not torch.equal(many[:5], few), "many rows went the way of few"
+    assert (many[:5] - few).float().norm() < 8e-3 * few.float().norm()
+
+
+@pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
+@pytest.mark.parametrize("slab", [1 << 21, 2 * 64 * 96, 1], ids=str)
+def test_the_matrix_that_is_written_out_is_the_formula_s(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_weight, "_SLAB", slab)
+    weight = made(300, 96) + 0.3
+    found = Int4Weight(weight)._times_many(torch.eye(96, dtype=torch.bfloat16), half_tile())
+    assert torch.equal(found, rounded(weight, "int4").T.bfloat16())
+
+
+@pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
+def test_the_memory_that_is_written_to_is_of_one_slab_and_serves_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_weight, "_SCRATCH", int4_weight._Scratch())
+    monkeypatch.setattr(int4_weight, "_SLAB", 2 * 64 * 96)
+    first, second = Int4Weight(made(1000, 96)), Int4Weight(made(700, 64, seed=1))
+    inputs = made(128, 96, seed=2)
+    with torch.inference_mode():
+        expected = first.times(inputs)
+    assert second.times(inputs[:, :64]).shape == (128, 700)
+    assert torch.equal(first.times(inputs), expected)
+    assert sum(kept.nbytes for kept in int4_weight._SCRATCH._kept.values()) <= 3.5 * 2 * 64 * 96
+
+
+def test_threads_write_matrices_out_in_memory_of_their_own() -> None:
+    def taken() -> int:
+        return int4_weight._SCRATCH.take("weight", torch.bfloat16, (32, 64)).data_ptr()
+
+    others: list[int] = []
+    thread = threading.Thread(target=lambda: others.append(taken()))
+    here = taken()
+    thread.start()
+    thread.join()
+    assert taken() == here and others[0] != here
+
+
+def test_rows_in_4_bits_have_the_same_bits_in_any_company_where_they_must() -> None:
+    held, inputs = Int4Weight(made(70, 96)), made(300, 96, seed=1)
+    with invariant_rows():
+        together = held.times(inputs)
+        for start, end in ((0, 1), (1, 3), (40, 57), (299, 300), (3, 299)):
+            assert torch.equal(held.times(inputs[start:end]), together[start:end])
+
+
+def test_a_weight_packed_in_blocks_is_packed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = made(300, 64)
+    whole = Int4Weight(weight)
+    monkeypatch.setattr(int4_weight, "_BLOCK", 1)
+    parts = Int4Weight(weight)
+    assert torch.equal(whole._packed, parts._packed) and torch.equal(whole._scales, parts._scales)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def layer_of(kind: str, dtype: torch.dtype = torch.float32) -> nn.Linear | Conv1D:
+    torch.manual_seed(0)
+    plain = Conv1D(40, 64) if kind == "Conv1D" else nn.Linear(64, 40, bias=kind == "biased")
+    if plain.bias is not None:
+        nn.init.normal_(plain.bias)
+    return plain.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["biased", "bare", "Conv1D"])
+@pytest.mark.parametrize("bits", BITS)
+@torch.no_grad()
+def test_a_quantised_layer_is_the_plain_one_with_a_rounded_weight(bits: Bits, kind: str, dtype: torch.dtype) -> None:
+    plain = layer_of(kind, dtype)
+    layer = QuantisedLinear(plain, bits)
+    weight = plain.weight.T if kind == "Conv1D" else plain.weight
+    inputs = made(2, 3, 128).to(dtype)[..., ::2]
+    expected = F.linear(inputs.float(), rounded(weight, bits), None if plain.bias is None else plain.bias.float())
+    found = layer(inputs)
+    assert found.shape == (2, 3, 40) and found.dtype == dtype
+    assert distance(found, expected) < (5e-4 if (bits, dtype) == ("int8", torch.float32) else 2e-2)
+    assert layer.weight.shape == plain.weight.shape and layer.weight.dtype == dtype
+    assert distance(layer.weight @ torch.eye(plain.weight.shape[1]).to(dtype), layer.dense()) == 0
+
+
+def test_a_quantised_weight_is_made_when_it_is_read_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantisedLinear(layer_of("bare"), "int8")
+    dense, calls = layer.dense(), []
+    monkeypatch.setattr(QuantisedLinear, "dense", lambda self: calls.append(self) or dense)
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == 2
+    assert weight.device.type == "cpu" and not calls
+    assert torch.equal(weight.float() + 0, dense) and len(calls) == 1
+    with pytest.raises(TypeError, match="cannot be written to"):
+        weight.div_(2)
+
+
+def test_a_quantised_layer_becomes_another_floating_type_with_its_model() -> None:
+    layer = QuantisedLinear(layer_of("biased"), "int8").bfloat16()
+    assert layer.dtype == layer.weight.dtype == layer.bias.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("attempt", [copy.deepcopy, pickle.dumps, lambda layer: layer.state_dict()])
+def test_a_quantised_layer_is_not_copied_or_saved_without_its_weight(attempt: Callable[[nn.Module], Any]) -> None:
+    layer = QuantisedLinear(layer_of("biased"), "int8")
+    with pytest.raises(TypeError, match="save the model it was made from"):
+        attempt(layer)
+    with pytest.raises(TypeError, match="save the model it was made from"):
+        attempt(nn.Sequential(layer))
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def by_hand(model: PreTrainedModel, bits: str) -> PreTrainedModel:
+    """Return a copy of the model whose plain layers hold rounded weights."""
+    twin = copy.deepcopy(model).eval()
+    for module in twin.modules():
+        if hasattr(module, "_rescale_layers"):
+            module._rescale_layers()
+    head = twin.get_output_embeddings()
+    with torch.no_grad():
+        if head is not None:
+            head.weight = nn.Parameter(head.weight.clone())  # an embedding that shares it stays as it was
+        for module in twin.modules():
+            if type(module).__name__ in ("Linear", "Conv1D", "FalconLinear"):
+                is_turned = isinstance(module, Conv1D)
+                weight = module.weight.T if is_turned else module.weight
+                chosen = "int8" if module is head or weight.shape[1] % 32 else bits
+                module.weight.copy_(rounded(weight, chosen).T if is_turned else rounded(weight, chosen))
+    return twin
+
+
+def cases() -> list[tuple[str, Bits]]:
+    many = [(family, "int8") for family in (*FAMILIES, *GENERAL, *RECOMPUTED)]
+    few = ("gpt2", "llama", "bloom", "falcon", "rwkv", "mamba")
+    return [*sampled(many, 10), *((family, bits) for family in few for bits in BITS)]
+
+
+@pytest.mark.parametrize(("family", "bits"), dict.fromkeys(cases()), ids=str)
+def test_a_quantised_family_says_what_it_says_with_rounded_weights(family: str, bits: Bits) -> None:
+    model, ids = tiny_model(family), torch.tensor([[5, 6, 7, 8, 9, 10]])
+    twin = by_hand(model, bits)
+    assert quantise_linears(model, bits) > 0
+    with torch.no_grad():
+        found, expected = model(ids).logits[0], twin(ids).logits[0]
+    assert distance(found, expected) < (1e-2 if bits == "int8" else 0.1)
+    info = runtime_of(model, own=True).info
+    assert "quantised as int8" in info.path and ("quantised as int4" in info.path) == (bits == "int4")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says which pages have changed")
+@pytest.mark.parametrize("bits", BITS)
+def test_what_has_been_read_of_a_mapped_file_is_given_back_layer_by_layer(
+    bits: Bits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "_LEAST", 1)
+    weights = mapped(tmp_path / "weights").view(16, 256, 256)
+    layers = [nn.Linear(256, 256, bias=False, device="meta") for _ in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = nn.Parameter(weight)
+    read: list[int] = []
+
+    class Watched(QuantisedLinear):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            read.append(resident(weights))
+
+    monkeypatch.setattr(weight_only, "QuantisedLinear", Watched)
+    model: Any = nn.Sequential(*layers)
+    model.get_output_embeddings = lambda: None
+    assert quantise_linears(model, bits) == 16
+    # A page that is wanted brings its neighbours.
+    assert read[0] >= weights.nbytes > max(read[1:]) and resident(weights) == 0
+    expected = rounded(weights[7], bits)
+    assert (model[7].dense() - expected).abs().max() <= 8e-3 * expected.abs().max()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for family, model in {
+        "gpt2": tiny_model("gpt2", n_embd=64),
+        "llama": tiny_model("llama", hidden_size=64, intermediate_size=128),
+        "bloom": tiny_model("bloom", hidden_size=64),
+        "openai": tiny_model("openai"),
+        "t5": tiny_seq2seq("t5"),
+        "half": tiny_model("llama", dtype=torch.float16),
+    }.items():
+        found[family] = tmp_path_factory.mktemp(family)
+        model.save_pretrained(found[family])
+        byte_level().save_pretrained(found[family])
+    return found
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 4, "early_stopping": True},
+    "sampling": {"do_sample": True, "temperature": 0.8, "seed": 3, "num_return_sequences": 3},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+    "diverse beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+}
+PATHS = {
+    "gpt2": "slot cache",
+    "llama": "slot cache",
+    "bloom": "general path",
+    "openai": "recomputation",
+    "t5": "passes",
+}
+
+
+def stored(family: str, folders: dict[str, Path]) -> PreTrainedModel:
+    made = tiny_seq2seq(family) if family == "t5" else tiny_model(family)
+    return type(made).from_pretrained(folders[family])
+
+
+@pytest.mark.parametrize("family", PATHS)
+def test_a_model_loaded_in_8_bits_writes_what_one_with_rounded_weights_writes(
+    family: str, folders: dict[str, Path]
+) -> None:
+    quantised = unspool.load(folders[family], quantize="int8")
+    assert quantised.info.path.startswith(PATHS[family])
+    twin = by_hand(stored(family, folders), "int8")
+    by_formula = unspool.load(twin)
+    for name, options in SEARCHES.items():
+        if family in ("bloom", "openai", "t5") and name == "contrastive":
+            continue
+        found, expected = (
+            [each.token_ids for each in lm.generate([5, 6, 7, 8], max_new_tokens=8, **options).completions]
+            for lm in (quantised, by_formula)
+        )
+        assert found == expected, name
+    theirs = twin.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=8, do_sample=False)
+    start = 1 if family == "t5" else 4
+    found = quantised.generate([5, 6, 7, 8], max_new_tokens=8).completions[0].token_ids
+    assert found == tuple(theirs[0, start : start + len(found)].tolist())
+
+
+@pytest.mark.parametrize("family", PATHS)
+def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weights_does(
+    family: str, folders: dict[str, Path]
+) -> None:
+    quantised = unspool.load(folders[family], quantize="int4")
+    assert "quantised as int4" in quantised.info.path and quantised.info.path.startswith(PATHS[family])
+    by_formula = unspool.load(by_hand(stored(family, folders), "int4"))
+    for name in ("greedy", "beams", "sampling"):
+        for each in quantised.generate([5, 6, 7, 8], max_new_tokens=5, **SEARCHES[name]).completions:
+            found, expected = (lm.score([5, 6, 7, 8], each.token_ids).logprobs for lm in (quantised, by_formula))
+            assert found == pytest.approx(expected, abs=0.3), name
+            assert found != pytest.approx(unspool.load(folders[family]).score([5, 6, 7, 8], each.token_ids).logprobs)
+
+
+@pytest.mark.usefixtures("unforced_layers")
+def test_info_counts_what_was_quantised(folders: dict[str, Path]) -> None:
+    counted = {
+        bits: unspool.load(folders["gpt2"], quantize=bits, pack=pack).info.path
+        for bits, pack in (("int8", "auto"), ("int4", False))
+    }
+    assert counted["int8"].endswith("0 of 9 linear layers packed (9 quantised as int8)")
+    both = "(packing is off; 8 quantised as int4; 1 quantised as int8)"
+    assert counted["int4"].endswith(f"0 of 9 linear layers packed {both}")
+    experts = tiny_model("mixtral")
+    quantise_linears(experts, "int8")
+    assert "% of the weights are in no linear layer and stay as they are" in runtime_of(experts, own=True).info.path
+
+
+def test_stored_half_precision_is_widened_once_its_layers_are_quantised(folders: dict[str, Path]) -> None:
+    for options in ({}, {"dtype": "float32"}):
+        lm = unspool.load(folders["half"], quantize="int8", **options)
+        assert ", float32, " in lm.info.path
+        module = lm.model
+        assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+        assert {each.dtype for each in module.modules() if isinstance(each, QuantisedLinear)} == {torch.float32}
+    assert ", bfloat16, " in unspool.load(folders["half"], quantize="int8", dtype="bfloat16").info.path
+
+
+def test_a_tied_head_is_quantised_and_the_embedding_is_not() -> None:
+    model = tiny_model("gpt2")
+    table = model.get_input_embeddings().weight
+    before = table.detach().clone()
+    quantise_linears(model, "int4")
+    assert model.get_input_embeddings().weight is table and torch.equal(table, before)
+    assert model.get_output_embeddings().bits == "int8"
+
+
+def test_a_layer_in_two_places_is_quantised_once() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    quantise_linears(model, "int8")
+    assert model.model.layers[1].mlp.up_proj is model.model.layers[0].mlp.up_proj
+    assert isinstance(model.model.layers[1].mlp.up_proj, QuantisedLinear)
+
+
+def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
+    class Doubling(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    model = tiny_model("llama")
+    model.doubling, model.hooked = Doubling(32, 32), nn.Linear(32, 32)
+    model.attention = nn.MultiheadAttention(32, 2)
+    model.hooked.register_forward_hook(lambda *_: None)
+    quantise_linears(model, "int8")
+    assert type(model.doubling) is Doubling and type(model.hooked) is nn.Linear
+    assert not isinstance(model.attention.out_proj, QuantisedLinear)
+
+
+def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, alive = tiny_model("llama"), []
+    weights = [weakref.ref(each.weight) for each in model.modules() if type(each) is nn.Linear]
+
+    def counting(layer: nn.Linear, bits: Bits) -> QuantisedLinear:
+        alive.append(sum(weight() is not None for weight in weights))
+        return QuantisedLinear(layer, bits)
+
+    monkeypatch.setattr(weight_only, "QuantisedLinear", counting)
+    quantise_linears(model, "int8")
+    tied = 0 if model.get_output_embeddings() is None else 1
+    assert alive == list(range(len(weights), 0, -1)) and len(weights) == 15 and tied
+
+
+# --- weights that are not finite ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float32, math.nan), (torch.float32, -math.inf), (torch.bfloat16, math.inf), (torch.float16, math.nan)],
+)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("llama", "lm_head"), ("llama", "model.layers.1.mlp.up_proj"), ("gpt2", "transformer.h.0.attn.c_attn")],
+)
+@pytest.mark.parametrize("bits", BITS)
+def test_a_weight_that_is_not_finite_is_refused_by_its_name(
+    bits: Bits, family: str, name: str, value: float, dtype: torch.dtype
+) -> None:
+    model = tiny_model(family, dtype=dtype)
+    with torch.no_grad():
+        model.get_submodule(name).weight[3, 5] = value
+    with pytest.raises(ModelError, match=rf"`{name}\.weight` holds NaN or infinite numbers.*leave out `quantize`"):
+        quantise_linears(model, bits)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(bits: Bits, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"`model.layers.0.self_attn.q_proj.weight` holds NaN"):
+        unspool.load(tmp_path, tokenizer=None, quantize=bits)
+
+
+# --- company --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_knowledge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "_TRIALS", {})
+
+
+@pytest.mark.usefixtures("fresh_knowledge")
+@pytest.mark.parametrize("bits", BITS)
+def test_whether_rows_are_independent_is_found_by_trying(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    quantise_linears(model, bits)
+    assert batch_invariance(model).obstacle == ""
+    trials._TRIALS.clear()
+    kernel = Int8Weight if bits == "int8" else Int4Weight
+    exact = kernel.times
+    monkeypatch.setattr(kernel, "times", lambda held, rows: exact(held, rows) * (1 + len(rows) / 100))
+    assert bits in batch_invariance(model).obstacle
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_batch_is_bit_equal_to_its_prompts_alone(bits: Bits, folders: dict[str, Path]) -> None:
+    lm = unspool.load(folders["llama"], quantize=bits)
+    assert lm.info.batch_invariant
+    prompts = [[5, 6, 7, 8], [30, 31], [9, 9, 9, 40, 41, 42, 43]]
+    options = {"max_new_tokens": 6, "batch_invariant": True, "logprobs": 2}
+    together = lm.generate(prompts, **options)
+    for prompt, found in zip(prompts, together, strict=True):
+        alone = lm.generate(prompt, **options)
+        assert found.completions[0].logprobs == alone.completions[0].logprobs
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int3"}, "`quantize` must be 'int8', 'int4' or None, got 'int3'"),
+        ({"quantize": True}, "`quantize` must be 'int8', 'int4' or None, got True"),
+        ({"quantize": "int8", "device": "cuda:0"}, "is for models on a CPU, and `device` is 'cuda:0'"),
+        ({"quantize": "int8", "device": "meta"}, "is for models on a CPU, and `device` is 'meta'"),
+        ({"quantize": "int4", "load_in_8bit": True}, "is for plain weights, and `load_in_8bit` quantises them as well"),
+        (
+            {"quantize": "int4", "quantization_config": {"quant_method": "torchao"}},
+            "is for plain weights, and `quantization_config` quantises them as well",
+        ),
+    ],
+)
+def test_what_cannot_be_quantised_is_said(options: dict[str, Any], message: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(OptionError) as caught:
+        unspool.load(folders["gpt2"], **options)
+    assert message in str(caught.value)
+
+
+def test_weights_that_go_to_an_accelerator_are_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(OptionError, match="is for models on a CPU, and `device_map` is 'auto'"):
+        unspool.load(folders["gpt2"], quantize="int8", device_map="auto")
+
+
+def test_weights_that_are_stored_quantised_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    text = (folders["gpt2"] / "config.json").read_text()
+    stored = '{"quantization_config": {"quant_method": "fp8"},'
+    (tmp_path / "config.json").write_text(text.replace("{", stored, 1))
+    with pytest.raises(OptionError, match="is for plain weights, and these are stored quantised by fp8"):
+        unspool.load(tmp_path, quantize="int8")
+
+
+def test_a_loaded_model_is_not_quantised() -> None:
+    with pytest.raises(ModelError, match="`quantize` is an option of loading and the model is loaded already"):
+        unspool.load(tiny_model("gpt2"), quantize="int8")
+
+
+def test_a_missing_kernel_and_a_model_without_layers_are_said(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> Any:
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(Int4Weight, "__init__", missing)
+    with pytest.raises(ModelError, match="cannot be quantised as int4: this PyTorch has no kernel for it: NotImpl"):
+        unspool.load(folders["gpt2"], quantize="int4")
+    monkeypatch.setattr(weight_only, "_fits", lambda layer: False)
+    with pytest.raises(ModelError, match="has no linear layer that could be quantised"):
+        unspool.load(folders["gpt2"], quantize="int8")
+
+
+# --- quality --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def some_tales() -> Iterator[list[str]]:
+    yield sampled([tale for tale in tales() if len(tale) < 8000], 4)
+
+
+@pytest.mark.model
+def test_few_bits_cost_the_embedded_model_little_perplexity(some_tales: list[str]) -> None:
+    plain = perplexity(unspool.load(), some_tales)
+    assert perplexity(unspool.load(quantize="int8"), some_tales) == pytest.approx(plain, rel=0.01)
+    four = perplexity(unspool.load(quantize="int4"), some_tales)
+    assert plain < four < 1.04 * plain

@@ -13,7 +13,7 @@ from tests.text.test_emit import DETOKENIZERS, KINDS, reasons, stop_lists, token
 from tests.text.tokenizers import byte_level
 from tests.toys import request
 from unspool import Chunk, LanguageModel
-from unspool.planning import Job
+from unspool.planning import PlannedRequest
 from unspool.streaming import Listener
 from unspool.text.detokenize import REPLACEMENT, Detokenizer
 from unspool.text.emit import TextEmitter
@@ -28,7 +28,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 def listener(**options: Any) -> Listener:
     wanted = request(encode(PROMPT), num_beams=2, max_new_tokens=50, **options)
-    job = Job(request=wanted, prompt_text=PROMPT, config=wanted.config)
+    job = PlannedRequest(request=wanted, prompt_text=PROMPT, config=wanted.config)
     return Listener(job, 0, Detokenizer(byte_level()))
 
 
@@ -90,7 +90,7 @@ def test_echo_comes_before_the_first_tail() -> None:
 
 def test_without_a_tokenizer_a_tail_has_no_text() -> None:
     wanted = request([1], num_beams=2, max_new_tokens=5)
-    job = Job(request=wanted, prompt_text=None, config=wanted.config)
+    job = PlannedRequest(request=wanted, prompt_text=None, config=wanted.config)
     heard = Listener(job, 0, None)
     assert said(heard.chunk(tentative(3, 4))) == ("", None)
     assert said(heard.chunk(committed(3))) == ("", None)

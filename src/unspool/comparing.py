@@ -21,11 +21,11 @@ from unspool.strategies import STRATEGIES
 from unspool.types import ModelInfo
 
 if TYPE_CHECKING:
-    from unspool.planning import Job
+    from unspool.planning import PlannedRequest
 
 Entries: TypeAlias = Mapping[str, Mapping[str, Any] | GenerationConfig] | Sequence[str]
-Planner: TypeAlias = Callable[[Group, GenerationConfig, dict[str, Any]], "list[Job]"]
-Runner: TypeAlias = Callable[[Sequence["Job"]], list[Generation]]
+Planner: TypeAlias = Callable[[Group, GenerationConfig, dict[str, Any]], "list[PlannedRequest]"]
+Runner: TypeAlias = Callable[[Sequence["PlannedRequest"]], list[Generation]]
 
 _WIDTH: Final = 4
 
@@ -61,7 +61,7 @@ class _Planned:
     """An entry ready to run. jobs: one per prompt. unread: shared options that its strategy does not read."""
 
     entry: _Entry
-    jobs: list[Job]
+    jobs: list[PlannedRequest]
     unread: frozenset[str]
 
 
@@ -115,7 +115,7 @@ def compare(
     for group in groups:
         with group.naming():
             planned.append(_plan_group(strategies, group, stored=stored, info=info, plan=plan))
-    jobs: list[list[Job]] = []  # --> [prompts, entries]
+    jobs: list[list[PlannedRequest]] = []  # --> [prompts, entries]
     for entries in planned:
         jobs += map(_under_one_seed, zip(*(each.jobs for each in entries), strict=True))
     generations = iter(run([job for prompt in jobs for job in prompt]))
@@ -222,7 +222,7 @@ def _plan(
     objects: Mapping[str, Any],
     *,
     stored: GenerationConfig,
-    plan: Callable[[GenerationConfig, dict[str, Any]], list[Job]],
+    plan: Callable[[GenerationConfig, dict[str, Any]], list[PlannedRequest]],
 ) -> _Planned:
     """Return the entry's jobs, without the shared options that its strategy does not read."""
     whole = below.replace(**entry.presets)
@@ -253,7 +253,7 @@ def _reads_assistant(strategy: Any) -> bool:
     return isinstance(strategy, str) and strategy in STRATEGIES and reads_assistant(strategy)
 
 
-def _is_unread(option: str, job: Job, values: Mapping[str, Any], *, named: bool) -> bool:
+def _is_unread(option: str, job: PlannedRequest, values: Mapping[str, Any], *, named: bool) -> bool:
     """Return whether the strategy that the options lead to does not read this one.
 
     Args:
@@ -318,7 +318,7 @@ def _check_read(planned: Sequence[_Planned], shared: Mapping[str, Any]) -> None:
             )
 
 
-def _under_one_seed(jobs: Sequence[Job]) -> list[Job]:
+def _under_one_seed(jobs: Sequence[PlannedRequest]) -> list[PlannedRequest]:
     """Give the jobs whose options hold no seed the same one."""
     first = next((job.request.seed for job in jobs if job.request.config.seed is None), None)
     return [

@@ -18,7 +18,7 @@ from unspool.errors import ModelError
 from unspool.inputs.prompts import Prompt, Prompts
 from unspool.inputs.reader import Reader
 from unspool.per_prompt import Configs, Group, group_prompts
-from unspool.planning import Job, Own, plan_jobs, resolve_options
+from unspool.planning import CallerObjects, PlannedRequest, plan_requests, resolve_options
 from unspool.progress import progress_bar
 from unspool.protocols import Runtime
 from unspool.results import Generation, NextTokens, TextScore
@@ -366,7 +366,7 @@ class LanguageModel:
         """
         prompts = self._reader.split(prompt)
 
-        def plan(group: Group, layer: GenerationConfig, options: dict[str, Any]) -> list[Job]:
+        def plan(group: Group, layer: GenerationConfig, options: dict[str, Any]) -> list[PlannedRequest]:
             jobs = self._plan(group, *resolve_options(options, layer, self.config))
             for job in jobs:
                 context_of(job.request, self.info)  # here, where it is known which entry an error is about
@@ -463,17 +463,17 @@ class LanguageModel:
     def _reader(self) -> Reader:
         return Reader(as_runtime(self.runtime), self.tokenizer, self.processor)
 
-    def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[Job]:
+    def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[PlannedRequest]:
         """Return one job per prompt, under the options of its group."""
-        jobs: list[Job] = []
+        jobs: list[PlannedRequest] = []
         for group in group_prompts(prompts, config, options):
             with group.naming():
                 resolved, own = resolve_options(group.options, group.config, self.config)
                 jobs += self._plan(group, resolved, own, **wanted)
         return jobs
 
-    def _plan(self, group: Group, config: GenerationConfig, own: Own, **wanted: bool) -> list[Job]:
-        return plan_jobs(
+    def _plan(self, group: Group, config: GenerationConfig, own: CallerObjects, **wanted: bool) -> list[PlannedRequest]:
+        return plan_requests(
             group.prompts,
             config,
             own,
@@ -484,13 +484,13 @@ class LanguageModel:
         )
 
     def _finish(
-        self, work: Sequence[Job | ToScore], progress: bool | None, verb: str, unit: str = "prompt"
+        self, work: Sequence[PlannedRequest | ToScore], progress: bool | None, verb: str, unit: str = "prompt"
     ) -> list[Finished]:
         """Run requests that write nothing to their end."""
         with progress_bar(len(work), progress, work=verb, unit=unit) as bar:
             return self._driver.collect(self._driver.submit_whole([each.request for each in work]), bar.update)
 
-    def _run(self, jobs: Sequence[Job], progress: bool | None, unit: str = "prompt") -> list[Generation]:
+    def _run(self, jobs: Sequence[PlannedRequest], progress: bool | None, unit: str = "prompt") -> list[Generation]:
         """Run jobs to their end; the first error cancels the others and is raised."""
         tickets = self._driver.submit_whole([job.request for job in jobs])
         listeners = {

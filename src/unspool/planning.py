@@ -18,7 +18,7 @@ from unspool.config.vocabulary import without_unknown_ids
 from unspool.engine import Request
 from unspool.errors import OptionError
 from unspool.inputs.prompts import encode
-from unspool.inputs.reader import PLAIN, Beginning, Reader, read_beginning
+from unspool.inputs.reader import DEFAULT_DECODER_PROMPT, DecoderPrompt, Reader, read_decoder_prompt
 from unspool.protocols import Criterion, Processor, Strategy
 from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
@@ -29,7 +29,7 @@ from unspool.types import ModelInfo, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Own:
+class CallerObjects:
     """What a caller passes beside options: a strategy, processors and criteria of the caller's own, a draft model.
 
     negative_prompts: token ids, one for each prompt, where they do not come as an option. beginning: how outputs of a
@@ -41,11 +41,11 @@ class Own:
     criteria: tuple[Criterion, ...] = ()
     assistant: Assistant | None = None
     negative_prompts: tuple[tuple[int, ...], ...] | None = None
-    beginning: Beginning = PLAIN
+    beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class PlannedRequest:
     """One prompt ready to submit.
 
     prompt_text: as given; None where token ids were given. config: resolved, with texts where the request has token ids
@@ -60,7 +60,7 @@ class Job:
 
 def resolve_options(
     options: Mapping[str, Any], user: GenerationConfig | None, stored: GenerationConfig, *, drop_in: bool = False
-) -> tuple[GenerationConfig, Own]:
+) -> tuple[GenerationConfig, CallerObjects]:
     """Split a call's keyword arguments into a resolved config and the caller's own objects.
 
     `strategy` may be a name or an object; an object may read any option, so only values are checked then.
@@ -76,10 +76,10 @@ def resolve_options(
     strategy = None if isinstance(given.get("strategy"), str | None) else given.pop("strategy")
     if strategy is not None:
         _objects("strategy", (strategy,), ("name", "space", "max_branches", "run"))
-    own = Own(
+    own = CallerObjects(
         strategy=None if strategy is None else as_strategy(strategy),
         assistant=read_assistant(given.pop("assistant_model", None)),
-        beginning=read_beginning(given),
+        beginning=read_decoder_prompt(given),
         processors=_objects("processors", given.pop("processors", None), ("name", "start", "advance", "fork", "apply")),
         criteria=_objects("criteria", given.pop("criteria", None), ("name", "start", "advance", "ends")),
     )
@@ -115,10 +115,10 @@ def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...
     return tuple(given)
 
 
-def plan_jobs(
+def plan_requests(
     prompts: Sequence[Any],
     config: GenerationConfig,
-    own: Own,
+    own: CallerObjects,
     *,
     reader: Reader,
     detokenizer: Detokenizer | None,
@@ -126,7 +126,7 @@ def plan_jobs(
     tentative: bool = False,
     trace: bool = False,
     stops_in_prompt: bool = False,
-) -> list[Job]:
+) -> list[PlannedRequest]:
     """Return one job for each prompt.
 
     Args:
@@ -176,12 +176,12 @@ def plan_jobs(
             tentative=tentative,
             trace=trace,
         )
-        jobs.append(Job(request=request, prompt_text=text, config=told, model=info.name))
+        jobs.append(PlannedRequest(request=request, prompt_text=text, config=told, model=info.name))
     return jobs
 
 
 def _negative(
-    ids: tuple[int, ...], config: GenerationConfig, own: Own, reader: Reader, index: int
+    ids: tuple[int, ...], config: GenerationConfig, own: CallerObjects, reader: Reader, index: int
 ) -> tuple[tuple[int, ...] | None, Source | None]:
     """Return what guidance moves away from: token ids, and a source where the model reads one; None where it is off.
 
@@ -196,7 +196,7 @@ def _negative(
         if given is None:
             return ids[-1:], None
         asked = config.bos_token_id if "bos_token_id" in config.asked else None
-        return encode(given, reader.tokenizer, reader.bos_token_id(Beginning(bos_token_id=asked))), None
+        return encode(given, reader.tokenizer, reader.bos_token_id(DecoderPrompt(bos_token_id=asked))), None
     if given is None:
         allowed = f"needs `negative_prompt` for {reader.info.name}, as something else for its encoder to read"
         raise OptionError("guidance_scale", scale, allowed, "give one, or leave this out")
@@ -220,7 +220,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 def _criteria(
-    config: GenerationConfig, own: Own, detokenizer: Detokenizer | None, *, in_prompt: bool
+    config: GenerationConfig, own: CallerObjects, detokenizer: Detokenizer | None, *, in_prompt: bool
 ) -> tuple[Criterion, ...]:
     """Return the reasons to stop: stop strings first, then the caller's own."""
     if not config.stop_strings:

@@ -12,12 +12,12 @@ from unspool.errors import OptionError, PromptError
 from unspool.inputs.prompts import read_prompts
 from unspool.inputs.reader import Reader
 from unspool.per_prompt import Group
-from unspool.planning import Job, Own, resolve_options
+from unspool.planning import CallerObjects, PlannedRequest, resolve_options
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery
 from unspool.text.encode import token_ids
 from unspool.types import ModelInfo
 
-Planner: TypeAlias = Callable[[Group, GenerationConfig, Own], list[Job]]
+Planner: TypeAlias = Callable[[Group, GenerationConfig, CallerObjects], list[PlannedRequest]]
 
 BEYOND_ONE_TOKEN: Final = (
     "stop_strings",
@@ -42,7 +42,7 @@ BEYOND_ONE_TOKEN: Final = (
 """Options of whole outputs, which say nothing about one distribution."""
 
 
-def check_says_something(config: GenerationConfig, own: Own) -> None:
+def check_says_something(config: GenerationConfig, own: CallerObjects) -> None:
     """Refuse what has no effect on the next token alone.
 
     Raises:
@@ -55,13 +55,13 @@ def check_says_something(config: GenerationConfig, own: Own) -> None:
         raise OptionError(name, value, "has no effect on the next token alone", "leave it out")
 
 
-def next_token_jobs(groups: Sequence[Group], stored: GenerationConfig, plan: Planner) -> list[Job]:
+def next_token_jobs(groups: Sequence[Group], stored: GenerationConfig, plan: Planner) -> list[PlannedRequest]:
     """Return one job per prompt, each of which asks for the distribution of the next token.
 
     Raises:
         OptionError: if an option has no effect on the next token alone.
     """
-    jobs: list[Job] = []
+    jobs: list[PlannedRequest] = []
     for group in groups:
         with group.naming():
             resolved, own = resolve_options(group.options, group.config, stored)

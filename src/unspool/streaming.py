@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from unspool.engine.driver import Driver, Ticket
 from unspool.errors import StrategyError
-from unspool.planning import Job
+from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation, Timing, Trace, Usage
 from unspool.strategies import WithPromptScores
 from unspool.text.detokenize import Detokenizer
@@ -38,7 +38,7 @@ class Listener:
         detokenizer: None where there is no tokenizer; texts are empty then.
     """
 
-    def __init__(self, job: Job, prompt: int, detokenizer: Detokenizer | None) -> None:
+    def __init__(self, job: PlannedRequest, prompt: int, detokenizer: Detokenizer | None) -> None:
         self._job = job
         self._prompt = prompt
         self._detokenizer = detokenizer
@@ -169,8 +169,8 @@ def _read(
     """
     prompts = {ticket.number: index for index, ticket in enumerate(tickets)}
     held: Chunk | None = None
-    while tickets and not tickets[0].mailbox.is_done:
-        event = driver.wait(tickets[0].mailbox)
+    while tickets and not tickets[0].event_queue.is_done:
+        event = driver.wait(tickets[0].event_queue)
         prompt = prompts[event.request]
         if isinstance(event, Failed):
             raise event.error
@@ -202,7 +202,7 @@ class Stream:
     generations: one a prompt, in order, once the stream has ended; None for those not finished.
     """
 
-    def __init__(self, driver: Driver, jobs: Sequence[Job], detokenizer: Detokenizer | None) -> None:
+    def __init__(self, driver: Driver, jobs: Sequence[PlannedRequest], detokenizer: Detokenizer | None) -> None:
         self._tickets: list[Ticket] = []
         self._driver = driver
         self.generations: list[Generation | None] = [None] * len(jobs)

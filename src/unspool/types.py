@@ -102,7 +102,7 @@ class Sample(Ask):
 
 
 @dataclass(frozen=True, slots=True)
-class Perturbed(Ask):
+class GumbelTopK(Ask):
     """Ask for k samples without replacement, in the order drawn: the k largest of score + Gumbel noise.
 
     `Row.perturbed` has these sums. With a branch's accumulated score added, rows become comparable: the largest k over
@@ -135,7 +135,7 @@ class Similarity(Ask):
 
 
 @dataclass(frozen=True, slots=True)
-class Whole(Ask):
+class FullDistribution(Ask):
     """Ask for the whole `Distribution`, for tracing and for custom strategies."""
 
 
@@ -165,7 +165,7 @@ class Row(NamedTuple):
     """The answer to one Ask.
 
     log_norm: logsumexp of the row's scores over the vocabulary, so score - log_norm is a log-probability.
-    perturbed: for `Perturbed`, score + noise of each candidate; else empty.
+    perturbed: for `GumbelTopK`, score + noise of each candidate; else empty.
     similarity: for `Similarity`, in [-1, 1]; its candidates are empty, and its log_norm is NaN. Else None.
     """
 

@@ -24,7 +24,7 @@ from unspool.cli.commands import complete, is_command
 from unspool.cli.dialogue import Dialogue
 from unspool.text.chat import transcript
 
-PLAIN = ("chat", "--plain", "--max-new-tokens", "12")
+DEFAULT_DECODER_PROMPT = ("chat", "--plain", "--max-new-tokens", "12")
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor %}"
 
 
@@ -40,7 +40,7 @@ def talk(run: Callable[..., Any], tale: Any, monkeypatch: pytest.MonkeyPatch) ->
     """Run `unspool chat` on the embedded draft with these lines piped in."""
     monkeypatch.setattr("unspool.cli.sources.load_model", lambda *_, **__: tale)
 
-    def call(*lines: str, flags: tuple[str, ...] = PLAIN) -> Any:
+    def call(*lines: str, flags: tuple[str, ...] = DEFAULT_DECODER_PROMPT) -> Any:
         return run(*flags, piped="".join(f"{line}\n" for line in lines))
 
     return call
@@ -90,7 +90,7 @@ def test_a_line_that_ends_with_a_backslash_goes_on(talk: Any, tale: Any) -> None
 def test_the_system_message_stands_before_all_else(talk: Any, tale: Any) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     expected = tale.generate(transcript(messages), max_new_tokens=12, stop_strings=["\nUser:"]).text.strip()
-    assert talk("Who?", flags=(*PLAIN, "--system", "Be brief.")).out == f"{expected}\n"
+    assert talk("Who?", flags=(*DEFAULT_DECODER_PROMPT, "--system", "Be brief.")).out == f"{expected}\n"
     assert talk("/system Be brief.", "Who?").out == f"system: Be brief.\n{expected}\n"
     assert talk("/system Be brief.", "/system off", "Who?").out.endswith(f"no system message\n{said(tale, 'Who?')}\n")
 
@@ -167,7 +167,7 @@ def test_the_model_is_shown_and_changed(talk: Any, tale: Any) -> None:
 
 
 def test_wrong_options_are_told_before_the_first_message(talk: Any) -> None:
-    done = talk("Who?", flags=(*PLAIN, "--do-sample", "--num-return-sequences", "2"))
+    done = talk("Who?", flags=(*DEFAULT_DECODER_PROMPT, "--do-sample", "--num-return-sequences", "2"))
     assert (done.status, done.out) == (2, "")
     assert "--num-return-sequences has no place in a conversation" in done.err
 
@@ -182,11 +182,11 @@ def dialogue(*texts: str, template: str | None = TEMPLATE, **options: Any) -> Di
 
 def test_an_answer_that_fails_leaves_the_conversation_as_it_was() -> None:
     from unspool.cli.chat import _answer
-    from unspool.cli.commands import Desk
+    from unspool.cli.commands import ChatSession
     from unspool.cli.keyboard import Piped
 
     talk = dialogue()
-    desk = Desk(dialogue=talk, source=Piped(), load=None, show=print, remark=print)  # type: ignore[arg-type]
+    desk = ChatSession(dialogue=talk, source=Piped(), load=None, show=print, remark=print)  # type: ignore[arg-type]
     assert _answer(desk, partial(talk.stream, "Who?"), quiet=True) == "read"
     kept = list(talk.messages)
     assert [message["content"] for message in kept] == ["Who?", "A king."]

@@ -7,7 +7,14 @@ import pytest
 from tests.cli.fakes import FakeModel
 from unspool.errors import ModelError, OptionError
 
-PLAIN = {"dtype": None, "device": None, "quantize": None, "gguf_file": None, "tokenizer": None, "threads": None}
+DEFAULT_DECODER_PROMPT = {
+    "dtype": None,
+    "device": None,
+    "quantize": None,
+    "gguf_file": None,
+    "tokenizer": None,
+    "threads": None,
+}
 TALE = " there was a king"
 
 
@@ -16,7 +23,7 @@ def test_it_streams_and_ends_the_line(run, use):
     done = run("generate", "Once")
     assert (done.status, done.out, done.err) == (0, " there was a king\n", "")
     assert model.calls == [("stream", "Once", {})]
-    assert model.loaded == (None, PLAIN)
+    assert model.loaded == (None, DEFAULT_DECODER_PROMPT)
 
 
 def test_a_text_that_ends_its_line_gets_no_second_one(run, use):
@@ -71,7 +78,14 @@ def test_the_flags_of_the_model_are_passed_on(run, use):
     )
     assert model.loaded == (
         "some/folder",
-        {**PLAIN, "dtype": "bfloat16", "device": "cpu", "quantize": "int8", "threads": 2, "gguf_file": "x.gguf"},
+        {
+            **DEFAULT_DECODER_PROMPT,
+            "dtype": "bfloat16",
+            "device": "cpu",
+            "quantize": "int8",
+            "threads": 2,
+            "gguf_file": "x.gguf",
+        },
     )
 
 

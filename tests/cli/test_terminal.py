@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "tests.cli.fakes"]
-PLAIN = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-TERMINAL = {**PLAIN, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT / "src")}
+DEFAULT_DECODER_PROMPT = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+TERMINAL = {**DEFAULT_DECODER_PROMPT, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT / "src")}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are a Unix thing")
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.toys import drain, mixing_toy, request, results, toy
 from unspool.engine import Engine
-from unspool.engine.combine_logits import contrasted, guided, layers_of
+from unspool.engine.combine_logits import cfg_logits, dola_logits, layers_of
 from unspool.errors import OptionError
 from unspool.runtimes.toy import ToyRuntime
 from unspool.types import ModelInfo
@@ -20,12 +20,12 @@ def logs(*probabilities):
 
 
 def test_contrast_worked_example():
-    found = contrasted(logs(0.6, 0.3, 0.1, 0.0), logs(0.2, 0.6, 0.1, 0.1)[None])
+    found = dola_logits(logs(0.6, 0.3, 0.1, 0.0), logs(0.2, 0.6, 0.1, 0.1)[None])
     torch.testing.assert_close(found, torch.tensor([1.0986, -0.6931, 0.0, -math.inf]), atol=1e-4, rtol=0)
 
 
 def test_guidance_worked_example():
-    found = guided(logs(0.5, 0.25, 0.25), logs(0.25, 0.25, 0.5), 2.0)
+    found = cfg_logits(logs(0.5, 0.25, 0.25), logs(0.25, 0.25, 0.5), 2.0)
     torch.testing.assert_close(found, logs(1.0, 0.25, 0.125))
 
 
@@ -41,7 +41,7 @@ def test_contrast_takes_the_layer_that_differs_most_by_jensen_shannon():
             # The divergence from the middle, as transformers 4 measures it.
             divergences.append(sum((m * (m / a).log()).sum() for m, a in ((middle, p), (middle, q))))
         best = int(torch.stack(divergences).argmax())
-        torch.testing.assert_close(contrasted(final, inner), contrasted(final, inner[best : best + 1]))
+        torch.testing.assert_close(dola_logits(final, inner), dola_logits(final, inner[best : best + 1]))
 
 
 @pytest.mark.parametrize(

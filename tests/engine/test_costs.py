@@ -17,7 +17,7 @@ from unspool.engine import Engine
 from unspool.protocols import Context, Conversation, Strategy
 from unspool.runtimes.toy import ToyRuntime
 from unspool.strategies import STRATEGIES, ContinuationScores, NextTokenQuery, WithPromptScores
-from unspool.types import DRAFT, ROOT, Drop, Event, Extend, Fork, Output, Score, Top, Turn, Whole
+from unspool.types import DRAFT, ROOT, Drop, Event, Extend, Fork, FullDistribution, Output, Score, Top, Turn
 
 PROMPT = [3, 1, 4, 1]
 LENGTH = 9
@@ -142,7 +142,10 @@ QUERIES: dict[str, Any] = {
     "next token": NextTokenQuery(),
     "score": ContinuationScores((4, 1, 5)),
     "looks at everything in turn": Scripted(
-        [Turn(asks=(ask,)) for ask in (Top(ROOT, 3), Whole(ROOT), Score(ROOT, (5,)), Top(ROOT, 1, avoid=(3,)))]
+        [
+            Turn(asks=(ask,))
+            for ask in (Top(ROOT, 3), FullDistribution(ROOT), Score(ROOT, (5,)), Top(ROOT, 1, avoid=(3,)))
+        ]
     ),
 }
 
@@ -332,7 +335,7 @@ class Curious:
         turn = next(conversation)
         while True:
             reply = yield turn
-            for ask in (Whole(ROOT), Top(ROOT, 5), Score(ROOT, (1, 2))):
+            for ask in (FullDistribution(ROOT), Top(ROOT, 5), Score(ROOT, (1, 2))):
                 yield Turn(asks=(ask,))
             try:
                 turn = conversation.send(reply)

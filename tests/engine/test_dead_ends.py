@@ -55,11 +55,11 @@ def test_forced_words_behind_a_dead_end_come_with_their_reason():
 
 
 def test_a_scale_of_nothing_leaves_the_negative_prompt_alone():
-    guided = outcome(
+    cfg_logits = outcome(
         mixing_toy(), request([5, 3], own={"negative_prompt": (2, 9)}, guidance_scale=0.0, max_new_tokens=7)
     )
     plain = outcome(mixing_toy(), request([2, 9], max_new_tokens=7))
-    assert [output.token_ids for output in guided] == [output.token_ids for output in plain]
+    assert [output.token_ids for output in cfg_logits] == [output.token_ids for output in plain]
 
 
 def test_a_model_that_drafts_for_itself_takes_a_step_a_round():

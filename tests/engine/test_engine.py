@@ -24,13 +24,13 @@ from unspool.types import (
     Extend,
     Feed,
     Fork,
+    FullDistribution,
     Hypothesis,
     Keep,
     Rows,
     Score,
     Top,
     Turn,
-    Whole,
 )
 
 
@@ -401,7 +401,9 @@ def test_verification_asks_at_several_positions_and_keeps_what_was_right() -> No
 
 def test_a_turn_without_moves_asks_again_without_a_forward() -> None:
     runtime = toy()
-    script = Scripted([Turn(asks=(Top(ROOT, 1),)), Turn(asks=(Top(ROOT, 3), Score(ROOT, (2,)), Whole(ROOT)))])
+    script = Scripted(
+        [Turn(asks=(Top(ROOT, 1),)), Turn(asks=(Top(ROOT, 3), Score(ROOT, (2,)), FullDistribution(ROOT)))]
+    )
     engine = Engine(runtime)
     engine.submit(request([0], own={"strategy": script}))
     drain(engine)

@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from tests.toys import mixing_toy, request, results, run_alone
 from unspool.engine import Engine, Request
-from unspool.engine.request import Gang
+from unspool.engine.request import LockstepGroup
 from unspool.interop.drivers import driver_of
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.kv import limits
@@ -46,7 +46,7 @@ def most_held(runtime: ToyRuntime, requests: list[Request], other: ToyRuntime | 
     assert engine.idle and not runtime.cached
     found = results(events)
     for number, wanted in zip(numbers, requests, strict=True):
-        alone = run_alone(mixing_toy, replace(wanted, gang=None))
+        alone = run_alone(mixing_toy, replace(wanted, lockstep_group=None))
         assert [each.token_ids for each in found[number]] == [each.token_ids for each in alone]  # type: ignore[union-attr]
     return held
 
@@ -68,8 +68,10 @@ def test_a_request_that_needs_more_than_the_limit_runs_alone(soft: dict[str, int
 
 
 def test_requests_in_step_that_need_more_than_the_limit_run_alone_together() -> None:
-    gang = Gang()
-    requests = [replace(request([number, 1], max_new_tokens=4, **DRAWS), gang=gang) for number in range(5)]
+    lockstep_group = LockstepGroup()
+    requests = [
+        replace(request([number, 1], max_new_tokens=4, **DRAWS), lockstep_group=lockstep_group) for number in range(5)
+    ]
     requests.append(request([9, 1], max_new_tokens=4, **DRAWS))
     assert max(held for held, _ in most_held(limited_toy(**SEQUENCES), requests)) == 5
 

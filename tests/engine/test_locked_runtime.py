@@ -14,7 +14,7 @@ import pytest
 
 from tests.toys import drain, mixing_toy, request, results
 from unspool.engine import Engine
-from unspool.engine.locked_runtime import _GUARDS, Guarded, guarded
+from unspool.engine.locked_runtime import _LOCKED_RUNTIMES, LockedRuntime, locked
 from unspool.protocols import Runtime
 from unspool.runtimes.toy import ToyRuntime
 from unspool.types import Feed, Rows
@@ -117,8 +117,8 @@ def test_a_call_waits_until_the_one_inside_is_through() -> None:
 
     toy.forward = slow  # type: ignore[method-assign]
     feed = Feed(seq=1, tokens=(1, 2), asked=(1,))
-    first = threading.Thread(target=lambda: guarded(toy).forward([feed]))
-    second = threading.Thread(target=lambda: guarded(toy).release(1))
+    first = threading.Thread(target=lambda: locked(toy).forward([feed]))
+    second = threading.Thread(target=lambda: locked(toy).release(1))
     first.start()
     assert inside.wait(30)
     second.start()
@@ -142,16 +142,16 @@ class Caching(Narrow):
 
 
 def test_optional_abilities_of_a_runtime_are_passed_on() -> None:
-    assert not guarded(mixing_toy()).has_prefix_caching
+    assert not locked(mixing_toy()).has_prefix_caching
     runtime = Caching(mixing_toy())
-    assert guarded(runtime).has_prefix_caching
-    assert guarded(runtime).match_prefix(3, (5, 6, 7), least=1, invariant=False) == 2
+    assert locked(runtime).has_prefix_caching
+    assert locked(runtime).match_prefix(3, (5, 6, 7), least=1, invariant=False) == 2
     assert runtime.inner.cached == {3: (5, 6)}
 
 
 def test_prefix_matching_waits_for_other_calls_too(quick_switches: None) -> None:
     runtime = Caching(mixing_toy())
-    guard = guarded(runtime)
+    guard = locked(runtime)
 
     def work(name: int) -> None:
         for seq in range(name, name + 60, 2):
@@ -167,7 +167,7 @@ def test_prefix_matching_waits_for_other_calls_too(quick_switches: None) -> None
 
 
 def test_a_call_that_raises_lets_the_next_one_in() -> None:
-    guard = guarded(mixing_toy())
+    guard = locked(mixing_toy())
     with pytest.raises(KeyError):
         guard.fork(7, 8)
     guard.forward([Feed(seq=1, tokens=(1,), asked=(0,))])
@@ -176,10 +176,10 @@ def test_a_call_that_raises_lets_the_next_one_in() -> None:
 
 def test_a_runtime_has_one_guard_wherever_it_is_used() -> None:
     model, draft = mixing_toy(), mixing_toy()
-    guard = guarded(model)
+    guard = locked(model)
     assert isinstance(guard, Runtime) and guard.info is model.info
-    assert guarded(model) is guard is guarded(guard)
-    assert guarded(draft) is not guard
+    assert locked(model) is guard is locked(guard)
+    assert locked(draft) is not guard
     first, second = Engine(model), Engine(guard)
     assert first._model is second._model is guard
 
@@ -188,11 +188,13 @@ def test_two_threads_that_ask_at_once_get_the_same_guard(quick_switches: None) -
     for _ in range(50):
         model = mixing_toy()
         start = threading.Barrier(4)
-        guards: list[Guarded] = []
+        guards: list[LockedRuntime] = []
 
-        def ask(model: ToyRuntime = model, start: threading.Barrier = start, guards: list[Guarded] = guards) -> None:
+        def ask(
+            model: ToyRuntime = model, start: threading.Barrier = start, guards: list[LockedRuntime] = guards
+        ) -> None:
             start.wait(30)
-            guards.append(guarded(model))
+            guards.append(locked(model))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
@@ -209,15 +211,15 @@ def test_a_guard_goes_with_its_engines_and_holds_no_runtime_beyond() -> None:
     engine = Engine(model)
     engine.submit(request([1, 2], own={"assistant": draft}, max_new_tokens=5))
     engine.step()
-    assert all(each in _GUARDS for each in ids)
+    assert all(each in _LOCKED_RUNTIMES for each in ids)
     del draft
     assert watched[1]() is not None, "a request under way needs its draft model"
     drain(engine)
     gc.collect()
-    assert watched[1]() is None and ids[1] not in _GUARDS, "nothing needs it any more"
+    assert watched[1]() is None and ids[1] not in _LOCKED_RUNTIMES, "nothing needs it any more"
     del engine
     gc.collect()
-    assert ids[0] not in _GUARDS
+    assert ids[0] not in _LOCKED_RUNTIMES
     del model
     assert watched[0]() is None
 
@@ -227,6 +229,6 @@ def test_a_runtime_at_the_place_of_one_that_is_gone_gets_a_guard_of_its_own() ->
     for _ in range(50):
         model = mixing_toy()
         seen.add(id(model))
-        assert guarded(model)._runtime is model
+        assert locked(model)._runtime is model
         del model
     assert len(seen) < 50, "no place was used twice, so nothing was tested"

@@ -18,7 +18,7 @@ from tests.tiny_models import tiny_model
 from tests.toys import mixing_toy, request
 from unspool.adapters import AdaptedRuntime
 from unspool.engine import Engine, Request
-from unspool.engine.request import Gang
+from unspool.engine.request import LockstepGroup
 from unspool.protocols import Context, Conversation, RowKey, Runtime, Strategy
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.toy import ToyRuntime
@@ -81,7 +81,7 @@ def company(draft: Runtime, **shared: Any) -> dict[str, Request]:
     def invite(name: str, prompt: Sequence[int], own: dict[str, Any] | None = None, **options: Any) -> None:
         guests[name] = request(prompt, seed=len(guests), own=own, **({"max_new_tokens": 6} | shared | options))
 
-    gang = Gang()
+    lockstep_group = LockstepGroup()
     assisted: dict[str, Any] = {"assistant": draft}
     sampling: dict[str, Any] = {"do_sample": True}
     contrastive: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4}
@@ -154,8 +154,8 @@ def company(draft: Runtime, **shared: Any) -> dict[str, Request]:
         **sampling,
         guidance_scale=1.2,
     )
-    invite("in step, greedy", [9, 5], {"gang": gang, "criteria": (Twice(4),)}, max_new_tokens=8)
-    invite("in step, beams", [9, 6], {"gang": gang}, num_beams=3, num_return_sequences=3)
+    invite("in step, greedy", [9, 5], {"gang": lockstep_group, "criteria": (Twice(4),)}, max_new_tokens=8)
+    invite("in step, beams", [9, 6], {"gang": lockstep_group}, num_beams=3, num_return_sequences=3)
     invite("next token", [8, 8, 8], {"strategy": NextTokenQuery()}, temperature=0.5, top_k=5)
     invite("next token of beams", [8, 8, 9], {"strategy": NextTokenQuery("log_probs")}, repetition_penalty=2.0)
     invite("score", [7, 7, 1, 2, 3], {"strategy": ContinuationScores((1, 2, 3, 9))})
@@ -266,14 +266,18 @@ class Meeting:
     def check(self) -> None:
         """Assert what holds between steps: nobody holds memory but live branches, each on its own runtime."""
         self.engine.check()
-        strands = [
-            strand
+        cached_seqs = [
+            cached_seq
             for conversation in self.engine._running.values()
             for branch in conversation.live_branches()
-            for strand in branch.strands
+            for cached_seq in branch.cached_seqs
         ]
         for runtime in (self.model, self.draft):
-            cached = {strand.seq for strand in strands if _behind(strand.runtime) is runtime and strand.cached}
+            cached = {
+                cached_seq.seq
+                for cached_seq in cached_seqs
+                if _behind(cached_seq.runtime) is runtime and cached_seq.cached
+            }
             assert held(runtime) == cached, "a sequence belongs to nobody"
             if hasattr(runtime, "check"):
                 runtime.check()

@@ -36,44 +36,45 @@ class Remembering(ToyRuntime):
         super().__init__(mixing_toy()._probabilities, 17, eos_token_ids=(16,), **options)
         self.num_fed = self.num_recalled = 0
         self.left: list[tuple[tuple[int, ...], int]] = []
-        self.exact: dict[int, int] = {}
+        self.num_invariant_tokens: dict[int, int] = {}
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         rows = super().forward(feeds)
         for feed in feeds:
             self.num_fed += len(feed.tokens)
             held = len(self.cached[feed.seq]) - len(feed.tokens)
-            if feed.invariant and self.exact.setdefault(feed.seq, 0) == held:
-                self.exact[feed.seq] += len(feed.tokens)
+            if feed.invariant and self.num_invariant_tokens.setdefault(feed.seq, 0) == held:
+                self.num_invariant_tokens[feed.seq] += len(feed.tokens)
         return rows
 
     def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
         assert seq not in self.cached and least >= 1
         tokens = tuple(tokens)
-        live = [(held, self.exact.get(other, 0)) for other, held in self.cached.items()]
+        live = [(held, self.num_invariant_tokens.get(other, 0)) for other, held in self.cached.items()]
         shared = [
-            min(common_prefix(held, tokens), exact if invariant else len(held)) for held, exact in live + self.left
+            min(common_prefix(held, tokens), invariant if invariant else len(held))
+            for held, invariant in live + self.left
         ]
         count = max(shared, default=0)
         if count < least:
             return 0
-        self.cached[seq], self.exact[seq] = tokens[:count], count if invariant else 0
+        self.cached[seq], self.num_invariant_tokens[seq] = tokens[:count], count if invariant else 0
         self.num_recalled += 1
         return count
 
     def fork(self, seq: int, child: int) -> None:
         super().fork(seq, child)
-        self.exact[child] = self.exact.get(seq, 0)
+        self.num_invariant_tokens[child] = self.num_invariant_tokens.get(seq, 0)
 
     def truncate(self, seq: int, keep: int) -> int:
         left = super().truncate(seq, keep)
-        self.exact[seq] = min(self.exact.get(seq, 0), left)
+        self.num_invariant_tokens[seq] = min(self.num_invariant_tokens.get(seq, 0), left)
         return left
 
     def release(self, seq: int) -> None:
         if seq in self.cached:
-            self.left = [*self.left, (self.cached[seq], self.exact.get(seq, 0))][-30:]
-        self.exact.pop(seq, None)
+            self.left = [*self.left, (self.cached[seq], self.num_invariant_tokens.get(seq, 0))][-30:]
+        self.num_invariant_tokens.pop(seq, None)
         super().release(seq)
 
 
@@ -338,12 +339,12 @@ def test_batch_invariant_requests_get_the_same_bits_whatever_they_share(family: 
 
 def test_a_batch_invariant_request_shares_nothing_that_was_computed_in_company() -> None:
     runtime = counted()
-    plain, exact = (request([*SYSTEM, 9], max_new_tokens=1, batch_invariant=each) for each in (False, True))
-    for wanted in ([plain], [exact], [exact], [plain]):
+    plain, invariant = (request([*SYSTEM, 9], max_new_tokens=1, batch_invariant=each) for each in (False, True))
+    for wanted in ([plain], [invariant], [invariant], [plain]):
         outputs_of(runtime, wanted)
     assert runtime.passes == [(61,), (61,), (1,), (1,)]
     together = counted()
-    outputs_of(together, [plain, exact])  # it does not wait for what it could not take
+    outputs_of(together, [plain, invariant])  # it does not wait for what it could not take
     assert together.passes == [(61, 61)]
 
 

@@ -11,10 +11,10 @@ import torch
 from tests.toys import Scripted, drain, mixing_toy, request, results
 from unspool.engine import Engine
 from unspool.engine import sampler as select
-from unspool.engine import transfer as parcel
-from unspool.engine.transfer import Parcel
+from unspool.engine import transfer as device_to_host
+from unspool.engine.transfer import DeviceToHost
 from unspool.processors import rows
-from unspool.types import ROOT, Output, Score, Top, Turn, Whole
+from unspool.types import ROOT, FullDistribution, Output, Score, Top, Turn
 
 LENGTH = 6
 LOOKS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu", "numpy")
@@ -23,7 +23,7 @@ LOOKS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "non
 
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the paths that a device takes."""
-    for module in (rows, select, parcel):
+    for module in (rows, select, device_to_host):
         monkeypatch.setattr(module, "on_host", lambda values: False)
 
 
@@ -105,7 +105,7 @@ def test_a_device_finds_what_the_cpu_finds(own: dict[str, Any], monkeypatch: pyt
 @pytest.mark.parametrize("space", ["logits", "log_probs"])
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"do_sample": True, "top_k": 5}])
 def test_a_row_says_what_its_scores_add_up_to(space: str, options: dict[str, Any]) -> None:
-    asks = (Top(ROOT, 3), Score(ROOT, (5, 9)), Whole(ROOT))
+    asks = (Top(ROOT, 3), Score(ROOT, (5, 9)), FullDistribution(ROOT))
     strategy = Scripted([Turn(asks=asks)])
     strategy.space = space
     engine = Engine(mixing_toy(200))
@@ -128,7 +128,7 @@ def test_a_parcel_brings_everything_over_exactly(monkeypatch: pytest.MonkeyPatch
     }
     expected = {name: numbers.tolist() for name, numbers in sent.items()}
     for _ in range(2):
-        both = Parcel()
+        both = DeviceToHost()
         items = {name: both.add(numbers) for name, numbers in sent.items()}
         both.send()
         assert {name: item.rows for name, item in items.items()} == expected

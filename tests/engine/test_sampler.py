@@ -125,9 +125,9 @@ def test_a_draw_from_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.Mo
 def test_ties_that_only_the_shift_makes_go_to_the_lowest_id(k: int) -> None:
     # Steps of 2**-20 vanish where scores of size 100 are rounded.
     scores = 1.0 + torch.arange(4000)[None] * 2.0**-20
-    shift = torch.tensor([[101.0]])
-    found = select.listing(scores, k, shift)
+    log_norm_offset = torch.tensor([[101.0]])
+    found = select.top_k_list(scores, k, log_norm_offset)
     values, tokens = found.values[0].tolist(), found.tokens[0].tolist()
-    places = select.settled(values, tokens, k)
-    picked = found.again(0, k).tokens if places is None else [tokens[place] for place in places]
-    assert picked == in_order((scores - shift)[0], k)[0] != in_order(scores[0], k)[0]
+    places = select.resolve_ties(values, tokens, k)
+    picked = found.full_row_top_k(0, k).tokens if places is None else [tokens[place] for place in places]
+    assert picked == in_order((scores - log_norm_offset)[0], k)[0] != in_order(scores[0], k)[0]

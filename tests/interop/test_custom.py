@@ -22,7 +22,7 @@ from unspool.interop.drivers import driver_of
 MODEL = tiny_model("llama", seed=5)
 PADDED = torch.tensor([[0, 0, 0, 11, 12], [13, 14, 15, 16, 17], [0, 18, 19, 20, 21]])
 MASK = (PADDED != 0).long()
-PLAIN: dict[str, Any] = {"max_new_tokens": 10, "pad_token_id": 1, "eos_token_id": ENDS}
+DEFAULT_DECODER_PROMPT: dict[str, Any] = {"max_new_tokens": 10, "pad_token_id": 1, "eos_token_id": ENDS}
 
 
 def through(*args: Any, **options: Any) -> Any:
@@ -65,7 +65,7 @@ def assert_same(found: Any, expected: Any) -> None:
     ids=str,
 )
 def test_the_tokens_are_those_of_transformers(options: dict[str, Any]):
-    given: dict[str, Any] = {"attention_mask": MASK, **PLAIN, **options}
+    given: dict[str, Any] = {"attention_mask": MASK, **DEFAULT_DECODER_PROMPT, **options}
     if options.get("negative_prompt_ids") is not None and len(options["negative_prompt_ids"]) == 1:
         expected = MODEL.generate(
             PADDED, **given | {"negative_prompt_ids": options["negative_prompt_ids"].expand(3, -1)}
@@ -94,7 +94,7 @@ def test_the_tokens_are_those_of_transformers(options: dict[str, Any]):
     ids=str,
 )
 def test_strategies_and_options_that_transformers_has_not(options: dict[str, Any]):
-    given: dict[str, Any] = {"attention_mask": MASK, **PLAIN, **options}
+    given: dict[str, Any] = {"attention_mask": MASK, **DEFAULT_DECODER_PROMPT, **options}
     assert through(PADDED, **given).equal(unspool.generate(MODEL, PADDED, **given))
 
 
@@ -110,7 +110,11 @@ def test_objects_of_the_caller_stay(strategy: dict[str, Any]):
             "stopping_criteria": [Watch(lambda tokens: tokens % 37 == 9)],
             "prefix_allowed_tokens_fn": allowed,
         }
-        results.append(generate(PADDED, attention_mask=MASK, repetition_penalty=1.2, **PLAIN, **objects, **strategy))
+        results.append(
+            generate(
+                PADDED, attention_mask=MASK, repetition_penalty=1.2, **DEFAULT_DECODER_PROMPT, **objects, **strategy
+            )
+        )
     assert results[0].equal(results[1])
 
 
@@ -138,7 +142,9 @@ def test_one_engine_serves_both_doors():
 def test_what_transformers_does_not_pass_on_can_be_bound():
     draft, tokenizer = tiny_model("llama", seed=6), byte_level()
     method = functools.partial(unspool.decoding_method, assistant_model=draft)
-    assert MODEL.generate(PADDED[1:2], custom_generate=method, **PLAIN).equal(MODEL.generate(PADDED[1:2], **PLAIN))
+    assert MODEL.generate(PADDED[1:2], custom_generate=method, **DEFAULT_DECODER_PROMPT).equal(
+        MODEL.generate(PADDED[1:2], **DEFAULT_DECODER_PROMPT)
+    )
     model = tiny_model("llama", vocab_size=420, seed=5)
     method = functools.partial(unspool.decoding_method, tokenizer=tokenizer, dry_sequence_breakers=["\n"])
     given: dict[str, Any] = {"dry_multiplier": 0.9, "max_new_tokens": 12}
@@ -286,5 +292,5 @@ def test_a_minimum_gives_way_to_a_forced_end(count: int, mode: dict[str, Any]) -
     expected = model.generate(PADDED, attention_mask=MASK, **options)
     found = model.generate(PADDED, attention_mask=MASK, custom_generate=unspool.decoding_method, **options)
     assert found.equal(expected) and (found[:, -1] == 9).all()
-    given = {**PLAIN, "attention_mask": MASK, **options}
+    given = {**DEFAULT_DECODER_PROMPT, "attention_mask": MASK, **options}
     assert through(PADDED, **given).equal(MODEL.generate(PADDED, **given))

@@ -225,10 +225,10 @@ def test_an_error_of_an_object_is_raised_and_leaves_nothing_behind():
 def test_the_function_names_the_allowed_tokens(strategy: str, options: dict[str, Any]):
     def allowed(batch_id: int, input_ids: torch.Tensor) -> list[int]:
         assert input_ids.ndim == 1 and input_ids[:5].equal(PADDED[batch_id])
-        shift = batch_id + int(input_ids[-1])
-        if strategy != "beams" and shift % 5 == 0:
+        log_norm_offset = batch_id + int(input_ids[-1])
+        if strategy != "beams" and log_norm_offset % 5 == 0:
             return [50]  # which may be forbidden, and is allowed nevertheless
-        return [token for token in range(VOCAB_SIZE) if (token + shift) % 4 == 0]
+        return [token for token in range(VOCAB_SIZE) if (token + log_norm_offset) % 4 == 0]
 
     found, expected = both(
         prefix_allowed_tokens_fn=lambda: allowed, eos_token_id=ENDS, **options, **STRATEGIES[strategy]

@@ -224,7 +224,7 @@ def test_the_drill_covers_what_it_is_for() -> None:
 
 T5, BART, WHISPER = (model_of(family) for family in ("t5", "bart", "whisper"))
 TEXT = torch.tensor([[11, 12, 13, 1], [14, 15, 16, 17]])
-PLAIN: dict[str, Any] = {"max_new_tokens": 6, "pad_token_id": PAD}
+DEFAULT_DECODER_PROMPT: dict[str, Any] = {"max_new_tokens": 6, "pad_token_id": PAD}
 
 
 @pytest.mark.parametrize(
@@ -242,33 +242,39 @@ PLAIN: dict[str, Any] = {"max_new_tokens": 6, "pad_token_id": PAD}
     ids=str,
 )
 def test_outputs_begin_as_in_transformers(beginning: dict[str, Any]) -> None:
-    options = {**PLAIN, "attention_mask": (TEXT != PAD).long(), **beginning}
+    options = {**DEFAULT_DECODER_PROMPT, "attention_mask": (TEXT != PAD).long(), **beginning}
     assert unspool.generate(BART, TEXT, **options).equal(quietly(BART.generate, TEXT, **options))
 
 
 def test_pads_without_a_mask_are_read_as_in_transformers() -> None:
-    assert unspool.generate(T5, TEXT, **PLAIN).equal(T5.generate(TEXT, **PLAIN))
-    assert unspool.generate(T5, inputs=TEXT, **PLAIN).equal(T5.generate(TEXT, **PLAIN))
+    assert unspool.generate(T5, TEXT, **DEFAULT_DECODER_PROMPT).equal(T5.generate(TEXT, **DEFAULT_DECODER_PROMPT))
+    assert unspool.generate(T5, inputs=TEXT, **DEFAULT_DECODER_PROMPT).equal(
+        T5.generate(TEXT, **DEFAULT_DECODER_PROMPT)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=str)
 def test_a_streamer_hears_the_decoders_beginning_then_its_tokens(options: dict[str, Any]) -> None:
     heard, prompt = Heard(), torch.tensor([[3, 5]])
-    sequences = unspool.generate(BART, TEXT[1:], decoder_input_ids=prompt, streamer=heard, **PLAIN, **options)
+    sequences = unspool.generate(
+        BART, TEXT[1:], decoder_input_ids=prompt, streamer=heard, **DEFAULT_DECODER_PROMPT, **options
+    )
     assert heard.values[0].equal(prompt) and heard.ends == 1
     assert torch.stack(heard.values[1:], 1).equal(sequences[:, 2:])
     if not options:
         theirs = Heard()
-        BART.generate(TEXT[1:], decoder_input_ids=prompt, streamer=theirs, **PLAIN)
+        BART.generate(TEXT[1:], decoder_input_ids=prompt, streamer=theirs, **DEFAULT_DECODER_PROMPT)
         assert [value.tolist() for value in heard.values] == [value.tolist() for value in theirs.values]
 
 
 def test_an_image_is_given_first_and_a_caption_may_have_a_beginning() -> None:
     pixels, prompt = random_source("vit-gpt2").inputs["pixel_values"], torch.tensor([[3, 9]])
     model = model_of("vit-gpt2")
-    assert unspool.generate(model, pixels, **PLAIN).equal(model.generate(pixels, **PLAIN))
-    found = unspool.generate(model, pixel_values=pixels, input_ids=prompt, **PLAIN)
-    assert found.equal(model.generate(pixel_values=pixels, input_ids=prompt, **PLAIN))
+    assert unspool.generate(model, pixels, **DEFAULT_DECODER_PROMPT).equal(
+        model.generate(pixels, **DEFAULT_DECODER_PROMPT)
+    )
+    found = unspool.generate(model, pixel_values=pixels, input_ids=prompt, **DEFAULT_DECODER_PROMPT)
+    assert found.equal(model.generate(pixel_values=pixels, input_ids=prompt, **DEFAULT_DECODER_PROMPT))
     git = model_of("git")
     unprompted = {"pixel_values": pixels.repeat(2, 1, 1, 1), "max_new_tokens": 6}
     assert unspool.generate(git, **unprompted).equal(git.generate(**unprompted))
@@ -307,7 +313,10 @@ def speaker() -> PreTrainedModel:
 )
 @pytest.mark.parametrize("shaped", [False, True])
 def test_a_transcript_is_transformers_transcript(options: dict[str, Any], shaped: bool) -> None:
-    model, given = speaker(), {**PLAIN, "eos_token_id": 40, "return_dict_in_generate": shaped, **options}
+    model, given = (
+        speaker(),
+        {**DEFAULT_DECODER_PROMPT, "eos_token_id": 40, "return_dict_in_generate": shaped, **options},
+    )
     expected = quietly(model.generate, FEATURES, **given)
     found = unspool.generate(model, FEATURES, **given)
     assert (
@@ -347,22 +356,27 @@ def test_a_draft_reads_the_source_too(family: str) -> None:
             parameter.mul_(1.01)
     source = torch.cat(list(random_source(family, 3).inputs.values()))
     for options in ({}, {"num_assistant_tokens": 3}):
-        found = unspool.generate(model, source, assistant_model=draft, **PLAIN, **options)
-        assert found.equal(quietly(model.generate, source, **PLAIN))
+        found = unspool.generate(model, source, assistant_model=draft, **DEFAULT_DECODER_PROMPT, **options)
+        assert found.equal(quietly(model.generate, source, **DEFAULT_DECODER_PROMPT))
 
 
 def test_guidance_moves_away_from_another_source() -> None:
     """transformers cannot: it asks the encoder-decoder without its encoder."""
     away = torch.tensor([[20, 21, 1], [22, 23, 24]])
     found = unspool.generate(
-        T5, TEXT, guidance_scale=1.5, negative_prompt_ids=away, negative_prompt_attention_mask=away != PAD, **PLAIN
+        T5,
+        TEXT,
+        guidance_scale=1.5,
+        negative_prompt_ids=away,
+        negative_prompt_attention_mask=away != PAD,
+        **DEFAULT_DECODER_PROMPT,
     )
     lm = unspool.load(T5)
     for source, other, row in zip(TEXT.tolist(), ([20, 21], [22, 23, 24]), found.tolist(), strict=True):
         native = lm.generate(source, negative_prompt=other, guidance_scale=1.5, max_new_tokens=6)
         tokens = [*native.completions[0].token_ids]
         assert row[1:] == tokens + [PAD] * (6 - len(tokens))
-    assert not found.equal(unspool.generate(T5, TEXT, **PLAIN))
+    assert not found.equal(unspool.generate(T5, TEXT, **DEFAULT_DECODER_PROMPT))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
@@ -371,14 +385,16 @@ def test_inside_model_generate_long_audio_is_transcribed_window_by_window(option
     model.generation_config.no_timestamps_token_id, model.generation_config.suppress_tokens = 60, None
     model.generation_config.max_initial_timestamp_index = 5
     long = torch.cat([FEATURES, FEATURES.flip(0)], dim=2)[:1]
-    given = {**PLAIN, "eos_token_id": 40, "language": "de", "return_timestamps": True, **options}
+    given = {**DEFAULT_DECODER_PROMPT, "eos_token_id": 40, "language": "de", "return_timestamps": True, **options}
     expected = quietly(model.generate, long, **given)
     assert quietly(model.generate, long, custom_generate=unspool.decoding_method, **given).equal(expected)
 
 
 def test_short_audio_is_filled_up_with_silence() -> None:
     short = FEATURES[..., :20]
-    assert unspool.generate(WHISPER, short, **PLAIN).equal(quietly(WHISPER.generate, short, **PLAIN))
+    assert unspool.generate(WHISPER, short, **DEFAULT_DECODER_PROMPT).equal(
+        quietly(WHISPER.generate, short, **DEFAULT_DECODER_PROMPT)
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from unspool.errors import CapacityError, ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.decoder.runtime import DecoderRuntime
-from unspool.runtimes.generic.long_rope import StretchedRuntime
+from unspool.runtimes.generic.long_rope import LongRopeRuntime
 from unspool.runtimes.generic.recompute import RecomputeRuntime
 from unspool.runtimes.generic.runtime import GeneralRuntime
 from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_copied_runs_as_it_is_and_is_left_as_it_was() -> 
 def test_rows_on_both_sides_of_the_original_length_are_the_models_own(family: str, own: bool) -> None:
     changes = STRETCHED[family]
     runtime = runtime_of(tiny_model(family, **changes), own=own)
-    assert isinstance(runtime, StretchedRuntime) and f"up to {ORIGINAL} tokens slot cache" in runtime.info.path
+    assert isinstance(runtime, LongRopeRuntime) and f"up to {ORIGINAL} tokens slot cache" in runtime.info.path
     model, rng = tiny_model(family, **changes), random.Random(1)
     texts = [text(26), text(ORIGINAL + 1), text(5)]
     for tokens, rows in zip(texts, wander(runtime, texts, rng), strict=True):
@@ -189,7 +189,7 @@ def test_a_stretched_forward_that_raises_leaves_every_sequence_as_it_was() -> No
     def fail(*_: Any) -> None:
         raise Failure
 
-    hook = runtime._long._host.module.lm_head.register_forward_hook(fail)
+    hook = runtime._long._wrapped.module.lm_head.register_forward_hook(fail)
     with pytest.raises(Failure):
         runtime.forward([feed(0, [5, 5, 5, 5]), feed(1, [6]), feed(2, [7])])
     hook.remove()

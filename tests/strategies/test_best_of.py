@@ -13,7 +13,7 @@ from unspool.config import GenerationConfig, resolve
 from unspool.engine import Engine
 from unspool.protocols import Context
 from unspool.strategies.best_of import BestOf
-from unspool.strategies.ngram_f1 import mean_resemblances, profile, resemblance
+from unspool.strategies.ngram_f1 import mean_ngram_f1, ngram_f1, profile
 from unspool.types import Candidate, Committed, Hypothesis, ModelInfo, Output, Row, Sample
 
 A, B, C, D, E, END = range(6)
@@ -65,8 +65,8 @@ def test_best_of_worked_example() -> None:
 
 def test_resemblance_worked_example() -> None:
     one, other = profile((A, B, C, D)), profile((A, B, D))
-    assert resemblance(one, other) == resemblance(other, one) == pytest.approx((6 / 7 + 2 / 5) / 4)
-    assert resemblance(one, other) == pytest.approx(0.3143, abs=1e-4)
+    assert ngram_f1(one, other) == ngram_f1(other, one) == pytest.approx((6 / 7 + 2 / 5) / 4)
+    assert ngram_f1(one, other) == pytest.approx(0.3143, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_resemblance_worked_example() -> None:
 def test_resemblance_of_short_and_repeating_sequences(
     one: tuple[int, ...], other: tuple[int, ...], expected: float
 ) -> None:
-    assert resemblance(profile(one), profile(other)) == pytest.approx(expected)
-    assert resemblance(profile(other), profile(one)) == pytest.approx(expected)
+    assert ngram_f1(profile(one), profile(other)) == pytest.approx(expected)
+    assert ngram_f1(profile(other), profile(one)) == pytest.approx(expected)
 
 
 def f1_by_removal(one: Sequence[int], other: Sequence[int]) -> float:
@@ -146,7 +146,7 @@ def test_by_default_the_figure_is_the_mean_log_probability(seed: int) -> None:
 
 def test_equal_samples_get_equal_figures_and_count() -> None:
     text, other = (A, B, C, A, D, B, B, E, END), (B, C, A, END)
-    found = mean_resemblances([text, other, text, other, other, (D, A, END), text])
+    found = mean_ngram_f1([text, other, text, other, other, (D, A, END), text])
     assert found[0] == found[2] == found[6] and found[1] == found[3] == found[4]
     alone = f1_by_removal(text, other)
     assert found[0] == pytest.approx((2 + 3 * alone + f1_by_removal(text, (D, A, END))) / 6)

@@ -16,7 +16,7 @@ from unspool.engine import Engine
 from unspool.protocols import Context
 from unspool.runtimes.toy import ToyRuntime
 from unspool.strategies.assisted import Assisted
-from unspool.strategies.drafting import Agenda, Drafts, Writing
+from unspool.strategies.drafting import DraftedOutput, Proposals, TurnBuilder
 from unspool.strategies.prompt_lookup import NgramIndex, PromptLookup
 from unspool.types import ModelInfo, Output
 
@@ -40,7 +40,7 @@ def guesses(prompt: Sequence[int], *written: int, eos: tuple[int, ...] = (), **o
 
 def drafts(
     prompt: Sequence[int], outputs: Sequence[Sequence[int]], eos: tuple[int, ...] = (), **options: Any
-) -> Drafts:
+) -> Proposals:
     """Return what prompt lookup drafts behind a prompt and each of several outputs."""
     options = {"prompt_lookup_num_tokens": 3, "max_new_tokens": 50} | options
     context = Context(
@@ -51,10 +51,10 @@ def drafts(
         info=ModelInfo(name="none", vocab_size=10),
         eos_token_ids=eos,
     )
-    live = [Writing(output, list(written)) for output, written in enumerate(outputs)]
+    live = [DraftedOutput(output, list(written)) for output, written in enumerate(outputs)]
     with pytest.raises(StopIteration) as stop:
-        next(PromptLookup(context).propose(live, Agenda()))
-    return cast(Drafts, stop.value.value)
+        next(PromptLookup(context).propose(live, TurnBuilder()))
+    return cast(Proposals, stop.value.value)
 
 
 def test_prompt_lookup_worked_example() -> None:

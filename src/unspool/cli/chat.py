@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspool.cli.commands import Desk, Next, complete, is_command, run_command
+from unspool.cli.commands import ChatSession, Next, complete, is_command, run_command
 from unspool.cli.endings import guarded, report
 from unspool.cli.generate import summary
 from unspool.cli.keyboard import Keyboard, Piped, Source
@@ -61,7 +61,7 @@ def chat(
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     source: Source = Keyboard(complete) if at_terminal else Piped()
     screen = Screen(prompt="", echo=False)
-    desk = Desk(
+    desk = ChatSession(
         dialogue=dialogue,
         source=source,
         load=choice.load_another,
@@ -73,7 +73,7 @@ def chat(
     converse(desk, quiet=quiet)
 
 
-def converse(desk: Desk, *, quiet: bool) -> None:
+def converse(desk: ChatSession, *, quiet: bool) -> None:
     """Read and answer until there is nothing more to read. In a terminal errors are told and do not end it."""
     following: Next = "read"
     while following != "leave":
@@ -97,7 +97,7 @@ def converse(desk: Desk, *, quiet: bool) -> None:
             following = "read"
 
 
-def _read(desk: Desk) -> Next:
+def _read(desk: ChatSession) -> Next:
     """Read a message or a command, and return what is to be done."""
     line = desk.source.message()
     if not line.strip():
@@ -107,7 +107,7 @@ def _read(desk: Desk) -> Next:
     return partial(desk.dialogue.stream, line.removeprefix("/") if line.startswith("//") else line)
 
 
-def _answer(desk: Desk, ask: Callable[..., TurnStream], *, quiet: bool) -> Next:
+def _answer(desk: ChatSession, ask: Callable[..., TurnStream], *, quiet: bool) -> Next:
     """Show an answer as it comes. One that is stopped counts as far as it has come.
 
     Args:

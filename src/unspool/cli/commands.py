@@ -27,7 +27,7 @@ Next: TypeAlias = "Literal['read', 'leave'] | Callable[..., TurnStream]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class ChatSession:
     """What commands work on.
 
     source: where messages come from. load: returns the model of a name. show: prints a line. remark: prints a line for
@@ -46,7 +46,7 @@ class Command:
     """One command. argument: what it takes, as `/help` shows it."""
 
     name: str
-    run: Callable[[Desk, str], Next]
+    run: Callable[[ChatSession, str], Next]
     help: str
     argument: str = ""
 
@@ -56,7 +56,7 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and not line.startswith("//")
 
 
-def run_command(desk: Desk, line: str) -> Next:
+def run_command(desk: ChatSession, line: str) -> Next:
     """Carry a command out.
 
     Raises:
@@ -83,27 +83,27 @@ def complete(line: str) -> Sequence[str]:
     return []
 
 
-def _help(desk: Desk, argument: str) -> Next:
+def _help(desk: ChatSession, argument: str) -> Next:
     for command in _COMMANDS.values():
         desk.show(f"  {f'/{command.name} {command.argument}':<22}{command.help}")
     desk.show("A line that ends with \\ goes on with the next. Ctrl-C stops an answer, Ctrl-D leaves.")
     return "read"
 
 
-def _system(desk: Desk, argument: str) -> Next:
+def _system(desk: ChatSession, argument: str) -> Next:
     if argument:
         desk.dialogue.system = None if argument == "off" else argument
     desk.show(f"system: {desk.dialogue.system}" if desk.dialogue.system else "no system message")
     return "read"
 
 
-def _reset(desk: Desk, argument: str) -> Next:
+def _reset(desk: ChatSession, argument: str) -> Next:
     desk.dialogue.reset()
     desk.remark("a new conversation")
     return "read"
 
 
-def _undo(desk: Desk, argument: str) -> Next:
+def _undo(desk: ChatSession, argument: str) -> Next:
     text = desk.dialogue.undo()
     if text is None:
         raise PromptError("there is nothing to take back")
@@ -111,11 +111,11 @@ def _undo(desk: Desk, argument: str) -> Next:
     return "read"
 
 
-def _retry(desk: Desk, argument: str) -> Next:
+def _retry(desk: ChatSession, argument: str) -> Next:
     return lambda **shown: desk.dialogue.retry(stream=True, **shown)
 
 
-def _edit(desk: Desk, argument: str) -> Next:
+def _edit(desk: ChatSession, argument: str) -> Next:
     before = desk.dialogue.turn
     if before is None:
         raise PromptError("there is no message to edit")
@@ -128,14 +128,14 @@ def _edit(desk: Desk, argument: str) -> Next:
     return lambda **shown: desk.dialogue.edit(text, stream=True, **shown)
 
 
-def _save(desk: Desk, argument: str) -> Next:
+def _save(desk: ChatSession, argument: str) -> Next:
     file = _file(argument, "/save")
     desk.dialogue.save(file)
     desk.remark(f"{len(desk.dialogue.messages)} messages saved to {file}")
     return "read"
 
 
-def _load(desk: Desk, argument: str) -> Next:
+def _load(desk: ChatSession, argument: str) -> Next:
     file = _file(argument, "/load")
     desk.dialogue.take_up(file)
     messages = desk.dialogue.messages
@@ -144,7 +144,7 @@ def _load(desk: Desk, argument: str) -> Next:
     return "read"
 
 
-def _set(desk: Desk, argument: str) -> Next:
+def _set(desk: ChatSession, argument: str) -> Next:
     name, _, text = argument.partition(" ")
     if not text.strip():
         raise PromptError("/set takes an option and its value: /set temperature 0.8, /set temperature off")
@@ -155,7 +155,7 @@ def _set(desk: Desk, argument: str) -> Next:
     return "read"
 
 
-def _options(desk: Desk, argument: str) -> Next:
+def _options(desk: ChatSession, argument: str) -> Next:
     known = {name: value for name, value in desk.dialogue.options.items() if name in OPTIONS}
     for name, value in GenerationConfig(**known).to_dict().items():
         desk.show(f"{name} = {json.dumps(value, ensure_ascii=False)}")
@@ -164,7 +164,7 @@ def _options(desk: Desk, argument: str) -> Next:
     return "read"
 
 
-def _model(desk: Desk, argument: str) -> Next:
+def _model(desk: ChatSession, argument: str) -> Next:
     if argument:
         desk.dialogue.answer_with(desk.load(argument))
     info = desk.dialogue.lm.info
@@ -172,7 +172,7 @@ def _model(desk: Desk, argument: str) -> Next:
     return "read"
 
 
-def _exit(desk: Desk, argument: str) -> Next:
+def _exit(desk: ChatSession, argument: str) -> Next:
     return "leave"
 
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from unspool.engine.branches import Branch, RowRef
-from unspool.engine.combine_logits import read_out
+from unspool.engine.combine_logits import combine_logits
 from unspool.engine.conversation import Conversation
-from unspool.engine.logits import RowJob, culprit, distribution, process
-from unspool.engine.row_queries import Found, Want, find
+from unspool.engine.logits import RowContext, culprit, distribution, process
+from unspool.engine.row_queries import RowQuery, RowResult, find
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
 from unspool.protocols import Criterion, RowKey
-from unspool.types import Ask, Candidate, Distribution, Perturbed, Reply, Row, Sample, Similarity
+from unspool.types import Ask, Candidate, Distribution, GumbelTopK, Reply, Row, Sample, Similarity
 
 
 class Place(NamedTuple):
@@ -113,7 +113,7 @@ def _rows(
 
 def _note_flaws(
     places: Sequence[Place],
-    jobs: Sequence[RowJob],
+    jobs: Sequence[RowContext],
     logits: torch.Tensor,
     norms: tuple[Sequence[float], Sequence[float]],
     answers: Answers,
@@ -123,24 +123,24 @@ def _note_flaws(
         reason = _flaw(norm, score_norm)
         if reason is None:
             continue
-        dead_end = score_norm == -math.inf and math.isfinite(norm)
-        if dead_end and place.conversation.allows_empty_rows(place.branch):
-            place.conversation.dead_end = NumericsError(place.branch.number, place.position, reason)
+        empty_row_error = score_norm == -math.inf and math.isfinite(norm)
+        if empty_row_error and place.conversation.allows_empty_rows(place.branch):
+            place.conversation.empty_row_error = NumericsError(place.branch.number, place.position, reason)
             continue
-        if not dead_end and math.isfinite(norm) and jobs[row].chain:
+        if not empty_row_error and math.isfinite(norm) and jobs[row].chain:
             name = culprit(logits[row], jobs[row])
             reason = f"the scores hold NaN or +inf after the processor {name}; check its options"
         answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
 
 
-def _prepare_criteria(asked: Sequence[Asked], found: Sequence[Found]) -> None:
+def _prepare_criteria(asked: Sequence[Asked], found: Sequence[RowResult]) -> None:
     """Tell criteria that judge many tokens at once which ones they are about to be asked about."""
     pairs: dict[int, tuple[Criterion, list[tuple[Any, int]]]] = {}
     for each, what in zip(asked, found, strict=True):
         if each.place.in_prompt:
             continue
-        marks = each.place.branch.marks[each.place.length]
-        for criterion, state in zip(each.place.conversation.request.criteria, marks.criteria, strict=True):
+        branch_states = each.place.branch.branch_states[each.place.length]
+        for criterion, state in zip(each.place.conversation.request.criteria, branch_states.criteria, strict=True):
             if criterion.prepares:
                 _, told = pairs.setdefault(id(criterion), (criterion, []))
                 told += [(state, token) for token in what.tokens]
@@ -158,7 +158,7 @@ def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[P
             if isinstance(ask, Similarity):
                 continue
             branch = conversation.branches[ask.branch]
-            output = ask.output if isinstance(ask, Sample | Perturbed) else 0
+            output = ask.output if isinstance(ask, Sample | GumbelTopK) else 0
             place = Place(conversation, branch, branch.length - ask.back, output, ask.avoid)
             key = (conversation.number, branch.number, place.length, output, ask.avoid)
             row = rows.setdefault(key, len(places))
@@ -177,22 +177,24 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
     return torch.stack([ref.source[ref.row] for ref in refs])
 
 
-def _job(place: Place) -> RowJob:
+def _job(place: Place) -> RowContext:
     conversation, request = place.conversation, place.conversation.request
     key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.avoid)
     log_probs = request.strategy.space == "log_probs"
     if place.in_prompt:
-        return RowJob((), (), None, log_probs, key)
-    marks, strands = place.branch.marks[place.length], place.branch.strands
-    main = strands[0].rows[place.length]
-    negative = strands[1].rows[place.length] if len(strands) > 1 else None
+        return RowContext((), (), None, log_probs, key)
+    branch_states, cached_seqs = place.branch.branch_states[place.length], place.branch.cached_seqs
+    main = cached_seqs[0].rows[place.length]
+    negative = cached_seqs[1].rows[place.length] if len(cached_seqs) > 1 else None
     read = None
     if negative is not None or main.inner is not None:
         scale = request.config.guidance_scale
-        read = read_out(main, negative, 1.0 if scale is None else scale)
+        read = combine_logits(main, negative, 1.0 if scale is None else scale)
         # Guided rows are sums of log-probabilities, which beams add up as they are, as in transformers.
         log_probs = log_probs and negative is None
-    return RowJob(conversation.chain, marks.processors, request.config.processor_order, log_probs, key, read)
+    return RowContext(
+        conversation.chain, branch_states.processors, request.config.processor_order, log_probs, key, read
+    )
 
 
 def _flaw(norm: float, score_norm: float) -> str | None:
@@ -206,15 +208,15 @@ def _flaw(norm: float, score_norm: float) -> str | None:
     return None
 
 
-def _want(asked: Asked) -> Want:
+def _want(asked: Asked) -> RowQuery:
     """Return the ask with its row, and the name of its noise where it is a draw."""
     ask, place = asked.ask, asked.place
-    if not isinstance(ask, Sample | Perturbed):
-        return Want(ask, asked.row)
-    lane = ask.lane if isinstance(ask, Perturbed) else 0
+    if not isinstance(ask, Sample | GumbelTopK):
+        return RowQuery(ask, asked.row)
+    lane = ask.lane if isinstance(ask, GumbelTopK) else 0
     conversation = place.conversation
     key = NoiseKey(conversation.request.seed, conversation.prompt_key, place.output, place.position, lane)
-    return Want(ask, asked.row, key)
+    return RowQuery(ask, asked.row, key)
 
 
 def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:
@@ -223,16 +225,16 @@ def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:
     return {row: count for row, count in enumerate(counts) if count and not places[row].in_prompt}
 
 
-def _candidates(place: Place, found: Found, norm: float, now: float) -> tuple[Candidate, ...]:
+def _candidates(place: Place, found: RowResult, norm: float, now: float) -> tuple[Candidate, ...]:
     """Return the tokens as a strategy hears of them. norm: logsumexp of the raw logits."""
     if place.in_prompt:
         pairs = zip(found.tokens, found.logits, strict=True)
         return tuple(Candidate(token, logit - norm, logit - norm, None) for token, logit in pairs)
     conversation = place.conversation
     late = conversation.deadline is not None and now >= conversation.deadline
-    marks = place.branch.marks[place.length]
+    branch_states = place.branch.branch_states[place.length]
     return tuple(
-        Candidate(token, score, logit - norm, conversation.ending(marks, place.length, token, late))
+        Candidate(token, score, logit - norm, conversation.ending(branch_states, place.length, token, late))
         for token, logit, score in zip(found.tokens, found.logits, found.scores, strict=True)
     )
 

@@ -88,27 +88,27 @@ class RowRef(NamedTuple):
         return self.source[self.row]
 
 
-class Marks(NamedTuple):
+class BranchState(NamedTuple):
     """The states of a request's processors and criteria at one length, in the request's order."""
 
     processors: tuple[Any, ...]
     criteria: tuple[Any, ...]
 
-    def fork(self, processors: Sequence[Processor]) -> Marks:
+    def fork(self, processors: Sequence[Processor]) -> BranchState:
         """Return marks that can be advanced apart from these."""
         forked = (p.fork(state) for p, state in zip(processors, self.processors, strict=True))
-        return Marks(tuple(forked), self.criteria)
+        return BranchState(tuple(forked), self.criteria)
 
-    def advance(self, processors: Sequence[Processor], criteria: Sequence[Criterion], token: int) -> Marks:
+    def advance(self, processors: Sequence[Processor], criteria: Sequence[Criterion], token: int) -> BranchState:
         """Return the marks after one more token; these are used up."""
-        return Marks(
+        return BranchState(
             tuple(p.advance(state, token) for p, state in zip(processors, self.processors, strict=True)),
             tuple(c.advance(state, token) for c, state in zip(criteria, self.criteria, strict=True)),
         )
 
 
 @dataclass(slots=True)
-class Strand:
+class CachedSequence:
     """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
 
     pending: tokens [cached, total), not yet in the runtime. rows: by length, computed since the branch last grew.
@@ -143,11 +143,11 @@ class Strand:
         del self.pending[: self.cached]
         return self.cached > 0
 
-    def fork(self, seq: Seq) -> Strand:
+    def fork(self, seq: Seq) -> CachedSequence:
         """Return a strand that holds the same and goes its own way."""
         if self.cached:
             self.runtime.fork(self.seq, seq)
-        return Strand(
+        return CachedSequence(
             seq,
             self.runtime,
             self.prompt,
@@ -183,9 +183,9 @@ class Branch:
     """
 
     number: int
-    strands: tuple[Strand, ...]
+    cached_seqs: tuple[CachedSequence, ...]
     tip: Node
-    marks: dict[int, Marks]
+    branch_states: dict[int, BranchState]
     drafts: bool = False
     anchor: int | None = None
     alive: bool = True
@@ -195,9 +195,9 @@ class Branch:
         return self.tip.length
 
     @property
-    def main(self) -> Strand:
+    def main(self) -> CachedSequence:
         """The strand that holds the request's own prompt."""
-        return self.strands[0]
+        return self.cached_seqs[0]
 
     @property
     def total(self) -> int:
@@ -206,7 +206,9 @@ class Branch:
 
     def check(self) -> None:
         """Assert what must hold between steps."""
-        for strand in self.strands:
-            expected = len(strand.prompt) + self.length
-            assert strand.cached + len(strand.pending) == expected, f"branch {self.number}: cached + pending != total"
-        assert self.length in self.marks, f"branch {self.number}: no marks for its newest length"
+        for cached_seq in self.cached_seqs:
+            expected = len(cached_seq.prompt) + self.length
+            assert cached_seq.cached + len(cached_seq.pending) == expected, (
+                f"branch {self.number}: cached + pending != total"
+            )
+        assert self.length in self.branch_states, f"branch {self.number}: no marks for its newest length"

@@ -40,7 +40,7 @@ def layers_of(named: str | tuple[int, ...], info: ModelInfo) -> tuple[int, ...]:
     return (first,) if first >= last else tuple(range(first, last, 2))
 
 
-def contrasted(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+def dola_logits(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
     """Return log P(final layer) - log P(the inner layer that differs most), for tokens plausible to the final layer.
 
     Which differs most is told by the Jensen-Shannon divergence. Where one layer is given, it is that one.
@@ -74,7 +74,7 @@ def _kl(target: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (torch.xlogy(target, target) - target * log_q).nan_to_num(nan=0.0).sum(-1)
 
 
-def guided(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
+def cfg_logits(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
     """Return log P(negative) + scale * (log P - log P(negative)), which is not normalised. Each: [vocab]
 
     A token that is impossible behind the prompt stays so; one that is impossible behind the negative prompt alone keeps
@@ -91,7 +91,7 @@ def guided(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.
     return torch.where((wanted == FORBIDDEN) | (unwanted == FORBIDDEN), wanted, moved)
 
 
-def read_out(main: RowRef, negative: RowRef | None, scale: float) -> torch.Tensor:
+def combine_logits(main: RowRef, negative: RowRef | None, scale: float) -> torch.Tensor:
     """Return what one position's rows say together: layers first, within the prompt's own row. --> [vocab]"""
-    row = main.logits if main.inner is None else contrasted(main.logits, main.inner)
-    return row if negative is None else guided(row, negative.logits, scale)
+    row = main.logits if main.inner is None else dola_logits(main.logits, main.inner)
+    return row if negative is None else cfg_logits(row, negative.logits, scale)

@@ -20,7 +20,7 @@ class _Progress(NamedTuple):
     finished: bool = False
 
 
-class Ledger:
+class CommitLog:
     """The commits of one request.
 
     Args:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unspool.engine.branches import Branch, Marks, Node, Strand
-from unspool.engine.commit_log import Ledger
+from unspool.engine.branches import Branch, BranchState, CachedSequence, Node
+from unspool.engine.commit_log import CommitLog
 from unspool.engine.request import Request, prompt_key_of
 from unspool.engine.similarity import HiddenStates
 from unspool.engine.trace.recorder import Recorder
@@ -29,9 +29,9 @@ from unspool.types import (
     Extend,
     Finished,
     Fork,
+    GumbelTopK,
     Hypothesis,
     Keep,
-    Perturbed,
     Reply,
     Sample,
     Score,
@@ -80,7 +80,7 @@ class Conversation:
         self._new_seq = new_seq
         self.chain, states = processor_chain(request, context)
         criteria = tuple(criterion.start(context) for criterion in request.criteria)
-        self._start = Marks(tuple(states), criteria)
+        self._start = BranchState(tuple(states), criteria)
         root = Node(None, -1)
         prompts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
         self.branches: dict[int, Branch] = {ROOT: self._first(ROOT, runtime, prompts, root)}
@@ -92,9 +92,9 @@ class Conversation:
         self.turn = Turn()
         self._backs: dict[int, set[int]] = {}
         self.outcome: list[Hypothesis] | None = None
-        self.dead_end: Exception | None = None
+        self.empty_row_error: Exception | None = None
         self._live = dict(self.branches)
-        self._ledger = Ledger(number, self.branches, root)
+        self._commit_log = CommitLog(number, self.branches, root)
         self._tail: tuple[int, ...] = ()
         self._eaten = False
         self._last_reply: Reply = ()
@@ -103,11 +103,11 @@ class Conversation:
     def _first(self, number: int, runtime: Runtime, prompts: list[tuple[int, ...]], root: Node) -> Branch:
         """Return a branch that holds a prompt and nothing else."""
         sources = (self.request.source, self.request.negative_source) if runtime.info.needs_source else (None, None)
-        strands = tuple(
-            Strand(self._new_seq(), runtime, prompt, list(prompt), source=source)
+        cached_seqs = tuple(
+            CachedSequence(self._new_seq(), runtime, prompt, list(prompt), source=source)
             for prompt, source in zip(prompts, sources, strict=False)
         )
-        return Branch(number, strands, root, {0: self._start.fork(self.chain)}, drafts=number == DRAFT)
+        return Branch(number, cached_seqs, root, {0: self._start.fork(self.chain)}, drafts=number == DRAFT)
 
     # --- the exchange -------------------------------------------------------------------------------------------
 
@@ -127,11 +127,11 @@ class Conversation:
             turn = advance()
         except StopIteration as stop:
             self.outcome = self._checked_outcome(stop.value)
-            if not self.outcome and self.dead_end is not None:
-                raise self.dead_end from None
+            if not self.outcome and self.empty_row_error is not None:
+                raise self.empty_row_error from None
             if self.recorder is not None:
                 self.recorder.finish(self.outcome)
-            return list(self._ledger.commit_rest(self.outcome))
+            return list(self._commit_log.commit_rest(self.outcome))
         name = self.request.strategy.name
         if not isinstance(turn, Turn):
             raise StrategyError(f"{name}: a strategy yields Turns, got {turn!r}")
@@ -148,7 +148,7 @@ class Conversation:
             self.recorder.turn(turn, self.branches)
         events: list[Committed | Tentative] = []
         for commit in turn.commits:
-            event = self._ledger.commit(commit)
+            event = self._commit_log.commit(commit)
             events += [event] if event else []
             if self.recorder is not None:
                 self.recorder.commit(commit)
@@ -167,7 +167,7 @@ class Conversation:
             return []
         if not self.request.strategy.shows_tentative:
             return []
-        nodes = self._ledger.beyond(0, leader.tip)
+        nodes = self._commit_log.beyond(0, leader.tip)
         tail = tuple(node.token for node in nodes or ())
         if tail == self._tail and not (tail and self._eaten):
             return []
@@ -217,10 +217,10 @@ class Conversation:
 
     def _drop(self, branch: Branch) -> None:
         branch.alive = False
-        branch.marks = {}
+        branch.branch_states = {}
         self._live.pop(branch.number, None)
-        for strand in branch.strands:
-            strand.release()
+        for cached_seq in branch.cached_seqs:
+            cached_seq.release()
         if self.hidden is not None and not any(each.tip.passes(branch.tip) for each in self.live_branches()):
             branch.tip.hidden = branch.tip.context = None
 
@@ -228,21 +228,21 @@ class Conversation:
         if not 0 <= length <= branch.length:
             raise StrategyError(f"branch {branch.number} has {branch.length} tokens: it cannot keep {length}")
         branch.tip = branch.tip.at(length)
-        for strand in branch.strands:
-            strand.keep(branch.tip)
-        if length not in branch.marks:
-            branch.marks[length] = self._marks_again(branch)
+        for cached_seq in branch.cached_seqs:
+            cached_seq.keep(branch.tip)
+        if length not in branch.branch_states:
+            branch.branch_states[length] = self._marks_again(branch)
             branch.anchor = length
-        branch.marks = {length: branch.marks[length]}
+        branch.branch_states = {length: branch.branch_states[length]}
         branch.anchor = length if branch.anchor is not None else None
 
-    def _marks_again(self, branch: Branch) -> Marks:
+    def _marks_again(self, branch: Branch) -> BranchState:
         """Return the marks at the branch's tip, made anew from those of an earlier length."""
-        known = branch.anchor if branch.anchor in branch.marks and branch.anchor <= branch.length else None
-        marks = (self._start if known is None else branch.marks[known]).fork(self.chain)
+        known = branch.anchor if branch.anchor in branch.branch_states and branch.anchor <= branch.length else None
+        branch_states = (self._start if known is None else branch.branch_states[known]).fork(self.chain)
         for node in branch.tip.since(known or 0):
-            marks = marks.advance(self.chain, self.request.criteria, node.token)
-        return marks
+            branch_states = branch_states.advance(self.chain, self.request.criteria, node.token)
+        return branch_states
 
     def _fork(self, parent: Branch, child: int) -> None:
         if child in self.branches:
@@ -253,39 +253,41 @@ class Conversation:
             )
         branch = Branch(
             number=child,
-            strands=(),
+            cached_seqs=(),
             tip=parent.tip,
-            marks={length: marks.fork(self.chain) for length, marks in parent.marks.items()},
+            branch_states={
+                length: branch_states.fork(self.chain) for length, branch_states in parent.branch_states.items()
+            },
             drafts=parent.drafts,
             anchor=parent.anchor,
         )
         self.branches[child] = self._live[child] = branch
-        for strand in parent.strands:
+        for cached_seq in parent.cached_seqs:
             # One by one, so that what has been forked is released should the next fork fail.
-            branch.strands += (strand.fork(self._new_seq()),)
+            branch.cached_seqs += (cached_seq.fork(self._new_seq()),)
 
     def _extend(self, branch: Branch, tokens: tuple[int, ...]) -> None:
         """Append tokens, keeping a copy of the marks at every length this Turn asks about."""
         asked = {branch.length + len(tokens) - back for back in self._backs.get(branch.number, ())}
         asked |= set() if branch.anchor is None else {branch.anchor}
-        kept = {length: marks for length, marks in branch.marks.items() if length in asked}
-        marks = branch.marks[branch.length]
+        kept = {length: branch_states for length, branch_states in branch.branch_states.items() if length in asked}
+        branch_states = branch.branch_states[branch.length]
         if branch.length in kept:
-            marks = marks.fork(self.chain)
+            branch_states = branch_states.fork(self.chain)
         vocab_size = branch.main.runtime.info.vocab_size
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise StrategyError(f"branch {branch.number}: token {token} is outside the vocabulary")
             branch.tip = branch.tip.follow(token)
-            marks = marks.advance(self.chain, self.request.criteria, token)
+            branch_states = branch_states.advance(self.chain, self.request.criteria, token)
             if branch.length in asked:
-                kept[branch.length] = marks
-                marks = marks.fork(self.chain)
-        kept[branch.length] = marks
-        branch.marks = kept
-        for strand in branch.strands:
-            strand.rows = {}
-            strand.pending.extend(tokens)
+                kept[branch.length] = branch_states
+                branch_states = branch_states.fork(self.chain)
+        kept[branch.length] = branch_states
+        branch.branch_states = kept
+        for cached_seq in branch.cached_seqs:
+            cached_seq.rows = {}
+            cached_seq.pending.extend(tokens)
         if branch.length > self.context.max_new_tokens:
             raise StrategyError(f"branch {branch.number} is longer than {self.context.max_new_tokens} tokens")
 
@@ -303,17 +305,17 @@ class Conversation:
             if isinstance(ask, Similarity):
                 self._check_similarity(ask, branch)
                 continue
-            for strand in branch.strands if length >= 0 else branch.strands[:1]:
-                if len(strand.prompt) + length <= strand.cached and length not in strand.rows:
+            for cached_seq in branch.cached_seqs if length >= 0 else branch.cached_seqs[:1]:
+                if len(cached_seq.prompt) + length <= cached_seq.cached and length not in cached_seq.rows:
                     raise StrategyError(f"{ask}: that row was computed before the branch last grew and is gone")
             if length < 0 and not isinstance(ask, Score):
                 raise StrategyError(f"{ask}: positions inside the prompt can only be scored")
-            if isinstance(ask, Top | Perturbed) and (not isinstance(ask.k, int) or ask.k < 1):
+            if isinstance(ask, Top | GumbelTopK) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
             named = (*ask.avoid, *(ask.tokens if isinstance(ask, Score) else ()))
             if not all(0 <= token < self.context.info.vocab_size for token in named):
                 raise StrategyError(f"{ask}: a token is outside the vocabulary of {self.context.info.vocab_size}")
-            if isinstance(ask, Sample | Perturbed) and ask.output < 0:
+            if isinstance(ask, Sample | GumbelTopK) and ask.output < 0:
                 raise StrategyError(f"{ask}: output must be at least 0")
 
     def _check_similarity(self, ask: Similarity, branch: Branch) -> None:
@@ -326,31 +328,33 @@ class Conversation:
         """Return the branches the open Turn asks about, each once, in the order of its asks."""
         return [self.branches[number] for number in self._backs]
 
-    def wanted(self, branch: Branch, strand: Strand) -> set[int]:
+    def wanted(self, branch: Branch, cached_seq: CachedSequence) -> set[int]:
         """Return the lengths that the open Turn asks this strand about and that no row answers yet."""
         lengths = {branch.length - back for back in self._backs[branch.number]}
-        if strand is not branch.main:
+        if cached_seq is not branch.main:
             lengths = {length for length in lengths if length >= 0}  # the prompt's own tokens are read on one strand
-        return lengths - strand.rows.keys()
+        return lengths - cached_seq.rows.keys()
 
-    def num_unread(self, branch: Branch, strand: Strand) -> int:
+    def num_unread(self, branch: Branch, cached_seq: CachedSequence) -> int:
         """Return how many leading tokens of a strand the open Turn needs no row and no hidden state of."""
-        if self.hidden is not None and strand is branch.main and not branch.drafts:
+        if self.hidden is not None and cached_seq is branch.main and not branch.drafts:
             return 0
         # The row of a length comes from feeding the token before.
-        return len(strand.prompt) + min(self.wanted(branch, strand)) - 1
+        return len(cached_seq.prompt) + min(self.wanted(branch, cached_seq)) - 1
 
-    def lacks(self, branch: Branch, strand: Strand) -> bool:
+    def lacks(self, branch: Branch, cached_seq: CachedSequence) -> bool:
         """Return whether a pass over this strand is needed before the open Turn can be answered."""
-        if self.wanted(branch, strand):
+        if self.wanted(branch, cached_seq):
             return True
         # A branch that is asked for its similarity alone wants no row, but its newest token must have been fed.
-        return self.hidden is not None and bool(strand.pending) and strand is branch.main
+        return self.hidden is not None and bool(cached_seq.pending) and cached_seq is branch.main
 
     @property
     def is_ready(self) -> bool:
         """Whether every row that the open Turn asks about is there."""
-        return not any(self.lacks(branch, strand) for branch in self.asked_branches() for strand in branch.strands)
+        return not any(
+            self.lacks(branch, cached_seq) for branch in self.asked_branches() for cached_seq in branch.cached_seqs
+        )
 
     def remember(self, branch: Branch, start: int, hidden: torch.Tensor) -> None:
         """Keep the hidden states of the main strand's tokens from position `start` on. hidden: [tokens, width]"""
@@ -363,11 +367,11 @@ class Conversation:
 
     # --- what comes out -----------------------------------------------------------------------------------------
 
-    def ending(self, marks: Marks, length: int, token: int, late: bool) -> str | None:
+    def ending(self, branch_states: BranchState, length: int, token: int, late: bool) -> str | None:
         """Return why a branch of this length would end with this token, or None."""
         if token in self.eos:
             return "eos"
-        for criterion, state in zip(self.request.criteria, marks.criteria, strict=True):
+        for criterion, state in zip(self.request.criteria, branch_states.criteria, strict=True):
             said: Any = criterion.ends(state, token)
             if said is not False and _is_true(said, criterion.name, length):
                 return criterion.name
@@ -379,7 +383,9 @@ class Conversation:
         """Return the outputs of a conversation that is over."""
         assert self.outcome is not None, "only a finished conversation has an outcome"
         alternatives = self.request.config.logprobs is not None
-        outputs = tuple(self._ledger.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome)
+        outputs = tuple(
+            self._commit_log.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome
+        )
         trace = self.recorder.trace() if self.recorder is not None else None
         return Finished(request=self.number, outputs=outputs, rows=self._last_reply, trace=trace, passes=self.passes)
 

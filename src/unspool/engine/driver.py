@@ -23,7 +23,7 @@ _PATIENCE = 0.001
 
 
 @dataclass(eq=False, slots=True)
-class Mailbox:
+class EventQueue:
     """The events of requests that were submitted together, and how many of these are still under way."""
 
     events: deque[Event] = field(default_factory=deque)
@@ -39,7 +39,7 @@ class Ticket:
     """A submitted request."""
 
     number: int
-    mailbox: Mailbox
+    event_queue: EventQueue
     over: bool = False
 
 
@@ -83,17 +83,17 @@ class Driver:
             PromptError, OptionError, CapacityError: see Engine.submit.
         """
         tickets: list[Ticket] = []
-        mailbox = Mailbox()
+        event_queue = EventQueue()
         with self._holding_engine():
             try:
                 for request in requests:
-                    tickets.append(Ticket(self.engine.submit(request), mailbox))
+                    tickets.append(Ticket(self.engine.submit(request), event_queue))
             except BaseException:
                 for ticket in tickets:
                     self.engine.cancel(ticket.number)
                 raise
             with self._changed:
-                mailbox.num_open = len(tickets)
+                event_queue.num_open = len(tickets)
                 self._tickets.update({ticket.number: ticket for ticket in tickets})
         return tickets
 
@@ -120,8 +120,8 @@ class Driver:
     def events(self, tickets: Sequence[Ticket]) -> Iterator[Event]:
         """Yield the events of requests submitted together, until each is over. Leaving early cancels the rest."""
         try:
-            while tickets and not tickets[0].mailbox.is_done:
-                yield self.wait(tickets[0].mailbox)
+            while tickets and not tickets[0].event_queue.is_done:
+                yield self.wait(tickets[0].event_queue)
         finally:
             for ticket in tickets:
                 self.cancel(ticket)
@@ -153,15 +153,15 @@ class Driver:
                 finished()
         return [done[ticket.number] for ticket in tickets]
 
-    def wait(self, mailbox: Mailbox) -> Event:
+    def wait(self, event_queue: EventQueue) -> Event:
         """Return the mailbox's next event, driving the engine where no other thread does; it must not be done."""
         while True:
             with self._changed:
-                while not mailbox.events and self._driving:
+                while not event_queue.events and self._driving:
                     self._changed.wait()
-                if mailbox.events:
-                    return mailbox.events.popleft()
-                assert mailbox.num_open, "nothing is under way that could bring an event"
+                if event_queue.events:
+                    return event_queue.events.popleft()
+                assert event_queue.num_open, "nothing is under way that could bring an event"
                 self._driving = True
             self._drive()
 
@@ -198,13 +198,13 @@ class Driver:
         if ticket is None:
             return
         if isinstance(event, Committed | Tentative):
-            ticket.mailbox.events.append(event)
+            ticket.event_queue.events.append(event)
         else:
             self._end(ticket, event)
 
     def _end(self, ticket: Ticket, event: Finished | Failed) -> None:
         if not ticket.over:
-            ticket.mailbox.events.append(event)
-            ticket.mailbox.num_open -= 1
+            ticket.event_queue.events.append(event)
+            ticket.event_queue.num_open -= 1
             ticket.over = True
             self._tickets.pop(ticket.number, None)

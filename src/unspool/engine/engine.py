@@ -17,8 +17,8 @@ from unspool.adapters import as_criterion, as_strategy
 from unspool.engine.answer import Answers, answer
 from unspool.engine.branches import RowRef
 from unspool.engine.conversation import Conversation
-from unspool.engine.locked_runtime import guarded
-from unspool.engine.prefix_admission import OpeningError
+from unspool.engine.locked_runtime import locked
+from unspool.engine.prefix_admission import PrefixError
 from unspool.engine.request import Request
 from unspool.engine.scheduler import Planned, Scheduler, Waiting
 from unspool.engine.validate import check_limit, context_of
@@ -31,7 +31,7 @@ MAX_BATCH_TOKENS = 256
 """On a CPU, a larger pass reads no faster (GPT-2 in float32: 12 % slower at 512; a Llama in bfloat16: 5 % faster), and
 requests that write wait for it twice as long."""
 
-_MAX_ASIDES = 1000
+_MAX_DRAFT_ROUNDS = 1000
 """Rounds of draft passes and second looks before the model's own pass comes, whatever strategies still ask."""
 
 # One count for all engines, since a draft model may serve several.
@@ -77,7 +77,7 @@ class Engine:
         self.runtime = runtime
         self.timing = Timing()
         self._clock = clock
-        self._model = guarded(runtime)
+        self._model = locked(runtime)
         self._scheduler = Scheduler(self._model, max_batch_tokens)
         self._running: dict[int, Conversation] = {}
         self._numbers = itertools.count()
@@ -125,7 +125,7 @@ class Engine:
         started = time.perf_counter()
         spent = self.timing.forward + self.timing.vocabulary
         events = self._admit()
-        events += self._aside()
+        events += self._draft_phase()
         planned = self._plan(self._model, events)
         events += self._forward(planned)
         events += self._advance(self._select())
@@ -150,10 +150,10 @@ class Engine:
                 events.append(self._fail(number, error))
         return events
 
-    def _aside(self) -> list[Event]:
+    def _draft_phase(self) -> list[Event]:
         """Serve everything that needs no pass of the model: draft passes of all requests together, and second looks."""
         events: list[Event] = []
-        for _ in range(_MAX_ASIDES):
+        for _ in range(_MAX_DRAFT_ROUNDS):
             drafts = list(dict.fromkeys(each.request.assistant for each in self._running.values()))
             planned = [self._plan(draft, events, drafts=True) for draft in drafts if draft is not None]
             for feeds in planned:
@@ -169,7 +169,7 @@ class Engine:
         while True:
             try:
                 return self._scheduler.plan(self._running.values(), runtime, drafts=drafts)
-            except OpeningError as error:
+            except PrefixError as error:
                 assert isinstance(error.__cause__, Exception), "an opening fails for a reason"
                 events.append(self._fail(error.number, error.__cause__))
 
@@ -200,7 +200,7 @@ class Engine:
     def _timed_forward(self, planned: list[Planned]) -> Rows:
         started = time.perf_counter()
         try:
-            rows = planned[0].strand.runtime.forward([each.feed for each in planned])
+            rows = planned[0].cached_seq.runtime.forward([each.feed for each in planned])
             return rows._replace(logits=_fitted(rows.logits, self.runtime.info.vocab_size))
         finally:
             self.timing.forward += time.perf_counter() - started
@@ -208,18 +208,18 @@ class Engine:
     def _take_in(self, planned: list[Planned], rows: Rows) -> None:
         """Hand a pass's rows to the strands that asked for them, and count what is cached now."""
         row = inner = hidden = 0
-        for conversation, branch, strand, feed, lengths in planned:
-            start, count = strand.cached, len(feed.tokens)
-            strand.cached += count
-            strand.source = None
-            strand.pending = strand.pending[count:]
+        for conversation, branch, cached_seq, feed, lengths in planned:
+            start, count = cached_seq.cached, len(feed.tokens)
+            cached_seq.cached += count
+            cached_seq.source = None
+            cached_seq.pending = cached_seq.pending[count:]
             for length in lengths:
                 layers = None
                 if feed.layers:
                     assert rows.inner is not None, "the runtime left out the inner layers"
                     layers = rows.inner[inner : inner + len(feed.layers)]
                     inner += len(feed.layers)
-                strand.rows[length] = RowRef(rows.logits, row, layers)
+                cached_seq.rows[length] = RowRef(rows.logits, row, layers)
                 row += 1
             if feed.hidden:
                 assert rows.hidden is not None, "the runtime left out the hidden states"
@@ -228,8 +228,12 @@ class Engine:
 
     def _select(self) -> Answers:
         """Answer the Turns whose rows are all there."""
-        behind = {each.request.gang for each in self._running.values() if each.request.gang and not each.is_ready}
-        ready = [each for each in self._running.values() if each.request.gang not in behind and each.is_ready]
+        behind = {
+            each.request.lockstep_group
+            for each in self._running.values()
+            if each.request.lockstep_group and not each.is_ready
+        }
+        ready = [each for each in self._running.values() if each.request.lockstep_group not in behind and each.is_ready]
         if not ready:
             return {}
         started = time.perf_counter()
@@ -238,7 +242,11 @@ class Engine:
         except Exception:
             # A processor or criterion of the user's own raised: answer one by one, so that it fails its owner alone;
             # gangs as a whole, unless it is one of theirs.
-            return {number: reply for party in _parties(ready) for number, reply in self._answer_alone(party).items()}
+            return {
+                number: reply
+                for party in _lockstep_groups(ready)
+                for number, reply in self._answer_alone(party).items()
+            }
         finally:
             self.timing.vocabulary += time.perf_counter() - started
 
@@ -286,11 +294,11 @@ class Engine:
         assert self._scheduler.num_reserved == len(self._running), "a reservation without a request"
 
 
-def _parties(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+def _lockstep_groups(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
     """Return who must be answered together: each by itself, and gangs."""
     parties: dict[object, list[Conversation]] = {}
     for each in conversations:
-        parties.setdefault(each.request.gang or each, []).append(each)
+        parties.setdefault(each.request.lockstep_group or each, []).append(each)
     return list(parties.values())
 
 
@@ -310,5 +318,5 @@ def _adapted(request: Request) -> Request:
         request,
         strategy=as_strategy(request.strategy),
         criteria=tuple(as_criterion(criterion) for criterion in request.criteria),
-        assistant=None if request.assistant is None else guarded(request.assistant),
+        assistant=None if request.assistant is None else locked(request.assistant),
     )

@@ -11,22 +11,22 @@ from unspool.protocols import Runtime
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 # By the runtime's id, which stays its own as long as its guard, and with that the runtime, is alive.
-_GUARDS: WeakValueDictionary[int, Guarded] = WeakValueDictionary()
+_LOCKED_RUNTIMES: WeakValueDictionary[int, LockedRuntime] = WeakValueDictionary()
 _MAKING = threading.Lock()
 
 
-def guarded(runtime: Runtime) -> Guarded:
+def locked(runtime: Runtime) -> LockedRuntime:
     """Return the one guard over a runtime; a guard guards itself."""
-    if isinstance(runtime, Guarded):
+    if isinstance(runtime, LockedRuntime):
         return runtime
     with _MAKING:
-        guard = _GUARDS.get(id(runtime))
+        guard = _LOCKED_RUNTIMES.get(id(runtime))
         if guard is None:
-            guard = _GUARDS[id(runtime)] = Guarded(as_runtime(runtime), key=runtime)
+            guard = _LOCKED_RUNTIMES[id(runtime)] = LockedRuntime(as_runtime(runtime), key=runtime)
         return guard
 
 
-class Guarded(Runtime):
+class LockedRuntime(Runtime):
     """A runtime whose calls wait for each other, whoever makes them. Follows the contract of every Runtime."""
 
     def __init__(self, runtime: Runtime, *, key: object = None) -> None:

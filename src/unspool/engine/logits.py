@@ -17,7 +17,7 @@ from unspool.protocols import Processor, RowKey
 from unspool.types import Distribution
 
 
-class RowJob(NamedTuple):
+class RowContext(NamedTuple):
     """One row to process: its chain of processors with their states, in the request's order of names.
 
     log_probs: whether scores start as log-probabilities. read: [vocab], what a readout made of the row, in its place.
@@ -42,7 +42,7 @@ class Block(NamedTuple):
     rows: list[int]
     logits: torch.Tensor
     scores: torch.Tensor
-    shift: torch.Tensor | None = None
+    log_norm_offset: torch.Tensor | None = None
     norm: torch.Tensor | None = None
 
 
@@ -58,7 +58,7 @@ class Scored(NamedTuple):
     blocks: list[Block]
 
 
-def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
+def process(logits: torch.Tensor, jobs: Sequence[RowContext]) -> Scored:
     """Apply each row's processors. logits: [rows, vocab] float32, left unchanged."""
     logits = logits.detach().float()
     norm = log_norm(logits)
@@ -72,13 +72,13 @@ def process(logits: torch.Tensor, jobs: Sequence[RowJob]) -> Scored:
     return Scored(logits, norm, [*blocks, Block(changed, own, scores, norm=log_norm(scores))])
 
 
-def processed(logits: torch.Tensor, jobs: Sequence[RowJob]) -> torch.Tensor:
+def processed(logits: torch.Tensor, jobs: Sequence[RowContext]) -> torch.Tensor:
     """Return the scores alone. logits: [rows, vocab] float32, left unchanged. --> [rows, vocab]"""
     logits = logits.detach().float()
     return _processed(logits, log_norm(logits), jobs)
 
 
-def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequence[RowJob]) -> Block:
+def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequence[RowContext]) -> Block:
     """Return the block of rows whose scores are the logits, or the log-probabilities."""
     beams = [line for line, row in enumerate(rows) if jobs[row].log_probs]
     if len(beams) == len(rows):
@@ -92,7 +92,7 @@ def _shift(norm: torch.Tensor, beams: Sequence[int]) -> torch.Tensor:
     return torch.zeros_like(norm).index_copy_(0, index, norm[index])[:, None]
 
 
-def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowJob]) -> torch.Tensor:
+def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowContext]) -> torch.Tensor:
     """Return the scores of rows, as processors made them. norm: [rows], logsumexp of the logits. --> [rows, vocab]"""
     scores = logits.clone()
     read = [row for row, job in enumerate(jobs) if job.read is not None]
@@ -108,7 +108,7 @@ def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowJob])
     return scores
 
 
-def _by_order(jobs: Sequence[RowJob]) -> list[list[int]]:
+def _by_order(jobs: Sequence[RowContext]) -> list[list[int]]:
     """Return the rows of jobs that have processors, grouped by the order of names they follow."""
     groups: dict[tuple[str, ...] | None, list[int]] = {}
     for row, job in enumerate(jobs):
@@ -117,7 +117,7 @@ def _by_order(jobs: Sequence[RowJob]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _apply_group(scores: torch.Tensor, jobs: Sequence[RowJob], rows: Sequence[int]) -> torch.Tensor:
+def _apply_group(scores: torch.Tensor, jobs: Sequence[RowContext], rows: Sequence[int]) -> torch.Tensor:
     """Apply the processors of rows that share one order, each processor once for all rows that have it on."""
     names = jobs[rows[0]].order or DEFAULT_ORDER
     stages: dict[tuple[int, int, int], tuple[Processor, list[int], list[Any]]] = {}
@@ -153,7 +153,7 @@ def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, 
     )
 
 
-def culprit(logits: torch.Tensor, job: RowJob) -> str:
+def culprit(logits: torch.Tensor, job: RowContext) -> str:
     """Return the name of the processor that leaves a row without a distribution. logits: [vocab], sound."""
     if len(job.chain) == 1:
         return job.chain[0].name
@@ -166,7 +166,7 @@ def culprit(logits: torch.Tensor, job: RowJob) -> str:
     return "processors"
 
 
-def distribution(logits: torch.Tensor, job: RowJob) -> Distribution:
+def distribution(logits: torch.Tensor, job: RowContext) -> Distribution:
     """Return one row's exact distribution and which processor cut which token. logits: [vocab]."""
     logprobs = logits.double().log_softmax(-1)
     base = logits if job.read is None else job.read

@@ -13,7 +13,7 @@ from unspool.protocols import Criterion, Processor, Runtime, Strategy
 from unspool.types import Source
 
 
-class Gang:
+class LockstepGroup:
     """Names requests that are admitted together, and whose turns are answered together, so that one call sees them all.
 
     They are queued one after the other, before the engine's next step.
@@ -45,7 +45,7 @@ class Request:
     negative_source: Source | None = None
     tentative: bool = False
     trace: bool = False
-    gang: Gang | None = None
+    lockstep_group: LockstepGroup | None = None
 
 
 def prompt_key_of(request: Request) -> int:

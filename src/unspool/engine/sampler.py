@@ -31,7 +31,7 @@ class Picked(NamedTuple):
     values: list[float]
 
 
-class Listing(NamedTuple):
+class TopKList(NamedTuple):
     """The first tokens of each row, where they were computed; ties among them stand in any order.
 
     values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab].
@@ -41,7 +41,7 @@ class Listing(NamedTuple):
     tokens: torch.Tensor
     whole: Callable[[int], torch.Tensor]
 
-    def again(self, row: int, k: int) -> Picked:
+    def full_row_top_k(self, row: int, k: int) -> Picked:
         """Look at a whole row, where ties go on behind the list; another transfer."""
         scores = self.whole(row)
         kth = torch.topk(scores, min(k, len(scores))).values[-1]
@@ -50,7 +50,7 @@ class Listing(NamedTuple):
         return Picked(tokens[order][:k].tolist(), values[:k].tolist())
 
 
-def settled(values: Sequence[float], tokens: Sequence[float], k: int) -> Sequence[int] | None:
+def resolve_ties(values: Sequence[float], tokens: Sequence[float], k: int) -> Sequence[int] | None:
     """Return where the k first allowed tokens of a row stand in its list, fewer where fewer are allowed.
 
     None where a tie decides who is in, and may go on behind the list. values, tokens: of the list.
@@ -65,15 +65,15 @@ def settled(values: Sequence[float], tokens: Sequence[float], k: int) -> Sequenc
     return sorted(allowed, key=lambda place: (-values[place], tokens[place]))[:k]
 
 
-def listing(scores: torch.Tensor, k: int, shift: torch.Tensor | None = None) -> Listing:
+def top_k_list(scores: torch.Tensor, k: int, log_norm_offset: torch.Tensor | None = None) -> TopKList:
     """List the k best tokens of each row, with a few more where ties are still open.
 
     scores: [rows, vocab]. shift: [rows, 1], taken off the scores listed, where rounding may make ties of them.
     """
-    if shift is None:
-        return Listing(*_foremost(scores, k), scores.__getitem__)
+    if log_norm_offset is None:
+        return TopKList(*_foremost(scores, k), scores.__getitem__)
     found = best(scores, k + SPARE)
-    return Listing(found.values - shift, found.ids, lambda row: scores[row] - shift[row])
+    return TopKList(found.values - log_norm_offset, found.ids, lambda row: scores[row] - log_norm_offset[row])
 
 
 def _foremost(scores: torch.Tensor, k: int) -> Best:
@@ -82,7 +82,7 @@ def _foremost(scores: torch.Tensor, k: int) -> Best:
 
 def top(scores: torch.Tensor, k: int) -> list[Picked]:
     """Return the k best allowed tokens of each row, best first, fewer where fewer are allowed. scores: [rows, vocab]"""
-    return _picked(listing(scores, k), k)
+    return _picked(top_k_list(scores, k), k)
 
 
 def perturbed(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> list[Picked]:
@@ -90,18 +90,18 @@ def perturbed(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> list[Pi
     return _picked(draw(scores, keys, k), k)
 
 
-def _picked(found: Listing, k: int) -> list[Picked]:
+def _picked(found: TopKList, k: int) -> list[Picked]:
     picked = []
     for row, (values, tokens) in enumerate(zip(found.values.tolist(), found.tokens.tolist(), strict=True)):
-        places = settled(values, tokens, k)
+        places = resolve_ties(values, tokens, k)
         if places is None:
-            picked.append(found.again(row, k))
+            picked.append(found.full_row_top_k(row, k))
         else:
             picked.append(Picked([tokens[place] for place in places], [values[place] for place in places]))
     return picked
 
 
-def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> Listing:
+def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> TopKList:
     """List the k largest of score + Gumbel noise in each row: k draws without replacement, in the order drawn.
 
     With k = 1 that is one draw from softmax(scores). What is drawn does not depend on whether noise was computed for
@@ -116,8 +116,8 @@ def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> Listing:
     few = survivors(scores, FEW)
     if few is not None:
         values, places = (few.values + gumbel(named, few.ids)).topk(min(k + SPARE, few.ids.shape[1]))
-        return Listing(values, few.ids.gather(1, places), whole)
+        return TopKList(values, few.ids.gather(1, places), whole)
     step = max(_WORK // vocab, 1)
     parts = enumerate(gumbel_parts(named, vocab, step))
     found = [_foremost(noise.add_(scores[index * step : (index + 1) * step]), k) for index, noise in parts]
-    return Listing(torch.cat([each.values for each in found]), torch.cat([each.ids for each in found]), whole)
+    return TopKList(torch.cat([each.values for each in found]), torch.cat([each.ids for each in found]), whole)

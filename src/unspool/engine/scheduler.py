@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
-from unspool.engine.branches import Branch, Strand
+from unspool.engine.branches import Branch, CachedSequence
 from unspool.engine.conversation import Conversation
-from unspool.engine.locked_runtime import Guarded, guarded
-from unspool.engine.prefix_admission import Openings
+from unspool.engine.locked_runtime import LockedRuntime, locked
+from unspool.engine.prefix_admission import PrefixAdmission
 from unspool.engine.request import Request
 from unspool.errors import CapacityError
 from unspool.protocols import Context, Runtime
@@ -30,7 +30,7 @@ class Planned(NamedTuple):
 
     conversation: Conversation
     branch: Branch
-    strand: Strand
+    cached_seq: CachedSequence
     feed: Feed
     lengths: tuple[int, ...]
 
@@ -38,7 +38,7 @@ class Planned(NamedTuple):
 class Need(NamedTuple):
     """The most (sequences, cached tokens) that a request can come to hold on one runtime."""
 
-    runtime: Guarded
+    runtime: LockedRuntime
     sequences: int
     tokens: int
 
@@ -76,7 +76,7 @@ class Scheduler:
             writing always go, prompts share what they leave, in chunks.
     """
 
-    def __init__(self, runtime: Guarded, max_batch_tokens: int) -> None:
+    def __init__(self, runtime: LockedRuntime, max_batch_tokens: int) -> None:
         self._runtime = runtime
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Waiting] = deque()
@@ -92,7 +92,7 @@ class Scheduler:
             drafted = len(request.prompt) + context.max_new_tokens
             longest = request.assistant.info.max_length
             drafted = drafted if longest is None else min(drafted, longest)
-            needs.append(Need(guarded(request.assistant), branches, branches * drafted))
+            needs.append(Need(locked(request.assistant), branches, branches * drafted))
         return needs
 
     def enqueue(self, waiting: Waiting) -> None:
@@ -101,8 +101,12 @@ class Scheduler:
         Raises:
             CapacityError: it could not be held even alone, or with its gang.
         """
-        gang = waiting.request.gang
-        ahead = [each for each in self._waiting if each.request.gang is gang] if gang is not None else []
+        lockstep_group = waiting.request.lockstep_group
+        ahead = (
+            [each for each in self._waiting if each.request.lockstep_group is lockstep_group]
+            if lockstep_group is not None
+            else []
+        )
         needs = [need for each in (*ahead, waiting) for need in self.needs(each.request, each.context)]
         for runtime, sequences, tokens in _together(needs):
             info = runtime.info
@@ -136,9 +140,9 @@ class Scheduler:
 
     def _party(self, first: Waiting) -> list[Waiting]:
         """Return who must start together with the first that waits."""
-        if first.request.gang is None:
+        if first.request.lockstep_group is None:
             return [first]
-        return list(takewhile(lambda each: each.request.gang is first.request.gang, self._waiting))
+        return list(takewhile(lambda each: each.request.lockstep_group is first.request.lockstep_group, self._waiting))
 
     def forget(self, number: int) -> None:
         """Free a request's reservation, or take it out of the queue."""
@@ -165,61 +169,63 @@ class Scheduler:
         drafts: whether draft branches are meant, or the others; a model may draft for itself.
 
         Raises:
-            OpeningError: a request's sequence could not begin; plan again without it.
+            PrefixError: a request's sequence could not begin; plan again without it.
         """
         asked = [
-            (conversation, branch, strand)
+            (conversation, branch, cached_seq)
             for conversation in running
             for branch in conversation.asked_branches()
             if branch.drafts is drafts
-            for strand in branch.strands
-            if strand.runtime is runtime and conversation.lacks(branch, strand)
+            for cached_seq in branch.cached_seqs
+            if cached_seq.runtime is runtime and conversation.lacks(branch, cached_seq)
         ]
         planned = [self._feed(*each, len(each[2].pending)) for each in asked if each[2].has_prompt]
         # However many rows write, prompts get a share, or they would wait until the writers are done.
         free = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
         budget = max(free, self._max_batch_tokens // 4, 1)
         num_writing = len(planned)
-        openings = Openings()
-        for conversation, branch, strand in asked:
+        prefix_admission = PrefixAdmission()
+        for conversation, branch, cached_seq in asked:
             if budget <= 0:
                 break
             invariant = _is_invariant(conversation, branch)
-            if strand.has_prompt or openings.must_wait(conversation, branch, strand, invariant=invariant):
+            if cached_seq.has_prompt or prefix_admission.should_wait(
+                conversation, branch, cached_seq, invariant=invariant
+            ):
                 continue
-            count = self._chunk(strand, budget, invariant=invariant, first=len(planned) == num_writing)
+            count = self._chunk(cached_seq, budget, invariant=invariant, first=len(planned) == num_writing)
             if count == 0:
                 break  # the next prompt must not overtake this one
-            planned.append(self._feed(conversation, branch, strand, count))
-            openings.note(strand, invariant=invariant)
+            planned.append(self._feed(conversation, branch, cached_seq, count))
+            prefix_admission.note(cached_seq, invariant=invariant)
             budget -= count
         return planned
 
-    def _chunk(self, strand: Strand, budget: int, *, invariant: bool, first: bool) -> int:
+    def _chunk(self, cached_seq: CachedSequence, budget: int, *, invariant: bool, first: bool) -> int:
         """Return how many pending tokens go now; 0 for none.
 
         Chunks of an invariant request are whole, or none: no other request of the pass divides them. Some models read
         every prompt in one chunk. The first prompt of a pass always gets a chunk, so that it never waits for an idle
         engine.
         """
-        whole = strand.runtime.info.reads_whole
-        count = len(strand.pending) if whole else min(len(strand.pending), self._max_batch_tokens)
+        whole = cached_seq.runtime.info.reads_whole
+        count = len(cached_seq.pending) if whole else min(len(cached_seq.pending), self._max_batch_tokens)
         if invariant or whole:
             return count if first or count <= budget else 0
         return min(count, budget)
 
-    def _feed(self, conversation: Conversation, branch: Branch, strand: Strand, count: int) -> Planned:
-        start = strand.cached - len(strand.prompt)
+    def _feed(self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, count: int) -> Planned:
+        start = cached_seq.cached - len(cached_seq.prompt)
         lengths = tuple(
-            sorted(length for length in conversation.wanted(branch, strand) if start < length <= start + count)
+            sorted(length for length in conversation.wanted(branch, cached_seq) if start < length <= start + count)
         )
         feed = Feed(
-            seq=strand.seq,
-            tokens=strand.pending[:count],
+            seq=cached_seq.seq,
+            tokens=cached_seq.pending[:count],
             asked=tuple(length - start - 1 for length in lengths),
-            hidden=conversation.hidden is not None and strand is branch.main and not branch.drafts,
-            layers=conversation.context.layers if lengths and strand is branch.main and not branch.drafts else (),
+            hidden=conversation.hidden is not None and cached_seq is branch.main and not branch.drafts,
+            layers=conversation.context.layers if lengths and cached_seq is branch.main and not branch.drafts else (),
             invariant=_is_invariant(conversation, branch),
-            source=strand.source,
+            source=cached_seq.source,
         )
-        return Planned(conversation, branch, strand, feed, lengths)
+        return Planned(conversation, branch, cached_seq, feed, lengths)

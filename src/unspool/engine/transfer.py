@@ -7,7 +7,7 @@ import torch
 from unspool.processors.rows import on_host
 
 
-class Item:
+class Transfer:
     """A small tensor on its way. rows: its numbers, row by row, once the parcel has arrived."""
 
     __slots__ = ("rows",)
@@ -16,15 +16,15 @@ class Item:
         self.rows: list[list[float]] = []
 
 
-class Parcel:
+class DeviceToHost:
     """Small tensors that travel together: a wait for the device costs more than anything that is brought over."""
 
     def __init__(self) -> None:
-        self._packed: list[tuple[Item, torch.Tensor]] = []
+        self._packed: list[tuple[Transfer, torch.Tensor]] = []
 
-    def add(self, numbers: torch.Tensor) -> Item:
+    def add(self, numbers: torch.Tensor) -> Transfer:
         """Pack a tensor. numbers: [rows, columns], floats or ids; ids come over exactly, as floats."""
-        item = Item()
+        item = Transfer()
         self._packed.append((item, numbers))
         return item
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unspool.runtimes.seq2seq.source_info import SourceInfo
 
 
-class Beginning(NamedTuple):
+class DecoderPrompt(NamedTuple):
     """How outputs begin, where a call says so. Models without a source take none of it.
 
     decoder_input_ids: token ids for all prompts. decoder_start_token_id: in place of the model's own; one for all, or
@@ -40,11 +40,11 @@ class Beginning(NamedTuple):
         return next((name for name in names if getattr(self, name) is not None), None)
 
 
-PLAIN = Beginning()
+DEFAULT_DECODER_PROMPT = DecoderPrompt()
 """Outputs begin as the model has it."""
 
 
-def read_beginning(options: dict[str, Any]) -> Beginning:
+def read_decoder_prompt(options: dict[str, Any]) -> DecoderPrompt:
     """Take out of a call's options what says how outputs begin.
 
     Raises:
@@ -61,21 +61,21 @@ def read_beginning(options: dict[str, Any]) -> Beginning:
     if task is not None and not isinstance(task, str):
         raise OptionError("task", task, "must be a name: 'transcribe' or 'translate'", "leave it out")
     if given is None:
-        return Beginning(language=language, task=task)
+        return DecoderPrompt(language=language, task=task)
     ids = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(ids, Sequence) and len(ids) == 1 and isinstance(ids[0], Sequence) and not isinstance(ids, str):
         ids = ids[0]
     if not isinstance(ids, Sequence) or isinstance(ids, str) or not ids or not all(_is_id(token) for token in ids):
         allowed = "must be a list of token ids, the same for all prompts"
         raise OptionError("decoder_input_ids", given, allowed, "leave it out for the model's own beginning")
-    return Beginning(decoder_input_ids=tuple(map(int, ids)), language=language, task=task)
+    return DecoderPrompt(decoder_input_ids=tuple(map(int, ids)), language=language, task=task)
 
 
 def _is_id(token: Any) -> bool:
     return isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0
 
 
-class Reading(NamedTuple):
+class EncodedPrompt(NamedTuple):
     """One prompt as its model reads it.
 
     ids: what the decoder goes on from. text: as it was given; None where that was no text. source: for the encoder.
@@ -122,7 +122,7 @@ class Reader:
             return Prompts(list(given), single=False)
         return Prompts([given], single=True)
 
-    def read(self, given: Any, beginning: Beginning = PLAIN, index: int = 0) -> Reading:
+    def read(self, given: Any, beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT, index: int = 0) -> EncodedPrompt:
         """Return one prompt as the model reads it.
 
         Args:
@@ -139,15 +139,15 @@ class Reader:
                 name, value = beginning.asked, getattr(beginning, beginning.asked)
                 raise OptionError(name, value, f"is read by models with an encoder, and {self.info.name} has none",
                                   "leave it out")  # fmt: skip
-            return Reading(encode(given, self.tokenizer, self.bos_token_id(beginning)), text)
+            return EncodedPrompt(encode(given, self.tokenizer, self.bos_token_id(beginning)), text)
         source = read_source(given, self.source, tokenizer=self.tokenizer, processor=self.processor)
-        return Reading(self._begin(self.source, source, beginning, index), text, source)
+        return EncodedPrompt(self._begin(self.source, source, beginning, index), text, source)
 
-    def bos_token_id(self, beginning: Beginning) -> int | None:
+    def bos_token_id(self, beginning: DecoderPrompt) -> int | None:
         """Return the token that stands for an empty text, or None."""
         return self.info.bos_token_id if beginning.bos_token_id is None else beginning.bos_token_id
 
-    def _begin(self, info: SourceInfo, source: Source, beginning: Beginning, index: int) -> tuple[int, ...]:
+    def _begin(self, info: SourceInfo, source: Source, beginning: DecoderPrompt, index: int) -> tuple[int, ...]:
         """Return the decoder's prompt."""
         if beginning.bos_token_id is not None:
             hint = "leave it out, or give `decoder_start_token_id`"
@@ -173,7 +173,7 @@ class Reader:
 
         return transcript_prompt(source, info.speech, language, beginning.task, lambda: self.runtime)
 
-    def _check_speech(self, info: SourceInfo, beginning: Beginning) -> None:
+    def _check_speech(self, info: SourceInfo, beginning: DecoderPrompt) -> None:
         for name in ("language", "task"):
             value = getattr(beginning, name)
             if value is None:

@@ -18,7 +18,7 @@ import torch
 from unspool.protocols import RowKey
 
 
-class Path:
+class TokenPath:
     """What a row has written: a node of its prompt's tree, the same object wherever the same tokens were written.
 
     total: the sum of its tokens' scores, where the board was told them.
@@ -26,19 +26,19 @@ class Path:
 
     __slots__ = ("_children", "length", "parent", "prompt", "token", "total")
 
-    def __init__(self, prompt: int, parent: Path | None = None, token: int = -1, total: float = 0.0) -> None:
+    def __init__(self, prompt: int, parent: TokenPath | None = None, token: int = -1, total: float = 0.0) -> None:
         self.prompt, self.parent, self.token, self.total = prompt, parent, token, total
         self.length: int = parent.length + 1 if parent else 0
-        self._children: dict[int, Path] = {}
+        self._children: dict[int, TokenPath] = {}
 
-    def follow(self, token: int) -> Path:
+    def follow(self, token: int) -> TokenPath:
         """Return the path with one more token."""
         child = self._children.get(token)
         if child is None:
-            child = self._children[token] = Path(self.prompt, self, token)
+            child = self._children[token] = TokenPath(self.prompt, self, token)
         return child
 
-    def at(self, length: int) -> Path:
+    def at(self, length: int) -> TokenPath:
         """Return the path as it was at this length."""
         path = self
         while path.length > length and path.parent is not None:
@@ -68,7 +68,7 @@ class Call(NamedTuple):
     ours: dict[int, int]
 
 
-class Board:
+class BatchLayout:
     """The places of one call.
 
     Args:
@@ -80,13 +80,13 @@ class Board:
 
     def __init__(self, input_ids: torch.Tensor, *, pad_token_id: int, seats: int, ranked: bool) -> None:
         self.seats, self.ranked = seats, ranked
-        self.roots: list[Path] = []
-        self.places: dict[Path, list[int]] = {}
+        self.roots: list[TokenPath] = []
+        self.places: dict[TokenPath, list[int]] = {}
         """path --> the places in which it was asked about, in that order."""
         self._input_ids, self._pad = input_ids, pad_token_id
-        self._known: dict[tuple[Path, int], int] = {}
-        self._latest: dict[int, Path] = {}
-        self._ended: dict[int, Path] = {}
+        self._known: dict[tuple[TokenPath, int], int] = {}
+        self._latest: dict[int, TokenPath] = {}
+        self._ended: dict[int, TokenPath] = {}
 
     @property
     def height(self) -> int:
@@ -103,16 +103,16 @@ class Board:
         return self._input_ids.device
 
     @property
-    def newest(self) -> Path:
+    def newest(self) -> TokenPath:
         """The root of the prompt that was begun last."""
         return self.roots[-1]
 
-    def begin(self) -> Path:
+    def begin(self) -> TokenPath:
         """Return the empty path of the next prompt: requests start in the order of their prompts."""
-        self.roots.append(Path(len(self.roots)))
+        self.roots.append(TokenPath(len(self.roots)))
         return self.newest
 
-    def place_of(self, path: Path, output: int) -> int:
+    def place_of(self, path: TokenPath, output: int) -> int:
         """Return the place in which this row was asked about.
 
         Raises:
@@ -120,30 +120,30 @@ class Board:
         """
         return self._known[path, 0 if self.ranked else output]
 
-    def seat(self, paths: Sequence[Path], keys: Sequence[RowKey]) -> None:
+    def arrange_rows(self, paths: Sequence[TokenPath], keys: Sequence[RowKey]) -> None:
         """Give each row of a step its place; one that was asked about before keeps what it had."""
         ranks: dict[tuple[int, int], int] = {}
         for path, key in zip(paths, keys, strict=True):
             rank = ranks.get((path.prompt, path.length), 0)
             ranks[path.prompt, path.length] = rank + 1
-            output, seat = (0, rank) if self.ranked else (key.output, key.output)
+            output, arrange_rows = (0, rank) if self.ranked else (key.output, key.output)
             if (path, output) not in self._known:
-                self._known[path, output] = path.prompt * self.seats + seat
-                self.places.setdefault(path, []).append(path.prompt * self.seats + seat)
+                self._known[path, output] = path.prompt * self.seats + arrange_rows
+                self.places.setdefault(path, []).append(path.prompt * self.seats + arrange_rows)
             self._latest[self._known[path, output]] = path
 
-    def end(self, output: int, path: Path) -> None:
+    def end(self, output: int, path: TokenPath) -> None:
         """Note all that an output has written, its ending token included; pads stand behind it from now on."""
         if not self.ranked:
             self._ended[path.prompt * self.seats + output] = path
 
-    def calls(self, rows: Iterable[tuple[Path, int]]) -> list[Call]:
+    def calls(self, rows: Iterable[tuple[TokenPath, int]]) -> list[Call]:
         """Return the calls that show every row once: as a rule one, more where several rows share a place.
 
         Args:
             rows: of ours, in order: what is shown, and its place.
         """
-        paths: list[Path] = []
+        paths: list[TokenPath] = []
         layers: dict[int, list[dict[int, int]]] = {}
         for row, (path, place) in enumerate(rows):
             paths.append(path)
@@ -154,7 +154,7 @@ class Board:
             free[place] = row
         return [self._call(paths, ours, size) for size in sorted(layers) for ours in layers[size]]
 
-    def _call(self, paths: Sequence[Path], ours: dict[int, int], length: int) -> Call:
+    def _call(self, paths: Sequence[TokenPath], ours: dict[int, int], length: int) -> Call:
         outputs: list[list[int]] = []
         shown: list[int | None] = []
         first = {place // self.seats: row for place, row in sorted(ours.items(), reverse=True)}
@@ -179,7 +179,7 @@ class Board:
         written = torch.tensor(outputs, dtype=torch.int64, device=device).view(len(outputs), -1)
         return torch.cat([prompts.to(device), written], dim=1)
 
-    def row_ids(self, path: Path, device: torch.device) -> torch.Tensor:
+    def row_ids(self, path: TokenPath, device: torch.device) -> torch.Tensor:
         """Return one row: the prompt as the caller gave it, and what was written. --> [width + length] int64"""
         written = torch.tensor(path.tokens, dtype=torch.int64, device=device)
         return torch.cat([self._input_ids[path.prompt].to(device), written])

@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.engine.logits import RowJob, processed
-from unspool.interop.batch_layout import Board, Path
+from unspool.engine.logits import RowContext, processed
+from unspool.interop.batch_layout import BatchLayout, TokenPath
 from unspool.interop.record import Record
 from unspool.processors import PROCESSORS
 from unspool.protocols import Context, Conversation, Processor, RowKey, Strategy, WrappedStrategy
 from unspool.types import Extend, Fork, Hypothesis, Keep, Reply, Space, Turn
 
 
-class Link(NamedTuple):
+class ChainState(NamedTuple):
     """The state of a row: where its path stands, and its processors with their states."""
 
-    path: Path
+    path: TokenPath
     chain: tuple[Processor, ...]
     states: tuple[Any, ...]
 
 
-class Chain(Processor):
+class ProcessorChain(Processor):
     """The processors of all requests of a call, and what they made of the rows last seen.
 
     It serves strategies in the "logits" space (see InLogits) and makes log-probabilities itself where the strategy
@@ -44,19 +44,19 @@ class Chain(Processor):
 
     def __init__(
         self,
-        board: Board,
+        layout: BatchLayout,
         record: Record,
         stages: Mapping[str, Sequence[Processor]],
         *,
         order: tuple[str, ...],
         log_probs: bool,
     ) -> None:
-        self._board, self._record, self._stages = board, record, stages
+        self._board, self._record, self._stages = layout, record, stages
         self._order, self._log_probs = order, log_probs
         self._scores = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._rows: dict[Path, int] = {}
+        self._rows: dict[TokenPath, int] = {}
 
-    def start(self, context: Context) -> Link:
+    def start(self, context: Context) -> ChainState:
         """Return the state after the prompt of the next request."""
         path = self._board.begin()
         pairs = []
@@ -64,24 +64,24 @@ class Chain(Processor):
             own = (PROCESSORS[name],) if name in PROCESSORS else ()
             started = ((each, each.start(context)) for each in self._stages.get(name, own))
             pairs += [(each, state) for each, state in started if state is not None]
-        return Link(path, tuple(each for each, _ in pairs), tuple(state for _, state in pairs))
+        return ChainState(path, tuple(each for each, _ in pairs), tuple(state for _, state in pairs))
 
-    def advance(self, state: Link, token: int) -> Link:
+    def advance(self, state: ChainState, token: int) -> ChainState:
         """Return the state after one more token."""
         states = (each.advance(one, token) for each, one in zip(state.chain, state.states, strict=True))
-        return Link(state.path.follow(token), state.chain, tuple(states))
+        return ChainState(state.path.follow(token), state.chain, tuple(states))
 
-    def fork(self, state: Link) -> Link:
+    def fork(self, state: ChainState) -> ChainState:
         """Return the state, to be advanced apart from this one."""
         states = (each.fork(one) for each, one in zip(state.chain, state.states, strict=True))
         return state._replace(states=tuple(states))
 
-    def apply(self, states: Sequence[Link], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+    def apply(self, states: Sequence[ChainState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores as the chain leaves them. scores: [rows, vocab] logits"""
         paths = [state.path for state in states]
-        self._board.seat(paths, keys)
+        self._board.arrange_rows(paths, keys)
         jobs = [
-            RowJob(state.chain, state.states, self._order, self._log_probs, key)
+            RowContext(state.chain, state.states, self._order, self._log_probs, key)
             for state, key in zip(states, keys, strict=True)
         ]
         self._record.keep("logits", paths, keys, scores)
@@ -90,7 +90,7 @@ class Chain(Processor):
         self._rows = {path: row for row, path in enumerate(paths)}
         return self._scores
 
-    def values(self, pairs: Sequence[tuple[Path, int]]) -> list[float]:
+    def values(self, pairs: Sequence[tuple[TokenPath, int]]) -> list[float]:
         """Return the scores of tokens in rows of the last application, where each path stands in one row."""
         rows, tokens = [self._rows[path] for path, _ in pairs], [token for _, token in pairs]
         values: list[float] = self._scores[rows, tokens].tolist()
@@ -105,37 +105,39 @@ class InLogits(WrappedStrategy):
         board: of the call.
     """
 
-    def __init__(self, strategy: Strategy, board: Board) -> None:
+    def __init__(self, strategy: Strategy, layout: BatchLayout) -> None:
         super().__init__(strategy)
         self.space: Space = "logits"
-        self._board = board
+        self._board = layout
 
     def run(self, context: Context) -> Conversation:
         """Hold the strategy's own conversation."""
         return _watched(self.inner.run(context), self._board, self._board.newest)
 
 
-def _watched(conversation: Conversation, board: Board, root: Path) -> Generator[Turn, Reply, list[Hypothesis]]:
+def _watched(
+    conversation: Conversation, layout: BatchLayout, root: TokenPath
+) -> Generator[Turn, Reply, list[Hypothesis]]:
     """Hold a conversation and tell the board what outputs have written when they end."""
-    paths: dict[int, Path] = {}
+    paths: dict[int, TokenPath] = {}
     try:
         turn = next(conversation)
         while True:
             _follow(turn, paths, root)
             for commit in turn.commits:
                 if commit.finished is not None:
-                    _end(commit.output, commit.finished, paths, board, root)
+                    _end(commit.output, commit.finished, paths, layout, root)
             turn = conversation.send((yield turn))
     except StopIteration as stop:
         outcome: list[Hypothesis] = stop.value
     finally:
         conversation.close()
     for output, hypothesis in enumerate(outcome):
-        _end(output, hypothesis, paths, board, root)
+        _end(output, hypothesis, paths, layout, root)
     return outcome
 
 
-def _follow(turn: Turn, paths: dict[int, Path], root: Path) -> None:
+def _follow(turn: Turn, paths: dict[int, TokenPath], root: TokenPath) -> None:
     """Apply a Turn's moves to the paths of its branches, as the engine does: keeps, then forks, then extensions."""
     for move in turn.moves:
         if isinstance(move, Keep):
@@ -151,6 +153,6 @@ def _follow(turn: Turn, paths: dict[int, Path], root: Path) -> None:
             paths[move.branch] = path
 
 
-def _end(output: int, finished: Hypothesis, paths: dict[int, Path], board: Board, root: Path) -> None:
+def _end(output: int, finished: Hypothesis, paths: dict[int, TokenPath], layout: BatchLayout, root: TokenPath) -> None:
     path = paths.get(finished.branch, root).at(finished.length)
-    board.end(output, path if finished.last is None else path.follow(finished.last.token))
+    layout.end(output, path if finished.last is None else path.follow(finished.last.token))

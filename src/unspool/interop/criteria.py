@@ -11,12 +11,12 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from transformers.generation import stopping_criteria
 
-from unspool.interop.batch_layout import Board, Path
+from unspool.interop.batch_layout import BatchLayout, TokenPath
 from unspool.interop.returned import verdicts
 from unspool.protocols import Context, Criterion
 
 Scores: TypeAlias = tuple[torch.Tensor, ...]
-Question: TypeAlias = tuple[list[list[int]], dict[int, Path]]
+Question: TypeAlias = tuple[list[list[int]], dict[int, TokenPath]]
 """What stands in the rows of a call, and whose verdict each row is."""
 
 
@@ -41,31 +41,31 @@ class TheirCriterion(Criterion):
     def __init__(
         self,
         criterion: Callable[..., Any],
-        board: Board,
+        layout: BatchLayout,
         *,
         width: int | None,
-        values: Callable[[Sequence[tuple[Path, int]]], list[float]],
+        values: Callable[[Sequence[tuple[TokenPath, int]]], list[float]],
         steps: Callable[[int], Scores | None],
     ) -> None:
         self.name = type(criterion).__name__
-        self._criterion, self._board, self._width = criterion, board, width
+        self._criterion, self._board, self._width = criterion, layout, width
         self._values, self._steps = values, steps
-        self._verdicts: dict[Path, bool] = {}
+        self._verdicts: dict[TokenPath, bool] = {}
         self._error: Exception | None = None
 
-    def start(self, context: Context) -> Path:
+    def start(self, context: Context) -> TokenPath:
         """Return the path of the request that is being started."""
         return self._board.newest
 
-    def advance(self, state: Path, token: int) -> Path:
+    def advance(self, state: TokenPath, token: int) -> TokenPath:
         """Return the path with one more token."""
         return state.follow(token)
 
-    def ends(self, state: Path, token: int) -> bool:
+    def ends(self, state: TokenPath, token: int) -> bool:
         """Return what was said of this token; nothing was said of those that a beam search does not look at."""
         return self._verdicts.get(state.follow(token), False)
 
-    def prepare(self, pairs: Sequence[tuple[Path, int]]) -> None:
+    def prepare(self, pairs: Sequence[tuple[TokenPath, int]]) -> None:
         """Ask about all tokens of the step."""
         if self._error is not None:
             raise self._error  # the engine asks again row by row, which it must not see
@@ -77,12 +77,12 @@ class TheirCriterion(Criterion):
             self._error = error
             raise
 
-    def _questions(self, pairs: Sequence[tuple[Path, int]]) -> list[Question]:
+    def _questions(self, pairs: Sequence[tuple[TokenPath, int]]) -> list[Question]:
         """Return for each call what stands in its rows, and whose verdict each row is."""
         if self._width is not None:
             return [self._best(pairs, self._width)]
         rows = []
-        seen: dict[Path, int] = {}
+        seen: dict[TokenPath, int] = {}
         for path, token in pairs:
             places = self._board.places[path]
             # Outputs that have written the same are asked about in turn.
@@ -91,16 +91,16 @@ class TheirCriterion(Criterion):
         calls = self._board.calls(rows)
         return [(call.outputs, {place: rows[row][0] for place, row in call.ours.items()}) for call in calls]
 
-    def _best(self, pairs: Sequence[tuple[Path, int]], width: int) -> Question:
+    def _best(self, pairs: Sequence[tuple[TokenPath, int]], width: int) -> Question:
         """Return the best continuations of each prompt, best first, repeated where there are fewer."""
-        found: list[list[Path]] = [[] for _ in range(self._board.num_prompts)]
+        found: list[list[TokenPath]] = [[] for _ in range(self._board.num_prompts)]
         for (path, token), score in zip(pairs, self._values(pairs), strict=True):
             child = path.follow(token)
             child.total = path.total + score
             found[path.prompt].append(child)
         length = 1 + max(path.length for path, _ in pairs)
         outputs: list[list[int]] = []
-        ours: dict[int, Path] = {}
+        ours: dict[int, TokenPath] = {}
         for prompt, children in enumerate(found):
             children = sorted(children, key=lambda child: -child.total)[:width]
             ours |= enumerate(children, prompt * width)
@@ -108,7 +108,7 @@ class TheirCriterion(Criterion):
             outputs += rows + rows[:1] * (width - len(rows))
         return outputs, ours
 
-    def _ask(self, outputs: list[list[int]], paths: dict[int, Path]) -> None:
+    def _ask(self, outputs: list[list[int]], paths: dict[int, TokenPath]) -> None:
         ids = self._board.ids(outputs, self._board.device)
         returned, length = self._criterion(ids, self._steps(len(outputs[0]))), len(outputs[0])
         said = verdicts(returned, len(outputs), by=self.name, when=f"at new token {length}")

@@ -23,19 +23,19 @@ from unspool.config import GenerationConfig
 from unspool.config.strategies import BEAMS
 from unspool.engine import Request
 from unspool.engine.driver import Driver
-from unspool.engine.request import Gang
+from unspool.engine.request import LockstepGroup
 from unspool.errors import OptionError, StrategyError
-from unspool.inputs.reader import PLAIN, Beginning, Reader, Reading
+from unspool.inputs.reader import DEFAULT_DECODER_PROMPT, DecoderPrompt, EncodedPrompt, Reader
 from unspool.inputs.sources import read_source
 from unspool.interop.batch import Batch
-from unspool.interop.batch_layout import Board
-from unspool.interop.chain import Chain, InLogits
+from unspool.interop.batch_layout import BatchLayout
+from unspool.interop.chain import InLogits, ProcessorChain
 from unspool.interop.criteria import TheirCriterion
 from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, TheirProcessors, order_of
 from unspool.interop.record import Kept, Record, steps_of
 from unspool.interop.streaming import Columns
-from unspool.interop.transformers_objects import Theirs
-from unspool.planning import Own, plan_jobs
+from unspool.interop.transformers_objects import TransformersObjects
+from unspool.planning import CallerObjects, plan_requests
 from unspool.protocols import Criterion, Processor, Runtime
 from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, Output
@@ -63,8 +63,8 @@ class Call:
 
     batch: Batch
     config: GenerationConfig
-    own: Own
-    theirs: Theirs
+    own: CallerObjects
+    theirs: TransformersObjects
     streamer: Any = None
     tokenizer: Any = None
     pad_token_id: int | None = None
@@ -134,9 +134,9 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
     prompts: Sequence[Any] = batch.prompts
     reader = Reader(runtime, call.tokenizer)
     if batch.sources:
-        prompts = [Reading(ids, None, source) for ids, source in zip(batch.prompts, batch.sources, strict=True)]
+        prompts = [EncodedPrompt(ids, None, source) for ids, source in zip(batch.prompts, batch.sources, strict=True)]
         reader = _ReadAlready(runtime, call.tokenizer)
-    jobs = plan_jobs(
+    jobs = plan_requests(
         prompts,
         call.config,
         call.own,
@@ -150,62 +150,64 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
 class _ReadAlready(Reader):
     """Hands on what has been read, under transformers' own rules on how outputs begin."""
 
-    def read(self, given: Any, beginning: Beginning = PLAIN, index: int = 0) -> Reading:
+    def read(self, given: Any, beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT, index: int = 0) -> EncodedPrompt:
         """Return the reading. given: a Reading, or what guidance moves away from, of which only the source counts"""
-        if isinstance(given, Reading):
+        if isinstance(given, EncodedPrompt):
             return given
         assert self.source is not None, "models with a source read here"
-        return Reading((), None, read_source(given, self.source, tokenizer=self.tokenizer))
+        return EncodedPrompt((), None, read_source(given, self.source, tokenizer=self.tokenizer))
 
 
 def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request], Record]:
     """Return the requests with one chain of processors for all of them, and what it records."""
     config, first = call.config, requests[0]
-    board = Board(
+    layout = BatchLayout(
         call.batch.input_ids,
         pad_token_id=call.pad_token_id or 0,
         seats=max(config.num_beams, config.num_return_sequences, config.best_of or 1),
         ranked=config.num_beams > 1,
     )
-    record = Record(board, call.kept)
+    record = Record(layout, call.kept)
     log_probs = first.strategy.space == "log_probs" and first.negative_prompt is None
-    chain = Chain(
-        board, record, _stages(call, board, first), log_probs=log_probs, order=order_of(config.processor_order)
+    chain = ProcessorChain(
+        layout, record, _stages(call, layout, first), log_probs=log_probs, order=order_of(config.processor_order)
     )
-    criteria = (*first.criteria, *_criteria(call, board, chain, record))
-    gang = Gang() if call.theirs.see_batch else None
+    criteria = (*first.criteria, *_criteria(call, layout, chain, record))
+    lockstep_group = LockstepGroup() if call.theirs.see_batch else None
     alone = first.config.replace(processor_order=(USER,))
     changed = [
         replace(
             request,
             config=alone,
-            strategy=InLogits(request.strategy, board),
+            strategy=InLogits(request.strategy, layout),
             processors=(chain,),
             criteria=criteria,
-            gang=gang,
+            lockstep_group=lockstep_group,
         )
         for request in requests
     ]
     return changed, record
 
 
-def _stages(call: Call, board: Board, request: Request) -> dict[str, tuple[Processor, ...]]:
+def _stages(call: Call, layout: BatchLayout, request: Request) -> dict[str, tuple[Processor, ...]]:
     """Return the processors that stand in the chain besides our own or in their place."""
     stages: dict[str, tuple[Processor, ...]] = {USER: request.processors}
     if call.theirs.prefix_allowed_tokens_fn is not None:
-        stages[PREFIX] = (PrefixAllowed(call.theirs.prefix_allowed_tokens_fn, board),)
+        stages[PREFIX] = (PrefixAllowed(call.theirs.prefix_allowed_tokens_fn, layout),)
     for place, objects in call.theirs.processors.items():
         name = "logits_processor" if place == USER else place
-        stages[place] = (*(stages.get(place, ()) if place == USER else ()), TheirProcessors(objects, board, name))
+        stages[place] = (*(stages.get(place, ()) if place == USER else ()), TheirProcessors(objects, layout, name))
     return stages
 
 
-def _criteria(call: Call, board: Board, chain: Chain, record: Record) -> list[Criterion]:
+def _criteria(call: Call, layout: BatchLayout, chain: ProcessorChain, record: Record) -> list[Criterion]:
     config = call.config
     width = max(2, 1 + len(config.eos_token_id or ())) * config.num_beams if config.strategy == "beam" else None
     scores = call.config.output_scores and call.config.return_dict_in_generate
     steps = partial(record.steps, "scores", pad_token_id=call.pad_token_id) if scores else lambda count: None
-    return [TheirCriterion(each, board, width=width, values=chain.values, steps=steps) for each in call.theirs.criteria]
+    return [
+        TheirCriterion(each, layout, width=width, values=chain.values, steps=steps) for each in call.theirs.criteria
+    ]
 
 
 # --- the run --------------------------------------------------------------------------------------------------------

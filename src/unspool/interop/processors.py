@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers.generation import logits_process
 
-from unspool.interop.batch_layout import Board, Call, Path
+from unspool.interop.batch_layout import BatchLayout, Call, TokenPath
 from unspool.interop.returned import are_numbers, check_scores, token_ids
 from unspool.processors import DEFAULT_ORDER
 from unspool.processors.rows import FORBIDDEN
@@ -50,31 +50,31 @@ class TheirProcessors(Processor):
         name: the place in the chain.
     """
 
-    def __init__(self, objects: Sequence[Callable[[Any, Any], Any]], board: Board, name: str) -> None:
+    def __init__(self, objects: Sequence[Callable[[Any, Any], Any]], layout: BatchLayout, name: str) -> None:
         self.name = name
-        self._objects, self._board = tuple(objects), board
+        self._objects, self._board = tuple(objects), layout
         self._error: Exception | None = None
 
-    def start(self, context: Context) -> Path:
+    def start(self, context: Context) -> TokenPath:
         """Return the path of the request that is being started."""
         return self._board.newest
 
-    def advance(self, state: Path, token: int) -> Path:
+    def advance(self, state: TokenPath, token: int) -> TokenPath:
         """Return the path with one more token."""
         return state.follow(token)
 
-    def fork(self, state: Path) -> Path:
+    def fork(self, state: TokenPath) -> TokenPath:
         """Return the path: it never changes."""
         return state
 
-    def apply(self, states: Sequence[Path], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+    def apply(self, states: Sequence[TokenPath], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores as the objects leave them. scores: [rows, vocab]"""
         if self._error is not None:
             raise self._error  # the engine asks again row by row, which they must not see
-        board = self._board
-        rows = [(path, board.place_of(path, key.output)) for path, key in zip(states, keys, strict=True)]
+        layout = self._board
+        rows = [(path, layout.place_of(path, key.output)) for path, key in zip(states, keys, strict=True)]
         try:
-            for call in board.calls(rows):
+            for call in layout.calls(rows):
                 self._apply(call, scores)
         except Exception as error:
             self._error = error
@@ -111,22 +111,22 @@ class PrefixAllowed(Processor):
 
     name = PREFIX
 
-    def __init__(self, function: Callable[[int, torch.Tensor], Any], board: Board) -> None:
-        self._function, self._board = function, board
+    def __init__(self, function: Callable[[int, torch.Tensor], Any], layout: BatchLayout) -> None:
+        self._function, self._board = function, layout
 
-    def start(self, context: Context) -> Path:
+    def start(self, context: Context) -> TokenPath:
         """Return the path of the request that is being started."""
         return self._board.newest
 
-    def advance(self, state: Path, token: int) -> Path:
+    def advance(self, state: TokenPath, token: int) -> TokenPath:
         """Return the path with one more token."""
         return state.follow(token)
 
-    def fork(self, state: Path) -> Path:
+    def fork(self, state: TokenPath) -> TokenPath:
         """Return the path: it never changes."""
         return state
 
-    def apply(self, states: Sequence[Path], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+    def apply(self, states: Sequence[TokenPath], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores, all but the allowed tokens forbidden. scores: [rows, vocab]"""
         mask = torch.full_like(scores, FORBIDDEN)
         prompts: dict[int, list[int]] = {}

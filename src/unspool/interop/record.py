@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from unspool.interop.batch_layout import Board, Path
+from unspool.interop.batch_layout import BatchLayout, TokenPath
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import RowKey
 
@@ -25,9 +25,9 @@ class Record:
         names: what is kept: "logits" are the rows before the processors, "scores" those after.
     """
 
-    def __init__(self, board: Board, names: Iterable[Kept] = ()) -> None:
-        self._board = board
-        self._kept: dict[Kept, dict[Path, dict[int, torch.Tensor]]] = {name: {} for name in names}
+    def __init__(self, layout: BatchLayout, names: Iterable[Kept] = ()) -> None:
+        self._board = layout
+        self._kept: dict[Kept, dict[TokenPath, dict[int, torch.Tensor]]] = {name: {} for name in names}
         self._steps: dict[Kept, list[dict[int, torch.Tensor]]] = {name: [] for name in self._kept}
         self._made: dict[tuple[Kept, int], torch.Tensor] = {}
 
@@ -35,7 +35,7 @@ class Record:
     def names(self) -> tuple[Kept, ...]:
         return tuple(self._kept)
 
-    def keep(self, name: Kept, paths: Sequence[Path], keys: Sequence[RowKey], rows: torch.Tensor) -> None:
+    def keep(self, name: Kept, paths: Sequence[TokenPath], keys: Sequence[RowKey], rows: torch.Tensor) -> None:
         """Keep copies of the rows, if this name is kept. rows: [rows, vocab]"""
         if name not in self._kept:
             return

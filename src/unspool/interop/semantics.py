@@ -15,13 +15,17 @@ from unspool.interop.arguments import Arguments
 from unspool.interop.batch import Batch, read_batch
 from unspool.interop.decode import Call
 from unspool.interop.processors import PREFIX
-from unspool.interop.transformers_objects import Theirs, with_criteria, without_replaced
-from unspool.planning import Own
+from unspool.interop.transformers_objects import TransformersObjects, with_criteria, without_replaced
+from unspool.planning import CallerObjects
 from unspool.seeds import shared_seed
 
 
 def settled(
-    arguments: Arguments, batch: Batch, config: GenerationConfig, own: Own, processors: Mapping[str, tuple[Any, ...]]
+    arguments: Arguments,
+    batch: Batch,
+    config: GenerationConfig,
+    own: CallerObjects,
+    processors: Mapping[str, tuple[Any, ...]],
 ) -> Call:
     """Return the call.
 
@@ -43,7 +47,7 @@ def settled(
         batch=batch,
         config=config,
         own=with_negative_prompts(own, arguments, config, batch),
-        theirs=Theirs(processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix),
+        theirs=TransformersObjects(processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix),
         streamer=arguments.streamer,
         tokenizer=arguments.tokenizer,
         pad_token_id=pad_token_id,
@@ -77,7 +81,7 @@ def with_lengths_of(config: GenerationConfig, width: int) -> GenerationConfig:
     return config.replace(**changes) if changes else config
 
 
-def seeded(config: GenerationConfig, own: Own, count: int) -> GenerationConfig:
+def seeded(config: GenerationConfig, own: CallerObjects, count: int) -> GenerationConfig:
     """Return the options with a seed; torch's generator is left alone where nothing can be drawn."""
     if config.seed is not None:
         return config
@@ -86,7 +90,9 @@ def seeded(config: GenerationConfig, own: Own, count: int) -> GenerationConfig:
     return config.replace(seed=tuple(shared_seed() for _ in range(count)))
 
 
-def with_negative_prompts(own: Own, arguments: Arguments, config: GenerationConfig, batch: Batch) -> Own:
+def with_negative_prompts(
+    own: CallerObjects, arguments: Arguments, config: GenerationConfig, batch: Batch
+) -> CallerObjects:
     """Return the caller's own with the negative prompts of the call: one for all rows, or one for each."""
     if arguments.negative_prompt_ids is None:
         return own

@@ -16,7 +16,7 @@ from unspool.interop.processors import DEFAULTS, GUIDANCE, LAST, PREFIX, USER, W
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Theirs:
+class TransformersObjects:
     """Objects of transformers.
 
     processors: place in the chain --> objects; those at the place of an option replace our own. criteria: those that no

@@ -20,7 +20,7 @@ from unspool.errors import ModelError, OptionError
 from unspool.loading.auto_classes import auto_class_of
 from unspool.loading.gguf.packages import names_gguf
 from unspool.loading.names import check_on_hub, suggestion
-from unspool.loading.quantization import check_quantize, prepare, quantise
+from unspool.loading.quantization import check_quantize, prepare
 from unspool.loading.saving import Checkpoint
 from unspool.machine.threads import limit_threads
 from unspool.model import LanguageModel
@@ -185,7 +185,7 @@ def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, option
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"`device` {str(device)!r} cannot be used: {_first_line(error)}") from error
     if quantize is not None:
-        quantise(model, quantize)
+        quantize(model, quantize)
         model = model.float() if is_late else model
     is_quantised = getattr(model, "is_quantized", False)
     if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model) and not is_quantised:

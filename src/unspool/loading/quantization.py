@@ -49,13 +49,13 @@ def _elsewhere(quantize: str, where: str) -> OptionError:
     return OptionError("quantize", quantize, f"is for models on a CPU, and {where}", hint)
 
 
-def quantise(model: Any, quantize: Literal["int8", "int4"]) -> None:
+def quantize(model: Any, quantize: Literal["int8", "int4"]) -> None:
     """Quantise the linear layers of a model of ours, in place.
 
     Raises:
         OptionError: it is not on the CPU as a whole. ModelError: it has no such layers, or PyTorch no such kernel here.
     """
-    from unspool.runtimes.weights.quantize import quantise_linears
+    from unspool.runtimes.weights.quantize import quantize_linears
     from unspool.runtimes.wrap.model_copy import is_dispatched
 
     if is_dispatched(model):
@@ -64,7 +64,7 @@ def quantise(model: Any, quantize: Literal["int8", "int4"]) -> None:
         raise _elsewhere(quantize, f"this one is on {', '.join(sorted(places))}")
     name = type(model).__name__
     try:
-        count = quantise_linears(model, quantize)
+        count = quantize_linears(model, quantize)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         reason = f"this PyTorch has no kernel for it: {type(error).__name__}: {error}"
         raise ModelError(f"{name} cannot be quantised as {quantize}: {reason}") from error

@@ -16,7 +16,7 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.runtimes.weights.packed_linear import PackedLinear
-from unspool.runtimes.weights.quantized_info import quantised_linears
+from unspool.runtimes.weights.quantized_info import quantized_linears
 
 _WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -61,7 +61,7 @@ class Checkpoint:
 def _check(model: Any, path: Path) -> None:
     """Refuse what would be written wrong, and a folder whose weights this very model may be reading."""
     refusal = ""
-    if kinds := sorted(set(quantised_linears(model).values())):
+    if kinds := sorted(set(quantized_linears(model).values())):
         refusal = f"its layers are quantised ({', '.join(kinds)}): what they were before is gone; save the model itself"
     elif any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
         refusal = "it divides its own weights when it runs; save it with transformers, freshly loaded"

@@ -189,7 +189,7 @@ def _prefix_of(config: Any, model: Any) -> str | None:
         return str(prefix)
     architectures = getattr(config, "architectures", None) or [type(model).__name__]
     if any(name in _NEED_A_BEGINNING for name in architectures):
-        from transformers import TextGenerationPipeline as Theirs
+        from transformers import TextGenerationPipeline as TransformersObjects
 
-        return str(Theirs.XL_PREFIX)
+        return str(TransformersObjects.XL_PREFIX)
     return None

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from unspool.errors import ModelError
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.limits import Limit
-from unspool.runtimes.model_info import GrowingRope, growing_rope, supports
+from unspool.runtimes.model_info import GrowingRope, growing_rope, slot_cache_obstacle
 from unspool.runtimes.seq2seq.source_info import has_prefix_image
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, restore_attention
@@ -69,9 +69,9 @@ def runtime_of(
     rope = growing_rope(model)
     if rope is None or rope.longest <= rope.original:
         return runtime
-    from unspool.runtimes.generic.long_rope import StretchedRuntime
+    from unspool.runtimes.generic.long_rope import LongRopeRuntime
 
-    return StretchedRuntime(
+    return LongRopeRuntime(
         runtime,
         _beyond(model, rope, own=own, attention=names, patch=patch),
         original=rope.original,
@@ -97,10 +97,10 @@ def _fastest(model: Any, options: dict[str, Any], attention: AttentionNames) -> 
 
 def _patched(model: Any, options: dict[str, Any], attention: AttentionNames, patch: str) -> Runtime:
     """Return what runs the model's own modules, as they are when they run."""
-    from unspool.runtimes.wrap.wrapped import Host
+    from unspool.runtimes.wrap.wrapped import WrappedModel
 
-    host = Host(model, own=options["own"], attention=attention if options["own"] else None, patch=patch)
-    return _first((_general, _recompute), model, {**options, "host": host}, attention)
+    wrapped = WrappedModel(model, own=options["own"], attention=attention if options["own"] else None, patch=patch)
+    return _first((_general, _recompute), model, {**options, "wrapped": wrapped}, attention)
 
 
 def _first(
@@ -118,7 +118,7 @@ def _first(
 
 
 def _slots(model: Any, **options: Any) -> Runtime:
-    if reason := supports(model):
+    if reason := slot_cache_obstacle(model):
         raise ModelError(reason)
     return DecoderRuntime(model, **options)
 
@@ -138,14 +138,14 @@ def _recompute(model: Any, **options: Any) -> Runtime:
 
 def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: AttentionNames, patch: str) -> Runtime:
     """Return what runs sequences longer than the rotary embedding's original length."""
-    from unspool.runtimes.wrap.wrapped import Host
+    from unspool.runtimes.wrap.wrapped import WrappedModel
 
     # Packed layers come with a model of ours; beside a user's own weights one packed copy is enough.
-    host = Host(model, own=own, pack=False, attention=attention if own else None, patch=patch)
+    wrapped = WrappedModel(model, own=own, pack=False, attention=attention if own else None, patch=patch)
     if rope.kind == "longrope":
         try:
-            return _general(model, own=own, host=host)
+            return _general(model, own=own, wrapped=wrapped)
         except ModelError as error:
-            return _recompute(model, own=own, host=host, row_by_row=True, reason=str(error))
+            return _recompute(model, own=own, wrapped=wrapped, row_by_row=True, reason=str(error))
     reason = "the angles of all tokens change with each one"
-    return _recompute(model, own=own, host=host, row_by_row=True, reason=reason)
+    return _recompute(model, own=own, wrapped=wrapped, row_by_row=True, reason=reason)

@@ -13,7 +13,7 @@ import torch
 
 from unspool.protocols import Runtime
 from unspool.runtimes.kv import attention
-from unspool.runtimes.seq2seq import equal_length_batch as buckets
+from unspool.runtimes.seq2seq import equal_length_batch as batches
 from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, modules_of, restore_attention, structure
 from unspool.runtimes.wrap.patches import find_patch
 from unspool.types import Feed, ModelInfo, Rows, Seq
@@ -21,7 +21,7 @@ from unspool.types import Feed, ModelInfo, Rows, Seq
 if TYPE_CHECKING:
     from unspool.runtimes.seq2seq.source_info import SourceInfo
 
-_OURS = frozenset({attention.ATTENTION_NAME, buckets.ATTENTION_NAME})
+_OURS = frozenset({attention.ATTENTION_NAME, batches.ATTENTION_NAME})
 
 
 class _State(NamedTuple):

@@ -23,7 +23,7 @@ def text_config(model: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def supports(model: Any) -> str | None:
+def slot_cache_obstacle(model: Any) -> str | None:
     """Return None where the slot cache can serve the model by all it says of itself, else the reason in words.
 
     The last word has a short trial when a `DecoderRuntime` is made: see Shell.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from unspool.errors import OptionError
 from unspool.protocols import Context, Conversation, Strategy
-from unspool.strategies.drafting import Agenda, Drafter, DraftModel, Drafts, Writing, ask_one
+from unspool.strategies.drafting import DraftedOutput, Drafter, DraftModel, Proposals, TurnBuilder, ask_one
 from unspool.strategies.prompt_lookup import PromptLookup
 from unspool.strategy_facts import ASSISTANT, StrategyFacts, Values
 from unspool.types import ROOT, Commit, Drop, Fork, Hypothesis, Keep, Reply, Row, Space, Turn
@@ -90,17 +90,17 @@ class Assisted(Strategy):
         check_drafting(config, has_draft=context.draft is not None)
         drafter: Drafter = DraftModel(context) if context.draft else PromptLookup(context)
         outputs = range(self.max_branches(config))
-        live = [Writing(output) for output in outputs]
+        live = [DraftedOutput(output) for output in outputs]
         done: dict[int, Hypothesis] = {}
-        agenda, drafts = Agenda(), Drafts()
+        turn_builder, drafts = TurnBuilder(), Proposals()
         reply = yield Turn(asks=tuple(ask_one(config, ROOT, output) for output in outputs))
         while True:
-            done |= settle(live, drafts, reply, agenda)
+            done |= settle(live, drafts, reply, turn_builder)
             live = [writing for writing in live if writing.output not in done]
             if not live:
                 return [done[output] for output in outputs]
-            drafts = yield from drafter.propose(live, agenda)
-            reply = yield verification(config, live, drafts, agenda)
+            drafts = yield from drafter.propose(live, turn_builder)
+            reply = yield verification(config, live, drafts, turn_builder)
 
 
 def check_drafting(config: Options, *, has_draft: bool) -> None:
@@ -130,17 +130,19 @@ def check_drafting(config: Options, *, has_draft: bool) -> None:
         raise OptionError("num_return_sequences", outputs, allowed, "leave it out, or set `do_sample=True`")
 
 
-def verification(config: Options, live: Sequence[Writing], drafts: Drafts, agenda: Agenda) -> Turn:
+def verification(config: Options, live: Sequence[DraftedOutput], drafts: Proposals, turn_builder: TurnBuilder) -> Turn:
     """Return the Turn that feeds the drafts and asks for the model's choice before each token and after the last."""
     asks = []
     for writing in live:
         guesses = drafts.get(writing.output, ())
-        agenda.extend(writing.output, guesses)
+        turn_builder.extend(writing.output, guesses)
         asks += [ask_one(config, writing.output, writing.output, back) for back in range(len(guesses), -1, -1)]
-    return agenda.turn(asks)
+    return turn_builder.turn(asks)
 
 
-def settle(live: Sequence[Writing], drafts: Drafts, reply: Reply, agenda: Agenda) -> dict[int, Hypothesis]:
+def settle(
+    live: Sequence[DraftedOutput], drafts: Proposals, reply: Reply, turn_builder: TurnBuilder
+) -> dict[int, Hypothesis]:
     """Accept drafted tokens by the reply to a verification or to the first Turn.
 
     Returns:
@@ -152,10 +154,10 @@ def settle(live: Sequence[Writing], drafts: Drafts, reply: Reply, agenda: Agenda
         guesses = drafts.get(writing.output, ())
         rows = reply[start : start + len(guesses) + 1]
         start += len(rows)
-        accepted, finished = accept(writing, guesses, rows, agenda)
+        accepted, finished = accept(writing, guesses, rows, turn_builder)
         if guesses:
             label = f"output {writing.output}: " if len(live) > 1 else ""
-            agenda.notes.append(f"{label}accepted {accepted} of {len(guesses)}")
+            turn_builder.notes.append(f"{label}accepted {accepted} of {len(guesses)}")
         if finished:
             done[writing.output] = finished
     return done
@@ -168,7 +170,7 @@ class Verdict(NamedTuple):
     finished: Hypothesis | None
 
 
-def accept(writing: Writing, guesses: Sequence[int], rows: Sequence[Row], agenda: Agenda) -> Verdict:
+def accept(writing: DraftedOutput, guesses: Sequence[int], rows: Sequence[Row], turn_builder: TurnBuilder) -> Verdict:
     """Append the model's choices to the output, up to and including the first that differs from the draft.
 
     Adds the moves and commits for this to the agenda.
@@ -186,8 +188,8 @@ def accept(writing: Writing, guesses: Sequence[int], rows: Sequence[Row], agenda
         writing.score += chosen.logprob
         if chosen.ends:
             finished = Hypothesis(branch, len(writing.tokens), chosen, writing.score)
-            agenda.commits.append(Commit(writing.output, branch, finished.length, finished))
-            agenda.moves += [Drop(branch)] if writing.tokens else []
+            turn_builder.commits.append(Commit(writing.output, branch, finished.length, finished))
+            turn_builder.moves += [Drop(branch)] if writing.tokens else []
             return Verdict(accepted + (chosen.token == guess), finished)
         writing.tokens.append(chosen.token)
         if chosen.token != guess:
@@ -195,11 +197,11 @@ def accept(writing: Writing, guesses: Sequence[int], rows: Sequence[Row], agenda
         accepted += 1
     num_kept = len(writing.tokens) - 1
     if num_kept == 0 and writing.output != ROOT:
-        agenda.moves.append(Fork(ROOT, writing.output))
+        turn_builder.moves.append(Fork(ROOT, writing.output))
     if num_kept < num_held:
-        agenda.moves.append(Keep(writing.output, num_kept))
-    agenda.extend(writing.output, writing.tokens[-1:])
-    agenda.commits.append(Commit(writing.output, writing.output, len(writing.tokens)))
+        turn_builder.moves.append(Keep(writing.output, num_kept))
+    turn_builder.extend(writing.output, writing.tokens[-1:])
+    turn_builder.commits.append(Commit(writing.output, writing.output, len(writing.tokens)))
     return Verdict(accepted, None)
 
 

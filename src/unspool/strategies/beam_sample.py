@@ -5,7 +5,7 @@ from __future__ import annotations
 from unspool.strategies.beam import BeamSearch
 from unspool.strategies.beams import BEAM_OPTIONS, Beam, Choice, continuations, has_beams
 from unspool.strategy_facts import StrategyFacts
-from unspool.types import Ask, Perturbed, Reply
+from unspool.types import Ask, GumbelTopK, Reply
 
 
 class BeamSampling(BeamSearch):
@@ -39,7 +39,7 @@ class BeamSampling(BeamSearch):
 
     def asks(self, beams: list[Beam], count: int) -> tuple[Ask, ...]:
         """Return one question per beam; the beam's rank selects its noise."""
-        return tuple(Perturbed(beam.branch, count, lane=rank) for rank, beam in enumerate(beams))
+        return tuple(GumbelTopK(beam.branch, count, lane=rank) for rank, beam in enumerate(beams))
 
     def choices(self, beams: list[Beam], reply: Reply, count: int) -> list[Choice]:
         """Return the `count` drawn continuations, in the order drawn."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unspool.protocols import Context, Conversation, Strategy
-from unspool.strategies.ngram_f1 import mean_resemblances
+from unspool.strategies.ngram_f1 import mean_ngram_f1
 from unspool.strategies.sample import Drawn, draw
 from unspool.strategy_facts import StrategyFacts
 from unspool.types import Space
@@ -63,7 +63,7 @@ class BestOf(Strategy):
         config = context.config
         samples = yield from draw(self.max_branches(config), committing=False)
         if config.best_of_by == "mbr":
-            figures = mean_resemblances([sample.tokens for sample in samples])
+            figures = mean_ngram_f1([sample.tokens for sample in samples])
         else:
             figures = [mean_logprob(sample) for sample in samples]
         ranked = sorted(zip(samples, figures, strict=True), key=lambda pair: -pair[1])

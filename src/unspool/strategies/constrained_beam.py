@@ -19,7 +19,7 @@ from unspool.strategies.beams import (
 )
 from unspool.strategies.constraints import ForcedWords, Place, State, Template
 from unspool.strategy_facts import StrategyFacts, Values
-from unspool.types import ROOT, Ask, Candidate, Commit, Hypothesis, Reply, Score, Space, Top, Turn, Whole
+from unspool.types import ROOT, Ask, Candidate, Commit, FullDistribution, Hypothesis, Reply, Score, Space, Top, Turn
 
 if TYPE_CHECKING:
     from unspool.options.fields.options import Options
@@ -273,7 +273,7 @@ def _reason(row: BeamRow, words: ForcedWords, room: int) -> Generator[Turn, Repl
             causes.setdefault(f"would have ended the output ({each.ends})", []).append(each.token)
     forbidden = [each.token for each in needed if each.score == FORBIDDEN]
     if forbidden:
-        (answer,) = yield Turn(asks=(Whole(row.beam.branch),))
+        (answer,) = yield Turn(asks=(FullDistribution(row.beam.branch),))
         assert answer.distribution is not None, "Whole is answered with a distribution"
         for token in forbidden:
             by = answer.distribution.forbidden_by(token)

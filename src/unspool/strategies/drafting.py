@@ -17,12 +17,12 @@ from unspool.types import DRAFT, Ask, Commit, Drop, Extend, Fork, Keep, Move, Re
 if TYPE_CHECKING:
     from unspool.options.fields.options import Options
 
-Drafts: TypeAlias = dict[int, tuple[int, ...]]
+Proposals: TypeAlias = dict[int, tuple[int, ...]]
 """Drafted tokens: output index --> tokens; an output without a draft has no entry."""
 
 
 @dataclass(slots=True)
-class Writing:
+class DraftedOutput:
     """One unfinished output: its verified tokens and the sum of their log-probabilities."""
 
     output: int
@@ -30,7 +30,7 @@ class Writing:
     score: float = 0.0
 
 
-class Agenda:
+class TurnBuilder:
     """Collects the moves, commits and notes of the next Turn."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Agenda:
 class Drafter(Protocol):
     """A method that drafts the model's next tokens."""
 
-    def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
+    def propose(self, live: Sequence[DraftedOutput], turn_builder: TurnBuilder) -> Generator[Turn, Reply, Proposals]:
         """Return the drafts for the unfinished outputs; a draft model is asked through the yielded Turns.
 
         A draft leaves room for one more token after it. It contains no token that ends its output, because
@@ -126,44 +126,46 @@ class DraftModel:
         self._context, self._info, self._config = context, context.draft, context.config
         self._drafts: dict[int, Draft] | None = None
 
-    def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
+    def propose(self, live: Sequence[DraftedOutput], turn_builder: TurnBuilder) -> Generator[Turn, Reply, Proposals]:
         """Return the drafts for the unfinished outputs; see Drafter."""
         if self._drafts is None:
-            self._drafts = yield from self._open(live, agenda)
-        self._close_all_but(live, agenda)
-        drafting = [(writing.output, self._drafts[writing.output]) for writing in self._prepared(live, agenda)]
+            self._drafts = yield from self._open(live, turn_builder)
+        self._close_all_but(live, turn_builder)
+        drafting = [(writing.output, self._drafts[writing.output]) for writing in self._prepared(live, turn_builder)]
         started = drafting
         while drafting:
-            reply = yield agenda.turn([ask_one(self._config, draft.branch, output) for output, draft in drafting])
+            reply = yield turn_builder.turn([ask_one(self._config, draft.branch, output) for output, draft in drafting])
             drafting = [
                 (output, draft)
                 for (output, draft), row in zip(drafting, reply, strict=True)
                 if self._goes_on(draft, row)
             ]
             for _, draft in drafting:
-                agenda.extend(draft.branch, draft.guesses[-1:])
+                turn_builder.extend(draft.branch, draft.guesses[-1:])
                 draft.length += 1
         return {output: tuple(draft.guesses) for output, draft in started if draft.guesses}
 
-    def _open(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, dict[int, Draft]]:
+    def _open(
+        self, live: Sequence[DraftedOutput], turn_builder: TurnBuilder
+    ) -> Generator[Turn, Reply, dict[int, Draft]]:
         """Open a draft branch per output that can have drafts; several fork from one after the prompt's pass."""
         prompt, count = self._context.prompt, self._config.num_assistant_tokens
         possible = [each for each in live if self._room(len(each.tokens)) > 0 and self._has((*prompt, *each.tokens))]
         if not possible:
-            agenda.moves.append(Drop(DRAFT))
+            turn_builder.moves.append(Drop(DRAFT))
         if len(possible) > 1:
-            yield agenda.turn([Top(DRAFT, 1)])
+            yield turn_builder.turn([Top(DRAFT, 1)])
         drafts = {writing.output: Draft(DRAFT - rank, count) for rank, writing in enumerate(possible)}
-        agenda.moves += [Fork(DRAFT, draft.branch) for draft in drafts.values() if draft.branch != DRAFT]
+        turn_builder.moves += [Fork(DRAFT, draft.branch) for draft in drafts.values() if draft.branch != DRAFT]
         return drafts
 
-    def _close_all_but(self, live: Sequence[Writing], agenda: Agenda) -> None:
+    def _close_all_but(self, live: Sequence[DraftedOutput], turn_builder: TurnBuilder) -> None:
         assert self._drafts is not None, "call _open first"
         going = {writing.output for writing in live}
         for output in [output for output in self._drafts if output not in going]:
-            agenda.moves.append(Drop(self._drafts.pop(output).branch))
+            turn_builder.moves.append(Drop(self._drafts.pop(output).branch))
 
-    def _prepared(self, live: Sequence[Writing], agenda: Agenda) -> list[Writing]:
+    def _prepared(self, live: Sequence[DraftedOutput], turn_builder: TurnBuilder) -> list[DraftedOutput]:
         """Bring the draft branches up to date with the verified tokens; returns the outputs that can have drafts."""
         assert self._drafts is not None, "call _open first"
         prepared = []
@@ -174,11 +176,11 @@ class DraftModel:
             agreed = draft.learn(writing.tokens, self._config.num_assistant_tokens_schedule)
             lacking = writing.tokens[agreed:]
             if self._room(len(writing.tokens)) < 1 or not self._has(lacking):
-                agenda.moves.append(Drop(self._drafts.pop(writing.output).branch))
+                turn_builder.moves.append(Drop(self._drafts.pop(writing.output).branch))
                 continue
             if agreed < draft.length:
-                agenda.moves.append(Keep(draft.branch, agreed))
-            agenda.extend(draft.branch, lacking)
+                turn_builder.moves.append(Keep(draft.branch, agreed))
+            turn_builder.extend(draft.branch, lacking)
             draft.base = draft.length = len(writing.tokens)
             draft.guesses = []
             prepared.append(writing)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unspool.adapters import as_strategy
 from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
-from unspool.types import ROOT, Hypothesis, Score, Space, Turn, Whole
+from unspool.types import ROOT, FullDistribution, Hypothesis, Score, Space, Turn
 
 if TYPE_CHECKING:
     from unspool.options.fields.options import Options
@@ -31,7 +31,7 @@ class NextTokenQuery(Strategy):
 
     def run(self, context: Context) -> Conversation:
         """Run the conversation; returns an empty list."""
-        yield Turn(asks=(Whole(ROOT),))
+        yield Turn(asks=(FullDistribution(ROOT),))
         return []
 
 

@@ -20,7 +20,7 @@ def profile(tokens: Sequence[int]) -> Profile:
     return tuple(Counter(zip(*(tokens[start:] for start in range(n)), strict=False)) for n in range(1, LONGEST + 1))
 
 
-def resemblance(one: Profile, other: Profile) -> float:
+def ngram_f1(one: Profile, other: Profile) -> float:
     """Return the mean n-gram F1 of two sequences: 1 if they are equal, 0 if they share no token.
 
     For each n, F1 = 2 * shared / (n-grams of one + n-grams of the other). `shared` counts each n-gram by the smaller of
@@ -38,7 +38,7 @@ def _f1(one: Counter[tuple[int, ...]], other: Counter[tuple[int, ...]]) -> float
     return 2 * shared / (one.total() + other.total())
 
 
-def mean_resemblances(sequences: Sequence[Sequence[int]]) -> list[float]:
+def mean_ngram_f1(sequences: Sequence[Sequence[int]]) -> list[float]:
     """Return each sequence's mean resemblance to all others, including equal ones; 0 for a single sequence.
 
     Args:
@@ -47,7 +47,7 @@ def mean_resemblances(sequences: Sequence[Sequence[int]]) -> list[float]:
     profiles = [profile(sequence) for sequence in sequences]
     found: list[list[float]] = [[] for _ in profiles]
     for (first, one), (second, other) in combinations(enumerate(profiles), 2):
-        value = resemblance(one, other)
+        value = ngram_f1(one, other)
         found[first].append(value)
         found[second].append(value)
     # fsum does not depend on order, so equal sequences get equal values.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 
 from unspool.protocols import Context
-from unspool.strategies.drafting import Agenda, Drafts, Writing
+from unspool.strategies.drafting import DraftedOutput, Proposals, TurnBuilder
 from unspool.types import Reply, Turn
 
 
@@ -87,12 +87,12 @@ class PromptLookup:
         self._prompt = NgramIndex(context.config.max_matching_ngram_size, context.prompt)
         self._indexes: dict[int, NgramIndex] = {}
 
-    def propose(self, live: Sequence[Writing], agenda: Agenda) -> Generator[Turn, Reply, Drafts]:
+    def propose(self, live: Sequence[DraftedOutput], turn_builder: TurnBuilder) -> Generator[Turn, Reply, Proposals]:
         """Return the drafts for the unfinished outputs, without a Turn; see Drafter."""
         yield from ()
         return {writing.output: guesses for writing in live if (guesses := self._guesses(writing))}
 
-    def _guesses(self, writing: Writing) -> tuple[int, ...]:
+    def _guesses(self, writing: DraftedOutput) -> tuple[int, ...]:
         index = self._indexes.get(writing.output)
         if index is None:
             index = self._indexes[writing.output] = self._prompt.copy()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unspool.protocols import Context, Conversation, Strategy
 from unspool.strategies.beams import has_beams
 from unspool.strategy_facts import StrategyFacts
-from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, Hypothesis, Move, Perturbed, Reply, Space, Turn
+from unspool.types import ROOT, Candidate, Commit, Drop, Extend, Fork, GumbelTopK, Hypothesis, Move, Reply, Space, Turn
 
 if TYPE_CHECKING:
     from unspool.options.fields.options import Options
@@ -79,7 +79,7 @@ class StochasticBeamSearch(Strategy):
         """Run the conversation; returns `num_return_sequences` hypotheses in the order drawn, or all if fewer exist."""
         width, outputs = context.config.num_beams, context.config.num_return_sequences
         beams, fresh, num_finished = [Prefix(ROOT, 0, 0.0, 0.0)], 1, 0
-        turn = Turn(asks=(Perturbed(ROOT, width),))
+        turn = Turn(asks=(GumbelTopK(ROOT, width),))
         while True:
             reply = yield turn
             children = best_children(beams, reply, width)
@@ -87,7 +87,7 @@ class StochasticBeamSearch(Strategy):
             if all(beam.last for beam in beams[:outputs]):
                 return [hypothesis(beam) for beam in beams[:outputs]]
             commits, num_finished = certain(beams[:outputs], num_finished)
-            asks = (Perturbed(beam.branch, width, lane=rank) for rank, beam in enumerate(beams) if not beam.last)
+            asks = (GumbelTopK(beam.branch, width, lane=rank) for rank, beam in enumerate(beams) if not beam.last)
             turn = Turn(moves=moves, asks=tuple(asks), commits=commits)
 
 

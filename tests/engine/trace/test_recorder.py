@@ -25,6 +25,7 @@ from unspool.types import (
     Drop,
     Extend,
     Fork,
+    FullDistribution,
     Hypothesis,
     Keep,
     Row,
@@ -32,7 +33,6 @@ from unspool.types import (
     Score,
     Top,
     Turn,
-    Whole,
 )
 
 A, B, C, STOP = range(4)
@@ -380,7 +380,9 @@ def test_samples_that_ended_and_were_not_returned_are_told_from_those_given_up()
 
 
 def test_a_strategy_that_only_asks_leaves_the_prompt_alone() -> None:
-    recording, outputs = recorded(toy, [0], own={"strategy": Scripted([Turn(asks=(Whole(ROOT),))])}, max_new_tokens=1)
+    recording, outputs = recorded(
+        toy, [0], own={"strategy": Scripted([Turn(asks=(FullDistribution(ROOT),))])}, max_new_tokens=1
+    )
     assert (len(recording.nodes), recording.outputs, outputs) == (1, (), ())
     assert recording.nodes[0].state == "live"
     assert recording.steps[0].rows[0].candidates == ()
@@ -397,7 +399,7 @@ def test_nothing_of_the_size_of_the_vocabulary_is_kept() -> None:
     """A vocabulary of 5000 over 6 steps: whatever the recorder can reach holds no tensor, and no long sequence."""
     size = 5000
     row = [1.0 + (token * 7919) % 101 for token in range(size)]
-    turns = [Turn(asks=(Whole(ROOT), Top(ROOT, 2)))]
+    turns = [Turn(asks=(FullDistribution(ROOT), Top(ROOT, 2)))]
     turns += [Turn(moves=(Extend(ROOT, (token,)),), asks=(Top(ROOT, 2),)) for token in range(5)]
     strategy = Scripted(turns, [Hypothesis(ROOT, 5, None, 0.0)])
     recording, _ = recorded(
@@ -419,7 +421,7 @@ def test_nothing_of_the_size_of_the_vocabulary_is_kept() -> None:
 def test_a_distribution_is_let_go_as_soon_as_it_was_looked_at() -> None:
     root = Node(None, -1)
     recorder = Recorder([0], root)
-    turn = Turn(asks=(Whole(ROOT),))
+    turn = Turn(asks=(FullDistribution(ROOT),))
     recorder.turn(turn, {ROOT: SimpleNamespace(number=ROOT, tip=root, alive=True, length=0)})  # type: ignore[dict-item]
     logprobs = torch.tensor([0.5, 0.5]).log()
     whole = Distribution(logprobs, logprobs.clone(), torch.tensor([-1, -1]), ())

@@ -16,9 +16,9 @@ from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from unspool.runtimes.decoder import cuda_graphs as graphs_module
 from unspool.runtimes.decoder.capture import CaptureCheck, CudaGraphs, Uncapturable, Work
 from unspool.runtimes.decoder.cuda_graphs import Graphs
-from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, StaticCache, StaticPass, form_of
+from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, StaticCache, StaticPass, best_plan
 from unspool.runtimes.decoder.runtime import DecoderRuntime
-from unspool.runtimes.kv.attention import Terms
+from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
 from unspool.runtimes.kv.slot_table import Slot
@@ -190,13 +190,13 @@ def test_padding_finds_no_room_where_every_sequence_fills_its_slot_and_the_step_
 
 
 def test_what_is_not_finite_stays_in_its_own_sequence_and_goes_with_it() -> None:
-    def poisoned(runtime: DecoderRuntime) -> DecoderRuntime:
+    def nonfinite(runtime: DecoderRuntime) -> DecoderRuntime:
         with torch.no_grad():
-            runtime._shell.module.get_input_embeddings().weight[5] = torch.nan
+            runtime._decoder_model.module.get_input_embeddings().weight[5] = torch.nan
         return runtime
 
     maker = Replays()
-    graphed, plain = poisoned(make("llama", maker)), poisoned(make("llama"))
+    graphed, plain = nonfinite(make("llama", maker)), nonfinite(make("llama"))
     rng = random.Random(9)
     for runtime in (graphed, plain):
         runtime.forward([feed(seq, [7, 8, 9]) for seq in range(3)])
@@ -225,14 +225,14 @@ def batch_of(slots: Sequence[Slot], **options: Any) -> Batch:
 @pytest.mark.parametrize(
     "terms",
     [
-        Terms(None, None, None, None),
-        Terms(0.3, 7, None, None),
-        Terms(None, 300, 4.0, None),
-        Terms(0.2, 7, 4.0, torch.tensor([1.0, -2.0, 0.5, 0.0])),
+        AttentionParams(None, None, None, None),
+        AttentionParams(0.3, 7, None, None),
+        AttentionParams(None, 300, 4.0, None),
+        AttentionParams(0.2, 7, 4.0, torch.tensor([1.0, -2.0, 0.5, 0.0])),
     ],
     ids=["plain", "window", "softcap", "sinks"],
 )
-def test_a_static_step_attends_as_if_each_sequence_stood_alone(num_slots: int, terms: Terms) -> None:
+def test_a_static_step_attends_as_if_each_sequence_stood_alone(num_slots: int, params: AttentionParams) -> None:
     rng, layout = random.Random(num_slots), [LayerLayout(2, 8, 6, torch.float32, CPU)]
     pools = [SlotPool(tuple(layout), capacity, num_slots) for capacity in (64, 512)]
     generator = torch.Generator().manual_seed(num_slots)
@@ -245,7 +245,7 @@ def test_a_static_step_attends_as_if_each_sequence_stood_alone(num_slots: int, t
             length = rng.choice([0, 5, pool.capacity // 2, pool.capacity - 1]) if index else 2
             slots.append(Slot(pool, index, index, tokens=[0] * length))
     batch = batch_of(slots)
-    form = form_of(batch)
+    form = best_plan(batch)
     assert form is not None
     static = StaticPass(form, CPU)
     static.fill(batch)
@@ -254,26 +254,26 @@ def test_a_static_step_attends_as_if_each_sequence_stood_alone(num_slots: int, t
     key = torch.randn(1, 2, static.num_rows, 8, generator=generator)
     value = torch.randn(1, 2, static.num_rows, 6, generator=generator)
     cache.update(key, value, 0)
-    found = cache.attend(query, key, value, terms)
+    found = cache.attend(query, key, value, params)
     assert cache.finite is not None and cache.finite.all() and found.isfinite().all()
     for span in batch.spans:
         row = static.row_of(span)
         keys, values = (states[0][span.slot, :, : span.start] for states in (span.pool.keys, span.pool.values))
         keys, values = torch.cat([keys, key[0, :, row, None]], 1), torch.cat([values, value[0, :, row, None]], 1)
-        torch.testing.assert_close(found[row], attended(query[0, :, row], keys, values, terms), atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(found[row], attended(query[0, :, row], keys, values, params), atol=2e-6, rtol=2e-5)
 
 
-def attended(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, terms: Terms) -> torch.Tensor:
+def attended(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, params: AttentionParams) -> torch.Tensor:
     """Attention of one query, head by head. query: [heads, width]; keys, values: [kv heads, keys, width]"""
     heads = []
     for head, own in enumerate(query):
         group = head * len(keys) // len(query)
-        first = 0 if terms.window is None else max(0, keys.shape[1] - terms.window)
-        scores = keys[group, first:] @ own * (terms.scaling if terms.scaling is not None else len(own) ** -0.5)
-        if terms.softcap is not None:
-            scores = terms.softcap * (scores / terms.softcap).tanh()
+        first = 0 if params.window is None else max(0, keys.shape[1] - params.window)
+        scores = keys[group, first:] @ own * (params.scaling if params.scaling is not None else len(own) ** -0.5)
+        if params.softcap is not None:
+            scores = params.softcap * (scores / params.softcap).tanh()
         powers = scores.exp()
-        total = powers.sum() + (0.0 if terms.sinks is None else terms.sinks[head].exp())
+        total = powers.sum() + (0.0 if params.sinks is None else params.sinks[head].exp())
         heads.append((powers / total) @ values[group, first:])
     return torch.stack(heads)
 
@@ -285,18 +285,18 @@ def test_forms_grow_in_steps_and_leave_out_what_is_no_decode_step() -> None:
         return [Slot(pool, index, index, tokens=[0] * length) for index, length in enumerate(lengths)]
 
     def shape(*lengths: int) -> list[tuple[int, int]]:
-        form = form_of(batch_of(slots(*lengths)))
+        form = best_plan(batch_of(slots(*lengths)))
         assert form is not None
         return [(part.rows, part.keys) for part in form]
 
     assert shape(0) == [(1, 512)] and shape(511, 3, 9) == [(4, 512)] and shape(512, 3) == [(2, 1024)]
     assert shape(*[5] * MOST_ROWS) == [(64, 512)]
-    assert form_of(batch_of(slots(*[5] * (MOST_ROWS + 1)))) is None
-    assert form_of(batch_of(slots(2047, 2047, 2047))) is None and shape(2047, 2047) == [(2, 2048)]
-    assert [part.rows for part in form_of(batch_of(slots(1)), least_rows=4) or ()] == [4]
+    assert best_plan(batch_of(slots(*[5] * (MOST_ROWS + 1)))) is None
+    assert best_plan(batch_of(slots(2047, 2047, 2047))) is None and shape(2047, 2047) == [(2, 2048)]
+    assert [part.rows for part in best_plan(batch_of(slots(1)), least_rows=4) or ()] == [4]
     for options in ({"hidden": True}, {"layers": (1,)}, {"invariant": True}):
-        assert form_of(batch_of(slots(3, 4), **options)) is None
-    assert form_of(Batch([feed(0, [3, 4])], slots(3))) is None
+        assert best_plan(batch_of(slots(3, 4), **options)) is None
+    assert best_plan(Batch([feed(0, [3, 4])], slots(3))) is None
 
 
 # --- what graphs die of -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from tests.tiny_models import FAMILIES, tiny_model
 from unspool.errors import ModelError
-from unspool.runtimes.decoder.model import shell_over
+from unspool.runtimes.decoder.model import wrap_decoder
 from unspool.runtimes.decoder.runtime import DecoderRuntime, refresh
 from unspool.runtimes.weights.packed_linear import PackedLinear, packing_obstacle
 from unspool.types import Feed
@@ -135,7 +135,7 @@ def test_refreshing_a_model_never_seen_before_is_no_error() -> None:
 def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
     model = tiny_model("gpt2")
     first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
-    assert first._shell is second._shell is shell_over(model)
+    assert first._decoder_model is second._decoder_model is wrap_decoder(model)
     first.forward([Feed(seq=0, tokens=TEXT, asked=())])
     assert same(next_row(second), own_row(model))
     assert first.truncate(0, 99) == len(TEXT)
@@ -143,7 +143,7 @@ def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
 
 def test_the_shell_does_not_keep_the_users_model_alive() -> None:
     model = tiny_model("gpt2")
-    shell_over(model)
+    wrap_decoder(model)
     alive = weakref.ref(model)
     del model
     gc.collect()
@@ -164,7 +164,7 @@ def test_a_layer_that_is_more_than_a_plain_linear_one_is_not_packed_and_keeps_it
     mlp.up_proj.__class__ = Louder
     runtime = DecoderRuntime(model, own=False, pack=True)
     assert same(next_row(runtime), own_row(model))
-    inner = runtime._shell.module.model.layers[0]
+    inner = runtime._decoder_model.module.model.layers[0]
     assert not any(
         isinstance(m, PackedLinear) for m in (inner.self_attn.q_proj, inner.self_attn.k_proj, inner.mlp.up_proj)
     )
@@ -180,9 +180,9 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_reason() -> None:
 
 def test_the_shell_cannot_be_run_from_outside() -> None:
     model = tiny_model("llama")
-    shell = shell_over(model)
+    decoder_model = wrap_decoder(model)
     with pytest.raises(ModelError, match="belongs to unspool"):
-        shell.module(torch.tensor([TEXT]))
+        decoder_model.module(torch.tensor([TEXT]))
     assert own_row(model).isfinite().all()
 
 
@@ -192,7 +192,7 @@ def test_a_model_with_accelerate_hooks_runs_as_it_is_and_is_left_as_it_was() -> 
     expected = own_row(model)
     hooks.add_hook_to_module(model.model.layers[0], hooks.AlignDevicesHook(execution_device="cpu"))
     runtime = DecoderRuntime(model, own=False)
-    assert runtime._shell.module is model
+    assert runtime._decoder_model.module is model
     assert same(next_row(runtime), expected)
     assert "caller's own module" in runtime.info.path
     assert model.config._attn_implementation != "unspool_slots"
@@ -208,7 +208,7 @@ def test_a_model_spread_over_devices_is_read_through_hooks_that_do_not_stay() ->
     hooks = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
     model.model.layers[0]._hf_hook = object()  # what accelerate marks a module with
     runtime = DecoderRuntime(model, own=False)
-    assert runtime._shell.module is model
+    assert runtime._decoder_model.module is model
     rows = runtime.forward([Feed(seq=0, tokens=TEXT, asked=(len(TEXT) - 1,), hidden=True, layers=(1,))])
     assert rows.hidden is not None and same(rows.hidden, theirs[-1][0])
     assert rows.inner is not None and same(rows.inner, expected)

@@ -13,7 +13,7 @@ import torch
 from tests.tiny_models import FAMILIES, UNSUPPORTED, VOCAB_SIZE, tiny_model
 from unspool.errors import CapacityError, ModelError
 from unspool.protocols import Runtime
-from unspool.runtimes.decoder.runtime import DecoderRuntime, supports
+from unspool.runtimes.decoder.runtime import DecoderRuntime, slot_cache_obstacle
 from unspool.types import Feed, Seq
 
 INVARIANT_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "gpt_oss", "qwen3_moe"}]
@@ -151,7 +151,7 @@ def test_where_rows_depend_on_company_an_invariant_feed_is_refused() -> None:
 @pytest.mark.parametrize("family", [family for family in UNSUPPORTED if family != "phimoe"])
 def test_a_family_outside_the_attention_interface_is_refused_by_name(family: str) -> None:
     model = tiny_model(family)
-    reason = supports(model)
+    reason = slot_cache_obstacle(model)
     assert reason is not None and type(model).__name__ in reason
     with pytest.raises(ModelError, match=type(model).__name__):
         DecoderRuntime(model, own=False)
@@ -167,10 +167,10 @@ def test_a_family_outside_the_attention_interface_is_refused_by_name(family: str
 )
 def test_a_config_that_the_slots_cannot_serve_is_refused(changes: dict[str, Any], reason: str) -> None:
     model = tiny_model("llama")
-    assert supports(model) is None
+    assert slot_cache_obstacle(model) is None
     for name, value in changes.items():
         setattr(model.config, name, value)
-    assert reason in (supports(model) or "")
+    assert reason in (slot_cache_obstacle(model) or "")
 
 
 def test_a_model_that_does_not_do_what_it_declares_is_found_out_by_the_trial() -> None:
@@ -265,14 +265,14 @@ def test_what_the_user_owns_is_read_like_what_is_ours_and_keeps_no_hook(tied: bo
     for found, wanted in zip((rows.inner, rows.hidden), expected, strict=True):
         assert found is not None and not found.is_inference() and not found.requires_grad
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
-    assert not any(module._forward_pre_hooks for module in runtime._shell.module.modules())
+    assert not any(module._forward_pre_hooks for module in runtime._decoder_model.module.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone() -> None:
     runtime, seen = make("llama"), []
-    head = runtime._shell.module.get_output_embeddings()
+    head = runtime._decoder_model.module.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     rows = runtime.forward([last(0, [5] * 200, hidden=True), feed(1, [6] * 20, asked=(), hidden=True)])
     assert rows.hidden is not None and rows.hidden.shape == (220, 32)
@@ -284,7 +284,7 @@ def test_the_head_never_reads_one_row_alone_for_an_invariant_feed() -> None:
     runtime, seen = make("llama"), []
     if not runtime.info.batch_invariant:
         pytest.skip(f"not promised on this machine: {runtime.info.path}")
-    head = runtime._shell.module.get_output_embeddings()
+    head = runtime._decoder_model.module.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     rows = runtime.forward([feed(0, [5], layers=(1,), hidden=True, invariant=True)])
     assert rows.hidden is not None and rows.inner is not None
@@ -329,7 +329,7 @@ def test_a_head_that_is_not_named_is_not_read() -> None:
 def test_a_pass_in_another_thread_is_not_read() -> None:
     model = tiny_model("gpt2")
     first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
-    assert first._shell is second._shell
+    assert first._decoder_model is second._decoder_model
     found: list[torch.Tensor] = []
 
     def in_between(*_: Any) -> None:
@@ -339,7 +339,7 @@ def test_a_pass_in_another_thread_is_not_read() -> None:
             other.start()
             other.join()
 
-    handle = first._shell.module.transformer.h[1].register_forward_pre_hook(in_between)
+    handle = first._decoder_model.module.transformer.h[1].register_forward_pre_hook(in_between)
     rows = first.forward([last(0, [5, 6], hidden=True, layers=(1, 0))])
     handle.remove()
     torch.testing.assert_close(found[1], own_logits(model, [7, 8, 9]), atol=2e-5, rtol=0)
@@ -379,7 +379,7 @@ class Failure(Exception):
 
 def failing_in(runtime: DecoderRuntime, layer: int) -> Callable[[], None]:
     """Make one layer raise, after it and those before it have written. Returns what undoes it."""
-    module: Any = runtime._shell.module
+    module: Any = runtime._decoder_model.module
     hook = module.model.layers[layer].register_forward_hook(lambda *_: (_ for _ in ()).throw(Failure))
     return hook.remove
 

@@ -26,7 +26,7 @@ from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.recompute import RecomputeRuntime
 from unspool.runtimes.generic.runtime import GeneralRuntime
 from unspool.runtimes.weights.packed_linear import packing_obstacle
-from unspool.runtimes.wrap.wrapped import refresh_hosts
+from unspool.runtimes.wrap.wrapped import refresh_wrapped
 from unspool.types import Feed, Seq
 
 TOLERANCE = 3e-4
@@ -355,7 +355,7 @@ def test_a_forward_that_raises_leaves_every_sequence_as_it_was(family: str) -> N
         if calls[0] > 1:
             raise Failure
 
-    hook = runtime._host.module.get_output_embeddings().register_forward_hook(fail_late)
+    hook = runtime._wrapped.module.get_output_embeddings().register_forward_hook(fail_late)
     with pytest.raises(Failure):
         runtime.forward([feed(0, [5]), feed(1, [6, 7]), feed(2, [8])])
     hook.remove()
@@ -442,7 +442,7 @@ def test_writes_through_data_are_seen_after_refresh() -> None:
     before = runtime.forward([feed(0, [5, 6])]).logits
     model.transformer.h[0].mlp.dense_4h_to_h.weight.data.mul_(0.3)
     assert torch.equal(runtime.forward([feed(1, [5, 6])]).logits, before)
-    refresh_hosts(model)
+    refresh_wrapped(model)
     with torch.no_grad():
         expected = model(torch.tensor([[5, 6]])).logits[0]
     after = runtime.forward([feed(2, [5, 6])]).logits

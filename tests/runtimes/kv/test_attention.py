@@ -12,26 +12,26 @@ from tests.runtimes.counting import NewTensors
 from tests.tiny_models import tiny_model
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
-from unspool.runtimes.kv.attention import Heads, Terms, attend, attend_plainly, cache_dtype
+from unspool.runtimes.kv.attention import AttentionParams, Heads, attend, cache_dtype, manual_attention
 from unspool.types import Feed
 
-PLAIN = Terms(None, None, None, None)
+PLAIN = AttentionParams(None, None, None, None)
 
 
 def summed(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor, terms: Terms
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor, params: AttentionParams
 ) -> torch.Tensor:
     """Attention in float64, head by head. allowed: bool [batch, queries, keys]. --> [batch, heads, queries, width]"""
     heads = query.shape[1]
     out = torch.zeros(*query.shape[:3], value.shape[-1], dtype=torch.float64)
     for row, head in ((row, head) for row in range(len(query)) for head in range(heads)):
         group = head * key.shape[1] // heads
-        scale = query.shape[-1] ** -0.5 if terms.scaling is None else terms.scaling
+        scale = query.shape[-1] ** -0.5 if params.scaling is None else params.scaling
         scores = query[row, head].double() @ key[row, group].double().T * scale
-        if terms.softcap is not None:
-            scores = (scores / terms.softcap).tanh() * terms.softcap
+        if params.softcap is not None:
+            scores = (scores / params.softcap).tanh() * params.softcap
         weights = scores.exp() * allowed[row]
-        sink = 0.0 if terms.sinks is None else float(terms.sinks[head].double().exp())
+        sink = 0.0 if params.sinks is None else float(params.sinks[head].double().exp())
         out[row, head] = weights / (weights.sum(-1, keepdim=True) + sink) @ value[row, group].double()
     return out
 
@@ -44,10 +44,10 @@ def drawn(heads: int, groups: int, queries: int, keys: int, batch: int = 1) -> t
 
 TERMS = {
     "plain": PLAIN,
-    "scaled": Terms(0.7, None, None, None),
-    "softcap": Terms(0.7, None, 3.0, None),
-    "sinks": Terms(None, None, None, torch.linspace(-1, 2, 6)),
-    "softcap and sinks": Terms(None, None, 3.0, torch.linspace(-1, 2, 6)),
+    "scaled": AttentionParams(0.7, None, None, None),
+    "softcap": AttentionParams(0.7, None, 3.0, None),
+    "sinks": AttentionParams(None, None, None, torch.linspace(-1, 2, 6)),
+    "softcap and sinks": AttentionParams(None, None, 3.0, torch.linspace(-1, 2, 6)),
 }
 
 
@@ -73,7 +73,7 @@ def test_single_queries_of_several_rows_see_each_its_own_keys(name: str, groups:
     mask = torch.zeros(3, 1, 40).masked_fill(~allowed, -math.inf)[:, None]
     found = attend(query, key, value, TERMS[name], mask=mask)
     torch.testing.assert_close(found.double(), summed(query, key, value, allowed, TERMS[name]), atol=1e-5, rtol=0)
-    found = attend_plainly(query, key, value, TERMS[name], mask)
+    found = manual_attention(query, key, value, TERMS[name], mask)
     torch.testing.assert_close(found.double(), summed(query, key, value, allowed, TERMS[name]), atol=1e-5, rtol=0)
 
 

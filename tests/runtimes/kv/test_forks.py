@@ -9,7 +9,7 @@ import pytest
 
 import unspool
 from tests.tiny_models import VOCAB_SIZE, tiny_model
-from unspool.runtimes.kv.attention_plan import Plan
+from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.pool import SlotPool, size_class
 from unspool.runtimes.kv.slot_table import Slot, SlotTable
 from unspool.types import Seq
@@ -44,7 +44,7 @@ class Spy:
         self.moved = 0
         self.runs: list[float] = []
         self._copied = 0
-        fork, move, copy, plan = SlotTable.fork, SlotTable._move, SlotPool.copy, Plan.__init__
+        fork, move, copy, plan = SlotTable.fork, SlotTable._move, SlotPool.copy, AttentionPlan.__init__
 
         def spied_copy(pool: SlotPool, index: int, source: SlotPool, source_index: int, start: int, stop: int) -> None:
             self._copied += max(0, stop - start)
@@ -63,7 +63,7 @@ class Spy:
             self.moved, self._copied = self.moved + self._copied, before
             return result
 
-        def spied_plan(self_: Plan, spans: list[object], *args: object) -> None:
+        def spied_plan(self_: AttentionPlan, spans: list[object], *args: object) -> None:
             plan(self_, spans, *args)  # type: ignore[arg-type]
             if not self_.blocks:
                 runs = [run for group in self_.groups for run in group.runs]
@@ -72,7 +72,7 @@ class Spy:
         monkeypatch.setattr(SlotPool, "copy", spied_copy)
         monkeypatch.setattr(SlotTable, "fork", spied_fork)
         monkeypatch.setattr(SlotTable, "_move", spied_move)
-        monkeypatch.setattr(Plan, "__init__", spied_plan)
+        monkeypatch.setattr(AttentionPlan, "__init__", spied_plan)
 
     @staticmethod
     def _needed(table: SlotTable, parent: Slot) -> int:

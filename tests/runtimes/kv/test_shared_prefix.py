@@ -13,11 +13,11 @@ from tests.tiny_models import tiny_model
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
 from unspool.runtimes.kv import cache as caches
-from unspool.runtimes.kv import shared_prefix as stems
-from unspool.runtimes.kv.attention_plan import Plan, Span
+from unspool.runtimes.kv import shared_prefix as prefixes
+from unspool.runtimes.kv.attention_plan import AttentionPlan, Segment
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
-from unspool.runtimes.kv.shared_prefix import Stem, stems_of
+from unspool.runtimes.kv.shared_prefix import SharedPrefix, shared_prefixes
 from unspool.types import Feed
 
 
@@ -25,23 +25,29 @@ class Query(NamedTuple):
     shared: int
 
 
-def stems_in(*shared: int, size: int = 3 << 14) -> list[Stem]:
-    return stems_of([Query(each) for each in shared], size)
+def stems_in(*shared: int, size: int = 3 << 14) -> list[SharedPrefix]:
+    return shared_prefixes([Query(each) for each in shared], size)
 
 
 def test_what_is_alike_is_read_together() -> None:
-    assert stems_in(0, 100, 100, 100) == [Stem(0, 4, 100)]
-    assert stems_in(0, 200, 100, 230) == [Stem(0, 2, 200), Stem(2, 4, 230)], "cut where that spares more"
-    assert stems_in(0, 120, 119, 130) == [Stem(0, 4, 119)]
-    assert stems_in(0, 500, 0, 700, 700) == [Stem(0, 2, 500), Stem(2, 5, 700)]
+    assert stems_in(0, 100, 100, 100) == [SharedPrefix(0, 4, 100)]
+    assert stems_in(0, 200, 100, 230) == [SharedPrefix(0, 2, 200), SharedPrefix(2, 4, 230)], (
+        "cut where that spares more"
+    )
+    assert stems_in(0, 120, 119, 130) == [SharedPrefix(0, 4, 119)]
+    assert stems_in(0, 500, 0, 700, 700) == [SharedPrefix(0, 2, 500), SharedPrefix(2, 5, 700)]
 
 
 def test_what_spares_little_is_read_query_by_query() -> None:
-    assert stems_in(0) == [Stem(0, 1, 0)]
-    assert stems_in(0, 0, 5, 0) == [Stem(0, 4, 0)]
-    assert stems_in(0, 20, 20) == [Stem(0, 3, 0)]
-    assert stems_in(0, 40, size=3 << 12) == [Stem(0, 2, 0)]
-    assert stems_in(0, 0, 300, 0, 0, 40, 0, size=3 << 12) == [Stem(0, 1, 0), Stem(1, 3, 300), Stem(3, 7, 0)]
+    assert stems_in(0) == [SharedPrefix(0, 1, 0)]
+    assert stems_in(0, 0, 5, 0) == [SharedPrefix(0, 4, 0)]
+    assert stems_in(0, 20, 20) == [SharedPrefix(0, 3, 0)]
+    assert stems_in(0, 40, size=3 << 12) == [SharedPrefix(0, 2, 0)]
+    assert stems_in(0, 0, 300, 0, 0, 40, 0, size=3 << 12) == [
+        SharedPrefix(0, 1, 0),
+        SharedPrefix(1, 3, 300),
+        SharedPrefix(3, 7, 0),
+    ]
 
 
 def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
@@ -49,11 +55,14 @@ def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
     for _ in range(300):
         shared = [0, *(rng.choice([0, 31, 32, 40, 90, 500, rng.randrange(2000)]) for _ in range(rng.randrange(40)))]
         found = stems_in(*shared)
-        assert [stem.first for stem in found] == [0, *(stem.stop for stem in found[:-1])]
+        assert [shared_prefix.first for shared_prefix in found] == [
+            0,
+            *(shared_prefix.stop for shared_prefix in found[:-1]),
+        ]
         assert found[-1].stop == len(shared)
-        for stem in found:
-            assert stem.length <= min(shared[stem.first + 1 : stem.stop], default=0)
-            assert stem.length == 0 or stem.spared * (3 << 14) >= stems.SPARED_BYTES
+        for shared_prefix in found:
+            assert shared_prefix.length <= min(shared[shared_prefix.first + 1 : shared_prefix.stop], default=0)
+            assert shared_prefix.length == 0 or shared_prefix.spared * (3 << 14) >= prefixes.SPARED_BYTES
 
 
 class Parts:
@@ -73,7 +82,7 @@ class Parts:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     """Share whatever can be shared."""
-    monkeypatch.setattr(stems, "SPARED_BYTES", 1)
+    monkeypatch.setattr(prefixes, "SPARED_BYTES", 1)
     return Parts(monkeypatch)
 
 
@@ -83,7 +92,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
 def test_queries_that_share_a_stem_read_what_they_would_alone(
     groups: int, name: str, dtype: torch.dtype, parts: Parts
 ) -> None:
-    rng, terms = random.Random(groups), TERMS[name]
+    rng, params = random.Random(groups), TERMS[name]
     torch.manual_seed(0)
     for turn in range(4):
         pools = [pool_of(groups, 128, 12, dtype), pool_of(groups, 256, 5, dtype)]
@@ -96,17 +105,17 @@ def test_queries_that_share_a_stem_read_what_they_would_alone(
         lengths = [length if turn == 0 else length + rng.randrange(30) for _ in range(9)]
         places = [(pools[0], slot) for slot in (0, 1, 2, 5, 6, 11)] + [(pools[1], slot) for slot in (0, 1, 3)]
         spans = [
-            Span(pool, slot, start, 1, row, shared=length if row else 0)
+            Segment(pool, slot, start, 1, row, shared=length if row else 0)
             for row, ((pool, slot), start) in enumerate(zip(places, lengths, strict=True))
         ]
         spans[6] = spans[6]._replace(shared=length - 1 if turn == 2 else 0 if turn == 3 else length)
-        cache = SlotCache(Plan(spans, 11, "loop", CPU), NUM_LAYERS)
+        cache = SlotCache(AttentionPlan(spans, 11, "loop", CPU), NUM_LAYERS)
         for layer in range(NUM_LAYERS):
             query = states_of(HEADS, 11, dtype)
             key, value = (states_of(groups, 11, dtype) for _ in range(2))
             cache.update(key, value, layer)
-            found = cache.attend(query, key, value, terms)
-            expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), layer, terms)))
+            found = cache.attend(query, key, value, params)
+            expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), layer, params)))
             tolerance = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(found[:9].double(), expected, atol=tolerance, rtol=0)
     assert bool(parts.calls) is (name == "all"), "windows, softcaps and sinks are attended as ever"
@@ -122,9 +131,9 @@ def test_only_what_the_processor_s_own_function_takes_is_shared(
 ) -> None:
     layout = (LayerLayout(2, 8, value_width, torch.float32, torch.device(device)),) * NUM_LAYERS
     pool = SlotPool(layout, 128, 3)
-    spans = [Span(pool, slot, 70, 1, slot, shared=70 if slot else 0) for slot in range(3)]
-    plan = Plan(spans, 3, "loop", torch.device(device))
-    assert plan.groups[0].stem is not None
+    spans = [Segment(pool, slot, 70, 1, slot, shared=70 if slot else 0) for slot in range(3)]
+    plan = AttentionPlan(spans, 3, "loop", torch.device(device))
+    assert plan.groups[0].shared_prefix is not None
     cache = SlotCache(plan, NUM_LAYERS)
     query = torch.randn(1, 4, 3, 8, device=device)
     found = cache.attend(query, query, torch.randn(1, 2, 3, value_width, device=device), TERMS["all"])
@@ -135,14 +144,14 @@ def test_a_window_that_sees_everything_is_no_obstacle(parts: Parts) -> None:
     pool = pool_of(2, 128, 3)
     for states in (*pool.keys, *pool.values):
         states[:, :, :70] = states[:1, :, :70]
-    spans = [Span(pool, slot, 70 + slot, 1, slot, shared=70 if slot else 0) for slot in range(3)]
+    spans = [Segment(pool, slot, 70 + slot, 1, slot, shared=70 if slot else 0) for slot in range(3)]
     for window, is_shared in ((73, True), (72, False)):
-        terms = attention.Terms(None, window, None, None)
-        cache = SlotCache(Plan(spans, 3, "loop", CPU), NUM_LAYERS)
+        params = attention.AttentionParams(None, window, None, None)
+        cache = SlotCache(AttentionPlan(spans, 3, "loop", CPU), NUM_LAYERS)
         cache.update(states_of(2, 3), states_of(2, 3), 0)
         query = states_of(HEADS, 3)
-        found = cache.attend(query, query, states_of(2, 3), terms)
-        expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), 0, terms)))
+        found = cache.attend(query, query, states_of(2, 3), params)
+        expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), 0, params)))
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
         assert bool(parts.calls) is is_shared
         parts.calls.clear()
@@ -152,7 +161,7 @@ def test_a_model_gives_the_same_with_and_without(parts: Parts, monkeypatch: pyte
     tokens = [3 + (7 * place) % 60 for place in range(50)]
     logits = []
     for spared in (1, 1 << 60):
-        monkeypatch.setattr(stems, "SPARED_BYTES", spared)
+        monkeypatch.setattr(prefixes, "SPARED_BYTES", spared)
         runtime = DecoderRuntime(tiny_model("llama"), own=True)
         runtime.forward([Feed(seq=0, tokens=tokens, asked=())])
         for child in range(1, 4):
@@ -176,19 +185,19 @@ def test_what_is_invariant_or_not_finite_is_not_shared(parts: Parts) -> None:
         runtime.forward([Feed(seq=seq, tokens=tokens, asked=())])
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,), invariant=True) for seq in (0, 1)])
     assert parts.calls == []
-    runtime._slots.live[0].poisoned = True
+    runtime._slots.live[0].nonfinite = True
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in (0, 1)])
     assert parts.calls == []
-    runtime._slots.live[0].poisoned = False
+    runtime._slots.live[0].nonfinite = False
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in (0, 1)])
     assert (2, 52) in parts.calls
 
 
 def test_shapes_of_parts() -> None:
     query, key, value = torch.randn(3, 4, 1, WIDTH), torch.randn(3, 2, 9, WIDTH), torch.randn(3, 2, 9, WIDTH)
-    terms = TERMS["all"]
-    part = attention.attend_part(query, key, value, terms, None)
+    params = TERMS["all"]
+    part = attention.attend_part(query, key, value, params, None)
     assert part.out.shape == (3, 4, 1, WIDTH) and part.weight.shape == (3, 4, 1, 1)
     scores = torch.einsum("bhqw,bhkw->bhqk", query, key.repeat_interleave(2, 1)) * WIDTH**-0.5
     torch.testing.assert_close(part.weight[..., 0], scores.logsumexp(-1))
-    torch.testing.assert_close(part.out, attention.attend(query, key, value, terms))
+    torch.testing.assert_close(part.out, attention.attend(query, key, value, params))

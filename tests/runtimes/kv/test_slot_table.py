@@ -11,7 +11,7 @@ from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
 from unspool.runtimes.kv.limits import Limits
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool, size_class
-from unspool.runtimes.kv.slot_table import Slot, SlotTable, most_alike
+from unspool.runtimes.kv.slot_table import Slot, SlotTable, longest_prefix_match
 
 LAYOUT = (LayerLayout(2, 4, 3, torch.float32, torch.device("cpu")),) * 2
 
@@ -20,13 +20,13 @@ def number_of(token: int, position: int) -> float:
     return token * 1000.0 + position
 
 
-def write(table: SlotTable, seq: int, tokens: list[int], *, exact: bool = False) -> Slot:
+def write(table: SlotTable, seq: int, tokens: list[int], *, invariant: bool = False) -> Slot:
     """Stand in for a pass: what is cached of a token is a number made of it and its position."""
     (slot,) = table.reserve([(seq, len(tokens))])
     for offset, token in enumerate(tokens):
         for tensor in (*slot.pool.keys, *slot.pool.values):
             tensor[slot.index, :, slot.length + offset] = number_of(token, slot.length + offset)
-    table.advance(seq, tokens, exact=exact, poisoned=False)
+    table.advance(seq, tokens, invariant=invariant, nonfinite=False)
     return slot
 
 
@@ -101,14 +101,14 @@ def test_a_fork_into_the_slot_of_a_dropped_sibling_copies_only_what_differs(copi
 
 def test_what_was_computed_in_company_is_not_reused_for_an_exact_sequence() -> None:
     table, tokens = SlotTable(LAYOUT), [1, 2, 3, 4]
-    write(table, 0, tokens[:2], exact=True)
+    write(table, 0, tokens[:2], invariant=True)
     write(table, 0, tokens[2:])
-    write(table, 1, tokens, exact=True)
+    write(table, 1, tokens, invariant=True)
     in_company = table.live[0]
     in_company.pool.keys[0][in_company.index] = -1.0
     table.release(0)
     table.fork(1, 2)
-    assert table.live[2] is in_company and table.live[2].exact == 4
+    assert table.live[2] is in_company and table.live[2].num_invariant_tokens == 4
     # [0, 2) was exact and stays; [2, 4) came from the parent.
     assert in_company.pool.keys[0][in_company.index, 0, :4, 0].tolist() == [-1.0, -1.0, 3002.0, 4003.0]
 
@@ -149,7 +149,7 @@ def test_a_pool_that_is_full_is_moved_into_a_larger_one() -> None:
         (slot,) = table.reserve([(seq, 30)])
         for tensor in (*slot.pool.keys, *slot.pool.values):
             tensor[slot.index, :, :30] = seq + 1
-        table.advance(seq, [seq] * 30, exact=True, poisoned=False)
+        table.advance(seq, [seq] * 30, invariant=True, nonfinite=False)
         if seq == 3:
             table.release(2)
     table.check()
@@ -160,7 +160,7 @@ def test_a_pool_that_is_full_is_moved_into_a_larger_one() -> None:
     for seq, slot in table.live.items():
         for tensor in (*slot.pool.keys, *slot.pool.values):
             assert bool((tensor[slot.index, :, :30] == seq + 1).all()) and not tensor[slot.index, :, 30:].any()
-    again = table.recall(50, [4] * 30, least=5, exact=True)
+    again = table.recall(50, [4] * 30, least=5, invariant=True)
     assert again == 30 and bool((table.live[50].pool.keys[0][table.live[50].index, :, :30] == 5).all())
 
 
@@ -223,9 +223,9 @@ def test_a_reservation_that_fails_opens_nothing(monkeypatch: pytest.MonkeyPatch)
 PROMPT = list(range(100, 140))
 
 
-def recall(table: SlotTable, seq: int, tokens: list[int], *, least: int = 1, exact: bool = False) -> int:
+def recall(table: SlotTable, seq: int, tokens: list[int], *, least: int = 1, invariant: bool = False) -> int:
     """Open a sequence with what is there, and see that it is the right thing."""
-    count = table.recall(seq, tokens, least=least, exact=exact)
+    count = table.recall(seq, tokens, least=least, invariant=invariant)
     if count:
         assert_cached(table, seq, tokens[:count])
     else:
@@ -281,26 +281,26 @@ def test_fewer_than_asked_for_are_not_recalled(least: int, expected: int) -> Non
 
 def test_only_what_was_computed_in_invariant_passes_is_recalled_for_one() -> None:
     table = SlotTable(LAYOUT)
-    write(table, 0, PROMPT[:30], exact=True)
+    write(table, 0, PROMPT[:30], invariant=True)
     write(table, 0, PROMPT[30:])
-    assert recall(table, 1, PROMPT, exact=True) == 30 and table.live[1].exact == 30
-    assert recall(table, 2, PROMPT) == 40 and table.live[2].exact == 30
-    write(table, 1, PROMPT[30:], exact=True)
-    assert recall(table, 3, PROMPT, exact=True) == 40 and table.live[3].exact == 40
+    assert recall(table, 1, PROMPT, invariant=True) == 30 and table.live[1].num_invariant_tokens == 30
+    assert recall(table, 2, PROMPT) == 40 and table.live[2].num_invariant_tokens == 30
+    write(table, 1, PROMPT[30:], invariant=True)
+    assert recall(table, 3, PROMPT, invariant=True) == 40 and table.live[3].num_invariant_tokens == 40
 
 
 def test_a_copy_of_what_is_exact_leaves_nothing_that_is_not(copied: list[tuple[int, int]]) -> None:
     table = SlotTable(LAYOUT, Limits(max_tokens=64))  # one slot of 64, then one more
     write(table, 0, PROMPT[:20])
-    write(table, 1, PROMPT[:30], exact=True)
+    write(table, 1, PROMPT[:30], invariant=True)
     table.release(0)
-    assert recall(table, 2, PROMPT, exact=True) == 30 and copied == [(0, 30)]
+    assert recall(table, 2, PROMPT, invariant=True) == 30 and copied == [(0, 30)]
 
 
 def test_what_may_not_be_finite_is_not_recalled() -> None:
     table = SlotTable(LAYOUT)
     (slot,) = table.reserve([(0, 40)])
-    table.advance(0, PROMPT, exact=False, poisoned=True)
+    table.advance(0, PROMPT, invariant=False, nonfinite=True)
     assert recall(table, 1, PROMPT) == 0
     table.release(0)
     assert recall(table, 1, PROMPT) == 0
@@ -333,7 +333,7 @@ def test_a_recall_that_finds_no_room_opens_nothing() -> None:
         table = SlotTable(LAYOUT, Limits(**limits))
         write(table, 0, PROMPT)
         with pytest.raises(CapacityError):
-            table.recall(1, PROMPT, least=1, exact=False)
+            table.recall(1, PROMPT, least=1, invariant=False)
         assert list(table.live) == [0]
         table.check()
 
@@ -384,9 +384,9 @@ def test_most_alike_is_what_a_plain_search_finds() -> None:
         slots = []
         for number in range(rng.randrange(6)):
             tokens = [rng.randrange(2) for _ in range(rng.randrange(9))]
-            slot = Slot(pool, 0, number, tokens, exact=rng.randrange(len(tokens) + 1), context=rng.randrange(2))
+            slot = Slot(pool, 0, number, tokens, invariant=rng.randrange(len(tokens) + 1), context=rng.randrange(2))
             slots.append(slot)
-        tokens, least, exact = (
+        tokens, least, invariant = (
             [rng.randrange(2) for _ in range(rng.randrange(9))],
             rng.randrange(1, 4),
             rng.random() < 0.5,
@@ -394,9 +394,9 @@ def test_most_alike_is_what_a_plain_search_finds() -> None:
         shared = []
         for slot in slots:
             count = next((n for n in range(9) if slot.tokens[: n + 1] != tokens[: n + 1] or n == len(tokens)), 9)
-            shared.append(0 if slot.context else min(count, slot.exact) if exact else count)
+            shared.append(0 if slot.context else min(count, slot.num_invariant_tokens) if invariant else count)
         most = max(shared, default=0)
-        found = most_alike(slots, tokens, 0, least=least, exact=exact)
+        found = longest_prefix_match(slots, tokens, 0, least=least, invariant=invariant)
         assert (found and (found.slot.number, found.length)) == ((shared.index(most), most) if most >= least else None)
 
 
@@ -417,7 +417,7 @@ def test_a_long_random_life_keeps_every_sequence_apart() -> None:
                 held[step + 10_000] = list(held[seq])
             elif kind == "recall" and step not in held:
                 tokens = [*held.get(seq, [])[: rng.randrange(40)], rng.randrange(3), rng.randrange(3)]
-                count = table.recall(step, tokens, least=rng.choice([1, 5]), exact=False)
+                count = table.recall(step, tokens, least=rng.choice([1, 5]), invariant=False)
                 num_recalled += count > 0
                 held |= {step: tokens[:count]} if count else {}
             elif kind == "truncate" and seq in held:

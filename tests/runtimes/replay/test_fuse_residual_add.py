@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.runtimes.replay.test_replay import given, record
 from unspool.runtimes.replay import replay as recorded_module
-from unspool.runtimes.replay.replay import Recorded
+from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.packed_linear import PackedLinear, packing_obstacle
 
 pytestmark = [
@@ -35,7 +35,7 @@ def states(ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tenso
     return (ids[..., None] + torch.linspace(0, 5, WIDTH)).sin().to(dtype)
 
 
-def calls_in(recording: Recorded, name: str) -> int:
+def calls_in(recording: Replay, name: str) -> int:
     source, names = recording._programs[0].source, recording._programs[0]._names
     return sum(source.count(f" = {key}(") for key, value in names.items() if str(value).endswith(name))
 
@@ -46,7 +46,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-def same_bits(run: Run) -> Recorded:
+def same_bits(run: Run) -> Replay:
     recording = record(run)
     assert recording.obstacle == ""
     for rows in (4, 5, 16, 40):

@@ -17,8 +17,8 @@ from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
 from unspool.runtimes.decoder.runtime import DecoderRuntime, refresh
 from unspool.runtimes.replay import replay as recorded_module
 from unspool.runtimes.replay.program import SIZES, Program, Size
-from unspool.runtimes.replay.replay import Recorded, patience
-from unspool.runtimes.replay.tracer import Tape, TapedCache, Unrecordable
+from unspool.runtimes.replay.replay import Replay, patience
+from unspool.runtimes.replay.tracer import TracedCache, Tracer, Unrecordable
 from unspool.types import Feed
 
 EXPERTS = {"mixtral", "gpt_oss", "qwen3_moe"}
@@ -27,22 +27,22 @@ EXPERTS = {"mixtral", "gpt_oss", "qwen3_moe"}
 def runtime_over(model: Any, *, recorded: bool, own: bool = False) -> DecoderRuntime:
     runtime = DecoderRuntime(model, own=own)
     if recorded:
-        recording = runtime._shell._recorded
+        recording = runtime._decoder_model._recorded
         assert recording is not None
-        recording.record(runtime._shell._logits, torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
+        recording.record(runtime._decoder_model._logits, torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
     return runtime
 
 
 def without_recording(model: Any) -> DecoderRuntime:
     runtime = DecoderRuntime(model, own=True)
-    runtime._shell._recorded = None
+    runtime._decoder_model._recorded = None
     return runtime
 
 
 def calls_of(runtime: DecoderRuntime) -> list[None]:
     """Return a list that grows with every call of the model."""
     calls: list[None] = []
-    runtime._shell.module.register_forward_pre_hook(lambda *_: calls.append(None))
+    runtime._decoder_model.module.register_forward_pre_hook(lambda *_: calls.append(None))
     return calls
 
 
@@ -76,7 +76,7 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
     recorded = runtime_over(tiny_model(family, dtype=dtype), recorded=True, own=True)
     for feeds in script(seed=1, steps=40):
         assert torch.equal(recorded.forward(feeds).logits, plain.forward(feeds).logits)
-    recording = recorded._shell._recorded
+    recording = recorded._decoder_model._recorded
     assert recording is not None and recording.obstacle == "", recording and recording.obstacle
     calls = calls_of(recorded)
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
 @pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_short_texts_do_not_pay_for_a_recording() -> None:
     runtime = DecoderRuntime(tiny_model("gpt2"), own=True)
-    recording = runtime._shell._recorded
+    recording = runtime._decoder_model._recorded
     assert recording is not None
     calls = calls_of(runtime)
     for _ in range(24):
@@ -116,11 +116,11 @@ def few_experts(family: str) -> Any:
 def test_models_with_experts_are_not_recorded(family: str) -> None:
     model = few_experts(family)
     runtime = DecoderRuntime(model, own=False)
-    assert runtime._shell._recorded is None
+    assert runtime._decoder_model._recorded is None
     # Nor could they be: the recorder refuses them by what their passes do.
-    recording = Recorded(2)
+    recording = Replay(2)
     with torch.inference_mode():
-        recording.record(runtime._shell._logits, torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
+        recording.record(runtime._decoder_model._logits, torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
     assert "values" in recording.obstacle and not recording._programs
     tokens = [3, 50, 9, 77, 12]
     runtime.forward([Feed(seq=1, tokens=tokens[:-1], asked=())])
@@ -137,7 +137,7 @@ def test_a_small_vocabulary_and_few_positions_are_recorded(family: str, vocab_si
     lengths = {"n_positions": 8} if family == "gpt2" else {"max_position_embeddings": 8}
     model = tiny_model(family, vocab_size=vocab_size, **lengths)
     runtime = DecoderRuntime(model, own=False)
-    recording = runtime._shell._recorded
+    recording = runtime._decoder_model._recorded
     assert recording is not None
     for seq in range(30):
         row = runtime.forward([Feed(seq=seq, tokens=[1], asked=(0,))]).logits[0]
@@ -149,7 +149,7 @@ def test_a_small_vocabulary_and_few_positions_are_recorded(family: str, vocab_si
 def test_sizes_that_come_once_are_not_tried() -> None:
     """A batch whose requests end one by one would otherwise pay for a second pass each time."""
     runtime = runtime_over(tiny_model("gpt2"), recorded=True, own=True)
-    recording = runtime._shell._recorded
+    recording = runtime._decoder_model._recorded
     assert recording is not None
     calls = calls_of(runtime)
     for count in range(60, 30, -1):
@@ -183,7 +183,7 @@ def test_new_weights_are_recorded_anew() -> None:
             parameter.mul_(1.5)
     fresh = without_recording(tiny_model("llama"))
     with torch.no_grad():
-        for parameter in fresh._shell.module.parameters():
+        for parameter in fresh._decoder_model.module.parameters():
             parameter.mul_(1.0)
     feed = [Feed(seq=2, tokens=[5, 6, 7, 8], asked=(0, 1, 2, 3))]
     with torch.no_grad():
@@ -202,8 +202,8 @@ def given(rows: int, asked: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch
     return None, numbers, numbers + 3, torch.arange(asked)
 
 
-def record(run: Any) -> Recorded:
-    recording = Recorded(0)
+def record(run: Any) -> Replay:
+    recording = Replay(0)
     _, ids, positions, _ = given(13, 7)
     recording.record(run, ids, positions)
     return recording
@@ -417,10 +417,10 @@ def test_the_cache_is_called_in_place_and_in_order() -> None:
     tapes = []
     for size in SIZES:
         ids = torch.arange(size.rows)[None]
-        tape = Tape(ids)
-        with tape:
-            result = run(TapedCache(tape, 2), ids)
-        tapes.append((tape.steps, tape.number_of(result)))
+        tracer = Tracer(ids)
+        with tracer:
+            result = run(TracedCache(tracer, 2), ids)
+        tapes.append((tracer.steps, tracer.number_of(result)))
     program = Program((tapes[0][0], tapes[1][0]), tapes[0][1])
     spy = Spy()
     ids = torch.arange(4)[None]
@@ -430,6 +430,6 @@ def test_the_cache_is_called_in_place_and_in_order() -> None:
 
 
 def test_a_result_from_elsewhere_is_refused() -> None:
-    tape = Tape(torch.zeros(1))
+    tracer = Tracer(torch.zeros(1))
     with pytest.raises(Unrecordable, match="not PyTorch's"):
-        tape.number_of(torch.ones(2))
+        tracer.number_of(torch.ones(2))

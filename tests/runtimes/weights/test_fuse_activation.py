@@ -12,9 +12,9 @@ from transformers import GPT2Config, LlamaConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from unspool.runtimes.weights.autotune import Form
+from unspool.runtimes.weights.autotune import LinearPlan
 from unspool.runtimes.weights.batch_invariance import RowByRow, batch_invariance
-from unspool.runtimes.weights.fuse_activation import Joined, TanhGELU, join_activations, lighten
+from unspool.runtimes.weights.fuse_activation import Joined, TanhGELU, fuse_activations, replace_activations
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import (
     NO_ACTIVATION,
@@ -68,14 +68,14 @@ def test_a_joined_activation_gives_the_same(
     if is_plain_form:
         for child in model.modules():
             if isinstance(child, PackedLinear):
-                child.form = Form(packed=False, least_rows=1)
+                child.form = LinearPlan(packed=False, least_rows=1)
                 child._tensors = (
                     child._tensors[0],
                     child.unpacked().T if child._transposed else child.unpacked(),
                     child.bias,
                 )
-    lighten(model)
-    assert join_activations(model) == 1
+    replace_activations(model)
+    assert fuse_activations(model) == 1
     assert joined_layers(model) == [layer]
     assert [type(child) for child in model.modules()].count(Joined) == 1
     for rows in (1, 2, 4, 5, 40):
@@ -83,13 +83,13 @@ def test_a_joined_activation_gives_the_same(
         expected = expected_by(inputs.float())
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(model(inputs).float(), expected, atol=tolerance, rtol=tolerance)
-    assert join_activations(model) == 0, "what is joined stays joined"
+    assert fuse_activations(model) == 0, "what is joined stays joined"
 
 
 @torch.inference_mode()
 def test_joined_rows_are_free_of_their_company() -> None:
     model = packed(gpt2_mlp("gelu_new").eval())
-    join_activations(model)
+    fuse_activations(model)
     invariance = batch_invariance(model)
     assert joined_layers(model) and invariance.obstacle == ""
     inputs = torch.randn(1, 70, WIDTH)
@@ -134,7 +134,7 @@ def test_what_does_not_stand_behind_a_layer_is_left_alone(kind: type[Twofold]) -
     model = kind()
     activation = model.act
     packed(model)
-    assert join_activations(model) == 0
+    assert fuse_activations(model) == 0
     assert model.act is activation and joined_layers(model) == []
 
 
@@ -143,9 +143,9 @@ def test_a_layer_of_two_places_and_a_part_with_hooks_are_left_alone() -> None:
     first, second = (nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(2))
     second[0] = first[0]
     model = packed(nn.Sequential(first, second))
-    assert join_activations(model) == 0
+    assert fuse_activations(model) == 0
     hooked = nn.Sequential(nn.Linear(WIDTH, WIDTH), TanhGELU())
     hooked[1].register_forward_hook(lambda *_: None)
-    assert join_activations(packed(hooked)) == 0
+    assert fuse_activations(packed(hooked)) == 0
     alone = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU())
-    assert join_activations(alone) == 0, "plain layers apply nothing"
+    assert fuse_activations(alone) == 0, "plain layers apply nothing"

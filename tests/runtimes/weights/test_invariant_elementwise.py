@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
-from unspool.runtimes.weights.invariant_elementwise import SteadyElementwise
+from unspool.runtimes.weights.invariant_elementwise import InvariantElementwise
 
 _ACTIVATIONS = {name: ACT2FN[name] for name in ("gelu_new", "gelu_pytorch_tanh", "silu", "quick_gelu")}
 _FUNCTIONS = {"F.silu": F.silu, "F.gelu": F.gelu, "tanh": torch.tanh, "cos": torch.Tensor.cos, **_ACTIVATIONS}
@@ -25,7 +25,7 @@ def test_a_row_has_the_same_bits_in_any_company(
     numbers = torch.randn(1500, 37, generator=torch.Generator().manual_seed(0)).to(dtype) * 3
     torch.set_num_threads(threads)
     try:
-        with SteadyElementwise():
+        with InvariantElementwise():
             whole = function(numbers)
             assert torch.equal(function(numbers.T.contiguous().T), whole)
             for start, stop in ((0, 1), (7, 8), (3, 40), (1, 1500)):
@@ -37,7 +37,7 @@ def test_a_row_has_the_same_bits_in_any_company(
 
 def test_other_functions_and_options_pass_through() -> None:
     numbers: Any = torch.randn(5, 7)
-    with SteadyElementwise():
+    with InvariantElementwise():
         assert torch.equal(numbers + 1, numbers.add(1))
         torch.testing.assert_close(F.softplus(numbers, beta=2.0), torch.log1p((2 * numbers).exp()) / 2)
         assert F.silu(numbers[:0]).shape == (0, 7)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from unspool.errors import OptionError
 from unspool.runtimes.weights import autotune as forms
 from unspool.runtimes.weights import packed_linear as linear
-from unspool.runtimes.weights.autotune import Form
+from unspool.runtimes.weights.autotune import LinearPlan
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import PackedLinear, pack_linears, packing_obstacle
 
@@ -40,7 +40,7 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
 @pytest.mark.parametrize("kind", ["biased", "bare", "Conv1D"])
 @torch.no_grad()
 def test_a_packed_layer_equals_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: Form
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: LinearPlan
 ) -> None:
     monkeypatch.setattr(linear, "form_of", lambda *_: form)
     plain = layer_of(kind, dtype, *size)
@@ -104,7 +104,7 @@ def test_auto_packs_beside_the_users_weights_while_memory_allows(
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=False, pack="auto").packed == 1
 
 
-def formed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> Form:
+def formed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> LinearPlan:
     """Return what is chosen where a trial takes so long: 1 packed row, 4, 1 plain, 5 packed, 5 plain."""
 
     def fastest(works: Sequence[Callable[[], object]]) -> list[float]:
@@ -114,21 +114,21 @@ def formed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> Form:
 
     monkeypatch.setattr(forms, "_fastest", fastest)
     monkeypatch.setattr(forms, "_FORMS", {})
-    return forms.form_of(512, 512, torch.float32)
+    return forms.best_plan(512, 512, torch.float32)
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        ((2.0, 1.0, 3.0, 1.0, 3.0), Form(packed=True, least_rows=4)),
-        ((1.0, 2.0, 3.0, 1.0, 3.0), Form(packed=True, least_rows=1)),
-        ((0.95, 1.0, 3.0, 1.0, 3.0), Form(packed=True, least_rows=4)),  # hardly faster: noise may be as large
-        ((2.0, 2.0, 1.0, 2.0, 1.0), Form(packed=False, least_rows=1)),
-        ((2.0, 2.0, 1.0, 1.0, 2.0), Form(packed=True, least_rows=4)),  # plain loses with several rows
+        ((2.0, 1.0, 3.0, 1.0, 3.0), LinearPlan(packed=True, least_rows=4)),
+        ((1.0, 2.0, 3.0, 1.0, 3.0), LinearPlan(packed=True, least_rows=1)),
+        ((0.95, 1.0, 3.0, 1.0, 3.0), LinearPlan(packed=True, least_rows=4)),  # hardly faster: noise may be as large
+        ((2.0, 2.0, 1.0, 2.0, 1.0), LinearPlan(packed=False, least_rows=1)),
+        ((2.0, 2.0, 1.0, 1.0, 2.0), LinearPlan(packed=True, least_rows=4)),  # plain loses with several rows
     ],
 )
 def test_the_fastest_form_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: Form
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: LinearPlan
 ) -> None:
     assert formed(monkeypatch, *seconds) == expected
 
@@ -136,18 +136,18 @@ def test_the_fastest_form_is_chosen(
 def test_a_shape_is_measured_once_and_small_layers_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[object] = []
     monkeypatch.setattr(forms, "_FORMS", {})
-    monkeypatch.setattr(forms, "_measured", lambda shape: measured.append(shape) or Form(True, 4))
-    assert not forms.form_of(64, 64, torch.float32).packed
+    monkeypatch.setattr(forms, "_measured", lambda shape: measured.append(shape) or LinearPlan(True, 4))
+    assert not forms.best_plan(64, 64, torch.float32).packed
     for _ in range(2):
-        forms.form_of(512, 512, torch.float32)
-        forms.form_of(512, 50_000, torch.float32)
-        forms.form_of(512, 60_000, torch.float32)  # as large as is worth trying, like the one before
+        forms.best_plan(512, 512, torch.float32)
+        forms.best_plan(512, 50_000, torch.float32)
+        forms.best_plan(512, 60_000, torch.float32)  # as large as is worth trying, like the one before
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("form", [Form(True, 4), Form(True, 1), Form(False, 1)], ids=str)
+@pytest.mark.parametrize("form", [LinearPlan(True, 4), LinearPlan(True, 1), LinearPlan(False, 1)], ids=str)
 @torch.no_grad()
-def test_whatever_the_form_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch, form: Form) -> None:
+def test_whatever_the_form_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch, form: LinearPlan) -> None:
     monkeypatch.setattr(linear, "form_of", lambda *_: form)
     plain = layer_of("biased", torch.float32, 300, 500)
     packed = PackedLinear(plain, keep=False)
@@ -166,7 +166,9 @@ def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str, pack
     monkeypatch.setenv(forms.VARIABLE, choice)
     monkeypatch.setattr(forms, "_FORMS", {})
     monkeypatch.setattr(
-        forms, "_measured", lambda shape: forms.PLAIN if shape.out_features == 512 else Form(packed=True, least_rows=1)
+        forms,
+        "_measured",
+        lambda shape: forms.PLAIN if shape.out_features == 512 else LinearPlan(packed=True, least_rows=1),
     )
     model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512), nn.Linear(512, 300))
     inputs = torch.randn(3, 8)
@@ -227,7 +229,7 @@ def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
 
 def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not packing_obstacle()
-    monkeypatch.setattr(linear, "form_of", lambda *_: Form(packed=True, least_rows=1))
+    monkeypatch.setattr(linear, "form_of", lambda *_: LinearPlan(packed=True, least_rows=1))
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive: list[int] = []

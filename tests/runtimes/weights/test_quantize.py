@@ -37,8 +37,8 @@ from unspool.runtimes.weights.batch_invariance import batch_invariance
 from unspool.runtimes.weights.int4 import Int4Weight, half_tile
 from unspool.runtimes.weights.int8 import Int8Weight, whole_digit
 from unspool.runtimes.weights.invariant_rows import invariant_rows
-from unspool.runtimes.weights.quantize import quantise_linears
-from unspool.runtimes.weights.quantized_linear import Bits, QuantisedLinear
+from unspool.runtimes.weights.quantize import quantize_linears
+from unspool.runtimes.weights.quantized_linear import Bits, QuantizedLinear
 
 BITS: tuple[Bits, Bits] = ("int8", "int4")
 
@@ -142,15 +142,15 @@ def test_without_the_fast_kernel_8_bits_use_the_portable_one() -> None:
 
 def test_a_kernel_that_overflows_is_given_shorter_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors without the newer instruction cut sums of two products to 16 bits."""
-    exact = int8_weight._Whole.times
+    invariant = int8_weight._Whole.times
 
     def overflowing(held: Any, rows: torch.Tensor) -> torch.Tensor:
-        found = exact(held, rows)
+        found = invariant(held, rows)
         return found.clamp(max=2e5) if held._digit == 127 else found
 
     monkeypatch.setattr(int8_weight._Whole, "times", overflowing)
     assert int8_weight.whole_digit.__wrapped__() == 63
-    monkeypatch.setattr(int8_weight._Whole, "times", lambda held, rows: exact(held, rows) + 1)
+    monkeypatch.setattr(int8_weight._Whole, "times", lambda held, rows: invariant(held, rows) + 1)
     assert int8_weight.whole_digit.__wrapped__() is None
 
 
@@ -253,7 +253,7 @@ def layer_of(kind: str, dtype: torch.dtype = torch.float32) -> nn.Linear | Conv1
 @torch.no_grad()
 def test_a_quantised_layer_is_the_plain_one_with_a_rounded_weight(bits: Bits, kind: str, dtype: torch.dtype) -> None:
     plain = layer_of(kind, dtype)
-    layer = QuantisedLinear(plain, bits)
+    layer = QuantizedLinear(plain, bits)
     weight = plain.weight.T if kind == "Conv1D" else plain.weight
     inputs = made(2, 3, 128).to(dtype)[..., ::2]
     expected = F.linear(inputs.float(), rounded(weight, bits), None if plain.bias is None else plain.bias.float())
@@ -265,9 +265,9 @@ def test_a_quantised_layer_is_the_plain_one_with_a_rounded_weight(bits: Bits, ki
 
 
 def test_a_quantised_weight_is_made_when_it_is_read_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = QuantisedLinear(layer_of("bare"), "int8")
+    layer = QuantizedLinear(layer_of("bare"), "int8")
     dense, calls = layer.dense(), []
-    monkeypatch.setattr(QuantisedLinear, "dense", lambda self: calls.append(self) or dense)
+    monkeypatch.setattr(QuantizedLinear, "dense", lambda self: calls.append(self) or dense)
     weight = layer.weight
     assert isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == 2
     assert weight.device.type == "cpu" and not calls
@@ -277,13 +277,13 @@ def test_a_quantised_weight_is_made_when_it_is_read_and_not_before(monkeypatch: 
 
 
 def test_a_quantised_layer_becomes_another_floating_type_with_its_model() -> None:
-    layer = QuantisedLinear(layer_of("biased"), "int8").bfloat16()
+    layer = QuantizedLinear(layer_of("biased"), "int8").bfloat16()
     assert layer.dtype == layer.weight.dtype == layer.bias.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("attempt", [copy.deepcopy, pickle.dumps, lambda layer: layer.state_dict()])
 def test_a_quantised_layer_is_not_copied_or_saved_without_its_weight(attempt: Callable[[nn.Module], Any]) -> None:
-    layer = QuantisedLinear(layer_of("biased"), "int8")
+    layer = QuantizedLinear(layer_of("biased"), "int8")
     with pytest.raises(TypeError, match="save the model it was made from"):
         attempt(layer)
     with pytest.raises(TypeError, match="save the model it was made from"):
@@ -322,7 +322,7 @@ def cases() -> list[tuple[str, Bits]]:
 def test_a_quantised_family_says_what_it_says_with_rounded_weights(family: str, bits: Bits) -> None:
     model, ids = tiny_model(family), torch.tensor([[5, 6, 7, 8, 9, 10]])
     twin = by_hand(model, bits)
-    assert quantise_linears(model, bits) > 0
+    assert quantize_linears(model, bits) > 0
     with torch.no_grad():
         found, expected = model(ids).logits[0], twin(ids).logits[0]
     assert distance(found, expected) < (1e-2 if bits == "int8" else 0.1)
@@ -342,15 +342,15 @@ def test_what_has_been_read_of_a_mapped_file_is_given_back_layer_by_layer(
         layer.weight = nn.Parameter(weight)
     read: list[int] = []
 
-    class Watched(QuantisedLinear):
+    class Watched(QuantizedLinear):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             read.append(resident(weights))
 
-    monkeypatch.setattr(weight_only, "QuantisedLinear", Watched)
+    monkeypatch.setattr(weight_only, "QuantizedLinear", Watched)
     model: Any = nn.Sequential(*layers)
     model.get_output_embeddings = lambda: None
-    assert quantise_linears(model, bits) == 16
+    assert quantize_linears(model, bits) == 16
     # A page that is wanted brings its neighbours.
     assert read[0] >= weights.nbytes > max(read[1:]) and resident(weights) == 0
     expected = rounded(weights[7], bits)
@@ -399,8 +399,8 @@ def stored(family: str, folders: dict[str, Path]) -> PreTrainedModel:
 def test_a_model_loaded_in_8_bits_writes_what_one_with_rounded_weights_writes(
     family: str, folders: dict[str, Path]
 ) -> None:
-    quantised = unspool.load(folders[family], quantize="int8")
-    assert quantised.info.path.startswith(PATHS[family])
+    quantized = unspool.load(folders[family], quantize="int8")
+    assert quantized.info.path.startswith(PATHS[family])
     twin = by_hand(stored(family, folders), "int8")
     by_formula = unspool.load(twin)
     for name, options in SEARCHES.items():
@@ -408,12 +408,12 @@ def test_a_model_loaded_in_8_bits_writes_what_one_with_rounded_weights_writes(
             continue
         found, expected = (
             [each.token_ids for each in lm.generate([5, 6, 7, 8], max_new_tokens=8, **options).completions]
-            for lm in (quantised, by_formula)
+            for lm in (quantized, by_formula)
         )
         assert found == expected, name
     theirs = twin.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=8, do_sample=False)
     start = 1 if family == "t5" else 4
-    found = quantised.generate([5, 6, 7, 8], max_new_tokens=8).completions[0].token_ids
+    found = quantized.generate([5, 6, 7, 8], max_new_tokens=8).completions[0].token_ids
     assert found == tuple(theirs[0, start : start + len(found)].tolist())
 
 
@@ -421,12 +421,12 @@ def test_a_model_loaded_in_8_bits_writes_what_one_with_rounded_weights_writes(
 def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weights_does(
     family: str, folders: dict[str, Path]
 ) -> None:
-    quantised = unspool.load(folders[family], quantize="int4")
-    assert "quantised as int4" in quantised.info.path and quantised.info.path.startswith(PATHS[family])
+    quantized = unspool.load(folders[family], quantize="int4")
+    assert "quantised as int4" in quantized.info.path and quantized.info.path.startswith(PATHS[family])
     by_formula = unspool.load(by_hand(stored(family, folders), "int4"))
     for name in ("greedy", "beams", "sampling"):
-        for each in quantised.generate([5, 6, 7, 8], max_new_tokens=5, **SEARCHES[name]).completions:
-            found, expected = (lm.score([5, 6, 7, 8], each.token_ids).logprobs for lm in (quantised, by_formula))
+        for each in quantized.generate([5, 6, 7, 8], max_new_tokens=5, **SEARCHES[name]).completions:
+            found, expected = (lm.score([5, 6, 7, 8], each.token_ids).logprobs for lm in (quantized, by_formula))
             assert found == pytest.approx(expected, abs=0.3), name
             assert found != pytest.approx(unspool.load(folders[family]).score([5, 6, 7, 8], each.token_ids).logprobs)
 
@@ -441,7 +441,7 @@ def test_info_counts_what_was_quantised(folders: dict[str, Path]) -> None:
     both = "(packing is off; 8 quantised as int4; 1 quantised as int8)"
     assert counted["int4"].endswith(f"0 of 9 linear layers packed {both}")
     experts = tiny_model("mixtral")
-    quantise_linears(experts, "int8")
+    quantize_linears(experts, "int8")
     assert "% of the weights are in no linear layer and stay as they are" in runtime_of(experts, own=True).info.path
 
 
@@ -451,7 +451,7 @@ def test_stored_half_precision_is_widened_once_its_layers_are_quantised(folders:
         assert ", float32, " in lm.info.path
         module = lm.model
         assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
-        assert {each.dtype for each in module.modules() if isinstance(each, QuantisedLinear)} == {torch.float32}
+        assert {each.dtype for each in module.modules() if isinstance(each, QuantizedLinear)} == {torch.float32}
     assert ", bfloat16, " in unspool.load(folders["half"], quantize="int8", dtype="bfloat16").info.path
 
 
@@ -459,7 +459,7 @@ def test_a_tied_head_is_quantised_and_the_embedding_is_not() -> None:
     model = tiny_model("gpt2")
     table = model.get_input_embeddings().weight
     before = table.detach().clone()
-    quantise_linears(model, "int4")
+    quantize_linears(model, "int4")
     assert model.get_input_embeddings().weight is table and torch.equal(table, before)
     assert model.get_output_embeddings().bits == "int8"
 
@@ -467,9 +467,9 @@ def test_a_tied_head_is_quantised_and_the_embedding_is_not() -> None:
 def test_a_layer_in_two_places_is_quantised_once() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp = model.model.layers[0].mlp
-    quantise_linears(model, "int8")
+    quantize_linears(model, "int8")
     assert model.model.layers[1].mlp.up_proj is model.model.layers[0].mlp.up_proj
-    assert isinstance(model.model.layers[1].mlp.up_proj, QuantisedLinear)
+    assert isinstance(model.model.layers[1].mlp.up_proj, QuantizedLinear)
 
 
 def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
@@ -481,21 +481,21 @@ def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
     model.doubling, model.hooked = Doubling(32, 32), nn.Linear(32, 32)
     model.attention = nn.MultiheadAttention(32, 2)
     model.hooked.register_forward_hook(lambda *_: None)
-    quantise_linears(model, "int8")
+    quantize_linears(model, "int8")
     assert type(model.doubling) is Doubling and type(model.hooked) is nn.Linear
-    assert not isinstance(model.attention.out_proj, QuantisedLinear)
+    assert not isinstance(model.attention.out_proj, QuantizedLinear)
 
 
 def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, alive = tiny_model("llama"), []
     weights = [weakref.ref(each.weight) for each in model.modules() if type(each) is nn.Linear]
 
-    def counting(layer: nn.Linear, bits: Bits) -> QuantisedLinear:
+    def counting(layer: nn.Linear, bits: Bits) -> QuantizedLinear:
         alive.append(sum(weight() is not None for weight in weights))
-        return QuantisedLinear(layer, bits)
+        return QuantizedLinear(layer, bits)
 
-    monkeypatch.setattr(weight_only, "QuantisedLinear", counting)
-    quantise_linears(model, "int8")
+    monkeypatch.setattr(weight_only, "QuantizedLinear", counting)
+    quantize_linears(model, "int8")
     tied = 0 if model.get_output_embeddings() is None else 1
     assert alive == list(range(len(weights), 0, -1)) and len(weights) == 15 and tied
 
@@ -519,7 +519,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_its_name(
     with torch.no_grad():
         model.get_submodule(name).weight[3, 5] = value
     with pytest.raises(ModelError, match=rf"`{name}\.weight` holds NaN or infinite numbers.*leave out `quantize`"):
-        quantise_linears(model, bits)
+        quantize_linears(model, bits)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -544,12 +544,12 @@ def fresh_knowledge(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_whether_rows_are_independent_is_found_by_trying(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    quantise_linears(model, bits)
+    quantize_linears(model, bits)
     assert batch_invariance(model).obstacle == ""
     trials._TRIALS.clear()
     kernel = Int8Weight if bits == "int8" else Int4Weight
-    exact = kernel.times
-    monkeypatch.setattr(kernel, "times", lambda held, rows: exact(held, rows) * (1 + len(rows) / 100))
+    invariant = kernel.times
+    monkeypatch.setattr(kernel, "times", lambda held, rows: invariant(held, rows) * (1 + len(rows) / 100))
     assert bits in batch_invariance(model).obstacle
 
 

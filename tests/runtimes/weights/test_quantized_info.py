@@ -17,7 +17,7 @@ from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
 from unspool import LanguageModel, MissingExtra, ModelError
 from unspool.loading.load import EMBEDDED
-from unspool.runtimes.weights.quantized_info import quantised_linears
+from unspool.runtimes.weights.quantized_info import quantized_linears
 from unspool.runtimes.wrap.agreement import allowed_distance
 
 pytestmark = [
@@ -286,7 +286,7 @@ def test_a_loaded_model_is_not_quantised_afterwards() -> None:
 
 def test_trials_allow_for_rounding_by_dtype_alone_where_no_layer_is_quantised() -> None:
     model = tiny_model("llama")
-    assert quantised_linears(model) == {} and allowed_distance(model) == 1e-3
+    assert quantized_linears(model) == {} and allowed_distance(model) == 1e-3
     assert allowed_distance(tiny_model("llama", dtype=torch.bfloat16)) == 0.05
 
 
@@ -294,7 +294,7 @@ def test_trials_allow_for_rounding_by_dtype_alone_where_no_layer_is_quantised() 
 @pytest.mark.model
 def test_the_embedded_model_tells_its_tale_in_four_bits() -> None:
     lm = unspool.load(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    assert len(quantised_linears(lm.model)) > 10
+    assert len(quantized_linears(lm.model)) > 10
     text = lm.generate("Once upon a time", max_new_tokens=30).text
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, quantization_config=config, dtype="float32")

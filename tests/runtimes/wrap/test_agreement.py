@@ -13,7 +13,7 @@ from torch import nn
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, tiny_model
 from unspool.errors import ModelError
-from unspool.runtimes.decoder.model import Shell
+from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
@@ -51,32 +51,34 @@ def test_families_pass_in_half_precision_with_room(family: str, dtype: torch.dty
 
 
 def without_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Shell._call
+    run = DecoderModel._call
 
-    def call(shell: Shell, *args: Any, **options: Any) -> torch.Tensor:
-        layers = next(each for each in shell.module.modules() if isinstance(each, nn.ModuleList))
+    def call(decoder_model: DecoderModel, *args: Any, **options: Any) -> torch.Tensor:
+        layers = next(each for each in decoder_model.module.modules() if isinstance(each, nn.ModuleList))
         mlp = next(part for name, part in layers[-1].named_children() if "mlp" in name)
         handle = mlp.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
         try:
-            return run(shell, *args, **options)
+            return run(decoder_model, *args, **options)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(Shell, "_call", call)
+    monkeypatch.setattr(DecoderModel, "_call", call)
 
 
 def without_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Shell._call
+    run = DecoderModel._call
     monkeypatch.setattr(
-        Shell,
+        DecoderModel,
         "_call",
-        lambda shell, cache, ids, positions, **options: run(shell, cache, ids, positions.clamp(max=2), **options),
+        lambda decoder_model, cache, ids, positions, **options: run(
+            decoder_model, cache, ids, positions.clamp(max=2), **options
+        ),
     )
 
 
 def with_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    terms = attention.Terms
-    monkeypatch.setattr(attention, "Terms", lambda scale, window, *rest: terms(scale, 3, *rest))
+    params = attention.AttentionParams
+    monkeypatch.setattr(attention, "AttentionParams", lambda scale, window, *rest: params(scale, 3, *rest))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from unspool.engine.branches import Branch, Node
 from unspool.engine.commit_log import finish_reason
-from unspool.engine.trace.rows import Children, Heard, View, finite
+from unspool.engine.trace.rows import Children, RowStats, TraceRowSource, finite
 from unspool.records import Recording, TraceCommit, TraceMove, TraceNode, TraceOutput, TraceStep
 from unspool.types import (
     DRAFT,
@@ -68,7 +68,7 @@ class _Step:
     """A turn, and the rows of its reply once they are there."""
 
     turn: Turn
-    rows: list[Heard] = field(default_factory=list)
+    rows: list[TraceRowSource] = field(default_factory=list)
     commits: list[TraceCommit] = field(default_factory=list)
 
 
@@ -124,11 +124,11 @@ class Recorder:
             branch = self._branches[ask.branch]
             length = branch.length - ask.back
             entry = self._ids[branch.tip.at(length)] if length >= 0 else None
-            view = None if cut is None else View.of(cut, row.log_norm, self._num_best)
+            view = None if cut is None else RowStats.of(cut, row.log_norm, self._num_best)
             draft = self._is_draft(ask.branch)
             if cut is not None and not draft:
                 self._processors = cut.processors
-            step.rows.append(Heard(ask, row._replace(distribution=None), entry, length, draft, view))
+            step.rows.append(TraceRowSource(ask, row._replace(distribution=None), entry, length, draft, view))
 
     def commit(self, commit: Commit) -> None:
         """Note a promise of the open Turn."""

@@ -14,19 +14,30 @@ import torch
 
 from unspool.engine import sampler as select
 from unspool.records import AskKind, TraceCandidate, TraceCut, TraceNode, TraceRow, TraceToken
-from unspool.types import Ask, Candidate, Distribution, Perturbed, Row, Sample, Score, Similarity, Top, Whole
+from unspool.types import (
+    Ask,
+    Candidate,
+    Distribution,
+    FullDistribution,
+    GumbelTopK,
+    Row,
+    Sample,
+    Score,
+    Similarity,
+    Top,
+)
 
 _KINDS: Mapping[type[Ask], AskKind] = {
     Top: "top",
     Sample: "sample",
-    Perturbed: "perturbed",
+    GumbelTopK: "perturbed",
     Score: "score",
     Similarity: "similarity",
-    Whole: "whole",
+    FullDistribution: "whole",
 }
 
 
-class View(NamedTuple):
+class RowStats(NamedTuple):
     """The few numbers that are kept of a distribution; see TraceRow."""
 
     entropy: float
@@ -35,7 +46,7 @@ class View(NamedTuple):
     best: tuple[TraceToken, ...]
 
     @classmethod
-    def of(cls, cut: Distribution, log_norm: float, num_best: int) -> View:
+    def of(cls, cut: Distribution, log_norm: float, num_best: int) -> RowStats:
         """Look at a distribution. log_norm: logsumexp of its scores. num_best: how many of its best tokens are kept."""
         probabilities = cut.logprobs.exp()
         counts = torch.bincount(cut.cut_by[cut.cut_by >= 0], minlength=len(cut.processors)).tolist()
@@ -61,7 +72,7 @@ class View(NamedTuple):
         )
 
 
-class Heard(NamedTuple):
+class TraceRowSource(NamedTuple):
     """A row as it was replied, without its distribution.
 
     node: id of the node whose next token it is about. length, draft: see TraceRow. view: None where there is none.
@@ -72,7 +83,7 @@ class Heard(NamedTuple):
     node: int | None
     length: int
     draft: bool
-    view: View | None
+    view: RowStats | None
 
     @property
     def only(self) -> Candidate | None:

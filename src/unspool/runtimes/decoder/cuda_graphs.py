@@ -17,7 +17,7 @@ import torch
 
 from unspool.runtimes.decoder.capture import CaptureCheck, CudaGraphs, GraphMaker, Work
 from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, Form, StaticCache, StaticPass, form_of
-from unspool.runtimes.decoder.model import Shell
+from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
@@ -67,9 +67,9 @@ class Graphs:
         obstacle: why no graph is made or repeated any more; "" where nothing is known to stand against it.
     """
 
-    def __init__(self, shell: Shell, maker: GraphMaker) -> None:
-        self._shell, self._maker = shell, maker
-        self._version = shell.version
+    def __init__(self, decoder_model: DecoderModel, maker: GraphMaker) -> None:
+        self._decoder_model, self._maker = decoder_model, maker
+        self._version = decoder_model.version
         self.obstacle = ""
         self._meetings: OrderedDict[Form, int] = OrderedDict()
         self._graphs: OrderedDict[Form, Graph] = OrderedDict()
@@ -86,9 +86,9 @@ class Graphs:
 
     def run(self, batch: Batch, plain: Callable[[Batch], Result]) -> Result:
         """Run a pass, by a graph where one is trusted. plain: runs any pass."""
-        if self._shell.version != self._version:
+        if self._decoder_model.version != self._version:
             self.forget()
-        form = None if self.obstacle else form_of(batch, self._shell.report.least_rows)
+        form = None if self.obstacle else form_of(batch, self._decoder_model.report.least_rows)
         if form is None:
             return plain(batch)
         graph = self._graphs.get(form)
@@ -100,7 +100,7 @@ class Graphs:
 
     def forget(self) -> None:
         """Drop all graphs, as the weights that they read may no longer be the model's."""
-        self._version = self._shell.version
+        self._version = self._decoder_model.version
         for kept in (self._graphs, self._meetings, self._weights):
             kept.clear()
 
@@ -115,9 +115,9 @@ class Graphs:
             self._meetings.popitem(last=False)
 
     def _make(self, form: Form, batch: Batch) -> None:
-        static = StaticPass(form, self._shell.device)
+        static = StaticPass(form, self._decoder_model.device)
         static.fill(batch)
-        work = partial(_step, self._shell, static)
+        work = partial(_step, self._decoder_model, static)
         try:
             with CaptureCheck():
                 work()
@@ -129,7 +129,7 @@ class Graphs:
             static.clear_padding()
         if not self._weights:
             # A graph reads memory, whoever that belongs to by then.
-            module = self._shell.module
+            module = self._decoder_model.module
             self._weights += [tensor.data for tensor in (*module.parameters(), *module.buffers())]
         if len(self._graphs) == _MOST_GRAPHS:
             self._graphs.popitem(last=False)
@@ -148,7 +148,7 @@ class Graphs:
         result = plain(batch)
         expected = [result[0].logits, *_written(batch)]
         apart = max(map(distance, found, expected))
-        if flags != result[1] or apart > allowed_distance(self._shell.module):
+        if flags != result[1] or apart > allowed_distance(self._decoder_model.module):
             self._give_up(f"a graph of {graph.static.num_rows} rows gave other results than the model")
         elif graph.static.told not in graph.shown:
             graph.shown.append(graph.static.told)
@@ -165,21 +165,21 @@ class Graphs:
             self._graphs.pop(form, None)
 
 
-def graphs_over(shell: Shell, maker: GraphMaker | None = None) -> Graphs | None:
+def graphs_over(decoder_model: DecoderModel, maker: GraphMaker | None = None) -> Graphs | None:
     """Return graphs where the model lies on one CUDA device, or where a maker is given; else None."""
-    devices = {shell.device, *(layer.device for layer in shell.layout)}
-    if is_dispatched(shell.module) or len(devices) > 1:
+    devices = {decoder_model.device, *(layer.device for layer in decoder_model.layout)}
+    if is_dispatched(decoder_model.module) or len(devices) > 1:
         return None
-    if maker is None and shell.device.type == "cuda":
-        maker = CudaGraphs(shell.device)
-    return None if maker is None else Graphs(shell, maker)
+    if maker is None and decoder_model.device.type == "cuda":
+        maker = CudaGraphs(decoder_model.device)
+    return None if maker is None else Graphs(decoder_model, maker)
 
 
-def _step(shell: Shell, static: StaticPass) -> tuple[torch.Tensor, ...]:
+def _step(decoder_model: DecoderModel, static: StaticPass) -> tuple[torch.Tensor, ...]:
     """Do what a static pass was filled with. Returns logits [rows, vocab], and whether each row is finite, [rows]."""
-    cache = StaticCache(static, len(shell.layout))
+    cache = StaticCache(static, len(decoder_model.layout))
     facts = static.facts
-    logits = shell.plain(cache, facts.ids[None], facts.positions[None], facts.keep)
+    logits = decoder_model.plain(cache, facts.ids[None], facts.positions[None], facts.keep)
     assert cache.finite is not None, "the last layer was not reached"
     return logits, cache.finite
 

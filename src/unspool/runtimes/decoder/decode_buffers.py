@@ -13,9 +13,9 @@ from weakref import ref
 
 import torch
 
-from unspool.runtimes.kv.attention import Terms, attend_plainly
-from unspool.runtimes.kv.attention_plan import Mask, Span, seen
-from unspool.runtimes.kv.cache import LengthlessCache
+from unspool.runtimes.kv.attention import AttentionParams, manual_attention
+from unspool.runtimes.kv.attention_plan import Mask, Segment, seen
+from unspool.runtimes.kv.cache import UnmaskedCache
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
 
@@ -61,20 +61,20 @@ def form_of(batch: Batch, least_rows: int = 1) -> Form | None:
     parts: list[Part] = []
     for pool, spans in _by_pool(batch):
         rows = _power_of_two(max(len(spans), least_rows))
-        if rows > len(spans) and _host(spans) is None:
+        if rows > len(spans) and _wrapped(spans) is None:
             return None
         parts.append(Part(ref(pool), _end(parts), rows, _num_keys(spans, pool.capacity)))
     return tuple(parts)
 
 
-def _by_pool(batch: Batch) -> list[tuple[SlotPool, list[Span]]]:
+def _by_pool(batch: Batch) -> list[tuple[SlotPool, list[Segment]]]:
     """Return the spans in the order of their rows, cut where the pool changes."""
     in_order = sorted(batch.spans, key=lambda span: span.row)
     groups = (list(group) for _, group in groupby(in_order, key=lambda span: id(span.pool)))
     return [(group[0].pool, group) for group in groups]
 
 
-def _host(spans: Sequence[Span]) -> Span | None:
+def _wrapped(spans: Sequence[Segment]) -> Segment | None:
     """Return a span that padding may copy: the last position of its slot is still behind its sequence."""
     return next((span for span in spans if span.stop < span.pool.capacity), None)
 
@@ -83,7 +83,7 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _num_keys(spans: Sequence[Span], capacity: int) -> int:
+def _num_keys(spans: Sequence[Segment], capacity: int) -> int:
     step = min(capacity, max(_LEAST_KEYS, capacity // 4))
     return -(-max(span.stop for span in spans) // step) * step
 
@@ -132,7 +132,7 @@ class StaticPass:
         self.facts = Facts(*self._buffer.unbind(0))
         self.told: list[list[int]] = []
         self._rows: dict[int, int] = {}
-        self._hosts: list[Span] = []
+        self._hosts: list[Segment] = []
 
     def fill(self, batch: Batch) -> None:
         """Take over a pass of this form: one copy to the device."""
@@ -143,29 +143,29 @@ class StaticPass:
                 self._rows[span.row] = len(columns)
                 columns.append(self._column(batch, span, span.start, span.slot))
             if missing := part.rows - len(spans):
-                host = _host(spans)
-                assert host is not None, "a form has no room for padding"
-                self._hosts.append(host)
-                columns += [self._column(batch, host, pool.capacity - 1, pool.num_slots)] * missing
+                wrapped = _wrapped(spans)
+                assert wrapped is not None, "a form has no room for padding"
+                self._hosts.append(wrapped)
+                columns += [self._column(batch, wrapped, pool.capacity - 1, pool.num_slots)] * missing
         kept = [self._rows[row] for row in batch.asked]
         kept += [0] * (self.num_rows - len(kept))
         self.told = [*map(list, zip(*columns, strict=True)), kept]
         self._buffer.copy_(torch.tensor(self.told, device="cpu"))
 
-    def _column(self, batch: Batch, span: Span, write: int, seat: int) -> tuple[int, ...]:
+    def _column(self, batch: Batch, span: Segment, write: int, seat: int) -> tuple[int, ...]:
         return batch.tokens[span.row], batch.positions[span.row], span.slot, write, seat
 
-    def row_of(self, span: Span) -> int:
+    def row_of(self, span: Segment) -> int:
         """Return the row of a span of the pass that was filled in last."""
         return self._rows[span.row]
 
     def clear_padding(self) -> None:
         """Clear what padding has written, which need not be finite where a row is not."""
-        for host in self._hosts:
-            host.pool.zero(host.slot, host.pool.capacity - 1, host.pool.capacity)
+        for wrapped in self._hosts:
+            wrapped.pool.zero(wrapped.slot, wrapped.pool.capacity - 1, wrapped.pool.capacity)
 
 
-class StaticCache(LengthlessCache):
+class StaticCache(UnmaskedCache):
     """What transformers takes for its cache during one static pass.
 
     After the pass, `finite` says which rows' values were finite: bool [rows].
@@ -193,24 +193,26 @@ class StaticCache(LengthlessCache):
             self.finite = value_states[0].sum((0, 2), dtype=torch.float32).isfinite()
         return key_states, value_states
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
+    ) -> torch.Tensor:
         """Attend every row over its own slot. --> [rows, heads, value width]"""
         queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]
-        found = [self._attend_part(index, queries[part.span], terms) for index, (part, _) in enumerate(self._parts)]
+        found = [self._attend_part(index, queries[part.span], params) for index, (part, _) in enumerate(self._parts)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _attend_part(self, index: int, queries: torch.Tensor, terms: Terms) -> torch.Tensor:
+    def _attend_part(self, index: int, queries: torch.Tensor, params: AttentionParams) -> torch.Tensor:
         part, pool = self._parts[index]
         keys = pool.keys[self._layer][:, :, : part.keys]
         values = pool.values[self._layer][:, :, : part.keys]
-        mask = self._mask(index, terms.window).beside(keys)
+        mask = self._mask(index, params.window).beside(keys)
         slots, seats = self._facts.slots[part.span], self._facts.seats[part.span]
         own = queries.to(keys.dtype)
         if _gathers(part, pool):
-            out = attend_plainly(own, keys.index_select(0, slots), values.index_select(0, slots), terms, mask)
+            out = manual_attention(own, keys.index_select(0, slots), values.index_select(0, slots), params, mask)
         else:
             spread = own.new_zeros(pool.num_slots + 1, *own.shape[1:]).index_put_((seats,), own)
-            out = attend_plainly(spread[:-1], keys, values, terms, mask).index_select(0, slots)
+            out = manual_attention(spread[:-1], keys, values, params, mask).index_select(0, slots)
         return out[:, :, 0].to(queries.dtype)
 
     def _mask(self, index: int, window: int | None) -> Mask:

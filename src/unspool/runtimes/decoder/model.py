@@ -18,8 +18,8 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
-from unspool.runtimes.kv.attention_plan import Plan, Span
-from unspool.runtimes.kv.cache import LayoutCache, SlotCache
+from unspool.runtimes.kv.attention_plan import AttentionPlan, Segment
+from unspool.runtimes.kv.cache import ShapeProbeCache, SlotCache
 from unspool.runtimes.kv.pool import Layout, SlotPool
 from unspool.runtimes.model_info import (
     has_experts,
@@ -27,19 +27,19 @@ from unspool.runtimes.model_info import (
     max_positions,
     num_hidden_layers,
     sliding_layers,
-    supports,
+    slot_cache_obstacle,
     trial_length,
 )
-from unspool.runtimes.replay.replay import Recorded
+from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_invariance
-from unspool.runtimes.weights.fuse_activation import join_activations, lighten
+from unspool.runtimes.weights.fuse_activation import fuse_activations, replace_activations
 from unspool.runtimes.weights.packed_linear import Pack, PackReport, pack_rest, repack
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
-from unspool.runtimes.wrap.hooks import HeadTap, LayerSearch, LayerTap, Place
+from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, LayerSearch
 from unspool.runtimes.wrap.model_copy import (
-    borrowed_attention,
     copy_tree,
     fingerprint,
+    in_place_attention,
     input_device,
     is_dispatched,
     narrow_windows,
@@ -51,7 +51,7 @@ _TRIAL_WINDOW = 2
 """Of half the tokens of a trial, so that each way of applying a window shows."""
 
 
-class Shell:
+class DecoderModel:
     """A model that runs flat passes.
 
     Args:
@@ -87,28 +87,28 @@ class Shell:
         self._build(model)
 
     def _build(self, model: Any) -> None:
-        if reason := supports(model):
+        if reason := slot_cache_obstacle(model):
             raise ModelError(reason)
-        self.is_borrowed = self._source is not None and is_dispatched(model)
-        if self.is_borrowed and model.training:
+        self.in_place = self._source is not None and is_dispatched(model)
+        if self.in_place and model.training:
             raise ModelError("the model is in training mode and spread over devices: call `model.eval()` first")
         self._print = None if self._source is None else fingerprint(model)
-        self.module = model.eval() if self._source is None else model if self.is_borrowed else copy_tree(model)
+        self.module = model.eval() if self._source is None else model if self.in_place else copy_tree(model)
         self.device = input_device(self.module)
-        self._recorded: Recorded | None = None
+        self._recorded: Replay | None = None
         self._keeps = _takes_logits_to_keep(self.module)
         with self._narrow_windows():
             reference, tokens = self._reference()
-        if not self.is_borrowed:
+        if not self.in_place:
             set_attention(self.module, ATTENTION_NAME)
         self.layout = self._learn_layout()
         self.report = PackReport(0, 0, "the model is spread over devices")
         if not is_dispatched(model):
             self.report = pack_rest(self.module, keep=self._source is not None, pack=self._pack)
             if self.report.packed:
-                lighten(self.module)
+                replace_activations(self.module)
                 with torch.inference_mode():
-                    join_activations(self.module)
+                    fuse_activations(self.module)
         with self._narrow_windows():
             self._compare(reference, tokens)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
@@ -120,7 +120,7 @@ class Shell:
             self.batch_invariance = batch_invariance(self.module)
         # A pass with experts depends on which of them the tokens are routed to.
         if on_cpu and not is_dispatched(model) and not has_experts(model):
-            self._recorded = Recorded(len(self.layout), self.report.least_rows)
+            self._recorded = Replay(len(self.layout), self.report.least_rows)
 
     def run(
         self,
@@ -130,13 +130,13 @@ class Shell:
         asked: Sequence[int],
         *,
         hidden: Sequence[int] | None = None,
-        inner: Sequence[Place] | None = None,
+        inner: Sequence[LayerRow] | None = None,
         invariant: bool = False,
     ) -> Rows:
         """Run one flat pass.
 
         Args:
-            cache: a SlotCache (or LayoutCache) made for this pass.
+            cache: a SlotCache (or ShapeProbeCache) made for this pass.
             tokens, positions: of each row.
             asked: rows whose logits are wanted; may be none, and may repeat.
             hidden: rows of which is wanted what the head reads; None for none.
@@ -155,8 +155,8 @@ class Shell:
             for context in (attending(cache), self._attention(), self._without_gradients()):
                 stack.enter_context(context)
             with ExitStack() as taps:
-                head = taps.enter_context(HeadTap(self._head, keep)) if hidden is not None else None
-                layers = taps.enter_context(LayerTap(self.layers or (), inner)) if inner else None
+                head = taps.enter_context(HeadHook(self._head, keep)) if hidden is not None else None
+                layers = taps.enter_context(LayerHook(self.layers or (), inner)) if inner else None
                 if head is not None:
                     logits = self._call(cache, ids, places)
                 elif recorded is not None:
@@ -209,12 +209,12 @@ class Shell:
 
     def _without_gradients(self) -> AbstractContextManager[Any]:
         # What a module of the caller's might keep must not be an inference tensor.
-        return torch.no_grad() if self.is_borrowed else torch.inference_mode()
+        return torch.no_grad() if self.in_place else torch.inference_mode()
 
     def _attention(self) -> AbstractContextManager[None]:
-        return borrowed_attention(self.module, ATTENTION_NAME) if self.is_borrowed else nullcontext()
+        return in_place_attention(self.module, ATTENTION_NAME) if self.in_place else nullcontext()
 
-    def follow(self) -> None:
+    def sync_weights(self) -> None:
         """See whether the user's model has changed since the last look, and take over what has.
 
         Raises:
@@ -253,7 +253,7 @@ class Shell:
         parts.append(str(self.report))
         if products := self.batch_invariance.row_by_row:
             parts.append(f"row by row for batch_invariant requests: {len(products)} shapes of linear layers")
-        if self.is_borrowed:
+        if self.in_place:
             parts.append("on the caller's own module")
         if note := length_limit(self.module)[1]:
             parts.append(note)
@@ -269,7 +269,7 @@ class Shell:
         tokens = [vocab_size * part // 6 for part in range(1, count + 1)]
         search = LayerSearch(self.module, num_hidden_layers(self.module))
         output_layer = self.module.get_output_embeddings()
-        head = HeadTap(nn.Identity() if output_layer is None else output_layer)
+        head = HeadHook(nn.Identity() if output_layer is None else output_layer)
         try:
             with torch.no_grad(), head, search:
                 output = self.module(input_ids=torch.tensor([tokens], device=self.device), use_cache=False)
@@ -281,7 +281,7 @@ class Shell:
 
     def _learn_layout(self) -> Layout:
         """Run one token to see what each layer would cache."""
-        notes = LayoutCache()
+        notes = ShapeProbeCache()
         self._try(notes, [0], [0], [0])
         kind = type(self.module).__name__
         if not notes.layouts or sorted(notes.layouts) != list(range(len(notes.layouts))):
@@ -295,9 +295,9 @@ class Shell:
     def _compare(self, reference: torch.Tensor, tokens: list[int]) -> None:
         """Feed the tokens in two parts, in company, and compare with what the model says by itself."""
         pool, half = SlotPool(self.layout, len(tokens), 2), max(1, len(tokens) // 2)
-        first = [Span(pool, 0, 0, half, 0), Span(pool, 1, 0, len(tokens), half)]
+        first = [Segment(pool, 0, 0, half, 0), Segment(pool, 1, 0, len(tokens), half)]
         device = self.layout[0].device
-        cache = SlotCache(Plan(first, half + len(tokens), "loop", device), len(self.layout))
+        cache = SlotCache(AttentionPlan(first, half + len(tokens), "loop", device), len(self.layout))
         positions = [*range(half), *range(len(tokens))]
         found = self._try(cache, tokens[:half] + tokens[::-1], positions, list(range(half))).logits
         self.vocab_size = found.shape[-1]
@@ -312,7 +312,7 @@ class Shell:
     def _second_half(self, pool: SlotPool, tokens: list[int], half: int) -> torch.Tensor:
         """Feed the second half behind the first, as a pass with hidden states if there is one. --> [half, vocab]"""
         device = self.layout[0].device
-        cache = SlotCache(Plan([Span(pool, 0, half, half, 0)], half, "loop", device), len(self.layout))
+        cache = SlotCache(AttentionPlan([Segment(pool, 0, half, half, 0)], half, "loop", device), len(self.layout))
         hidden = list(range(half)) if self.reads_head else None
         return self._try(cache, tokens[half:], list(range(half, len(tokens))), list(range(half)), hidden=hidden).logits
 
@@ -343,26 +343,26 @@ def _takes_logits_to_keep(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
-_SHELLS: weakref.WeakKeyDictionary[nn.Module, dict[Pack, Shell]] = weakref.WeakKeyDictionary()
+_DECODER_MODELS: weakref.WeakKeyDictionary[nn.Module, dict[Pack, DecoderModel]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def shell_over(model: Any, pack: Pack = "auto") -> Shell:
+def wrap_decoder(model: Any, pack: Pack = "auto") -> DecoderModel:
     """Return the shell over a user's own model: the same one for each call, brought up to date.
 
     Raises:
         ModelError: the model cannot run on the slot cache.
     """
     with _LOCK:
-        shell = _SHELLS.get(model, {}).get(pack)
-        if shell is None:
-            shell = Shell(model, own=False, pack=pack)
+        decoder_model = _DECODER_MODELS.get(model, {}).get(pack)
+        if decoder_model is None:
+            decoder_model = DecoderModel(model, own=False, pack=pack)
             # A borrowed shell holds the model itself, which must not keep itself alive.
-            if not shell.is_borrowed:
-                _SHELLS.setdefault(model, {})[pack] = shell
+            if not decoder_model.in_place:
+                _DECODER_MODELS.setdefault(model, {})[pack] = decoder_model
         else:
-            shell.follow()
-        return shell
+            decoder_model.sync_weights()
+        return decoder_model
 
 
 def refresh(model: Any) -> None:
@@ -371,11 +371,11 @@ def refresh(model: Any) -> None:
     Every other change is seen by itself. A model that has never been used here is no error.
     """
     from unspool.runtimes.seq2seq.model import refresh_models
-    from unspool.runtimes.wrap.wrapped import refresh_hosts
+    from unspool.runtimes.wrap.wrapped import refresh_wrapped
 
     with _LOCK:
-        for shell in _SHELLS.get(model, {}).values():
-            shell.follow()
-            shell.refresh()
-    refresh_hosts(model)
+        for decoder_model in _DECODER_MODELS.get(model, {}).values():
+            decoder_model.sync_weights()
+            decoder_model.refresh()
+    refresh_wrapped(model)
     refresh_models(model)

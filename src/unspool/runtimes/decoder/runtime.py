@@ -15,15 +15,15 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
-from unspool.runtimes.decoder.model import Shell, refresh, shell_over
-from unspool.runtimes.kv.attention_plan import AttentionPath, Plan, Span
+from unspool.runtimes.decoder.model import DecoderModel, refresh, wrap_decoder
+from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan, Segment
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.slot_table import Slot, SlotTable
-from unspool.runtimes.model_info import describe, supports
+from unspool.runtimes.model_info import describe, slot_cache_obstacle
 from unspool.runtimes.weights.batch_invariance import RowByRow
-from unspool.runtimes.weights.invariant_elementwise import SteadyElementwise
+from unspool.runtimes.weights.invariant_elementwise import InvariantElementwise
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.types import Feed, ModelInfo, Rows, Seq
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from unspool.runtimes.decoder.capture import GraphMaker
     from unspool.runtimes.decoder.cuda_graphs import Graphs
 
-__all__ = ["DecoderRuntime", "refresh", "supports"]
+__all__ = ["DecoderRuntime", "refresh", "slot_cache_obstacle"]
 
 
 class DecoderRuntime(Runtime):
@@ -68,46 +68,46 @@ class DecoderRuntime(Runtime):
         attention: AttentionPath | Literal["auto"] = "auto",
         graph_maker: GraphMaker | None = None,
     ) -> None:
-        self._shell = Shell(model, own=own, pack=pack) if own else shell_over(model, pack)
-        on_cpu = all(layer.device.type == "cpu" for layer in self._shell.layout)
+        self._decoder_model = DecoderModel(model, own=own, pack=pack) if own else wrap_decoder(model, pack)
+        on_cpu = all(layer.device.type == "cpu" for layer in self._decoder_model.layout)
         self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
         self._graph_maker = graph_maker
-        self._take_stock()
+        self._configure()
 
-    def _take_stock(self) -> None:
+    def _configure(self) -> None:
         """Read everything that depends on the shell as it now is."""
-        shell = self._shell
-        self._version = shell.version
-        per_token, device = self.bytes_per_token, shell.layout[0].device
+        decoder_model = self._decoder_model
+        self._version = decoder_model.version
+        per_token, device = self.bytes_per_token, decoder_model.layout[0].device
         limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
-        self._slots = SlotTable(shell.layout, limits)
-        devices = {layer.device for layer in shell.layout}
+        self._slots = SlotTable(decoder_model.layout, limits)
+        devices = {layer.device for layer in decoder_model.layout}
         # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
-        self._graphs = _graphs_over(shell, self._graph_maker)
-        obstacle = shell.batch_invariance.obstacle
+        self._graphs = _graphs_over(decoder_model, self._graph_maker)
+        obstacle = decoder_model.batch_invariance.obstacle
         if not obstacle and self._attention != "loop":
             obstacle = f'attention="{self._attention}" reads many rows in one call; use attention="loop"'
         self.info: ModelInfo = describe(
-            shell.module,
-            vocab_size=shell.vocab_size,
+            decoder_model.module,
+            vocab_size=decoder_model.vocab_size,
             path=self._path(),
             batch_invariance_obstacle=obstacle,
-            hidden_states=shell.reads_head,
-            num_layers=None if shell.layers is None else len(shell.layers),
+            hidden_states=decoder_model.reads_head,
+            num_layers=None if decoder_model.layers is None else len(decoder_model.layers),
             limits=limits,
             bytes_per_token=per_token,
         )
 
     def _path(self) -> str:
-        parts = [self._shell.describe()] + ([self._graphs.describe()] if self._graphs is not None else [])
+        parts = [self._decoder_model.describe()] + ([self._graphs.describe()] if self._graphs is not None else [])
         return ", ".join(parts)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one cached token takes, over all layers."""
-        return sum(layer.bytes_per_token for layer in self._shell.layout)
+        return sum(layer.bytes_per_token for layer in self._decoder_model.layout)
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append the feeds and return the asked rows; see Runtime.forward.
@@ -122,7 +122,7 @@ class DecoderRuntime(Runtime):
         self._check(feeds)
         opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
         if opened:
-            self._follow()
+            self._sync_weights()
         slots = self._slots.reserve([(feed.seq, len(feed.tokens)) for feed in feeds])
         try:
             rows, finite = self._pass(feeds, slots)
@@ -133,7 +133,7 @@ class DecoderRuntime(Runtime):
                 self._slots.release(seq)
             raise
         for feed, is_finite in zip(feeds, finite, strict=True):
-            self._slots.advance(feed.seq, feed.tokens, exact=feed.invariant, poisoned=not is_finite)
+            self._slots.advance(feed.seq, feed.tokens, invariant=feed.invariant, nonfinite=not is_finite)
         return rows
 
     def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
@@ -142,11 +142,11 @@ class DecoderRuntime(Runtime):
         Raises:
             CapacityError: the limits on tokens or sequences leave no room.
         """
-        if self._slots.find(tokens, least=least, exact=invariant) is None:
+        if self._slots.find(tokens, least=least, invariant=invariant) is None:
             return 0
         # What was found is of no use where the weights have changed since.
-        self._follow()
-        return self._slots.recall(seq, tokens, least=least, exact=invariant)
+        self._sync_weights()
+        return self._slots.recall(seq, tokens, least=least, invariant=invariant)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.
@@ -166,8 +166,8 @@ class DecoderRuntime(Runtime):
 
     def refresh(self) -> None:
         """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
-        self._shell.refresh()
-        self._follow()
+        self._decoder_model.refresh()
+        self._sync_weights()
 
     def check(self) -> None:
         """Assert the invariants of the cache; for tests."""
@@ -188,22 +188,22 @@ class DecoderRuntime(Runtime):
                 raise ModelError(f"{self.info.name} has no inner layers that its own head can read")
             assert min(layers) >= 0 and max(layers) < self.info.num_layers, "a feed names a layer that is not there"
 
-    def _follow(self) -> None:
+    def _sync_weights(self) -> None:
         """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
-        self._shell.follow()
-        if self._shell.version == self._version:
+        self._decoder_model.sync_weights()
+        if self._decoder_model.version == self._version:
             return
-        if self._shell.layout == self._slots.layout:
+        if self._decoder_model.layout == self._slots.layout:
             self._slots.forget_free()
-            self._version = self._shell.version
+            self._version = self._decoder_model.version
         elif self._slots.live:
             raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
         else:
-            self._take_stock()
+            self._configure()
 
     def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
         """Run the pass. Returns the rows, and for each feed whether its values were finite."""
-        batch = Batch(feeds, slots, self._shell.report.least_rows)
+        batch = Batch(feeds, slots, self._decoder_model.report.least_rows)
         if self._graphs is None:
             return self._plain_pass(batch)
         result = self._graphs.run(batch, self._plain_pass)
@@ -212,15 +212,15 @@ class DecoderRuntime(Runtime):
         return result
 
     def _plain_pass(self, batch: Batch) -> tuple[Rows, list[bool]]:
-        plan = Plan(batch.spans, len(batch.tokens), self._attention, self._index_device)
-        cache = SlotCache(plan, len(self._shell.layout))
+        plan = AttentionPlan(batch.spans, len(batch.tokens), self._attention, self._index_device)
+        cache = SlotCache(plan, len(self._decoder_model.layout))
         with ExitStack() as stack:
             if batch.invariant:
                 stack.enter_context(invariant_rows())
-                stack.enter_context(SteadyElementwise())
-                if self._shell.batch_invariance.row_by_row:
-                    stack.enter_context(RowByRow(self._shell.batch_invariance.row_by_row))
-            rows = self._shell.run(
+                stack.enter_context(InvariantElementwise())
+                if self._decoder_model.batch_invariance.row_by_row:
+                    stack.enter_context(RowByRow(self._decoder_model.batch_invariance.row_by_row))
+            rows = self._decoder_model.run(
                 cache,
                 batch.tokens,
                 batch.positions,
@@ -232,15 +232,15 @@ class DecoderRuntime(Runtime):
         return batch.unpad(rows), _finite_spans(cache, batch.spans)
 
 
-def _graphs_over(shell: Shell, maker: GraphMaker | None) -> Graphs | None:
-    if maker is None and shell.device.type != "cuda":
+def _graphs_over(decoder_model: DecoderModel, maker: GraphMaker | None) -> Graphs | None:
+    if maker is None and decoder_model.device.type != "cuda":
         return None  # nothing is imported that a CPU has no use for
     from unspool.runtimes.decoder.cuda_graphs import graphs_over
 
-    return graphs_over(shell, maker)
+    return graphs_over(decoder_model, maker)
 
 
-def _finite_spans(cache: SlotCache, spans: Sequence[Span]) -> list[bool]:
+def _finite_spans(cache: SlotCache, spans: Sequence[Segment]) -> list[bool]:
     assert cache.finite is not None, "the last layer was not reached"
     if bool(cache.finite.all()):
         return [True] * len(spans)

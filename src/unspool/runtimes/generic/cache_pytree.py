@@ -1,7 +1,7 @@
 """What a model remembers of the tokens it has read, whatever its form: transformers' caches, recurrent states, tuples.
 
-A *tree* is such a memory: containers and objects with tensors at their leaves. A `Stack` is the tree of several
-sequences of one length side by side, a `Share` one sequence of a stack. Trees are never changed once they are in a
+A *tree* is such a memory: containers and objects with tensors at their leaves. A `BatchedCache` is the tree of several
+sequences of one length side by side, a `CacheSlice` one sequence of a stack. Trees are never changed once they are in a
 stack: calls are given a copy, so a fork is another name for the same share. Knows no model.
 """
 
@@ -90,7 +90,7 @@ class Kind(NamedTuple):
     grows: bool
 
 
-class Anatomy:
+class CacheSchema:
     """What the leaves of a model's trees are, learnt from three of them.
 
     Args:
@@ -119,7 +119,7 @@ class Anatomy:
 
         return rebuild(tree, own)
 
-    def gathered(self, shares: Sequence[Share], length: int) -> Tree:
+    def gathered(self, shares: Sequence[CacheSlice], length: int) -> Tree:
         """Return one tree that a call may change, of the first `length` tokens of each share, in their order."""
         stacks = list({id(share.stack): share.stack for share in shares}.values())
         trees = {id(stack): shortened(stack, length) for stack in stacks}
@@ -152,7 +152,7 @@ def _differing(one: torch.Tensor, two: torch.Tensor) -> list[int] | None:
     return dims if all((one.shape[dim], two.shape[dim]) == (1, 2) for dim in dims) else None
 
 
-def _runs(shares: Sequence[Share]) -> Iterator[tuple[Stack, list[int]]]:
+def _runs(shares: Sequence[CacheSlice]) -> Iterator[tuple[BatchedCache, list[int]]]:
     """Yield neighbouring shares of one stack together."""
     stack, rows = shares[0].stack, [shares[0].row]
     for share in shares[1:]:
@@ -164,7 +164,7 @@ def _runs(shares: Sequence[Share]) -> Iterator[tuple[Stack, list[int]]]:
     yield stack, rows
 
 
-class Stack:
+class BatchedCache:
     """The tree of several sequences of one length.
 
     Args:
@@ -179,10 +179,10 @@ class Stack:
         self.tree, self.rows, self.length = tree, rows, length
 
 
-class Share(NamedTuple):
+class CacheSlice(NamedTuple):
     """The first `length` tokens of one sequence of a stack."""
 
-    stack: Stack
+    stack: BatchedCache
     row: int
     length: int
 
@@ -201,7 +201,7 @@ def _can_shorten(layer: Any) -> bool:
     return window is None or layer.get_seq_length() < window
 
 
-def shortened(stack: Stack, length: int) -> Tree:
+def shortened(stack: BatchedCache, length: int) -> Tree:
     """Return the stack's tree with the first `length` tokens alone; it shares the stack's tensors."""
     if length == stack.length:
         return stack.tree

@@ -29,7 +29,7 @@ class _Part:
     skipped: int
 
 
-class StretchedRuntime(Runtime):
+class LongRopeRuntime(Runtime):
     """Two runtimes over one model. What follows the first n tokens comes from `short` for n <= original, else `long`.
 
     Follows the contract of every Runtime.

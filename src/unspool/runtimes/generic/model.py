@@ -17,13 +17,13 @@ from transformers.cache_utils import DynamicCache
 
 from unspool.runtimes.generic.cache_pytree import Tree
 from unspool.runtimes.model_info import num_hidden_layers, text_config
-from unspool.runtimes.wrap.hooks import HeadTap, LayerSearch, LayerTap, Place
-from unspool.runtimes.wrap.wrapped import Host
+from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, LayerSearch
+from unspool.runtimes.wrap.wrapped import WrappedModel
 
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
-class Look(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a call brings, on the model's device.
 
     logits: [kept rows, vocab] float32. hidden: [batch, new tokens, width] float32, what the head reads, or None where
@@ -36,7 +36,7 @@ class Look(NamedTuple):
     tree: Tree | None
 
 
-class Senses(NamedTuple):
+class Readable(NamedTuple):
     """What can be read of a model besides its logits.
 
     reads_last: whether its head can be seen reading the last position. reads_head: whether each. layers: those that the
@@ -52,21 +52,21 @@ class CausalModel:
     """Calls a hosted model.
 
     Attributes:
-        senses: see `Senses`; nothing before `learn` was called.
+        senses: see `Readable`; nothing before `learn` was called.
         cache_name: the argument and result that carries the model's memory; None where there is none.
     """
 
-    def __init__(self, host: Host) -> None:
-        self.host, self.senses = host, Senses()
-        self._accepted = _parameters(host.module)
+    def __init__(self, wrapped: WrappedModel) -> None:
+        self.wrapped, self.readable = wrapped, Readable()
+        self._accepted = _parameters(wrapped.module)
         self.cache_name = next((name for name in _CACHE_NAMES if name in self._accepted), None)
 
     @property
     def num_embeddings(self) -> int:
         """Tokens that the model can read."""
-        return int(self.host.module.get_input_embeddings().weight.shape[0])
+        return int(self.wrapped.module.get_input_embeddings().weight.shape[0])
 
-    def next_row(self, ids: torch.Tensor) -> Look:
+    def next_row(self, ids: torch.Tensor) -> ModelOutput:
         """Return what follows each sequence's last token, as the first step of transformers' `generate` computes it.
 
         Args:
@@ -75,16 +75,16 @@ class CausalModel:
         Returns:
             logits [batch, vocab], hidden [batch, 1, width]; nothing is remembered.
         """
-        with self.host.calling() as module, ExitStack() as taps:
-            head = taps.enter_context(HeadTap(self._head)) if self.senses.reads_last else None
+        with self.wrapped.calling() as module, ExitStack() as taps:
+            head = taps.enter_context(HeadHook(self._head)) if self.readable.reads_last else None
             inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
-            if self.host.patch and "logits_to_keep" in inputs:
+            if self.wrapped.patch and "logits_to_keep" in inputs:
                 inputs["logits_to_keep"] = 1
             output = module(**inputs, return_dict=True)
             hidden = None
             if head is not None and head.states is not None:
                 hidden = head.states.reshape(ids.shape[0], -1, head.states.shape[-1])[:, -1:].float()
-            return Look(output.logits[:, -1].float(), hidden, None, None)
+            return ModelOutput(output.logits[:, -1].float(), hidden, None, None)
 
     def run(
         self,
@@ -94,9 +94,9 @@ class CausalModel:
         keep: Sequence[int],
         *,
         hidden: bool = True,
-        inner: Sequence[Place] = (),
+        inner: Sequence[LayerRow] = (),
         remembers: bool = True,
-    ) -> Look:
+    ) -> ModelOutput:
         """Read the last `num_new` tokens of each sequence.
 
         Args:
@@ -108,26 +108,26 @@ class CausalModel:
             remembers: whether to return a tree.
         """
         assert keep and (not inner or ids.shape[0] == 1), "a call keeps a row, and inner ones of one sequence alone"
-        kept = torch.tensor(keep, device=self.host.device)
-        with self.host.calling() as module:
+        kept = torch.tensor(keep, device=self.wrapped.device)
+        with self.wrapped.calling() as module:
             inputs = self._inputs(ids, tree, num_new, use_cache=remembers)
             narrows = self._narrows(inputs, keep, ids.shape[0], num_new, reads=hidden or bool(inner))
             with ExitStack() as taps:
                 # A hook of the caller's on the head must see the shapes of transformers' `generate`.
-                through = None if self.host.patch else kept
-                taps_head = self.senses.reads_head and (hidden or not self.host.patch)
-                head = taps.enter_context(HeadTap(self._head, through)) if taps_head else None
-                layers = taps.enter_context(LayerTap(self.senses.layers or (), inner)) if inner else None
+                through = None if self.wrapped.patch else kept
+                taps_head = self.readable.reads_head and (hidden or not self.wrapped.patch)
+                head = taps.enter_context(HeadHook(self._head, through)) if taps_head else None
+                layers = taps.enter_context(LayerHook(self.readable.layers or (), inner)) if inner else None
                 output = module(**inputs, return_dict=True)
             logits = output.logits.reshape(-1, output.logits.shape[-1])
-            if not narrows and (head is None or self.host.patch):
+            if not narrows and (head is None or self.wrapped.patch):
                 logits = logits[kept.to(logits.device)]
             shown = None
             if hidden and head is not None and head.states is not None:
                 shown = head.states.reshape(ids.shape[0], num_new, -1).float()
             looks = None if layers is None else self._head(layers.states()[None])[0].float()
             memory = getattr(output, self.cache_name, None) if remembers and self.cache_name else None
-            return Look(logits.float(), shown, looks, memory)
+            return ModelOutput(logits.float(), shown, looks, memory)
 
     def _narrows(self, inputs: dict[str, Any], keep: Sequence[int], batch: int, num_new: int, *, reads: bool) -> bool:
         """Let a patched model compute the last row of each sequence alone, as `generate` does; return whether it will.
@@ -135,28 +135,28 @@ class CausalModel:
         reads: whether more than logits is wanted of the call.
         """
         lasts = range(num_new - 1, batch * num_new, num_new)
-        if not self.host.patch or reads or "logits_to_keep" not in inputs or list(keep) != list(lasts):
+        if not self.wrapped.patch or reads or "logits_to_keep" not in inputs or list(keep) != list(lasts):
             return False
         inputs["logits_to_keep"] = 1
         return True
 
     def learn(self, tokens: Sequence[int]) -> None:
         """Run a few tokens to see what can be read of the model."""
-        ids = torch.tensor([list(tokens)], device=self.host.device)
-        search = LayerSearch(self.host.module, num_hidden_layers(self.host.module))
-        output_layer = self.host.module.get_output_embeddings()
-        head = HeadTap(nn.Identity() if output_layer is None else output_layer)
-        with self.host.calling() as module, head, search:
+        ids = torch.tensor([list(tokens)], device=self.wrapped.device)
+        search = LayerSearch(self.wrapped.module, num_hidden_layers(self.wrapped.module))
+        output_layer = self.wrapped.module.get_output_embeddings()
+        head = HeadHook(nn.Identity() if output_layer is None else output_layer)
+        with self.wrapped.calling() as module, head, search:
             module(**self._inputs(ids, None, ids.shape[1], use_cache=False), return_dict=True)
             if head.states is None:
-                self.senses = Senses()
+                self.readable = Readable()
                 return
             reads = len(head.states) == len(tokens)
-            self.senses = Senses(True, reads, search.found(head.states.shape[-1]) if reads else None)
+            self.readable = Readable(True, reads, search.found(head.states.shape[-1]) if reads else None)
 
     @property
     def _head(self) -> nn.Module:
-        head: nn.Module | None = self.host.module.get_output_embeddings()
+        head: nn.Module | None = self.wrapped.module.get_output_embeddings()
         assert head is not None, "a model without an output layer was asked what it reads"
         return head
 
@@ -169,7 +169,7 @@ class CausalModel:
             options["use_mems"] = False
         if use_cache and self.cache_name is not None:
             options[self.cache_name] = self._empty() if tree is None else tree
-        inputs: dict[str, Any] = self.host.module.prepare_inputs_for_generation(
+        inputs: dict[str, Any] = self.wrapped.module.prepare_inputs_for_generation(
             ids,
             next_sequence_length=None if tree is None else num_new,
             is_first_iteration=tree is None,
@@ -184,7 +184,7 @@ class CausalModel:
 
     def _empty(self) -> Tree | None:
         """Return the cache that transformers' `generate` starts with; None where the model makes its own."""
-        module = self.host.module
+        module = self.wrapped.module
         if self.cache_name == "state" or not getattr(module, "_supports_default_dynamic_cache", lambda: True)():
             return None
         return DynamicCache(config=text_config(module))

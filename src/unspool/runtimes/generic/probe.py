@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.generic.cache_pytree import Anatomy, Share, Stack, can_shorten
-from unspool.runtimes.generic.model import CausalModel, Look, Senses
+from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, CacheSlice, can_shorten
+from unspool.runtimes.generic.model import CausalModel, ModelOutput, Readable
 from unspool.runtimes.model_info import max_positions
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
 from unspool.runtimes.wrap.model_copy import modules_of
@@ -47,17 +47,17 @@ class Reference(NamedTuple):
         return len(next(iter(self.logits.values())))
 
 
-def refer(model: CausalModel) -> Reference:
+def make_reference(model: CausalModel) -> Reference:
     """Compute the reference, one sequence and one length at a time; learn what can be read of the model.
 
     Raises:
         ModelError: the model does not run.
     """
-    count, limit = model.num_embeddings, max_positions(model.host.module)
+    count, limit = model.num_embeddings, max_positions(model.wrapped.module)
     length = _LENGTH if limit is None else max(2, min(_LENGTH, limit))
     opening = min(_OPENING, length - 1)
     first = [count * part // (_LENGTH + 2) for part in range(1, length + 1)]
-    ids = torch.tensor([first, first[::-1]], device=model.host.device)
+    ids = torch.tensor([first, first[::-1]], device=model.wrapped.device)
     beginnings = [(0, count) for count in range(opening, length + 1)] + [(1, opening), (1, opening + 1)]
     try:
         model.learn(first)
@@ -70,7 +70,7 @@ def refer(model: CausalModel) -> Reference:
 class Stock(NamedTuple, Generic[Habits]):
     """What a runtime knows of a model: how it may be run, and the width of its logits."""
 
-    habits: Habits
+    capabilities: Habits
     vocab_size: int
 
 
@@ -79,7 +79,7 @@ class _Known(NamedTuple):
 
     modules: tuple[Any, ...]
     stock: Stock[Any]
-    senses: Senses
+    readable: Readable
     layers: tuple[str, ...] | None
 
 
@@ -94,40 +94,40 @@ def take_stock(model: CausalModel, trial: Callable[[CausalModel, Reference], Hab
     Raises:
         ModelError: the model does not run so.
     """
-    host = model.host
-    if not host.patch:
-        reference = refer(model)
-        host.pack()
+    wrapped = model.wrapped
+    if not wrapped.patch:
+        reference = make_reference(model)
+        wrapped.pack()
         return Stock(trial(model, reference), reference.vocab_size)
-    known = _KNOWN.get(host.module, {}).get(trial)
-    now = modules_of(host.module)
+    known = _KNOWN.get(wrapped.module, {}).get(trial)
+    now = modules_of(wrapped.module)
     if known is None or known.modules != now:
-        with host.trying():
-            reference = refer(model)
+        with wrapped.trying():
+            reference = make_reference(model)
             stock = Stock(trial(model, reference), reference.vocab_size)
-            names = {id(module): name for name, module in host.module.named_modules()}
-        layers = model.senses.layers
+            names = {id(module): name for name, module in wrapped.module.named_modules()}
+        layers = model.readable.layers
         named = None if layers is None else tuple(names[id(layer)] for layer in layers)
-        known = _Known(now, stock, model.senses._replace(layers=None), named)
-        _KNOWN.setdefault(host.module, {})[trial] = known
-    host.pack()
-    found = None if known.layers is None else tuple(host.module.get_submodule(name) for name in known.layers)
-    model.senses = known.senses._replace(layers=found)
+        known = _Known(now, stock, model.readable._replace(layers=None), named)
+        _KNOWN.setdefault(wrapped.module, {})[trial] = known
+    wrapped.pack()
+    found = None if known.layers is None else tuple(wrapped.module.get_submodule(name) for name in known.layers)
+    model.readable = known.readable._replace(layers=found)
     return known.stock
 
 
 def _kind(model: CausalModel) -> str:
-    return type(model.host.module).__name__
+    return type(model.wrapped.module).__name__
 
 
-class _Judge:
+class _Comparator:
     """Compares rows with the reference."""
 
     def __init__(self, model: CausalModel, reference: Reference) -> None:
         self._expected = reference.logits
-        self._allowed = allowed_distance(model.host.module)
+        self._allowed = allowed_distance(model.wrapped.module)
 
-    def agrees(self, look: Look, *beginnings: tuple[int, int]) -> bool:
+    def agrees(self, look: ModelOutput, *beginnings: tuple[int, int]) -> bool:
         """Return whether the rows are what follows these beginnings, (sequence, length) each."""
         expected = torch.stack([self._expected[each] for each in beginnings]).to(look.logits.device)
         return self.are_alike(look.logits, expected)
@@ -137,7 +137,7 @@ class _Judge:
         return distance(found, expected) <= self._allowed
 
 
-class CacheHabits(NamedTuple):
+class CacheCapabilities(NamedTuple):
     """How a model's own cache may be used.
 
     continues: whether several tokens can be read on top of it at once; if not, they are read one by one.
@@ -147,11 +147,11 @@ class CacheHabits(NamedTuple):
 
     continues: bool
     shortens: bool
-    anatomy: Anatomy
+    schema: CacheSchema
     both_ways: bool = False
 
 
-def try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
+def try_cache(model: CausalModel, reference: Reference) -> CacheCapabilities:
     """Learn how the model's own cache may be used.
 
     Raises:
@@ -167,48 +167,48 @@ def try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
         raise ModelError(f"{_kind(model)} does not run on its own cache: {type(error).__name__}: {error}") from error
 
 
-def _try_cache(model: CausalModel, reference: Reference) -> CacheHabits:
-    judge, ids = _Judge(model, reference), reference.ids
+def _try_cache(model: CausalModel, reference: Reference) -> CacheCapabilities:
+    judge, ids = _Comparator(model, reference), reference.ids
     one, other = (_read(model, ids[n : n + 1, : reference.opening], None, reference.opening) for n in (0, 1))
     if one.tree is None:
         raise ModelError(f"{_kind(model)} returns no cache")
     if not (judge.agrees(one, (0, reference.opening)) and judge.agrees(other, (1, reference.opening))):
         raise ModelError(f"{_kind(model)} gives other results when it fills its cache")
     # Copied as a whole, for what of it calls change is not known yet.
-    bare = Anatomy(one.tree, None, one.tree)
+    bare = CacheSchema(one.tree, None, one.tree)
     step = _read(model, ids[:1, : reference.opening + 1], bare.copied(one.tree), 1)
     # The other sequence was read in between: what a model keeps to itself would be the other's now.
     if not judge.agrees(step, (0, reference.opening + 1)):
         if _sees_both_ways(model, judge, reference) and _repeats(model, judge, reference, step):
-            return CacheHabits(False, False, Anatomy(one.tree, None, step.tree), both_ways=True)
+            return CacheCapabilities(False, False, CacheSchema(one.tree, None, step.tree), both_ways=True)
         raise ModelError(f"{_kind(model)} gives other results on its own cache")
     continues = _agrees_in_a_run(model, judge, reference, bare.copied(one.tree))
-    anatomy = Anatomy(one.tree, _pair(model, judge, reference, bare), step.tree)
-    habits = CacheHabits(continues, False, anatomy)
-    return habits._replace(shortens=_agrees_shortened(model, judge, reference, habits, step.tree))
+    schema = CacheSchema(one.tree, _pair(model, judge, reference, bare), step.tree)
+    capabilities = CacheCapabilities(continues, False, schema)
+    return capabilities._replace(shortens=_agrees_shortened(model, judge, reference, capabilities, step.tree))
 
 
-def _sees_both_ways(model: CausalModel, judge: _Judge, reference: Reference) -> bool:
+def _sees_both_ways(model: CausalModel, judge: _Comparator, reference: Reference) -> bool:
     """Return whether a token's row changes with the token behind it in the same pass."""
     count = reference.opening + 1
     look = model.run(reference.ids[:1, :count], None, count, [count - 2])
     return not judge.agrees(look, (0, reference.opening))
 
 
-def _repeats(model: CausalModel, judge: _Judge, reference: Reference, step: Look) -> bool:
+def _repeats(model: CausalModel, judge: _Comparator, reference: Reference, step: ModelOutput) -> bool:
     """Return whether the same step gives the same row without another sequence in between."""
     ids, opening = reference.ids[:1], reference.opening
     tree = _read(model, ids[:, :opening], None, opening).tree
     return judge.are_alike(_read(model, ids[:, : opening + 1], tree, 1).logits, step.logits)
 
 
-def _read(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> Look:
+def _read(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> ModelOutput:
     """Read the last tokens of each sequence, and show what follows the very last ones."""
     ends = range(num_new, (len(ids) + 1) * num_new, num_new)
     return model.run(ids, tree, num_new, [row for end in ends for row in range(end - num_shown, end)])
 
 
-def _agrees_in_a_run(model: CausalModel, judge: _Judge, reference: Reference, tree: Any) -> bool:
+def _agrees_in_a_run(model: CausalModel, judge: _Comparator, reference: Reference, tree: Any) -> bool:
     count = reference.length - reference.opening
     if count < 2:  # too few positions to see it
         return False
@@ -219,11 +219,11 @@ def _agrees_in_a_run(model: CausalModel, judge: _Judge, reference: Reference, tr
     return judge.agrees(look, *((0, length) for length in range(reference.opening + 1, reference.length + 1)))
 
 
-def _pair(model: CausalModel, judge: _Judge, reference: Reference, anatomy: Anatomy) -> Any | None:
+def _pair(model: CausalModel, judge: _Comparator, reference: Reference, schema: CacheSchema) -> Any | None:
     """Return the tree of both sequences read side by side, or None where that gives other results, then or later."""
     try:
         look = _read(model, reference.ids[:, : reference.opening], None, reference.opening)
-        step = _read(model, reference.ids[:, : reference.opening + 1], anatomy.copied(look.tree), 1)
+        step = _read(model, reference.ids[:, : reference.opening + 1], schema.copied(look.tree), 1)
     except Exception:  # a model may refuse it in any way it likes
         return None
     agrees = judge.agrees(look, (0, reference.opening), (1, reference.opening))
@@ -231,19 +231,21 @@ def _pair(model: CausalModel, judge: _Judge, reference: Reference, anatomy: Anat
 
 
 def _agrees_shortened(
-    model: CausalModel, judge: _Judge, reference: Reference, habits: CacheHabits, longer: Any
+    model: CausalModel, judge: _Comparator, reference: Reference, capabilities: CacheCapabilities, longer: Any
 ) -> bool:
     if not can_shorten(longer):
         return False
-    share = Share(Stack(longer, 1, reference.opening + 1), 0, reference.opening - 1)
+    share = CacheSlice(BatchedCache(longer, 1, reference.opening + 1), 0, reference.opening - 1)
     try:
-        look = _read(model, reference.ids[:1, : reference.opening], habits.anatomy.gathered([share], share.length), 1)
+        look = _read(
+            model, reference.ids[:1, : reference.opening], capabilities.schema.gathered([share], share.length), 1
+        )
     except Exception:  # a cache may refuse it in any way it likes
         return False
     return judge.agrees(look, (0, reference.opening))
 
 
-class WholeHabits(NamedTuple):
+class WholeCapabilities(NamedTuple):
     """How a model may be run without a cache.
 
     shows_all: whether one pass shows what follows each token; if not, each asked position is a pass of its own.
@@ -254,9 +256,9 @@ class WholeHabits(NamedTuple):
     batches: bool
 
 
-def try_whole(model: CausalModel, reference: Reference) -> WholeHabits:
+def try_whole(model: CausalModel, reference: Reference) -> WholeCapabilities:
     """Learn how the model may be run without a cache."""
-    judge, ids = _Judge(model, reference), reference.ids
+    judge, ids = _Comparator(model, reference), reference.ids
     lengths = range(reference.opening, reference.length + 1)
     try:
         look = model.run(ids[:1], None, reference.length, [length - 1 for length in lengths], remembers=False)
@@ -269,4 +271,4 @@ def try_whole(model: CausalModel, reference: Reference) -> WholeHabits:
         )
     except Exception:
         batches = False
-    return WholeHabits(shows_all, batches)
+    return WholeCapabilities(shows_all, batches)

@@ -15,13 +15,13 @@ from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.probe import take_stock, try_whole
-from unspool.runtimes.generic.row_buffer import Collected, rows_of
+from unspool.runtimes.generic.row_buffer import RowBuffer, rows_of
 from unspool.runtimes.generic.sequence_table import SequenceTable, check_feeds
 from unspool.runtimes.kv.limits import Limit, hard, limits_of
 from unspool.runtimes.model_info import describe
 from unspool.runtimes.weights.packed_linear import Pack
-from unspool.runtimes.wrap.hooks import Place
-from unspool.runtimes.wrap.wrapped import Host, host_over
+from unspool.runtimes.wrap.hooks import LayerRow
+from unspool.runtimes.wrap.wrapped import WrappedModel, wrap
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 
@@ -35,7 +35,7 @@ class _Run(NamedTuple):
     tokens: list[int]
     asked: list[int]
     start: int
-    found: Collected
+    found: RowBuffer
 
 
 class RecomputeRuntime(Runtime):
@@ -69,47 +69,47 @@ class RecomputeRuntime(Runtime):
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
         reason: str = "",
-        host: Host | None = None,
+        wrapped: WrappedModel | None = None,
         row_by_row: bool = False,
     ) -> None:
-        self._host = host or (Host(model, own=True, pack=pack) if own else host_over(model, pack))
+        self._wrapped = wrapped or (WrappedModel(model, own=True, pack=pack) if own else wrap(model, pack))
         self._limits = (max_sequences, max_cache_tokens)
         self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._reason, self._row_by_row = reason, row_by_row
-        self._take_stock()
+        self._configure()
 
     @property
     def in_place(self) -> bool:  # type: ignore[override]
         """Whether the caller's own module runs, which this runtime then holds."""
-        return self._host.is_borrowed
+        return self._wrapped.in_place
 
-    def _take_stock(self) -> None:
+    def _configure(self) -> None:
         """Read everything that depends on the host as it now is."""
-        self._model = CausalModel(self._host)
+        self._model = CausalModel(self._wrapped)
         stock = take_stock(self._model, try_whole)
-        self._habits = stock.habits
-        if self._row_by_row or self._host.patch:
+        self._habits = stock.capabilities
+        if self._row_by_row or self._wrapped.patch:
             self._habits = self._habits._replace(shows_all=False)
-        senses = self._model.senses
-        layers = senses.layers if self._habits.shows_all else None
+        readable = self._model.readable
+        layers = readable.layers if self._habits.shows_all else None
         self.info = describe(
-            self._host.module,
+            self._wrapped.module,
             vocab_size=stock.vocab_size,
             path=self._describe(),
             batch_invariance_obstacle="it runs without a cache, and its own attention reads rows together",
-            hidden_states=senses.reads_head if self._habits.shows_all else senses.reads_last,
+            hidden_states=readable.reads_head if self._habits.shows_all else readable.reads_last,
             num_layers=None if layers is None else len(layers),
-            reads_whole=bool(self._host.patch),
-            limits=limits_of(*self._limits, bytes_per_token=0, device=self._host.device),
+            reads_whole=bool(self._wrapped.patch),
+            limits=limits_of(*self._limits, bytes_per_token=0, device=self._wrapped.device),
             bytes_per_token=0,
         )
-        self._builds = self._host.builds
+        self._builds = self._wrapped.builds
 
     def _describe(self) -> str:
         parts = ["recomputation: every forward reads the whole sequence"]
         if self._reason:
             parts.append(f"no faster path ({self._reason})")
-        parts += self._host.describe()
+        parts += self._wrapped.describe()
         if not self._habits.shows_all:
             parts.append("one pass for each position")
         parts.append("sequences of one length side by side" if self._habits.batches else "one sequence at a time")
@@ -125,7 +125,7 @@ class RecomputeRuntime(Runtime):
         """
         check_feeds(self.info, feeds)
         if any(feed.seq not in self._table.live for feed in feeds):
-            self._follow()
+            self._sync_weights()
         self._table.check_room([(feed.seq, len(feed.tokens)) for feed in feeds])
         runs = [run for feed in feeds for run in self._runs(feed)]
         for group in self._groups(runs):
@@ -154,16 +154,16 @@ class RecomputeRuntime(Runtime):
 
     def refresh(self) -> None:
         """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
-        self._host.refresh()
+        self._wrapped.refresh()
 
-    def _follow(self) -> None:
+    def _sync_weights(self) -> None:
         """Take over changes of a user's own model."""
-        self._host.follow()
-        if self._host.builds == self._builds:
+        self._wrapped.sync_weights()
+        if self._wrapped.builds == self._builds:
             return
         if self._table.live:
             raise ModelError("the model's shape has changed while sequences are live: finish or cancel them first")
-        self._take_stock()
+        self._configure()
 
     def _runs(self, feed: Feed) -> list[_Run]:
         """Return what has to be read for a feed; nothing where nothing is wanted."""
@@ -171,9 +171,9 @@ class RecomputeRuntime(Runtime):
         start = len(tokens) - len(feed.tokens)
         asked = [start + index for index in feed.asked]
         if self._habits.shows_all:
-            return [_Run(feed, tokens, asked, start, Collected())] if asked or feed.hidden else []
+            return [_Run(feed, tokens, asked, start, RowBuffer())] if asked or feed.hidden else []
         ends = range(start, len(tokens)) if feed.hidden else asked
-        return [_Run(feed, tokens[: at + 1], [at] if at in asked else [], at, Collected()) for at in ends]
+        return [_Run(feed, tokens[: at + 1], [at] if at in asked else [], at, RowBuffer()) for at in ends]
 
     def _groups(self, runs: Sequence[_Run]) -> list[list[_Run]]:
         """Return the runs that can be made side by side. Inner layers are read of one sequence alone."""
@@ -185,7 +185,7 @@ class RecomputeRuntime(Runtime):
 
     def _call(self, runs: Sequence[_Run]) -> None:
         """Read sequences of one length, and note what is wanted of them."""
-        ids = torch.tensor([run.tokens for run in runs], device=self._host.device)
+        ids = torch.tensor([run.tokens for run in runs], device=self._wrapped.device)
         if not self._habits.shows_all:
             look = self._model.next_row(ids)
             for row, run in enumerate(runs):
@@ -194,7 +194,7 @@ class RecomputeRuntime(Runtime):
             return
         count = ids.shape[1]
         keep = [row * count + at for row, run in enumerate(runs) for at in run.asked]
-        inner = [Place(at, layer) for at in runs[0].asked for layer in runs[0].feed.layers]
+        inner = [LayerRow(at, layer) for at in runs[0].asked for layer in runs[0].feed.layers]
         look = self._model.run(ids, None, count, keep or [0], inner=inner, remembers=False)
         rows = iter(look.logits)
         for row, run in enumerate(runs):

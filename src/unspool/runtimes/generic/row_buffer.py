@@ -11,7 +11,7 @@ from unspool.types import Feed, Rows
 
 
 @dataclass(slots=True)
-class Collected:
+class RowBuffer:
     """What has been found for one feed, in the order of its tokens.
 
     logits: [vocab] each. hidden: [tokens, width] each. inner: [rows, vocab] each.
@@ -22,7 +22,7 @@ class Collected:
     inner: list[torch.Tensor] = field(default_factory=list)
 
 
-def rows_of(feeds: Sequence[Feed], found: Sequence[Collected], vocab_size: int) -> Rows:
+def rows_of(feeds: Sequence[Feed], found: Sequence[RowBuffer], vocab_size: int) -> Rows:
     """Return the rows of all feeds, in their order, fit for use where gradients are recorded."""
     logits = [row for each in found for row in each.logits]
     hidden = [part for each in found for part in each.hidden]

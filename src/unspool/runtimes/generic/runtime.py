@@ -15,16 +15,16 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
-from unspool.runtimes.generic.cache_pytree import Share, Stack, can_shorten
+from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSlice, can_shorten
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.probe import take_stock, try_cache
-from unspool.runtimes.generic.row_buffer import Collected, rows_of
+from unspool.runtimes.generic.row_buffer import RowBuffer, rows_of
 from unspool.runtimes.generic.sequence_table import SequenceTable, check_feeds
 from unspool.runtimes.kv.limits import Limit, estimated_bytes_per_token, hard, limits_of
 from unspool.runtimes.model_info import describe, text_config
 from unspool.runtimes.weights.packed_linear import Pack
-from unspool.runtimes.wrap.hooks import Place
-from unspool.runtimes.wrap.wrapped import Host, host_over
+from unspool.runtimes.wrap.hooks import LayerRow
+from unspool.runtimes.wrap.wrapped import WrappedModel, wrap
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 # A pass over so many tokens costs about what a pass over one does: where a model cannot read several tokens on top of
@@ -38,8 +38,8 @@ _MOST_PASSED = 8
 class _Memory:
     """What is cached of one sequence: the newest share, and earlier ones of it where tokens cannot be taken off."""
 
-    share: Share
-    earlier: tuple[Share, ...] = ()
+    share: CacheSlice
+    earlier: tuple[CacheSlice, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,9 +51,9 @@ class _Job:
 
     feed: Feed
     tokens: list[int]
-    share: Share | None
-    passed: list[Share] = field(default_factory=list)
-    found: Collected = field(default_factory=Collected)
+    share: CacheSlice | None
+    passed: list[CacheSlice] = field(default_factory=list)
+    found: RowBuffer = field(default_factory=RowBuffer)
 
     @property
     def done(self) -> int:
@@ -105,49 +105,51 @@ class GeneralRuntime(Runtime):
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
         reason: str = "",
-        host: Host | None = None,
+        wrapped: WrappedModel | None = None,
     ) -> None:
-        self._host = host or (Host(model, own=True, pack=pack) if own else host_over(model, pack))
+        self._wrapped = wrapped or (WrappedModel(model, own=True, pack=pack) if own else wrap(model, pack))
         self._limits = (max_sequences, max_cache_tokens)
         self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._memories: dict[Seq, _Memory] = {}
         self._reason = reason
-        self._take_stock()
+        self._configure()
 
     @property
     def in_place(self) -> bool:  # type: ignore[override]
         """Whether the caller's own module runs, which this runtime then holds."""
-        return self._host.is_borrowed
+        return self._wrapped.in_place
 
-    def _take_stock(self) -> None:
+    def _configure(self) -> None:
         """Read everything that depends on the host as it now is."""
-        self._model = CausalModel(self._host)
+        self._model = CausalModel(self._wrapped)
         stock = take_stock(self._model, try_cache)
-        self._habits, senses = stock.habits, self._model.senses
-        dtype = next(self._host.module.parameters()).dtype
-        per_token = estimated_bytes_per_token(text_config(self._host.module), dtype)
+        self._habits, readable = stock.capabilities, self._model.readable
+        dtype = next(self._wrapped.module.parameters()).dtype
+        per_token = estimated_bytes_per_token(text_config(self._wrapped.module), dtype)
         self.info = describe(
-            self._host.module,
+            self._wrapped.module,
             vocab_size=stock.vocab_size,
             path=self._describe(),
             batch_invariance_obstacle="it runs on its own cache, and its own attention reads rows together",
-            hidden_states=senses.reads_head,
-            num_layers=None if senses.layers is None else len(senses.layers),
-            reads_whole=bool(self._host.patch) or not self._habits.continues,
-            limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._host.device),
+            hidden_states=readable.reads_head,
+            num_layers=None if readable.layers is None else len(readable.layers),
+            reads_whole=bool(self._wrapped.patch) or not self._habits.continues,
+            limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._wrapped.device),
             bytes_per_token=None,
         )
-        self._builds = self._host.builds
+        self._builds = self._wrapped.builds
 
     def _describe(self) -> str:
-        habits, parts = self._habits, ["general path: transformers' own cache"]
+        capabilities, parts = self._habits, ["general path: transformers' own cache"]
         if self._reason:
             parts.append(f"not the slot cache ({self._reason})")
-        parts += self._host.describe()
-        parts.append("sequences of one length side by side" if habits.anatomy.can_stack else "one sequence at a time")
-        if not habits.continues:
+        parts += self._wrapped.describe()
+        parts.append(
+            "sequences of one length side by side" if capabilities.schema.can_stack else "one sequence at a time"
+        )
+        if not capabilities.continues:
             parts.append("token by token after the prompt")
-        if habits.both_ways:
+        if capabilities.both_ways:
             parts.append("tokens of a prompt see each other")
         parts.append("rows depend on their company by rounding")
         return ", ".join(parts)
@@ -161,7 +163,7 @@ class GeneralRuntime(Runtime):
         """
         check_feeds(self.info, feeds)
         if any(feed.seq not in self._table.live for feed in feeds):
-            self._follow()
+            self._sync_weights()
         self._table.check_room([(feed.seq, len(feed.tokens)) for feed in feeds])
         jobs = [self._job(feed) for feed in feeds]
         while waiting := [job for job in jobs if job.done < len(job.tokens)]:
@@ -200,7 +202,7 @@ class GeneralRuntime(Runtime):
 
     def refresh(self) -> None:
         """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
-        self._host.refresh()
+        self._wrapped.refresh()
 
     def check(self) -> None:
         """Assert that what is cached of each sequence is as long as the sequence; for tests."""
@@ -208,14 +210,14 @@ class GeneralRuntime(Runtime):
             assert (self._memories[seq].share.length if seq in self._memories else 0) == len(tokens), "lengths differ"
         assert self._memories.keys() <= self._table.live.keys(), "a released sequence is cached"
 
-    def _follow(self) -> None:
+    def _sync_weights(self) -> None:
         """Take over changes of a user's own model."""
-        self._host.follow()
-        if self._host.builds == self._builds:
+        self._wrapped.sync_weights()
+        if self._wrapped.builds == self._builds:
             return
         if self._table.live:
             raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
-        self._take_stock()
+        self._configure()
 
     def _job(self, feed: Feed) -> _Job:
         memory = self._memories.get(feed.seq)
@@ -226,7 +228,7 @@ class GeneralRuntime(Runtime):
         groups: dict[Any, list[_Job]] = {}
         for job in jobs:
             self._prepare(job)
-            alone = bool(job.feed.layers) or not self._habits.anatomy.can_stack
+            alone = bool(job.feed.layers) or not self._habits.schema.can_stack
             key = (job.done, self._num_next(job), job.feed.seq if alone else None)
             groups.setdefault(key, []).append(job)
         return list(groups.values())
@@ -234,7 +236,7 @@ class GeneralRuntime(Runtime):
     def _prepare(self, job: _Job) -> None:
         """Start a sequence anew where that is a shorter way than token by token."""
         left = len(job.tokens) - job.done
-        if self._host.patch or self._habits.both_ways:
+        if self._wrapped.patch or self._habits.both_ways:
             return  # a hook must see every token once, and a token must see the same others
         if not self._habits.continues and job.share is not None and len(job.tokens) < _TOKENS_PER_STEP * (left - 1):
             job.leave()
@@ -247,17 +249,17 @@ class GeneralRuntime(Runtime):
     def _call(self, jobs: Sequence[_Job]) -> None:
         """Run one call for jobs of the same lengths, and note what it brings."""
         start, count = jobs[0].done, self._num_next(jobs[0])
-        ids = torch.tensor([job.tokens[: start + count] for job in jobs], device=self._host.device)
+        ids = torch.tensor([job.tokens[: start + count] for job in jobs], device=self._wrapped.device)
         wanted = [[at - start for at in job.asked if start <= at < start + count] for job in jobs]
         keep = [row * count + at for row, asked in enumerate(wanted) for at in asked]
-        inner = [Place(at, layer) for at in wanted[0] for layer in jobs[0].feed.layers]
-        with self._host.calling():
+        inner = [LayerRow(at, layer) for at in wanted[0] for layer in jobs[0].feed.layers]
+        with self._wrapped.calling():
             shares = [job.share for job in jobs if job.share is not None]
-            tree = self._habits.anatomy.gathered(shares, start) if shares else None
+            tree = self._habits.schema.gathered(shares, start) if shares else None
         keep = keep or [row * count + count - 1 for row in range(len(jobs))]
         hidden = any(job.feed.hidden for job in jobs)
         look = self._model.run(ids, tree, count, keep, hidden=hidden, inner=inner)
-        stack, rows = Stack(look.tree, len(jobs), start + count), iter(look.logits)
+        stack, rows = BatchedCache(look.tree, len(jobs), start + count), iter(look.logits)
         for row, job in enumerate(jobs):
             job.found.logits += islice(rows, len(wanted[row]))
             if job.feed.layers and look.inner is not None:
@@ -265,7 +267,7 @@ class GeneralRuntime(Runtime):
             if job.feed.hidden and look.hidden is not None:
                 job.found.hidden.append(look.hidden[row, max(job.start - start, 0) :])
             job.leave()
-            job.share = Share(stack, row, stack.length)
+            job.share = CacheSlice(stack, row, stack.length)
 
     def _settle(self, job: _Job) -> None:
         """Let the sequence hold what was read, and what it may have to go back to."""
@@ -274,10 +276,10 @@ class GeneralRuntime(Runtime):
         self._table.live[job.feed.seq] = job.tokens
         self._memories[job.feed.seq] = _Memory(job.share, earlier)
 
-    def _can_shorten(self, share: Share) -> bool:
+    def _can_shorten(self, share: CacheSlice) -> bool:
         return self._habits.shortens and can_shorten(share.stack.tree)
 
-    def _shortened(self, memory: _Memory, keep: int) -> Share | None:
+    def _shortened(self, memory: _Memory, keep: int) -> CacheSlice | None:
         """Return the longest share of at most `keep` tokens that can be had."""
         if keep == 0:
             return None

@@ -1,7 +1,7 @@
 """Attention over slots: how one flat row of tokens reads and writes the keys and values of many sequences.
 
 Owns the function registered with transformers' AttentionInterface and the arithmetic. Does not know what a sequence
-is, or which slot belongs to whom: a `Plan` (passes.py) names the slots.
+is, or which slot belongs to whom: a `AttentionPlan` (passes.py) names the slots.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ _TRIAL_BYTES = 1 << 26
 class Attends(Protocol):
     """What stands behind the registered function during one forward."""
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
+    ) -> torch.Tensor:
         """Return [tokens, heads, value width]; query, key, value: [1, heads, tokens, width], of one layer."""
         ...
 
 
-class Terms:
+class AttentionParams:
     """How one layer attends: the arguments that transformers' attention functions share.
 
     scaling: factor on the scores. window: most keys a query sees, its own included; None for all. softcap: scores are
@@ -53,7 +55,7 @@ class Terms:
         self.scaling, self.window, self.softcap, self.sinks = scaling, window, softcap, sinks
 
     @property
-    def are_written_out(self) -> bool:
+    def needs_manual(self) -> bool:
         """Whether torch's own attention lacks something of this, so that it must be written out."""
         return self.softcap is not None or self.sinks is not None
 
@@ -95,8 +97,8 @@ def slot_attention(
     if attention_mask is not None or position_bias is not None:
         given = "a mask of its own" if attention_mask is not None else "a position bias"
         raise ModelError(f"{type(module).__name__} attends with {given}, which the slot cache does not support")
-    terms = Terms(scaling, sliding_window, softcap, s_aux)
-    return target.attend(query, key, value, terms)[None], None
+    params = AttentionParams(scaling, sliding_window, softcap, s_aux)
+    return target.attend(query, key, value, params)[None], None
 
 
 AttentionInterface.register(ATTENTION_NAME, slot_attention)
@@ -106,7 +108,7 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    terms: Terms,
+    params: AttentionParams,
     *,
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
@@ -122,49 +124,49 @@ def attend(
     Returns:
         [batch, heads, queries, value width]
     """
-    if terms.are_written_out:
+    if params.needs_manual:
         assert not is_causal, "attention that is written out takes a mask"
-        return attend_plainly(query, key, value, terms, mask)
+        return manual_attention(query, key, value, params, mask)
     batch, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
     if num_heads == num_groups or num_queries > _FEW_QUERIES or is_causal:
         return F.scaled_dot_product_attention(
-            query, key, value, mask, is_causal=is_causal, scale=terms.scaling, enable_gqa=num_heads != num_groups
+            query, key, value, mask, is_causal=is_causal, scale=params.scaling, enable_gqa=num_heads != num_groups
         )
     # The heads of one group become further queries, so that its keys are read once for all of them.
     folded = query.reshape(batch, num_groups, -1, width)
     if mask is not None and num_queries > 1:
         mask = mask.repeat(num_heads // num_groups, 1)
-    out = F.scaled_dot_product_attention(folded, key, value, mask, scale=terms.scaling)
+    out = F.scaled_dot_product_attention(folded, key, value, mask, scale=params.scaling)
     return out.reshape(batch, num_heads, num_queries, -1)
 
 
-def attend_plainly(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms, mask: torch.Tensor | None
+def manual_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Attention written out; see `attend`. Keys and values must be finite, those that no query sees as well."""
     batch, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
-    scaling = width**-0.5 if terms.scaling is None else terms.scaling
+    scaling = width**-0.5 if params.scaling is None else params.scaling
     grouped = query.reshape(batch, num_groups, -1, width)
     # In place, since of all that is held here the scores are the largest.
     scores = (grouped @ key.transpose(2, 3)).view(batch, num_heads, num_queries, -1).float()
-    if terms.softcap is None:
+    if params.softcap is None:
         scores.mul_(scaling)
     else:
-        scores.mul_(scaling / terms.softcap).tanh_().mul_(terms.softcap)
+        scores.mul_(scaling / params.softcap).tanh_().mul_(params.softcap)
     if mask is not None:
         scores.add_(mask)
-    if terms.sinks is None:
+    if params.sinks is None:
         weights = scores.softmax(-1)
     else:
-        sinks = terms.sinks.float().view(1, -1, 1, 1).expand(batch, -1, num_queries, 1)
+        sinks = params.sinks.float().view(1, -1, 1, 1).expand(batch, -1, num_queries, 1)
         weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
     weights = weights.to(value.dtype).reshape(batch, num_groups, -1, key.shape[2])
     return (weights @ value).view(batch, num_heads, num_queries, -1)
 
 
-class Part(NamedTuple):
+class PartialAttention(NamedTuple):
     """What attention over some of the keys gives. out: [batch, heads, queries, width], float32.
 
     weight: [batch, heads, queries, 1], the logarithm of the sum of all exponentiated scores.
@@ -175,8 +177,8 @@ class Part(NamedTuple):
 
 
 def attend_part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms, mask: torch.Tensor | None
-) -> Part:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams, mask: torch.Tensor | None
+) -> PartialAttention:
     """Attend over some of the keys, to be joined with the others; see `attend`. On a CPU, and not written out.
 
     mask: [batch, 1, 1, keys] for one query each, or None.
@@ -184,13 +186,13 @@ def attend_part(
     batch, num_heads, num_queries, width = query.shape
     folded = query.reshape(batch, key.shape[1], -1, width)
     out, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        folded, key, value, attn_mask=mask, scale=terms.scaling
+        folded, key, value, attn_mask=mask, scale=params.scaling
     )
     shape = (batch, num_heads, num_queries, -1)
-    return Part(out.reshape(shape).float(), weight.reshape(shape))
+    return PartialAttention(out.reshape(shape).float(), weight.reshape(shape))
 
 
-def joined(first: Part, second: Part) -> torch.Tensor:
+def merge_partial(first: PartialAttention, second: PartialAttention) -> torch.Tensor:
     """Return attention over the keys of both parts."""
     return torch.lerp(second.out, first.out, torch.sigmoid(first.weight - second.weight))
 
@@ -198,7 +200,7 @@ def joined(first: Part, second: Part) -> torch.Tensor:
 @cache
 def parts_can_be_joined() -> bool:
     """Return whether attention in parts gives what attention at once does here: found by trying."""
-    terms = Terms(0.3, None, None, None)
+    params = AttentionParams(0.3, None, None, None)
     query, key, value = (
         torch.linspace(-1, 1, 2 * heads * 5 * 8, dtype=torch.float32, device="cpu").view(2, heads, 5, 8).sin()
         for heads in (4, 2, 2)
@@ -208,13 +210,13 @@ def parts_can_be_joined() -> bool:
     whole = torch.cat([torch.zeros(2, 1, 1, 2, dtype=torch.float32, device="cpu"), mask], -1)
     try:
         parts = [
-            attend_part(query, key[:, :, part], value[:, :, part], terms, each)
+            attend_part(query, key[:, :, part], value[:, :, part], params, each)
             for part, each in ((slice(2), None), (slice(2, 5), mask))
         ]
-        found = joined(*parts)
+        found = merge_partial(*parts)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False
-    return torch.allclose(found, attend(query, key, value, terms, mask=whole), atol=1e-5)
+    return torch.allclose(found, attend(query, key, value, params, mask=whole), atol=1e-5)
 
 
 class Heads(NamedTuple):
@@ -248,7 +250,7 @@ def cache_dtype(
 
 def _attention_seconds(dtypes: Sequence[torch.dtype], heads: Heads) -> list[float]:
     """Return for each type the median time that one query over some keys took, read from memory like a model's."""
-    terms = Terms(None, None, None, None)
+    params = AttentionParams(None, None, None, None)
     layers = max(1, min(_TRIAL_LAYERS, _TRIAL_BYTES // (8 * _TRIAL_KEYS * heads.groups * heads.width)))
     query = torch.ones(1, heads.groups * heads.group_size, 1, heads.width, dtype=torch.float32, device="cpu")
     queries = [query.to(dtype) for dtype in dtypes]
@@ -263,6 +265,6 @@ def _attention_seconds(dtypes: Sequence[torch.dtype], heads: Heads) -> list[floa
             layer = turn % layers
             for number in range(len(dtypes)):
                 started = time.perf_counter()
-                attend(queries[number], keys[number][layer], values[number][layer], terms)
+                attend(queries[number], keys[number][layer], values[number][layer], params)
                 times[number].append(time.perf_counter() - started)
     return [statistics.median(each) for each in times]

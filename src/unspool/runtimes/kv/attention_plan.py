@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from unspool.runtimes.kv.pool import LayerStates, SlotPool
-from unspool.runtimes.kv.shared_prefix import stems_of
+from unspool.runtimes.kv.shared_prefix import shared_prefixes
 
 AttentionPath: TypeAlias = Literal["loop", "masked"]
 
@@ -25,7 +25,7 @@ _FEW_COPIES = 3
 _SPARE_KEYS = 64
 
 
-class Span(NamedTuple):
+class Segment(NamedTuple):
     """A feed's place: `width` tokens from `row` of the pass on, at positions [start, stop) of slot `slot`.
 
     invariant: its queries must be attended one by one, so that each is computed the same way in any company.
@@ -50,7 +50,7 @@ class Span(NamedTuple):
         """The span's rows of the pass."""
         return slice(self.row, self.row + self.width)
 
-    def pieces(self, width: int) -> list[Span]:
+    def pieces(self, width: int) -> list[Segment]:
         """Return the span cut into consecutive ones of at most `width` tokens."""
         if self.width <= width:
             return [self]
@@ -60,7 +60,7 @@ class Span(NamedTuple):
         ]
 
 
-class Copy(NamedTuple):
+class SlotCopy(NamedTuple):
     """Consecutive rows that go to consecutive positions of one slot, or one each to one position of neighbouring slots.
 
     into: a layer each, [slots, heads, positions, width]. rows: of the pass; None for all.
@@ -71,7 +71,7 @@ class Copy(NamedTuple):
     has_many_slots: bool
 
 
-class Write(NamedTuple):
+class SlotScatter(NamedTuple):
     """Tokens that go into one pool by one indexed write; rows: of the pass, a slice where they are consecutive."""
 
     pool: SlotPool
@@ -80,7 +80,7 @@ class Write(NamedTuple):
     positions: torch.Tensor
 
 
-class Run(NamedTuple):
+class DecodeRun(NamedTuple):
     """One query for each of some neighbouring slots that hold about as many tokens.
 
     first: the first of the slots. lengths: keys that each query may see, its own included. row: of the first query.
@@ -92,21 +92,21 @@ class Run(NamedTuple):
     row: int
 
 
-class Group(NamedTuple):
+class PrefixGroup(NamedTuple):
     """Runs one behind another.
 
     stem: a span whose first `stem_length` keys all their queries see; None where they have nothing in common.
     num_queries: of the runs. longest: keys that one of them sees at most.
     """
 
-    runs: list[Run]
-    stem: Span | None
+    runs: list[DecodeRun]
+    shared_prefix: Segment | None
     stem_length: int
     num_queries: int
     longest: int
 
 
-class Range(NamedTuple):
+class MaskedRange(NamedTuple):
     """One query for each of some slots between `first` and `stop`, all attended in one masked call.
 
     lengths: [stop - first], 0 where a slot takes no part. longest: the largest of them.
@@ -138,7 +138,7 @@ class Mask:
         return self._made[kind]
 
 
-class Reach(NamedTuple):
+class KVView(NamedTuple):
     """What some queries read: keys and values, [slots, heads, positions, width] a layer.
 
     mask: None where each query sees all of them, or where is_causal says that query i sees the first i + 1.
@@ -149,7 +149,7 @@ class Reach(NamedTuple):
     is_causal: bool = False
 
 
-class Plan:
+class AttentionPlan:
     """What one pass does in every layer.
 
     Args:
@@ -167,23 +167,23 @@ class Plan:
         ranges: single queries of a "masked" pass.
     """
 
-    def __init__(self, spans: Sequence[Span], num_rows: int, path: AttentionPath, device: torch.device) -> None:
+    def __init__(self, spans: Sequence[Segment], num_rows: int, path: AttentionPath, device: torch.device) -> None:
         self.num_rows, self.device = num_rows, device
         self.num_tokens = sum(span.width for span in spans)
         spans = sorted(spans, key=lambda span: span.row)
         self._plan_writes(spans)
         self.blocks = [span for span in spans if span.width > 1 and not span.invariant]
         singles = [query for span in spans if span.width == 1 or span.invariant for query in span.pieces(1)]
-        self.groups: list[Group] = []
+        self.groups: list[PrefixGroup] = []
         self.run_rows: slice | torch.Tensor = slice(0, 0)
-        self.ranges: list[Range] = []
+        self.ranges: list[MaskedRange] = []
         if path == "masked":
             self.ranges = [self._range(pool, group) for pool, group in _by_pool(singles)]
         elif singles:
             self.groups = _groups(singles)
             self.run_rows = self._rows([span.row for span in singles])
         self.is_all_runs = isinstance(self.run_rows, slice) and self.run_rows == slice(0, self.num_tokens)
-        self._reaches: dict[tuple[int, int, int | None, bool], Reach] = {}
+        self._reaches: dict[tuple[int, int, int | None, bool], KVView] = {}
         self._range_masks: dict[tuple[int, int | None], Mask] = {}
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
@@ -193,9 +193,9 @@ class Plan:
         stop = rows[0] + len(rows)
         return slice(rows[0], stop) if rows == list(range(rows[0], stop)) else self._tensor(rows)
 
-    def _plan_writes(self, spans: Sequence[Span]) -> None:
-        self.copies: list[Copy] = []
-        self.writes: list[Write] = []
+    def _plan_writes(self, spans: Sequence[Segment]) -> None:
+        self.copies: list[SlotCopy] = []
+        self.writes: list[SlotScatter] = []
         for pool, each in _by_pool(spans):
             groups = _neighbours(each)
             short = [group for group in groups if group[0].width < _LONG_SPAN]
@@ -204,28 +204,28 @@ class Plan:
                 self.writes.append(self._write(pool, [span for group in short for span in group]))
             self.copies += map(self._copy, groups)
 
-    def _copy(self, group: list[Span]) -> Copy:
+    def _copy(self, group: list[Segment]) -> SlotCopy:
         first, count = group[0], len(group)
         rows = slice(first.row, first.row + count * first.width)
         into = first.pool.views(slice(first.slot, first.slot + count), slice(first.start, first.stop))
-        return Copy(into, None if rows == slice(0, self.num_rows) else rows, count > 1)
+        return SlotCopy(into, None if rows == slice(0, self.num_rows) else rows, count > 1)
 
-    def _write(self, pool: SlotPool, spans: list[Span]) -> Write:
+    def _write(self, pool: SlotPool, spans: list[Segment]) -> SlotScatter:
         rows = [span.row + offset for span in spans for offset in range(span.width)]
         slots = [span.slot for span in spans for _ in range(span.width)]
         positions = [span.start + offset for span in spans for offset in range(span.width)]
-        return Write(pool, self._rows(rows), self._tensor(slots), self._tensor(positions))
+        return SlotScatter(pool, self._rows(rows), self._tensor(slots), self._tensor(positions))
 
-    def _range(self, pool: SlotPool, spans: list[Span]) -> Range:
+    def _range(self, pool: SlotPool, spans: list[Segment]) -> MaskedRange:
         first, stop = min(span.slot for span in spans), max(span.slot for span in spans) + 1
         lengths = [0] * (stop - first)
         for span in spans:
             lengths[span.slot - first] = span.stop
         slots = self._tensor([span.slot - first for span in spans])
         rows = self._tensor([span.row for span in spans])
-        return Range(pool, first, stop, slots, rows, self._tensor(lengths), max(lengths))
+        return MaskedRange(pool, first, stop, slots, rows, self._tensor(lengths), max(lengths))
 
-    def run_reach(self, run: Run, window: int | None, start: int = 0) -> Reach:
+    def run_view(self, run: DecodeRun, window: int | None, start: int = 0) -> KVView:
         """Return what the queries of a run read from `start` on; each sees the last `window` keys, None for all."""
         name = (run.row, start, window, False)
         if name not in self._reaches:
@@ -236,20 +236,20 @@ class Plan:
             if shortest < longest:
                 lengths = self._tensor(list(run.lengths))[:, None, None, None]
                 mask = Mask(seen(torch.arange(first, longest, device=self.device), lengths, window))
-            self._reaches[name] = Reach(run.pool.views(slots, slice(first, longest)), mask)
+            self._reaches[name] = KVView(run.pool.views(slots, slice(first, longest)), mask)
         return self._reaches[name]
 
-    def stem_reach(self, group: Group) -> Reach:
+    def prefix_view(self, group: PrefixGroup) -> KVView:
         """Return what all queries of a group read."""
-        span = group.stem
+        span = group.shared_prefix
         assert span is not None
         name = (span.row, group.stem_length, None, True)
         if name not in self._reaches:
             states = span.pool.views(slice(span.slot, span.slot + 1), slice(0, group.stem_length))
-            self._reaches[name] = Reach(states, None)
+            self._reaches[name] = KVView(states, None)
         return self._reaches[name]
 
-    def span_reach(self, span: Span, window: int | None, *, masked: bool) -> Reach:
+    def segment_view(self, span: Segment, window: int | None, *, masked: bool) -> KVView:
         """Return what the queries of a span, or of a piece of one, read.
 
         masked: whether a mask is wanted also where `is_causal` would do.
@@ -258,15 +258,15 @@ class Plan:
         if name not in self._reaches:
             slots = slice(span.slot, span.slot + 1)
             if sees_whole_prefix(span, window) and not masked:
-                self._reaches[name] = Reach(span.pool.views(slots, slice(0, span.stop)), None, is_causal=True)
+                self._reaches[name] = KVView(span.pool.views(slots, slice(0, span.stop)), None, is_causal=True)
             else:
                 first = 0 if window is None else max(0, span.start + 1 - window)
                 queries = torch.arange(span.start, span.stop, device=self.device)[:, None]
                 mask = Mask(seen(torch.arange(first, span.stop, device=self.device), queries + 1, window))
-                self._reaches[name] = Reach(span.pool.views(slots, slice(first, span.stop)), mask)
+                self._reaches[name] = KVView(span.pool.views(slots, slice(first, span.stop)), mask)
         return self._reaches[name]
 
-    def range_mask(self, part: Range, window: int | None) -> Mask:
+    def range_mask(self, part: MaskedRange, window: int | None) -> Mask:
         """Return what each slot of a range sees. --> [slots, 1, 1, keys]"""
         name = (id(part), window)
         if name not in self._range_masks:
@@ -275,7 +275,7 @@ class Plan:
         return self._range_masks[name]
 
 
-def sees_whole_prefix(span: Span, window: int | None) -> bool:
+def sees_whole_prefix(span: Segment, window: int | None) -> bool:
     """Return whether a span begins its sequence, and each of its queries sees all tokens up to its own."""
     return span.start == 0 and (window is None or window >= span.stop)
 
@@ -285,16 +285,16 @@ def seen(keys: torch.Tensor, lengths: torch.Tensor, window: int | None) -> torch
     return keys < lengths if window is None else (keys < lengths) & (keys >= lengths - window)
 
 
-def _by_pool(spans: Sequence[Span]) -> list[tuple[SlotPool, list[Span]]]:
-    groups: dict[int, tuple[SlotPool, list[Span]]] = {}
+def _by_pool(spans: Sequence[Segment]) -> list[tuple[SlotPool, list[Segment]]]:
+    groups: dict[int, tuple[SlotPool, list[Segment]]] = {}
     for span in spans:
         groups.setdefault(id(span.pool), (span.pool, []))[1].append(span)
     return list(groups.values())
 
 
-def _neighbours(spans: Sequence[Span]) -> list[list[Span]]:
+def _neighbours(spans: Sequence[Segment]) -> list[list[Segment]]:
     """Join one-token spans of a pool, in consecutive rows, that go to the same position of neighbouring slots."""
-    groups: list[list[Span]] = []
+    groups: list[list[Segment]] = []
     for span in spans:
         last = groups[-1][-1] if groups else None
         if (
@@ -310,20 +310,20 @@ def _neighbours(spans: Sequence[Span]) -> list[list[Span]]:
     return groups
 
 
-def _groups(singles: Sequence[Span]) -> list[Group]:
+def _groups(singles: Sequence[Segment]) -> list[PrefixGroup]:
     """Cut queries into groups that have their beginning in common, or nothing."""
     found = []
-    for stem in stems_of(singles, singles[0].pool.bytes_per_token):
-        members = singles[stem.first : stem.stop]
+    for shared_prefix in shared_prefixes(singles, singles[0].pool.bytes_per_token):
+        members = singles[shared_prefix.first : shared_prefix.stop]
         longest = max(member.stop for member in members)
-        base = members[0] if stem.length else None
-        found.append(Group(_runs(members), base, stem.length, len(members), longest))
+        base = members[0] if shared_prefix.length else None
+        found.append(PrefixGroup(_runs(members), base, shared_prefix.length, len(members), longest))
     return found
 
 
-def _runs(singles: Sequence[Span]) -> list[Run]:
+def _runs(singles: Sequence[Segment]) -> list[DecodeRun]:
     """Join queries of neighbouring slots where a call of their own would cost more than the keys they share in vain."""
-    groups: list[list[Span]] = []
+    groups: list[list[Segment]] = []
     longest = total = 0
     for span in singles:
         last = groups[-1][-1] if groups else None
@@ -335,4 +335,6 @@ def _runs(singles: Sequence[Span]) -> list[Run]:
                 continue
         groups.append([span])
         longest = total = span.start
-    return [Run(group[0].pool, group[0].slot, tuple(span.stop for span in group), group[0].row) for group in groups]
+    return [
+        DecodeRun(group[0].pool, group[0].slot, tuple(span.stop for span in group), group[0].row) for group in groups
+    ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from unspool.runtimes.kv.attention_plan import Span
+from unspool.runtimes.kv.attention_plan import Segment
 from unspool.runtimes.kv.shared_prefix import LEAST_SHARED
 from unspool.runtimes.kv.slot_table import Slot
-from unspool.runtimes.wrap.hooks import Place
+from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.types import Feed, Rows
 
 
@@ -33,7 +33,7 @@ class Batch:
         self.positions: list[int] = []
         self.asked: list[int] = []
         self.hidden: list[int] | None = [] if any(feed.hidden for feed in feeds) else None
-        self.inner: list[Place] | None = [] if any(feed.layers for feed in feeds) else None
+        self.inner: list[LayerRow] | None = [] if any(feed.layers for feed in feeds) else None
         self.invariant = any(feed.invariant for feed in feeds)
         pairs = list(zip(feeds, slots, strict=True))
         order = sorted(range(len(pairs)), key=lambda index: _place(*pairs[index]))
@@ -46,18 +46,18 @@ class Batch:
         self._num_asked, self._num_inner = len(self.asked), len(self.inner or ())
         self._pad(max(least_rows, 2) if self.invariant else least_rows)
 
-    def _append(self, feed: Feed, slot: Slot) -> Span:
+    def _append(self, feed: Feed, slot: Slot) -> Segment:
         row, count, length = len(self.tokens), len(feed.tokens), slot.length
         self.tokens += feed.tokens
         self.positions += range(length, length + count)
-        return Span(slot.pool, slot.index, length, count, row, feed.invariant)
+        return Segment(slot.pool, slot.index, length, count, row, feed.invariant)
 
     def _ask(self, feed: Feed, row: int) -> None:
         self.asked += [row + index for index in feed.asked]
         if self.hidden is not None and feed.hidden:
             self.hidden += range(row, row + len(feed.tokens))
         if self.inner is not None:
-            self.inner += [Place(row + index, layer) for index in feed.asked for layer in feed.layers]
+            self.inner += [LayerRow(row + index, layer) for index in feed.asked for layer in feed.layers]
 
     def _pad(self, least: int) -> None:
         for column in (self.tokens, self.positions, self.asked):
@@ -76,7 +76,7 @@ def _num_shared(before: tuple[Feed, Slot], here: tuple[Feed, Slot]) -> int:
     (first, first_slot), (second, second_slot) = before, here
     if len(first.tokens) > 1 or len(second.tokens) > 1 or first.invariant or second.invariant:
         return 0
-    if first_slot.poisoned or second_slot.poisoned:
+    if first_slot.nonfinite or second_slot.nonfinite:
         return 0
     # Most sequences have little in common, which their first tokens tell.
     if first_slot.tokens[:LEAST_SHARED] != second_slot.tokens[:LEAST_SHARED]:

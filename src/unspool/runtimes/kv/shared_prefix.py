@@ -31,7 +31,7 @@ class Sharing(Protocol):
 S = TypeVar("S", bound=Sharing)
 
 
-class Stem(NamedTuple):
+class SharedPrefix(NamedTuple):
     """Consecutive queries [first, stop), of those given, and how many leading tokens all of them have in common."""
 
     first: int
@@ -44,35 +44,35 @@ class Stem(NamedTuple):
         return (self.stop - self.first - 1) * self.length
 
 
-def stems_of(queries: Sequence[S], bytes_per_token: int) -> list[Stem]:
+def shared_prefixes(queries: Sequence[S], bytes_per_token: int) -> list[SharedPrefix]:
     """Cut queries into consecutive stems so that much is spared; those that share too little have a stem of length 0.
 
     bytes_per_token: of one layer's keys and values.
     """
-    found: list[Stem] = []
+    found: list[SharedPrefix] = []
     first = 0
     for index in range(1, len(queries) + 1):
         if index == len(queries) or queries[index].shared < LEAST_SHARED:
             found += _best([query.shared for query in queries[first:index]], first)
             first = index
-    stems: list[Stem] = []
-    for stem in found:
-        if stem.spared * bytes_per_token >= SPARED_BYTES:
-            stems.append(stem)
-        elif stems and not stems[-1].length:
-            stems[-1] = stems[-1]._replace(stop=stem.stop)
+    prefixes: list[SharedPrefix] = []
+    for shared_prefix in found:
+        if shared_prefix.spared * bytes_per_token >= SPARED_BYTES:
+            prefixes.append(shared_prefix)
+        elif prefixes and not prefixes[-1].length:
+            prefixes[-1] = prefixes[-1]._replace(stop=shared_prefix.stop)
         else:
-            stems.append(stem._replace(length=0))
-    return stems
+            prefixes.append(shared_prefix._replace(length=0))
+    return prefixes
 
 
-def _best(shared: Sequence[int], offset: int) -> list[Stem]:
+def _best(shared: Sequence[int], offset: int) -> list[SharedPrefix]:
     """Return the stems of queries that all share something: one, or more where cutting at the least spares more."""
     stop = offset + len(shared)
     if len(shared) == 1:
-        return [Stem(offset, stop, 0)]
+        return [SharedPrefix(offset, stop, 0)]
     length, cut = min((length, place) for place, length in enumerate(shared) if place)
-    whole = Stem(offset, stop, length)
+    whole = SharedPrefix(offset, stop, length)
     if all(each == length for each in shared[1:]):
         return [whole]
     parts = _best(shared[:cut], offset) + _best(shared[cut:], offset + cut)

@@ -26,7 +26,7 @@ class Slot:
 
     number: of the slot among all of its size class; neighbours lie side by side in memory.
     tokens: whose keys and values positions [0, len(tokens)) hold.
-    exact: of how many leading tokens these were computed in invariant passes, free of any company.
+    num_invariant_tokens: of how many leading tokens these were computed in invariant passes, free of any company.
     poisoned: whether some of them may not be finite.
     context: names what keys and values depend on besides the tokens. Slots of two contexts share none.
     era: when a free slot came back; see SlotTable.
@@ -36,10 +36,10 @@ class Slot:
     index: int
     number: int
     tokens: list[int] = field(default_factory=list)
-    exact: int = 0
-    poisoned: bool = False
+    num_invariant_tokens: int = 0
+    nonfinite: bool = False
     context: int = 0
-    era: int = 0
+    lru_epoch: int = 0
 
     @property
     def length(self) -> int:
@@ -48,22 +48,22 @@ class Slot:
 
     def forget(self, keep: int) -> None:
         """Keep the first `keep` tokens; clears what may not be finite."""
-        if self.poisoned:
+        if self.nonfinite:
             self.pool.zero(self.index, keep, len(self.tokens))
-            self.poisoned = keep > 0
+            self.nonfinite = keep > 0
         del self.tokens[keep:]
-        self.exact = min(self.exact, keep)
+        self.num_invariant_tokens = min(self.num_invariant_tokens, keep)
 
     def take(self, source: Slot, length: int | None = None) -> None:
         """Become a copy of the first `length` tokens of `source` (None: all), copying only what differs from here."""
         length = source.length if length is None else length
-        exact = min(source.exact, length)
+        invariant = min(source.num_invariant_tokens, length)
         start = min(self.num_shared(source), length)
-        if self.exact < min(start, exact):
-            start = self.exact
+        if self.num_invariant_tokens < min(start, invariant):
+            start = self.num_invariant_tokens
         self.pool.copy(self.index, source.pool, source.index, start, length)
         self.tokens = source.tokens[:length]
-        self.exact, self.poisoned, self.context = exact, source.poisoned, source.context
+        self.num_invariant_tokens, self.nonfinite, self.context = invariant, source.nonfinite, source.context
 
     def num_shared(self, other: Slot) -> int:
         """Return how many leading positions hold the same keys and values in both slots."""
@@ -77,18 +77,18 @@ class Found(NamedTuple):
     length: int
 
 
-def most_alike(
-    slots: Iterable[Slot], tokens: list[int], context: int, *, least: int = 1, exact: bool = False
+def longest_prefix_match(
+    slots: Iterable[Slot], tokens: list[int], context: int, *, least: int = 1, invariant: bool = False
 ) -> Found | None:
     """Return the first of the slots that share most leading tokens; None where all share fewer than `least`.
 
     Args:
         context: of the tokens; see Slot.
-        exact: whether only tokens count that were computed in invariant passes.
+        invariant: whether only tokens count that were computed in invariant passes.
     """
     best, length = None, least - 1
     for slot in slots:
-        held = min(slot.exact if exact else slot.length, len(tokens))
+        held = min(slot.num_invariant_tokens if invariant else slot.length, len(tokens))
         # Hundreds of slots are looked through for each prompt: one token tells most of them off.
         if held > length and slot.tokens[length] == tokens[length] and slot.context == context:
             shared = min(common_prefix(slot.tokens, tokens), held)
@@ -160,7 +160,7 @@ class SlotTable:
         slot = self.live.get(seq)
         if slot is None:
             slot = self._take_free(size_class(count))
-            slot.tokens, slot.exact, slot.context = [], 0, self._context
+            slot.tokens, slot.num_invariant_tokens, slot.context = [], 0, self._context
         elif slot.length + count > slot.pool.capacity:
             larger = self._take_free(size_class(slot.length + count), slot)
             larger.take(slot)
@@ -169,18 +169,18 @@ class SlotTable:
         self.live[seq] = slot
         return slot
 
-    def advance(self, seq: Seq, tokens: Sequence[int], *, exact: bool, poisoned: bool) -> None:
+    def advance(self, seq: Seq, tokens: Sequence[int], *, invariant: bool, nonfinite: bool) -> None:
         """Note that the tokens' keys and values stand in the sequence's slot.
 
         Args:
-            exact: whether they were computed in an invariant pass.
+            invariant: whether they were computed in an invariant pass.
             poisoned: whether they may not be finite.
         """
         slot = self.live[seq]
-        if exact and slot.exact == slot.length:
-            slot.exact += len(tokens)
+        if invariant and slot.num_invariant_tokens == slot.length:
+            slot.num_invariant_tokens += len(tokens)
         slot.tokens.extend(tokens)
-        slot.poisoned |= poisoned
+        slot.nonfinite |= nonfinite
         assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"
 
     def fork(self, seq: Seq, child: Seq) -> None:
@@ -205,22 +205,22 @@ class SlotTable:
         if slot is not None:
             self._put_back(slot)
 
-    def find(self, tokens: Sequence[int], *, least: int, exact: bool) -> Found | None:
+    def find(self, tokens: Sequence[int], *, least: int, invariant: bool) -> Found | None:
         """Return the slot, free or live, that holds most of the leading tokens; None where all hold fewer than `least`.
 
-        exact: see most_alike.
+        invariant: see most_alike.
         """
-        slots = (slot for slot in chain(*self._free.values(), self.live.values()) if not slot.poisoned)
-        return most_alike(slots, list(tokens), self._context, least=least, exact=exact)
+        slots = (slot for slot in chain(*self._free.values(), self.live.values()) if not slot.nonfinite)
+        return longest_prefix_match(slots, list(tokens), self._context, least=least, invariant=invariant)
 
-    def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, exact: bool) -> int:
+    def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
         """Open a sequence with as many leading tokens as are cached already; see Runtime.match_prefix.
 
         Raises:
             CapacityError: the limits leave no room.
         """
         assert seq not in self.live, f"sequence {seq} exists"
-        found = self.find(tokens, least=least, exact=exact)
+        found = self.find(tokens, least=least, invariant=invariant)
         if found is None:
             return 0
         source, length = found
@@ -245,9 +245,9 @@ class SlotTable:
                 slot.forget(0)
 
     def _put_back(self, slot: Slot) -> None:
-        if slot.poisoned:
+        if slot.nonfinite:
             slot.forget(0)
-        slot.era = self._era
+        slot.lru_epoch = self._era
         self._free[slot.pool.capacity].append(slot)
         self._num_back += 1
         if not self.live or self._num_back >= self._num_slots:
@@ -262,8 +262,8 @@ class SlotTable:
         free = self._free.setdefault(capacity, [])
         if not free:
             self._grow(capacity)
-        by_age = sorted(free, key=lambda slot: (slot.era if slot.tokens else 0, slot.number))
-        alike = most_alike(by_age, wanted.tokens, wanted.context) if wanted is not None else None
+        by_age = sorted(free, key=lambda slot: (slot.lru_epoch if slot.tokens else 0, slot.number))
+        alike = longest_prefix_match(by_age, wanted.tokens, wanted.context) if wanted is not None else None
         best = by_age[0] if alike is None else alike.slot
         free.remove(best)
         return best
@@ -320,8 +320,8 @@ class SlotTable:
         assert len(places) == count, f"{count} slots exist, {len(places)} are live or free"
         for slot in (*self.live.values(), *free):
             assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"
-            assert 0 <= slot.exact <= slot.length, "more exact tokens than tokens"
-        assert not any(slot.poisoned for slot in free), "a free slot was not cleared"
+            assert 0 <= slot.num_invariant_tokens <= slot.length, "more invariant tokens than tokens"
+        assert not any(slot.nonfinite for slot in free), "a free slot was not cleared"
         if self.max_tokens is not None:
             assert self.num_live_tokens <= self.max_tokens, "more tokens are cached than allowed"
         if self.max_sequences is not None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from unspool.runtimes.replay.tracer import Held, Ref, Step, tensors_in
+from unspool.runtimes.replay.tracer import Constant, Ref, Step, tensors_in
 
 _ADDS = (torch.Tensor.__add__, torch.Tensor.add, torch.add)
 
 
-def with_sums_fused(steps: Sequence[Step], result: int) -> list[Step]:
+def fuse_residual_adds(steps: Sequence[Step], result: int) -> list[Step]:
     """Return the steps with every sum of a packed layer's results and something else computed by the layer.
 
     result: number of the tensor that the pass returns.
@@ -54,7 +54,7 @@ def _summand(step: Step, layers: dict[int, int], uses: Counter[int]) -> int | No
 
 
 def _are_tensors(args: Sequence[Any]) -> bool:
-    return all(isinstance(arg, Ref | Held) for arg in args)
+    return all(isinstance(arg, Ref | Constant) for arg in args)
 
 
 def _is_layer(step: Step) -> bool:
@@ -62,4 +62,4 @@ def _is_layer(step: Step) -> bool:
     if step.func is not torch.ops.mkldnn._linear_pointwise or len(step.args) != 6 or step.args[3] != "none":
         return False
     weight = step.args[1]
-    return isinstance(weight, Held) and weight.tensor.dtype == torch.float32
+    return isinstance(weight, Constant) and weight.tensor.dtype == torch.float32

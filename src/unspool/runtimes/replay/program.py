@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from unspool.runtimes.kv.attention import Terms
-from unspool.runtimes.replay.fuse_residual_add import with_sums_fused
-from unspool.runtimes.replay.tracer import Held, Ref, Slice, Step, Unrecordable, tensors_in
+from unspool.runtimes.kv.attention import AttentionParams
+from unspool.runtimes.replay.fuse_residual_add import fuse_residual_adds
+from unspool.runtimes.replay.tracer import Constant, Ref, Slice, Step, Unrecordable, tensors_in
 
 INPUTS = ("ids", "positions", "keep")
 _SIZES = ("rows", "asked")
@@ -60,7 +60,7 @@ class Program:
         steps, result = _without_dropout(steps, result)
         steps = _without_waste(steps, result)
         if fused:
-            steps = with_sums_fused(steps, result)
+            steps = fuse_residual_adds(steps, result)
         self._names: dict[str, Any] = {}
         self.source = "\n".join(self._lines(steps, result))
         exec(compile(self.source, "<a recorded pass>", "exec"), self._names)
@@ -96,7 +96,7 @@ class Program:
             return value.name if value.factor == 1 else f"{value.factor} * {value.name}"
         if isinstance(value, Slice):
             return f"slice({', '.join(map(self._text, value))})"
-        if isinstance(value, Held):
+        if isinstance(value, Constant):
             return self._name("c", value.tensor)
         if isinstance(value, tuple):
             return f"({''.join(self._text(entry) + ', ' for entry in value)})"
@@ -127,10 +127,10 @@ def _joined(first: Any, second: Any) -> Any:
     """Return what two arguments have in common, with `Times` where they differ in size."""
     if type(first) is not type(second):
         raise Unrecordable("a call's arguments depend on the number of tokens")
-    if isinstance(first, Held):
+    if isinstance(first, Constant):
         return _same(first, second, first.tensor is second.tensor)
-    if isinstance(first, Terms):
-        names = Terms.__slots__
+    if isinstance(first, AttentionParams):
+        names = AttentionParams.__slots__
         return _same(
             first,
             second,
@@ -151,8 +151,8 @@ def _joined(first: Any, second: Any) -> Any:
     return _same(first, second, first is second or bool(first == second))
 
 
-def _terms(terms: Terms) -> tuple[Any, ...]:
-    return terms.scaling, terms.window, terms.softcap, id(terms.sinks)
+def _terms(params: AttentionParams) -> tuple[Any, ...]:
+    return params.scaling, params.window, params.softcap, id(params.sinks)
 
 
 def _same(first: Any, second: Any, is_same: bool) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from unspool.runtimes.kv.attention import attending
 from unspool.runtimes.replay.program import SIZES, Program, Size
-from unspool.runtimes.replay.tracer import Tape, TapedCache, Unrecordable
+from unspool.runtimes.replay.tracer import TracedCache, Tracer, Unrecordable
 
 Pass: TypeAlias = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(cache, ids [1, rows], positions [1, rows], keep [asked]) --> logits [asked, vocab]"""
@@ -34,7 +34,7 @@ def patience(size: Size) -> int:
     return size.rows // 2
 
 
-class Recorded:
+class Replay:
     """A forward pass that runs the model until it has been recorded, and its replay from then on.
 
     For each number of rows, a replay is trusted once it has given the model's exact result. That check costs a pass, so
@@ -104,11 +104,11 @@ class Recorded:
         places = torch.arange(size.rows, device=ids.device) % ids.shape[1]
         ids, positions = ids[:, places], positions[:, places]
         keep = torch.arange(size.asked, device=ids.device)
-        tape = Tape(ids, positions, keep)
-        cache = TapedCache(tape, self._num_layers)
-        with attending(cache), tape:
+        tracer = Tracer(ids, positions, keep)
+        cache = TracedCache(tracer, self._num_layers)
+        with attending(cache), tracer:
             result = model(cache, ids, positions, keep)
-        return tape.steps, tape.number_of(result)
+        return tracer.steps, tracer.number_of(result)
 
     def _replay(self, model: Pass, given: Any) -> torch.Tensor:
         """Run the program; if it raises, run the model from now on.

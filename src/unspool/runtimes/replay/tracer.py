@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unspool.runtimes.kv.attention import Terms
-from unspool.runtimes.kv.cache import LengthlessCache
+from unspool.runtimes.kv.attention import AttentionParams
+from unspool.runtimes.kv.cache import UnmaskedCache
 from unspool.runtimes.replay.operators import value_dependence, written_tensors
 
 UPDATE, ATTEND = "update", "attend"
@@ -40,7 +40,7 @@ class Ref(NamedTuple):
     number: int
 
 
-class Held(NamedTuple):
+class Constant(NamedTuple):
     """A tensor that is there before the pass: a parameter, a buffer, a constant."""
 
     tensor: torch.Tensor
@@ -118,7 +118,7 @@ def _storage(tensor: torch.Tensor) -> int | None:
     return storage
 
 
-class Tape(TorchFunctionMode):
+class Tracer(TorchFunctionMode):
     """While the context lasts, records every call of a PyTorch function in this thread.
 
     Args:
@@ -140,7 +140,7 @@ class Tape(TorchFunctionMode):
         self._alive: list[Any] = list(inputs)
         self._operators = RepeatableOperators()
 
-    def __enter__(self) -> Tape:
+    def __enter__(self) -> Tracer:
         self._operators.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -186,7 +186,7 @@ class Tape(TorchFunctionMode):
         """Return an argument with every tensor in it replaced by its Ref or Held."""
         if isinstance(value, torch.Tensor):
             number = self._numbers.get(id(value))
-            return Held(value) if number is None else Ref(number)
+            return Constant(value) if number is None else Ref(number)
         if isinstance(value, slice):
             return Slice(*map(self.encode, (value.start, value.stop, value.step)))
         if isinstance(value, tuple | list):
@@ -207,12 +207,12 @@ class Tape(TorchFunctionMode):
         return number
 
 
-class TapedCache(LengthlessCache):
+class TracedCache(UnmaskedCache):
     """What transformers takes for its cache while a tape runs: keeps nothing, and attends to nothing."""
 
-    def __init__(self, tape: Tape, num_layers: int) -> None:
+    def __init__(self, tracer: Tracer, num_layers: int) -> None:
         super().__init__()
-        self._tape, self._num_layers, self._layer = tape, num_layers, 0
+        self._tape, self._num_layers, self._layer = tracer, num_layers, 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -223,14 +223,16 @@ class TapedCache(LengthlessCache):
         self._tape.note(UPDATE, (*map(self._tape.encode, states), layer_idx), {}, states)
         return states
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: Terms) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
+    ) -> torch.Tensor:
         """Note that one layer attends. --> [rows, heads, value width], of no meaning"""
         encoded = tuple(map(self._tape.encode, (query, key, value)))
         with torch._C.DisableTorchFunction():
             result = torch.zeros(
                 query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device
             )
-        self._tape.note(ATTEND, (*encoded, terms), {}, result)
+        self._tape.note(ATTEND, (*encoded, params), {}, result)
         return result
 
     def __len__(self) -> int:
@@ -244,9 +246,9 @@ def _check(func: Callable[..., Any] | str, arguments: Any) -> None:
         raise Unrecordable(f"it reads or writes the values of tensors ({name})")
 
 
-def tensors_in(tree: Any) -> Iterator[Ref | Held]:
+def tensors_in(tree: Any) -> Iterator[Ref | Constant]:
     """Yield every tensor of a tree of encoded arguments."""
-    if isinstance(tree, Ref | Held):
+    if isinstance(tree, Ref | Constant):
         yield tree
     elif isinstance(tree, dict):
         for entry in tree.values():

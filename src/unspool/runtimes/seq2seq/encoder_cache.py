@@ -25,7 +25,7 @@ _MOST_TOGETHER = 16
 
 
 @dataclass(eq=False, slots=True)
-class Encoded:
+class EncodedSource:
     """What one source has become.
 
     number: never used twice. keys, values: a layer each, [1, heads, length, width]. version: of the weights that made
@@ -49,21 +49,21 @@ class SourceTable:
     """Which live sequence reads which source. One that no sequence reads any longer is forgotten."""
 
     def __init__(self) -> None:
-        self.of: dict[Seq, Encoded] = {}
-        self._known: dict[int, Encoded] = {}
+        self.of: dict[Seq, EncodedSource] = {}
+        self._known: dict[int, EncodedSource] = {}
         self._numbers = itertools.count(1)
 
-    def find(self, source: Source, version: int) -> Encoded | None:
+    def find(self, source: Source, version: int) -> EncodedSource | None:
         """Return what is known of this very source, if these weights made it."""
         found = self._known.get(id(source))
         return found if found is not None and found.version == version else None
 
-    def make(self, source: Source, pairs: KeysValues, version: int) -> Encoded:
+    def make(self, source: Source, pairs: KeysValues, version: int) -> EncodedSource:
         """Return a new entry, which no sequence holds yet."""
         keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        return Encoded(next(self._numbers), source, keys, values, version)
+        return EncodedSource(next(self._numbers), source, keys, values, version)
 
-    def hold(self, seq: Seq, encoded: Encoded) -> None:
+    def hold(self, seq: Seq, encoded: EncodedSource) -> None:
         """Let a new sequence read it."""
         assert seq not in self.of, f"sequence {seq} has a source"
         self.of[seq] = encoded
@@ -87,14 +87,14 @@ class SourceTable:
             assert encoded.num_uses == count > 0, f"source {encoded.number}: {encoded.num_uses} uses, {count} sequences"
 
 
-class Opening(NamedTuple):
+class FirstStepKV(NamedTuple):
     """Keys and values of a first token in self-attention, and those of the source."""
 
     own: KeysValues
     source: KeysValues
 
 
-class Reader(Protocol):
+class EncoderAdapter(Protocol):
     """How one kind of model reads sources and is called with what it has read."""
 
     has_prefix: bool
@@ -108,7 +108,7 @@ class Reader(Protocol):
         """Return random states of `count` short sources."""
         ...
 
-    def open(self, states: torch.Tensor, token: int) -> Opening:
+    def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
         """Run the decoder over one token for each source."""
         ...
 
@@ -121,7 +121,7 @@ class Reader(Protocol):
         ...
 
 
-class CrossReader:
+class CrossAttentionAdapter:
     """Models with an encoder, over whose output every decoder layer attends (T5, BART, Whisper, ...)."""
 
     has_prefix = False
@@ -147,12 +147,12 @@ class CrossReader:
         )
         return states.to(self._device, self._dtype)
 
-    def open(self, states: torch.Tensor, token: int) -> Opening:
+    def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
         """Run the decoder over one token; the keys and values of the source are a by-product."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         ids = torch.full((states.shape[0], 1), token, device=self._device)
         self._module(**self._arguments(states, ids), past_key_values=cache, use_cache=True, return_dict=True)
-        return Opening(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
+        return FirstStepKV(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
 
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Run the decoder without a cache."""
@@ -174,7 +174,7 @@ def _width_of(config: Any) -> int:
     return next(width for width in found if isinstance(width, int))
 
 
-class PrefixReader:
+class PrefixAdapter:
     """GIT: a causal language model that caches its image in front of the text, at positions of its own."""
 
     has_prefix = True
@@ -196,14 +196,14 @@ class PrefixReader:
             shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
         ).to(self._device, self._dtype)
 
-    def open(self, states: torch.Tensor, token: int) -> Opening:
+    def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
         """Run the model over image and one token; what the image has become does not depend on the token."""
         cache = DynamicCache()
         ids = torch.full((states.shape[0], 1), token, device=self._device)
         self._module(input_ids=ids, pixel_values=states, past_key_values=cache, use_cache=True, return_dict=True)
         pairs = _pairs(cache)
         own = [(key[:, :, -1:], value[:, :, -1:]) for key, value in pairs]
-        return Opening(own, [(key[:, :, :-1], value[:, :, :-1]) for key, value in pairs])
+        return FirstStepKV(own, [(key[:, :, :-1], value[:, :, :-1]) for key, value in pairs])
 
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Run the model over image and text without a cache."""
@@ -221,9 +221,9 @@ def _pairs(cache: Any) -> KeysValues:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def reader_of(module: Any) -> Reader:
+def adapter_of(module: Any) -> EncoderAdapter:
     """Return how this model reads; `families.source_obstacle` has found that it does."""
-    return PrefixReader(module) if module.config.model_type == "git" else CrossReader(module)
+    return PrefixAdapter(module) if module.config.model_type == "git" else CrossAttentionAdapter(module)
 
 
 def batches(sources: Sequence[Source]) -> Iterator[list[Source]]:

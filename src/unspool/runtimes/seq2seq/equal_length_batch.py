@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from unspool.errors import ModelError
 from unspool.runtimes.kv.pool import SlotPool
 from unspool.runtimes.kv.slot_table import Slot
-from unspool.runtimes.seq2seq.encoder_cache import Encoded
+from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
 
 ATTENTION_NAME = "unspool_buckets"
 
@@ -42,11 +42,11 @@ class Run(NamedTuple):
 class Shared(NamedTuple):
     """Rows that read one source; a slice where they stand side by side."""
 
-    encoded: Encoded
+    encoded: EncodedSource
     rows: slice | torch.Tensor
 
 
-class Bucket:
+class EqualLengthBatch:
     """The rows of one pass, by slot. Each holds `start` positions and takes `width` more.
 
     Args:
@@ -56,7 +56,7 @@ class Bucket:
             likes it, rather than one call for each unbroken run.
     """
 
-    def __init__(self, rows: Sequence[tuple[Slot, Encoded]], start: int, width: int, *, spans_gaps: bool) -> None:
+    def __init__(self, rows: Sequence[tuple[Slot, EncodedSource]], start: int, width: int, *, spans_gaps: bool) -> None:
         assert [self.order(slot) for slot, _ in rows] == sorted(self.order(slot) for slot, _ in rows), "rows by slot"
         self.start, self.width, self.num_rows = start, width, len(rows)
         self.stop = start + width
@@ -93,7 +93,7 @@ def _runs(slots: Sequence[Slot], spans_gaps: bool) -> Iterator[Run]:
         begin = end
 
 
-def _shared(encoded: Sequence[Encoded]) -> Iterator[Shared]:
+def _shared(encoded: Sequence[EncodedSource]) -> Iterator[Shared]:
     rows: dict[int, list[int]] = {}
     for row, each in enumerate(encoded):
         rows.setdefault(each.number, []).append(row)
@@ -103,7 +103,7 @@ def _shared(encoded: Sequence[Encoded]) -> Iterator[Shared]:
         yield Shared(encoded[first], slice(first, stop) if unbroken else torch.tensor(places, device="cpu"))
 
 
-class OwnCache(Cache):
+class SelfCache(Cache):
     """What transformers takes for the decoder's own cache during one pass: writes keys and values into slots.
 
     Args:
@@ -115,9 +115,9 @@ class OwnCache(Cache):
     After the pass, `finite` says which rows' newest values were finite: bool [rows].
     """
 
-    def __init__(self, bucket: Bucket, num_layers: int, *, gives_back: bool) -> None:
+    def __init__(self, batch: EqualLengthBatch, num_layers: int, *, gives_back: bool) -> None:
         super().__init__(layers=[])
-        self.bucket, self.num_layers, self._gives_back = bucket, num_layers, gives_back
+        self.batch, self.num_layers, self._gives_back = batch, num_layers, gives_back
         self.finite: torch.Tensor | None = None
         self.layer, self.is_fresh = 0, False
 
@@ -126,44 +126,44 @@ class OwnCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one layer's keys and values, [rows, heads, width, head width], into the slots."""
         self.layer, self.is_fresh = layer_idx, True
-        for run in self.bucket.runs:
-            _write(run, run.pool.keys[layer_idx], key_states, self.bucket)
-            _write(run, run.pool.values[layer_idx], value_states, self.bucket)
+        for run in self.batch.runs:
+            _write(run, run.pool.keys[layer_idx], key_states, self.batch)
+            _write(run, run.pool.values[layer_idx], value_states, self.batch)
         if layer_idx == self.num_layers - 1:
             # What is not finite in any earlier layer has made this layer's input, hence its value, not finite.
             self.finite = value_states.float().sum((1, 2, 3)).isfinite()
         if not self._gives_back:
             return self._stand_in(key_states), self._stand_in(value_states)
-        keys = [_read(run, run.pool.keys[layer_idx], self.bucket.stop) for run in self.bucket.runs]
-        values = [_read(run, run.pool.values[layer_idx], self.bucket.stop) for run in self.bucket.runs]
+        keys = [_read(run, run.pool.keys[layer_idx], self.batch.stop) for run in self.batch.runs]
+        values = [_read(run, run.pool.values[layer_idx], self.batch.stop) for run in self.batch.runs]
         return _joined(keys), _joined(values)
 
     def _stand_in(self, states: torch.Tensor) -> torch.Tensor:
         # A model that builds a position bias takes the number of positions from here.
-        return states[:, :, :1].expand(-1, -1, self.bucket.stop, -1)
+        return states[:, :, :1].expand(-1, -1, self.batch.stop, -1)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions cached before this pass."""
-        return self.bucket.start
+        return self.batch.start
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """The position of the first new token."""
-        return self.bucket.start
+        return self.batch.start
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Keys and offset of a mask over all positions."""
-        return self.bucket.start + query_length, 0
+        return self.batch.start + query_length, 0
 
     def __len__(self) -> int:
         return self.num_layers
 
 
-def _write(run: Run, cached: torch.Tensor, states: torch.Tensor, bucket: Bucket) -> None:
+def _write(run: Run, cached: torch.Tensor, states: torch.Tensor, batch: EqualLengthBatch) -> None:
     rows = states[run.rows].to(cached.dtype)
     if run.places is None:
-        cached[run.first : run.stop, :, bucket.start : bucket.stop] = rows
+        cached[run.first : run.stop, :, batch.start : batch.stop] = rows
     else:
-        cached[run.first + run.places.to(cached.device), :, bucket.start : bucket.stop] = rows
+        cached[run.first + run.places.to(cached.device), :, batch.start : batch.stop] = rows
 
 
 def _read(run: Run, cached: torch.Tensor, stop: int) -> torch.Tensor:
@@ -202,7 +202,7 @@ class CrossStacks:
         self._rows: tuple[int, ...] = ()
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def of(self, encoded: Sequence[Encoded]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def of(self, encoded: Sequence[EncodedSource]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return each layer's keys and values, [rows, heads, length, width]; a view where all rows read one source."""
         first = encoded[0]
         if all(each is first for each in encoded):
@@ -239,11 +239,11 @@ class Attends(Protocol):
         ...
 
 
-class BucketAttention:
+class EqualLengthAttention:
     """Attends over slots after the cache was written to, and over the sources otherwise: a decoder layer does both."""
 
-    def __init__(self, cache: OwnCache) -> None:
-        self._cache, self._bucket = cache, cache.bucket
+    def __init__(self, cache: SelfCache) -> None:
+        self._cache, self._bucket = cache, cache.batch
 
     def attend(
         self,
@@ -298,7 +298,7 @@ class BucketAttention:
             mask = allowed if mask is None else mask.masked_fill(~allowed, -math.inf)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=is_grouped)
 
-    def _over_source(self, encoded: Encoded, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    def _over_source(self, encoded: EncodedSource, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
         keys, values = encoded.keys[self._cache.layer], encoded.values[self._cache.layer]
         rows, heads, width, size = query.shape
         # Rows become further queries of one row, so that the source is read once for all of them.
@@ -343,7 +343,7 @@ def attending(target: Attends) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def bucket_attention(
+def equal_length_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -370,9 +370,9 @@ def bucket_attention(
     return target.attend(query, key, value, scaling, position_bias).transpose(1, 2), None
 
 
-AttentionInterface.register(ATTENTION_NAME, bucket_attention)
+AttentionInterface.register(ATTENTION_NAME, equal_length_attention)
 
 
-def joint_cache(own: OwnCache, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> EncoderDecoderCache:
+def joint_cache(own: SelfCache, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> EncoderDecoderCache:
     """Return what an encoder-decoder takes for its whole cache; layers: keys and values of the sources."""
     return EncoderDecoderCache(own, CrossCache(layers))

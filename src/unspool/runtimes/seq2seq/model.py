@@ -21,31 +21,31 @@ from unspool.runtimes.kv.pool import LayerLayout, Layout, SlotPool
 from unspool.runtimes.kv.slot_table import Slot
 from unspool.runtimes.model_info import trial_length
 from unspool.runtimes.seq2seq.encoder_cache import (
-    Encoded,
+    EncodedSource,
+    FirstStepKV,
     KeysValues,
-    Opening,
     SourceTable,
-    reader_of,
+    adapter_of,
     stacked,
     visible,
 )
 from unspool.runtimes.seq2seq.equal_length_batch import (
     ATTENTION_NAME,
     Attends,
-    Bucket,
-    BucketAttention,
     CrossStacks,
+    EqualLengthAttention,
+    EqualLengthBatch,
     FirstTokenAttention,
-    OwnCache,
+    SelfCache,
     attending,
     joint_cache,
 )
 from unspool.runtimes.seq2seq.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack, PackedLinear
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
-from unspool.runtimes.wrap.hooks import HeadTap
+from unspool.runtimes.wrap.hooks import HeadHook
 from unspool.runtimes.wrap.model_copy import AttentionNames, fingerprint, set_attention
-from unspool.runtimes.wrap.wrapped import Host
+from unspool.runtimes.wrap.wrapped import WrappedModel
 from unspool.types import Rows, Source
 
 Attention: TypeAlias = Literal["ours", "own"]
@@ -57,7 +57,7 @@ class _Trial(NamedTuple):
     states: torch.Tensor
     tokens: list[list[int]]
     reference: torch.Tensor
-    opening: Opening
+    opening: FirstStepKV
 
 
 class Seq2SeqModel:
@@ -102,20 +102,20 @@ class Seq2SeqModel:
         self._wanted, self.version = attention, 0
         self._user = None if own else weakref.ref(model)
         self._print = None if own else fingerprint(model)
-        self._host = Host(model, own=own, pack=pack, attention=names, patch=patch)
-        with self._host.trying():
+        self._wrapped = WrappedModel(model, own=own, pack=pack, attention=names, patch=patch)
+        with self._wrapped.trying():
             self._build()
-        self._reader = reader_of(self.module)
+        self._reader = adapter_of(self.module)
 
     @property
     def module(self) -> Any:
         """What runs."""
-        return self._host.module
+        return self._wrapped.module
 
     @property
     def is_patched(self) -> bool:
         """Whether the caller's own modules run as they are; see Host."""
-        return bool(self._host.patch)
+        return bool(self._wrapped.patch)
 
     @property
     def has_prefix(self) -> bool:
@@ -126,15 +126,15 @@ class Seq2SeqModel:
 
     def _build(self) -> None:
         try:
-            self._reader = reader_of(self.module)
+            self._reader = adapter_of(self.module)
             trial = self._prepare_trial()
         except Exception as error:
             reason = f"does not run on a source of ours: {type(error).__name__}: {error}"
             raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version") from error
-        self._host.pack()
+        self._wrapped.pack()
         for module in self.module.modules():
             if isinstance(module, PackedLinear):
-                module.veil()  # T5 looks at the type of a weight in every forward
+                module.hide_weight()  # T5 looks at the type of a weight in every forward
         self._given = [(config, config._attn_implementation_internal) for config in self._part_decoder_from_encoder()]
         self._settle(trial)
 
@@ -145,10 +145,10 @@ class Seq2SeqModel:
         tokens = [num_embeddings * part // 6 for part in range(1, count + 1)]
         rows = [tokens, tokens[::-1]]
         head = self.module.get_output_embeddings()
-        with self._host.calling():
+        with self._wrapped.calling():
             states = self._reader.trial_states(2)
-            with HeadTap(nn.Identity() if head is None else head) as tap:
-                reference = self._reader.whole(states, torch.tensor(rows, device=self._host.device)).float()
+            with HeadHook(nn.Identity() if head is None else head) as tap:
+                reference = self._reader.whole(states, torch.tensor(rows, device=self._wrapped.device)).float()
             opening = self._reader.open(states, tokens[0])
         self.reads_head = tap.states is not None and len(tap.states) >= 2 * len(tokens)
         self.vocab_size = reference.shape[-1]
@@ -156,7 +156,7 @@ class Seq2SeqModel:
 
     def _part_decoder_from_encoder(self) -> list[Any]:
         """Give the encoder configs of its own, so that the decoder's can be changed. Returns the decoder's."""
-        if self._host.is_borrowed or self.has_prefix:
+        if self._wrapped.in_place or self.has_prefix:
             return []
         copies: dict[int, Any] = {}
         for module in self.module.get_encoder().modules():
@@ -196,12 +196,12 @@ class Seq2SeqModel:
         """Return why the decoder cannot be given our attention, or ""."""
         if self.has_prefix:
             return "keeps its source among its tokens"
-        if self._host.is_borrowed:
+        if self._wrapped.in_place:
             return "runs on the caller's own module"
         self._adopt("ours", trial)
         first = FirstTokenAttention()
         try:
-            with self._host.calling(), attending(first):
+            with self._wrapped.calling(), attending(first):
                 self._reader.open(trial.states, trial.tokens[0][0])
         except ModelError as error:
             return str(error)
@@ -218,11 +218,11 @@ class Seq2SeqModel:
         prefix = [self.lay_prefix(slot, each) for slot, each in zip(slots, encoded, strict=True)][0]
         half, found = max(1, num_tokens // 2), []
         for start in range(0, num_tokens, half):
-            bucket = Bucket(list(zip(slots, encoded, strict=True)), prefix + start, half, spans_gaps=False)
+            batch = EqualLengthBatch(list(zip(slots, encoded, strict=True)), prefix + start, half, spans_gaps=False)
             part = [row[start : start + half] for row in trial.tokens]
             hidden = [0] if self.reads_head and start else None
             try:
-                rows, _ = self.run(bucket, part, list(range(2 * half)), hidden, CrossStacks())
+                rows, _ = self.run(batch, part, list(range(2 * half)), hidden, CrossStacks())
                 found.append(rows.logits.view(2, half, self.vocab_size))
             except Exception as error:
                 return f"does not run on a cache of ours: {type(error).__name__}: {error}"
@@ -236,8 +236,8 @@ class Seq2SeqModel:
 
     def encode(self, group: Sequence[Source]) -> list[KeysValues]:
         """Read sources whose inputs have the same shapes. Returns the keys and values of each."""
-        inputs = stacked(group, self._host.device, next(self.module.parameters()).dtype)
-        with self._host.calling(), self._attending(FirstTokenAttention()):
+        inputs = stacked(group, self._wrapped.device, next(self.module.parameters()).dtype)
+        with self._wrapped.calling(), self._attending(FirstTokenAttention()):
             opening = self._reader.open(self._reader.states(inputs), 0)
             mask = inputs.get("attention_mask")
             return [self._kept(visible(opening.source, row, mask)) for row in range(len(group))]
@@ -249,10 +249,10 @@ class Seq2SeqModel:
             for (key, value), layer in zip(pairs, self.layout, strict=True)
         ]
 
-    def _num_prefixed(self, encoded: Encoded) -> int:
+    def _num_prefixed(self, encoded: EncodedSource) -> int:
         return encoded.length if self.has_prefix else 0
 
-    def lay_prefix(self, slot: Slot, encoded: Encoded) -> int:
+    def lay_prefix(self, slot: Slot, encoded: EncodedSource) -> int:
         """Write a source into the slot of a sequence that begins, if that is its place. Returns the positions taken."""
         count = self._num_prefixed(encoded)
         for layer, (key, value) in enumerate(zip(encoded.keys, encoded.values, strict=True)):
@@ -262,7 +262,7 @@ class Seq2SeqModel:
 
     def run(
         self,
-        bucket: Bucket,
+        batch: EqualLengthBatch,
         tokens: Sequence[Sequence[int]],
         asked: Sequence[int],
         hidden: Sequence[int] | None,
@@ -279,18 +279,18 @@ class Seq2SeqModel:
         Returns:
             logits [asked, vocab] and hidden [hidden, head width] or None; and which rows were finite, bool [rows].
         """
-        own = OwnCache(bucket, len(self.layout), gives_back=self.attention == "own")
-        cache = own if self.has_prefix else joint_cache(own, self._sources(bucket, stacks))
-        start = bucket.start - self._num_prefixed(bucket.encoded[0])
-        keep = torch.tensor(asked, dtype=torch.int64, device=self._host.device)
+        own = SelfCache(batch, len(self.layout), gives_back=self.attention == "own")
+        cache = own if self.has_prefix else joint_cache(own, self._sources(batch, stacks))
+        start = batch.start - self._num_prefixed(batch.encoded[0])
+        keep = torch.tensor(asked, dtype=torch.int64, device=self._wrapped.device)
         with ExitStack() as stack:
-            stack.enter_context(self._host.calling())
-            stack.enter_context(self._attending(BucketAttention(own)))
+            stack.enter_context(self._wrapped.calling())
+            stack.enter_context(self._attending(EqualLengthAttention(own)))
             # A hook of the caller's on the head must see the shapes of transformers' `generate`.
-            patched = bool(self._host.patch)
+            patched = bool(self._wrapped.patch)
             head = self.module.get_output_embeddings() if self.reads_head and (hidden or not patched) else None
-            tap = None if head is None else stack.enter_context(HeadTap(head, None if patched else keep))
-            ids = torch.tensor(tokens, device=self._host.device)
+            tap = None if head is None else stack.enter_context(HeadHook(head, None if patched else keep))
+            ids = torch.tensor(tokens, device=self._wrapped.device)
             arguments = self._reader.arguments(ids, start)
             output = self.module(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
             logits = output.logits.flatten(0, 1)
@@ -300,10 +300,10 @@ class Seq2SeqModel:
         assert own.finite is not None, "the last layer was not reached"
         return Rows(_ordinary(logits), None if states is None else _ordinary(states)), own.finite
 
-    def _sources(self, bucket: Bucket, stacks: CrossStacks) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _sources(self, batch: EqualLengthBatch, stacks: CrossStacks) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if self.attention == "own":
-            return stacks.of(bucket.encoded)
-        first = bucket.encoded[0]
+            return stacks.of(batch.encoded)
+        first = batch.encoded[0]
         return [(key[:, :, :1], value[:, :, :1]) for key, value in zip(first.keys, first.values, strict=True)]
 
     def _attending(self, target: Attends) -> AbstractContextManager[None]:
@@ -311,7 +311,7 @@ class Seq2SeqModel:
 
     # --- keeping up ---------------------------------------------------------------------------------------------
 
-    def follow(self) -> None:
+    def sync_weights(self) -> None:
         """See whether the user's model has changed since the last look, and take over what has.
 
         Raises:
@@ -320,13 +320,13 @@ class Seq2SeqModel:
         model = self._user() if self._user is not None else None
         if model is None:
             return
-        if self._host.patch:
+        if self._wrapped.patch:
             self.version += 1  # what hooks made of a source in one call is of no use in the next
             return
         now, before = fingerprint(model), self._print
         if now == before:
             return
-        self._host.follow()
+        self._wrapped.sync_weights()
         self._print = now
         self.version += 1
         if now.has_other_parts(before):
@@ -334,7 +334,7 @@ class Seq2SeqModel:
 
     def refresh(self) -> None:
         """Take over the user's weights, also where they were written through `.data`."""
-        self._host.refresh()
+        self._wrapped.refresh()
         self.version += 1
 
     def describe(self) -> str:
@@ -342,7 +342,7 @@ class Seq2SeqModel:
         attends = "reads keys and values where they lie" if self.attention == "ours" else "attends by itself"
         why = f" ({self._why})" if self._why else ""
         cached = f"{str(self.layout[0].dtype).removeprefix('torch.')} keys and values"
-        return ", ".join([f"passes over equal lengths: the decoder {attends}{why}", *self._host.describe(), cached])
+        return ", ".join([f"passes over equal lengths: the decoder {attends}{why}", *self._wrapped.describe(), cached])
 
 
 def _layout(own: KeysValues, *, converts: bool) -> Layout:
@@ -382,7 +382,7 @@ def model_over(model: Any, pack: Pack = "auto", attention: Attention | Literal["
             if found.module is not model:
                 _MODELS.setdefault(model, {})[pack, attention] = found
         else:
-            found.follow()
+            found.sync_weights()
         return found
 
 
@@ -390,5 +390,5 @@ def refresh_models(model: Any) -> None:
     """Take over the weights of a user's own model after they were written through `.data`."""
     with _LOCK:
         for found in _MODELS.get(model, {}).values():
-            found.follow()
+            found.sync_weights()
             found.refresh()

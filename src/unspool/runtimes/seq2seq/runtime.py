@@ -17,8 +17,8 @@ from unspool.protocols import Runtime
 from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.slot_table import Slot, SlotTable
 from unspool.runtimes.model_info import describe
-from unspool.runtimes.seq2seq.encoder_cache import Encoded, SourceTable, batches
-from unspool.runtimes.seq2seq.equal_length_batch import Bucket, CrossStacks
+from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, SourceTable, batches
+from unspool.runtimes.seq2seq.equal_length_batch import CrossStacks, EqualLengthBatch
 from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel, model_over, refresh_models
 from unspool.runtimes.seq2seq.source_info import SourceInfo, decoder_limit, source_info, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
@@ -35,7 +35,7 @@ class _Pass(NamedTuple):
     """Feeds that share a pass: indices into the feeds of the forward, by slot, and the bucket of their rows."""
 
     feeds: list[int]
-    bucket: Bucket
+    batch: EqualLengthBatch
 
 
 class Seq2SeqRuntime(Runtime):
@@ -82,9 +82,9 @@ class Seq2SeqRuntime(Runtime):
             self._model = model_over(model, pack, attention)
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
         self.source: SourceInfo = source_info(model)
-        self._take_stock()
+        self._configure()
 
-    def _take_stock(self) -> None:
+    def _configure(self) -> None:
         """Read everything that depends on the model as it now is."""
         model = self._model
         self._version = model.version
@@ -125,7 +125,7 @@ class Seq2SeqRuntime(Runtime):
         self._check(feeds)
         opened = [feed for feed in feeds if feed.seq not in self._slots.live]
         if opened:
-            self._follow()
+            self._sync_weights()
         fresh = self._read(opened)
         slots = self._slots.reserve([(feed.seq, len(feed.tokens) + self._num_prefixed(feed, fresh)) for feed in feeds])
         try:
@@ -142,7 +142,7 @@ class Seq2SeqRuntime(Runtime):
                 self.release(feed.seq)
             raise
         for feed, is_finite in zip(feeds, finite, strict=True):
-            self._slots.advance(feed.seq, feed.tokens, exact=False, poisoned=not is_finite)
+            self._slots.advance(feed.seq, feed.tokens, invariant=False, nonfinite=not is_finite)
         return rows
 
     def fork(self, seq: Seq, child: Seq) -> None:
@@ -169,7 +169,7 @@ class Seq2SeqRuntime(Runtime):
     def refresh(self) -> None:
         """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
         self._model.refresh()
-        self._follow()
+        self._sync_weights()
 
     def check(self) -> None:
         """Assert the invariants of the cache; for tests."""
@@ -195,9 +195,9 @@ class Seq2SeqRuntime(Runtime):
         if any(feed.layers for feed in feeds):
             raise ModelError(f"{name} has no inner layers that its own head can read")
 
-    def _follow(self) -> None:
+    def _sync_weights(self) -> None:
         """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
-        self._model.follow()
+        self._model.sync_weights()
         if self._model.version == self._version:
             return
         if self._model.layout == self._slots.layout:
@@ -206,13 +206,13 @@ class Seq2SeqRuntime(Runtime):
         elif self._slots.live:
             raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
         else:
-            self._take_stock()
+            self._configure()
 
     # --- sources ------------------------------------------------------------------------------------------------
 
-    def _read(self, opened: Sequence[Feed]) -> dict[Seq, Encoded]:
+    def _read(self, opened: Sequence[Feed]) -> dict[Seq, EncodedSource]:
         """Return what the source of each sequence that begins has become; a source known already is not read again."""
-        found: dict[int, Encoded] = {}
+        found: dict[int, EncodedSource] = {}
         unread: list[Source] = []
         for feed in opened:
             assert feed.source is not None, "a first feed was checked to bring a source"
@@ -226,10 +226,10 @@ class Seq2SeqRuntime(Runtime):
                 found[id(source)] = self._sources.make(source, pairs, self._version)
         return {feed.seq: found[id(feed.source)] for feed in opened}
 
-    def _prefix_of(self, encoded: Encoded) -> int:
+    def _prefix_of(self, encoded: EncodedSource) -> int:
         return encoded.length if self._model.has_prefix else 0
 
-    def _num_prefixed(self, feed: Feed, fresh: dict[Seq, Encoded]) -> int:
+    def _num_prefixed(self, feed: Feed, fresh: dict[Seq, EncodedSource]) -> int:
         return self._prefix_of(fresh[feed.seq]) if feed.seq in fresh else 0
 
     # --- passes -------------------------------------------------------------------------------------------------
@@ -244,9 +244,9 @@ class Seq2SeqRuntime(Runtime):
             groups.setdefault(key, []).append(index)
         passes = []
         for (start, width, _), indices in groups.items():
-            indices.sort(key=lambda index: Bucket.order(slots[index]))
+            indices.sort(key=lambda index: EqualLengthBatch.order(slots[index]))
             rows = [(slots[index], encoded[index]) for index in indices]
-            passes.append(_Pass(indices, Bucket(rows, start, width, spans_gaps=self._spans_gaps)))
+            passes.append(_Pass(indices, EqualLengthBatch(rows, start, width, spans_gaps=self._spans_gaps)))
         return passes
 
     def _run(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
@@ -254,17 +254,17 @@ class Seq2SeqRuntime(Runtime):
         logits, hidden = _Gathered(), _Gathered()
         wants_hidden = any(feed.hidden for feed in feeds)
         finite = [True] * len(feeds)
-        for indices, bucket in self._passes(feeds, slots):
+        for indices, batch in self._passes(feeds, slots):
             asked: list[int] = []
             shown: list[int] = []
             for row, index in enumerate(indices):
-                feed, first = feeds[index], row * bucket.width
+                feed, first = feeds[index], row * batch.width
                 asked += [first + offset for offset in feed.asked]
-                shown += range(first, first + bucket.width) if feed.hidden else ()
+                shown += range(first, first + batch.width) if feed.hidden else ()
                 logits.expect(index, len(feed.asked))
-                hidden.expect(index, bucket.width if feed.hidden else 0)
+                hidden.expect(index, batch.width if feed.hidden else 0)
             tokens = [feeds[index].tokens for index in indices]
-            rows, flags = self._model.run(bucket, tokens, asked, shown or None, self._stacks)
+            rows, flags = self._model.run(batch, tokens, asked, shown or None, self._stacks)
             logits.parts.append(rows.logits)
             hidden.parts += [] if rows.hidden is None else [rows.hidden]
             for index, flag in zip(indices, flags.tolist(), strict=True):

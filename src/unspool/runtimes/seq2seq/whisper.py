@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unspool.engine.locked_runtime import guarded
+from unspool.engine.locked_runtime import locked
 from unspool.errors import OptionError
 from unspool.protocols import Runtime
 from unspool.types import Feed, Source
@@ -123,7 +123,7 @@ def transcript_prompt(
     """
     prompt = speech.prompt(language, task)
     if None in prompt:
-        found = detect_language(guarded(runtime()), source, speech)
+        found = detect_language(locked(runtime()), source, speech)
         return tuple(found if token is None else token for token in prompt)
     return tuple(token for token in prompt if token is not None)
 

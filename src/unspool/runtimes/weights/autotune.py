@@ -43,14 +43,14 @@ _SMALLEST = {torch.float32: 1 << 17}
 _USUAL_CACHE, _LARGEST_CACHE = 32 << 20, 64 << 20
 
 
-class Form(NamedTuple):
+class LinearPlan(NamedTuple):
     """The form of a layer. packed: its weight is packed. least_rows: calls with fewer rows are padded to these."""
 
     packed: bool
     least_rows: int
 
 
-PLAIN, PACKED = Form(packed=False, least_rows=1), Form(packed=True, least_rows=LEAST_ROWS)
+PLAIN, PACKED = LinearPlan(packed=False, least_rows=1), LinearPlan(packed=True, least_rows=LEAST_ROWS)
 
 
 class Shape(NamedTuple):
@@ -62,7 +62,7 @@ class Shape(NamedTuple):
     threads: int
 
 
-_FORMS: dict[Shape, Form] = {}
+_FORMS: dict[Shape, LinearPlan] = {}
 
 
 def choice() -> Choice:
@@ -82,7 +82,7 @@ def is_small(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
     return in_features * out_features < _SMALLEST.get(dtype, 0)
 
 
-def form_of(in_features: int, out_features: int, dtype: torch.dtype) -> Form:
+def best_plan(in_features: int, out_features: int, dtype: torch.dtype) -> LinearPlan:
     """Return the form of a layer of this shape on a CPU that can pack it: the forced one, else the fastest.
 
     Raises:
@@ -98,12 +98,12 @@ def form_of(in_features: int, out_features: int, dtype: torch.dtype) -> Form:
     return _FORMS[shape]
 
 
-def _measured(shape: Shape) -> Form:
+def _measured(shape: Shape) -> LinearPlan:
     with torch.no_grad():
         lone, filled, plain, several, plain_several = _fastest(_works(shape))
     if plain < _CLEARLY * min(lone, filled) and plain_several < _CLEARLY * several:
         return PLAIN
-    return Form(packed=True, least_rows=1 if lone < _CLEARLY * filled else LEAST_ROWS)
+    return LinearPlan(packed=True, least_rows=1 if lone < _CLEARLY * filled else LEAST_ROWS)
 
 
 def _works(shape: Shape) -> list[Callable[[], object]]:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
 from unspool.runtimes.weights.quantized_info import shares_rounding
-from unspool.runtimes.weights.quantized_linear import QuantisedLinear
+from unspool.runtimes.weights.quantized_linear import QuantizedLinear
 
 _PROBE_ROWS = (2, 3, 5, 17, 33)
 # Where in the largest call the rows of a smaller one stand.
@@ -97,7 +97,7 @@ def batch_invariance(model: nn.Module) -> BatchInvariance:
         return _impossible('another library has quantised its layers; load it with quantize="int8" or "int4" instead')
     layers: dict[_Shape, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D, PackedLinear, QuantisedLinear)) and is_plain(module):
+        if isinstance(module, (nn.Linear, Conv1D, PackedLinear, QuantizedLinear)) and is_plain(module):
             layers[_shape_of(module)] = module
         elif not isinstance(module, nn.Embedding) and any(p.ndim > 1 for p in module.parameters(recurse=False)):
             return _impossible(f"`{name}` ({type(module).__name__}) can treat its rows together")
@@ -130,13 +130,13 @@ class _Shape(NamedTuple):
         return f"{self.in_features} x {self.out_features} ({self.kind}, {dtype}, {threads})"
 
 
-def _shape_of(layer: nn.Linear | Conv1D | PackedLinear | QuantisedLinear) -> _Shape:
+def _shape_of(layer: nn.Linear | Conv1D | PackedLinear | QuantizedLinear) -> _Shape:
     if isinstance(layer, Conv1D):
         width, height = layer.weight.shape
     else:
         width, height = layer.in_features, layer.out_features
     kind, dtype = type(layer).__name__, layer.weight.dtype if not isinstance(layer, PackedLinear) else layer.dtype
-    if isinstance(layer, QuantisedLinear):
+    if isinstance(layer, QuantizedLinear):
         kind = layer.bits
     if isinstance(layer, PackedLinear):
         kind = f"packed {layer.activation.name}".removesuffix(" none")

@@ -77,7 +77,7 @@ class TanhGELU(nn.Module):
         return F.gelu(inputs, approximate="tanh")
 
 
-def lighten(model: nn.Module) -> int:
+def replace_activations(model: nn.Module) -> int:
     """Replace activations of `model`, in place, by ones that give the same up to rounding; returns how many."""
     sites = [
         (parent, name)
@@ -90,7 +90,7 @@ def lighten(model: nn.Module) -> int:
     return len(sites)
 
 
-def join_activations(model: nn.Module) -> int:
+def fuse_activations(model: nn.Module) -> int:
     """Let packed layers of `model` apply the activation that stands behind them; returns how many.
 
     Which layer that is, a trial shows: joined, the module that holds both must give the same up to rounding. One trial

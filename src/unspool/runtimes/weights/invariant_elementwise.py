@@ -26,7 +26,7 @@ _FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
-class SteadyElementwise(TorchFunctionMode):
+class InvariantElementwise(TorchFunctionMode):
     """While the mode lasts, elementwise functions see whole vectors alone: input padded, in blocks of one thread."""
 
     def __torch_function__(

@@ -19,9 +19,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.machine.memory import available_memory
-from unspool.runtimes.weights.autotune import ROWS_HINT, VARIABLE, choice, form_of, is_small
+from unspool.runtimes.weights.autotune import ROWS_HINT, VARIABLE, best_plan, choice, is_small
 from unspool.runtimes.weights.invariant_rows import INVARIANT, invariant_rows
-from unspool.runtimes.weights.quantized_info import kinds_in_words, quantised_linears
+from unspool.runtimes.weights.quantized_info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.release_memory import Leftovers
 
 Pack: TypeAlias = bool | Literal["auto"]
@@ -81,7 +81,7 @@ class PackedLinear(nn.Module):
         weight = layer.weight
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
         self.dtype, self.bias = weight.dtype, layer.bias
-        self.form = form_of(self.in_features, self.out_features, weight.dtype)
+        self.form = best_plan(self.in_features, self.out_features, weight.dtype)
         # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
         # finds what a forward needs without a search.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or not self.form.packed else ()
@@ -108,7 +108,7 @@ class PackedLinear(nn.Module):
         plain: torch.Tensor = self._tensors[0].to_dense()
         return plain.T if self._transposed else plain
 
-    def veil(self) -> None:
+    def hide_weight(self) -> None:
         """From now on show a weight of zeros, without memory, where the plain one is gone.
 
         For models that look at the type of a layer's weight in every forward, for which it must not be unpacked.
@@ -177,7 +177,7 @@ def _obstacle(layer: nn.Linear | Conv1D) -> str:
     if weight.dtype not in _PACKABLE:
         return f"{str(weight.dtype).removeprefix('torch.')} weights cannot be packed"
     width, height = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
-    if not is_small(width, height, weight.dtype) and not form_of(width, height, weight.dtype).packed:
+    if not is_small(width, height, weight.dtype) and not best_plan(width, height, weight.dtype).packed:
         return "some are faster as they are"
     return ""
 
@@ -204,11 +204,11 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     """
     sites = list(_linear_sites(model))
     layers = {id(layer): layer for _, _, layer in sites}
-    quantised = quantised_linears(model)
-    total = len(layers.keys() | quantised.keys())
+    quantized = quantized_linears(model)
+    total = len(layers.keys() | quantized.keys())
     if not pack:
         return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
-    forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantised.keys() else []
+    forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantized.keys() else []
     if choice() == "plain":
         return PackReport(0, total, "; ".join([*forced, *kinds_in_words(model)]))
     if reason := packing_obstacle():
@@ -231,7 +231,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
                     leftovers.add(layer.weight)
             setattr(parent, name, packed[id(layer)])
     leftovers.close()
-    reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantised})
+    reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantized})
     reasons += forced + kinds_in_words(model)
     least_rows = max((layer.form.least_rows for layer in packed.values()), default=1)
     return PackReport(len(packed), total, "; ".join(reasons), least_rows)

@@ -18,11 +18,11 @@ from unspool.errors import ModelError
 from unspool.runtimes.weights.int4 import GROUP
 from unspool.runtimes.weights.int8 import MAX_WIDTH
 from unspool.runtimes.weights.packed_linear import is_plain
-from unspool.runtimes.weights.quantized_linear import Bits, QuantisedLinear
+from unspool.runtimes.weights.quantized_linear import Bits, QuantizedLinear
 from unspool.runtimes.weights.release_memory import Leftovers
 
 
-def quantise_linears(model: Any, bits: Bits) -> int:
+def quantize_linears(model: Any, bits: Bits) -> int:
     """Replace the linear layers of a model, in place, by quantised ones; plain weights are freed one by one.
 
     The layer that makes logits, and layers whose width 4 bits do not fit, get 8 bits where 4 are asked for. An
@@ -50,10 +50,10 @@ def quantise_linears(model: Any, bits: Bits) -> int:
         parent, name = found[0]
         chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
         _check_finite(model, parent, name)
-        quantised = QuantisedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
+        quantized = QuantizedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
         leftovers.add(_weight_at(parent, name))
         for parent, name in found:
-            setattr(parent, name, quantised)
+            setattr(parent, name, quantized)
     leftovers.close()
     return len(places)
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unspool.runtimes.weights.quantized_linear import QuantisedLinear
+from unspool.runtimes.weights.quantized_linear import QuantizedLinear
 
 # Of all weights; less is not worth a word.
 _MUCH: Final = 0.1
 
 
-def quantised_linears(model: nn.Module) -> dict[int, str]:
+def quantized_linears(model: nn.Module) -> dict[int, str]:
     """Return the linear layers that hold no plain floating-point weight: id of the module --> what it is, in words."""
     return {id(module): kind for module in model.modules() if (kind := _kind(module))}
 
@@ -30,7 +30,7 @@ def kinds_in_words(model: nn.Module) -> list[str]:
 
     With them, where it is much, what of our own quantisation's share has stayed plain.
     """
-    kinds = Counter(quantised_linears(model).values())
+    kinds = Counter(quantized_linears(model).values())
     words = [f"{count} quantised as {kind}" for kind, count in sorted(kinds.items())]
     if (share := _plain_share(model)) > _MUCH:
         words.append(f"{share:.0%} of the weights are in no linear layer and stay as they are")
@@ -39,7 +39,7 @@ def kinds_in_words(model: nn.Module) -> list[str]:
 
 def _plain_share(model: nn.Module) -> float:
     """Return how large a share of the numbers in matrices is in no layer and no embedding, where layers are ours."""
-    ours = sum(module.shape.numel() for module in model.modules() if isinstance(module, QuantisedLinear))
+    ours = sum(module.shape.numel() for module in model.modules() if isinstance(module, QuantizedLinear))
     others = [module for module in model.modules() if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))]
     plain = sum(each.numel() for module in others for each in module.parameters(recurse=False) if each.ndim > 1)
     return plain / (plain + ours) if ours else 0.0
@@ -50,12 +50,12 @@ def shares_rounding(model: nn.Module) -> bool:
 
     Other libraries' kernels choose by the number of rows, and some round all rows of a pass on one scale.
     """
-    ours = {id(module) for module in model.modules() if isinstance(module, QuantisedLinear)}
-    return bool(quantised_linears(model).keys() - ours)
+    ours = {id(module) for module in model.modules() if isinstance(module, QuantizedLinear)}
+    return bool(quantized_linears(model).keys() - ours)
 
 
 def _kind(module: nn.Module) -> str:
-    if isinstance(module, QuantisedLinear):
+    if isinstance(module, QuantizedLinear):
         return module.bits
     if not isinstance(module, nn.Linear):
         return ""

@@ -21,7 +21,7 @@ Bits: TypeAlias = Literal["int8", "int4"]
 _WEIGHTS: Final[dict[Bits, type[Int8Weight] | type[Int4Weight]]] = {"int8": Int8Weight, "int4": Int4Weight}
 
 
-class QuantisedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """`nn.Linear` or `Conv1D` over a quantised copy of its weight; inputs and outputs stay floating-point.
 
     The packed weight is no tensor that copy, pickle or state_dict could read: they raise `TypeError`.
@@ -86,17 +86,17 @@ class _UnreadWeight(torch.Tensor):
     Many models look at the type of a weight in every forward.
     """
 
-    _layer: QuantisedLinear
+    _layer: QuantizedLinear
 
     @staticmethod
-    def __new__(cls, layer: QuantisedLinear) -> _UnreadWeight:
+    def __new__(cls, layer: QuantizedLinear) -> _UnreadWeight:
         make: Any = torch.Tensor._make_wrapper_subclass
         made = make(cls, layer.shape, dtype=layer.dtype)
         made._layer = layer
         unread: _UnreadWeight = made
         return unread
 
-    def __init__(self, layer: QuantisedLinear) -> None: ...
+    def __init__(self, layer: QuantizedLinear) -> None: ...
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

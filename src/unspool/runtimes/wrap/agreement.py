@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from unspool.runtimes.weights.quantized_info import quantised_linears
+from unspool.runtimes.weights.quantized_info import quantized_linears
 
 _EXACT: Final = 1e-3
 _ROUNDED: Final = 0.05
@@ -45,6 +45,6 @@ def _row_distance(row: torch.Tensor, reference: torch.Tensor) -> float:
 
 def allowed_distance(model: nn.Module) -> float:
     """Return the largest `distance` that rounding explains, by the model's dtype and quantization."""
-    if quantised_linears(model):
+    if quantized_linears(model):
         return _QUANTISED
     return _EXACT if next(model.parameters()).dtype in (torch.float32, torch.float64) else _ROUNDED

@@ -15,14 +15,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 
-class Place(NamedTuple):
+class LayerRow(NamedTuple):
     """A row of the pass, as it is before layer number `layer`."""
 
     row: int
     layer: int
 
 
-class _Tap:
+class _Hook:
     """Hooks that act while the context lasts, in the thread that made them: another may run the same modules."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class _Tap:
             handle.remove()
 
 
-class HeadTap(_Tap):
+class HeadHook(_Hook):
     """Keeps what goes into the language-model head, and lets some of it through.
 
     Args:
@@ -55,7 +55,7 @@ class HeadTap(_Tap):
         self._head, self._keep = head, keep
         self.states: torch.Tensor | None = None
 
-    def __enter__(self) -> HeadTap:
+    def __enter__(self) -> HeadHook:
         self._handles.append(self._head.register_forward_pre_hook(self._note))
         return self
 
@@ -72,7 +72,7 @@ class HeadTap(_Tap):
         return self.states[torch.tensor(rows, device=self.states.device)]
 
 
-class LayerTap(_Tap):
+class LayerHook(_Hook):
     """Keeps some rows of what goes into some layers.
 
     Args:
@@ -80,7 +80,7 @@ class LayerTap(_Tap):
         places: what to keep; at least one.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], places: Sequence[Place]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], places: Sequence[LayerRow]) -> None:
         super().__init__()
         self._layers = layers
         by_layer = sorted(range(len(places)), key=lambda index: places[index].layer)
@@ -90,7 +90,7 @@ class LayerTap(_Tap):
             self._rows.setdefault(places[index].layer, []).append(places[index].row)
         self._found: dict[int, torch.Tensor] = {}
 
-    def __enter__(self) -> LayerTap:
+    def __enter__(self) -> LayerHook:
         for layer in self._rows:
             self._handles.append(self._layers[layer].register_forward_pre_hook(self._noting(layer), with_kwargs=True))
         return self
@@ -111,7 +111,7 @@ class LayerTap(_Tap):
         return torch.cat([states.to(device) for states in found])[torch.tensor(self._order, device=device)]
 
 
-class LayerSearch(_Tap):
+class LayerSearch(_Hook):
     """Finds the decoder layers: the list of modules each of which hands its states, as they are, to the next.
 
     Args:

@@ -180,7 +180,7 @@ def set_attention(model: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def borrowed_attention(model: nn.Module, name: str) -> Iterator[None]:
+def in_place_attention(model: nn.Module, name: str) -> Iterator[None]:
     """Do as `set_attention` while the context lasts, and leave the model's configs as they were."""
     before = attention_names(model)
     set_attention(model, name)

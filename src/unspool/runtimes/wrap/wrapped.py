@@ -29,7 +29,7 @@ from unspool.runtimes.wrap.model_copy import (
 )
 
 
-class Host:
+class WrappedModel:
     """A model that is called through its own `forward`.
 
     Args:
@@ -51,7 +51,7 @@ class Host:
     """
 
     module: Any
-    is_borrowed: bool
+    in_place: bool
     report: PackReport
     device: torch.device
 
@@ -65,14 +65,14 @@ class Host:
 
     def _build(self, model: Any) -> None:
         self._print = None if self._source is None else fingerprint(model)
-        self.is_borrowed, self._reason = False, ""
+        self.in_place, self._reason = False, ""
         if self.patch:
-            self.module, self.is_borrowed, self._reason = model, True, self.patch
+            self.module, self.in_place, self._reason = model, True, self.patch
         elif self._source is None:
             self.module = model.eval()
         else:
             self.module, self._reason = _copied(model)
-            self.is_borrowed = self.module is model
+            self.in_place = self.module is model
         self.device = input_device(self.module)
         self.builds += 1
         self._ropes = [module for module in self.module.modules() if _grows(module)]
@@ -83,7 +83,7 @@ class Host:
         if self._is_packed:
             return
         self._is_packed = True
-        if self.is_borrowed or is_dispatched(self.module):
+        if self.in_place or is_dispatched(self.module):
             self.report = PackReport(0, 0, self._reason or "the model is spread over devices")
             return
         self.report = pack_rest(self.module, keep=self._source is not None, pack=self._pack)
@@ -97,12 +97,12 @@ class Host:
         with self._lock, ExitStack() as stack:
             if self._attention is not None:
                 stack.enter_context(attention_of(self._attention))
-            if self.is_borrowed:
+            if self.in_place:
                 stack.enter_context(_evaluating(self.module))
             if self.patch:
                 stack.enter_context(parted(self.module))
             # What a module of the caller's might keep must not be an inference tensor.
-            stack.enter_context(torch.no_grad() if self.is_borrowed else torch.inference_mode())
+            stack.enter_context(torch.no_grad() if self.in_place else torch.inference_mode())
             if self._ropes:
                 stack.enter_context(_fresh(self._ropes))
             yield self.module
@@ -127,7 +127,7 @@ class Host:
         finally:
             self.module = own
 
-    def follow(self) -> None:
+    def sync_weights(self) -> None:
         """Take over what has changed in the user's model since the last look.
 
         New values in the same tensors are taken over at once; for other parts a new module is made, not yet packed.
@@ -152,7 +152,7 @@ class Host:
         dtype = str(next(self.module.parameters()).dtype).removeprefix("torch.")
         if self.patch:
             return [dtype, f"on the caller's own module, as it is then ({self.patch})"]
-        return [dtype, str(self.report), *(["on the caller's own module"] if self.is_borrowed else [])]
+        return [dtype, str(self.report), *(["on the caller's own module"] if self.in_place else [])]
 
 
 def _copied(model: Any) -> tuple[Any, str]:
@@ -214,25 +214,25 @@ def _set_original(rope: Any, prefix: str) -> None:
     setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
 
 
-_HOSTS: weakref.WeakKeyDictionary[nn.Module, dict[Pack, Host]] = weakref.WeakKeyDictionary()
+_WRAPPED: weakref.WeakKeyDictionary[nn.Module, dict[Pack, WrappedModel]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def host_over(model: Any, pack: Pack = "auto") -> Host:
+def wrap(model: Any, pack: Pack = "auto") -> WrappedModel:
     """Return the host over a user's own model: the same one for each call."""
     with _LOCK:
-        host = _HOSTS.get(model, {}).get(pack)
-        if host is None:
-            host = Host(model, own=False, pack=pack)
+        wrapped = _WRAPPED.get(model, {}).get(pack)
+        if wrapped is None:
+            wrapped = WrappedModel(model, own=False, pack=pack)
             # A borrowed host holds the model itself, which must not keep itself alive.
-            if not host.is_borrowed:
-                _HOSTS.setdefault(model, {})[pack] = host
-        return host
+            if not wrapped.in_place:
+                _WRAPPED.setdefault(model, {})[pack] = wrapped
+        return wrapped
 
 
-def refresh_hosts(model: Any) -> None:
+def refresh_wrapped(model: Any) -> None:
     """Take over the weights of a user's own model after they were written through `.data`."""
     with _LOCK:
-        for host in _HOSTS.get(model, {}).values():
-            host.follow()
-            host.refresh()
+        for wrapped in _WRAPPED.get(model, {}).values():
+            wrapped.sync_weights()
+            wrapped.refresh()

@@ -11,7 +11,7 @@ from unspool.errors import OptionError
 from unspool.protocols import Runtime
 
 if TYPE_CHECKING:
-    from unspool.runtimes.seq2seq.source_info import SourceInfo
+    from unspool.source_info import SourceInfo
 
 _OPTION = "assistant_model"
 _REMEDY = "give a draft model of the same tokenizer, or draft from the prompt with `prompt_lookup_num_tokens`"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from unspool.options.fields.options import Options
-    from unspool.runtimes.seq2seq.source_info import SourceInfo
+    from unspool.source_info import SourceInfo
 
 
 class Runtime:

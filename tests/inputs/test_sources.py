@@ -14,7 +14,8 @@ import transformers
 from tests.tiny_seq2seq import IMAGE_SIZE, NUM_FRAMES, NUM_MEL_BINS, random_source, tiny_seq2seq
 from unspool.errors import PromptError
 from unspool.inputs.sources import decoder_prompt, read_source, source_rows
-from unspool.runtimes.seq2seq.source_info import SourceInfo, source_info
+from unspool.runtimes.seq2seq.source_info import source_info
+from unspool.source_info import SourceInfo
 from unspool.types import Source
 
 

@@ -5,6 +5,7 @@ Owns: the look of the table. Does not know: how configs are compared.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from unspool.options.option import UNSET
@@ -22,9 +23,20 @@ class Differences(dict[str, tuple[Any, Any]]):
     Printed, it is a table; an option that is not given stands with its default, where that is not None.
     """
 
+    def __init__(self, pairs: Mapping[str, tuple[Any, Any]], defaults: Mapping[str, Any]) -> None:
+        """Make the mapping; `defaults` holds the default of every option, to show beside "not given"."""
+        super().__init__(pairs)
+        self._defaults = defaults
+
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (option, here, there) in words, in the order of the option table."""
-        return [(name, _shown(name, here), _shown(name, there)) for name, (here, there) in self.items()]
+        return [(name, self._shown(name, here), self._shown(name, there)) for name, (here, there) in self.items()]
+
+    def _shown(self, name: str, value: Any) -> str:
+        if value is not UNSET:
+            return "off" if value is None else repr(value)
+        default = self._defaults.get(name)
+        return "not given" if default is None else f"not given ({default!r})"
 
     def __str__(self) -> str:
         if not self:
@@ -43,15 +55,6 @@ class Differences(dict[str, tuple[Any, Any]]):
         for row in self.rows():
             table.add_row(*map(Text, row))  # a value may hold brackets, which are no markup
         return table
-
-
-def _shown(name: str, value: Any) -> str:
-    from unspool.config.generation import OPTIONS
-
-    if value is not UNSET:
-        return "off" if value is None else repr(value)
-    default = OPTIONS[name].shown_default
-    return "not given" if default is None else f"not given ({default!r})"
 
 
 def _cut(text: str) -> str:

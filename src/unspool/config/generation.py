@@ -86,7 +86,8 @@ class GenerationConfig(Options):
         """Return the options that differ: name --> (here, there), UNSET where one is not given; prints as a table."""
         here, there = self._given_values(), other._given_values()
         pairs = {name: (here.get(name, UNSET), there.get(name, UNSET)) for name in OPTIONS}
-        return Differences((name, pair) for name, pair in pairs.items() if pair[0] != pair[1])
+        differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        return Differences(differing, {name: row.shown_default for name, row in OPTIONS.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the given options as plain JSON values; `from_dict` gives the same config again."""
@@ -157,7 +158,8 @@ class GenerationConfig(Options):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        config = read_config(name_or_path, config_file_name or CONFIG_FILE_NAME, subfolder, hub_options)
+        stored, off = read_config(name_or_path, config_file_name or CONFIG_FILE_NAME, subfolder, hub_options)
+        config = cls.from_stored(stored).replace(**dict.fromkeys(off))
         return config.replace(**options) if options else config
 
     def save_pretrained(
@@ -184,7 +186,7 @@ class GenerationConfig(Options):
         if hub_options and not push_to_hub:
             name, value = next(iter(hub_options.items()))
             raise OptionError(name, value, "is read only together with `push_to_hub`", "set push_to_hub=True")
-        path = write_config(self, folder, config_file_name or CONFIG_FILE_NAME)
+        path = write_config(self._file_text(), folder, config_file_name or CONFIG_FILE_NAME)
         if push_to_hub:
             self.push_to_hub(hub_options.pop("repo_id", path.parent.name), path.name, **hub_options)
 
@@ -225,7 +227,20 @@ class GenerationConfig(Options):
             "create_pr": create_pr,
         }
         name = config_file_name or CONFIG_FILE_NAME
-        return upload_config(self, repo_id, name, private=private, token=token, commit=commit)
+        return upload_config(self._file_text(), repo_id, name, private=private, token=token, commit=commit)
+
+    def _file_text(self) -> str:
+        """Return the text of the config's file, alike for equal configs.
+
+        Raises:
+            ModelError: if an extra is no JSON.
+        """
+        from unspool.config.storage import to_json
+
+        values = self.to_dict()
+        off = [name for name, value in values.items() if value is None and OPTIONS[name].off is None]
+        neutral = {name: OPTIONS[name].off for name, value in values.items() if value is None and name not in off}
+        return to_json({**self.extras, **values, **neutral}, off)
 
     def _given_values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in OPTIONS if name in self.given}

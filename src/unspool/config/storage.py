@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from unspool.config.generation import OPTIONS, GenerationConfig
 from unspool.errors import ModelError
 
 CONFIG_FILE_NAME: Final = "generation_config.json"
@@ -25,8 +24,12 @@ def read_config(
     config_file_name: str,
     subfolder: str | None = None,
     hub_options: Mapping[str, Any] | None = None,
-) -> GenerationConfig:
-    """Return the config stored in a folder or a hub repository; see GenerationConfig.from_pretrained."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Read a config stored in a folder or a hub repository; see GenerationConfig.from_pretrained.
+
+    Returns:
+        the stored attributes, and the names of the options that are off.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         path = folder / (subfolder or "") / config_file_name
@@ -40,9 +43,7 @@ def read_config(
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(stored, dict):
         raise ModelError(f"{path} must hold a JSON object, not {type(stored).__name__}")
-    off = stored.pop(_OFF, [])
-    config = GenerationConfig.from_stored(stored)
-    return config.replace(**dict.fromkeys(off)) if off else config
+    return stored, stored.pop(_OFF, [])
 
 
 def _others(folder: Path) -> str:
@@ -62,9 +63,8 @@ def _download(repository: str, config_file_name: str, hub_options: Mapping[str, 
         raise ModelError(f"{config_file_name} of {repository!r} cannot be had: {error}") from error
 
 
-def write_config(config: GenerationConfig, folder: str | os.PathLike[str], config_file_name: str) -> Path:
-    """Write the config into a folder; see GenerationConfig.save_pretrained. Returns the file's full path."""
-    text = to_json(config)
+def write_config(text: str, folder: str | os.PathLike[str], config_file_name: str) -> Path:
+    """Write the text of a config into a folder; see GenerationConfig.save_pretrained. Returns the file's full path."""
     path = Path(folder).absolute() / config_file_name
     if Path(folder).is_file():
         raise ModelError(f"{os.fspath(folder)!r} is a file; a config is saved into a folder")
@@ -73,16 +73,16 @@ def write_config(config: GenerationConfig, folder: str | os.PathLike[str], confi
     return path
 
 
-def to_json(config: GenerationConfig) -> str:
-    """Return the text of the config's file, alike for equal configs.
+def to_json(stored: Mapping[str, Any], off: list[str]) -> str:
+    """Return the text of a config's file.
+
+    Args:
+        stored: attributes; those that are None are left out.
+        off: names of options that are off and have no neutral value.
 
     Raises:
-        ModelError: an extra is no JSON.
+        ModelError: if a value is no JSON.
     """
-    values = config.to_dict()
-    off = [name for name, value in values.items() if value is None and OPTIONS[name].off is None]
-    neutral = {name: OPTIONS[name].off for name, value in values.items() if value is None and name not in off}
-    stored: dict[str, Any] = {**config.extras, **values, **neutral}
     stored = {name: value for name, value in stored.items() if value is not None}
     if off:
         stored[_OFF] = off
@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def upload_config(
-    config: GenerationConfig,
+    text: str,
     repo_id: str,
     config_file_name: str,
     *,
@@ -109,12 +109,11 @@ def upload_config(
     token: str | bool | None,
     commit: Mapping[str, Any],
 ) -> str:
-    """Upload the config to the hub; see GenerationConfig.push_to_hub. Returns the commit's address.
+    """Upload the text of a config to the hub; see GenerationConfig.push_to_hub. Returns the commit's address.
 
     Args:
         commit: further arguments of `HfApi.upload_file`; a message that is None gets a default.
     """
-    content = to_json(config).encode()
     from huggingface_hub import HfApi
 
     message = commit["commit_message"] or f"Upload {config_file_name}"
@@ -122,7 +121,7 @@ def upload_config(
         api = HfApi(token=token)
         full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         done = api.upload_file(
-            path_or_fileobj=content,
+            path_or_fileobj=text.encode(),
             path_in_repo=config_file_name,
             repo_id=full_name,
             **{**commit, "commit_message": message},

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Inputs of a request: prompts, encoder sources and decoder prompts, read from text, ids, audio and images."""

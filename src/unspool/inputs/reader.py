@@ -16,7 +16,7 @@ from unspool.types import ModelInfo, Source
 
 if TYPE_CHECKING:
     from unspool.protocols import Runtime
-    from unspool.runtimes.seq2seq.source_info import SourceInfo
+    from unspool.source_info import SourceInfo
 
 
 class DecoderPrompt(NamedTuple):
@@ -169,7 +169,7 @@ class Reader:
                 allowed = f"must be one name, or one for each prompt, and there are more than {len(language)} prompts"
                 raise OptionError("language", list(language), allowed, "give as many")
             language = language[index]
-        from unspool.runtimes.seq2seq.whisper import transcript_prompt
+        from unspool.inputs.speech import transcript_prompt
 
         return transcript_prompt(source, info.speech, language, beginning.task, lambda: self.runtime)
 

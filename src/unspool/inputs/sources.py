@@ -16,7 +16,7 @@ from unspool.types import Source
 if TYPE_CHECKING:
     import torch
 
-    from unspool.runtimes.seq2seq.source_info import SourceInfo
+    from unspool.source_info import SourceInfo
 
 _PROCESSOR = "give the model's processor (transformers.AutoProcessor)"
 

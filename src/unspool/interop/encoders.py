@@ -16,11 +16,13 @@ from unspool.config import GenerationConfig
 from unspool.config.foreign import is_set
 from unspool.errors import ModelError, OptionError, PromptError
 from unspool.inputs.sources import source_rows
+from unspool.inputs.speech import transcript_prompt
 from unspool.interop.arguments import REFUSED, SPEECH, TIMESTAMPS, Arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.protocols import Runtime
-from unspool.runtimes.seq2seq.source_info import SourceInfo, has_prefix_image, source_info, source_obstacle
-from unspool.runtimes.seq2seq.whisper import Speech, speech_of, transcript_prompt
+from unspool.runtimes.seq2seq.source_info import has_prefix_image, source_info, source_obstacle
+from unspool.runtimes.seq2seq.whisper import speech_of
+from unspool.source_info import SourceInfo, Speech
 from unspool.types import Source
 
 

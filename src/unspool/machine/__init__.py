@@ -1,1 +1,1 @@
-"""TODO"""
+"""What this machine gives a process: CPUs, threads and memory."""

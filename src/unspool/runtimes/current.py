@@ -19,7 +19,7 @@ from unspool.runtimes.wrap.patches import find_patch
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 if TYPE_CHECKING:
-    from unspool.runtimes.seq2seq.source_info import SourceInfo
+    from unspool.source_info import SourceInfo
 
 _OURS = frozenset({attention.ATTENTION_NAME, batches.ATTENTION_NAME})
 

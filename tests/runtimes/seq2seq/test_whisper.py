@@ -11,9 +11,11 @@ import torch
 
 from tests.tiny_seq2seq import random_source, tiny_seq2seq
 from unspool.errors import OptionError
+from unspool.inputs.speech import detect_language
 from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 from unspool.runtimes.seq2seq.source_info import source_info
-from unspool.runtimes.seq2seq.whisper import Speech, detect_language, speech_of
+from unspool.runtimes.seq2seq.whisper import speech_of
+from unspool.source_info import Speech
 
 LANGUAGES = {"<|en|>": 40, "<|de|>": 41, "<|fr|>": 42}
 TASKS = {"translate": 50, "transcribe": 51}

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The KV cache: slots in pools, the plan of a pass over them, and attention."""

@@ -20,9 +20,10 @@ from unspool.runtimes.model_info import describe
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, SourceTable, batches
 from unspool.runtimes.seq2seq.equal_length_batch import CrossStacks, EqualLengthBatch
 from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel, model_over, refresh_models
-from unspool.runtimes.seq2seq.source_info import SourceInfo, decoder_limit, source_info, source_obstacle
+from unspool.runtimes.seq2seq.source_info import decoder_limit, source_info, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import AttentionNames
+from unspool.source_info import SourceInfo
 from unspool.types import Feed, ModelInfo, Rows, Seq, Source
 
 __all__ = ["Seq2SeqRuntime", "SourceInfo", "refresh_models", "source_info", "source_obstacle"]

@@ -5,15 +5,13 @@ Knows configs alone: no tensors, and no inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from unspool.runtimes.model_info import text_config
-from unspool.runtimes.seq2seq.whisper import Speech, speech_of
-
-SourceKind: TypeAlias = Literal["text", "audio", "image"]
+from unspool.runtimes.seq2seq.whisper import speech_of
+from unspool.source_info import SourceInfo, SourceKind
 
 _KINDS: dict[str, SourceKind] = {"input_ids": "text", "input_features": "audio", "pixel_values": "image"}
 _DECODER_LIMITS = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings", "n_positions")
@@ -21,32 +19,6 @@ _ENCODER_LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings")
 # Their positions begin behind the id of the padding token.
 _PADDED_POSITIONS = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
 _WHISPER_SAMPLING_RATE = 16_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceInfo:
-    """What a model reads, and how its output begins.
-
-    model: its name. kind: what the source is. input_name: the argument of the encoder that takes it.
-    max_length: most tokens of a text; None where the model sets no bound, and for other kinds. vocab_size: of a text.
-    shape: of audio features (mel bins, frames) or of an image (channels, height, width), which must be just so; None
-    where the model takes several.
-    sampling_rate: of audio, in hertz; else None.
-    decoder_start_token_id: what every output begins with; None where the model does not say.
-    begins_freely: whether a decoder prompt may begin with another token.
-    speech: how transcripts begin, for Whisper; else None.
-    """
-
-    model: str
-    kind: SourceKind
-    input_name: str
-    max_length: int | None = None
-    vocab_size: int | None = None
-    shape: tuple[int, ...] | None = None
-    sampling_rate: int | None = None
-    decoder_start_token_id: int | None = None
-    begins_freely: bool = False
-    speech: Speech | None = None
 
 
 def source_obstacle(model: Any) -> str | None:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Linear layers: packing, autotuning, fused activations, quantization, batch invariance."""

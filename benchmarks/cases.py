@@ -28,7 +28,7 @@ _PIPELINE = (
     f"transformers is its text-generation pipeline with batch_size={_PIPELINE_BATCH}; it and Unspool read and write "
     f"text here; {_SORTED}"
 )
-_UNQUANTISED = "transformers runs the unquantised bfloat16 weights"
+_UNQUANTIZED = "transformers runs the unquantized bfloat16 weights"
 _SMALL = "The model is so small that a pass of the draft model costs nearly what one of its own does"
 
 
@@ -106,7 +106,7 @@ def _int8(checkpoint: Checkpoint, tokens: int) -> Case:
         _converted("llama.cpp", work, "q8_0"),
     )
     title = f"greedy in 8 bits, 1 prompt of 32, {tokens} new"
-    return _case(checkpoint, "int8-greedy", title, entries, note=_UNQUANTISED)
+    return _case(checkpoint, "int8-greedy", title, entries, note=_UNQUANTIZED)
 
 
 def _beams(checkpoint: Checkpoint, tokens: int, **further: Any) -> Case:

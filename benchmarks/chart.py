@@ -104,13 +104,13 @@ def _bars(group: _Group, left: int, top: int, width: int) -> list[str]:
         length = max(2.0, room * fastest / (figure.typical / figure.tokens))
         marks.append(_text(left, y + 11, figure.label, "faint"))
         marks.append(
-            f'<rect class="{_colour(figure)}" x="{left + _LABEL}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2"/>'
+            f'<rect class="{_color(figure)}" x="{left + _LABEL}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2"/>'
         )
         marks.append(_text(left + _LABEL + length + 6, y + 11, figure.speed, "text"))
     return marks
 
 
-def _colour(figure: Figure) -> str:
+def _color(figure: Figure) -> str:
     return str(figure.entry["side"]).partition(".")[0]
 
 

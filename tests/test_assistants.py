@@ -208,7 +208,7 @@ def test_models_of_one_tokenizer_and_different_padding_draft_for_each_other() ->
 SAMPLING: dict[str, Any] = {"do_sample": True, "seed": 11, "temperature": 0.9, "top_k": 20, "num_return_sequences": 3}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
-    "penalised": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "penalized": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
     "sampled": SAMPLING,
 }
 

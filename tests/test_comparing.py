@@ -47,7 +47,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "narrow": {"num_beams": 2},
     "wide": {"num_beams": 5, "length_penalty": 0.0},
     "both": {"num_beams": 3, "do_sample": True},
-    "penalised": {"strategy": "greedy", "repetition_penalty": 1.3},
+    "penalized": {"strategy": "greedy", "repetition_penalty": 1.3},
 }
 
 

@@ -8,7 +8,7 @@
 Progress lives in build/tale (checkpoints, tokens, tokenizer). The learning rate is constant until the last `COOLDOWN`
 of the passes and then falls linearly to zero, so a resumed run may change `--passes` while it has not begun to cool.
 
-Source of the optimiser: Muon for the matrices (Jordan et al. 2024, in torch.optim), AdamW for the rest.
+Source of the optimizer: Muon for the matrices (Jordan et al. 2024, in torch.optim), AdamW for the rest.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def build_model(recipe: Recipe) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     chosen = {id(p) for p in inner}
@@ -194,14 +194,14 @@ def train(name: str, passes: float | None, limit_minutes: float) -> None:
     total = int(passes * len(stream))
     torch.manual_seed(1)
     model = build_model(recipe)
-    steppers = optimisers(model, recipe)
+    steppers = optimizers(model, recipe)
     teacher = load_trained(recipe.teacher) if recipe.teacher else None
     path = BUILD / f"{name}.pt"
     seen, steps, epoch, skip = 0, 0, 0, 0
     if path.exists():
         state = torch.load(path)
         model.load_state_dict(state["model"])
-        for stepper, saved in zip(steppers, state["optimisers"], strict=True):
+        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
             stepper.load_state_dict(saved)
         seen, steps, epoch, skip = state["seen"], state["steps"], state["epoch"], state["batch"]
     print(
@@ -245,7 +245,7 @@ def train(name: str, passes: float | None, limit_minutes: float) -> None:
 
 def save(path: Path, model: LlamaForCausalLM, steppers: list[torch.optim.Optimizer], **counters: int) -> None:
     """Write a checkpoint so that an interruption leaves either the old one or the new one."""
-    state: dict[str, Any] = {"model": model.state_dict(), "optimisers": [s.state_dict() for s in steppers], **counters}
+    state: dict[str, Any] = {"model": model.state_dict(), "optimizers": [s.state_dict() for s in steppers], **counters}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 

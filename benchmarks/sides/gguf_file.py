@@ -92,7 +92,7 @@ def _tensors(checkpoint: Path, config: dict[str, Any]) -> Iterator[tuple[str, np
 
 
 def _interleaved(matrix: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Return the rows of each head as llama.cpp turns them: neighbours form a pair, not the halves."""
+    """Return the rows of each head as llama.cpp turns them: neighbors form a pair, not the halves."""
     height, width = matrix.shape
     return matrix.reshape(heads, 2, height // heads // 2, width).swapaxes(1, 2).reshape(height, width)
 

@@ -37,7 +37,7 @@ def read_assistant(given: Any) -> Assistant | None:
     if is_runtime(given):
         return Assistant(as_runtime(given), None)
     if hasattr(given, "generation_config") and hasattr(given, "forward"):
-        from unspool.interop.drivers import driver_of
+        from unspool.engines import driver_of
 
         return Assistant(driver_of(given).engine.runtime, None)
     allowed = "must be a LanguageModel, a Runtime, or a loaded transformers model"

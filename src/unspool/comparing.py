@@ -293,7 +293,7 @@ def _given(config: GenerationConfig) -> dict[str, Any]:
 
 
 def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values among an entry's own options, normalised; a strategy is no value where it is an object."""
+    """Return the values among an entry's own options, normalized; a strategy is no value where it is an object."""
     values = {name: value for name, value in own.items() if name in OPTIONS and name != "strategy"}
     return _given(GenerationConfig(**values))
 

@@ -227,7 +227,7 @@ def _choosable(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _checked_value(option: str, given: Any) -> Any:
-    """Return the value of an option, normalised; None is none here, where off means not to call."""
+    """Return the value of an option, normalized; None is none here, where off means not to call."""
     kind = OPTIONS[option].kind
     try:
         return kind.parse(given)

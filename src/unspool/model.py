@@ -29,7 +29,7 @@ from unspool.text.detokenize import Detokenizer
 from unspool.types import Committed, Failed, Finished, ModelInfo
 
 if TYPE_CHECKING:
-    from unspool.loading.saving import Checkpoint
+    from unspool.saving import Checkpoint
 
 
 class LanguageModel:
@@ -450,7 +450,7 @@ class LanguageModel:
             folder: where to; made where it is missing. It must not hold a model yet.
 
         Raises:
-            ModelError: the folder holds a model or cannot be written, the weights are quantised, or this LanguageModel
+            ModelError: the folder holds a model or cannot be written, the weights are quantized, or this LanguageModel
                 was not made by `unspool.load`.
         """
         if self._checkpoint is None:

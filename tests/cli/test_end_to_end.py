@@ -63,7 +63,7 @@ def test_next_draws_the_distribution_that_python_gives(run):
         (["--max-new-tokens", "5", "--eos-token-id", "999999"], "--eos-token-id must hold"),
     ],
 )
-def test_what_cannot_be_honoured_is_one_line(run, arguments: list[str], message: str):
+def test_what_cannot_be_honored_is_one_line(run, arguments: list[str], message: str):
     done = run("generate", "Once", *arguments)
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("Error: ") and done.err.count("\n") == 1

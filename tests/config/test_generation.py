@@ -151,7 +151,7 @@ def test_numbers_in_range_are_accepted_and_an_integer_will_do_for_a_float(name, 
 
 
 @pytest.mark.parametrize(("name", "pair"), [(name, one) for name, row in STRUCTURES.items() for one in row[0]])
-def test_structures_are_normalised_to_immutable_values(name, pair):
+def test_structures_are_normalized_to_immutable_values(name, pair):
     got = getattr(GenerationConfig(**{name: pair[0]}), name)
     assert got == pair[1]
     hash(got)
@@ -226,12 +226,12 @@ def test_refused_attributes_may_be_unset_but_not_set(name):
         assert (caught.value.option, caught.value.hint) == (name, REFUSED[name].remedy)
 
 
-def test_every_attribute_of_transformers_is_honoured_without_effect_or_refused():
+def test_every_attribute_of_transformers_is_honored_without_effect_or_refused():
     transformers = pytest.importorskip("transformers")
     config = transformers.GenerationConfig()
     names = set(vars(config)) | set(config.to_dict()) | set(config._get_default_generation_params())
     assert {name for name in names if standing(name) == "unknown"} == set()
-    assert standing("temperature") == "honoured"
+    assert standing("temperature") == "honored"
     assert standing("use_cache") == "no_effect"
     assert standing("watermarking_config") == "refused"
     assert standing("never_heard_of") == "unknown"
@@ -269,7 +269,7 @@ def test_flags_of_structures_take_json_or_the_bare_word():
 
 
 @pytest.mark.parametrize(("name", "pair"), [(name, one) for name, row in STRUCTURES.items() for one in row[0]])
-def test_json_of_a_normalised_value_is_accepted_and_fits_the_schema(name, pair):
+def test_json_of_a_normalized_value_is_accepted_and_fits_the_schema(name, pair):
     text = json.dumps(OPTIONS[name].plain(pair[1]))
     if OPTIONS[name].cli_type == "json":
         assert OPTIONS[name].from_text(text) == pair[1]

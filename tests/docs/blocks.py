@@ -77,12 +77,12 @@ def run_page(page: str, name: str) -> int:
 
 def compare(shown: str, printed: str, where: str) -> None:
     """Raise BlockError unless the texts agree; `...` in the shown one stands for anything, line ends do not count."""
-    want, got = (_normalised(text) for text in (shown, printed))
+    want, got = (_normalized(text) for text in (shown, printed))
     if not doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS):
         raise BlockError(f"{where}: the page shows\n{want}\nbut this was printed\n{got}")
 
 
-def _normalised(text: str) -> str:
+def _normalized(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip("\n").split("\n")) + "\n"
 
 

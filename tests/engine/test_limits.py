@@ -14,7 +14,7 @@ from tests.tiny_seq2seq import tiny_seq2seq
 from tests.toys import mixing_toy, request, results, run_alone
 from unspool.engine import Engine, Request
 from unspool.engine.request import LockstepGroup
-from unspool.interop.drivers import driver_of
+from unspool.engines import driver_of
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.kv import limits
 from unspool.runtimes.toy import ToyRuntime

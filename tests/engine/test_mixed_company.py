@@ -89,7 +89,7 @@ def company(draft: Runtime, **shared: Any) -> dict[str, Request]:
     loop = {(4, 9): 9.0, (9, 4): 5.0}
 
     invite("greedy", [1, 3, 5], max_new_tokens=8)
-    invite("greedy, penalised", [2, 2], repetition_penalty=1.7, no_repeat_ngram_size=2, max_new_tokens=8)
+    invite("greedy, penalized", [2, 2], repetition_penalty=1.7, no_repeat_ngram_size=2, max_new_tokens=8)
     invite("greedy, long prompt", [*range(1, 16), *range(1, 9)], frequency_penalty=0.5, logprobs=3)
     invite("greedy, own criterion", [6, 1], {"criteria": (Twice(7), Twice(14))}, ignore_eos=True)
     invite("greedy, own processor", [3], {"processors": (Ladder(),)})

@@ -58,7 +58,7 @@ ONE_TRANSFER: dict[str, list[dict[str, Any]]] = {
     "greedy": [{}],
     "greedy, several": [{}] * 5,
     "greedy, with alternatives": [{"logprobs": 3}],
-    "penalised": [{"repetition_penalty": 1.3}, {}],
+    "penalized": [{"repetition_penalty": 1.3}, {}],
     "sampled": [DRAWN, DRAWN],
     "sampled, several outputs": [DRAWN | {"num_return_sequences": 3, "temperature": 0.7}],
     "beam": [{"num_beams": 4}],

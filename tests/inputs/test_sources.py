@@ -36,7 +36,7 @@ def ears() -> Any:
 
 
 def eyes(picture: Any, return_tensors: str) -> dict[str, torch.Tensor]:
-    """An image processor: colours in [0, 1], the upper left corner alone."""
+    """An image processor: colors in [0, 1], the upper left corner alone."""
     if not isinstance(picture, np.ndarray):
         raise ValueError("no picture")
     assert return_tensors == "pt"

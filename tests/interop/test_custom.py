@@ -16,8 +16,8 @@ from tests.interop.test_transformers_objects import ENDS, Spy, Watch
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import FAMILIES, TEXT, random_source, tiny_seq2seq
+from unspool.engines import driver_of
 from unspool.errors import OptionError
-from unspool.interop.drivers import driver_of
 
 MODEL = tiny_model("llama", seed=5)
 PADDED = torch.tensor([[0, 0, 0, 11, 12], [13, 14, 15, 16, 17], [0, 18, 19, 20, 21]])

@@ -20,7 +20,7 @@ import unspool
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
-from unspool.interop.drivers import driver_of
+from unspool.engines import driver_of
 
 PROMPT = torch.tensor([[5, 6, 7]])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

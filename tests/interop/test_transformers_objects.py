@@ -15,8 +15,8 @@ from transformers import LogitsProcessor, StoppingCriteria
 import unspool
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import VOCAB_SIZE, tiny_model
+from unspool.engines import driver_of
 from unspool.errors import OptionError
-from unspool.interop.drivers import driver_of
 from unspool.strategies import Greedy
 
 MODEL = tiny_model("llama", seed=5)

@@ -68,7 +68,7 @@ def test_models_by_name_folder_object_and_language_model(tmp_path: Path) -> None
         ({"dtype": "float32", "torch_dtype": "float32"}, OptionError, "another name for `dtype`"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(arguments: dict[str, Any], error: type, message: str) -> None:
+def test_what_cannot_be_honored_is_refused(arguments: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         unspool.pipeline("text-generation", model=recite("Hello."), **arguments)
 

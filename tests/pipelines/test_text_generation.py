@@ -339,7 +339,7 @@ def test_a_space_between_prompt_and_output_is_kept_where_transformers_loses_it()
         ({"echo": True}, "use `return_full_text`"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(ours: Any, call: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_honored_is_refused(ours: Any, call: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ours("Once", **call)
     with pytest.raises(ValueError, match=message):

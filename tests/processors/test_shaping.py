@@ -1,4 +1,4 @@
-"""Temperature and renormalisation."""
+"""Temperature and renormalization."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_a_draft_ends_behind_an_unsure_token_and_before_one_that_ends_the_output
     assert nothing[-1].moves == (Extend(ROOT, (C,)),), "all that is allowed the draft model has not"
 
 
-def test_sure_enough_is_at_least_the_threshold_renormalised() -> None:
+def test_sure_enough_is_at_least_the_threshold_renormalized() -> None:
     context = context_of(draft=DRAFT_INFO, max_new_tokens=20, assistant_confidence_threshold=1.0)
     exact = Row((Candidate(C, 2.0, -9.0, None),), 2.0)
     found = turns(context, ((row(B, 1.0),), (exact,), (Row((Candidate(B, 2.0, 0.0, None),), 2.01),)))
@@ -518,7 +518,7 @@ def test_a_draft_model_that_fails_fails_its_own_requests_alone(fails_at: int) ->
         ({"num_return_sequences": 2}, DRAFT_INFO, "`num_return_sequences` must be 1 without sampling"),
     ],
 )
-def test_options_that_cannot_be_honoured_are_refused(options: Any, draft: ModelInfo | None, message: str) -> None:
+def test_options_that_cannot_be_honored_are_refused(options: Any, draft: ModelInfo | None, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         next(Assisted().run(context_of(draft=draft, max_new_tokens=5, **options)))
 

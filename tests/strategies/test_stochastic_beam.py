@@ -159,7 +159,7 @@ def inclusion_chances(exact: dict[Tokens, float], count: int) -> dict[Tokens, fl
 
 
 def test_truncated_distributions_are_drawn_from_as_they_are() -> None:
-    """With a temperature the chances are those of the processed distribution, renormalised, and so is the score."""
+    """With a temperature the chances are those of the processed distribution, renormalized, and so is the score."""
     table = {token: [p**2 / sum(q**2 for q in row) for p in row] for token, row in enumerate(TABLE.values())}
     exact = {(a, b): table[2][a] * table[a][b] for a in range(3) for b in range(4) if table[2][a] * table[a][b] > 0}
     exact[(END,)] = table[2][END]

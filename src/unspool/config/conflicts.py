@@ -14,7 +14,7 @@ from unspool.errors import OptionError
 
 
 def check_conflicts(values: Mapping[str, Any], asked: frozenset[str], strategy: str) -> None:
-    """Raise an OptionError where two final values cannot both be honoured.
+    """Raise an OptionError where two final values cannot both be honored.
 
     Args:
         values: every option, final.

@@ -1,7 +1,7 @@
 """transformers' attributes that are no options here: those without effect on tokens, and those refused.
 
 Together with the option table this covers every attribute of transformers' GenerationConfig, so that an option is
-honoured, does nothing to the tokens, or is refused with a reason; none is passed over in silence.
+honored, does nothing to the tokens, or is refused with a reason; none is passed over in silence.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ REFUSED: Final[Mapping[str, Refusal]] = {
 }
 """Refused when set: attribute --> why. None, False and empty values are accepted."""
 
-Standing: TypeAlias = Literal["honoured", "no_effect", "refused", "unknown"]
+Standing: TypeAlias = Literal["honored", "no_effect", "refused", "unknown"]
 
 
 def is_set(value: Any) -> bool:

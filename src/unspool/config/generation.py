@@ -36,12 +36,12 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "random_seed": "seed",
     "logit_bias": "sequence_bias",
 }
-"""Names that other systems have for our options; they are not accepted, only recognised in the hint."""
+"""Names that other systems have for our options; they are not accepted, only recognized in the hint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Options):
-    """Options of generation. Immutable; each value is checked and normalised when the config is made.
+    """Options of generation. Immutable; each value is checked and normalized when the config is made.
 
     An option that is left out is "not given" and reads as its default; None says "off" and overrides what a layer
     below gives. Lists become tuples, a single token id or stop string becomes a tuple of one, `sequence_bias` becomes
@@ -322,7 +322,7 @@ def nearest_option(name: str) -> str | None:
 def standing(name: str) -> Standing:
     """Return what becomes of an attribute of this name."""
     if name in OPTIONS:
-        return "honoured"
+        return "honored"
     if name in NO_EFFECT:
         return "no_effect"
     return "refused" if name in REFUSED else "unknown"

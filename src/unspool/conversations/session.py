@@ -9,19 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from unspool.config import GenerationConfig
-from unspool.conversations.completion import ChatGeneration, ChatStream, chat, chat_plain
+from unspool.conversations.completion import ChatGeneration, ChatStream, Writer, chat, chat_plain
 from unspool.conversations.files import read_file, write_chat
 from unspool.conversations.turn import TurnStream
 from unspool.errors import PromptError
 from unspool.planning import resolve_options
 from unspool.seeds import fresh_seed
 from unspool.text.chat import Message, check_template, read_chat
-
-if TYPE_CHECKING:
-    from unspool.model import LanguageModel
 
 
 class Chat:
@@ -48,7 +45,7 @@ class Chat:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: Writer,
         *,
         system: str | None = None,
         messages: Sequence[Message] = (),
@@ -71,7 +68,7 @@ class Chat:
         if system is not None:
             self.system = system
 
-    def _check(self, lm: LanguageModel, options: Mapping[str, Any]) -> None:
+    def _check(self, lm: Writer, options: Mapping[str, Any]) -> None:
         """Raise unless this model can answer under these options.
 
         Raises:
@@ -206,7 +203,7 @@ class Chat:
         write_chat(Path(path), self.messages, {**given, **self.options}, model=self.lm.info.name)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], lm: LanguageModel, **arguments: Any) -> Chat:
+    def load(cls, path: str | os.PathLike[str], lm: Writer, **arguments: Any) -> Chat:
         """Return the conversation in a file.
 
         Args:

@@ -75,7 +75,7 @@ def _kl(target: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def cfg_logits(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return log P(negative) + scale * (log P - log P(negative)), which is not normalised. Each: [vocab]
+    """Return log P(negative) + scale * (log P - log P(negative)), which is not normalized. Each: [vocab]
 
     A token that is impossible behind the prompt stays so; one that is impossible behind the negative prompt alone keeps
     its log P.

@@ -21,12 +21,12 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.config import OPTIONS, GenerationConfig
+from unspool.engines import driver_of
 from unspool.errors import OptionError
 from unspool.inputs.sources import source_rows
 from unspool.interop.arguments import REFUSED, sort_arguments
 from unspool.interop.batch import read_batch
 from unspool.interop.decode import Call, Returned, decode
-from unspool.interop.drivers import driver_of
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, prepared_sources
 from unspool.interop.semantics import settled

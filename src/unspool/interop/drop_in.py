@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from unspool.config import GenerationConfig
+from unspool.engines import driver_of
 from unspool.errors import ModelError
 from unspool.interop.arguments import Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
-from unspool.interop.drivers import driver_of
 from unspool.interop.encoders import check_plain, encoder_of, read_sources
 from unspool.interop.semantics import pad_token, settled
 from unspool.interop.streaming import streaming

@@ -20,13 +20,13 @@ from unspool.errors import ModelError, OptionError
 from unspool.loading.auto_classes import auto_class_of
 from unspool.loading.gguf.packages import names_gguf
 from unspool.loading.names import check_on_hub, suggestion
-from unspool.loading.quantization import check_quantize, prepare
-from unspool.loading.saving import Checkpoint
+from unspool.loading.quantization import check_quantize, prepare, quantize_weights
 from unspool.machine.threads import limit_threads
 from unspool.model import LanguageModel
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.current import CurrentRuntime
 from unspool.runtimes.wrap.peft_models import base_of
+from unspool.saving import Checkpoint
 
 EMBEDDED = Path(__file__).parent.parent / "tale"
 """Folder of the embedded model; its draft stands in the folder `draft` inside."""
@@ -69,7 +69,7 @@ def load(
         gguf_file: name of a GGUF file in the folder or the hub repository; None for weights of transformers. A GGUF
             file is converted once and kept in a cache; see docs/gguf.md.
         quantize: "int8" or "int4" rounds the weights of linear layers to so many bits while the model is loaded, on a
-            CPU; no calibration, no package; None leaves them as they are. See docs/quantised.md.
+            CPU; no calibration, no package; None leaves them as they are. See docs/quantized.md.
         pack: whether linear layers are packed for a CPU: faster, and their weights are held in packed form; "auto"
             packs where it can be done.
         max_cache_tokens: most tokens over all live sequences, prompt and `max_new_tokens` of each, at least 1. Requests
@@ -172,7 +172,7 @@ def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, option
     try:
         with _quiet(_own_name(source) is not None):
             wanted = _dtype(dtype)
-            # What is quantised is not widened first, so that it never lies in memory at four bytes a number.
+            # What is quantized is not widened first, so that it never lies in memory at four bytes a number.
             is_late = quantize is not None and wanted == torch.float32
             load_in = "auto" if is_late else wanted
             kind = options.get("config") or AutoConfig.from_pretrained(source, **_hub_options(options))
@@ -185,10 +185,10 @@ def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, option
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"`device` {str(device)!r} cannot be used: {_first_line(error)}") from error
     if quantize is not None:
-        quantize(model, quantize)
+        quantize_weights(model, quantize)
         model = model.float() if is_late else model
-    is_quantised = getattr(model, "is_quantized", False)
-    if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model) and not is_quantised:
+    is_quantized = getattr(model, "is_quantized", False)
+    if dtype is None and next(model.parameters()).dtype == torch.float16 and _on_cpu(model) and not is_quantized:
         model = model.float()
     model.eval()
     return model

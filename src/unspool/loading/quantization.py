@@ -1,7 +1,7 @@
-"""What quantised and offloaded weights need to be loaded, and weights that are quantised once they are.
+"""What quantized and offloaded weights need to be loaded, and weights that are quantized once they are.
 
 Owns: the short form `load_in_4bit=True`, which packages are needed, where such weights go, what they are computed in on
-a CPU, and where `quantize` can be had. Does not know: how weights are quantised, or how a quantised layer computes.
+a CPU, and where `quantize` can be had. Does not know: how weights are quantized, or how a quantized layer computes.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _elsewhere(quantize: str, where: str) -> OptionError:
     return OptionError("quantize", quantize, f"is for models on a CPU, and {where}", hint)
 
 
-def quantize(model: Any, quantize: Literal["int8", "int4"]) -> None:
-    """Quantise the linear layers of a model of ours, in place.
+def quantize_weights(model: Any, quantize: Literal["int8", "int4"]) -> None:
+    """Quantize the linear layers of a model of ours, in place.
 
     Raises:
         OptionError: it is not on the CPU as a whole. ModelError: it has no such layers, or PyTorch no such kernel here.
@@ -67,15 +67,15 @@ def quantize(model: Any, quantize: Literal["int8", "int4"]) -> None:
         count = quantize_linears(model, quantize)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         reason = f"this PyTorch has no kernel for it: {type(error).__name__}: {error}"
-        raise ModelError(f"{name} cannot be quantised as {quantize}: {reason}") from error
+        raise ModelError(f"{name} cannot be quantized as {quantize}: {reason}") from error
     if not count:
-        raise ModelError(f"{name} has no linear layer that could be quantised: leave out `quantize`")
+        raise ModelError(f"{name} has no linear layer that could be quantized: leave out `quantize`")
 
 
 def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any, quantize: Any = None) -> Loading:
-    """Return how to load a model, the same as asked where its weights are neither quantised nor spread.
+    """Return how to load a model, the same as asked where its weights are neither quantized nor spread.
 
-    A quantised model cannot be moved or widened afterwards, so that both are decided here.
+    A quantized model cannot be moved or widened afterwards, so that both are decided here.
 
     Args:
         source: a folder or a hub id.
@@ -86,7 +86,7 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any,
     Raises:
         MissingExtra: if a package is absent.
         ModelError: if options contradict each other.
-        OptionError: `quantize` is asked for, and the weights are quantised otherwise, or go elsewhere than to the CPU.
+        OptionError: `quantize` is asked for, and the weights are quantized otherwise, or go elsewhere than to the CPU.
     """
     passed = _unfolded(options)
     if quantize is not None and not _goes_to_cpu(passed.get("device_map") or "cpu"):
@@ -99,7 +99,7 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any,
         return Loading(passed, dtype, device)
     if quantize is not None:
         asked = next((name for name in ("quantization_config", *_SHORT) if options.get(name)), None)
-        found = f"`{asked}` quantises them as well" if asked else f"these are stored quantised by {method}"
+        found = f"`{asked}` quantizes them as well" if asked else f"these are stored quantized by {method}"
         raise OptionError(
             "quantize",
             quantize,
@@ -107,16 +107,16 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any,
             "leave out one of the two" if asked else "leave it out",
         )
     if method in EXTRAS:  # transformers itself names the packages of other methods
-        require_extra(method, f"these weights are quantised by {method}")
+        require_extra(method, f"these weights are quantized by {method}")
     if device is not None:
         if passed.get("device_map") is not None:
-            raise ModelError("`device` and `device_map` both say where quantised weights go: leave out one of the two")
-        require_extra("accelerate", "`device` puts quantised weights")
+            raise ModelError("`device` and `device_map` both say where quantized weights go: leave out one of the two")
+        require_extra("accelerate", "`device` puts quantized weights")
         passed["device_map"] = {"": str(device)}
-    was_quantised = stored.get("quantization_config") is not None
+    was_quantized = stored.get("quantization_config") is not None
     if dtype is None and _stored_dtype(stored) == "float16" and _goes_to_cpu(passed.get("device_map")):
         # torchao's stored weights compute in the type they were stored for.
-        dtype = None if was_quantised and method == "torchao" else torch.float32
+        dtype = None if was_quantized and method == "torchao" else torch.float32
     return Loading(passed, dtype, None)
 
 
@@ -139,7 +139,7 @@ def _unfolded(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(
             f"`{asked[0]}` is short for a `quantization_config`, and there is one: leave out one of the two"
         )
-    require_extra("bitsandbytes", f"`{asked[0]}` quantises with bitsandbytes")
+    require_extra("bitsandbytes", f"`{asked[0]}` quantizes with bitsandbytes")
     return {**passed, "quantization_config": BitsAndBytesConfig(**short)}  # type: ignore[no-untyped-call]
 
 
@@ -154,7 +154,7 @@ def _stored_config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method(config: Any) -> str | None:
-    """Return the name of a quantisation method, None for none. config: a dict or an object of transformers'."""
+    """Return the name of a quantization method, None for none. config: a dict or an object of transformers'."""
     if config is None:
         return None
     get = config.get if isinstance(config, Mapping) else lambda name, default=None: getattr(config, name, default)

@@ -1,7 +1,7 @@
-"""Kinds of option values: what is accepted, how it is normalised, how it is said in words, on a command line, in JSON.
+"""Kinds of option values: what is accepted, how it is normalized, how it is said in words, on a command line, in JSON.
 
-Owns: checking and normalising one value; token ids have a file of their own. Does not know: option names, defaults, or
-other options. Normalised values are immutable, so that a config can be shared, compared and hashed.
+Owns: checking and normalizing one value; token ids have a file of their own. Does not know: option names, defaults, or
+other options. Normalized values are immutable, so that a config can be shared, compared and hashed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Kind:
     """A set of values.
 
     words: what is allowed, as the end of a sentence that starts with the option's name.
-    parse: returns the normalised value, raises Unfit.
-    dump: returns the normalised value as plain JSON.
+    parse: returns the normalized value, raises Unfit.
+    dump: returns the normalized value as plain JSON.
     cli_type, multiple: one flag's Python type; `multiple` flags can be repeated. metavar: its placeholder.
     separator: parts several values in one use of a `multiple` flag; empty if values can hold any character.
     json_words: `words` for values written as JSON; empty if `words` holds there as well.

@@ -50,7 +50,7 @@ class Option:
 
     name: as in Python and, with dashes, on the command line.
     group: one of GROUPS; heads the panel of `--help` and the section of the docs.
-    kind: the values it takes and how they are normalised.
+    kind: the values it takes and how they are normalized.
     default: its value where nothing gives one. off: the value that changes nothing; None is off as well.
     help: one sentence, with the unit. hint: what to do about a bad value.
     read_by: the strategies that read it. Declared as "all", as "sampling" (all strategies that sample, and those that
@@ -60,7 +60,7 @@ class Option:
     fallback: its value in the native API if no option limits the same thing; UNSET if that is `default`.
     door: "native" (Python API, CLI, server), "drop_in" (`unspool.generate`), or "both".
     drop_in_default: its value in the drop-in where nothing gives one; UNSET where that is `default`.
-    source: whose name it is. type: the annotation of its normalised value.
+    source: whose name it is. type: the annotation of its normalized value.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Option:
         return "use None to turn it off" if self.default is None else f"leave it out for {self.default!r}"
 
     def check(self, value: Any) -> Any:
-        """Return the value normalised; None becomes the off value where the option always has a value.
+        """Return the value normalized; None becomes the off value where the option always has a value.
 
         Raises:
             OptionError: the value is of the wrong type or out of range.
@@ -169,11 +169,11 @@ class Option:
         return cast(list[Any], value)
 
     def plain(self, value: Any) -> Any:
-        """Return a normalised value as plain JSON."""
+        """Return a normalized value as plain JSON."""
         return None if value is None else self.kind.dump(value)
 
     def is_off(self, value: Any) -> bool:
-        """Return whether this normalised value changes nothing."""
+        """Return whether this normalized value changes nothing."""
         return value is None or value == self.off or (isinstance(value, tuple | Mapping) and not value)
 
     def settle(self, value: Any) -> Any:

@@ -49,7 +49,7 @@ class Completion(JsonText):
         are the output's text, uncut. Empty without a tokenizer.
     logprobs: natural-log probability of each token by the model itself: behind the prompt alone, before guidance,
         contrast of layers and processors. The same for every strategy.
-    scores: of each token, after the processors and not renormalised, in the strategy's space.
+    scores: of each token, after the processors and not renormalized, in the strategy's space.
     score: the value that the strategy ranks outputs by. Its unit depends on the strategy, so scores of two strategies
         cannot be compared: see the table in docs/strategies.md. `logprob` and `mean_logprob` can.
     finish_reason: "eos", "stop", "length", "time" or the name of a criterion; "strategy" where the strategy itself

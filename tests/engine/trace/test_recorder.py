@@ -188,7 +188,7 @@ def test_equal_draws_of_two_outputs_become_nodes_of_their_own() -> None:
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {},
-    "penalised": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "penalized": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
     "sample": {"temperature": 0.8, "top_p": 0.9, "num_return_sequences": 3},
     "beam": {"num_beams": 4, "num_return_sequences": 2},
     "lookahead": {"num_beams": 4, "lookahead_steps": 1},

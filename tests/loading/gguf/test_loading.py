@@ -78,7 +78,7 @@ def test_a_hub_id_with_gguf_file_goes_through_the_hub(tiny_gguf: Path, monkeypat
 def test_dtype_and_quantize_apply_on_top(tiny_gguf: Path, cache: Path) -> None:
     assert "bfloat16" in unspool.load(tiny_gguf, dtype="bfloat16").info.path
     assert [folder.name[-8:] for folder in cache.iterdir()] == ["bfloat16"]
-    assert "quantised as int8" in unspool.load(tiny_gguf, quantize="int8").info.path
+    assert "quantized as int8" in unspool.load(tiny_gguf, quantize="int8").info.path
     assert len(list(cache.iterdir())) == 2  # int8 is computed from float32
     assert "bfloat16" in unspool.load(tiny_gguf, dtype="bfloat16").info.path
 

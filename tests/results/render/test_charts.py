@@ -104,13 +104,13 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert sum("cut: " in line for line in lines) == 3
 
 
-def test_without_colour_the_signs_alone_tell_kept_gained_and_lost() -> None:
+def test_without_color_the_signs_alone_tell_kept_gained_and_lost() -> None:
     rows = {line.split()[0]: line for line in printed(no_color=True).splitlines() if line.lstrip()[:1].isdigit()}
     assert "█" in rows["1"] and "▓" in rows["1"] and "░" not in rows["1"]
     assert "░" in rows["2"] and "█" not in rows["2"]
 
 
-def test_with_colour_cut_tokens_are_dim_and_struck() -> None:
+def test_with_color_cut_tokens_are_dim_and_struck() -> None:
     text = printed(force_terminal=True, color_system="truecolor")
     (line,) = [line for line in text.splitlines() if "[red]" in line]
     assert "\x1b[2;9m[red]" in line

@@ -21,7 +21,7 @@ def entry(before: float, after: float, *, kept: bool = True, cut_by: str | None 
         ("\n\n", "↵↵"),
         ("\t\r", "⇥␍"),
         ("从💡é", "从💡é"),
-        ("\x1b[31m", "\\x1b[31m"),  # would colour the terminal
+        ("\x1b[31m", "\\x1b[31m"),  # would color the terminal
         ("a\u202eb", "a\\u202eb"),  # would turn the line around
         ("\u2028", "\\u2028"),
         ("\u0301", "◌\u0301"),

@@ -134,11 +134,11 @@ def test_all_text_is_shown_however_it_is_wrapped() -> None:
     assert re.findall(r"\bw\d+", text) == words.split()
 
 
-def test_printing_is_what_a_terminal_of_100_columns_shows_without_colours() -> None:
+def test_printing_is_what_a_terminal_of_100_columns_shows_without_colors() -> None:
     assert str(three()).split("\n") == printed(three(), 100)[:-1]
 
 
-def test_the_best_values_are_bold_as_well_and_only_where_there_are_colours() -> None:
+def test_the_best_values_are_bold_as_well_and_only_where_there_are_colors() -> None:
     plain = "\n".join(printed(three(), 140))
     styled = "\n".join(printed(three(), 140, force_terminal=True, color_system="truecolor"))
     assert "\x1b" not in plain

@@ -323,7 +323,7 @@ def test_a_trace_prints_itself() -> None:
     assert repr(trace) == "<Trace of beam: nodes=14, steps=5, outputs=2>"
 
 
-def test_colours_mark_the_best_output_and_what_was_given_up() -> None:
+def test_colors_mark_the_best_output_and_what_was_given_up() -> None:
     text = printed(drawn("two_outputs"), force_terminal=True, color_system="standard", no_color=False)
     assert "\x1b[1;96m␣b 60%\x1b[0m" in text  # shared with the other output, and part of the best
     assert "\x1b[1;96m★ 1: eos, score -0.520\x1b[0m" in text

@@ -43,7 +43,7 @@ def states_of(heads: int, num_rows: int, dtype: torch.dtype = torch.float32) -> 
 
 
 def spans_over(pools: Sequence[SlotPool], rng: random.Random, *, invariant: bool) -> list[Segment]:
-    """Return spans of all widths over random slots, often neighbours at one length as beams are, in any order."""
+    """Return spans of all widths over random slots, often neighbors at one length as beams are, in any order."""
     spans: list[Segment] = []
     for pool in pools:
         slot = rng.randrange(3)

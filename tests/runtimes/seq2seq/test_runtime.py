@@ -339,7 +339,7 @@ def test_limits_are_kept_and_a_refusal_leaves_nothing_behind() -> None:
     runtime.check()
 
 
-def test_a_source_of_nonsense_spoils_no_neighbour() -> None:
+def test_a_source_of_nonsense_spoils_no_neighbor() -> None:
     runtime, model = Seq2SeqRuntime(tiny_seq2seq("whisper"), own=True), tiny_seq2seq("whisper")
     good = random_source("whisper")
     bad = Source(inputs={"input_features": torch.full_like(good.inputs["input_features"], math.nan)})

@@ -251,7 +251,7 @@ def layer_of(kind: str, dtype: torch.dtype = torch.float32) -> nn.Linear | Conv1
 @pytest.mark.parametrize("kind", ["biased", "bare", "Conv1D"])
 @pytest.mark.parametrize("bits", BITS)
 @torch.no_grad()
-def test_a_quantised_layer_is_the_plain_one_with_a_rounded_weight(bits: Bits, kind: str, dtype: torch.dtype) -> None:
+def test_a_quantized_layer_is_the_plain_one_with_a_rounded_weight(bits: Bits, kind: str, dtype: torch.dtype) -> None:
     plain = layer_of(kind, dtype)
     layer = QuantizedLinear(plain, bits)
     weight = plain.weight.T if kind == "Conv1D" else plain.weight
@@ -264,7 +264,7 @@ def test_a_quantised_layer_is_the_plain_one_with_a_rounded_weight(bits: Bits, ki
     assert distance(layer.weight @ torch.eye(plain.weight.shape[1]).to(dtype), layer.dense()) == 0
 
 
-def test_a_quantised_weight_is_made_when_it_is_read_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantized_weight_is_made_when_it_is_read_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = QuantizedLinear(layer_of("bare"), "int8")
     dense, calls = layer.dense(), []
     monkeypatch.setattr(QuantizedLinear, "dense", lambda self: calls.append(self) or dense)
@@ -276,13 +276,13 @@ def test_a_quantised_weight_is_made_when_it_is_read_and_not_before(monkeypatch: 
         weight.div_(2)
 
 
-def test_a_quantised_layer_becomes_another_floating_type_with_its_model() -> None:
+def test_a_quantized_layer_becomes_another_floating_type_with_its_model() -> None:
     layer = QuantizedLinear(layer_of("biased"), "int8").bfloat16()
     assert layer.dtype == layer.weight.dtype == layer.bias.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("attempt", [copy.deepcopy, pickle.dumps, lambda layer: layer.state_dict()])
-def test_a_quantised_layer_is_not_copied_or_saved_without_its_weight(attempt: Callable[[nn.Module], Any]) -> None:
+def test_a_quantized_layer_is_not_copied_or_saved_without_its_weight(attempt: Callable[[nn.Module], Any]) -> None:
     layer = QuantizedLinear(layer_of("biased"), "int8")
     with pytest.raises(TypeError, match="save the model it was made from"):
         attempt(layer)
@@ -319,7 +319,7 @@ def cases() -> list[tuple[str, Bits]]:
 
 
 @pytest.mark.parametrize(("family", "bits"), dict.fromkeys(cases()), ids=str)
-def test_a_quantised_family_says_what_it_says_with_rounded_weights(family: str, bits: Bits) -> None:
+def test_a_quantized_family_says_what_it_says_with_rounded_weights(family: str, bits: Bits) -> None:
     model, ids = tiny_model(family), torch.tensor([[5, 6, 7, 8, 9, 10]])
     twin = by_hand(model, bits)
     assert quantize_linears(model, bits) > 0
@@ -327,7 +327,7 @@ def test_a_quantised_family_says_what_it_says_with_rounded_weights(family: str, 
         found, expected = model(ids).logits[0], twin(ids).logits[0]
     assert distance(found, expected) < (1e-2 if bits == "int8" else 0.1)
     info = runtime_of(model, own=True).info
-    assert "quantised as int8" in info.path and ("quantised as int4" in info.path) == (bits == "int4")
+    assert "quantized as int8" in info.path and ("quantized as int4" in info.path) == (bits == "int4")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says which pages have changed")
@@ -351,7 +351,7 @@ def test_what_has_been_read_of_a_mapped_file_is_given_back_layer_by_layer(
     model: Any = nn.Sequential(*layers)
     model.get_output_embeddings = lambda: None
     assert quantize_linears(model, bits) == 16
-    # A page that is wanted brings its neighbours.
+    # A page that is wanted brings its neighbors.
     assert read[0] >= weights.nbytes > max(read[1:]) and resident(weights) == 0
     expected = rounded(weights[7], bits)
     assert (model[7].dense() - expected).abs().max() <= 8e-3 * expected.abs().max()
@@ -422,7 +422,7 @@ def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weig
     family: str, folders: dict[str, Path]
 ) -> None:
     quantized = unspool.load(folders[family], quantize="int4")
-    assert "quantised as int4" in quantized.info.path and quantized.info.path.startswith(PATHS[family])
+    assert "quantized as int4" in quantized.info.path and quantized.info.path.startswith(PATHS[family])
     by_formula = unspool.load(by_hand(stored(family, folders), "int4"))
     for name in ("greedy", "beams", "sampling"):
         for each in quantized.generate([5, 6, 7, 8], max_new_tokens=5, **SEARCHES[name]).completions:
@@ -432,20 +432,20 @@ def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weig
 
 
 @pytest.mark.usefixtures("unforced_layers")
-def test_info_counts_what_was_quantised(folders: dict[str, Path]) -> None:
+def test_info_counts_what_was_quantized(folders: dict[str, Path]) -> None:
     counted = {
         bits: unspool.load(folders["gpt2"], quantize=bits, pack=pack).info.path
         for bits, pack in (("int8", "auto"), ("int4", False))
     }
-    assert counted["int8"].endswith("0 of 9 linear layers packed (9 quantised as int8)")
-    both = "(packing is off; 8 quantised as int4; 1 quantised as int8)"
+    assert counted["int8"].endswith("0 of 9 linear layers packed (9 quantized as int8)")
+    both = "(packing is off; 8 quantized as int4; 1 quantized as int8)"
     assert counted["int4"].endswith(f"0 of 9 linear layers packed {both}")
     experts = tiny_model("mixtral")
     quantize_linears(experts, "int8")
     assert "% of the weights are in no linear layer and stay as they are" in runtime_of(experts, own=True).info.path
 
 
-def test_stored_half_precision_is_widened_once_its_layers_are_quantised(folders: dict[str, Path]) -> None:
+def test_stored_half_precision_is_widened_once_its_layers_are_quantized(folders: dict[str, Path]) -> None:
     for options in ({}, {"dtype": "float32"}):
         lm = unspool.load(folders["half"], quantize="int8", **options)
         assert ", float32, " in lm.info.path
@@ -455,7 +455,7 @@ def test_stored_half_precision_is_widened_once_its_layers_are_quantised(folders:
     assert ", bfloat16, " in unspool.load(folders["half"], quantize="int8", dtype="bfloat16").info.path
 
 
-def test_a_tied_head_is_quantised_and_the_embedding_is_not() -> None:
+def test_a_tied_head_is_quantized_and_the_embedding_is_not() -> None:
     model = tiny_model("gpt2")
     table = model.get_input_embeddings().weight
     before = table.detach().clone()
@@ -464,7 +464,7 @@ def test_a_tied_head_is_quantised_and_the_embedding_is_not() -> None:
     assert model.get_output_embeddings().bits == "int8"
 
 
-def test_a_layer_in_two_places_is_quantised_once() -> None:
+def test_a_layer_in_two_places_is_quantized_once() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp = model.model.layers[0].mlp
     quantize_linears(model, "int8")
@@ -575,14 +575,14 @@ def test_a_batch_is_bit_equal_to_its_prompts_alone(bits: Bits, folders: dict[str
         ({"quantize": True}, "`quantize` must be 'int8', 'int4' or None, got True"),
         ({"quantize": "int8", "device": "cuda:0"}, "is for models on a CPU, and `device` is 'cuda:0'"),
         ({"quantize": "int8", "device": "meta"}, "is for models on a CPU, and `device` is 'meta'"),
-        ({"quantize": "int4", "load_in_8bit": True}, "is for plain weights, and `load_in_8bit` quantises them as well"),
+        ({"quantize": "int4", "load_in_8bit": True}, "is for plain weights, and `load_in_8bit` quantizes them as well"),
         (
             {"quantize": "int4", "quantization_config": {"quant_method": "torchao"}},
-            "is for plain weights, and `quantization_config` quantises them as well",
+            "is for plain weights, and `quantization_config` quantizes them as well",
         ),
     ],
 )
-def test_what_cannot_be_quantised_is_said(options: dict[str, Any], message: str, folders: dict[str, Path]) -> None:
+def test_what_cannot_be_quantized_is_said(options: dict[str, Any], message: str, folders: dict[str, Path]) -> None:
     with pytest.raises(OptionError) as caught:
         unspool.load(folders["gpt2"], **options)
     assert message in str(caught.value)
@@ -596,15 +596,15 @@ def test_weights_that_go_to_an_accelerator_are_refused(
         unspool.load(folders["gpt2"], quantize="int8", device_map="auto")
 
 
-def test_weights_that_are_stored_quantised_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_that_are_stored_quantized_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     text = (folders["gpt2"] / "config.json").read_text()
     stored = '{"quantization_config": {"quant_method": "fp8"},'
     (tmp_path / "config.json").write_text(text.replace("{", stored, 1))
-    with pytest.raises(OptionError, match="is for plain weights, and these are stored quantised by fp8"):
+    with pytest.raises(OptionError, match="is for plain weights, and these are stored quantized by fp8"):
         unspool.load(tmp_path, quantize="int8")
 
 
-def test_a_loaded_model_is_not_quantised() -> None:
+def test_a_loaded_model_is_not_quantized() -> None:
     with pytest.raises(ModelError, match="`quantize` is an option of loading and the model is loaded already"):
         unspool.load(tiny_model("gpt2"), quantize="int8")
 
@@ -616,10 +616,10 @@ def test_a_missing_kernel_and_a_model_without_layers_are_said(
         raise NotImplementedError("no such kernel")
 
     monkeypatch.setattr(Int4Weight, "__init__", missing)
-    with pytest.raises(ModelError, match="cannot be quantised as int4: this PyTorch has no kernel for it: NotImpl"):
+    with pytest.raises(ModelError, match="cannot be quantized as int4: this PyTorch has no kernel for it: NotImpl"):
         unspool.load(folders["gpt2"], quantize="int4")
     monkeypatch.setattr(weight_only, "_fits", lambda layer: False)
-    with pytest.raises(ModelError, match="has no linear layer that could be quantised"):
+    with pytest.raises(ModelError, match="has no linear layer that could be quantized"):
         unspool.load(folders["gpt2"], quantize="int8")
 
 

@@ -1,4 +1,4 @@
-"""Quantised, sharded and offloaded models: the tokens that transformers' own generate gives on the same weights."""
+"""Quantized, sharded and offloaded models: the tokens that transformers' own generate gives on the same weights."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ def int4() -> Any:
 
 
 METHODS: dict[str, tuple[Callable[[], Any], str]] = {
-    "bitsandbytes fp4": (lambda: BitsAndBytesConfig(load_in_4bit=True), "(14 quantised as Linear4bit)"),
+    "bitsandbytes fp4": (lambda: BitsAndBytesConfig(load_in_4bit=True), "(14 quantized as Linear4bit)"),
     "bitsandbytes nf4, twice": (
         lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
-        "(14 quantised as Linear4bit)",
+        "(14 quantized as Linear4bit)",
     ),
     "bitsandbytes int8": (
         lambda: BitsAndBytesConfig(load_in_8bit=True),
-        "(14 quantised as Linear8bitLt, all rows of a pass with the same outliers)",
+        "(14 quantized as Linear8bitLt, all rows of a pass with the same outliers)",
     ),
     "bitsandbytes int8, no outliers": (
         lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0),
-        "(14 quantised as Linear8bitLt)",
+        "(14 quantized as Linear8bitLt)",
     ),
-    "torchao int8": (lambda: torchao("Int8WeightOnlyConfig"), "(14 quantised as Int8Tensor)"),
+    "torchao int8": (lambda: torchao("Int8WeightOnlyConfig"), "(14 quantized as Int8Tensor)"),
     "torchao int8, inputs too": (
         lambda: torchao("Int8DynamicActivationInt8WeightConfig"),
-        "(14 quantised as Int8Tensor)",
+        "(14 quantized as Int8Tensor)",
     ),
-    "torchao int4": (int4, "(14 quantised as IntxUnpackedToInt8Tensor)"),
+    "torchao int4": (int4, "(14 quantized as IntxUnpackedToInt8Tensor)"),
 }
-"""A quantisation_config, and how `info.path` ends; 14 of 15 linear layers are quantised, the head is not."""
+"""A quantization_config, and how `info.path` ends; 14 of 15 linear layers are quantized, the head is not."""
 
 methods = pytest.mark.parametrize("method", [pytest.param(name, marks=needs(name.split()[0])) for name in METHODS])
 
@@ -121,7 +121,7 @@ def answers(folders: dict[str, Path]) -> Callable[[str], list[tuple[int, ...]]]:
 
 
 @methods
-def test_a_quantised_model_gives_what_transformers_gives(
+def test_a_quantized_model_gives_what_transformers_gives(
     method: str, folders: dict[str, Path], answers: Callable[[str], list[tuple[int, ...]]]
 ) -> None:
     config, path = METHODS[method]
@@ -135,14 +135,14 @@ def test_a_quantised_model_gives_what_transformers_gives(
     "method",
     [pytest.param(name, marks=needs(name.split()[0])) for name in ("bitsandbytes nf4, twice", "torchao int8")],
 )
-def test_a_sharded_model_is_quantised_as_a_whole_one(
+def test_a_sharded_model_is_quantized_as_a_whole_one(
     method: str, folders: dict[str, Path], answers: Callable[[str], list[tuple[int, ...]]]
 ) -> None:
     assert ours(unspool.load(folders["sharded"], quantization_config=METHODS[method][0]())) == answers(method)
 
 
 @methods
-def test_a_users_own_quantised_model_stays_as_it_was(
+def test_a_users_own_quantized_model_stays_as_it_was(
     method: str, folders: dict[str, Path], answers: Callable[[str], list[tuple[int, ...]]]
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["whole"], quantization_config=METHODS[method][0]())
@@ -168,7 +168,7 @@ def test_the_short_forms_are_a_quantization_config(short: dict[str, Any], folder
 
 
 @methods
-def test_a_model_saved_quantised_is_loaded_as_it_is(
+def test_a_model_saved_quantized_is_loaded_as_it_is(
     method: str, folders: dict[str, Path], answers: Callable[[str], list[tuple[int, ...]]], tmp_path: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["whole"], quantization_config=METHODS[method][0]())
@@ -183,7 +183,7 @@ def test_a_model_saved_quantised_is_loaded_as_it_is(
     "method",
     [pytest.param(name, marks=needs(name.split()[0])) for name in ("bitsandbytes fp4", "torchao int8")],
 )
-def test_stored_float16_is_widened_on_a_cpu_where_weights_are_quantised_too(
+def test_stored_float16_is_widened_on_a_cpu_where_weights_are_quantized_too(
     method: str, folders: dict[str, Path]
 ) -> None:
     config = METHODS[method][0]
@@ -234,7 +234,7 @@ def test_an_offloaded_model_gives_what_transformers_gives(
         ),
         (
             {"quantization_config": {"load_in_4bit": True}, "device": "cpu", "device_map": "auto"},
-            "`device` and `device_map` both say where quantised weights go",
+            "`device` and `device_map` both say where quantized weights go",
         ),
     ],
 )
@@ -267,24 +267,24 @@ def test_an_absent_package_raises_missing_extra_with_the_pip_line(
     assert isinstance(caught.value, ImportError)
 
 
-def test_a_folder_stored_quantised_raises_missing_extra_without_the_package(
+def test_a_folder_stored_quantized_raises_missing_extra_without_the_package(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (folders["whole"] / "config.json").read_text()
     stored = '{"quantization_config": {"quant_method": "torchao"},'
     (tmp_path / "config.json").write_text(text.replace("{", stored, 1))
     monkeypatch.setattr("unspool.extras.find_spec", lambda name: None)
-    message = r'these weights are quantised by torchao, which needs torchao: pip install "unspool\[torchao\]"'
+    message = r'these weights are quantized by torchao, which needs torchao: pip install "unspool\[torchao\]"'
     with pytest.raises(MissingExtra, match=message):
         unspool.load(tmp_path)
 
 
-def test_a_loaded_model_is_not_quantised_afterwards() -> None:
+def test_a_loaded_model_is_not_quantized_afterwards() -> None:
     with pytest.raises(ModelError, match="`load_in_4bit` is an option of loading"):
         unspool.load(tiny_model("llama"), load_in_4bit=True)
 
 
-def test_trials_allow_for_rounding_by_dtype_alone_where_no_layer_is_quantised() -> None:
+def test_trials_allow_for_rounding_by_dtype_alone_where_no_layer_is_quantized() -> None:
     model = tiny_model("llama")
     assert quantized_linears(model) == {} and allowed_distance(model) == 1e-3
     assert allowed_distance(tiny_model("llama", dtype=torch.bfloat16)) == 0.05

@@ -75,7 +75,7 @@ class PenaltyOptions:
         real(0, brackets="(]", divides=True),
         group=_PENALTIES,
         off=1.0,
-        help="As `repetition_penalty`, but above 1 favours the tokens of the prompt, or of the encoder's input.",
+        help="As `repetition_penalty`, but above 1 favors the tokens of the prompt, or of the encoder's input.",
         hint="use 1.0 or None to turn it off",
     )
     encoder_no_repeat_ngram_size: int | None = option(

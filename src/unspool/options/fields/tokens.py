@@ -1,4 +1,4 @@
-"""Options that force, forbid or favour named tokens."""
+"""Options that force, forbid or favor named tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPECIAL = "Special tokens"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions:
-    """Tokens that are forced, forbidden or favoured."""
+    """Tokens that are forced, forbidden or favored."""
 
     bad_words_ids: tuple[tuple[int, ...], ...] | None = option(
         sequences(), group=_TOKENS, help="Token sequences that must not occur in the output."

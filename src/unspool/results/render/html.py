@@ -1,6 +1,6 @@
 """Results in a notebook: one self-contained piece of HTML with inline styles, no script.
 
-Text takes the page's own colour and the bars are of middle brightness, so both light and dark pages serve.
+Text takes the page's own color and the bars are of middle brightness, so both light and dark pages serve.
 """
 
 from __future__ import annotations
@@ -68,23 +68,23 @@ def _row(entry: NextToken, longest: float) -> str:
 def _bars(entry: NextToken, longest: float) -> str:
     return (
         '<div style="position:relative;height:14px;width:260px">'
-        + _stroke(entry.probability / longest, top=0, height=14, colour=_MODEL)
-        + _stroke(entry.processed_probability / longest, top=4, height=6, colour=_DRAWN)
+        + _stroke(entry.probability / longest, top=0, height=14, color=_MODEL)
+        + _stroke(entry.processed_probability / longest, top=4, height=6, color=_DRAWN)
         + "</div>"
     )
 
 
-def _stroke(share: float, *, top: int, height: int, colour: str) -> str:
+def _stroke(share: float, *, top: int, height: int, color: str) -> str:
     if share <= 0.0:
         return ""
     return (
         f'<div style="position:absolute;left:0;top:{top}px;height:{height}px;width:{100 * share:.2f}%;'
-        f'min-width:1px;background:{colour};border-radius:1px"></div>'
+        f'min-width:1px;background:{color};border-radius:1px"></div>'
     )
 
 
-def _swatch(colour: str) -> str:
-    return f'<span style="display:inline-block;width:10px;height:10px;background:{colour}"></span>'
+def _swatch(color: str) -> str:
+    return f'<span style="display:inline-block;width:10px;height:10px;background:{color}"></span>'
 
 
 def _completion(generation: Generation, completion: Completion) -> str:

@@ -1,6 +1,6 @@
 """The next-token chart in plain ASCII: for logs, pipes and doctests.
 
-Does not know: colours, the width of a terminal.
+Does not know: colors, the width of a terminal.
 """
 
 from __future__ import annotations

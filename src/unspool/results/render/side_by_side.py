@@ -1,6 +1,6 @@
 """A comparison drawn: texts in columns or stacked, a table of figures below; in a terminal, a notebook, Markdown.
 
-Owns: which figures are shown, and which value of each is the best. Colours only repeat what the signs say.
+Owns: which figures are shown, and which value of each is the best. Colors only repeat what the signs say.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def comparison_terminal(comparison: Comparison, *, width: int) -> Group:
 
 @draws(Comparison, "plain")
 def comparison_plain(comparison: Comparison) -> str:
-    """Return what a terminal of 100 columns without colours shows."""
+    """Return what a terminal of 100 columns without colors shows."""
     console = Console(
         file=io.StringIO(), width=PLAIN_WIDTH, color_system=None, force_jupyter=False, legacy_windows=False
     )

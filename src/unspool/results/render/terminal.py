@@ -1,6 +1,6 @@
 """Results in a terminal, drawn with rich.
 
-Colours only repeat what the signs say, so the chart reads the same where there are none.
+Colors only repeat what the signs say, so the chart reads the same where there are none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A trace in a terminal: a tree of everything that was tried, or step by step where nothing was tried in vain.
 
 The line from the prompt to the best output is the trunk, drawn straight down. A chosen token comes first; its rivals
-stand below it, indented, each with what followed it. Indents stay few, however long an output is. Colours only repeat
+stand below it, indented, each with what followed it. Indents stay few, however long an output is. Colors only repeat
 what the signs say.
 """
 
@@ -34,7 +34,7 @@ def trace_terminal(trace: Trace, *, width: int) -> Text:
 
 @draws(Trace, "plain")
 def trace_plain(trace: Trace, *, width: int = _PLAIN_WIDTH) -> str:
-    """Return the picture without colours."""
+    """Return the picture without colors."""
     return "\n".join(line.rstrip() for line in trace_terminal(trace, width=width).plain.splitlines())
 
 

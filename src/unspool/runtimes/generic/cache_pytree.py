@@ -153,7 +153,7 @@ def _differing(one: torch.Tensor, two: torch.Tensor) -> list[int] | None:
 
 
 def _runs(shares: Sequence[CacheSlice]) -> Iterator[tuple[BatchedCache, list[int]]]:
-    """Yield neighbouring shares of one stack together."""
+    """Yield neighboring shares of one stack together."""
     stack, rows = shares[0].stack, [shares[0].row]
     for share in shares[1:]:
         if share.stack is stack:

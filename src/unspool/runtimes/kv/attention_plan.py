@@ -61,7 +61,7 @@ class Segment(NamedTuple):
 
 
 class SlotCopy(NamedTuple):
-    """Consecutive rows that go to consecutive positions of one slot, or one each to one position of neighbouring slots.
+    """Consecutive rows that go to consecutive positions of one slot, or one each to one position of neighboring slots.
 
     into: a layer each, [slots, heads, positions, width]. rows: of the pass; None for all.
     """
@@ -81,7 +81,7 @@ class SlotScatter(NamedTuple):
 
 
 class DecodeRun(NamedTuple):
-    """One query for each of some neighbouring slots that hold about as many tokens.
+    """One query for each of some neighboring slots that hold about as many tokens.
 
     first: the first of the slots. lengths: keys that each query may see, its own included. row: of the first query.
     """
@@ -197,7 +197,7 @@ class AttentionPlan:
         self.copies: list[SlotCopy] = []
         self.writes: list[SlotScatter] = []
         for pool, each in _by_pool(spans):
-            groups = _neighbours(each)
+            groups = _neighbors(each)
             short = [group for group in groups if group[0].width < _LONG_SPAN]
             if len(short) > _FEW_COPIES:
                 groups = [group for group in groups if group[0].width >= _LONG_SPAN]
@@ -292,8 +292,8 @@ def _by_pool(spans: Sequence[Segment]) -> list[tuple[SlotPool, list[Segment]]]:
     return list(groups.values())
 
 
-def _neighbours(spans: Sequence[Segment]) -> list[list[Segment]]:
-    """Join one-token spans of a pool, in consecutive rows, that go to the same position of neighbouring slots."""
+def _neighbors(spans: Sequence[Segment]) -> list[list[Segment]]:
+    """Join one-token spans of a pool, in consecutive rows, that go to the same position of neighboring slots."""
     groups: list[list[Segment]] = []
     for span in spans:
         last = groups[-1][-1] if groups else None
@@ -322,7 +322,7 @@ def _groups(singles: Sequence[Segment]) -> list[PrefixGroup]:
 
 
 def _runs(singles: Sequence[Segment]) -> list[DecodeRun]:
-    """Join queries of neighbouring slots where a call of their own would cost more than the keys they share in vain."""
+    """Join queries of neighboring slots where a call of their own would cost more than the keys they share in vain."""
     groups: list[list[Segment]] = []
     longest = total = 0
     for span in singles:

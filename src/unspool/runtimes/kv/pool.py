@@ -84,7 +84,7 @@ class SlotPool:
         return self.capacity * self.num_slots
 
     def views(self, slots: slice, positions: slice) -> LayerStates:
-        """Return keys and values of neighbouring slots at some positions, [slots, heads, positions, width] a layer."""
+        """Return keys and values of neighboring slots at some positions, [slots, heads, positions, width] a layer."""
         parts = self._stacks[0][:, slots, :, positions].unbind(0)
         if len(self._stacks) > 1:
             rest = (part for stack in self._stacks[1:] for part in stack[:, slots, :, positions].unbind(0))

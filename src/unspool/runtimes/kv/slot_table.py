@@ -24,7 +24,7 @@ from unspool.types import Seq
 class Slot:
     """One slot of a pool.
 
-    number: of the slot among all of its size class; neighbours lie side by side in memory.
+    number: of the slot among all of its size class; neighbors lie side by side in memory.
     tokens: whose keys and values positions [0, len(tokens)) hold.
     num_invariant_tokens: of how many leading tokens these were computed in invariant passes, free of any company.
     poisoned: whether some of them may not be finite.

@@ -94,7 +94,7 @@ def batch_invariance(model: nn.Module) -> BatchInvariance:
     layer or embedding, such as that of experts, cannot be tried.
     """
     if shares_rounding(model):
-        return _impossible('another library has quantised its layers; load it with quantize="int8" or "int4" instead')
+        return _impossible('another library has quantized its layers; load it with quantize="int8" or "int4" instead')
     layers: dict[_Shape, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D, PackedLinear, QuantizedLinear)) and is_plain(module):

@@ -68,7 +68,7 @@ def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Whole:
-    """Products of whole numbers: the kernel of PyTorch's own quantised layers.
+    """Products of whole numbers: the kernel of PyTorch's own quantized layers.
 
     It would put one scale over all rows of a pass; it is given digits, which are whole numbers already.
 

@@ -1,6 +1,6 @@
-"""Puts quantised linear layers in the place of a model's own.
+"""Puts quantized linear layers in the place of a model's own.
 
-Owns which layers are quantised and to how many bits. Needs no calibration: every weight is rounded by itself, and the
+Owns which layers are quantized and to how many bits. Needs no calibration: every weight is rounded by itself, and the
 inputs of layers are not.
 """
 
@@ -23,7 +23,7 @@ from unspool.runtimes.weights.release_memory import Leftovers
 
 
 def quantize_linears(model: Any, bits: Bits) -> int:
-    """Replace the linear layers of a model, in place, by quantised ones; plain weights are freed one by one.
+    """Replace the linear layers of a model, in place, by quantized ones; plain weights are freed one by one.
 
     The layer that makes logits, and layers whose width 4 bits do not fit, get 8 bits where 4 are asked for. An
     embedding that shares its matrix with a layer keeps it.
@@ -67,7 +67,7 @@ def _finish(model: nn.Module) -> None:
 
 
 def _sites(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield (parent, name) of every place that holds a layer to quantise."""
+    """Yield (parent, name) of every place that holds a layer to quantize."""
     for parent in model.modules():
         # It reads the weights of its layers and never calls them.
         if not isinstance(parent, nn.MultiheadAttention):
@@ -87,7 +87,7 @@ def _check_finite(model: nn.Module, parent: nn.Module, name: str) -> None:
         prefix = next(path for path, module in model.named_modules() if module is parent)
         path = f"{prefix}.{name}.weight".removeprefix(".")
         raise ModelError(
-            f"`{path}` holds NaN or infinite numbers and cannot be quantised; repair it or leave out `quantize`"
+            f"`{path}` holds NaN or infinite numbers and cannot be quantized; repair it or leave out `quantize`"
         )
 
 

@@ -1,7 +1,7 @@
-"""What sets a model with quantised layers apart when it is run: how its rows and its layers can be shared.
+"""What sets a model with quantized layers apart when it is run: how its rows and its layers can be shared.
 
-Owns: which linear layers are quantised, and what 8-bit layers of bitsandbytes keep outside of their parameters.
-Does not know: how a quantised layer computes, or how a model is loaded (`unspool.loading.quantization`).
+Owns: which linear layers are quantized, and what 8-bit layers of bitsandbytes keep outside of their parameters.
+Does not know: how a quantized layer computes, or how a model is loaded (`unspool.loading.quantization`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def quantized_linears(model: nn.Module) -> dict[int, str]:
 
 
 def kinds_in_words(model: nn.Module) -> list[str]:
-    """Return how many linear layers are quantised, and how, in words; nothing for none.
+    """Return how many linear layers are quantized, and how, in words; nothing for none.
 
-    With them, where it is much, what of our own quantisation's share has stayed plain.
+    With them, where it is much, what of our own quantization's share has stayed plain.
     """
     kinds = Counter(quantized_linears(model).values())
-    words = [f"{count} quantised as {kind}" for kind, count in sorted(kinds.items())]
+    words = [f"{count} quantized as {kind}" for kind, count in sorted(kinds.items())]
     if (share := _plain_share(model)) > _MUCH:
         words.append(f"{share:.0%} of the weights are in no linear layer and stay as they are")
     return words

@@ -22,7 +22,7 @@ _WEIGHTS: Final[dict[Bits, type[Int8Weight] | type[Int4Weight]]] = {"int8": Int8
 
 
 class QuantizedLinear(nn.Module):
-    """`nn.Linear` or `Conv1D` over a quantised copy of its weight; inputs and outputs stay floating-point.
+    """`nn.Linear` or `Conv1D` over a quantized copy of its weight; inputs and outputs stay floating-point.
 
     The packed weight is no tensor that copy, pickle or state_dict could read: they raise `TypeError`.
 
@@ -33,7 +33,7 @@ class QuantizedLinear(nn.Module):
     Attributes:
         bits: as given.
         shape: of `weight`.
-        bias: the layer's own, not quantised.
+        bias: the layer's own, not quantized.
         weight: type and shape of the layer's own; its values, where they are read, are the rounded ones.
     """
 
@@ -43,7 +43,7 @@ class QuantizedLinear(nn.Module):
         plain = layer.weight.detach()
         self.in_features, self.out_features = plain.shape if self.is_transposed else plain.shape[::-1]
         self.bits, self.bias = bits, layer.bias
-        self._quantised = _WEIGHTS[bits](plain.T if self.is_transposed else plain)
+        self._quantized = _WEIGHTS[bits](plain.T if self.is_transposed else plain)
         self.shape = plain.shape
         # A buffer, so that it becomes another floating type with the model.
         self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
@@ -61,11 +61,11 @@ class QuantizedLinear(nn.Module):
 
     def dense(self) -> torch.Tensor:
         """Return the rounded weight, in the layout and type of the layer that was replaced."""
-        weight = self._quantised.dense().to(self.dtype)
+        weight = self._quantized.dense().to(self.dtype)
         return weight.T if self.is_transposed else weight
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        found = self._quantised.times(inputs.reshape(-1, self.in_features))
+        found = self._quantized.times(inputs.reshape(-1, self.in_features))
         if self.bias is not None:
             found = found + self.bias
         return found.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
@@ -74,14 +74,14 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.bits}"
 
     def _save_to_state_dict(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("a quantised linear layer holds no weight to save: save the model it was made from")
+        raise TypeError("a quantized linear layer holds no weight to save: save the model it was made from")
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a quantised linear layer cannot be copied or pickled: copy or save the model it was made from")
+        raise TypeError("a quantized linear layer cannot be copied or pickled: copy or save the model it was made from")
 
 
 class _UnreadWeight(torch.Tensor):
-    """Stands for a quantised weight: its type and shape are there, its values are made for each operation on them.
+    """Stands for a quantized weight: its type and shape are there, its values are made for each operation on them.
 
     Many models look at the type of a weight in every forward.
     """
@@ -103,6 +103,6 @@ class _UnreadWeight(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func._schema.is_mutable:
-            raise TypeError("a quantised weight cannot be written to")
+            raise TypeError("a quantized weight cannot be written to")
         read = lambda value: value._layer.dense() if isinstance(value, cls) else value  # noqa: E731
         return func(*tree_map(read, args), **tree_map(read, kwargs or {}))

@@ -13,8 +13,8 @@ import transformers
 
 import unspool
 from tests.tiny_models import VOCAB_SIZE, tiny_config, tiny_model
+from unspool.engines import driver_of
 from unspool.errors import ModelError, PromptError
-from unspool.interop.drivers import driver_of
 
 PROMPT = torch.tensor([[5, 6, 7]])
 

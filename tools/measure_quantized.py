@@ -1,6 +1,6 @@
-"""Measure what fewer bits cost the embedded model in perplexity, and write the table of docs/quantised.md.
+"""Measure what fewer bits cost the embedded model in perplexity, and write the table of docs/quantized.md.
 
-    python tools/measure_quantised.py            # all 32 held-out tales: about two minutes
+    python tools/measure_quantized.py            # all 32 held-out tales: about two minutes
 
 Each token of the tales is scored behind at least half a context. Another processor may round the last digit otherwise.
 """
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 import unspool  # noqa: E402
 from tests.held_out import perplexity, tales  # noqa: E402
 
-PAGE = ROOT / "docs" / "quantised.md"
+PAGE = ROOT / "docs" / "quantized.md"
 HEAD = "| Weights | Bits a weight | Perplexity | Change |\n|---|---|---|---|\n"
 WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("float32", "32", {"dtype": "float32"}),

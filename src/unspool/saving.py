@@ -62,7 +62,7 @@ def _check(model: Any, path: Path) -> None:
     """Refuse what would be written wrong, and a folder whose weights this very model may be reading."""
     refusal = ""
     if kinds := sorted(set(quantized_linears(model).values())):
-        refusal = f"its layers are quantised ({', '.join(kinds)}): what they were before is gone; save the model itself"
+        refusal = f"its layers are quantized ({', '.join(kinds)}): what they were before is gone; save the model itself"
     elif any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
         refusal = "it divides its own weights when it runs; save it with transformers, freshly loaded"
     elif path.exists() and not path.is_dir():

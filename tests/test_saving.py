@@ -174,10 +174,10 @@ def test_a_folder_that_holds_a_model_is_refused(tmp_path: Path) -> None:
         lm.save_pretrained(file)
 
 
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "before")
     lm = unspool.load(tmp_path / "before", quantize="int8")
-    with pytest.raises(ModelError, match=r"layers are quantised \(int8\)"):
+    with pytest.raises(ModelError, match=r"layers are quantized \(int8\)"):
         lm.save_pretrained(tmp_path / "after")
     assert not (tmp_path / "after").exists()
 

@@ -79,7 +79,7 @@ def test_no_module_has_the_name_of_something_to_call():
     from unspool.cli.main import app
 
     commands = {command.name for command in app.registered_commands}
-    modules = {path.shared_prefix for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     kinds = (unspool.LanguageModel, unspool.Engine, unspool.Generation)
     methods = {name for kind in kinds for name in dir(kind) if callable(getattr(kind, name))}
     verbs = {"display", "encode", "decode", "plan", "print", "run", "sample", "search", "show", "tokenize"}

@@ -154,8 +154,8 @@ def company(draft: Runtime, **shared: Any) -> dict[str, Request]:
         **sampling,
         guidance_scale=1.2,
     )
-    invite("in step, greedy", [9, 5], {"gang": lockstep_group, "criteria": (Twice(4),)}, max_new_tokens=8)
-    invite("in step, beams", [9, 6], {"gang": lockstep_group}, num_beams=3, num_return_sequences=3)
+    invite("in step, greedy", [9, 5], {"lockstep_group": lockstep_group, "criteria": (Twice(4),)}, max_new_tokens=8)
+    invite("in step, beams", [9, 6], {"lockstep_group": lockstep_group}, num_beams=3, num_return_sequences=3)
     invite("next token", [8, 8, 8], {"strategy": NextTokenQuery()}, temperature=0.5, top_k=5)
     invite("next token of beams", [8, 8, 9], {"strategy": NextTokenQuery("log_probs")}, repetition_penalty=2.0)
     invite("score", [7, 7, 1, 2, 3], {"strategy": ContinuationScores((1, 2, 3, 9))})

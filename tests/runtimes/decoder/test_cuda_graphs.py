@@ -16,7 +16,7 @@ from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from unspool.runtimes.decoder import cuda_graphs as graphs_module
 from unspool.runtimes.decoder.capture import CaptureCheck, CudaGraphs, Uncapturable, Work
 from unspool.runtimes.decoder.cuda_graphs import Graphs
-from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, StaticCache, StaticPass, best_plan
+from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, StaticCache, StaticPass, step_shape
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.kv.flat_batch import Batch
@@ -223,7 +223,7 @@ def batch_of(slots: Sequence[Slot], **options: Any) -> Batch:
 
 @pytest.mark.parametrize("num_slots", [1, 3, 8, 40])
 @pytest.mark.parametrize(
-    "terms",
+    "params",
     [
         AttentionParams(None, None, None, None),
         AttentionParams(0.3, 7, None, None),
@@ -245,7 +245,7 @@ def test_a_static_step_attends_as_if_each_sequence_stood_alone(num_slots: int, p
             length = rng.choice([0, 5, pool.capacity // 2, pool.capacity - 1]) if index else 2
             slots.append(Slot(pool, index, index, tokens=[0] * length))
     batch = batch_of(slots)
-    form = best_plan(batch)
+    form = step_shape(batch)
     assert form is not None
     static = StaticPass(form, CPU)
     static.fill(batch)
@@ -285,18 +285,18 @@ def test_forms_grow_in_steps_and_leave_out_what_is_no_decode_step() -> None:
         return [Slot(pool, index, index, tokens=[0] * length) for index, length in enumerate(lengths)]
 
     def shape(*lengths: int) -> list[tuple[int, int]]:
-        form = best_plan(batch_of(slots(*lengths)))
+        form = step_shape(batch_of(slots(*lengths)))
         assert form is not None
         return [(part.rows, part.keys) for part in form]
 
     assert shape(0) == [(1, 512)] and shape(511, 3, 9) == [(4, 512)] and shape(512, 3) == [(2, 1024)]
     assert shape(*[5] * MOST_ROWS) == [(64, 512)]
-    assert best_plan(batch_of(slots(*[5] * (MOST_ROWS + 1)))) is None
-    assert best_plan(batch_of(slots(2047, 2047, 2047))) is None and shape(2047, 2047) == [(2, 2048)]
-    assert [part.rows for part in best_plan(batch_of(slots(1)), least_rows=4) or ()] == [4]
+    assert step_shape(batch_of(slots(*[5] * (MOST_ROWS + 1)))) is None
+    assert step_shape(batch_of(slots(2047, 2047, 2047))) is None and shape(2047, 2047) == [(2, 2048)]
+    assert [part.rows for part in step_shape(batch_of(slots(1)), least_rows=4) or ()] == [4]
     for options in ({"hidden": True}, {"layers": (1,)}, {"invariant": True}):
-        assert best_plan(batch_of(slots(3, 4), **options)) is None
-    assert best_plan(Batch([feed(0, [3, 4])], slots(3))) is None
+        assert step_shape(batch_of(slots(3, 4), **options)) is None
+    assert step_shape(Batch([feed(0, [3, 4])], slots(3))) is None
 
 
 # --- what graphs die of -------------------------------------------------------------------------------------------

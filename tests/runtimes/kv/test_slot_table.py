@@ -384,7 +384,9 @@ def test_most_alike_is_what_a_plain_search_finds() -> None:
         slots = []
         for number in range(rng.randrange(6)):
             tokens = [rng.randrange(2) for _ in range(rng.randrange(9))]
-            slot = Slot(pool, 0, number, tokens, invariant=rng.randrange(len(tokens) + 1), context=rng.randrange(2))
+            slot = Slot(
+                pool, 0, number, tokens, num_invariant_tokens=rng.randrange(len(tokens) + 1), context=rng.randrange(2)
+            )
             slots.append(slot)
         tokens, least, invariant = (
             [rng.randrange(2) for _ in range(rng.randrange(9))],

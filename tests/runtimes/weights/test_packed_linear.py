@@ -42,7 +42,7 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
 def test_a_packed_layer_equals_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: LinearPlan
 ) -> None:
-    monkeypatch.setattr(linear, "form_of", lambda *_: form)
+    monkeypatch.setattr(linear, "best_plan", lambda *_: form)
     plain = layer_of(kind, dtype, *size)
     packed = PackedLinear(plain, keep=False)
     inputs = torch.randn(1, rows, 2 * size[0]).to(dtype)[..., ::2]
@@ -148,7 +148,7 @@ def test_a_shape_is_measured_once_and_small_layers_not_at_all(monkeypatch: pytes
 @pytest.mark.parametrize("form", [LinearPlan(True, 4), LinearPlan(True, 1), LinearPlan(False, 1)], ids=str)
 @torch.no_grad()
 def test_whatever_the_form_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch, form: LinearPlan) -> None:
-    monkeypatch.setattr(linear, "form_of", lambda *_: form)
+    monkeypatch.setattr(linear, "best_plan", lambda *_: form)
     plain = layer_of("biased", torch.float32, 300, 500)
     packed = PackedLinear(plain, keep=False)
     for rows in (0, 1, 3, 4, 9):
@@ -229,7 +229,7 @@ def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
 
 def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not packing_obstacle()
-    monkeypatch.setattr(linear, "form_of", lambda *_: LinearPlan(packed=True, least_rows=1))
+    monkeypatch.setattr(linear, "best_plan", lambda *_: LinearPlan(packed=True, least_rows=1))
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive: list[int] = []

@@ -16,7 +16,7 @@ from weakref import ref
 import torch
 
 from unspool.runtimes.decoder.capture import CaptureCheck, CudaGraphs, GraphMaker, Work
-from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, Form, StaticCache, StaticPass, form_of
+from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, Form, StaticCache, StaticPass, step_shape
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
@@ -88,7 +88,7 @@ class Graphs:
         """Run a pass, by a graph where one is trusted. plain: runs any pass."""
         if self._decoder_model.version != self._version:
             self.forget()
-        form = None if self.obstacle else form_of(batch, self._decoder_model.report.least_rows)
+        form = None if self.obstacle else step_shape(batch, self._decoder_model.report.least_rows)
         if form is None:
             return plain(batch)
         graph = self._graphs.get(form)

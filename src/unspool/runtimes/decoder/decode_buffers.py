@@ -49,7 +49,7 @@ Form: TypeAlias = tuple[Part, ...]
 """All that is fixed in a static pass. Passes of one form can do the same work."""
 
 
-def form_of(batch: Batch, least_rows: int = 1) -> Form | None:
+def step_shape(batch: Batch, least_rows: int = 1) -> Form | None:
     """Return the form of a pass; None where it is no plain decode step, or has no room for padding.
 
     least_rows: fewest rows of a part.

@@ -161,7 +161,7 @@ def _entries(
     if isinstance(strategies, Mapping):
         entries = [_own_entry(name, options) for name, options in strategies.items()]
     elif strategies is None or (isinstance(strategies, Sequence) and not isinstance(strategies, str)):
-        if "strategy" in below.given or "strategy" in objects:
+        if "strategy" in below.explicit or "strategy" in objects:
             given = objects.get("strategy", below.strategy)
             raise OptionError("strategy", given, "is what the line-up varies", "name entries in `strategies` instead")
         check_names(strategies or ())
@@ -198,8 +198,8 @@ def _built_in(name: str, below: GenerationConfig) -> _Entry:
         if width in presets:
             presets[width] = max(_WIDTH, below.num_return_sequences)
     if "num_beam_groups" in presets:
-        presets["num_beam_groups"] = below.num_beams if "num_beams" in below.given else presets["num_beams"]
-    return _Entry(name=name, own=own, presets={name: presets[name] for name in presets if name not in below.given})
+        presets["num_beam_groups"] = below.num_beams if "num_beams" in below.explicit else presets["num_beams"]
+    return _Entry(name=name, own=own, presets={name: presets[name] for name in presets if name not in below.explicit})
 
 
 def _can_run(entry: _Entry, below: GenerationConfig, objects: Mapping[str, Any], info: ModelInfo) -> bool:
@@ -236,7 +236,7 @@ def _plan(
             option = error.option
             if option == "assistant_model" and option not in entry.own and not _reads_assistant(own.get("strategy")):
                 del own[option]
-            elif option in layer.given and option not in own:
+            elif option in layer.explicit and option not in own:
                 layer = layer.replace(**{option: UNSET})
             else:
                 raise _named(error, entry.name) from None
@@ -289,7 +289,7 @@ def _layered(config: GenerationConfig | None, options: Mapping[str, Any]) -> Gen
 
 
 def _given(config: GenerationConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in OPTIONS if name in config.given}
+    return {name: getattr(config, name) for name in OPTIONS if name in config.explicit}
 
 
 def _checked(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,9 +140,9 @@ def plan_requests(
     """
     told, tokenizer, info = config, reader.tokenizer, reader.info
     beginning = own.beginning
-    if "decoder_start_token_id" in config.asked:  # the model's own is known to its reader
+    if "decoder_start_token_id" in config.requested:  # the model's own is known to its reader
         beginning = beginning._replace(decoder_start_token_id=config.decoder_start_token_id)
-    if "bos_token_id" in config.asked:
+    if "bos_token_id" in config.requested:
         beginning = beginning._replace(bos_token_id=config.bos_token_id)
     if config.echo and reader.source is not None:
         hint = "leave it out; `prompt` of the result is what was read"
@@ -195,7 +195,7 @@ def _negative(
     if reader.source is None:
         if given is None:
             return ids[-1:], None
-        asked = config.bos_token_id if "bos_token_id" in config.asked else None
+        asked = config.bos_token_id if "bos_token_id" in config.requested else None
         return encode(given, reader.tokenizer, reader.bos_token_id(DecoderPrompt(bos_token_id=asked))), None
     if given is None:
         allowed = f"needs `negative_prompt` for {reader.info.name}, as something else for its encoder to read"

@@ -48,7 +48,7 @@ def check_says_something(config: GenerationConfig, own: CallerObjects) -> None:
     Raises:
         OptionError: such an option was asked for, or a draft model was given.
     """
-    asked: dict[str, Any] = {name: getattr(config, name) for name in BEYOND_ONE_TOKEN if name in config.asked}
+    asked: dict[str, Any] = {name: getattr(config, name) for name in BEYOND_ONE_TOKEN if name in config.requested}
     if own.assistant is not None:
         asked["assistant_model"] = own.assistant.runtime.info.name
     for name, value in asked.items():

@@ -18,6 +18,7 @@ from unspool.config import (
     UNSET,
     GenerationConfig,
     json_schema,
+    resolve,
     standing,
 )
 from unspool.errors import OptionError
@@ -174,14 +175,14 @@ def test_the_message_reads_as_a_sentence():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_none_says_off_and_counts_as_given(name):
     config = GenerationConfig(**{name: None})
-    assert config.given == {name}
+    assert config.explicit == {name}
     assert OPTIONS[name].is_off(getattr(config, name))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_left_out_reads_as_its_default_and_so_does_unset(name):
     for config in (GenerationConfig(), GenerationConfig(**{name: UNSET})):
-        assert config.given == frozenset()
+        assert config.explicit == frozenset()
         assert getattr(config, name) == OPTIONS[name].default
 
 
@@ -213,7 +214,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name(name, hint):
 def test_attributes_without_effect_on_tokens_are_accepted_and_kept(name):
     config = GenerationConfig(**{name: "anything"})
     assert config.extras == {name: "anything"}
-    assert config.given == frozenset()
+    assert config.explicit == frozenset()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -327,7 +328,7 @@ def test_a_config_can_be_compared_hashed_copied_and_pickled():
     config = GenerationConfig(**FULL)
     for other in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
         assert other == config and hash(other) == hash(config)
-        assert (other.given, other.extras) == (config.given, config.extras)
+        assert (other.explicit, other.extras) == (config.explicit, config.extras)
     assert config != config.replace(top_k=5)
     assert GenerationConfig(top_k=None) != GenerationConfig()
     with pytest.raises(FrozenInstanceError):
@@ -366,6 +367,18 @@ def test_diff_tells_given_from_not_given():
     assert here.diff(here) == {}
 
 
+@pytest.mark.parametrize(("old", "new"), [("given", "explicit"), ("asked", "requested")])
+def test_old_attribute_names_warn_and_return_the_same(old, new):
+    config = resolve({"top_p": 0.9}, GenerationConfig(num_return_sequences=1))
+    with pytest.warns(DeprecationWarning, match=f"`{old}` is now `{new}`"):
+        assert getattr(config, old) == getattr(config, new) != frozenset()
+
+
 def test_the_signature_names_every_option():
     assert list(inspect.signature(GenerationConfig).parameters) == list(OPTIONS)
-    assert {one.name for one in fields(GenerationConfig)} == OPTIONS.keys() | {"given", "asked", "stored", "extras"}
+    assert {one.name for one in fields(GenerationConfig)} == OPTIONS.keys() | {
+        "explicit",
+        "requested",
+        "stored",
+        "extras",
+    }

@@ -24,22 +24,22 @@ def test_the_call_overrides_the_user_the_user_the_model_and_the_model_the_defaul
     config = resolve({"top_p": 0.5}, C(top_p=0.7, top_k=30), stored)
     assert (config.top_p, config.top_k, config.temperature, config.min_p) == (0.5, 30, 0.6, None)
     assert config.repetition_penalty == 1.1
-    assert config.asked == {"top_p", "top_k"}
-    assert config.given == {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+    assert config.requested == {"top_p", "top_k"}
+    assert config.explicit == {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
 
 
 def test_none_in_the_call_turns_off_what_lies_below():
     stored = C(do_sample=True, temperature=0.6, top_k=20, eos_token_id=5)
     config = resolve({"top_k": None, "temperature": None}, C(top_k=30), stored)
     assert (config.top_k, config.temperature, config.eos_token_id, config.ignore_eos) == (None, None, (5,), False)
-    assert config.asked == frozenset()
+    assert config.requested == frozenset()
 
 
 def test_no_end_of_sequence_token_means_that_none_ends_the_output():
     config = resolve({"eos_token_id": None}, None, C(eos_token_id=5))
     assert (config.eos_token_id, config.ignore_eos) == (None, True)
     assert resolve({"eos_token_id": []}).ignore_eos
-    assert resolve({"eos_token_id": None, "ignore_eos": False}).asked == frozenset()
+    assert resolve({"eos_token_id": None, "ignore_eos": False}).requested == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_no_end_of_sequence_token_means_that_none_ends_the_output():
 def test_every_way_of_saying_off_is_one_in_the_resolved_config(call, expected):
     config = resolve(call)
     assert getattr(config, next(iter(call))) == expected
-    assert next(iter(call)) not in config.asked
+    assert next(iter(call)) not in config.requested
 
 
 def test_asked_is_what_the_user_gave_and_neither_off_nor_the_models_own():
     stored = C(do_sample=True, temperature=0.6)
-    assert resolve({"temperature": 0.6, "top_p": 1.0, "top_k": 5}, None, stored).asked == {"top_k"}
-    assert resolve({"temperature": 0.6}, None, None).asked == {"temperature"}
-    assert resolve({}, C(temperature=0.6), stored).asked == frozenset()
+    assert resolve({"temperature": 0.6, "top_p": 1.0, "top_k": 5}, None, stored).requested == {"top_k"}
+    assert resolve({"temperature": 0.6}, None, None).requested == {"temperature"}
+    assert resolve({}, C(temperature=0.6), stored).requested == frozenset()
 
 
 def test_a_partial_processor_order_is_completed_in_place():
@@ -86,7 +86,7 @@ def test_a_resolved_config_stays_resolved_when_one_option_is_replaced():
     changed = config.replace(echo=None)
     assert changed.diff(config).keys() == {"echo"}
     assert {name for name in OPTIONS if getattr(changed, name) != getattr(config, name)} == {"echo"}
-    assert (changed.max_new_tokens, changed.strategy, changed.asked) == (256, "sample", config.asked)
+    assert (changed.max_new_tokens, changed.strategy, changed.requested) == (256, "sample", config.requested)
 
 
 # Length
@@ -115,8 +115,8 @@ def test_at_most_one_limit_stands_in_the_end(call, user, stored, native, drop_in
 
 
 def test_a_default_limit_is_not_asked_for():
-    assert resolve({"max_new_tokens": None}, drop_in=True).asked == frozenset()
-    assert resolve({}).asked == frozenset()
+    assert resolve({"max_new_tokens": None}, drop_in=True).requested == frozenset()
+    assert resolve({}).requested == frozenset()
 
 
 def test_two_limits_at_once_are_a_contradiction_but_in_the_drop_in_max_new_tokens_wins():
@@ -194,7 +194,7 @@ def test_what_the_strategy_does_not_read_is_off_in_the_resolved_config():
     config = resolve({}, None, C(temperature=0.6, top_k=50, top_p=0.9, length_penalty=2.0, repetition_penalty=1.3))
     assert (config.temperature, config.top_k, config.top_p, config.length_penalty) == (None, None, None, 1.0)
     assert config.repetition_penalty == 1.3
-    assert config.asked == frozenset()
+    assert config.requested == frozenset()
 
 
 def test_temperature_zero_leaves_no_temperature_behind():
@@ -221,7 +221,7 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
     transformers = pytest.importorskip("transformers")
     defaults = transformers.GenerationConfig._get_default_generation_params()
     known = {name: value for name, value in defaults.items() if name != "max_length"}
-    assert resolve(known, drop_in=True).asked == frozenset()
+    assert resolve(known, drop_in=True).requested == frozenset()
     assert resolve({}, drop_in=True).max_new_tokens == defaults["max_length"]
     sampling = resolve({"do_sample": True}, drop_in=True)
     explicit = resolve({**known, "do_sample": True}, drop_in=True)
@@ -343,8 +343,8 @@ def test_partners_are_on_wherever_they_come_from():
 def test_options_choose_the_strategy_that_transformers_would(call, strategy):
     config = resolve(call)
     assert config.strategy == strategy
-    assert config.asked == call.keys() - ({"do_sample"} if not call.get("do_sample") else set())
-    assert all(getattr(config, name) == getattr(C(**call), name) for name in config.asked)
+    assert config.requested == call.keys() - ({"do_sample"} if not call.get("do_sample") else set())
+    assert all(getattr(config, name) == getattr(C(**call), name) for name in config.requested)
 
 
 def test_the_choice_agrees_with_transformers_generation_mode():
@@ -498,7 +498,7 @@ def test_several_outputs_that_nothing_draws_are_refused(options):
 
 def test_texts_belong_to_the_native_api():
     for call in ({"num_beams": 4, "force_words": ["cat"]}, {"guidance_scale": 1.5, "negative_prompt": "dull"}):
-        assert resolve(call).asked == call.keys()
+        assert resolve(call).requested == call.keys()
         error = refusal(call, drop_in=True)
         assert error.option in ("force_words", "negative_prompt")
         assert "unspool.load(...).generate" in error.hint
@@ -577,6 +577,6 @@ def test_any_options_resolve_or_are_refused_by_the_name_of_one_of_them(call, bel
         assert config.strategy in STRATEGIES
         assert isinstance(config.do_sample, bool)
         assert config.max_new_tokens is None or config.max_length is None
-        assert config.asked <= call.keys()
-        for name in config.asked - {"processor_order", "temperature"}:
+        assert config.requested <= call.keys()
+        for name in config.requested - {"processor_order", "temperature"}:
             assert getattr(config, name) == getattr(C(**{name: call[name]}), name)

@@ -20,7 +20,7 @@ def test_a_saved_config_is_read_back_the_same(tmp_path):
     )
     config.save_pretrained(tmp_path / "new" / "folder")
     back = GenerationConfig.from_pretrained(tmp_path / "new" / "folder")
-    assert back.given == config.given
+    assert back.explicit == config.explicit
     assert resolve({}, back) == resolve({}, config)
     assert back.diff(config) == {"top_k": (0, None)}
 
@@ -29,7 +29,7 @@ def test_unknown_attributes_survive_reading_and_writing(tmp_path):
     stored = {"task_prefix": "x", "top_p": 0.9, "temperature": None, "min_p": 7.0, "transformers_version": "4.1"}
     (tmp_path / "generation_config.json").write_text(json.dumps(stored))
     config = GenerationConfig.from_pretrained(tmp_path)
-    assert config.given == {"top_p"}
+    assert config.explicit == {"top_p"}
     assert config.extras == {"task_prefix": "x", "min_p": 7.0, "transformers_version": "4.1"}
     config.save_pretrained(tmp_path, "again.json")
     assert GenerationConfig.from_pretrained(tmp_path, "again.json").extras == config.extras
@@ -43,7 +43,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
     assert (theirs.temperature, theirs.top_k, theirs.eos_token_id, theirs.bad_words_ids) == (0.7, 0, [1, 2], [[3], [4]])
     theirs.save_pretrained(tmp_path)
     again = GenerationConfig.from_pretrained(tmp_path)
-    assert again.given == ours.given
+    assert again.explicit == ours.explicit
     assert resolve({}, again) == resolve({}, ours)
 
 
@@ -53,7 +53,7 @@ def test_a_transformers_object_gives_its_set_attributes():
     config = GenerationConfig.from_transformers(theirs)
     assert config == GenerationConfig(do_sample=True, top_p=0.9, sequence_bias={(1, 2): -3.0})
     assert config.extras["lang_to_id"] == {"a": 1}
-    assert GenerationConfig.from_transformers(transformers.GenerationConfig()).given == frozenset()
+    assert GenerationConfig.from_transformers(transformers.GenerationConfig()).explicit == frozenset()
 
 
 def test_a_watermark_in_a_transformers_object_is_not_lost(tmp_path):

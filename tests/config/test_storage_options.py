@@ -111,7 +111,7 @@ def test_an_option_survives_its_file(name: str, tmp_path: Path) -> None:
     config = GenerationConfig(**{name: VALUES[name]})
     back = saved(config, tmp_path)
     assert back == config
-    assert back.given == {name}
+    assert back.explicit == {name}
     assert type(getattr(back, name)) is type(getattr(config, name))
 
 
@@ -119,7 +119,7 @@ def test_an_option_survives_its_file(name: str, tmp_path: Path) -> None:
 def test_an_option_that_is_off_is_off_in_the_file_too(name: str, tmp_path: Path) -> None:
     config = GenerationConfig(**{name: None})
     back = saved(config, tmp_path)
-    assert back.given == {name}
+    assert back.explicit == {name}
     assert OPTIONS[name].is_off(getattr(back, name))
     stored = GenerationConfig(**{name: VALUES[name]})
     assert getattr(resolve({}, back, stored), name) == getattr(resolve({}, config, stored), name)

@@ -93,7 +93,7 @@ def test_a_config_is_taken_from_either_library():
     assert read_config(None, NOTHING) is None
     assert read_config(ours, NOTHING) is ours
     theirs = read_config(transformers.GenerationConfig(top_k=3, use_cache=False), NOTHING)
-    assert theirs is not None and theirs.top_k == 3 and "max_length" not in theirs.given
+    assert theirs is not None and theirs.top_k == 3 and "max_length" not in theirs.explicit
 
 
 @pytest.mark.parametrize("given", [{"top_k": 3}, "greedy", 7])

@@ -13,77 +13,77 @@ from unspool.config.strategies import readers_of
 from unspool.errors import OptionError
 
 
-def check_conflicts(values: Mapping[str, Any], asked: frozenset[str], strategy: str) -> None:
+def check_conflicts(values: Mapping[str, Any], requested: frozenset[str], strategy: str) -> None:
     """Raise an OptionError where two final values cannot both be honored.
 
     Args:
         values: every option, final.
-        asked: the options asked for.
+        requested: the options asked for.
         strategy: the strategy chosen.
     """
-    _check_lengths(values, asked, "min_new_tokens", "max_new_tokens")
-    _check_lengths(values, asked, "min_length", "max_length")
-    _check_forced(values, asked)
+    _check_lengths(values, requested, "min_new_tokens", "max_new_tokens")
+    _check_lengths(values, requested, "min_length", "max_length")
+    _check_forced(values, requested)
     if strategy in readers_of("num_beams", sampling=False):
-        _check_beams(values, asked)
+        _check_beams(values, requested)
     if strategy in readers_of("diversity_penalty", sampling=False):
-        _check_diversity(values, asked)
+        _check_diversity(values, requested)
     if strategy in readers_of("best_of", sampling=False):
-        _check_best_of(values, asked)
+        _check_best_of(values, requested)
 
 
-def _check_lengths(values: Mapping[str, Any], asked: frozenset[str], least: str, most: str) -> None:
-    if least not in asked or values[most] is None or values[least] <= values[most]:
+def _check_lengths(values: Mapping[str, Any], requested: frozenset[str], least: str, most: str) -> None:
+    if least not in requested or values[most] is None or values[least] <= values[most]:
         return
     allowed = f"must be at most `{most}`, which is {values[most]}"
     raise OptionError(least, values[least], allowed, f"raise `{most}` or lower `{least}`")
 
 
-def _check_forced(values: Mapping[str, Any], asked: frozenset[str]) -> None:
+def _check_forced(values: Mapping[str, Any], requested: frozenset[str]) -> None:
     suppressed = set(values["suppress_tokens"] or ())
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         value = values[name]
         forced = {value} if isinstance(value, int) else set(value or ())
         if not forced or not forced <= suppressed:
             continue
-        if name in asked:
+        if name in requested:
             raise OptionError(name, value, "must not be in `suppress_tokens` as a whole", "take it out of one of them")
-        if "suppress_tokens" in asked:
+        if "suppress_tokens" in requested:
             hint = f"take it out, or change `{name}`"
             raise OptionError("suppress_tokens", values["suppress_tokens"], f"must leave a token of `{name}`", hint)
 
 
-def _check_beams(values: Mapping[str, Any], asked: frozenset[str]) -> None:
+def _check_beams(values: Mapping[str, Any], requested: frozenset[str]) -> None:
     beams, groups, outputs = values["num_beams"], values["num_beam_groups"], values["num_return_sequences"]
     if beams < 2:
-        named = _first_asked(asked, "force_words_ids", "force_words", "num_beams")
+        named = _first_requested(requested, "force_words_ids", "force_words", "num_beams")
         raise OptionError(named, values[named], "needs `num_beams` above 1", "set `num_beams` to 2 or more")
     if outputs > beams:
-        named = _first_asked(asked, "num_return_sequences", "num_beams")
+        named = _first_requested(requested, "num_return_sequences", "num_beams")
         allowed = f"does not fit: `num_return_sequences` ({outputs}) must be at most `num_beams` ({beams})"
         raise OptionError(named, values[named], allowed, "raise `num_beams` or lower `num_return_sequences`")
     if beams % groups:
-        named = _first_asked(asked, "num_beam_groups", "num_beams")
+        named = _first_requested(requested, "num_beam_groups", "num_beams")
         allowed = f"does not fit: `num_beam_groups` ({groups}) must divide `num_beams` ({beams})"
         raise OptionError(named, values[named], allowed, "change one of the two")
 
 
-def _check_diversity(values: Mapping[str, Any], asked: frozenset[str]) -> None:
-    if values["diversity_penalty"] or "num_beam_groups" not in asked:
+def _check_diversity(values: Mapping[str, Any], requested: frozenset[str]) -> None:
+    if values["diversity_penalty"] or "num_beam_groups" not in requested:
         return
     allowed = "needs `diversity_penalty` above 0, or all groups would find the same"
     raise OptionError("num_beam_groups", values["num_beam_groups"], allowed, "set `diversity_penalty`, such as 0.5")
 
 
-def _check_best_of(values: Mapping[str, Any], asked: frozenset[str]) -> None:
+def _check_best_of(values: Mapping[str, Any], requested: frozenset[str]) -> None:
     samples, outputs = values["best_of"], values["num_return_sequences"]
     if samples >= outputs:
         return
-    named = _first_asked(asked, "best_of", "num_return_sequences")
+    named = _first_requested(requested, "best_of", "num_return_sequences")
     allowed = f"does not fit: `best_of` ({samples}) must be at least `num_return_sequences` ({outputs})"
     raise OptionError(named, values[named], allowed, "raise `best_of` or lower `num_return_sequences`")
 
 
-def _first_asked(asked: frozenset[str], *names: str) -> str:
+def _first_requested(requested: frozenset[str], *names: str) -> str:
     """Return the first of the names that was asked for, else the last."""
-    return next((name for name in names if name in asked), names[-1])
+    return next((name for name in names if name in requested), names[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -57,8 +58,8 @@ class GenerationConfig(Options):
         OptionError: an option is unknown, refused, of the wrong type or out of range.
     """
 
-    given: frozenset[str] = field(init=False, repr=False)
-    asked: frozenset[str] = field(init=False, repr=False)
+    explicit: frozenset[str] = field(init=False, repr=False)
+    requested: frozenset[str] = field(init=False, repr=False)
     stored: frozenset[str] = field(init=False, repr=False, compare=False)
     extras: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
@@ -68,17 +69,31 @@ class GenerationConfig(Options):
             values, extras = _sort_out(options, lenient=False)
             _fill(self, values, extras=extras)
 
+    @property
+    def given(self) -> frozenset[str]:
+        """The old name of `explicit`. Deprecated."""
+        warnings.warn("`given` is now `explicit`", DeprecationWarning, stacklevel=2)
+        return self.explicit
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The old name of `requested`. Deprecated."""
+        warnings.warn("`asked` is now `requested`", DeprecationWarning, stacklevel=2)
+        return self.requested
+
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in OPTIONS if name in self.given)
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in OPTIONS if name in self.explicit)
         return f"GenerationConfig({shown})"
 
     def replace(self, **changes: Any) -> GenerationConfig:
         """Return a config with some options changed; UNSET takes one back. All else stays, in a resolved config too."""
         kept = {name: getattr(self, name) for name in OPTIONS if name not in changes}
         values, extras = _sort_out(changes, lenient=False)
-        given = (self.given - changes.keys()) | values.keys()
+        explicit = (self.explicit - changes.keys()) | values.keys()
         stored = self.stored - changes.keys()
-        return build(kept | values, extras={**self.extras, **extras}, asked=self.asked, stored=stored, given=given)
+        return build(
+            kept | values, extras={**self.extras, **extras}, requested=self.requested, stored=stored, explicit=explicit
+        )
 
     __replace__ = replace
 
@@ -243,7 +258,7 @@ class GenerationConfig(Options):
         return to_json({**self.extras, **values, **neutral}, off)
 
     def _given_values(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in OPTIONS if name in self.given}
+        return {name: getattr(self, name) for name in OPTIONS if name in self.explicit}
 
 
 def _is_private(name: str) -> bool:
@@ -255,14 +270,14 @@ def _fill(
     values: Mapping[str, Any],
     *,
     extras: Mapping[str, Any],
-    asked: frozenset[str] = frozenset(),
+    requested: frozenset[str] = frozenset(),
     stored: frozenset[str] = frozenset(),
-    given: frozenset[str] | None = None,
+    explicit: frozenset[str] | None = None,
 ) -> None:
     for name, row in OPTIONS.items():
         object.__setattr__(config, name, values.get(name, row.default))
-    object.__setattr__(config, "given", frozenset(values) if given is None else given)
-    object.__setattr__(config, "asked", asked)
+    object.__setattr__(config, "explicit", frozenset(values) if explicit is None else explicit)
+    object.__setattr__(config, "requested", requested)
     object.__setattr__(config, "stored", stored)
     object.__setattr__(config, "extras", dict(extras))
 

@@ -71,9 +71,9 @@ class _Resolution:
         self.layers, self.drop_in, self.assistant, self.custom = layers, drop_in, assistant, custom
         self.stored = layers[2]
         self.layer: dict[str, int] = {
-            name: next(index for index, layer in enumerate(layers) if name in layer.given)
+            name: next(index for index, layer in enumerate(layers) if name in layer.explicit)
             for name in OPTIONS
-            if any(name in layer.given for layer in layers)
+            if any(name in layer.explicit for layer in layers)
         }
         self.values: dict[str, Any] = {
             name: getattr(layers[self.layer[name]], name) if name in self.layer else self._default(row)
@@ -84,20 +84,20 @@ class _Resolution:
         self._check_extras()
         self._settle_pair("max_new_tokens", "max_length")
         self._settle_pair("min_new_tokens", "min_length")
-        asked = frozenset(name for name in OPTIONS if self._is_asked(name))
+        requested = frozenset(name for name in OPTIONS if self._is_requested(name))
         self._limit_length()
         strategy, do_sample = self._decide()
-        self._check_asked(asked, strategy, do_sample)
+        self._check_requested(requested, strategy, do_sample)
         final = {name: self._final(row, strategy, do_sample) for name, row in OPTIONS.items()}
         final["strategy"], final["do_sample"] = strategy, do_sample
-        check_conflicts(final, asked, strategy)
+        check_conflicts(final, requested, strategy)
         if "eos_token_id" in self.layer and final["eos_token_id"] is None:
             final["ignore_eos"] = True  # or the model's own tokens would stand in
         if final["processor_order"] is not None:
             final["processor_order"] = complete_order(final["processor_order"])
         extras = {name: value for layer in reversed(self.layers) for name, value in layer.extras.items()}
         stored = frozenset(name for name in self.layer if self._is_stored(name))
-        return build(final, extras=extras, asked=asked, stored=stored, given=frozenset(self.layer))
+        return build(final, extras=extras, requested=requested, stored=stored, explicit=frozenset(self.layer))
 
     def _default(self, row: Option) -> Any:
         return row.drop_in_default if self.drop_in and row.drop_in_default is not UNSET else row.default
@@ -113,19 +113,19 @@ class _Resolution:
         """Return whether what an option needs beside it is there; a draft model is given, and is no option."""
         return self.assistant if partner == "assistant_model" else self._is_on(partner)
 
-    def _is_asked(self, name: str) -> bool:
+    def _is_requested(self, name: str) -> bool:
         value = self.values[name]
         if not self._by_user(name) or not self._is_on(name) or value == self._default(OPTIONS[name]):
             return False
-        return name not in self.stored.given or value != getattr(self.stored, name)
+        return name not in self.stored.explicit or value != getattr(self.stored, name)
 
     def _is_stored(self, name: str) -> bool:
         """Return whether an option has the value of the model's stored config, whoever gave it."""
-        return name in self.stored.given and self.values[name] == getattr(self.stored, name)
+        return name in self.stored.explicit and self.values[name] == getattr(self.stored, name)
 
     def _check_extras(self) -> None:
         """Raise for what a stored config holds and cannot be had; what the user's own config holds is asked for."""
-        overridden: set[str] = set(self.layers[0].given) | set(self.layers[0].extras)
+        overridden: set[str] = set(self.layers[0].explicit) | set(self.layers[0].extras)
         for name, value in self.layers[1].extras.items():
             if name in overridden:
                 continue
@@ -140,7 +140,7 @@ class _Resolution:
             )
             if not known and is_set(value) and value != self.stored.extras.get(name):
                 check_foreign(name, value)
-        overridden |= set(self.layers[1].given) | set(self.layers[1].extras)
+        overridden |= set(self.layers[1].explicit) | set(self.layers[1].extras)
         for name, value in self.stored.extras.items():
             if name not in overridden and name in REFUSED and REFUSED[name].stored == "raise" and is_set(value):
                 reason = (
@@ -224,10 +224,10 @@ class _Resolution:
             return False  # without draws all outputs would be the same
         return strategy in row.read_by
 
-    def _check_asked(self, asked: frozenset[str], strategy: str, do_sample: bool) -> None:
+    def _check_requested(self, requested: frozenset[str], strategy: str, do_sample: bool) -> None:
         for name in OPTIONS:
             row = OPTIONS[name]
-            if name not in asked:
+            if name not in requested:
                 self._check_stored(row, strategy, do_sample)
                 continue
             value = self.values[name]

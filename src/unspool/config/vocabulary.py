@@ -24,18 +24,18 @@ def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None 
     found: dict[str, Any] = {}
     for name, value in config.extras.items():
         read = OPTIONS[name].kind.parse_stored if name in OPTIONS else None
-        if read is None or name in config.given:
+        if read is None or name in config.explicit:
             continue
         try:
             ids = read(value)
         except Unfit:
             continue
-        if stored is None or (name in stored.given and getattr(stored, name) == ids):
+        if stored is None or (name in stored.explicit and getattr(stored, name) == ids):
             found[name] = ids
     if not found:
         return config
     extras = {name: value for name, value in config.extras.items() if name not in found}
-    return build({name: getattr(config, name) for name in config.given} | found, extras=extras)
+    return build({name: getattr(config, name) for name in config.explicit} | found, extras=extras)
 
 
 def without_unknown_ids(config: GenerationConfig, vocab_size: int) -> GenerationConfig:

@@ -265,7 +265,7 @@ def _ending(config: Any, *, options: Mapping[str, Any], end: tuple[int, ...] | N
     """Return a config that ends an answer at the end of a turn too, unless the caller says where outputs end."""
     if end is None or not isinstance(config, GenerationConfig | None):
         return config  # another type is refused with all other options
-    given = {*options, *(config.given if config is not None else ())}
+    given = {*options, *(config.explicit if config is not None else ())}
     return (
         config if given & {"eos_token_id", "ignore_eos"} else (config or GenerationConfig()).replace(eos_token_id=end)
     )

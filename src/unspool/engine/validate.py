@@ -61,7 +61,7 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
         raise PromptError(f"{info.name} has an encoder and the request brings nothing for it to read")
     for option in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
         value = getattr(request.config, option)
-        if request.source is not None and not request.source.token_ids and option in request.config.asked:
+        if request.source is not None and not request.source.token_ids and option in request.config.requested:
             allowed = f"reads the source's tokens, and what {info.name} reads is no text"
             raise OptionError(option, value, allowed, "leave it out")
     if info.needs_source and request.negative_prompt is not None and request.negative_source is None:
@@ -207,7 +207,7 @@ def _check_least(config: GenerationConfig, length: int, room: int, info: ModelIn
     """
     for name, least in (("min_new_tokens", config.min_new_tokens), ("min_length", config.min_length)):
         most = room if name == "min_new_tokens" else length + room
-        if least is not None and least > most and name in config.asked:
+        if least is not None and least > most and name in config.requested:
             count = f"at most {most}" if name == "min_new_tokens" else f"at most {most}, the prompt counted"
             limit = "" if info.max_length is None else f": {info.name} holds {info.max_length} tokens in all"
             raise OptionError(

@@ -263,7 +263,7 @@ def _with_stored(lm: LanguageModel, defaults: Mapping[str, Any], stored: Mapping
     There they are overridden by anything the caller gives, and give way without a word where a strategy does not read
     them, as transformers' pipelines have it.
     """
-    own = {name: getattr(lm.config, name) for name in OPTIONS if name in lm.config.given}
+    own = {name: getattr(lm.config, name) for name in OPTIONS if name in lm.config.explicit}
     known = {**lm.config.extras, **own, **stored}
     unset = {name: value for name, value in {**_DROP_IN_DEFAULTS, **defaults}.items() if known.get(name) is None}
     if known.get("max_length") is not None:

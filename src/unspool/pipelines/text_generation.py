@@ -23,7 +23,7 @@ class TextGenerationPipeline(Pipeline):
 
     def _prepared(self, given: Input, call: Call) -> Prepared:
         settings, prefix = call.settings, self._prefix_of(call) if isinstance(given, str) else ""
-        is_asked = "bos_token_id" in call.resolved.asked
+        is_asked = "bos_token_id" in call.resolved.requested
         bos_token_id = call.resolved.bos_token_id if is_asked else self.model.info.bos_token_id
         asked = settings.tokenizer_options
         ids = encode_input(given, self.tokenizer, bos_token_id, settings, prefix=prefix)

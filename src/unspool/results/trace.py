@@ -78,7 +78,7 @@ class Trace:
             model=model,
             strategy=strategy,
             seed=seed,
-            options={name: OPTIONS[name].plain(getattr(config, name)) for name in OPTIONS if name in config.asked},
+            options={name: OPTIONS[name].plain(getattr(config, name)) for name in OPTIONS if name in config.requested},
             prompt=prompt,
             prompt_token_ids=recording.prompt,
             processors=recording.processors,

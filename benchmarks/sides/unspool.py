@@ -35,7 +35,7 @@ class Unspool:
         self._checkpoint = checkpoint
         self._lm = unspool.load(checkpoint, **options)
         self._assistant = unspool.load(checkpoint / assistant) if assistant else None
-        return self._lm.info.path
+        return self._lm.info.backend
 
     def run(self, work: Work) -> Run:
         lm = self._reading_text() if work.text else self._lm

@@ -76,7 +76,7 @@ class LanguageModel:
         return None if self._checkpoint is None else self._checkpoint.model
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.info.name!r}, {self.info.path!r})"
+        return f"LanguageModel({self.info.name!r}, {self.info.backend!r})"
 
     @overload
     def generate(

@@ -9,9 +9,11 @@ and its forks stay there. The *length* of a branch counts its output tokens, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from warnings import warn
 
 if TYPE_CHECKING:
     import torch
@@ -284,7 +286,7 @@ class ModelInfo:
     reads_whole: True if a prompt of any length must be fed in one forward pass. In several passes its parts would be
         computed twice, or differ from transformers' `generate`.
     tied_head: True if the head shares the weights of the embedding.
-    path: name of the implementation that runs the model, and the reason for this choice, as text.
+    backend: name of the implementation that runs the model, and the reason for this choice, as text.
     """
 
     name: str
@@ -305,7 +307,34 @@ class ModelInfo:
     num_layers: int | None = None
     reads_whole: bool = False
     tied_head: bool = False
-    path: str = ""
+    backend: str = ""
+
+    @property
+    def path(self) -> str:
+        """Deprecated: the old name of `backend`."""
+        _warn_of_path(stacklevel=3)
+        return self.backend
+
+
+def _warn_of_path(*, stacklevel: int) -> None:
+    warn("`path` of ModelInfo is deprecated; use `backend`", DeprecationWarning, stacklevel=stacklevel)
+
+
+def _with_deprecated_path(init: Callable[..., None]) -> Callable[..., None]:
+    """Return the constructor `init` of ModelInfo, which also accepts `path` for `backend`."""
+
+    @wraps(init)
+    def __init__(self: ModelInfo, **values: Any) -> None:
+        if "path" in values:
+            _warn_of_path(stacklevel=3)
+            values["backend"] = values.pop("path")
+        init(self, **values)
+
+    return __init__
+
+
+# `path` is accepted for one release. `replace(info, path=...)` ends here as well.
+ModelInfo.__init__ = _with_deprecated_path(ModelInfo.__init__)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,7 +163,7 @@ def test_a_template_of_the_users_own(talk: Any, tale: Any, tmp_path: Path) -> No
 
 def test_the_model_is_shown_and_changed(talk: Any, tale: Any) -> None:
     done = talk("/model", "/model another")
-    assert done.out == f"tale-draft: {tale.info.path}\n" * 2
+    assert done.out == f"tale-draft: {tale.info.backend}\n" * 2
 
 
 def test_wrong_options_are_told_before_the_first_message(talk: Any) -> None:

@@ -217,7 +217,7 @@ def test_where_less_is_cached_than_is_asked_for_nothing_is_opened(case: Case) ->
 def test_what_is_recalled_for_invariant_feeds_has_the_bits_of_one_that_computes_all(case: Case) -> None:
     runtime = recalling(case)
     if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised: {runtime.info.path}")
+        pytest.skip(f"not promised: {runtime.info.backend}")
     whole = rows(case.make(), 0, PROMPT, [11], invariant=True)
     for start in range(1, len(PROMPT)):
         runtime = case.make()
@@ -271,7 +271,7 @@ def looking_inside(case: Case) -> Any:
     """Return the runtime, if it says that inner layers can be had."""
     runtime = case.make()
     if runtime.info.num_layers is None:
-        pytest.skip(f"not promised: {runtime.info.path}")
+        pytest.skip(f"not promised: {runtime.info.backend}")
     return runtime
 
 
@@ -317,7 +317,7 @@ def test_inner_rows_do_not_depend_on_chunks(case: Case) -> None:
 def test_invariant_hidden_states_and_inner_rows_are_bit_equal_in_any_company_and_any_chunks(case: Case) -> None:
     runtime = case.make()
     if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised: {runtime.info.path}")
+        pytest.skip(f"not promised: {runtime.info.backend}")
     logits = rows(runtime, 0, PROMPT, [len(PROMPT) - 1], invariant=True)
     runtime.truncate(0, 0)
     whole = hidden_of(runtime, 0, PROMPT, invariant=True)
@@ -347,7 +347,7 @@ def test_invariant_hidden_states_and_inner_rows_are_bit_equal_in_any_company_and
 def test_invariant_rows_are_bit_equal_in_any_company_and_any_chunks(case: Case) -> None:
     runtime = case.make()
     if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised: {runtime.info.path}")
+        pytest.skip(f"not promised: {runtime.info.backend}")
 
     def feed(seq: int, tokens: Sequence[int], asked: tuple[int, ...]) -> Feed:
         return Feed(seq=seq, tokens=tokens, asked=asked, invariant=True)

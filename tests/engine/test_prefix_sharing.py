@@ -324,7 +324,7 @@ def figures(outputs: Sequence[Output]) -> list[Any]:
 def test_batch_invariant_requests_get_the_same_bits_whatever_they_share(family: str) -> None:
     runtime = counted(family)
     if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised: {runtime.info.path}")
+        pytest.skip(f"not promised: {runtime.info.backend}")
     options: dict[str, Any] = {"batch_invariant": True, "max_new_tokens": 4, "ignore_eos": True, "logprobs": 2}
     wanted = [request([*SYSTEM[: 60 - 7 * n], 20 + n, *SYSTEM[:n]], **options) for n in range(6)]
     alone = [outputs_of(counted(family, plain=True), [each])[0] for each in wanted]

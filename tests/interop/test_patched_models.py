@@ -307,8 +307,8 @@ class TestDoors:
 
         plain = assert_same()
         with hooked(model.lm_head, lambda module, args, output: -output):
-            assert assert_same() != plain and "hooks (Linear)" in lm.info.path
-        assert assert_same() == plain and "slot cache" in lm.info.path
+            assert assert_same() != plain and "hooks (Linear)" in lm.info.backend
+        assert assert_same() == plain and "slot cache" in lm.info.backend
 
     @pytest.mark.parametrize("where", ["lm_head", "model.layers.1.mlp.act_fn", "model.layers.1.mlp", "model.layers.0"])
     def test_a_model_that_was_loaded_by_name(self, where: str) -> None:
@@ -330,7 +330,7 @@ class TestDoors:
             assert assert_same() != plain
         assert assert_same() == plain
         lm.model.set_attn_implementation("eager")
-        assert assert_same() == plain and "slot cache" in lm.info.path
+        assert assert_same() == plain and "slot cache" in lm.info.backend
 
     def test_a_pipeline(self) -> None:
         model, tokenizer = tiny_model("llama", vocab_size=400), byte_level()

@@ -28,14 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_is_loaded_with_its_tokenizer_and_float16_is_widened_on_a_cpu(folder: Path) -> None:
     lm = unspool.load(folder)
     assert isinstance(lm, LanguageModel)
-    assert "float32" in lm.info.path
+    assert "float32" in lm.info.backend
     result = lm.generate("the fox", max_new_tokens=8)
     assert result.usage.completion_tokens == 8 or result.completions[0].finish_reason == "eos"
 
 
 def test_dtype_is_the_users_to_choose(folder: Path) -> None:
     for dtype in ("bfloat16", torch.bfloat16, "torch.bfloat16"):
-        assert "bfloat16" in unspool.load(folder, dtype=dtype).info.path
+        assert "bfloat16" in unspool.load(folder, dtype=dtype).info.backend
     with pytest.raises(ModelError, match="`dtype` must be a floating-point dtype.*'int7'"):
         unspool.load(folder, dtype="int7")
 

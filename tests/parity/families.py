@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "recomputation": tuple(RECOMPUTED),
     "passes over equal lengths": tuple(SOURCED),
 }
-"""Families by the path that runs them, as `info.path` names it."""
+"""Families by the path that runs them, as `info.backend` names it."""
 
 LABELS: dict[str, str] = {
     "gpt2": "GPT-2",
@@ -361,7 +361,7 @@ def _cut_silence(row: list[int]) -> list[int]:
 
 def path_of(family: str) -> str:
     """Return which path runs the family, and why, in words."""
-    return ours_of(family).info.path
+    return ours_of(family).info.backend
 
 
 # --- what is known to differ ---------------------------------------------------------------------------------------

@@ -81,13 +81,13 @@ def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own
     assert type(runtime) is (GeneralRuntime if family in GENERAL else RecomputeRuntime)
     assert isinstance(runtime, Runtime) and not runtime.info.needs_source
     name = "general path" if family in GENERAL else "recomputation"
-    assert runtime.info.path.startswith(name) and type(model).__name__ in runtime.info.path
-    assert "not supported in this version" not in runtime.info.path or family == "bert"
+    assert runtime.info.backend.startswith(name) and type(model).__name__ in runtime.info.backend
+    assert "not supported in this version" not in runtime.info.backend or family == "bert"
     assert runtime.info.vocab_size == VOCAB_SIZE and runtime.info.eos_token_ids
 
 
 def test_what_was_tried_before_is_told() -> None:
-    paths = {family: runtime_of(tiny_model(family), own=True).info.path for family in RECOMPUTED}
+    paths = {family: runtime_of(tiny_model(family), own=True).info.backend for family in RECOMPUTED}
     assert {family for family, path in paths.items() if "takes no cache" in path} == {"openai", "xlnet", "xlm"}
     assert {family for family, path in paths.items() if "returns no cache" in path} == {"recurrent_gemma", "bert"}
     assert {family for family, path in paths.items() if "one pass for each position" in path} == READING_A_PLACE
@@ -101,7 +101,7 @@ def test_a_model_that_fails_its_trial_on_the_slot_cache_falls_back_to_its_own_ca
     model, tokens = tiny_model("phimoe"), text(9)
     expected, implementation = own_rows(model, tokens), model.config._attn_implementation
     runtime = runtime_of(model, own=True)
-    assert isinstance(runtime, GeneralRuntime) and "other results on the slot cache" in runtime.info.path
+    assert isinstance(runtime, GeneralRuntime) and "other results on the slot cache" in runtime.info.backend
     assert model.config._attn_implementation == implementation
     rows = runtime.forward([feed(0, tokens)]).logits
     torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_copied_runs_as_it_is_and_is_left_as_it_was() -> 
     expected = own_rows(tiny_model("bloom"), text(6))
     model.cached_loss = model(torch.tensor([[5, 6]])).logits.sum()
     runtime: Any = runtime_of(model, own=False)
-    assert runtime.in_place and "caller's own module" in runtime.info.path
+    assert runtime.in_place and "caller's own module" in runtime.info.backend
     rows = runtime.forward([feed(0, text(6))]).logits
     torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
     assert model.training and all(module.training for module in model.modules())
@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_copied_runs_as_it_is_and_is_left_as_it_was() -> 
 def test_rows_on_both_sides_of_the_original_length_are_the_models_own(family: str, own: bool) -> None:
     changes = STRETCHED[family]
     runtime = runtime_of(tiny_model(family, **changes), own=own)
-    assert isinstance(runtime, LongRopeRuntime) and f"up to {ORIGINAL} tokens slot cache" in runtime.info.path
+    assert isinstance(runtime, LongRopeRuntime) and f"up to {ORIGINAL} tokens slot cache" in runtime.info.backend
     model, rng = tiny_model(family, **changes), random.Random(1)
     texts = [text(26), text(ORIGINAL + 1), text(5)]
     for tokens, rows in zip(texts, wander(runtime, texts, rng), strict=True):

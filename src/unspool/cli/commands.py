@@ -168,7 +168,7 @@ def _model(desk: ChatSession, argument: str) -> Next:
     if argument:
         desk.dialogue.answer_with(desk.load(argument))
     info = desk.dialogue.lm.info
-    desk.show(f"{info.name}: {info.path}")
+    desk.show(f"{info.name}: {info.backend}")
     return "read"
 
 

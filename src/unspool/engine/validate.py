@@ -35,7 +35,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
     _check_token_ids(config, info)
     _check_seed_prompt_tokens(request)
     if config.batch_invariant and not info.batch_invariant:
-        reason = info.batch_invariance_obstacle or info.path
+        reason = info.batch_invariance_obstacle or info.backend
         raise OptionError("batch_invariant", True, f"is not possible for {info.name}: {reason}", "leave it unset")
     _check_strategy(request, info)
     eos = () if config.ignore_eos else (config.eos_token_id or _in_vocabulary(info.eos_token_ids, info))
@@ -70,7 +70,10 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
         raise PromptError(f"{info.name} has no encoder, so there is nothing that reads a source")
     if request.strategy.hidden_states and not info.hidden_states:
         raise OptionError(
-            "strategy", name, f"reads hidden states, which {info.name} does not hand out ({info.path})", "name another"
+            "strategy",
+            name,
+            f"reads hidden states, which {info.name} does not hand out ({info.backend})",
+            "name another",
         )
     draft = request.assistant.info if request.assistant is not None else None
     if draft is not None and draft.needs_source and not info.needs_source:
@@ -92,7 +95,7 @@ def _layers(config: GenerationConfig, info: ModelInfo) -> tuple[int, ...]:
     if config.dola_layers is None:
         return ()
     if info.num_layers is None:
-        allowed = f"cannot be had: the inner layers of {info.name} are not at hand ({info.path})"
+        allowed = f"cannot be had: the inner layers of {info.name} are not at hand ({info.backend})"
         raise OptionError("dola_layers", config.dola_layers, allowed, "leave it out")
     layers = layers_of(config.dola_layers, info)
     if not layers:

@@ -1,7 +1,7 @@
 """runtime_of(): the fastest way to run a transformers model that gives what the model says by itself.
 
 Nobody chooses: each way tries itself on a few tokens when it is made, and the first that passes runs the model.
-`info.path` says which one, and why not a faster one.
+`info.backend` says which one, and why not a faster one.
 """
 
 from __future__ import annotations

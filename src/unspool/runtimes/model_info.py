@@ -141,7 +141,7 @@ def describe(
     model: Any,
     *,
     vocab_size: int,
-    path: str,
+    backend: str,
     batch_invariance_obstacle: str,
     hidden_states: bool,
     num_layers: int | None,
@@ -172,5 +172,5 @@ def describe(
         num_layers=num_layers,
         reads_whole=reads_whole,
         tied_head=bool(getattr(model.config, "tie_word_embeddings", False)),
-        path=path,
+        backend=backend,
     )

@@ -71,7 +71,7 @@ class ToyRuntime(Runtime):
             hidden_states=True,
             num_layers=num_layers,
             tied_head=tied_head,
-            path="toy runtime: a table of probabilities",
+            backend="toy runtime: a table of probabilities",
         )
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:

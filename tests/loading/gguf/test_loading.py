@@ -28,7 +28,7 @@ def test_a_file_writes_the_tokens_of_the_model_that_it_was_made_from(tiny_gguf: 
     lm = unspool.load(tiny_gguf)
     assert ours(lm) == greedy(tiny, IDS, max_new_tokens=8)
     assert ours(lm, num_beams=3) == greedy(tiny, IDS, max_new_tokens=8, num_beams=3)
-    assert lm.info.name == str(tiny_gguf) and "float32" in lm.info.path
+    assert lm.info.name == str(tiny_gguf) and "float32" in lm.info.backend
 
 
 def test_quantized_weights_are_those_of_transformers_reader(tiny: PreTrainedModel, tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_a_hub_id_with_gguf_file_goes_through_the_hub(tiny_gguf: Path, monkeypat
 
 
 def test_dtype_and_quantize_apply_on_top(tiny_gguf: Path, cache: Path) -> None:
-    assert "bfloat16" in unspool.load(tiny_gguf, dtype="bfloat16").info.path
+    assert "bfloat16" in unspool.load(tiny_gguf, dtype="bfloat16").info.backend
     assert [folder.name[-8:] for folder in cache.iterdir()] == ["bfloat16"]
-    assert "quantized as int8" in unspool.load(tiny_gguf, quantize="int8").info.path
+    assert "quantized as int8" in unspool.load(tiny_gguf, quantize="int8").info.backend
     assert len(list(cache.iterdir())) == 2  # int8 is computed from float32
-    assert "bfloat16" in unspool.load(tiny_gguf, dtype="bfloat16").info.path
+    assert "bfloat16" in unspool.load(tiny_gguf, dtype="bfloat16").info.backend
 
 
 def test_save_pretrained_writes_a_folder_that_transformers_reads(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -443,7 +443,7 @@ def test_a_graph_that_gives_other_results_is_dropped_and_says_so(spoil: Callable
     pair.forward([feed(seq, text(rng, 3)) for seq in range(3)])
     for _ in range(12):
         pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
-    assert "a graph of 4 rows gave other results than the model" in pair.graphed.info.path
+    assert "a graph of 4 rows gave other results than the model" in pair.graphed.info.backend
     assert len(graphs_of(pair.graphed)) == 0
 
 
@@ -464,7 +464,7 @@ def test_a_graph_that_writes_other_keys_is_dropped_and_leaves_none_behind() -> N
     pair.forward([feed(seq, text(rng, 3)) for seq in range(3)])
     for _ in range(12):
         pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
-    assert "gave other results" in pair.graphed.info.path
+    assert "gave other results" in pair.graphed.info.backend
 
 
 def test_a_step_that_is_the_same_again_proves_nothing() -> None:
@@ -475,7 +475,7 @@ def test_a_step_that_is_the_same_again_proves_nothing() -> None:
         pair.truncate(0, 3)
     assert len(graphs_of(pair.graphed)) == 1 and not graphs_of(pair.graphed).obstacle
     pair.forward([feed(0, [7])])
-    assert "gave other results" in pair.graphed.info.path
+    assert "gave other results" in pair.graphed.info.backend
 
 
 @pytest.mark.parametrize("when", ["made", "repeated"])
@@ -485,11 +485,11 @@ def test_what_cannot_be_captured_or_repeated_goes_the_plain_way_and_says_why(whe
 
     pair, rng = Pair("gpt2", Maker(lambda _: fail() if when == "made" else fail)), random.Random(15)  # type: ignore[arg-type, return-value]
     pair.forward([feed(seq, text(rng, 3)) for seq in range(3)])
-    assert "CUDA graphs of decode steps" in pair.graphed.info.path
+    assert "CUDA graphs of decode steps" in pair.graphed.info.backend
     for _ in range(12):
         pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
     what = "a decode step cannot be captured" if when == "made" else "a graph cannot be repeated"
-    assert pair.graphed.info.path.endswith(f"no CUDA graphs: {what}: operation not permitted")
+    assert pair.graphed.info.backend.endswith(f"no CUDA graphs: {what}: operation not permitted")
 
 
 def test_a_model_that_looks_at_values_is_found_out_before_anything_is_captured() -> None:
@@ -497,12 +497,12 @@ def test_a_model_that_looks_at_values_is_found_out_before_anything_is_captured()
     model.model.norm.register_forward_hook(lambda _, __, states: states if bool(states.isfinite().all()) else None)
     runtime = DecoderRuntime(model, own=True, graph_maker=maker)
     torch.testing.assert_close(settle(runtime), settle(make("llama")), atol=2e-5, rtol=0)
-    assert maker.made == 0 and "it reads values of tensors" in runtime.info.path
+    assert maker.made == 0 and "it reads values of tensors" in runtime.info.backend
 
 
 def test_on_a_cpu_nothing_is_made_and_nothing_is_said() -> None:
     runtime = make("gpt2")
-    assert runtime._graphs is None and "CUDA" not in runtime.info.path
+    assert runtime._graphs is None and "CUDA" not in runtime.info.backend
 
 
 NUMBERS, PLACES = torch.arange(6.0), torch.tensor([4, 1])
@@ -665,7 +665,7 @@ def test_on_a_gpu_graphs_give_what_the_model_gives(family: str, dtype: torch.dty
     device = torch.device("cuda", 0)
     model = tiny_model(family, dtype=dtype).to(device)
     runtime, rng = DecoderRuntime(model, own=False), random.Random(16)
-    assert "CUDA graphs of decode steps" in runtime.info.path
+    assert "CUDA graphs of decode steps" in runtime.info.backend
     texts = [text(rng, length) for length in (3, 9, 60, 30, 100)]
     feeds = [feed(seq, each) for seq, each in enumerate(texts)]
     ours: list[list[int]] = [[] for _ in texts]

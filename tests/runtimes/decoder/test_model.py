@@ -168,7 +168,7 @@ def test_a_layer_that_is_more_than_a_plain_linear_one_is_not_packed_and_keeps_it
     assert not any(
         isinstance(m, PackedLinear) for m in (inner.self_attn.q_proj, inner.self_attn.k_proj, inner.mlp.up_proj)
     )
-    assert "hooks" in runtime.info.path or packing_obstacle()
+    assert "hooks" in runtime.info.backend or packing_obstacle()
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_the_reason() -> None:
@@ -194,7 +194,7 @@ def test_a_model_with_accelerate_hooks_runs_as_it_is_and_is_left_as_it_was() -> 
     runtime = DecoderRuntime(model, own=False)
     assert runtime._decoder_model.module is model
     assert same(next_row(runtime), expected)
-    assert "caller's own module" in runtime.info.path
+    assert "caller's own module" in runtime.info.backend
     assert model.config._attn_implementation != "unspool_slots"
     with pytest.raises(ModelError, match="training mode"):
         DecoderRuntime(model.train(), own=False)

@@ -102,7 +102,7 @@ def test_greedy_tokens_are_those_of_generate(family: str) -> None:
 def test_invariant_rows_are_bit_equal_alone_in_company_and_in_pieces(family: str) -> None:
     runtime, rng = make(family), random.Random(3)
     if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised on this machine: {runtime.info.path}")
+        pytest.skip(f"not promised on this machine: {runtime.info.backend}")
     texts = prompts(rng, (1, 6, 30, 70))
     alone = []
     for seq, text in enumerate(texts):
@@ -193,8 +193,8 @@ def test_it_is_a_runtime_and_says_what_it_is() -> None:
     assert (info.vocab_size, info.max_length, info.max_sequences, info.max_tokens) == (VOCAB_SIZE, 256, 7, 1000)
     assert (info.eos_token_ids, info.bos_token_id, info.pad_token_id) == ((2,), 1, 0)
     assert not info.needs_source
-    assert info.path.startswith("slot cache: transformers attention interface, float32, ")
-    assert "linear layers packed" in info.path
+    assert info.backend.startswith("slot cache: transformers attention interface, float32, ")
+    assert "linear layers packed" in info.backend
     # 2 layers, keys and values, 2 heads of 8 numbers of 4 bytes
     assert runtime.bytes_per_token == info.bytes_per_token == 2 * 2 * 2 * 8 * 4
 
@@ -203,7 +203,7 @@ def test_a_rotary_embedding_that_grows_bounds_the_length() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     runtime = DecoderRuntime(tiny_model("llama", rope_parameters=rope), own=True)
     assert runtime.info.max_length == 64
-    assert "at most 64 tokens" in runtime.info.path
+    assert "at most 64 tokens" in runtime.info.backend
 
 
 def own_states(model: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, ...]:
@@ -283,7 +283,7 @@ def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone
 def test_the_head_never_reads_one_row_alone_for_an_invariant_feed() -> None:
     runtime, seen = make("llama"), []
     if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised on this machine: {runtime.info.path}")
+        pytest.skip(f"not promised on this machine: {runtime.info.backend}")
     head = runtime._decoder_model.module.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     rows = runtime.forward([feed(0, [5], layers=(1,), hidden=True, invariant=True)])

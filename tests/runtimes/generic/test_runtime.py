@@ -306,7 +306,7 @@ def test_a_model_that_mixes_up_a_batch_is_run_one_sequence_at_a_time() -> None:
     runtime = runtime_of(model_of("rwkv"), own=False)
     calls = passes_of(runtime)
     runtime.forward([feed(0, [5, 6]), feed(1, [7, 8])])
-    assert calls == [(1, 2), (1, 2)] and "one sequence at a time" in runtime.info.path
+    assert calls == [(1, 2), (1, 2)] and "one sequence at a time" in runtime.info.backend
 
 
 def test_a_recurrent_state_goes_back_to_any_token_of_its_last_feed() -> None:

@@ -156,4 +156,4 @@ def test_a_model_s_own_heads_are_tried(
     runtime.forward([Feed(seq=0, tokens=(5, 9, 11), asked=(2,))])
     (pools,) = runtime._slots._pools.values()
     assert {tensor.dtype for tensor in (*pools[0].keys, *pools[0].values)} == {expected}
-    assert ("float32 keys and values" in runtime.info.path) is (expected == torch.float32)
+    assert ("float32 keys and values" in runtime.info.backend) is (expected == torch.float32)

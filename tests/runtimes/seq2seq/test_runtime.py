@@ -147,7 +147,7 @@ def test_a_decoder_may_be_deeper_than_its_encoder(family: str, depth: str) -> No
 def test_our_attention_is_used_where_the_decoder_lets_us(family: str) -> None:
     runtime = runtime_of(family)
     assert runtime._model.attention == ("own" if family in OWN_ATTENTION else "ours")
-    assert ("attends by itself" in runtime.info.path) is (family in OWN_ATTENTION)
+    assert ("attends by itself" in runtime.info.backend) is (family in OWN_ATTENTION)
     assert runtime.info.needs_source and not runtime.info.batch_invariant and runtime.info.num_layers is None
     assert runtime.info.vocab_size == VOCAB_SIZE and runtime.info.eos_token_ids == (2,)
     assert runtime.info.max_length == (None if "t5" in family else MAX_LENGTH)
@@ -483,7 +483,7 @@ def test_packed_weights_are_not_unpacked_in_a_forward(family: str, monkeypatch: 
     runtime, source = Seq2SeqRuntime(tiny_seq2seq(family), own=True, pack=True), random_source(family)
     packed = [module for module in runtime._model.module.modules() if isinstance(module, PackedLinear)]
     if not packed:
-        pytest.skip(f"nothing is packed here: {runtime.info.path}")
+        pytest.skip(f"nothing is packed here: {runtime.info.backend}")
     assert all(not each._source for each in packed)
     with torch.autograd.profiler.profile() as profile:
         rows = runtime.forward([feed(0, (3, 4), source=source)]).logits

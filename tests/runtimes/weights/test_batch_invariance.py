@@ -54,7 +54,7 @@ def test_rows_keep_their_bits_in_any_company(monkeypatch: pytest.MonkeyPatch, fa
     monkeypatch.setenv("UNSPOOL_LINEAR", form)
     with OtherKernels():
         runtime = DecoderRuntime(tiny_model(family), own=True)
-        assert runtime.info.batch_invariant and "row by row" in runtime.info.path
+        assert runtime.info.batch_invariant and "row by row" in runtime.info.backend
         tokens = [5, 9, 3, 7, 11]
         alone = runtime.forward([Feed(seq=0, tokens=tokens, asked=(4,), invariant=True)]).logits
         others = [Feed(seq=seq, tokens=[seq] * 3, asked=(2,), invariant=True) for seq in range(20, 25)]

@@ -327,7 +327,7 @@ def test_a_quantized_family_says_what_it_says_with_rounded_weights(family: str, 
         found, expected = model(ids).logits[0], twin(ids).logits[0]
     assert distance(found, expected) < (1e-2 if bits == "int8" else 0.1)
     info = runtime_of(model, own=True).info
-    assert "quantized as int8" in info.path and ("quantized as int4" in info.path) == (bits == "int4")
+    assert "quantized as int8" in info.backend and ("quantized as int4" in info.backend) == (bits == "int4")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says which pages have changed")
@@ -400,7 +400,7 @@ def test_a_model_loaded_in_8_bits_writes_what_one_with_rounded_weights_writes(
     family: str, folders: dict[str, Path]
 ) -> None:
     quantized = unspool.load(folders[family], quantize="int8")
-    assert quantized.info.path.startswith(PATHS[family])
+    assert quantized.info.backend.startswith(PATHS[family])
     twin = by_hand(stored(family, folders), "int8")
     by_formula = unspool.load(twin)
     for name, options in SEARCHES.items():
@@ -422,7 +422,7 @@ def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weig
     family: str, folders: dict[str, Path]
 ) -> None:
     quantized = unspool.load(folders[family], quantize="int4")
-    assert "quantized as int4" in quantized.info.path and quantized.info.path.startswith(PATHS[family])
+    assert "quantized as int4" in quantized.info.backend and quantized.info.backend.startswith(PATHS[family])
     by_formula = unspool.load(by_hand(stored(family, folders), "int4"))
     for name in ("greedy", "beams", "sampling"):
         for each in quantized.generate([5, 6, 7, 8], max_new_tokens=5, **SEARCHES[name]).completions:
@@ -434,7 +434,7 @@ def test_a_model_loaded_in_4_bits_thinks_of_its_texts_what_one_with_rounded_weig
 @pytest.mark.usefixtures("unforced_layers")
 def test_info_counts_what_was_quantized(folders: dict[str, Path]) -> None:
     counted = {
-        bits: unspool.load(folders["gpt2"], quantize=bits, pack=pack).info.path
+        bits: unspool.load(folders["gpt2"], quantize=bits, pack=pack).info.backend
         for bits, pack in (("int8", "auto"), ("int4", False))
     }
     assert counted["int8"].endswith("0 of 9 linear layers packed (9 quantized as int8)")
@@ -442,17 +442,17 @@ def test_info_counts_what_was_quantized(folders: dict[str, Path]) -> None:
     assert counted["int4"].endswith(f"0 of 9 linear layers packed {both}")
     experts = tiny_model("mixtral")
     quantize_linears(experts, "int8")
-    assert "% of the weights are in no linear layer and stay as they are" in runtime_of(experts, own=True).info.path
+    assert "% of the weights are in no linear layer and stay as they are" in runtime_of(experts, own=True).info.backend
 
 
 def test_stored_half_precision_is_widened_once_its_layers_are_quantized(folders: dict[str, Path]) -> None:
     for options in ({}, {"dtype": "float32"}):
         lm = unspool.load(folders["half"], quantize="int8", **options)
-        assert ", float32, " in lm.info.path
+        assert ", float32, " in lm.info.backend
         module = lm.model
         assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
         assert {each.dtype for each in module.modules() if isinstance(each, QuantizedLinear)} == {torch.float32}
-    assert ", bfloat16, " in unspool.load(folders["half"], quantize="int8", dtype="bfloat16").info.path
+    assert ", bfloat16, " in unspool.load(folders["half"], quantize="int8", dtype="bfloat16").info.backend
 
 
 def test_a_tied_head_is_quantized_and_the_embedding_is_not() -> None:

@@ -69,7 +69,7 @@ METHODS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "torchao int4": (int4, "(14 quantized as IntxUnpackedToInt8Tensor)"),
 }
-"""A quantization_config, and how `info.path` ends; 14 of 15 linear layers are quantized, the head is not."""
+"""A quantization_config, and how `info.backend` ends; 14 of 15 linear layers are quantized, the head is not."""
 
 methods = pytest.mark.parametrize("method", [pytest.param(name, marks=needs(name.split()[0])) for name in METHODS])
 
@@ -126,7 +126,7 @@ def test_a_quantized_model_gives_what_transformers_gives(
 ) -> None:
     config, path = METHODS[method]
     lm = unspool.load(folders["whole"], quantization_config=config())
-    assert ", 1 of 15 linear layers packed" in lm.info.path and lm.info.path.endswith(path)
+    assert ", 1 of 15 linear layers packed" in lm.info.backend and lm.info.backend.endswith(path)
     assert not lm.info.batch_invariant
     assert ours(lm) == answers(method)
 
@@ -164,7 +164,7 @@ def test_the_short_forms_are_a_quantization_config(short: dict[str, Any], folder
     model = AutoModelForCausalLM.from_pretrained(folders["whole"], quantization_config=config)
     assert ours(unspool.load(folders["whole"], **short)) == theirs(model)
     plain = unspool.load(folders["whole"], load_in_4bit=False, load_in_8bit=False)
-    assert "15 of 15 linear layers packed" in plain.info.path
+    assert "15 of 15 linear layers packed" in plain.info.backend
 
 
 @methods
@@ -175,7 +175,7 @@ def test_a_model_saved_quantized_is_loaded_as_it_is(
     model.save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
     lm = unspool.load(tmp_path)
-    assert lm.info.path.endswith(METHODS[method][1])
+    assert lm.info.backend.endswith(METHODS[method][1])
     assert ours(lm) == answers(method)
 
 
@@ -188,7 +188,7 @@ def test_stored_float16_is_widened_on_a_cpu_where_weights_are_quantized_too(
 ) -> None:
     config = METHODS[method][0]
     lm = unspool.load(folders["half"], quantization_config=config(), device="cpu")
-    assert ", float32, " in lm.info.path
+    assert ", float32, " in lm.info.backend
     options = {"quantization_config": config(), "dtype": torch.float32, "device_map": "cpu"}
     assert ours(lm) == theirs(AutoModelForCausalLM.from_pretrained(folders["half"], **options))
 
@@ -217,7 +217,7 @@ def test_an_offloaded_model_gives_what_transformers_gives(
     layout: str, options: dict[str, Any], words: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     lm = unspool.load(folders[layout], **options, offload_folder=tmp_path / "ours")
-    assert words in lm.info.path
+    assert words in lm.info.backend
     assert ours(lm) == theirs(AutoModelForCausalLM.from_pretrained(folders[layout]))
 
 

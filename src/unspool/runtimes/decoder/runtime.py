@@ -92,7 +92,7 @@ class DecoderRuntime(Runtime):
         self.info: ModelInfo = describe(
             decoder_model.module,
             vocab_size=decoder_model.vocab_size,
-            path=self._path(),
+            backend=self._backend(),
             batch_invariance_obstacle=obstacle,
             hidden_states=decoder_model.reads_head,
             num_layers=None if decoder_model.layers is None else len(decoder_model.layers),
@@ -100,7 +100,7 @@ class DecoderRuntime(Runtime):
             bytes_per_token=per_token,
         )
 
-    def _path(self) -> str:
+    def _backend(self) -> str:
         parts = [self._decoder_model.describe()] + ([self._graphs.describe()] if self._graphs is not None else [])
         return ", ".join(parts)
 
@@ -207,8 +207,8 @@ class DecoderRuntime(Runtime):
         if self._graphs is None:
             return self._plain_pass(batch)
         result = self._graphs.run(batch, self._plain_pass)
-        if self._graphs.obstacle and self._graphs.obstacle not in self.info.path:
-            self.info = replace(self.info, path=self._path())
+        if self._graphs.obstacle and self._graphs.obstacle not in self.info.backend:
+            self.info = replace(self.info, backend=self._backend())
         return result
 
     def _plain_pass(self, batch: Batch) -> tuple[Rows, list[bool]]:

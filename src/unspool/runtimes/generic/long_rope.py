@@ -66,7 +66,7 @@ class LongRopeRuntime(Runtime):
             hidden_states=first.hidden_states and second.hidden_states,
             num_layers=layers,
             bytes_per_token=_most(first.bytes_per_token, second.bytes_per_token),
-            path=f"up to {original} tokens {first.path}; beyond, where the rotary embedding changes, {second.path}",
+            backend=f"up to {original} tokens {first.backend}; beyond, with another rotary embedding, {second.backend}",
         )
 
     @property

@@ -50,7 +50,7 @@ class RecomputeRuntime(Runtime):
         pack: whether linear layers are packed on a CPU; see `pack_linears`.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`. Tokens alone are kept, no cache.
         max_sequences: limit on live sequences.
-        reason: why the model does not run on a faster path, for `info.path`.
+        reason: why the model does not run on a faster path, for `info.backend`.
         host: the model made ready already; None for a new one.
         row_by_row: whether each asked position is a pass of its own in any case.
 
@@ -95,7 +95,7 @@ class RecomputeRuntime(Runtime):
         self.info = describe(
             self._wrapped.module,
             vocab_size=stock.vocab_size,
-            path=self._describe(),
+            backend=self._describe(),
             batch_invariance_obstacle="it runs without a cache, and its own attention reads rows together",
             hidden_states=readable.reads_head if self._habits.shows_all else readable.reads_last,
             num_layers=None if layers is None else len(layers),

@@ -87,7 +87,7 @@ class GeneralRuntime(Runtime):
         pack: whether linear layers are packed on a CPU; see `pack_linears`.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`; the bytes of one are estimated.
         max_sequences: limit on live sequences.
-        reason: why the model does not run on the slot cache, for `info.path`.
+        reason: why the model does not run on the slot cache, for `info.backend`.
         host: the model made ready already; None for a new one.
 
     Raises:
@@ -129,7 +129,7 @@ class GeneralRuntime(Runtime):
         self.info = describe(
             self._wrapped.module,
             vocab_size=stock.vocab_size,
-            path=self._describe(),
+            backend=self._describe(),
             batch_invariance_obstacle="it runs on its own cache, and its own attention reads rows together",
             hidden_states=readable.reads_head,
             num_layers=None if readable.layers is None else len(readable.layers),

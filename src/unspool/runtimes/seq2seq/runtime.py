@@ -98,7 +98,7 @@ class Seq2SeqRuntime(Runtime):
         info = describe(
             model.module,
             vocab_size=model.vocab_size,
-            path=model.describe(),
+            backend=model.describe(),
             batch_invariance_obstacle="it reads a source, and batches of sources are not invariant",
             hidden_states=model.reads_head,
             num_layers=None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unspool.startup import uncollected
+from unspool.startup import gc_paused
 
 # What a small decoder has no use for: other kinds of models, other doors, packages of weights it does not have.
 NEEDLESS = (
@@ -91,7 +91,7 @@ def test_no_garbage_is_looked_for_while_pytorch_and_transformers_are_imported(fi
 def test_a_collector_that_is_off_stays_off() -> None:
     gc.disable()
     try:
-        with uncollected():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:
@@ -99,7 +99,7 @@ def test_a_collector_that_is_off_stays_off() -> None:
 
 
 def test_the_collector_runs_again_after_an_import_that_failed() -> None:
-    with pytest.raises(ImportError), uncollected():
+    with pytest.raises(ImportError), gc_paused():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()

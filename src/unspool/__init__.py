@@ -16,8 +16,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from unspool.listing import listed_once as _listed_once
-from unspool.startup import uncollected as _uncollected
+from unspool.startup import gc_paused as _gc_paused
 
 if TYPE_CHECKING:
     from unspool import functional as functional
@@ -128,7 +127,7 @@ __all__ = [
 def __getattr__(name: str) -> _Any:
     if name != "functional" and name not in _HOMES:
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
-    with _uncollected(), _listed_once():
+    with _gc_paused():
         if name == "functional":
             return _import_module("unspool.functional")
         value = getattr(_import_module(_HOMES[name]), name)

@@ -1,7 +1,7 @@
-"""Imports that the garbage collector does not hold up.
+"""Garbage collection during imports.
 
-PyTorch and transformers bring half a million objects, all of which stay. Looking through them again and again for
-garbage takes as long as a quarter of their import.
+PyTorch and transformers create half a million objects, and all of them stay. A garbage collector that scans them
+repeatedly takes a quarter of the import time.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Hold the garbage collector back while the context lasts, and count what came meanwhile as old.
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector inside the context, then move all objects to the oldest generation.
 
-    Nothing changes where the collector is off already; what somebody has frozen stays frozen.
+    If the collector is already off, it stays off. If objects are frozen (`gc.freeze`), they stay frozen.
     """
     if not gc.isenabled():
         yield
@@ -25,7 +25,7 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if gc.get_freeze_count() == 0:
-            # To freeze and thaw moves all objects to the oldest generation: the young ones would be walked thrice.
+            # This moves all objects to the oldest generation. Young objects would be scanned three times first.
             gc.freeze()
             gc.unfreeze()
         gc.enable()

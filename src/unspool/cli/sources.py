@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unspool.errors import PromptError
-from unspool.listing import listed_once
-from unspool.startup import uncollected
+from unspool.startup import gc_paused
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
@@ -103,7 +102,7 @@ def load_model(name: str | None, *, threads: int | None = None, **how: Any) -> L
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws itself
-    with uncollected(), listed_once():
+    with gc_paused():
         from unspool.loading.load import load
         from unspool.loading.names import is_here
     if name is not None and not is_here(name) and sys.stderr.isatty():

@@ -41,7 +41,7 @@ from unspool.runtimes.seq2seq.equal_length_batch import (
     joint_cache,
 )
 from unspool.runtimes.seq2seq.source_info import decoder_limit, source_obstacle
-from unspool.runtimes.weights.packed_linear import Pack, PackedLinear
+from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
 from unspool.runtimes.wrap.hooks import HeadHook
 from unspool.runtimes.wrap.model_copy import AttentionNames, fingerprint, set_attention
@@ -132,9 +132,6 @@ class Seq2SeqModel:
             reason = f"does not run on a source of ours: {type(error).__name__}: {error}"
             raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version") from error
         self._wrapped.pack()
-        for module in self.module.modules():
-            if isinstance(module, PackedLinear):
-                module.hide_weight()  # T5 looks at the type of a weight in every forward
         self._given = [(config, config._attn_implementation_internal) for config in self._part_decoder_from_encoder()]
         self._settle(trial)
 

@@ -21,8 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from unspool.machine.memory import available_memory
 from unspool.runtimes.weights.autotune import ROWS_HINT, VARIABLE, best_plan, choice, is_small
 from unspool.runtimes.weights.invariant_rows import INVARIANT, invariant_rows
+from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.quantized_info import kinds_in_words, quantized_linears
-from unspool.runtimes.weights.release_memory import Leftovers
+from unspool.runtimes.weights.release_memory import trim_heap
 
 Pack: TypeAlias = bool | Literal["auto"]
 
@@ -80,12 +81,11 @@ class PackedLinear(nn.Module):
         self._transposed = isinstance(layer, Conv1D)
         weight = layer.weight
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
-        self.dtype, self.bias = weight.dtype, layer.bias
+        self.dtype, self.shape, self.bias = weight.dtype, weight.shape, layer.bias
         self.form = best_plan(self.in_features, self.out_features, weight.dtype)
         # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
         # finds what a forward needs without a search.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or not self.form.packed else ()
-        self._veil: tuple[torch.Tensor, ...] = ()
         self._tensors = self._pack(weight)
 
     def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
@@ -96,25 +96,15 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The plain weight, in the layout of the layer that was packed, bit for bit."""
-        if self._source or self._veil:
-            return (self._source or self._veil)[0]
-        return self.unpacked()
+        """The plain weight, in the layout of the layer that was packed, bit for bit. Values are unpacked when read."""
+        return self._source[0] if self._source else LazyWeight(self.shape, self.dtype, self.unpacked)
 
     def unpacked(self) -> torch.Tensor:
-        """Return what `weight` is, also where a veil hides it."""
+        """Return the plain weight with its values."""
         if self._source:
             return self._source[0]
         plain: torch.Tensor = self._tensors[0].to_dense()
         return plain.T if self._transposed else plain
-
-    def hide_weight(self) -> None:
-        """From now on show a weight of zeros, without memory, where the plain one is gone.
-
-        For models that look at the type of a layer's weight in every forward, for which it must not be unpacked.
-        """
-        shape = (self.in_features, self.out_features) if self._transposed else (self.out_features, self.in_features)
-        self._veil = (torch.zeros((), dtype=self.dtype, device="cpu").expand(shape),)
 
     def repack(self) -> None:
         """Pack the kept weight again, after its values have changed."""
@@ -217,7 +207,6 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     able = {key for key, reason in obstacles.items() if not reason}
     if pack == "auto" and keep and (reason := _too_large([layers[key] for key in able])):
         return PackReport(0, total, reason)
-    leftovers = Leftovers(sum(layers[key].weight.nbytes for key in able))
     packed: dict[int, PackedLinear] = {}
     # Nothing here may hold a layer whose places are all taken, so that it is gone before the next one is packed.
     del layers
@@ -227,10 +216,9 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
         if id(layer) in able:
             if id(layer) not in packed:
                 packed[id(layer)] = PackedLinear(layer, keep=keep)
-                if not keep:
-                    leftovers.add(layer.weight)
             setattr(parent, name, packed[id(layer)])
-    leftovers.close()
+    if packed and not keep:
+        trim_heap()
     reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantized})
     reasons += forced + kinds_in_words(model)
     least_rows = max((layer.form.least_rows for layer in packed.values()), default=1)

@@ -19,7 +19,7 @@ from unspool.runtimes.weights.int4 import GROUP
 from unspool.runtimes.weights.int8 import MAX_WIDTH
 from unspool.runtimes.weights.packed_linear import is_plain
 from unspool.runtimes.weights.quantized_linear import Bits, QuantizedLinear
-from unspool.runtimes.weights.release_memory import Leftovers
+from unspool.runtimes.weights.release_memory import trim_heap
 
 
 def quantize_linears(model: Any, bits: Bits) -> int:
@@ -44,17 +44,15 @@ def quantize_linears(model: Any, bits: Bits) -> int:
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent, name in _sites(model):
         places.setdefault(id(parent._modules[name]), []).append((parent, name))
-    leftovers = Leftovers(sum(_weight_at(*found[0]).nbytes for found in places.values()))
     for key, found in places.items():
         # Nothing here holds a layer but the model itself.
         parent, name = found[0]
         chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
         _check_finite(model, parent, name)
         quantized = QuantizedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
-        leftovers.add(_weight_at(parent, name))
         for parent, name in found:
             setattr(parent, name, quantized)
-    leftovers.close()
+    trim_heap()
     return len(places)
 
 

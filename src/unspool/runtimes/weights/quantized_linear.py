@@ -10,11 +10,11 @@ from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
 from unspool.runtimes.weights.int4 import Int4Weight
 from unspool.runtimes.weights.int8 import Int8Weight
+from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 Bits: TypeAlias = Literal["int8", "int4"]
 
@@ -57,7 +57,7 @@ class QuantizedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The rounded weight in the layout of the layer that was replaced; made when its values are read."""
-        return _UnreadWeight(self)
+        return LazyWeight(self.shape, self.dtype, self.dense)
 
     def dense(self) -> torch.Tensor:
         """Return the rounded weight, in the layout and type of the layer that was replaced."""
@@ -78,31 +78,3 @@ class QuantizedLinear(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a quantized linear layer cannot be copied or pickled: copy or save the model it was made from")
-
-
-class _UnreadWeight(torch.Tensor):
-    """Stands for a quantized weight: its type and shape are there, its values are made for each operation on them.
-
-    Many models look at the type of a weight in every forward.
-    """
-
-    _layer: QuantizedLinear
-
-    @staticmethod
-    def __new__(cls, layer: QuantizedLinear) -> _UnreadWeight:
-        make: Any = torch.Tensor._make_wrapper_subclass
-        made = make(cls, layer.shape, dtype=layer.dtype)
-        made._layer = layer
-        unread: _UnreadWeight = made
-        return unread
-
-    def __init__(self, layer: QuantizedLinear) -> None: ...
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func._schema.is_mutable:
-            raise TypeError("a quantized weight cannot be written to")
-        read = lambda value: value._layer.dense() if isinstance(value, cls) else value  # noqa: E731
-        return func(*tree_map(read, args), **tree_map(read, kwargs or {}))

@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, LlamaConfig
+from transformers.activations import ACT2FN
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from unspool.runtimes.weights.autotune import LinearPlan
 from unspool.runtimes.weights.batch_invariance import RowByRow, batch_invariance
-from unspool.runtimes.weights.fuse_activation import Joined, TanhGELU, fuse_activations, replace_activations
+from unspool.runtimes.weights.fuse_activation import (
+    FusedActivation,
+    _kind_of,
+    fuse_activations,
+    parted,
+    replace_activations,
+)
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import (
     NO_ACTIVATION,
@@ -55,7 +62,9 @@ def joined_layers(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("is_plain_form", [False, True], ids=["packed", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu", "gelu_fast"])
+@pytest.mark.parametrize(
+    "activation", ["gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu", "gelu_fast", "gelu_accurate"]
+)
 @pytest.mark.parametrize(("make", "layer"), [(gpt2_mlp, "c_fc"), (llama_mlp, "gate_proj")])
 @torch.inference_mode()
 def test_a_joined_activation_gives_the_same(
@@ -77,13 +86,57 @@ def test_a_joined_activation_gives_the_same(
     replace_activations(model)
     assert fuse_activations(model) == 1
     assert joined_layers(model) == [layer]
-    assert [type(child) for child in model.modules()].count(Joined) == 1
+    assert [type(child) for child in model.modules()].count(FusedActivation) == 1
     for rows in (1, 2, 4, 5, 40):
         inputs = torch.randn(1, rows, WIDTH).to(dtype)
         expected = expected_by(inputs.float())
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(model(inputs).float(), expected, atol=tolerance, rtol=tolerance)
     assert fuse_activations(model) == 0, "what is joined stays joined"
+
+
+FUSABLE = {
+    "gelu", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "relu",
+    "silu", "swish",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", [ACT2FN[name] for name in FUSABLE] + [nn.GELU(), nn.GELU("tanh")])
+def test_the_table_holds_the_function_of_each_class(activation: nn.Module) -> None:
+    kind, inputs = _kind_of(activation), torch.linspace(-6, 6, 97)
+    assert kind is not None
+    torch.testing.assert_close(kind.function(inputs), activation(inputs), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(ACT2FN) - FUSABLE))
+def test_other_activations_of_transformers_are_not_fused(name: str) -> None:
+    assert _kind_of(ACT2FN[name]) is None
+
+
+def test_a_module_of_an_unknown_class_is_not_called() -> None:
+    class Counting(nn.Module):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("called")
+
+    class MyReLU(nn.ReLU):
+        """A subclass can compute something else."""
+
+    assert _kind_of(Counting()) is None and _kind_of(MyReLU()) is None
+
+
+@torch.inference_mode()
+def test_fused_modules_can_compute_apart_again() -> None:
+    model = packed(gpt2_mlp("gelu_new").eval())
+    assert fuse_activations(model) == 1
+    inputs, seen = torch.randn(1, 5, WIDTH), []
+    model.act.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    expected = model(inputs)
+    with parted(model):
+        torch.testing.assert_close(model(inputs), expected)
+    assert torch.equal(model(inputs), expected)
+    (fused, same), (before, after), _ = seen
+    assert torch.equal(fused, same) and torch.equal(fused, after) is False
+    torch.testing.assert_close(after, ACT2FN["gelu_new"](before))
 
 
 @torch.inference_mode()
@@ -144,7 +197,7 @@ def test_a_layer_of_two_places_and_a_part_with_hooks_are_left_alone() -> None:
     second[0] = first[0]
     model = packed(nn.Sequential(first, second))
     assert fuse_activations(model) == 0
-    hooked = nn.Sequential(nn.Linear(WIDTH, WIDTH), TanhGELU())
+    hooked = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU("tanh"))
     hooked[1].register_forward_hook(lambda *_: None)
     assert fuse_activations(packed(hooked)) == 0
     alone = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU())

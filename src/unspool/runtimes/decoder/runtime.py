@@ -18,6 +18,7 @@ from unspool.protocols import Runtime
 from unspool.runtimes.decoder.model import DecoderModel, refresh, wrap_decoder
 from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan, Segment
 from unspool.runtimes.kv.cache import SlotCache
+from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.slot_table import Slot, SlotTable
@@ -119,7 +120,7 @@ class DecoderRuntime(Runtime):
         """
         if not feeds:
             return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._index_device))
-        self._check(feeds)
+        check_feeds(self.info, feeds)
         opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
         if opened:
             self._sync_weights()
@@ -172,21 +173,6 @@ class DecoderRuntime(Runtime):
     def check(self) -> None:
         """Assert the invariants of the cache; for tests."""
         self._slots.check()
-
-    def _check(self, feeds: Sequence[Feed]) -> None:
-        assert len({feed.seq for feed in feeds}) == len(feeds), "two feeds name the same sequence"
-        assert all(feed.tokens for feed in feeds), "a feed has no tokens"
-        if any(feed.source is not None for feed in feeds):
-            raise ModelError(f"{self.info.name} is a decoder and takes no source")
-        if any(feed.invariant for feed in feeds) and not self.info.batch_invariant:
-            reason = self.info.batch_invariance_obstacle
-            raise ModelError(f"{self.info.name} cannot keep a row independent of other rows: {reason}")
-        if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
-            raise ModelError(f"{self.info.name} does not show what its head reads: hidden states cannot be had")
-        if layers := [layer for feed in feeds for layer in feed.layers]:
-            if self.info.num_layers is None:
-                raise ModelError(f"{self.info.name} has no inner layers that its own head can read")
-            assert min(layers) >= 0 and max(layers) < self.info.num_layers, "a feed names a layer that is not there"
 
     def _sync_weights(self) -> None:
         """Take over changes of a user's own model; what free slots hold was computed with the weights before."""

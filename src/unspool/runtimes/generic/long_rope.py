@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from unspool.protocols import Runtime
-from unspool.runtimes.generic.sequence_table import SequenceTable, check_feeds
+from unspool.runtimes.generic.sequence_table import SequenceTable
+from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, hard
 from unspool.types import Feed, ModelInfo, Rows, Seq
 

@@ -16,7 +16,8 @@ from unspool.protocols import Runtime
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.probe import take_stock, try_whole
 from unspool.runtimes.generic.row_buffer import RowBuffer, rows_of
-from unspool.runtimes.generic.sequence_table import SequenceTable, check_feeds
+from unspool.runtimes.generic.sequence_table import SequenceTable
+from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, hard, limits_of
 from unspool.runtimes.model_info import describe
 from unspool.runtimes.weights.packed_linear import Pack

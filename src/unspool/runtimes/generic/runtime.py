@@ -19,7 +19,8 @@ from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSlice, can_
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.probe import take_stock, try_cache
 from unspool.runtimes.generic.row_buffer import RowBuffer, rows_of
-from unspool.runtimes.generic.sequence_table import SequenceTable, check_feeds
+from unspool.runtimes.generic.sequence_table import SequenceTable
+from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, estimated_bytes_per_token, hard, limits_of
 from unspool.runtimes.model_info import describe, text_config
 from unspool.runtimes.weights.packed_linear import Pack

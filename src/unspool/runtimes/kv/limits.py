@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from unspool.errors import CapacityError
 from unspool.machine.memory import free_memory
 
 Limit: TypeAlias = int | Literal["auto"] | None
@@ -40,6 +41,18 @@ NO_LIMITS: Final = Limits()
 def hard(limit: Limit) -> int | None:
     """Return the limit beyond which a request is refused, if it is one."""
     return None if limit == "auto" else limit
+
+
+def check_room(*, num_sequences: int, num_tokens: int, max_sequences: int | None, max_tokens: int | None) -> None:
+    """Check that a cache can hold this many live sequences and tokens; a limit of None allows any number.
+
+    Raises:
+        CapacityError: if it cannot.
+    """
+    if max_tokens is not None and num_tokens > max_tokens:
+        raise CapacityError(f"the cache holds at most {max_tokens} tokens; {num_tokens} were needed")
+    if max_sequences is not None and num_sequences > max_sequences:
+        raise CapacityError(f"the cache holds at most {max_sequences} sequences; {num_sequences} were needed")
 
 
 def limits_of(sequences: Limit, tokens: Limit, *, bytes_per_token: int, device: torch.device) -> Limits:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
-from unspool.runtimes.kv.limits import NO_LIMITS, Limits
+from unspool.runtimes.kv.limits import NO_LIMITS, Limits, check_room
 from unspool.runtimes.kv.pool import LARGEST_POOL_TOKENS, Layout, SlotPool, next_pool_size, size_class
 from unspool.types import Seq
 
@@ -149,12 +148,12 @@ class SlotTable:
             raise
 
     def _check_limits(self, seqs: Sequence[Seq], num_tokens: int) -> None:
-        total = self.num_live_tokens + num_tokens
-        if self.max_tokens is not None and total > self.max_tokens:
-            raise CapacityError(f"the cache holds at most {self.max_tokens} tokens; {total} were needed")
-        count = len(self.live.keys() | set(seqs))
-        if self.max_sequences is not None and count > self.max_sequences:
-            raise CapacityError(f"the cache holds at most {self.max_sequences} sequences; {count} were needed")
+        check_room(
+            num_sequences=len(self.live.keys() | set(seqs)),
+            num_tokens=self.num_live_tokens + num_tokens,
+            max_sequences=self.max_sequences,
+            max_tokens=self.max_tokens,
+        )
 
     def _room(self, seq: Seq, count: int) -> Slot:
         slot = self.live.get(seq)

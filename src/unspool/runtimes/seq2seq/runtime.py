@@ -14,6 +14,7 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
+from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.slot_table import Slot, SlotTable
 from unspool.runtimes.model_info import describe
@@ -181,20 +182,11 @@ class Seq2SeqRuntime(Runtime):
             assert slot.context == self._sources.of[seq].number, f"sequence {seq} lies in a slot of another source"
 
     def _check(self, feeds: Sequence[Feed]) -> None:
-        assert len({feed.seq for feed in feeds}) == len(feeds), "two feeds name the same sequence"
-        assert all(feed.tokens for feed in feeds), "a feed has no tokens"
-        name = self.info.name
         for feed in feeds:
             if (feed.seq in self._slots.live) is (feed.source is not None):
                 what = "the first feed of a sequence brings none" if feed.source is None else "a later feed brings one"
-                raise ModelError(f"{name} reads its source once, before the first token: {what}")
-        if any(feed.invariant for feed in feeds):
-            reason = self.info.batch_invariance_obstacle
-            raise ModelError(f"{name} cannot keep a row independent of other rows: {reason}")
-        if any(feed.hidden for feed in feeds) and not self.info.hidden_states:
-            raise ModelError(f"{name} does not show what its head reads: hidden states cannot be had")
-        if any(feed.layers for feed in feeds):
-            raise ModelError(f"{name} has no inner layers that its own head can read")
+                raise ModelError(f"{self.info.name} reads its source once, before the first token: {what}")
+        check_feeds(self.info, feeds, takes_source=True)
 
     def _sync_weights(self) -> None:
         """Take over changes of a user's own model; what free slots hold was computed with the weights before."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def imported_packages(folder: Path) -> set[str]:
     return names
 
 
+@cache
+def classes_of_the_package() -> set[str]:
+    texts = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    return set(re.findall(r"^class (\w+)", texts, re.MULTILINE))
+
+
+def returns(function: object) -> str:
+    """Return the return annotation as text."""
+    return str(getattr(function, "__annotations__", {}).get("return", ""))
+
+
 def test_every_exported_name_exists_and_the_list_is_sorted():
     import unspool
 
@@ -44,19 +56,33 @@ def test_every_exported_name_exists_and_the_list_is_sorted():
         assert getattr(unspool, name) is not None
 
 
-def test_every_public_name_is_exported():
-    """What a type checker sees as public in `__init__.py` is what `__all__` says."""
+def test_type_checkers_see_the_names_that_python_sees():
+    """The imports under TYPE_CHECKING in `__init__.py` list the same names and modules as its table."""
     import unspool
 
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    offered = {
-        alias.asname or alias.name
+    seen = {
+        alias.asname: f"unspool.{alias.name}" if node.module == "unspool" else node.module
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unspool")
         for alias in node.names
+        if alias.name == alias.asname
     }
-    public = {name for name in offered if not name.startswith("_")}
-    assert public <= set(unspool.__all__)
+    assert seen == unspool._HOMES
+
+
+@pytest.mark.parametrize(
+    "name", ["LanguageModel", "Chat", "ChatStream", "Engine", "Pipeline", "Stream", "load", "pipeline"]
+)
+def test_what_a_public_name_returns_is_public(name: str):
+    """Every class of unspool in a return annotation can be imported from `unspool` or `unspool.types`."""
+    import unspool.types
+
+    value = getattr(unspool, name)
+    members = [member for key, member in vars(value).items() if key[0] != "_"] if isinstance(value, type) else [value]
+    functions = [getattr(member, "fget", member) for member in members]
+    returned = {word for each in functions if callable(each) for word in re.findall(r"\w+", returns(each))}
+    assert returned & classes_of_the_package() <= {*unspool.__all__, *vars(unspool.types)}
 
 
 def test_the_directory_of_the_package_holds_the_public_names_alone():

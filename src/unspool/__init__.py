@@ -7,7 +7,9 @@
     for chunk in lm.stream("Once upon a time", temperature=0.8):
         print(chunk.text, end="", flush=True)
 
-Names are loaded when they are first used, so that importing the package costs nothing.
+Names are imported on first use, so `import unspool` is fast.
+
+The words of strategies and runtimes (`Turn`, `Top`, `Feed`, ...) are in `unspool.types`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from unspool.startup import gc_paused as _gc_paused
 if TYPE_CHECKING:
     from unspool import functional as functional
     from unspool.config import GenerationConfig as GenerationConfig
+    from unspool.conversations.completion import ChatGeneration as ChatGeneration
+    from unspool.conversations.completion import ChatStream as ChatStream
     from unspool.conversations.session import Chat as Chat
+    from unspool.conversations.turn import TurnStream as TurnStream
     from unspool.engine import Engine as Engine
     from unspool.engine import Request as Request
     from unspool.errors import CancelledRequest as CancelledRequest
@@ -38,6 +43,11 @@ if TYPE_CHECKING:
     from unspool.loading.load import load as load
     from unspool.model import LanguageModel as LanguageModel
     from unspool.pipelines import pipeline as pipeline
+    from unspool.pipelines.base import Pipeline as Pipeline
+    from unspool.protocols import Criterion as Criterion
+    from unspool.protocols import Processor as Processor
+    from unspool.protocols import Runtime as Runtime
+    from unspool.protocols import Strategy as Strategy
     from unspool.results import Chunk as Chunk
     from unspool.results import Comparison as Comparison
     from unspool.results import Completion as Completion
@@ -50,7 +60,9 @@ if TYPE_CHECKING:
     from unspool.runtimes.decoder.model import refresh as refresh
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
     from unspool.seeds import set_seed as set_seed
+    from unspool.strategy_facts import StrategyFacts as StrategyFacts
     from unspool.streaming import Stream as Stream
+    from unspool.types import ModelInfo as ModelInfo
 
 __version__ = "0.1.0"
 
@@ -58,27 +70,38 @@ _HOMES = {
     "CancelledRequest": "unspool.errors",
     "CapacityError": "unspool.errors",
     "Chat": "unspool.conversations.session",
+    "ChatGeneration": "unspool.conversations.completion",
+    "ChatStream": "unspool.conversations.completion",
     "Chunk": "unspool.results",
     "Comparison": "unspool.results",
     "Completion": "unspool.results",
+    "Criterion": "unspool.protocols",
     "Engine": "unspool.engine",
     "Generation": "unspool.results",
     "GenerationConfig": "unspool.config",
     "LanguageModel": "unspool.model",
     "MissingExtra": "unspool.errors",
     "ModelError": "unspool.errors",
+    "ModelInfo": "unspool.types",
     "NextTokens": "unspool.results",
     "NumericsError": "unspool.errors",
     "OptionError": "unspool.errors",
+    "Pipeline": "unspool.pipelines.base",
+    "Processor": "unspool.protocols",
     "PromptError": "unspool.errors",
     "Request": "unspool.engine",
+    "Runtime": "unspool.protocols",
+    "Strategy": "unspool.protocols",
     "StrategyError": "unspool.errors",
+    "StrategyFacts": "unspool.strategy_facts",
     "Stream": "unspool.streaming",
     "TextScore": "unspool.results",
     "ToyRuntime": "unspool.runtimes.toy",
     "Trace": "unspool.results",
+    "TurnStream": "unspool.conversations.turn",
     "UnspoolError": "unspool.errors",
     "decoding_method": "unspool.interop",
+    "functional": "unspool.functional",
     "generate": "unspool.interop",
     "load": "unspool.loading.load",
     "pipeline": "unspool.pipelines",
@@ -87,50 +110,17 @@ _HOMES = {
     "to_records": "unspool.results",
     "trace_schema": "unspool.results",
 }
+"""The module of every public name. The imports above say the same to type checkers; a test compares the two."""
 
-__all__ = [
-    "CancelledRequest",
-    "CapacityError",
-    "Chat",
-    "Chunk",
-    "Comparison",
-    "Completion",
-    "Engine",
-    "Generation",
-    "GenerationConfig",
-    "LanguageModel",
-    "MissingExtra",
-    "ModelError",
-    "NextTokens",
-    "NumericsError",
-    "OptionError",
-    "PromptError",
-    "Request",
-    "StrategyError",
-    "Stream",
-    "TextScore",
-    "ToyRuntime",
-    "Trace",
-    "UnspoolError",
-    "decoding_method",
-    "functional",
-    "generate",
-    "load",
-    "pipeline",
-    "refresh",
-    "set_seed",
-    "to_records",
-    "trace_schema",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> _Any:
-    if name != "functional" and name not in _HOMES:
+    if name not in _HOMES:
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
     with _gc_paused():
-        if name == "functional":
-            return _import_module("unspool.functional")
-        value = getattr(_import_module(_HOMES[name]), name)
+        module = _import_module(_HOMES[name])
+    value = module if name == "functional" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -84,10 +84,10 @@ def test_every_switch_has_both_forms(run, use, option):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--stop-strings", '["a", 1]', "must be a string or a list of strings"),
-        ("--stop-strings", "", "must be a string or a list of strings"),
-        ("--force-words", "fox,,forest", "must be a text, or a list of texts"),
-        ("--force-words", '["fox", 3]', "must be a text, or a list of texts"),
+        ("--stop-strings", '["a", 1]', "must be a non-empty string or a list of non-empty strings"),
+        ("--stop-strings", "", "must be a non-empty string or a list of non-empty strings"),
+        ("--force-words", "fox,,forest", "must be a non-empty text, or a list of non-empty texts"),
+        ("--force-words", '["fox", 3]', "must be a non-empty text, or a list of non-empty texts"),
         ("--suppress-tokens", "4,x", "must be a token id or a list of token ids"),
         ("--suppress-tokens", "-4", "must be a token id or a list of token ids"),
     ],

@@ -1,1 +1,1 @@
-"""The options: one declaration each, with its kind of value, range, default, off value and help text."""
+"""Option declarations: kind of value, range, default, off value and help text of every option."""

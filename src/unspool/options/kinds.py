@@ -1,7 +1,7 @@
-"""Kinds of option values: what is accepted, how it is normalized, how it is said in words, on a command line, in JSON.
+"""Kinds of option values: validation, normalization, the range in words, the command-line type and the JSON schema.
 
-Owns: checking and normalizing one value; token ids have a file of their own. Does not know: option names, defaults, or
-other options. Normalized values are immutable, so that a config can be shared, compared and hashed.
+Owns: checking and normalizing one value; `token_kinds` does this for token ids. Does not know: option names, defaults,
+or other options. Normalized values are immutable, so that configs can be shared, compared and hashed.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ CliType: TypeAlias = Literal["bool", "int", "float", "str", "json"]
 
 
 GREATEST: Final = 1e18
-"""Largest size of any number, and LEAST the smallest one of a divisor: scores are float32, which ends at 3e38, and an
-option must not make +inf or NaN of them, also together with another option."""
+"""Largest absolute value of a number. Scores are float32 (largest value 3e38), and no combination of options must turn
+them into inf or NaN."""
 
 LEAST: Final = 1e-18
+"""Smallest divisor of scores, for the same reason."""
 
 
 class Unfit(Exception):
-    """The value is not of this kind; whoever knows the option's name turns this into an OptionError."""
+    """The value is not of this kind. `Option.check` turns this into an OptionError with the option's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A set of values.
+    """A kind of value: the accepted values and their forms.
 
-    words: what is allowed, as the end of a sentence that starts with the option's name.
-    parse: returns the normalized value, raises Unfit.
-    dump: returns the normalized value as plain JSON.
-    cli_type, multiple: one flag's Python type; `multiple` flags can be repeated. metavar: its placeholder.
-    separator: parts several values in one use of a `multiple` flag; empty if values can hold any character.
-    json_words: `words` for values written as JSON; empty if `words` holds there as well.
-    schema: the JSON schema of accepted JSON values, null aside.
-    parse_stored: reads a value of a stored config, in which token ids can be negative; None if there are no token ids.
+    words: the accepted values in words; ends a sentence that starts with the option's name.
+    parse: returns the normalized value; raises Unfit.
+    cli_type: Python type of the flag. metavar: placeholder of the flag's value in `--help`.
+    schema: JSON schema of the accepted JSON values, without null.
+    multiple: True if the flag can be repeated.
+    separator: separates several values in one use of a `multiple` flag; empty if values can contain any character.
+    json_words: `words` for values written as JSON; empty if they are the same.
+    dump: returns a normalized value as plain JSON.
+    parse_stored: parses a value of a stored config, which can contain negative token ids. None for kinds without token
+        ids.
     """
 
     words: str
@@ -53,14 +56,14 @@ class Kind:
 
 
 def whole(value: Any) -> int:
-    """Return the value as an int. Raises Unfit."""
+    """Return the value as an int. Raises: Unfit: if it is not an integer."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise Unfit
     return int(value)
 
 
 def finite(value: Any) -> float:
-    """Return the value as a float. Raises Unfit."""
+    """Return the value as a float. Raises: Unfit: if it is not a number or too large."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise Unfit
     try:
@@ -73,7 +76,7 @@ def finite(value: Any) -> float:
 
 
 def items(value: Any) -> Iterable[Any]:
-    """Return what to iterate over; sets in ascending order. Raises Unfit."""
+    """Return an iterable of the items; sets in ascending order. Raises: Unfit: if the value is not a collection."""
     if not isinstance(value, list | tuple | set | frozenset | range):
         raise Unfit
     if not isinstance(value, set | frozenset):
@@ -85,12 +88,12 @@ def items(value: Any) -> Iterable[Any]:
 
 
 def as_lists(value: Any) -> Any:
-    """Return nested tuples as nested lists, as JSON has them."""
+    """Return nested tuples as nested lists, for JSON."""
     return [as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def integer(low: int | None = None) -> Kind:
-    """Whole numbers of at least `low`. Booleans are no numbers."""
+    """Integers of at least `low`, without booleans; None for no bound --> int"""
 
     def parse(value: Any) -> int:
         number = whole(value)
@@ -104,10 +107,13 @@ def integer(low: int | None = None) -> Kind:
 
 
 def real(low: float | None = None, high: float | None = None, *, brackets: str = "[]", divides: bool = False) -> Kind:
-    """Numbers between `low` and `high`, by default -GREATEST and GREATEST.
+    """Numbers in an interval --> float
 
-    brackets: the interval's own: "[", "(" and "]", ")". divides: whether scores are divided by it; it is then 0, if
-    that is allowed, or at least LEAST.
+    Args:
+        low: lower end; None for -GREATEST.
+        high: upper end; None for GREATEST.
+        brackets: "[" or "(", then "]" or ")". A square bracket includes that end.
+        divides: True if scores are divided by the number; it must then be 0, if allowed, or at least LEAST.
     """
     above, below = brackets[0] == "(", brackets[1] == ")"
 
@@ -140,12 +146,12 @@ def _interval(low: float | None, high: float | None, brackets: str) -> str:
 
 
 def _short(number: float) -> str:
-    """Return the number in as few characters as Python reads it from."""
+    """Return the shortest text that Python reads as the number."""
     return f"{number:g}".replace("e+", "e")
 
 
 def flag() -> Kind:
-    """True or False."""
+    """True or False --> bool"""
 
     def parse(value: Any) -> bool:
         if not isinstance(value, bool):
@@ -160,7 +166,7 @@ def flag() -> Kind:
 
 
 def choice(*values: str | bool) -> Kind:
-    """One of a few words; booleans may be among them."""
+    """One of the given strings or booleans --> str | bool"""
 
     def parse(value: Any) -> Any:
         # 1 == True in Python, so the type is compared as well.
@@ -179,12 +185,12 @@ def choice(*values: str | bool) -> Kind:
 
 
 def strategy_name() -> Kind:
-    """The name of a strategy; the option table puts a `choice` of all strategies in its place."""
+    """The name of a strategy. The option table replaces this kind by a `choice` of all strategies."""
     return choice()
 
 
 def texts() -> Kind:
-    """One string or several, none of them empty --> tuple[str, ...]"""
+    """A string or a list of strings, each of at least one character --> tuple[str, ...]"""
 
     def parse(value: Any) -> tuple[str, ...]:
         strings = tuple([value] if isinstance(value, str) else items(value))
@@ -194,12 +200,12 @@ def texts() -> Kind:
 
     one = {"type": "string", "minLength": 1}
     schema = {"anyOf": [one, {"type": "array", "items": one}]}
-    words = "must be a string or a list of strings, none of them empty"
+    words = "must be a non-empty string or a list of non-empty strings"
     return Kind(words=words, parse=parse, cli_type="str", metavar="TEXT", schema=schema, multiple=True, dump=as_lists)
 
 
 def wordings() -> Kind:
-    """Strings, or lists of alternatives to one --> tuple[str | tuple[str, ...], ...]"""
+    """Strings and lists of alternative strings --> tuple[str | tuple[str, ...], ...]"""
 
     def parse_text(value: Any) -> str:
         if not isinstance(value, str) or not value:
@@ -220,7 +226,7 @@ def wordings() -> Kind:
     one = {"type": "string", "minLength": 1}
     several = {"type": "array", "items": one, "minItems": 1}
     schema = {"anyOf": [one, {"type": "array", "items": {"anyOf": [one, several]}}]}
-    words = "must be a text, or a list of texts and of lists of alternative texts, none of them empty"
+    words = "must be a non-empty text, or a list of non-empty texts and of lists of alternative texts"
     return Kind(
         words=words,
         parse=parse,
@@ -234,7 +240,7 @@ def wordings() -> Kind:
 
 
 def text_or_tokens() -> Kind:
-    """A text, or token ids, at least one --> str | tuple[int, ...]"""
+    """A text, or a list of at least one token id --> str | tuple[int, ...]"""
 
     def parse(value: Any) -> str | tuple[int, ...]:
         if isinstance(value, str):
@@ -246,12 +252,12 @@ def text_or_tokens() -> Kind:
 
     ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
     schema = {"anyOf": [{"type": "string"}, ids]}
-    words = "must be a text, or a list of token ids"
+    words = "must be a text or a list of token ids"
     return Kind(words=words, parse=parse, cli_type="json", metavar="TEXT", schema=schema, dump=as_lists)
 
 
 def names(allowed: tuple[str, ...]) -> Kind:
-    """Some of the allowed names, in any order, each at most once --> tuple[str, ...]"""
+    """A list of allowed names, in any order, without repetition --> tuple[str, ...]"""
 
     def parse(value: Any) -> tuple[str, ...]:
         given = tuple(items(value))
@@ -259,7 +265,7 @@ def names(allowed: tuple[str, ...]) -> Kind:
             raise Unfit
         return given
 
-    words = "must be a list of names, each at most once, out of " + ", ".join(allowed)
+    words = "must be a list of different names out of " + ", ".join(allowed)
     schema = {"type": "array", "items": {"enum": list(allowed)}, "uniqueItems": True}
     return Kind(
         words=words,
@@ -274,7 +280,7 @@ def names(allowed: tuple[str, ...]) -> Kind:
 
 
 def seeds() -> Kind:
-    """Any integer, or a list with one for each prompt --> int | tuple[int, ...]"""
+    """An integer, or a list with one integer per prompt --> int | tuple[int, ...]"""
 
     def parse(value: Any) -> int | tuple[int, ...]:
         if isinstance(value, Integral):
@@ -285,12 +291,12 @@ def seeds() -> Kind:
         return several
 
     schema = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
-    words = "must be an integer or a list of integers, one for each prompt"
+    words = "must be an integer or a list of integers, one per prompt"
     return Kind(words=words, parse=parse, cli_type="int", metavar="INT", schema=schema, dump=as_lists)
 
 
 def layers() -> Kind:
-    """ "low", "high", or layer numbers --> str | tuple[int, ...]"""
+    """Layers: "low", "high", or layer numbers from 0 --> str | tuple[int, ...]"""
 
     def parse(value: Any) -> str | tuple[int, ...]:
         if isinstance(value, str) and value in ("low", "high"):

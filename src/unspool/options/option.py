@@ -1,6 +1,7 @@
-"""What an option is, and the one way to declare it.
+"""Option: one row of the option table, and `option()`, which declares it as a dataclass field.
 
-Owns: Option, UNSET, `option()`. Does not know: which options there are.
+Owns: Option, UNSET, `option()`. Does not know: the list of options. docs/configs.md compares UNSET, None, `off`,
+`default`, `fallback` and `drop_in_default` in one table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from unspool.options.kinds import CliType, Kind, Unfit
 
 
 class Unset(Enum):
-    """The type of UNSET, which says "not given", where None says "off"."""
+    """The type of UNSET, which means "not given"; None means "off"."""
 
     UNSET = "UNSET"
 
@@ -49,18 +50,19 @@ class Option:
     """One row of the option table.
 
     name: as in Python and, with dashes, on the command line.
-    group: one of GROUPS; heads the panel of `--help` and the section of the docs.
-    kind: the values it takes and how they are normalized.
-    default: its value where nothing gives one. off: the value that changes nothing; None is off as well.
-    help: one sentence, with the unit. hint: what to do about a bad value.
-    read_by: the strategies that read it. Declared as "all", as "sampling" (all strategies that sample, and those that
-        name it) or as "named" (those that name it in their facts); the option table holds the names.
-    partners: it is read only if one of these options is on, or "assistant_model" is given.
-    samples: whether asking for it, in the native API, asks for sampling.
-    fallback: its value in the native API if no option limits the same thing; UNSET if that is `default`.
+    group: one of GROUPS; the title of the `--help` panel and of the section in the docs.
+    kind: the accepted values and their normalization.
+    help: one or two sentences, with the unit. hint: advice for a bad value.
+    default: the value if no layer sets the option.
+    off: the value that has no effect. None is always off as well.
+    read_by: the strategies that read the option. Declared as "all", as "sampling" (strategies that sample or list it in
+        their facts) or as "named" (strategies that list it in their facts). The option table has the names.
+    partners: the option is read only if one of these options is on. "assistant_model" stands for a draft model.
+    samples: True if the option, requested in the native API, turns sampling on.
+    fallback: the value in the native API if no other option limits the same quantity; UNSET for `default`.
     door: "native" (Python API, CLI, server), "drop_in" (`unspool.generate`), or "both".
-    drop_in_default: its value in the drop-in where nothing gives one; UNSET where that is `default`.
-    source: whose name it is. type: the annotation of its normalized value.
+    drop_in_default: the value in the drop-in if no layer sets the option; UNSET for `default`.
+    source: origin of the name. type: the annotation of the normalized value.
     """
 
     name: str
@@ -81,41 +83,41 @@ class Option:
 
     @property
     def range(self) -> str:
-        """What is allowed, in words."""
+        """The accepted values in words."""
         return self.kind.words
 
     @property
     def cli_type(self) -> CliType:
-        """The Python type of its flag; "json" flags take text for `from_text`, repeatable ones for `from_texts`."""
+        """The Python type of the flag. `from_text` reads "json" flags, `from_texts` repeatable flags."""
         return self.kind.cli_type
 
     @property
     def multiple(self) -> bool:
-        """Whether its flag can be repeated."""
+        """True if the flag can be repeated."""
         return self.kind.multiple
 
     @property
     def takes_lists(self) -> bool:
-        """Whether a list is itself one value of the option."""
+        """True if a list can be one value of the option."""
         return any(one.get("type") == "array" for one in self.kind.schema.get("anyOf", [self.kind.schema]))
 
     @property
     def metavar(self) -> str:
-        """The placeholder of its flag's value; empty for booleans."""
+        """The placeholder of the flag's value; empty for booleans."""
         return self.kind.metavar
 
     @property
     def advice(self) -> str:
-        """What to do about a bad value, in words."""
+        """Advice for a bad value."""
         if self.hint:
             return self.hint
         return "use None to turn it off" if self.default is None else f"leave it out for {self.default!r}"
 
     def check(self, value: Any) -> Any:
-        """Return the value normalized; None becomes the off value where the option always has a value.
+        """Return the value normalized; None becomes `off` if the option has a default.
 
         Raises:
-            OptionError: the value is of the wrong type or out of range.
+            OptionError: if the value is of the wrong type or out of range.
         """
         if value is None:
             return None if self.default is None else self.off
@@ -125,7 +127,7 @@ class Option:
             raise OptionError(self.name, value, self.range, self.advice) from None
 
     def from_text(self, text: str) -> Any:
-        """Return the checked value of a text: JSON, or the text itself ("never") if it is no JSON.
+        """Return the checked value of a text: JSON, or the text itself ("never") if it is not valid JSON.
 
         Raises:
             OptionError: if the value is of the wrong type or out of range.
@@ -139,9 +141,9 @@ class Option:
         return self.check(value)
 
     def from_texts(self, texts: Sequence[str]) -> Any:
-        """Return the checked value of a repeatable flag: the values of all its uses in one list.
+        """Return the checked value of a repeatable flag: one list with the values of all uses.
 
-        Each text is a JSON list of values, or plain text: values parted by the kind's separator.
+        Each text is a JSON list, or plain text with the kind's separator between values.
 
         Raises:
             OptionError: if a value is of the wrong type or out of range.
@@ -155,7 +157,7 @@ class Option:
         return [_number(part) for part in parts] if self.cli_type == "int" else parts
 
     def _json_list(self, text: str) -> list[Any] | None:
-        """Return the list that a JSON text holds; None for text like "[1]" if the option takes strings alone."""
+        """Return the list in a JSON text. None for plain text, such as "[1]" for a string option."""
         try:
             value = json.loads(text) if text.lstrip().startswith("[") else None
         except ValueError:
@@ -173,21 +175,21 @@ class Option:
         return None if value is None else self.kind.dump(value)
 
     def is_off(self, value: Any) -> bool:
-        """Return whether this normalized value changes nothing."""
+        """Return True if this normalized value has no effect."""
         return value is None or value == self.off or (isinstance(value, tuple | Mapping) and not value)
 
     def settle(self, value: Any) -> Any:
-        """Return the value with every way of saying "off" made one: None, or `off` where there is a default."""
+        """Return the value, with every form of "off" replaced by `off_value`."""
         return self.off_value if self.is_off(value) else value
 
     @property
     def shown_default(self) -> Any:
-        """The default as help and docs show it."""
+        """The default in help and docs."""
         return self.default if self.fallback is UNSET else self.fallback
 
     @property
     def off_value(self) -> Any:
-        """The one value that a resolved config holds where the option is off or not read."""
+        """The value in a resolved config if the option is off or not read: None, or `off` if it has a default."""
         return None if self.default is None else self.off
 
 
@@ -202,10 +204,10 @@ def option(kind: Kind, *, group: str, help: str, **rest: Any) -> Any:
     """Declare an option as a dataclass field; the field's name and annotation become the option's.
 
     Args:
-        kind: the values it takes.
+        kind: the accepted values.
         group: one of GROUPS.
-        help: one sentence.
-        rest: further fields of Option. `off` is `default` unless given.
+        help: one or two sentences, with the unit.
+        rest: further fields of Option; `off` defaults to `default`.
     """
     assert group in GROUPS, group
     rest.setdefault("off", rest.get("default"))
@@ -214,6 +216,6 @@ def option(kind: Kind, *, group: str, help: str, **rest: Any) -> Any:
 
 
 def option_of(metadata: Mapping[str, Any], name: str, annotation: str) -> Option | None:
-    """Return the table row that a dataclass field declares, or None for a field that is no option."""
+    """Return the table row that a dataclass field declares; None if the field is not an option."""
     row = metadata.get("option")
     return None if row is None else replace(row, name=name, type=annotation)

@@ -1,15 +1,15 @@
-"""The canonical order of the processors, by name.
+"""The canonical order of the logits processors, by name.
 
-Owns: the names and their order, so that the option table can check `processor_order` without importing torch.
-Does not know: what a processor computes.
+Owns: the names and their order, so that the option table can check `processor_order` without importing torch. Does not
+know: the computation of a processor.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# Penalties and constraints come first, on the model's own scale; then the user's processors, which therefore see
-# every score that may still be sampled; then temperature and the truncations, which act on what is left.
+# Penalties and constraints come first, on the scale of the model's logits. User processors come before temperature and
+# truncation, so that they see the scores of all allowed tokens.
 PROCESSOR_ORDER: Final[tuple[str, ...]] = (
     "sequence_bias",
     "diversity_penalty",
@@ -44,9 +44,9 @@ PROCESSOR_ORDER: Final[tuple[str, ...]] = (
 
 
 def complete_order(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return every processor's name: the named ones in the order given, in the places they hold by default.
+    """Return the names of all processors, with `names` reordered among their own default places.
 
-    So ("top_p", "temperature") swaps the two and moves nothing else, and no processor falls out of the chain.
+    Example: ("top_p", "temperature") swaps these two; all other processors keep their places.
     """
     wanted = iter(names)
     return tuple(next(wanted) if name in names else name for name in PROCESSOR_ORDER)

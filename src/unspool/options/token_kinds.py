@@ -1,6 +1,6 @@
-"""Kinds of option values that hold token ids.
+"""Kinds of option values with token ids.
 
-Callers give ids of at least 0. A stored config can hold negative ids, which stand for no token.
+Ids of callers are at least 0. A stored config can contain negative ids, which stand for "no token".
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from unspool.options.kinds import Kind, Unfit, as_lists, finite, integer, items,
 
 TokenIds: TypeAlias = tuple[int, ...]
 Template: TypeAlias = tuple[int | None, ...]
-"""Token ids, with None for a gap of any length."""
+"""Token ids; None is a gap of any length."""
 
 
 class TokenBiases(Mapping[TokenIds, float]):
-    """An immutable mapping, token sequence --> number added to its score; equal to a dict of the same contents."""
+    """An immutable mapping, token sequence --> bias added to its score. Equal to a dict with the same items."""
 
     __slots__ = ("_biases",)
 
@@ -62,12 +62,12 @@ def _sequence(value: Any, read: Callable[[Any], int] = _token) -> TokenIds:
 
 
 def token() -> Kind:
-    """One token id."""
+    """One token id --> int"""
     return replace(integer(0), words="must be a token id, an integer of at least 0", parse=_token, parse_stored=whole)
 
 
 def tokens() -> Kind:
-    """One token id or several --> tuple[int, ...]"""
+    """One token id or a list of token ids --> tuple[int, ...]"""
 
     def parse(value: Any, read: Callable[[Any], int] = _token) -> TokenIds:
         return tuple(read(one) for one in ([value] if isinstance(value, Integral) else items(value)))
@@ -94,7 +94,7 @@ def sequences() -> Kind:
         return tuple(_sequence(one, read) for one in items(value))
 
     schema = {"type": "array", "items": _SEQUENCE_SCHEMA}
-    words = "must be a list of token sequences, such as [[5], [7, 9]], none of them empty"
+    words = "must be a list of non-empty token sequences, such as [[5], [7, 9]]"
     return Kind(
         words=words,
         parse=parse,
@@ -107,7 +107,7 @@ def sequences() -> Kind:
 
 
 def forced_words() -> Kind:
-    """Token sequences with gaps (None), or lists of alternatives to one --> tuple of sequences or of alternatives"""
+    """Token sequences with gaps (None), and lists of alternative sequences --> tuple of sequences or of alternatives"""
 
     def parse_sequence(value: Any, read: Callable[[Any], int]) -> Template:
         tokens = tuple(None if token is None else read(token) for token in items(value))
@@ -147,7 +147,7 @@ def forced_words() -> Kind:
 
 
 def breakers() -> Kind:
-    """Strings, token ids and token sequences --> tuple[str | int | tuple[int, ...], ...]"""
+    """A list of strings, token ids and token sequences --> tuple[str | int | tuple[int, ...], ...]"""
 
     def parse_one(value: Any, read: Callable[[Any], int]) -> str | int | TokenIds:
         if isinstance(value, str) and value:
@@ -159,7 +159,7 @@ def breakers() -> Kind:
 
     breaker = {"anyOf": [{"type": "string", "minLength": 1}, _TOKEN_SCHEMA, _SEQUENCE_SCHEMA]}
     schema = {"type": "array", "items": breaker}
-    words = "must be a list of strings, token ids and token sequences, none of them empty"
+    words = "must be a list of non-empty strings, token ids and non-empty token sequences"
     return Kind(
         words=words,
         parse=parse,
@@ -173,10 +173,10 @@ def breakers() -> Kind:
 
 
 def biases() -> Kind:
-    """Token sequences with a finite bias each --> TokenBiases
+    """Token sequences, each with a finite bias --> TokenBiases
 
-    Accepts a mapping, {(5, 7): -2.0}, or pairs, [[[5, 7], -2.0]]. A mapping's keys may be text, "(5, 7)", which is
-    how they look in a JSON file.
+    Accepts a mapping, {(5, 7): -2.0}, or pairs, [[[5, 7], -2.0]]. The keys of a mapping can be text, "(5, 7)", as in a
+    JSON file.
     """
 
     def parse_key(key: Any, read: Callable[[Any], int]) -> TokenIds:
@@ -199,8 +199,8 @@ def biases() -> Kind:
         return [[list(sequence), bias] for sequence, bias in value.items()]
 
     pair = {"type": "array", "prefixItems": [_SEQUENCE_SCHEMA, {"type": "number"}], "minItems": 2, "maxItems": 2}
-    words = "must map token sequences to numbers in [-1e18, 1e18]: {(5, 7): -2.0} or [[[5, 7], -2.0]], each once"
-    json_words = 'must map token sequences to numbers in [-1e18, 1e18]: [[[5, 7], -2.0]] or {"5, 7": -2.0}, each once'
+    words = "must map different token sequences to numbers in [-1e18, 1e18]: {(5, 7): -2.0} or [[[5, 7], -2.0]]"
+    json_words = 'must map different token sequences to numbers in [-1e18, 1e18]: [[[5, 7], -2.0]] or {"5, 7": -2.0}'
     schema = {"type": "array", "items": pair}
     return Kind(
         words=words,
@@ -215,7 +215,7 @@ def biases() -> Kind:
 
 
 def decay() -> Kind:
-    """A start and a factor --> tuple[int, float]"""
+    """A pair of a start, in tokens, and a factor --> tuple[int, float]"""
 
     def parse(value: Any) -> tuple[int, float]:
         pair = tuple(items(value))

@@ -1,1 +1,1 @@
-"""The options themselves, a dataclass for each family, each option declared once."""
+"""Declarations of all options, one dataclass per group."""

@@ -1,4 +1,4 @@
-"""Options on how long an output gets and what ends it."""
+"""Options for output length and stopping."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ _STOPPING = "Stopping"
 
 @dataclass(frozen=True, kw_only=True)
 class LengthOptions:
-    """How long an output gets."""
+    """Length limits of an output."""
 
     max_new_tokens: int | None = option(
         integer(1),
         group=_LENGTH,
         fallback=256,
-        help="Most tokens to generate, the prompt not counted. The default, 256 (20 in the drop-in), holds unless "
+        help="Maximum number of tokens to generate, without the prompt. The default is 256 (20 in the drop-in), unless "
         "another option limits the length.",
-        hint="use None for no limit but the model's own",
+        hint="use None for the model's own limit",
     )
     max_length: int | None = option(
         integer(1),
         group=_LENGTH,
-        help="Most tokens in a sequence, the prompt counted; `max_new_tokens` is the plainer choice.",
-        hint="use None for no limit but the model's own",
+        help="Maximum number of tokens in a sequence, with the prompt; prefer `max_new_tokens`.",
+        hint="use None for the model's own limit",
     )
     min_new_tokens: int | None = option(
         integer(0),
         group=_LENGTH,
         off=0,
-        help="End-of-sequence tokens are forbidden until this many tokens are generated.",
+        help="Minimum number of tokens to generate; end-of-sequence tokens are forbidden before.",
     )
     min_length: int | None = option(
         integer(0),
         group=_LENGTH,
         off=0,
-        help="End-of-sequence tokens are forbidden until a sequence has this many tokens, the prompt counted.",
+        help="Minimum number of tokens in a sequence, with the prompt; end-of-sequence tokens are forbidden before.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingOptions:
-    """What ends an output."""
+    """Stopping criteria of an output."""
 
     stop_strings: tuple[str, ...] | None = option(
         texts(),
         group=_STOPPING,
-        help="Strings that end an output as soon as its text, special tokens included, holds one of them.",
+        help="Strings that end an output as soon as its text contains one of them; special tokens count as text.",
     )
     max_time: float | None = option(
         real(0, brackets="(]"),
         group=_STOPPING,
-        help="Most seconds a request may run, counted from its start; the step under way is finished.",
+        help="Time limit in seconds, from the start of the request; the current step is finished.",
         hint="use None for no limit",
     )
     ignore_eos: bool = option(
@@ -63,5 +63,5 @@ class StoppingOptions:
         group=_STOPPING,
         default=False,
         source="unspool",
-        help="Go on after an end-of-sequence token.",
+        help="Continue after an end-of-sequence token.",
     )

@@ -1,4 +1,4 @@
-"""Options that belong to a second model or to an encoder."""
+"""Options for speculative decoding and for encoder-decoder models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ENCODER = "Encoder-decoder models"
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculationOptions:
-    """How tokens are drafted. None of these changes the output, only the speed."""
+    """Speculative decoding (assisted generation). These options change the speed, never the output."""
 
     prompt_lookup_num_tokens: int | None = option(
         integer(1),
         group=_SPECULATION,
         read_by="named",
-        help="Draft this many tokens at a time by finding the newest ones again earlier in the sequence.",
+        help="Prompt lookup: draft this many tokens at a time, copied from an earlier match of the newest tokens.",
     )
     max_matching_ngram_size: int = option(
         integer(1),
@@ -29,7 +29,7 @@ class SpeculationOptions:
         default=2,
         read_by="named",
         partners=("prompt_lookup_num_tokens",),
-        help="Longest run of newest tokens, in tokens, that prompt lookup tries to find again.",
+        help="Longest n-gram of newest tokens that prompt lookup searches for, in tokens.",
     )
     num_assistant_tokens: int = option(
         integer(1),
@@ -38,7 +38,7 @@ class SpeculationOptions:
         drop_in_default=20,
         read_by="named",
         partners=("assistant_model",),
-        help="Tokens that the draft model proposes at a time, at first.",
+        help="Number of tokens that the draft model proposes at first.",
     )
     num_assistant_tokens_schedule: Literal["constant", "heuristic", "heuristic_transient"] = option(
         choice("constant", "heuristic", "heuristic_transient"),
@@ -47,7 +47,7 @@ class SpeculationOptions:
         drop_in_default="constant",
         read_by="named",
         partners=("assistant_model",),
-        help="Whether the number of drafted tokens stays, or follows how many were accepted.",
+        help="Keep the number of drafted tokens constant, or adapt it to the number accepted.",
     )
     assistant_confidence_threshold: float = option(
         real(0, 1),
@@ -55,17 +55,17 @@ class SpeculationOptions:
         default=0.4,
         read_by="named",
         partners=("assistant_model",),
-        help="A draft ends early at a token to which the draft model gives less than this probability.",
+        help="A draft ends early at a token with a lower draft probability than this.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptions:
-    """What only models with an encoder read."""
+    """Options of encoder-decoder models."""
 
     decoder_start_token_id: tuple[int, ...] | None = option(
         tokens(),
         group=_ENCODER,
-        help="The token id the decoder starts with; a list has one for each prompt.",
-        hint="use None for the model's own",
+        help="Token id that the decoder starts with; a list has one per prompt.",
+        hint="use None for the model's own token",
     )

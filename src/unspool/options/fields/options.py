@@ -1,7 +1,7 @@
-"""Options: all options as typed attributes, without the table or any checks.
+"""Options: all options as typed attributes, without the option table and without checks.
 
-Strategies, processors and the engine read a request's options through this class. `GenerationConfig` is its only
-subclass that is made.
+Strategies, processors and the engine read a request's options through this class. The instances are always of the
+subclass `GenerationConfig`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options on what is reported, and on how the engine works."""
+"""Options for the reported results and for the engine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,30 @@ _AS_DICT = ("return_dict_in_generate",)
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What is reported besides the text."""
+    """Results reported besides the text."""
 
     logprobs: int | None = option(
         integer(0),
         group=_OUTPUT,
         door="native",
         source="unspool",
-        help="Report each token's log-probability under the model, with this many of the best alternatives.",
-        hint="use 0 for none besides the tokens themselves, None to turn it off",
+        help="Report the model's log-probability of each token, and this many most probable alternatives.",
+        hint="use 0 for the output's tokens alone, None to turn it off",
     )
     echo: bool = option(
-        flag(), group=_OUTPUT, default=False, door="native", source="unspool", help="Put the prompt before the output."
+        flag(),
+        group=_OUTPUT,
+        default=False,
+        door="native",
+        source="unspool",
+        help="Put the prompt before the output.",
     )
     return_dict_in_generate: bool = option(
-        flag(), group=_OUTPUT, default=False, door="drop_in", help="Return transformers' output class, not a tensor."
+        flag(),
+        group=_OUTPUT,
+        default=False,
+        door="drop_in",
+        help="Return transformers' output class instead of a tensor.",
     )
     output_scores: bool = option(
         flag(),
@@ -51,13 +60,13 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How the engine works."""
+    """Random draws, batching and processor order."""
 
     seed: int | tuple[int, ...] | None = option(
         seeds(),
         group=_ENGINE,
         source="unspool",
-        help="Names the random draws: one integer for all prompts, or one for each; any integer will do. Different "
+        help="Seed of the random draws: any integer for all prompts, or a list with one per prompt. Different "
         "prompts draw independently under one seed.",
         hint="use None for a fresh seed, which the result reports",
     )
@@ -66,8 +75,9 @@ class EngineOptions:
         group=_ENGINE,
         read_by="sampling",
         source="unspool",
-        help="Leading tokens of the prompt that name the random draws, besides the seed; unset, all do. To branch from "
-        "the middle of a text, give the length of its original prompt. With 0, all prompts share their draws.",
+        help="Number of leading prompt tokens that seed the random draws together with `seed`; if unset, all of them. "
+        "To branch from the middle of a text, give the length of its original prompt. With 0, all prompts share "
+        "their draws.",
         hint="use None for the whole prompt",
     )
     batch_invariant: bool = option(
@@ -75,12 +85,12 @@ class EngineOptions:
         group=_ENGINE,
         default=False,
         source="unspool",
-        help="Outputs equal to the last bit whatever else runs at the same time, at the price of speed.",
+        help="Outputs do not depend on other requests in the batch, to the last bit; slower.",
     )
     processor_order: tuple[str, ...] | None = option(
         names(PROCESSOR_ORDER),
         group=_ENGINE,
         source="unspool",
-        help="Processors in the order wanted; those not named keep their places.",
+        help="Names of processors in the desired order; all others keep their places.",
         hint="use None for the default order",
     )

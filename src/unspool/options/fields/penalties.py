@@ -1,4 +1,4 @@
-"""Options that make what was said already less likely."""
+"""Penalties on repetition."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DRY = ("dry_multiplier",)
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyOptions:
-    """How repetition is held down."""
+    """Repetition penalties, n-gram bans and DRY."""
 
     repetition_penalty: float | None = option(
         real(0, brackets="(]", divides=True),
         group=_PENALTIES,
         off=1.0,
-        help="Positive scores of tokens that occurred are divided by it, negative ones multiplied by it.",
+        help="Divides positive scores of tokens that occurred, and multiplies negative ones; above 1 discourages.",
         hint="use 1.0 or None to turn it off",
     )
     presence_penalty: float | None = option(
@@ -31,22 +31,22 @@ class PenaltyOptions:
         group=_PENALTIES,
         off=0.0,
         source="unspool",
-        help="Taken once off the score of every token that occurred; below 0 encourages.",
+        help="Subtracted once from the score of every token that occurred; below 0 encourages.",
     )
     frequency_penalty: float | None = option(
         real(),
         group=_PENALTIES,
         off=0.0,
         source="unspool",
-        help="Taken off a token's score once for each time it occurred; below 0 encourages.",
+        help="Subtracted from a token's score for each time that it occurred; below 0 encourages.",
     )
     penalty_scope: Literal["output", "prompt_and_output"] | None = option(
         choice("output", "prompt_and_output"),
         group=_PENALTIES,
         partners=_SCOPED,
         source="unspool",
-        help="Where the three penalties look for tokens; unset, repetition looks at prompt and output, presence and "
-        "frequency at the output.",
+        help="Text that the three penalties count tokens in; if unset, prompt and output for the repetition penalty, "
+        "the output for the presence and frequency penalties.",
         hint="use None for each penalty's usual scope",
     )
     penalty_exclude: tuple[int, ...] | None = option(
@@ -54,7 +54,7 @@ class PenaltyOptions:
         group=_PENALTIES,
         partners=_SCOPED,
         source="unspool",
-        help="Token ids that none of the three penalties touches.",
+        help="Token ids that are exempt from the three penalties.",
     )
     prompt_ignore_length: int | None = option(
         integer(0),
@@ -62,27 +62,27 @@ class PenaltyOptions:
         off=0,
         partners=_SCOPED,
         source="unspool",
-        help="The first tokens of the prompt, this many, are not looked at by the three penalties.",
+        help="Number of first prompt tokens that the three penalties ignore.",
     )
     no_repeat_ngram_size: int | None = option(
         integer(0),
         group=_PENALTIES,
         off=0,
-        help="No sequence of this many tokens may occur twice, the prompt counted.",
+        help="Forbids a repeated n-gram of this many tokens, prompt included.",
         hint="use 0 or None to turn it off",
     )
     encoder_repetition_penalty: float | None = option(
         real(0, brackets="(]", divides=True),
         group=_PENALTIES,
         off=1.0,
-        help="As `repetition_penalty`, but above 1 favors the tokens of the prompt, or of the encoder's input.",
+        help="Like `repetition_penalty`, but above 1 favors the tokens of the prompt, or of the encoder's input.",
         hint="use 1.0 or None to turn it off",
     )
     encoder_no_repeat_ngram_size: int | None = option(
         integer(0),
         group=_PENALTIES,
         off=0,
-        help="No sequence of this many tokens of the prompt, or of the encoder's input, may occur in the output.",
+        help="Forbids in the output any n-gram of this many tokens of the prompt, or of the encoder's input.",
         hint="use 0 or None to turn it off",
     )
     dry_multiplier: float | None = option(
@@ -90,7 +90,7 @@ class PenaltyOptions:
         group=_PENALTIES,
         off=0.0,
         source="unspool",
-        help="Strength of the DRY penalty on a token that would prolong a repeated sequence.",
+        help="Strength of the DRY penalty on a token that would extend a repeated sequence.",
     )
     dry_base: float = option(
         real(1),
@@ -98,7 +98,7 @@ class PenaltyOptions:
         default=1.75,
         partners=_DRY,
         source="unspool",
-        help="The DRY penalty grows by this factor with each token that the repeated sequence is longer.",
+        help="The DRY penalty grows by this factor per additional token of the repeated sequence.",
     )
     dry_allowed_length: int = option(
         integer(1),
@@ -106,7 +106,7 @@ class PenaltyOptions:
         default=2,
         partners=_DRY,
         source="unspool",
-        help="Repeated sequences shorter than this many tokens go without a DRY penalty.",
+        help="Repeated sequences shorter than this many tokens get no DRY penalty.",
     )
     dry_sequence_breakers: tuple[str | int | tuple[int, ...], ...] = option(
         breakers(),
@@ -115,7 +115,7 @@ class PenaltyOptions:
         off=(),
         partners=_DRY,
         source="unspool",
-        help="Strings, token ids or token sequences that no repeated sequence reaches across.",
+        help="Strings, token ids or token sequences that a repeated sequence cannot cross.",
         hint="use None for no breakers",
     )
     dry_range: int | None = option(
@@ -124,6 +124,6 @@ class PenaltyOptions:
         off=0,
         partners=_DRY,
         source="unspool",
-        help="DRY looks at this many last tokens only.",
+        help="Number of last tokens that DRY searches for repetition.",
         hint="use 0 or None for all tokens",
     )

@@ -1,4 +1,4 @@
-"""Options that shape the distribution a token is drawn from."""
+"""Sampling options: temperature and truncation of the distribution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_LIMIT = "use None for no limit"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Which tokens may be drawn, and how sharply."""
+    """Temperature, and the truncations that select candidate tokens."""
 
     temperature: float | None = option(
         real(0, divides=True),
@@ -22,7 +22,7 @@ class SamplingOptions:
         off=1.0,
         read_by="sampling",
         samples=True,
-        help="Logits are divided by it: below 1 sharpens, above 1 flattens, 0 takes the best token always.",
+        help="Divides the logits: below 1 sharpens, above 1 flattens, 0 always takes the best token.",
         hint="use 1.0 or None to leave the distribution as it is",
     )
     top_k: int | None = option(
@@ -32,7 +32,7 @@ class SamplingOptions:
         read_by="sampling",
         samples=True,
         drop_in_default=50,
-        help="Only the k most probable tokens may be drawn; in contrastive search, the number of candidates.",
+        help="Keep only the k most probable tokens; in contrastive search, the number of candidates.",
         hint="use 0 or None for no limit",
     )
     top_p: float | None = option(
@@ -41,7 +41,7 @@ class SamplingOptions:
         off=1.0,
         read_by="sampling",
         samples=True,
-        help="Only the fewest most probable tokens whose probabilities add up to this may be drawn.",
+        help="Nucleus sampling: keep the fewest most probable tokens with at least this total probability.",
         hint=_NO_LIMIT,
     )
     min_p: float | None = option(
@@ -50,7 +50,7 @@ class SamplingOptions:
         off=0.0,
         read_by="sampling",
         samples=True,
-        help="Only tokens at least this fraction as probable as the most probable one may be drawn.",
+        help="Keep only tokens with at least this fraction of the highest probability.",
         hint=_NO_LIMIT,
     )
     top_h: float | None = option(
@@ -58,7 +58,7 @@ class SamplingOptions:
         group=_SAMPLING,
         read_by="sampling",
         samples=True,
-        help="Only the most probable tokens whose entropy stays within this fraction of the whole may be drawn.",
+        help="Keep only the most probable tokens with at most this fraction of the distribution's entropy.",
         hint=_NO_LIMIT,
     )
     typical_p: float | None = option(
@@ -67,7 +67,7 @@ class SamplingOptions:
         off=1.0,
         read_by="sampling",
         samples=True,
-        help="Only the tokens of most typical surprise whose probabilities add up to this may be drawn.",
+        help="Keep only the tokens with the most typical surprise, up to this total probability.",
         hint=_NO_LIMIT,
     )
     epsilon_cutoff: float | None = option(
@@ -76,7 +76,7 @@ class SamplingOptions:
         off=0.0,
         read_by="sampling",
         samples=True,
-        help="Only tokens of at least this probability may be drawn; 3e-4 to 9e-4 is usual.",
+        help="Keep only tokens of at least this probability; 3e-4 to 9e-4 is usual.",
         hint=_NO_LIMIT,
     )
     eta_cutoff: float | None = option(
@@ -85,7 +85,7 @@ class SamplingOptions:
         off=0.0,
         read_by="sampling",
         samples=True,
-        help="As `epsilon_cutoff`, with a threshold that falls as the distribution flattens; 3e-4 to 2e-3 is usual.",
+        help="Like `epsilon_cutoff`, with a threshold that falls as entropy rises; 3e-4 to 2e-3 is usual.",
         hint=_NO_LIMIT,
     )
     top_n_sigma: float | None = option(
@@ -94,7 +94,7 @@ class SamplingOptions:
         read_by="sampling",
         samples=True,
         source="unspool",
-        help="Only tokens whose logit is within this many standard deviations of the highest may be drawn.",
+        help="Keep only tokens with a logit within this many standard deviations of the highest.",
         hint=_NO_LIMIT,
     )
     xtc_probability: float | None = option(
@@ -104,7 +104,7 @@ class SamplingOptions:
         read_by="sampling",
         samples=True,
         source="unspool",
-        help="Chance, at each step, that all tokens above `xtc_threshold` but the least probable of them are cut.",
+        help="Probability per step that XTC removes all tokens above `xtc_threshold` except the least probable one.",
     )
     xtc_threshold: float = option(
         real(0, 1),
@@ -113,7 +113,7 @@ class SamplingOptions:
         read_by="sampling",
         partners=("xtc_probability",),
         source="unspool",
-        help="The probability from which a token counts as a top choice for `xtc_probability`.",
+        help="Minimum probability of a top choice, for XTC.",
     )
     xtc_exclude: tuple[int, ...] | None = option(
         tokens(),
@@ -121,5 +121,5 @@ class SamplingOptions:
         read_by="sampling",
         partners=("xtc_probability",),
         source="unspool",
-        help="Token ids that `xtc_probability` must not cut, such as newlines: where it would, it cuts nothing.",
+        help="Token ids that XTC must not remove, such as newlines; if it would remove one, it removes nothing.",
     )

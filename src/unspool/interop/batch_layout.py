@@ -3,9 +3,9 @@
 transformers gives its processors and criteria one matrix a step: for each prompt as many rows as it has beams or
 outputs, each row the prompt with its pads and then what it has written. Here these rows are called places, and
 
-    place = prompt * seats + seat        seat: the rank of a beam, or the index of an output
+    batch_row = prompt * rows_per_prompt + seat        seat: the rank of a beam, or the index of an output
 
-Owns: which place a row of ours stands for, and what stands in places nobody asks about. Does not know: scores.
+Owns: which batch_row a row of engine_rows stands for, and what stands in places nobody asks about. Does not know: scores.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ class TokenPath:
         return tokens[::-1]
 
 
-class Call(NamedTuple):
+class ObjectCall(NamedTuple):
     """What one call of an object of transformers is about.
 
-    outputs: what stands in each place, all of one length. shown: for each place the row of ours that is shown there,
-    None for none. ours: place --> row of ours, for those whose answer is wanted.
+    outputs: what stands in each batch_row, all of one length. shown: for each batch_row the row of engine_rows that is shown there,
+    None for none. engine_rows: batch_row --> row of engine_rows, for those whose answer is wanted.
     """
 
     outputs: list[list[int]]
     shown: list[int | None]
-    ours: dict[int, int]
+    engine_rows: dict[int, int]
 
 
 class BatchLayout:
@@ -74,14 +74,14 @@ class BatchLayout:
     Args:
         input_ids: [prompts, width], the caller's, pads included.
         pad_token_id: what stands behind the end of a row.
-        seats: rows that transformers would hold for each prompt.
+        rows_per_prompt: rows that transformers would hold for each prompt.
         ranked: whether the rows of a prompt are beams, which stand by rank; else they stand by output.
     """
 
-    def __init__(self, input_ids: torch.Tensor, *, pad_token_id: int, seats: int, ranked: bool) -> None:
-        self.seats, self.ranked = seats, ranked
+    def __init__(self, input_ids: torch.Tensor, *, pad_token_id: int, rows_per_prompt: int, ranked: bool) -> None:
+        self.rows_per_prompt, self.ranked = rows_per_prompt, ranked
         self.roots: list[TokenPath] = []
-        self.places: dict[TokenPath, list[int]] = {}
+        self.batch_rows: dict[TokenPath, list[int]] = {}
         """path --> the places in which it was asked about, in that order."""
         self._input_ids, self._pad = input_ids, pad_token_id
         self._known: dict[tuple[TokenPath, int], int] = {}
@@ -89,9 +89,9 @@ class BatchLayout:
         self._ended: dict[int, TokenPath] = {}
 
     @property
-    def height(self) -> int:
+    def num_rows(self) -> int:
         """Places of all prompts."""
-        return len(self._input_ids) * self.seats
+        return len(self._input_ids) * self.rows_per_prompt
 
     @property
     def num_prompts(self) -> int:
@@ -112,8 +112,8 @@ class BatchLayout:
         self.roots.append(TokenPath(len(self.roots)))
         return self.newest
 
-    def place_of(self, path: TokenPath, output: int) -> int:
-        """Return the place in which this row was asked about.
+    def batch_row_of(self, path: TokenPath, output: int) -> int:
+        """Return the batch_row in which this row was asked about.
 
         Raises:
             KeyError: it never was.
@@ -121,55 +121,59 @@ class BatchLayout:
         return self._known[path, 0 if self.ranked else output]
 
     def arrange_rows(self, paths: Sequence[TokenPath], keys: Sequence[RowKey]) -> None:
-        """Give each row of a step its place; one that was asked about before keeps what it had."""
+        """Give each row of a step its batch_row; one that was asked about before keeps what it had."""
         ranks: dict[tuple[int, int], int] = {}
         for path, key in zip(paths, keys, strict=True):
             rank = ranks.get((path.prompt, path.length), 0)
             ranks[path.prompt, path.length] = rank + 1
-            output, arrange_rows = (0, rank) if self.ranked else (key.output, key.output)
+            output, index = (0, rank) if self.ranked else (key.output, key.output)
             if (path, output) not in self._known:
-                self._known[path, output] = path.prompt * self.seats + arrange_rows
-                self.places.setdefault(path, []).append(path.prompt * self.seats + arrange_rows)
+                self._known[path, output] = path.prompt * self.rows_per_prompt + index
+                self.batch_rows.setdefault(path, []).append(path.prompt * self.rows_per_prompt + index)
             self._latest[self._known[path, output]] = path
 
     def end(self, output: int, path: TokenPath) -> None:
         """Note all that an output has written, its ending token included; pads stand behind it from now on."""
         if not self.ranked:
-            self._ended[path.prompt * self.seats + output] = path
+            self._ended[path.prompt * self.rows_per_prompt + output] = path
 
-    def calls(self, rows: Iterable[tuple[TokenPath, int]]) -> list[Call]:
-        """Return the calls that show every row once: as a rule one, more where several rows share a place.
+    def calls(self, rows: Iterable[tuple[TokenPath, int]]) -> list[ObjectCall]:
+        """Return the calls that show every row once: as a rule one, more where several rows share a batch_row.
 
         Args:
-            rows: of ours, in order: what is shown, and its place.
+            rows: of engine_rows, in order: what is shown, and its batch_row.
         """
         paths: list[TokenPath] = []
         layers: dict[int, list[dict[int, int]]] = {}
-        for row, (path, place) in enumerate(rows):
+        for row, (path, batch_row) in enumerate(rows):
             paths.append(path)
             calls = layers.setdefault(path.length, [])
-            free = next((call for call in calls if place not in call), None)
+            free = next((call for call in calls if batch_row not in call), None)
             if free is None:
                 calls.append(free := {})
-            free[place] = row
-        return [self._call(paths, ours, size) for size in sorted(layers) for ours in layers[size]]
+            free[batch_row] = row
+        return [self._call(paths, engine_rows, size) for size in sorted(layers) for engine_rows in layers[size]]
 
-    def _call(self, paths: Sequence[TokenPath], ours: dict[int, int], length: int) -> Call:
+    def _call(self, paths: Sequence[TokenPath], engine_rows: dict[int, int], length: int) -> ObjectCall:
         outputs: list[list[int]] = []
         shown: list[int | None] = []
-        first = {place // self.seats: row for place, row in sorted(ours.items(), reverse=True)}
-        for place in range(self.height):
-            row = ours.get(place)
-            if row is None and place not in self._ended and (self.ranked or place not in self._latest):
+        first = {batch_row // self.rows_per_prompt: row for batch_row, row in sorted(engine_rows.items(), reverse=True)}
+        for batch_row in range(self.num_rows):
+            row = engine_rows.get(batch_row)
+            if row is None and batch_row not in self._ended and (self.ranked or batch_row not in self._latest):
                 # Beams begin as equal rows, and a prompt may have fewer beams than places.
-                row = first.get(place // self.seats)
-            outputs.append(self.resting(place, length) if row is None else paths[row].tokens)
+                row = first.get(batch_row // self.rows_per_prompt)
+            outputs.append(self.idle_tokens(batch_row, length) if row is None else paths[row].tokens)
             shown.append(row)
-        return Call(outputs, shown, ours)
+        return ObjectCall(outputs, shown, engine_rows)
 
-    def resting(self, place: int, length: int) -> list[int]:
-        """Return what stands in a place nobody asks about: what it has written, cut or padded to the length."""
-        path = self._ended.get(place) or self._latest.get(place) or self._latest.get(place - place % self.seats)
+    def idle_tokens(self, batch_row: int, length: int) -> list[int]:
+        """Return what stands in a batch_row nobody asks about: what it has written, cut or padded to the length."""
+        path = (
+            self._ended.get(batch_row)
+            or self._latest.get(batch_row)
+            or self._latest.get(batch_row - batch_row % self.rows_per_prompt)
+        )
         tokens = path.at(length).tokens if path is not None else []
         return tokens + [self._pad] * (length - len(tokens))
 

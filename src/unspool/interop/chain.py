@@ -33,7 +33,7 @@ class ProcessorChain(Processor):
     wants them, so that raw logits can be recorded.
 
     Args:
-        board: of the call.
+        layout: of the call.
         record: keeps rows for the caller.
         stages: processors for places in the chain, in the place of our own or besides.
         order: names of all places.
@@ -51,14 +51,14 @@ class ProcessorChain(Processor):
         order: tuple[str, ...],
         log_probs: bool,
     ) -> None:
-        self._board, self._record, self._stages = layout, record, stages
+        self._layout, self._record, self._stages = layout, record, stages
         self._order, self._log_probs = order, log_probs
         self._scores = torch.empty(0, dtype=torch.float32, device="cpu")
         self._rows: dict[TokenPath, int] = {}
 
     def start(self, context: Context) -> ChainState:
         """Return the state after the prompt of the next request."""
-        path = self._board.begin()
+        path = self._layout.begin()
         pairs = []
         for name in self._order:
             own = (PROCESSORS[name],) if name in PROCESSORS else ()
@@ -79,7 +79,7 @@ class ProcessorChain(Processor):
     def apply(self, states: Sequence[ChainState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores as the chain leaves them. scores: [rows, vocab] logits"""
         paths = [state.path for state in states]
-        self._board.arrange_rows(paths, keys)
+        self._layout.arrange_rows(paths, keys)
         jobs = [
             RowContext(state.chain, state.states, self._order, self._log_probs, key)
             for state, key in zip(states, keys, strict=True)
@@ -102,17 +102,17 @@ class InLogits(WrappedStrategy):
 
     Args:
         strategy: what decodes.
-        board: of the call.
+        layout: of the call.
     """
 
     def __init__(self, strategy: Strategy, layout: BatchLayout) -> None:
         super().__init__(strategy)
         self.space: Space = "logits"
-        self._board = layout
+        self._layout = layout
 
     def run(self, context: Context) -> Conversation:
         """Hold the strategy's own conversation."""
-        return _watched(self.inner.run(context), self._board, self._board.newest)
+        return _watched(self.inner.run(context), self._layout, self._layout.newest)
 
 
 def _watched(

@@ -20,7 +20,7 @@ Question: TypeAlias = tuple[list[list[int]], dict[int, TokenPath]]
 """What stands in the rows of a call, and whose verdict each row is."""
 
 
-class TheirCriterion(Criterion):
+class TransformersCriterion(Criterion):
     """An object of transformers, asked about all tokens that a step could add.
 
     It gets (input_ids, scores) as transformers gives them: a row for each place of the board with one token more, or in
@@ -30,7 +30,7 @@ class TheirCriterion(Criterion):
 
     Args:
         criterion: the object; its class gives the reason why an output ends.
-        board: of the call.
+        layout: of the call.
         width: continuations of a prompt that a beam search looks at; None for other strategies.
         values: returns the scores that tokens were just found to have.
         steps: returns the scores of the first steps, this many, where the call wants them.
@@ -48,14 +48,14 @@ class TheirCriterion(Criterion):
         steps: Callable[[int], Scores | None],
     ) -> None:
         self.name = type(criterion).__name__
-        self._criterion, self._board, self._width = criterion, layout, width
+        self._criterion, self._layout, self._width = criterion, layout, width
         self._values, self._steps = values, steps
         self._verdicts: dict[TokenPath, bool] = {}
         self._error: Exception | None = None
 
     def start(self, context: Context) -> TokenPath:
         """Return the path of the request that is being started."""
-        return self._board.newest
+        return self._layout.newest
 
     def advance(self, state: TokenPath, token: int) -> TokenPath:
         """Return the path with one more token."""
@@ -84,16 +84,18 @@ class TheirCriterion(Criterion):
         rows = []
         seen: dict[TokenPath, int] = {}
         for path, token in pairs:
-            places = self._board.places[path]
+            batch_rows = self._layout.batch_rows[path]
             # Outputs that have written the same are asked about in turn.
-            rows.append((path.follow(token), places[seen.get(path, 0) % len(places)]))
+            rows.append((path.follow(token), batch_rows[seen.get(path, 0) % len(batch_rows)]))
             seen[path] = seen.get(path, 0) + 1
-        calls = self._board.calls(rows)
-        return [(call.outputs, {place: rows[row][0] for place, row in call.ours.items()}) for call in calls]
+        calls = self._layout.calls(rows)
+        return [
+            (call.outputs, {batch_row: rows[row][0] for batch_row, row in call.engine_rows.items()}) for call in calls
+        ]
 
     def _best(self, pairs: Sequence[tuple[TokenPath, int]], width: int) -> Question:
         """Return the best continuations of each prompt, best first, repeated where there are fewer."""
-        found: list[list[TokenPath]] = [[] for _ in range(self._board.num_prompts)]
+        found: list[list[TokenPath]] = [[] for _ in range(self._layout.num_prompts)]
         for (path, token), score in zip(pairs, self._values(pairs), strict=True):
             child = path.follow(token)
             child.total = path.total + score
@@ -104,12 +106,14 @@ class TheirCriterion(Criterion):
         for prompt, children in enumerate(found):
             children = sorted(children, key=lambda child: -child.total)[:width]
             ours |= enumerate(children, prompt * width)
-            rows = [child.tokens for child in children] or [self._board.resting(prompt * self._board.seats, length)]
+            rows = [child.tokens for child in children] or [
+                self._layout.idle_tokens(prompt * self._layout.rows_per_prompt, length)
+            ]
             outputs += rows + rows[:1] * (width - len(rows))
         return outputs, ours
 
     def _ask(self, outputs: list[list[int]], paths: dict[int, TokenPath]) -> None:
-        ids = self._board.ids(outputs, self._board.device)
+        ids = self._layout.ids(outputs, self._layout.device)
         returned, length = self._criterion(ids, self._steps(len(outputs[0]))), len(outputs[0])
         said = verdicts(returned, len(outputs), by=self.name, when=f"at new token {length}")
         for row, path in paths.items():

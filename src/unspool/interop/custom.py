@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
-from transformers import GenerationConfig as TheirConfig
+from transformers import GenerationConfig as TransformersConfig
 from transformers.generation.logits_process import (
     MinLengthLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
@@ -29,7 +29,7 @@ from unspool.interop.batch import read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, prepared_sources
-from unspool.interop.semantics import settled
+from unspool.interop.semantics import build_call
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import prepared
 from unspool.planning import resolve_options
@@ -137,7 +137,7 @@ def _read(
         batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
         if info is not None:
             batch = replace(batch, sources=tuple(source_rows(arguments.encoder, info)))
-    return settled(arguments, batch, config, own, prepared(arguments.logits_processor, config))
+    return build_call(arguments, batch, config, own, prepared(arguments.logits_processor, config))
 
 
 def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def _negative_prompts(processors: Sequence[Any]) -> dict[str, Any]:
 
 def _beyond_generate(config: Any) -> set[str]:
     """Return what Whisper keeps in its config for itself: it calls us for one window at a time."""
-    plain: Any = TheirConfig
+    plain: Any = TransformersConfig
     return set(vars(config)) - set(vars(plain()))
 
 

@@ -30,9 +30,9 @@ from unspool.inputs.sources import read_source
 from unspool.interop.batch import Batch
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.chain import InLogits, ProcessorChain
-from unspool.interop.criteria import TheirCriterion
-from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, TheirProcessors, order_of
-from unspool.interop.record import Kept, Record, steps_of
+from unspool.interop.criteria import TransformersCriterion
+from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, TransformersProcessors, order_of
+from unspool.interop.record import Record, RowKind, steps_of
 from unspool.interop.streaming import Columns
 from unspool.interop.transformers_objects import TransformersObjects
 from unspool.planning import CallerObjects, plan_requests
@@ -63,20 +63,20 @@ class Call:
 
     batch: Batch
     config: GenerationConfig
-    own: CallerObjects
-    theirs: TransformersObjects
+    caller_objects: CallerObjects
+    transformers_objects: TransformersObjects
     streamer: Any = None
     tokenizer: Any = None
     pad_token_id: int | None = None
 
     @property
-    def kept(self) -> tuple[Kept, ...]:
+    def kept(self) -> tuple[RowKind, ...]:
         """Which rows the caller wants back."""
-        wanted: dict[Kept, bool] = {"logits": self.config.output_logits, "scores": self.config.output_scores}
+        wanted: dict[RowKind, bool] = {"logits": self.config.output_logits, "scores": self.config.output_scores}
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     @property
-    def has_places(self) -> bool:
+    def has_beam_indices(self) -> bool:
         """Whether outputs are to say in which beams they stood."""
         return bool(self.config.return_dict_in_generate) and self.config.strategy in _RECORDED_BEAMS
 
@@ -86,7 +86,7 @@ class Call:
         Raises:
             OptionError: so it is.
         """
-        strategy, config = self.own.strategy, self.config
+        strategy, config = self.caller_objects.strategy, self.config
         for option in ("output_scores", "output_logits"):
             if not getattr(config, option):
                 continue
@@ -100,8 +100,11 @@ class Call:
             if config.output_logits and getattr(config, option) is not None:
                 allowed = f"is not available with `{option}`, which makes a row of several"
                 raise OptionError("output_logits", True, allowed, "leave it out; `output_scores` is there")
-        if self.theirs and strategy is not None:
-            named = [(PREFIX, self.theirs.prefix_allowed_tokens_fn), ("logits_processor", self.theirs.processors)]
+        if self.transformers_objects and strategy is not None:
+            named = [
+                (PREFIX, self.transformers_objects.prefix_allowed_tokens_fn),
+                ("logits_processor", self.transformers_objects.processors),
+            ]
             option = next((name for name, given in named if given), "stopping_criteria")
             allowed = f"is not available with a strategy of your own ({strategy.name})"
             raise OptionError(option, "objects of transformers", allowed, "use `processors` and `criteria`")
@@ -111,7 +114,7 @@ def decode(driver: Driver, call: Call) -> Returned:
     """Decode the prompts of a call and return what transformers would: a tensor, or one of its output classes."""
     requests = _requests(call, driver.engine.runtime)
     record = None
-    if call.theirs or call.kept or call.has_places:
+    if call.transformers_objects or call.kept or call.has_beam_indices:
         requests, record = _with_chain(call, requests)
     groups = _checked([finished.outputs for finished in _run(driver, requests, call)], call)
     outputs = [output.token_ids for group in groups for output in group]
@@ -135,19 +138,19 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
     reader = Reader(runtime, call.tokenizer)
     if batch.sources:
         prompts = [EncodedPrompt(ids, None, source) for ids, source in zip(batch.prompts, batch.sources, strict=True)]
-        reader = _ReadAlready(runtime, call.tokenizer)
-    jobs = plan_requests(
+        reader = _EncodedReader(runtime, call.tokenizer)
+    planned = plan_requests(
         prompts,
         call.config,
-        call.own,
+        call.caller_objects,
         reader=reader,
         detokenizer=Detokenizer(call.tokenizer) if call.config.stop_strings else None,
         stops_in_prompt=True,
     )
-    return [job.request for job in jobs]
+    return [each.request for each in planned]
 
 
-class _ReadAlready(Reader):
+class _EncodedReader(Reader):
     """Hands on what has been read, under transformers' own rules on how outputs begin."""
 
     def read(self, given: Any, beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT, index: int = 0) -> EncodedPrompt:
@@ -164,7 +167,7 @@ def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request],
     layout = BatchLayout(
         call.batch.input_ids,
         pad_token_id=call.pad_token_id or 0,
-        seats=max(config.num_beams, config.num_return_sequences, config.best_of or 1),
+        rows_per_prompt=max(config.num_beams, config.num_return_sequences, config.best_of or 1),
         ranked=config.num_beams > 1,
     )
     record = Record(layout, call.kept)
@@ -173,7 +176,7 @@ def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request],
         layout, record, _stages(call, layout, first), log_probs=log_probs, order=order_of(config.processor_order)
     )
     criteria = (*first.criteria, *_criteria(call, layout, chain, record))
-    lockstep_group = LockstepGroup() if call.theirs.see_batch else None
+    lockstep_group = LockstepGroup() if call.transformers_objects.see_batch else None
     alone = first.config.replace(processor_order=(USER,))
     changed = [
         replace(
@@ -192,11 +195,14 @@ def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request],
 def _stages(call: Call, layout: BatchLayout, request: Request) -> dict[str, tuple[Processor, ...]]:
     """Return the processors that stand in the chain besides our own or in their place."""
     stages: dict[str, tuple[Processor, ...]] = {USER: request.processors}
-    if call.theirs.prefix_allowed_tokens_fn is not None:
-        stages[PREFIX] = (PrefixAllowed(call.theirs.prefix_allowed_tokens_fn, layout),)
-    for place, objects in call.theirs.processors.items():
+    if call.transformers_objects.prefix_allowed_tokens_fn is not None:
+        stages[PREFIX] = (PrefixAllowed(call.transformers_objects.prefix_allowed_tokens_fn, layout),)
+    for place, objects in call.transformers_objects.processors.items():
         name = "logits_processor" if place == USER else place
-        stages[place] = (*(stages.get(place, ()) if place == USER else ()), TheirProcessors(objects, layout, name))
+        stages[place] = (
+            *(stages.get(place, ()) if place == USER else ()),
+            TransformersProcessors(objects, layout, name),
+        )
     return stages
 
 
@@ -206,7 +212,8 @@ def _criteria(call: Call, layout: BatchLayout, chain: ProcessorChain, record: Re
     scores = call.config.output_scores and call.config.return_dict_in_generate
     steps = partial(record.steps, "scores", pad_token_id=call.pad_token_id) if scores else lambda count: None
     return [
-        TheirCriterion(each, layout, width=width, values=chain.values, steps=steps) for each in call.theirs.criteria
+        TransformersCriterion(each, layout, width=width, values=chain.values, steps=steps)
+        for each in call.transformers_objects.criteria
     ]
 
 
@@ -274,7 +281,7 @@ def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Outpu
     scores = torch.tensor(
         [output.score for group in groups for output in group], dtype=torch.float32, device=sequences.device
     )
-    if record is not None and call.has_places:
+    if record is not None and call.has_beam_indices:
         for name in call.kept:
             steps = record.steps(name, None, call.pad_token_id)
             rows[name] = tuple(step.to(sequences.device) for step in steps)
@@ -285,8 +292,8 @@ def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Outpu
 
 def _beam_indices(groups: Sequence[Sequence[Output]], record: Record) -> torch.Tensor:
     """Return for each token of each output the row of `scores` it was chosen from, -1 behind its end."""
-    outputs = [record.places(prompt, output.token_ids) for prompt, group in enumerate(groups) for output in group]
+    outputs = [record.batch_rows(prompt, output.token_ids) for prompt, group in enumerate(groups) for output in group]
     longest = max(map(len, outputs))
     return torch.tensor(
-        [places + [-1] * (longest - len(places)) for places in outputs], dtype=torch.int32, device="cpu"
+        [batch_rows + [-1] * (longest - len(batch_rows)) for batch_rows in outputs], dtype=torch.int32, device="cpu"
     )

@@ -17,7 +17,7 @@ from unspool.interop.arguments import Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.encoders import check_plain, encoder_of, read_sources
-from unspool.interop.semantics import pad_token, settled
+from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
 from unspool.planning import resolve_options
@@ -114,7 +114,7 @@ def _read(model: Any, arguments: Arguments, generation_config: Any, stored: Gene
         runtime = partial(_runtime_of, model)
         batch = read_sources(model, arguments, config, info=info, runtime=runtime)
     has_prefix = arguments.prefix_allowed_tokens_fn is not None
-    return settled(arguments, batch, config, own, placed(arguments.logits_processor, config, prefix=has_prefix))
+    return build_call(arguments, batch, config, own, placed(arguments.logits_processor, config, prefix=has_prefix))
 
 
 def _runtime_of(model: Any) -> Runtime:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers.generation import logits_process
 
-from unspool.interop.batch_layout import BatchLayout, Call, TokenPath
+from unspool.interop.batch_layout import BatchLayout, ObjectCall, TokenPath
 from unspool.interop.returned import are_numbers, check_scores, token_ids
 from unspool.processors import DEFAULT_ORDER
 from unspool.processors.rows import FORBIDDEN
@@ -37,7 +37,7 @@ def order_of(order: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-class TheirProcessors(Processor):
+class TransformersProcessors(Processor):
     """Objects of transformers, called one after the other with the same rows that transformers would give them.
 
     They get (input_ids, scores): a row for each place of the board, the prompts as the caller gave them, and a matrix
@@ -46,18 +46,18 @@ class TheirProcessors(Processor):
 
     Args:
         objects: callables of (input_ids, scores).
-        board: of the call.
+        layout: of the call.
         name: the place in the chain.
     """
 
     def __init__(self, objects: Sequence[Callable[[Any, Any], Any]], layout: BatchLayout, name: str) -> None:
         self.name = name
-        self._objects, self._board = tuple(objects), layout
+        self._objects, self._layout = tuple(objects), layout
         self._error: Exception | None = None
 
     def start(self, context: Context) -> TokenPath:
         """Return the path of the request that is being started."""
-        return self._board.newest
+        return self._layout.newest
 
     def advance(self, state: TokenPath, token: int) -> TokenPath:
         """Return the path with one more token."""
@@ -71,8 +71,8 @@ class TheirProcessors(Processor):
         """Return the scores as the objects leave them. scores: [rows, vocab]"""
         if self._error is not None:
             raise self._error  # the engine asks again row by row, which they must not see
-        layout = self._board
-        rows = [(path, layout.place_of(path, key.output)) for path, key in zip(states, keys, strict=True)]
+        layout = self._layout
+        rows = [(path, layout.batch_row_of(path, key.output)) for path, key in zip(states, keys, strict=True)]
         try:
             for call in layout.calls(rows):
                 self._apply(call, scores)
@@ -81,21 +81,21 @@ class TheirProcessors(Processor):
             raise
         return scores
 
-    def _apply(self, call: Call, scores: torch.Tensor) -> None:
-        ids, seen = self._board.ids(call.outputs, scores.device), _matrix(call, scores)
-        places, when = list(call.ours), f"at new token {len(call.outputs[0]) + 1}"
-        if not are_numbers(seen[places]):
+    def _apply(self, call: ObjectCall, scores: torch.Tensor) -> None:
+        ids, seen = self._layout.ids(call.outputs, scores.device), _matrix(call, scores)
+        batch_rows, when = list(call.engine_rows), f"at new token {len(call.outputs[0]) + 1}"
+        if not are_numbers(seen[batch_rows]):
             return  # the model's own NaN, which the engine reports
         for each in self._objects:
-            seen = check_scores(each(ids, seen), like=seen, rows=places, by=type(each).__name__, when=when)
-        scores[list(call.ours.values())] = seen[places].to(scores)
+            seen = check_scores(each(ids, seen), like=seen, rows=batch_rows, by=type(each).__name__, when=when)
+        scores[list(call.engine_rows.values())] = seen[batch_rows].to(scores)
 
 
-def _matrix(call: Call, scores: torch.Tensor) -> torch.Tensor:
+def _matrix(call: ObjectCall, scores: torch.Tensor) -> torch.Tensor:
     """Return the scores of each place, a matrix of its own. --> [places, vocab] float32"""
     rows = torch.tensor([0 if row is None else row for row in call.shown], device=scores.device)
     seen = scores[rows]
-    empty = [place for place, row in enumerate(call.shown) if row is None]
+    empty = [batch_row for batch_row, row in enumerate(call.shown) if row is None]
     if empty:
         seen[empty] = -math.log(scores.shape[1])
     return seen
@@ -112,11 +112,11 @@ class PrefixAllowed(Processor):
     name = PREFIX
 
     def __init__(self, function: Callable[[int, torch.Tensor], Any], layout: BatchLayout) -> None:
-        self._function, self._board = function, layout
+        self._function, self._layout = function, layout
 
     def start(self, context: Context) -> TokenPath:
         """Return the path of the request that is being started."""
-        return self._board.newest
+        return self._layout.newest
 
     def advance(self, state: TokenPath, token: int) -> TokenPath:
         """Return the path with one more token."""
@@ -131,11 +131,11 @@ class PrefixAllowed(Processor):
         mask = torch.full_like(scores, FORBIDDEN)
         prompts: dict[int, list[int]] = {}
         for row, (path, key) in enumerate(zip(states, keys, strict=True)):
-            returned = self._function(path.prompt, self._board.row_ids(path, scores.device))
+            returned = self._function(path.prompt, self._layout.row_ids(path, scores.device))
             when = f"for prompt {path.prompt}, at new token {path.length + 1}"
             allowed = token_ids(returned, scores.shape[1], option=PREFIX, when=when)
             mask[row, allowed.to(scores.device)] = 0.0
-            group = path.prompt if self._board.ranked else path.prompt * self._board.seats + key.output
+            group = path.prompt if self._layout.ranked else path.prompt * self._layout.rows_per_prompt + key.output
             prompts.setdefault(group, []).append(row)
         masked = scores + mask
         for rows in prompts.values():

@@ -14,28 +14,28 @@ from unspool.interop.batch_layout import BatchLayout, TokenPath
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import RowKey
 
-Kept: TypeAlias = Literal["logits", "scores"]
+RowKind: TypeAlias = Literal["logits", "scores"]
 
 
 class Record:
     """The rows of a call.
 
     Args:
-        board: of the call, which has given each row its place.
+        layout: of the call, which has given each row its batch_row.
         names: what is kept: "logits" are the rows before the processors, "scores" those after.
     """
 
-    def __init__(self, layout: BatchLayout, names: Iterable[Kept] = ()) -> None:
-        self._board = layout
-        self._kept: dict[Kept, dict[TokenPath, dict[int, torch.Tensor]]] = {name: {} for name in names}
-        self._steps: dict[Kept, list[dict[int, torch.Tensor]]] = {name: [] for name in self._kept}
-        self._made: dict[tuple[Kept, int], torch.Tensor] = {}
+    def __init__(self, layout: BatchLayout, names: Iterable[RowKind] = ()) -> None:
+        self._layout = layout
+        self._kept: dict[RowKind, dict[TokenPath, dict[int, torch.Tensor]]] = {name: {} for name in names}
+        self._steps: dict[RowKind, list[dict[int, torch.Tensor]]] = {name: [] for name in self._kept}
+        self._made: dict[tuple[RowKind, int], torch.Tensor] = {}
 
     @property
-    def names(self) -> tuple[Kept, ...]:
+    def names(self) -> tuple[RowKind, ...]:
         return tuple(self._kept)
 
-    def keep(self, name: Kept, paths: Sequence[TokenPath], keys: Sequence[RowKey], rows: torch.Tensor) -> None:
+    def keep(self, name: RowKind, paths: Sequence[TokenPath], keys: Sequence[RowKey], rows: torch.Tensor) -> None:
         """Keep copies of the rows, if this name is kept. rows: [rows, vocab]"""
         if name not in self._kept:
             return
@@ -43,12 +43,12 @@ class Record:
         for path, key, row in zip(paths, keys, rows.clone(), strict=True):
             self._kept[name].setdefault(path, {})[key.output] = row
             steps += [{} for _ in range(path.length + 1 - len(steps))]
-            steps[path.length][self._board.place_of(path, key.output)] = row
+            steps[path.length][self._layout.batch_row_of(path, key.output)] = row
             self._made.pop((name, path.length), None)
 
-    def rows(self, name: Kept, prompt: int, output: int, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def rows(self, name: RowKind, prompt: int, output: int, tokens: Sequence[int]) -> list[torch.Tensor]:
         """Return the row [vocab] that each token of an output was chosen from."""
-        path, found = self._board.roots[prompt], []
+        path, found = self._layout.roots[prompt], []
         for token in tokens:
             rows = self._kept[name][path]
             # What is the best of several samples was drawn under another index.
@@ -59,15 +59,15 @@ class Record:
             path = path.follow(token)
         return found
 
-    def places(self, prompt: int, tokens: Sequence[int]) -> list[int]:
-        """Return the place in which each token of a beam search's output was chosen."""
-        path, found = self._board.roots[prompt], []
+    def batch_rows(self, prompt: int, tokens: Sequence[int]) -> list[int]:
+        """Return the batch_row in which each token of a beam search's output was chosen."""
+        path, found = self._layout.roots[prompt], []
         for token in tokens:
-            found.append(self._board.place_of(path, 0))
+            found.append(self._layout.batch_row_of(path, 0))
             path = path.follow(token)
         return found
 
-    def steps(self, name: Kept, count: int | None, pad_token_id: int | None) -> tuple[torch.Tensor, ...]:
+    def steps(self, name: RowKind, count: int | None, pad_token_id: int | None) -> tuple[torch.Tensor, ...]:
         """Return the first steps, all of them for None, as rows of the board: one [places, vocab] tensor for each.
 
         Where a prompt has fewer rows than places its first one is repeated, as beams begin equal; one that has come to
@@ -76,19 +76,24 @@ class Record:
         number = len(self._steps[name]) if count is None else count
         return tuple(self._step(name, step, pad_token_id) for step in range(number))
 
-    def _step(self, name: Kept, number: int, pad_token_id: int | None) -> torch.Tensor:
+    def _step(self, name: RowKind, number: int, pad_token_id: int | None) -> torch.Tensor:
         made = self._made.get((name, number))
         if made is None:
             rows = self._steps[name][number]
-            ended, seats = _ended(next(iter(rows.values())), pad_token_id), self._board.seats
-            resting = [rows.get(place - place % seats, ended) if self._board.ranked else ended for place in self._range]
-            made = torch.stack([rows.get(place, rest) for place, rest in zip(self._range, resting, strict=True)])
+            ended, rows_per_prompt = _ended(next(iter(rows.values())), pad_token_id), self._layout.rows_per_prompt
+            resting = [
+                rows.get(batch_row - batch_row % rows_per_prompt, ended) if self._layout.ranked else ended
+                for batch_row in self._range
+            ]
+            made = torch.stack(
+                [rows.get(batch_row, rest) for batch_row, rest in zip(self._range, resting, strict=True)]
+            )
             self._made[name, number] = made
         return made
 
     @property
     def _range(self) -> range:
-        return range(self._board.height)
+        return range(self._layout.num_rows)
 
 
 def _ended(row: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:

@@ -20,7 +20,7 @@ from unspool.planning import CallerObjects
 from unspool.seeds import shared_seed
 
 
-def settled(
+def build_call(
     arguments: Arguments,
     batch: Batch,
     config: GenerationConfig,
@@ -46,8 +46,10 @@ def settled(
     call = Call(
         batch=batch,
         config=config,
-        own=with_negative_prompts(own, arguments, config, batch),
-        theirs=TransformersObjects(processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix),
+        caller_objects=with_negative_prompts(own, arguments, config, batch),
+        transformers_objects=TransformersObjects(
+            processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix
+        ),
         streamer=arguments.streamer,
         tokenizer=arguments.tokenizer,
         pad_token_id=pad_token_id,

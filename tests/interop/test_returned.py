@@ -115,7 +115,7 @@ class Named:
 def test_a_processor_that_returns_no_scores_is_named_with_the_step(change: Any, message: str) -> None:
     broken = Named(lambda ids, scores: change(scores), lambda ids, scores: scores)
     error = refusal(logits_processor=[lambda ids, scores: scores - 1.0, broken])
-    assert error.option == "logits_processor" and "mend Named" in str(error) and message in str(error)
+    assert error.option == "logits_processor" and "fix Named" in str(error) and message in str(error)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_processor_that_returns_no_scores_is_named_with_the_step(change: Any, 
 def test_a_criterion_that_returns_no_verdicts_is_named_with_the_step(said: Any) -> None:
     criterion = Named(lambda ids, scores: said, lambda ids, scores: False)
     error = refusal(stopping_criteria=[criterion])
-    expected = r"must hold objects that return one boolean for each of the 2 rows \(at new token 2\).*mend Named"
+    expected = r"must hold objects that return one boolean for each of the 2 rows \(at new token 2\).*fix Named"
     assert error.option == "stopping_criteria" and re.search(expected, str(error))
 
 

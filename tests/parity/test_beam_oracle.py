@@ -106,6 +106,6 @@ def test_too_few_outputs_to_fill_a_tensor_are_said_so() -> None:
     model = tiny_model("gpt2")
     allowed = {"suppress_tokens": list(range(2, 97)), "max_new_tokens": 1, "num_beams": 3}
     assert unspool.generate(model, torch.tensor([[5]]), num_return_sequences=2, **allowed).shape == (2, 2)
-    with pytest.raises(unspool.StrategyError, match="row 0: beam found 2 outputs and 3 are to fill a tensor"):
+    with pytest.raises(unspool.StrategyError, match="row 0: beam found 2 outputs and a tensor needs 3"):
         unspool.generate(model, torch.tensor([[5]]), num_return_sequences=3, **allowed)
     assert len(unspool.load(model).generate([5], num_return_sequences=3, **allowed).completions) == 2

@@ -1,4 +1,4 @@
-"""Doors for people who come from transformers: its calls, its tensors and its output classes around our engine."""
+"""Compatibility with transformers: its calls, tensors and output classes on our engine."""
 
 from unspool.interop.custom import decoding_method
 from unspool.interop.drop_in import generate

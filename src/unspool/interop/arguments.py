@@ -1,6 +1,6 @@
-"""Sorts the keyword arguments of a call written for transformers: options, what has no effect, what is refused.
+"""Sorts the keyword arguments of a transformers-style call: options, ignorable arguments, refused arguments.
 
-Owns: the names that `model.generate` takes besides options of GenerationConfig. Does not know: what options mean.
+Owns: the arguments of `model.generate` that are not options of GenerationConfig. Does not know: the meaning of options.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
 from unspool.interop.transformers_objects import callables
 
-_FEEDS_IDS: Final = "is not read: nothing but the token ids of `input_ids` is fed"
+_FEEDS_IDS: Final = "is not read: only the token ids of `input_ids` are fed"
 _TRANSCRIPT: Final = "is not supported: audio is transcribed in one piece, without timestamps"
-_CUT: Final = "leave it out; cut longer audio up, or use model.generate"
+_CUT: Final = "leave it out; cut longer audio into pieces, or use model.generate"
 
 TIMESTAMPS: Final = "return_timestamps"
-"""Refused; False is read where the model's own config says True."""
+"""Refused if True; False overrides True in the model's own config."""
 
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "assistant_tokenizer": (
@@ -33,18 +33,18 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "synced_gpus": (
         "is not supported: a model runs in one process",
-        "leave it out; the model must be whole in one process",
+        "leave it out; load the whole model in one process",
     ),
     "inputs_embeds": (
         _FEEDS_IDS,
         "give the prompt as `input_ids`; for embeddings that no token has, use model.generate",
     ),
     "token_type_ids": (_FEEDS_IDS, "leave it out: tokenizer(..., return_token_type_ids=False)"),
-    "past_key_values": ("is not read: the engine keeps a cache of its own", "give the whole prompt as `input_ids`"),
-    "encoder_outputs": ("is not read: the engine runs the encoder by itself", "give what the encoder reads"),
+    "past_key_values": ("is not read: the engine has its own KV cache", "give the whole prompt as `input_ids`"),
+    "encoder_outputs": ("is not read: the engine runs the encoder itself", "give the encoder's input"),
     "prompt_ids": (
-        "is not supported: nothing is prepended to a transcript's own beginning",
-        "give the whole beginning as `decoder_input_ids`",
+        "is not supported: nothing is prepended to a transcript's decoder prompt",
+        "give the whole decoder prompt as `decoder_input_ids`",
     ),
     **dict.fromkeys(
         (
@@ -62,16 +62,16 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
         (_TRANSCRIPT, _CUT),
     ),
 }
-"""Refused when set: argument --> why, and what to do instead."""
+"""Refused if set: argument --> (reason, remedy)."""
 
 ENCODER: Final = ("decoder_input_ids", "decoder_attention_mask", "input_features", "pixel_values")
-"""What only models read that have an encoder."""
+"""Arguments that only models with an encoder read."""
 
 SPEECH: Final = ("language", "task")
-"""What only those read that hear."""
+"""Arguments that only speech models read."""
 
 NO_EFFECT: Final = frozenset({"cache_position", "logits_to_keep", "return_dict", "trust_remote_code"})
-"""Accepted: how the model's forward is called, which the engine decides by itself, and leave to run code of the hub."""
+"""Accepted and ignored: the engine decides how to call the model's forward, and the model is loaded already."""
 
 
 _TENSORS: Final = (
@@ -90,9 +90,9 @@ class Arguments:
     """The arguments of one call.
 
     input_ids, attention_mask, position_ids: the prompts, as given. negative_prompt_ids, negative_prompt_attention_mask:
-    what guidance moves away from, likewise. tokenizer: for options that hold text. logits_processor, stopping_criteria,
-    prefix_allowed_tokens_fn, streamer: objects of transformers, or of its kind. encoder: by name what only models read
-    that have an encoder. options: all other arguments, for the option table.
+    the negative prompts of classifier-free guidance, as given. tokenizer: for options that hold text. logits_processor,
+    stopping_criteria, prefix_allowed_tokens_fn, streamer: objects of transformers, or with the same methods. encoder:
+    name --> value of the arguments that only models with an encoder read. options: all other arguments.
     """
 
     input_ids: Any
@@ -113,7 +113,7 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
     """Return the arguments of a call sorted, `inputs` as another name for `input_ids`.
 
     Raises:
-        OptionError: one is refused, or needs another one.
+        OptionError: if an argument is refused, or needs another one.
     """
     options = {name: value for name, value in given.items() if name not in NO_EFFECT}
     says_no = options.get(TIMESTAMPS) is False
@@ -152,10 +152,10 @@ def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None
 
     Args:
         given: None for none.
-        stored: the model's; what a user's config has in common with it is not asked for.
+        stored: the model's own; an unknown attribute is accepted if it has the stored value.
 
     Raises:
-        OptionError: it is no config, or holds an attribute that nothing reads.
+        OptionError: if it is not a config, or holds an unknown attribute.
     """
     if given is None or isinstance(given, GenerationConfig):
         return given
@@ -170,5 +170,5 @@ def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None
 
 
 def _shown(value: Any) -> Any:
-    """Return the value, or for an object or tensor its type, which fits a line."""
+    """Return a short form of a value for a message: plain values as they are, others as their type."""
     return value if isinstance(value, bool | int | float | str) else type(value)

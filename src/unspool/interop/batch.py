@@ -1,11 +1,11 @@
-"""Padded tensors on the one side, rows of real tokens on the other.
+"""Padded tensors to rows of real tokens, and outputs back to one padded tensor.
 
-Owns: what a left-padded batch of prompts means, and how outputs become one tensor again. No pad is ever fed.
+Owns: reading a left-padded batch of prompts, and padding the outputs. No pad is ever fed to the model.
 
     input_ids    [ pads | prompt ]
     sequences    [ pads | prompt | output | pads ]
 
-Where a model reads a source, `prompt` is what its outputs begin with.
+For a model with an encoder, `prompt` is the decoder prompt.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from unspool.types import Source
 class Batch:
     """A batch of prompts.
 
-    input_ids: [rows, width] int64, as given. prompts: each row's real tokens. sources: what the encoder reads for each
-    row; empty for models without one. task: "rewrite" for encoder-decoders; "transcribe" for those that hand out
-    transcripts, which hold neither prompt nor end, and whose `max_length` counts output alone.
+    input_ids: [rows, width] int64, as given. prompts: each row's real tokens. sources: each row's encoder input; empty
+    for models without an encoder. task: "continue" for decoders; "rewrite" for encoder-decoders; "transcribe" for
+    Whisper: its transcripts hold neither decoder prompt nor end token, and its `max_length` counts output only.
     """
 
     input_ids: torch.Tensor
@@ -43,14 +43,14 @@ class Batch:
         """Return each prompt as it was given, then its output, then pads.
 
         Args:
-            outputs: token ids, those of one prompt adjacent, as many for each.
-            pad_token_id: None where there is none.
+            outputs: token ids, those of one prompt adjacent, the same number per prompt.
+            pad_token_id: None for none.
 
         Returns:
             [outputs, width + longest output] int64, on the device of `input_ids`.
 
         Raises:
-            OptionError: the outputs differ in length and there is no token to pad them with.
+            OptionError: if the outputs differ in length and `pad_token_id` is None.
         """
         prompts = self.input_ids.repeat_interleave(len(outputs) // len(self.prompts), dim=0)
         return torch.cat([prompts, self._padded(outputs, pad_token_id)], dim=1)
@@ -58,27 +58,27 @@ class Batch:
     def transcripts(
         self, outputs: Sequence[Sequence[int]], pad_token_id: int | None, ends: Sequence[int]
     ) -> torch.Tensor:
-        """Return the outputs alone, without the token of `ends` that each may end with. As `sequences`."""
+        """Return the outputs only, each without an end token of `ends`. Otherwise as `sequences`."""
         return self._padded([output[: len(output) - (output[-1] in ends)] for output in outputs], pad_token_id)
 
     def _padded(self, outputs: Sequence[Sequence[int]], pad_token_id: int | None) -> torch.Tensor:
         longest = max(map(len, outputs))
         if pad_token_id is None and any(len(output) < longest for output in outputs):
             hint = "give pad_token_id=, or set it in model.generation_config"
-            raise OptionError("pad_token_id", None, "must be set where outputs differ in length", hint)
+            raise OptionError("pad_token_id", None, "must be set if outputs differ in length", hint)
         fill = [] if pad_token_id is None else [pad_token_id]
         rows = [[*output, *fill * (longest - len(output))] for output in outputs]
         return torch.tensor(rows, dtype=torch.int64, device=self.input_ids.device)
 
 
 def batch_of_bos(bos_token_id: int | None, device: torch.device) -> Batch:
-    """Return the batch of one prompt that stands in for none: the begin-of-sequence token.
+    """Return a batch of one prompt that holds only the begin-of-sequence token.
 
     Raises:
-        PromptError: there is no such token.
+        PromptError: if `bos_token_id` is None.
     """
     if bos_token_id is None:
-        raise PromptError("there is no `input_ids` and no `bos_token_id` to start from: give one of them")
+        raise PromptError("neither `input_ids` nor `bos_token_id` is given: give one of them")
     return Batch(input_ids=torch.tensor([[bos_token_id]], device=device), prompts=((bos_token_id,),))
 
 
@@ -94,18 +94,18 @@ def read_batch(
 
     Args:
         input_ids: [rows, width] of any integer dtype.
-        attention_mask: [rows, width], 1 for tokens and 0 for pads; None to infer it as transformers does: from
-            `pad_token_id` where that occurs and does not also end sequences, else there are no pads.
+        attention_mask: [rows, width], 1 for tokens and 0 for pads. None to infer it as transformers does: pads are the
+            tokens equal to `pad_token_id`, or none if that token also ends sequences.
         position_ids: None, or exactly the positions that follow from the mask, on its real tokens.
 
     Raises:
-        PromptError: the tensors are not of these kinds, or pads stand elsewhere than on the left.
+        PromptError: if the tensors have other types or shapes, or pads are not on the left only.
     """
     ids = _two_dimensional("input_ids", input_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise PromptError(f"`input_ids` must hold integers, got {ids.dtype}")
     if not ids.numel():
-        raise PromptError(f"`input_ids` holds no token, its shape is {tuple(ids.shape)}; give at least one a row")
+        raise PromptError(f"`input_ids` holds no token, its shape is {tuple(ids.shape)}; give at least one per row")
     ids = ids.long()
     is_inferred = attention_mask is None
     mask = _infer_mask(ids, pad_token_id, eos_token_ids) if is_inferred else _read_mask(attention_mask, ids)
@@ -139,21 +139,19 @@ def _read_mask(given: Any, ids: torch.Tensor) -> torch.Tensor:
         shapes = f"{tuple(ids.shape)}, got {tuple(mask.shape)}"
         raise PromptError(f"`attention_mask` must have the shape of `input_ids`, {shapes}")
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise PromptError("`attention_mask` must hold nothing but 0 for pads and 1 for tokens")
+        raise PromptError("`attention_mask` must hold only 0 for pads and 1 for tokens")
     return mask.bool()
 
 
 def _check_padding(mask: torch.Tensor, is_inferred: bool, pad_token_id: int | None) -> None:
-    """Refuse pads anywhere but on the left."""
-    source = (
-        f" (read off pad_token_id={pad_token_id}: give `attention_mask` if these are no pads)" if is_inferred else ""
-    )
+    """Check that pads are on the left only."""
+    source = f" (from pad_token_id={pad_token_id}: give `attention_mask` if these are not pads)" if is_inferred else ""
     for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
-        raise PromptError(f"row {row} of the batch holds no token but pads{source}; leave it out")
+        raise PromptError(f"row {row} of the batch holds only pads{source}; leave it out")
     for row in (~mask[:, -1]).nonzero()[:, 0].tolist():
         raise PromptError(f"row {row} of the batch is padded on the right{source}; set tokenizer.padding_side='left'")
     for row in (mask[:, :-1] & ~mask[:, 1:]).any(dim=1).nonzero()[:, 0].tolist():
-        raise PromptError(f"row {row} of the batch has pads between its tokens{source}; pads must stand on the left")
+        raise PromptError(f"row {row} of the batch has pads between its tokens{source}; put pads on the left only")
 
 
 def _check_positions(given: torch.Tensor, mask: torch.Tensor) -> None:

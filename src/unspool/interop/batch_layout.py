@@ -1,11 +1,11 @@
-"""The batch of a call as transformers would hold it, kept up while our rows come and go.
+"""The batch of a call in transformers' layout, updated while rows of the engine start and end.
 
-transformers gives its processors and criteria one matrix a step: for each prompt as many rows as it has beams or
-outputs, each row the prompt with its pads and then what it has written. Here these rows are called places, and
+transformers gives its processors and criteria one matrix per step. Each prompt has as many rows as beams or outputs,
+and each row holds the padded prompt and then the new tokens. Here these rows are called batch rows:
 
-    batch_row = prompt * rows_per_prompt + seat        seat: the rank of a beam, or the index of an output
+    batch_row = prompt * rows_per_prompt + index        index: the rank of a beam, or the index of an output
 
-Owns: which batch_row a row of engine_rows stands for, and what stands in places nobody asks about. Does not know: scores.
+Owns: the batch row of each engine row, and the tokens of batch rows without an engine row. Does not know: scores.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from unspool.protocols import RowKey
 
 
 class TokenPath:
-    """What a row has written: a node of its prompt's tree, the same object wherever the same tokens were written.
+    """The new tokens of a row: a node of its prompt's tree of tokens. Equal tokens give the same object.
 
-    total: the sum of its tokens' scores, where the board was told them.
+    total: the sum of the tokens' scores, set only by a beam search's criteria.
     """
 
     __slots__ = ("_children", "length", "parent", "prompt", "token", "total")
@@ -57,10 +57,10 @@ class TokenPath:
 
 
 class ObjectCall(NamedTuple):
-    """What one call of an object of transformers is about.
+    """The arguments of one call of an object of transformers.
 
-    outputs: what stands in each batch_row, all of one length. shown: for each batch_row the row of engine_rows that is shown there,
-    None for none. engine_rows: batch_row --> row of engine_rows, for those whose answer is wanted.
+    outputs: the new tokens of each batch row, all of one length. shown: for each batch row the index of the engine row
+    that it shows, or None. engine_rows: batch row --> index of the engine row that receives the answer.
     """
 
     outputs: list[list[int]]
@@ -69,20 +69,20 @@ class ObjectCall(NamedTuple):
 
 
 class BatchLayout:
-    """The places of one call.
+    """The batch rows of one call.
 
     Args:
         input_ids: [prompts, width], the caller's, pads included.
-        pad_token_id: what stands behind the end of a row.
-        rows_per_prompt: rows that transformers would hold for each prompt.
-        ranked: whether the rows of a prompt are beams, which stand by rank; else they stand by output.
+        pad_token_id: fills a row behind its end.
+        rows_per_prompt: rows per prompt in transformers' batch.
+        ranked: True if the rows of a prompt are beams, sorted by rank; False if they are outputs, by index.
     """
 
     def __init__(self, input_ids: torch.Tensor, *, pad_token_id: int, rows_per_prompt: int, ranked: bool) -> None:
         self.rows_per_prompt, self.ranked = rows_per_prompt, ranked
         self.roots: list[TokenPath] = []
         self.batch_rows: dict[TokenPath, list[int]] = {}
-        """path --> the places in which it was asked about, in that order."""
+        """path --> its batch rows, in the order in which they were arranged."""
         self._input_ids, self._pad = input_ids, pad_token_id
         self._known: dict[tuple[TokenPath, int], int] = {}
         self._latest: dict[int, TokenPath] = {}
@@ -90,7 +90,7 @@ class BatchLayout:
 
     @property
     def num_rows(self) -> int:
-        """Places of all prompts."""
+        """The number of batch rows of all prompts."""
         return len(self._input_ids) * self.rows_per_prompt
 
     @property
@@ -99,7 +99,7 @@ class BatchLayout:
 
     @property
     def device(self) -> torch.device:
-        """Where the caller has the prompts."""
+        """The device of the caller's prompts."""
         return self._input_ids.device
 
     @property
@@ -108,20 +108,20 @@ class BatchLayout:
         return self.roots[-1]
 
     def begin(self) -> TokenPath:
-        """Return the empty path of the next prompt: requests start in the order of their prompts."""
+        """Return the empty path of the next prompt. Requests must start in the order of their prompts."""
         self.roots.append(TokenPath(len(self.roots)))
         return self.newest
 
     def batch_row_of(self, path: TokenPath, output: int) -> int:
-        """Return the batch_row in which this row was asked about.
+        """Return the batch row of an engine row.
 
         Raises:
-            KeyError: it never was.
+            KeyError: if the engine row was never arranged.
         """
         return self._known[path, 0 if self.ranked else output]
 
     def arrange_rows(self, paths: Sequence[TokenPath], keys: Sequence[RowKey]) -> None:
-        """Give each row of a step its batch_row; one that was asked about before keeps what it had."""
+        """Give each engine row of a step its batch row. A row that was arranged before keeps its batch row."""
         ranks: dict[tuple[int, int], int] = {}
         for path, key in zip(paths, keys, strict=True):
             rank = ranks.get((path.prompt, path.length), 0)
@@ -133,15 +133,15 @@ class BatchLayout:
             self._latest[self._known[path, output]] = path
 
     def end(self, output: int, path: TokenPath) -> None:
-        """Note all that an output has written, its ending token included; pads stand behind it from now on."""
+        """Store the whole output, its end token included; only pads follow it."""
         if not self.ranked:
             self._ended[path.prompt * self.rows_per_prompt + output] = path
 
     def calls(self, rows: Iterable[tuple[TokenPath, int]]) -> list[ObjectCall]:
-        """Return the calls that show every row once: as a rule one, more where several rows share a batch_row.
+        """Return the calls that show every engine row once: one call, or more if rows share a batch row.
 
         Args:
-            rows: of engine_rows, in order: what is shown, and its batch_row.
+            rows: one (path, batch row) per engine row, in order.
         """
         paths: list[TokenPath] = []
         layers: dict[int, list[dict[int, int]]] = {}
@@ -161,14 +161,14 @@ class BatchLayout:
         for batch_row in range(self.num_rows):
             row = engine_rows.get(batch_row)
             if row is None and batch_row not in self._ended and (self.ranked or batch_row not in self._latest):
-                # Beams begin as equal rows, and a prompt may have fewer beams than places.
+                # Beams begin as equal rows, and a prompt can have fewer beams than batch rows.
                 row = first.get(batch_row // self.rows_per_prompt)
             outputs.append(self.idle_tokens(batch_row, length) if row is None else paths[row].tokens)
             shown.append(row)
         return ObjectCall(outputs, shown, engine_rows)
 
     def idle_tokens(self, batch_row: int, length: int) -> list[int]:
-        """Return what stands in a batch_row nobody asks about: what it has written, cut or padded to the length."""
+        """Return the tokens of a batch row without an engine row: its last tokens, cut or padded to the length."""
         path = (
             self._ended.get(batch_row)
             or self._latest.get(batch_row)
@@ -178,12 +178,12 @@ class BatchLayout:
         return tokens + [self._pad] * (length - len(tokens))
 
     def ids(self, outputs: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-        """Return the caller's prompts, each with its outputs behind it. --> [outputs, width + length] int64"""
+        """Return the caller's prompts, each followed by its outputs. --> [outputs, width + length] int64"""
         prompts = self._input_ids.repeat_interleave(len(outputs) // len(self._input_ids), dim=0)
         written = torch.tensor(outputs, dtype=torch.int64, device=device).view(len(outputs), -1)
         return torch.cat([prompts.to(device), written], dim=1)
 
     def row_ids(self, path: TokenPath, device: torch.device) -> torch.Tensor:
-        """Return one row: the prompt as the caller gave it, and what was written. --> [width + length] int64"""
+        """Return one row: the caller's padded prompt and the new tokens. --> [width + length] int64"""
         written = torch.tensor(path.tokens, dtype=torch.int64, device=device)
         return torch.cat([self._input_ids[path.prompt].to(device), written])

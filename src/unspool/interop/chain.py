@@ -1,6 +1,6 @@
-"""All processors of a call as one, so that objects of transformers stand among ours and both ends can be looked at.
+"""All processors of a call as one processor, so that objects of transformers can run among ours.
 
-Owns: the chain, and what is known of the rows it was last applied to. Does not know: strategies, what is returned.
+Owns: the chain, and the rows of its last application. Does not know: strategies, and the call's results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unspool.types import Extend, Fork, Hypothesis, Keep, Reply, Space, Turn
 
 
 class ChainState(NamedTuple):
-    """The state of a row: where its path stands, and its processors with their states."""
+    """The state of a row: its path, and its processors with their states."""
 
     path: TokenPath
     chain: tuple[Processor, ...]
@@ -27,17 +27,17 @@ class ChainState(NamedTuple):
 
 
 class ProcessorChain(Processor):
-    """The processors of all requests of a call, and what they made of the rows last seen.
+    """One chain of processors for all requests of a call. It also records logits and scores.
 
-    It serves strategies in the "logits" space (see InLogits) and makes log-probabilities itself where the strategy
-    wants them, so that raw logits can be recorded.
+    It serves strategies in the "logits" space (see InLogits). If the strategy needs log-probabilities, the chain
+    computes them itself, so that raw logits can be recorded.
 
     Args:
         layout: of the call.
-        record: keeps rows for the caller.
-        stages: processors for places in the chain, in the place of our own or besides.
-        order: names of all places.
-        log_probs: whether processors see log-probabilities.
+        record: stores rows for the caller.
+        stages: name of a stage --> processors that replace our own, or are added.
+        order: names of all stages, first to last.
+        log_probs: True if processors get log-probabilities, False for logits.
     """
 
     name = "the processors"
@@ -72,12 +72,12 @@ class ProcessorChain(Processor):
         return ChainState(state.path.follow(token), state.chain, tuple(states))
 
     def fork(self, state: ChainState) -> ChainState:
-        """Return the state, to be advanced apart from this one."""
+        """Return a copy of the state that can change independently."""
         states = (each.fork(one) for each, one in zip(state.chain, state.states, strict=True))
         return state._replace(states=tuple(states))
 
     def apply(self, states: Sequence[ChainState], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores as the chain leaves them. scores: [rows, vocab] logits"""
+        """Return the scores after all processors. scores: [rows, vocab] logits"""
         paths = [state.path for state in states]
         self._layout.arrange_rows(paths, keys)
         jobs = [
@@ -91,17 +91,17 @@ class ProcessorChain(Processor):
         return self._scores
 
     def values(self, pairs: Sequence[tuple[TokenPath, int]]) -> list[float]:
-        """Return the scores of tokens in rows of the last application, where each path stands in one row."""
+        """Return the scores of (path, token) pairs in the last application. Each path must have exactly one row."""
         rows, tokens = [self._rows[path] for path, _ in pairs], [token for _, token in pairs]
         values: list[float] = self._scores[rows, tokens].tolist()
         return values
 
 
 class InLogits(WrappedStrategy):
-    """A strategy whose rows reach the chain as logits, and which tells the board of outputs that end.
+    """Wraps a strategy: its rows reach the chain as logits, and the layout learns which outputs end.
 
     Args:
-        strategy: what decodes.
+        strategy: decodes.
         layout: of the call.
     """
 
@@ -111,14 +111,14 @@ class InLogits(WrappedStrategy):
         self._layout = layout
 
     def run(self, context: Context) -> Conversation:
-        """Hold the strategy's own conversation."""
+        """Run the wrapped strategy's conversation."""
         return _watched(self.inner.run(context), self._layout, self._layout.newest)
 
 
 def _watched(
     conversation: Conversation, layout: BatchLayout, root: TokenPath
 ) -> Generator[Turn, Reply, list[Hypothesis]]:
-    """Hold a conversation and tell the board what outputs have written when they end."""
+    """Run a conversation, and give the layout each output when it ends."""
     paths: dict[int, TokenPath] = {}
     try:
         turn = next(conversation)
@@ -138,7 +138,7 @@ def _watched(
 
 
 def _follow(turn: Turn, paths: dict[int, TokenPath], root: TokenPath) -> None:
-    """Apply a Turn's moves to the paths of its branches, as the engine does: keeps, then forks, then extensions."""
+    """Apply a Turn's moves to the paths of its branches in the engine's order: keeps, forks, extensions."""
     for move in turn.moves:
         if isinstance(move, Keep):
             paths[move.branch] = paths.get(move.branch, root).at(move.length)

@@ -1,6 +1,6 @@
-"""transformers' StoppingCriteria objects as criteria of ours: each step they see the whole batch of the call.
+"""transformers' StoppingCriteria objects as our criteria: each step they get the whole batch of the call.
 
-Owns: the matrices they are given. Does not know: what an end means to a strategy.
+Owns: the matrices that they get. Does not know: the effect of an end on a strategy.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from unspool.protocols import Context, Criterion
 
 Scores: TypeAlias = tuple[torch.Tensor, ...]
 Question: TypeAlias = tuple[list[list[int]], dict[int, TokenPath]]
-"""What stands in the rows of a call, and whose verdict each row is."""
+"""The tokens of each batch row of a call, and batch row --> path that receives the row's verdict."""
 
 
 class TransformersCriterion(Criterion):
     """An object of transformers, asked about all tokens that a step could add.
 
-    It gets (input_ids, scores) as transformers gives them: a row for each place of the board with one token more, or in
-    a beam search the `width` best continuations of each prompt, best first. scores: those of all steps so far, where
-    the call wants them, else None. Where several tokens of one row are looked at (as in contrastive search), there is a
-    call for each.
+    It gets (input_ids, scores) as in transformers: one row per batch row of the layout, with one token more. In a beam
+    search it gets the `width` best continuations of each prompt instead, best first. scores: those of all steps so far
+    if the call needs them, else None. If several tokens of one row are possible (contrastive search), there is one call
+    per token.
 
     Args:
-        criterion: the object; its class gives the reason why an output ends.
+        criterion: the object; its class name is the finish reason.
         layout: of the call.
-        width: continuations of a prompt that a beam search looks at; None for other strategies.
-        values: returns the scores that tokens were just found to have.
-        steps: returns the scores of the first steps, this many, where the call wants them.
+        width: continuations per prompt that a beam search looks at; None for other strategies.
+        values: returns the scores of (path, token) pairs in the current step.
+        steps: count --> the scores of the first steps, or None if the call does not need them.
     """
 
     prepares = True
@@ -54,7 +54,7 @@ class TransformersCriterion(Criterion):
         self._error: Exception | None = None
 
     def start(self, context: Context) -> TokenPath:
-        """Return the path of the request that is being started."""
+        """Return the path of the request that starts now."""
         return self._layout.newest
 
     def advance(self, state: TokenPath, token: int) -> TokenPath:
@@ -62,13 +62,13 @@ class TransformersCriterion(Criterion):
         return state.follow(token)
 
     def ends(self, state: TokenPath, token: int) -> bool:
-        """Return what was said of this token; nothing was said of those that a beam search does not look at."""
+        """Return the verdict on this token; False for continuations that a beam search does not look at."""
         return self._verdicts.get(state.follow(token), False)
 
     def prepare(self, pairs: Sequence[tuple[TokenPath, int]]) -> None:
-        """Ask about all tokens of the step."""
+        """Get the verdicts on all tokens of the step."""
         if self._error is not None:
-            raise self._error  # the engine asks again row by row, which it must not see
+            raise self._error  # the engine retries row by row; the object must not be called again
         self._verdicts = {}
         try:
             for outputs, paths in self._questions(pairs):
@@ -78,14 +78,14 @@ class TransformersCriterion(Criterion):
             raise
 
     def _questions(self, pairs: Sequence[tuple[TokenPath, int]]) -> list[Question]:
-        """Return for each call what stands in its rows, and whose verdict each row is."""
+        """Return the calls of the step."""
         if self._width is not None:
             return [self._best(pairs, self._width)]
         rows = []
         seen: dict[TokenPath, int] = {}
         for path, token in pairs:
             batch_rows = self._layout.batch_rows[path]
-            # Outputs that have written the same are asked about in turn.
+            # Outputs with equal tokens share a path: give each its own batch row, in turn.
             rows.append((path.follow(token), batch_rows[seen.get(path, 0) % len(batch_rows)]))
             seen[path] = seen.get(path, 0) + 1
         calls = self._layout.calls(rows)
@@ -94,7 +94,7 @@ class TransformersCriterion(Criterion):
         ]
 
     def _best(self, pairs: Sequence[tuple[TokenPath, int]], width: int) -> Question:
-        """Return the best continuations of each prompt, best first, repeated where there are fewer."""
+        """Return the `width` best continuations of each prompt, best first; the best one repeats to fill the rows."""
         found: list[list[TokenPath]] = [[] for _ in range(self._layout.num_prompts)]
         for (path, token), score in zip(pairs, self._values(pairs), strict=True):
             child = path.follow(token)
@@ -121,9 +121,9 @@ class TransformersCriterion(Criterion):
 
 
 class Ends(NamedTuple):
-    """Criteria, sorted: those that say what an option says, and all others.
+    """Criteria, sorted: those with the meaning of an option, and all others.
 
-    max_length: the least of the given ones, the width of the batch counted. eos_token_id: of the last given one.
+    max_length: the lowest of the given ones; it counts the width of the batch. eos_token_id: of the last given one.
     """
 
     max_length: int | None
@@ -132,7 +132,7 @@ class Ends(NamedTuple):
 
 
 def sort_criteria(given: Sequence[Any]) -> Ends:
-    """Sort criteria; subclasses of transformers' own are others, as they are to transformers."""
+    """Sort criteria by exact class. As in transformers, subclasses of its own criteria belong to the others."""
     longest: list[int] = []
     ends: tuple[int, ...] | None = None
     others: list[Any] = []
@@ -150,4 +150,4 @@ REPLACED: Final[dict[type, str]] = {
     stopping_criteria.MaxTimeCriteria: "max_time",
     stopping_criteria.StopStringCriteria: "stop_strings",
 }
-"""Classes whose objects take the place of what an option asks for."""
+"""Classes of criteria that replace an option: class --> option."""

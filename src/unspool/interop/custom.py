@@ -1,7 +1,7 @@
 """unspool.decoding_method: our engine inside `model.generate(..., custom_generate=unspool.decoding_method)`.
 
-Owns: how a call is read that transformers has prepared: rows expanded, processors and criteria made of its options.
-Does not know: how a call is decoded.
+Owns: reading a call that transformers has prepared: rows expanded, options turned into processors and criteria.
+Does not know: decoding.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from unspool.interop.transformers_objects import prepared
 from unspool.planning import resolve_options
 
 _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")
-"""What transformers has done already when it calls us, or has made an object or a number of."""
+"""Options that transformers has applied before it calls us, or has turned into an object or a number."""
 
 _EXPANDED: Final = ("attention_mask", "decoder_attention_mask", "position_ids", "pixel_values")
-"""Tensors with a row for each beam or output."""
+"""Tensors with one row per beam or output."""
 
 _OURS: Final = (
     *(name for name, row in OPTIONS.items() if row.source == "unspool" and row.door != "native"),
     "processors",
     "criteria",
 )
-"""Options that transformers does not know; it passes on those that stand in our signature."""
+"""Options that transformers does not know; it passes on only those in our signature."""
 
 
 def _signature(function: Any) -> inspect.Signature:
-    """Return its signature with our own options named, as transformers wants them."""
+    """Return its signature with our own options as named parameters, which transformers requires."""
     found = inspect.signature(function)
     *named, rest = found.parameters.values()
     options = (inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _OURS)
@@ -65,19 +65,19 @@ def decoding_method(
     inputs_tensor: Any = None,
     **model_kwargs: Any,
 ) -> Returned:
-    """Decode what `model.generate` has prepared: give it as `custom_generate=unspool.decoding_method`.
+    """Decode a call that `model.generate` has prepared: give it as `custom_generate=unspool.decoding_method`.
 
-    Options are those of `unspool.generate`, our own ones too; transformers reads its own first. What it made of them is
-    taken back (expanded rows, default processors and criteria), since the engine does the same itself; what the caller
-    gave as `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stays. The engine reads the encoder's
-    output that transformers passes on, which can be the caller's own `encoder_outputs`.
+    Options are those of `unspool.generate`, our own included; transformers reads its own first. The engine expands rows
+    and makes processors and criteria itself, so it undoes those of transformers. The caller's `logits_processor`,
+    `stopping_criteria` and `prefix_allowed_tokens_fn` stay. The engine reads the encoder's output that transformers
+    passes on, which can be the caller's own `encoder_outputs`.
 
-    transformers passes on neither `streamer`, `tokenizer` nor `assistant_model`, and without a tokenizer it refuses
+    transformers does not pass on `streamer`, `tokenizer` and `assistant_model`, and without a tokenizer it refuses
     `stop_strings`. Bind the first three with functools.partial(unspool.decoding_method, streamer=...), or use
     `unspool.generate`, which takes them all.
 
     Raises:
-        As unspool.generate.
+        UnspoolError: the same errors as unspool.generate.
 
     Example:
         model.generate(**inputs, custom_generate=unspool.decoding_method, penalty_alpha=0.6, top_k=4)
@@ -103,7 +103,7 @@ def _is_filled(cache: Any) -> bool:
 def _read(
     model: Any, input_ids: torch.Tensor, generation_config: Any, given: dict[str, Any], inputs_tensor: Any
 ) -> Call:
-    """Return the call that transformers has prepared. inputs_tensor: what an encoder reads, one row for each prompt"""
+    """Return the call that transformers has prepared. inputs_tensor: the encoder's input, one row per prompt"""
     info = encoder_of(model)
     for name in ALL_CACHE_NAMES:
         cache = given.pop(name, None)
@@ -125,7 +125,7 @@ def _read(
     options = {"max_new_tokens": generation_config.max_length - input_ids.shape[1], **arguments.options}
     done = {*_DONE, *(_beyond_generate(generation_config) if info is not None and info.kind == "audio" else ())}
     given_options = {name: value for name, value in _public(generation_config) if name not in done}
-    # transformers has merged the model's stored options already, so None is the caller's: the option is off.
+    # transformers has merged the model's stored options already, so the caller turned an option off if it is None.
     off = {name for name, value in given_options.items() if value is None and name in OPTIONS}
     user = GenerationConfig.from_stored(given_options).replace(**dict.fromkeys(off))
     stored = GenerationConfig.from_transformers(model.generation_config)
@@ -141,12 +141,12 @@ def _read(
 
 
 def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
-    """Return the mask; transformers leaves out one that masks nothing."""
+    """Return the mask; transformers leaves out a mask of ones."""
     return torch.ones_like(input_ids) if given is None else given
 
 
 def _says_the_same(criterion: Any, generation_config: Any) -> bool:
-    """Return whether a criterion is what transformers makes of the length and the ends that the options name."""
+    """Return whether transformers made this criterion from the options for length and end tokens."""
     if type(criterion) is MaxLengthCriteria:
         return bool(criterion.max_length == generation_config.max_length)
     if type(criterion) is EosTokenCriteria:
@@ -155,7 +155,7 @@ def _says_the_same(criterion: Any, generation_config: Any) -> bool:
 
 
 def _repeats_minimum(processor: Any, generation_config: Any) -> bool:
-    """Return whether a processor is the second one that transformers makes of `min_new_tokens`."""
+    """Return whether a processor is the second processor that transformers makes from `min_new_tokens`."""
     return (
         type(processor) is MinLengthLogitsProcessor
         and generation_config.min_new_tokens is not None
@@ -169,7 +169,7 @@ def _ids(tokens: Any) -> list[int]:
 
 
 def _negative_prompts(processors: Sequence[Any]) -> dict[str, Any]:
-    """Return the negative prompts that transformers keeps in a processor of its own."""
+    """Return the negative prompts, which transformers stores in a processor of its own."""
     for each in processors:
         if type(each) is UnbatchedClassifierFreeGuidanceLogitsProcessor:
             context = each.unconditional_context
@@ -180,7 +180,7 @@ def _negative_prompts(processors: Sequence[Any]) -> dict[str, Any]:
 
 
 def _beyond_generate(config: Any) -> set[str]:
-    """Return what Whisper keeps in its config for itself: it calls us for one window at a time."""
+    """Return the attributes that Whisper adds to its config: it calls us once per audio window."""
     plain: Any = TransformersConfig
     return set(vars(config)) - set(vars(plain()))
 

@@ -1,6 +1,6 @@
-"""One call once its arguments are read: requests, the engine, and what transformers would return.
+"""Decodes one call with its arguments read: requests, engine, output classes of transformers.
 
-Owns: the order of a call. Does not know: where its arguments came from, nor how tokens are decoded.
+Owns: the order of a call. Does not know: the origin of its arguments, and how tokens are decoded.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Returned: TypeAlias = (
     | GenerateEncoderDecoderOutput
     | GenerateBeamEncoderDecoderOutput
 )
-"""What a call returns: sequences alone, or an output class of transformers by the kind of model and strategy."""
+"""The result of a call: sequences alone, or the output class of transformers for the model and strategy."""
 
 _RECORDED_BEAMS = BEAMS - {"diverse_beam"}
 
@@ -56,9 +56,9 @@ _RECORDED_BEAMS = BEAMS - {"diverse_beam"}
 class Call:
     """A call with everything that decides its tokens.
 
-    batch: the prompts. config: resolved, with lengths that count output alone. own: what the caller brings of ours.
-    theirs: what the caller brings of transformers'. streamer: with put and end, or None. tokenizer: for options that
-    hold text. pad_token_id: what fills up tensors.
+    batch: the prompts. config: resolved, with lengths that count output only. caller_objects: strategy, processors and
+    criteria of our protocols. transformers_objects: processors and criteria of transformers. streamer: an object with
+    put and end, or None. tokenizer: for options that hold text. pad_token_id: fills rows behind their end.
     """
 
     batch: Batch
@@ -71,20 +71,20 @@ class Call:
 
     @property
     def kept(self) -> tuple[RowKind, ...]:
-        """Which rows the caller wants back."""
+        """The kinds of rows that the caller requests."""
         wanted: dict[RowKind, bool] = {"logits": self.config.output_logits, "scores": self.config.output_scores}
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     @property
     def has_beam_indices(self) -> bool:
-        """Whether outputs are to say in which beams they stood."""
+        """True if the result holds beam indices."""
         return bool(self.config.return_dict_in_generate) and self.config.strategy in _RECORDED_BEAMS
 
     def check(self) -> None:
-        """Refuse what cannot be had together.
+        """Check that the options can be combined.
 
         Raises:
-            OptionError: so it is.
+            OptionError: if they cannot.
         """
         strategy, config = self.caller_objects.strategy, self.config
         for option in ("output_scores", "output_logits"):
@@ -94,11 +94,11 @@ class Call:
                 allowed = f"is not available with a strategy of your own ({strategy.name})"
                 raise OptionError(option, True, allowed, "leave it out, or have the strategy ask for types.Whole")
             if config.strategy == "diverse_beam":
-                allowed = "is not available with diverse_beam, where a beam may have several rows at one step"
+                allowed = "is not available with diverse_beam: its beams can have several rows at one step"
                 raise OptionError(option, True, allowed, "leave it out; `sequences_scores` are there")
         for option in (GUIDANCE, "dola_layers"):
             if config.output_logits and getattr(config, option) is not None:
-                allowed = f"is not available with `{option}`, which makes a row of several"
+                allowed = f"is not available with `{option}`, which combines several rows into one"
                 raise OptionError("output_logits", True, allowed, "leave it out; `output_scores` is there")
         if self.transformers_objects and strategy is not None:
             named = [
@@ -111,7 +111,7 @@ class Call:
 
 
 def decode(driver: Driver, call: Call) -> Returned:
-    """Decode the prompts of a call and return what transformers would: a tensor, or one of its output classes."""
+    """Decode the prompts of a call and return a tensor, or an output class of transformers."""
     requests = _requests(call, driver.engine.runtime)
     record = None
     if call.transformers_objects or call.kept or call.has_beam_indices:
@@ -129,9 +129,9 @@ def decode(driver: Driver, call: Call) -> Returned:
 
 
 def _requests(call: Call, runtime: Runtime) -> list[Request]:
-    """Return a request for each prompt."""
+    """Return one request per prompt."""
     if call.tokenizer is None and call.config.stop_strings:
-        allowed = "needs a tokenizer to read text with"
+        allowed = "needs a tokenizer"
         raise OptionError("stop_strings", call.config.stop_strings, allowed, "give the model's own as `tokenizer=`")
     batch = call.batch
     prompts: Sequence[Any] = batch.prompts
@@ -151,10 +151,10 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
 
 
 class _EncodedReader(Reader):
-    """Hands on what has been read, under transformers' own rules on how outputs begin."""
+    """Passes encoded prompts on unchanged; transformers' rules on decoder prompts were applied before."""
 
     def read(self, given: Any, beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT, index: int = 0) -> EncodedPrompt:
-        """Return the reading. given: a Reading, or what guidance moves away from, of which only the source counts"""
+        """Return the encoded prompt. given: an EncodedPrompt, or a negative prompt, which has only a source"""
         if isinstance(given, EncodedPrompt):
             return given
         assert self.source is not None, "models with a source read here"
@@ -162,7 +162,7 @@ class _EncodedReader(Reader):
 
 
 def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request], Record]:
-    """Return the requests with one chain of processors for all of them, and what it records."""
+    """Return the requests with one chain of processors for all of them, and its record."""
     config, first = call.config, requests[0]
     layout = BatchLayout(
         call.batch.input_ids,
@@ -193,7 +193,7 @@ def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request],
 
 
 def _stages(call: Call, layout: BatchLayout, request: Request) -> dict[str, tuple[Processor, ...]]:
-    """Return the processors that stand in the chain besides our own or in their place."""
+    """Return the processors that replace our own in the chain, or are added to it."""
     stages: dict[str, tuple[Processor, ...]] = {USER: request.processors}
     if call.transformers_objects.prefix_allowed_tokens_fn is not None:
         stages[PREFIX] = (PrefixAllowed(call.transformers_objects.prefix_allowed_tokens_fn, layout),)
@@ -221,7 +221,7 @@ def _criteria(call: Call, layout: BatchLayout, chain: ProcessorChain, record: Re
 
 
 def _run(driver: Driver, requests: Sequence[Request], call: Call) -> list[Finished]:
-    """Run the requests together; the first error cancels the others and is raised."""
+    """Run the requests together. The first error cancels the others and is raised."""
     if call.streamer is None:
         return driver.finish(requests)
     outputs = call.config.num_return_sequences
@@ -242,12 +242,12 @@ def _run(driver: Driver, requests: Sequence[Request], call: Call) -> list[Finish
 
 
 def _checked(groups: list[Sequence[Output]], call: Call) -> list[Sequence[Output]]:
-    """Return the outputs of each prompt, if there are as many as a tensor needs; warn of what they lack."""
+    """Check that each prompt has enough outputs to fill a tensor, and warn about missing forced words."""
     wanted = max(call.config.num_return_sequences, *map(len, groups))
     for row, group in enumerate(groups):
         if len(group) < wanted:
             raise StrategyError(
-                f"row {row}: {call.config.strategy} found {len(group)} outputs and {wanted} are to fill a tensor; "
+                f"row {row}: {call.config.strategy} found {len(group)} outputs and a tensor needs {wanted}; "
                 "forbid fewer tokens or lower `num_return_sequences`"
             )
     unmet = [
@@ -257,11 +257,11 @@ def _checked(groups: list[Sequence[Output]], call: Call) -> list[Sequence[Output
         if output.unmet is not None
     ]
     if unmet:
-        warnings.warn(f"some outputs lack what they were to hold: {'; '.join(unmet)}", UserWarning, stacklevel=5)
+        warnings.warn(f"some outputs lack forced words: {'; '.join(unmet)}", UserWarning, stacklevel=5)
     return groups
 
 
-# --- what comes back ------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------------------------
 
 
 def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Output]], record: Record | None) -> Returned:
@@ -291,7 +291,7 @@ def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Outpu
 
 
 def _beam_indices(groups: Sequence[Sequence[Output]], record: Record) -> torch.Tensor:
-    """Return for each token of each output the row of `scores` it was chosen from, -1 behind its end."""
+    """Return for each token of each output the row of `scores` that it was chosen from, -1 behind its end."""
     outputs = [record.batch_rows(prompt, output.token_ids) for prompt, group in enumerate(groups) for output in group]
     longest = max(map(len, outputs))
     return torch.tensor(

@@ -1,6 +1,6 @@
-"""unspool.generate: the drop-in for `model.generate` on a loaded transformers model, tensors in and tensors out.
+"""unspool.generate: the drop-in replacement of `model.generate` for loaded transformers models.
 
-Owns: how the arguments of a call are read. Does not know: how a call is decoded.
+Owns: reading the arguments of a call. Does not know: decoding.
 """
 
 from __future__ import annotations
@@ -34,51 +34,54 @@ def generate(
     generation_config: Any = None,
     **options: Any,
 ) -> Returned:
-    """Write on from a batch of prompts, as `model.generate(input_ids, ...)` does: the same options, the same tokens.
+    """Continue a batch of prompts as `model.generate(input_ids, ...)` does: the same options, the same tokens.
 
-    The model stays untouched and is always run in evaluation mode; training steps between calls are seen.
+    The model stays untouched and always runs in evaluation mode. Each call uses the model's current weights.
 
-    Pads are never fed, and neither penalties nor n-grams see them. Without `seed`, each row of a sampling call draws
-    its seed from `unspool.set_seed`, or else from torch's default generator, so that `torch.manual_seed` and
-    `transformers.set_seed` make calls repeatable; the draws themselves are not transformers'. Outputs end at the
-    model's longest length. An option that would have no effect is an error; docs/transformers.md has all differences.
+    Pads are never fed, and neither penalties nor n-gram rules see them. Without `seed`, each row of a sampling call
+    draws its seed from `unspool.set_seed`, else from torch's default generator. So `torch.manual_seed` and
+    `transformers.set_seed` make calls repeatable, but the sampled tokens differ from transformers'. Outputs end at the
+    model's maximum length. An option without effect raises an error. docs/transformers.md lists all differences.
 
     Args:
-        model: a loaded causal language model of transformers, or one that reads a source: an encoder-decoder for text,
-            Whisper, or a model that captions images.
-        input_ids: [rows, width] of integers, left-padded; None for one row of the model's begin-of-sequence token. To
-            an encoder-decoder these are the sources, padded on either side; audio and images go here or into
-            `input_features` and `pixel_values`. `inputs=` is another name for it.
-        attention_mask: [rows, width], 1 for tokens and 0 for pads; None where there are no pads, or, for prompts, where
-            `pad_token_id` tells them and is no end-of-sequence token.
-        generation_config: transformers' GenerationConfig or ours; comes before the model's own.
-        options: options of GenerationConfig, which come first, under transformers' rules and defaults: 20 new tokens,
-            greedy unless do_sample=True, `max_length` and `min_length` count pads. Besides: `seed`; `tokenizer`, for
-            options that hold text; `streamer`, anything with put and end, for every strategy; `logits_processor`,
-            `stopping_criteria` and `prefix_allowed_tokens_fn`, which see the batch as transformers shows it;
-            `assistant_model`, a loaded model of the same vocabulary; `negative_prompt_ids` and
+        model: a loaded causal language model of transformers, or a model with an encoder: a text encoder-decoder,
+            Whisper, or an image captioning model.
+        input_ids: [rows, width] of integers, left-padded; None for one row with the model's begin-of-sequence token.
+            For an encoder-decoder these are the encoder inputs, padded on either side. Audio and images can be given
+            here, or as `input_features` and `pixel_values`. `inputs=` is another name for it.
+        attention_mask: [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also
+            works if `pad_token_id` marks the pads and is not an end-of-sequence token.
+        generation_config: transformers' GenerationConfig or ours; overrides the model's own.
+        options: options of GenerationConfig, which override all configs. Rules and defaults are transformers': 20 new
+            tokens, greedy unless do_sample=True, `max_length` and `min_length` count pads. Further options: `seed`;
+            `tokenizer`, for options that hold text; `streamer`, an object with put and end, for every strategy;
+            `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn`, which get the same batch as in
+            transformers; `assistant_model`, a loaded model with the same vocabulary; `negative_prompt_ids` and
             `negative_prompt_attention_mask` for `guidance_scale`; `strategy`, `processors` and `criteria` as in
-            LanguageModel.generate. For encoder-decoders `decoder_input_ids` [rows, width], one length for all rows, and
-            for Whisper `language` and `task`.
+            LanguageModel.generate. For encoder-decoders `decoder_input_ids` [rows, width], one length for all rows. For
+            Whisper `language` and `task`.
 
     Returns:
-        [rows * num_return_sequences, width + longest output] int64 on the device of `input_ids`: prompts as given, the
-        outputs of one prompt adjacent, each padded behind its end with `pad_token_id` or else the first end-of-sequence
-        token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; `scores` (after the
-        processors) and `logits` (before them) where asked, one [rows, vocab] float32 a step, in which rows that have
-        ended hold 0 for the pad and -inf elsewhere; no cache. With beams a GenerateBeamDecoderOnlyOutput, best first:
-        `sequences`, `sequences_scores`, `beam_indices`, and `scores` and `logits` with a row for each beam. Rows of
-        encoder-decoders begin with what the decoder begins with, and their classes are GenerateEncoderDecoderOutput and
-        GenerateBeamEncoderDecoderOutput; a tensor of Whisper's holds neither that beginning nor the end.
+        [rows * num_return_sequences, width + longest output] int64 on the device of `input_ids`: each prompt as given,
+        then its output, then pads. Outputs of one prompt are adjacent. The pad is `pad_token_id`, else the first
+        end-of-sequence token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; if requested,
+        `scores` (after the processors) and `logits` (before them), one [rows, vocab] float32 per step. Rows that have
+        ended hold 0 for the pad and -inf elsewhere. The object holds no cache. With beams a
+        GenerateBeamDecoderOnlyOutput, best first: `sequences`, `sequences_scores`, `beam_indices`, and `scores` and
+        `logits` with one row per beam. For encoder-decoders the rows begin with the decoder prompt, and the classes are
+        GenerateEncoderDecoderOutput and GenerateBeamEncoderDecoderOutput. A tensor of Whisper's holds neither the
+        decoder prompt nor the end token.
 
     Warns:
-        UserWarning: an output lacks forced words; the message names the row and the reason.
+        UserWarning: if an output lacks forced words; the message names the row and the reason.
 
     Raises:
-        ModelError: the model cannot run here. PromptError: the tensors are no left-padded batch.
-        OptionError: an option is unknown, refused, out of range, or would be ignored.
-        CapacityError: a request can never fit. NumericsError: the model's logits are not numbers.
-        StrategyError: what may be written leaves fewer outputs than are to be returned.
+        ModelError: if the model is not supported.
+        PromptError: if the tensors are not a left-padded batch.
+        OptionError: if an option is unknown, refused, out of range, or without effect.
+        CapacityError: if a request can never fit in the limits.
+        NumericsError: if the model's logits are NaN, or every token is forbidden.
+        StrategyError: if the options leave fewer outputs than `num_return_sequences`.
 
     Example:
         inputs = tokenizer(["Once upon", "The king"], padding=True, return_tensors="pt")
@@ -93,10 +96,10 @@ def generate(
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no generating model; the last word has the runtime, once the options are read.
+    """Check that an object is a generating model of transformers. The runtime checks the rest later.
 
     Raises:
-        ModelError: so it is.
+        ModelError: if it is not.
     """
     name = type(model).__name__
     if not hasattr(model, "generation_config") or not hasattr(model, "config"):
@@ -104,7 +107,7 @@ def check_model(model: Any) -> None:
 
 
 def _read(model: Any, arguments: Arguments, generation_config: Any, stored: GenerationConfig) -> Call:
-    """Return the call that the arguments ask for. stored: the model's own generation config."""
+    """Return the call with its arguments read. stored: the model's own generation config."""
     config, own = resolve_options(arguments.options, read_config(generation_config, stored), stored, drop_in=True)
     info = encoder_of(model)
     if info is None:
@@ -122,7 +125,7 @@ def _runtime_of(model: Any) -> Runtime:
 
 
 def _batch(arguments: Arguments, config: GenerationConfig, device: torch.device) -> Batch:
-    """Return the prompts of the call. device: where the model expects token ids."""
+    """Return the prompts of the call. device: of the model's token ids."""
     if arguments.input_ids is None:
         return batch_of_bos(config.bos_token_id, device)
     return read_batch(

@@ -1,7 +1,7 @@
-"""The batch of a call whose model reads a source: T5, BART, Whisper, captions of images.
+"""The batch of a call for models with an encoder: T5, BART, Whisper, image captioning.
 
-Owns: which argument is the source and which the beginning of the outputs, and transformers' rules on beginnings.
-Does not know: how an encoder reads.
+Owns: which argument is the encoder input and which the decoder prompt, and transformers' rules on decoder prompts.
+Does not know: how an encoder works.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from unspool.types import Source
 
 
 def encoder_of(model: Any) -> SourceInfo | None:
-    """Return what the model reads besides the beginning of its outputs; None for a plain decoder.
+    """Return the facts about the model's encoder; None for a plain decoder.
 
     Raises:
-        ModelError: it has an encoder that cannot run here.
+        ModelError: if the model has an encoder that is not supported.
     """
     if not getattr(model.config, "is_encoder_decoder", False) and not has_prefix_image(model):
         return None
@@ -47,15 +47,16 @@ def read_sources(
     info: SourceInfo,
     runtime: Callable[[], Runtime],
 ) -> Batch:
-    """Return the sources of a call and how their outputs begin.
+    """Return the encoder inputs of a call and the decoder prompts.
 
     Args:
         config: resolved.
-        info: what the model reads.
-        runtime: returns what runs the model; asked where the language of audio has to be found out.
+        info: facts about the encoder.
+        runtime: returns the model's runtime; called only to detect the language of audio.
 
     Raises:
-        PromptError: the tensors do not fit together or the model. OptionError: outputs cannot begin so.
+        PromptError: if the tensors do not fit together or do not fit the model.
+        OptionError: if an option does not fit the model or the decoder prompts.
     """
     main, prompt = _sort_inputs(arguments, info)
     if has_prefix_image(model):
@@ -72,7 +73,7 @@ def read_sources(
         and getattr(model.generation_config, TIMESTAMPS, False)
         and TIMESTAMPS not in arguments.encoder
     ):
-        reason = f"stands in the model's generation_config and {REFUSED[TIMESTAMPS][0]}"
+        reason = f"is set in the model's generation_config and {REFUSED[TIMESTAMPS][0]}"
         raise OptionError(TIMESTAMPS, True, reason, "give return_timestamps=False, or use model.generate")
     if given is not None:
         rows = _with_starts(_rows("decoder_input_ids", given, len(sources)), starts, info)
@@ -85,7 +86,7 @@ def read_sources(
     elif starts:
         rows = [[start] for start in starts]
     else:
-        raise PromptError(f"{info.model} does not say what its output begins with; give `decoder_input_ids`")
+        raise PromptError(f"{info.model} needs a start token for its decoder; give `decoder_input_ids`")
     return Batch(
         input_ids=torch.tensor(rows, dtype=torch.int64, device=main.device),
         prompts=tuple(map(tuple, rows)),
@@ -100,7 +101,7 @@ def prepared_sources(
     """Return the batch of a call that transformers has prepared.
 
     Args:
-        main: the source; with `states` only its token ids are read, and ids below 0 stand for none.
+        main: the encoder input. With `states` only its token ids are read; ids below 0 are skipped.
         decoder_ids: [rows, width].
         states: [rows, positions, width], the output of the encoder; None to run it over `main`.
 
@@ -123,7 +124,7 @@ def prepared_sources(
 
 
 def _encoded_sources(states: torch.Tensor, mask: torch.Tensor | None, ids: torch.Tensor | None) -> list[Source]:
-    """Return one source per row of the encoder's output, without the positions that the mask hides."""
+    """Return one source per row of the encoder's output, without masked positions."""
     rows = states.detach()
     if mask is not None and mask.shape != rows.shape[:2] and ids is not None:
         shapes = f"{tuple(mask.shape)} and `encoder_outputs` {tuple(rows.shape)}"
@@ -140,13 +141,13 @@ def _encoded_sources(states: torch.Tensor, mask: torch.Tensor | None, ids: torch
     return sources
 
 
-# --- the source -----------------------------------------------------------------------------------------------------
+# --- encoder inputs -------------------------------------------------------------------------------------------------
 
 
 def _sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, Any]:
-    """Return the source, and the beginning of outputs where `input_ids` holds that.
+    """Return the encoder input, and the decoder prompt if `input_ids` holds it, else None.
 
-    The first positional argument of transformers is the source, whatever its kind.
+    As in transformers, the first positional argument is the encoder input, whatever its kind.
     """
     ids, name = arguments.input_ids, info.input_name
     for other in ("input_features", "pixel_values"):
@@ -162,7 +163,7 @@ def _sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, 
             main, prompt = ids, None
     if not isinstance(main, torch.Tensor):
         got = "nothing" if main is None else type(main).__name__
-        raise PromptError(f"{info.model} reads `{name}`, a tensor with a row for each output; got {got}")
+        raise PromptError(f"{info.model} needs `{name}`, a tensor with one row per output; got {got}")
     return main, prompt
 
 
@@ -171,7 +172,7 @@ def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list
     if info.kind == "text":
         inputs["attention_mask"] = arguments.attention_mask
     elif info.kind == "audio" and info.shape is not None and main.ndim == 3:
-        # transformers fills up what is shorter than the encoder's window with silence.
+        # transformers pads audio that is shorter than the encoder's window with silence.
         missing = info.shape[1] - main.shape[2]
         inputs[info.input_name] = torch.nn.functional.pad(main, (0, max(0, missing)))
     elif info.kind == "image" and arguments.attention_mask is not None:
@@ -184,7 +185,7 @@ def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list
 def _captions(
     main: torch.Tensor, prompt: Any, arguments: Arguments, config: GenerationConfig, info: SourceInfo
 ) -> Batch:
-    """Return the batch of a decoder that reads an image in front of its prompt."""
+    """Return the batch of a decoder that reads an image before its prompt."""
     for name in ("decoder_input_ids", "decoder_attention_mask"):
         if arguments.encoder.get(name) is not None:
             raise OptionError(name, "a tensor", f"has no meaning for {info.model}", "give the prompt as `input_ids`")
@@ -201,15 +202,17 @@ def _captions(
             eos_token_ids=config.eos_token_id or (),
         )
     if len(batch.prompts) != len(sources):
-        raise PromptError(f"there are {len(sources)} images and {len(batch.prompts)} prompts; give as many of each")
+        raise PromptError(
+            f"there are {len(sources)} images and {len(batch.prompts)} prompts; give one prompt per image"
+        )
     return replace(batch, sources=tuple(sources))
 
 
-# --- how outputs begin ----------------------------------------------------------------------------------------------
+# --- decoder prompts ------------------------------------------------------------------------------------------------
 
 
 def _starts(config: GenerationConfig, info: SourceInfo, count: int) -> list[int]:
-    """Return the start token of each row, as transformers finds it; nothing where the model has none."""
+    """Return the start token of each row by transformers' rules; an empty list without any."""
     starts = config.decoder_start_token_id
     if starts is None and config.bos_token_id is not None:
         starts = (config.bos_token_id,)
@@ -217,12 +220,12 @@ def _starts(config: GenerationConfig, info: SourceInfo, count: int) -> list[int]
         starts = (info.decoder_start_token_id,)
     if starts is not None and len(starts) not in (1, count):
         allowed = f"must be one token id, or one for each of the {count} rows"
-        raise OptionError("decoder_start_token_id", tuple(starts), allowed, "give as many as rows")
+        raise OptionError("decoder_start_token_id", tuple(starts), allowed, "give one id per row")
     return [] if starts is None else list(starts) * (count if len(starts) == 1 else 1)
 
 
 def _rows(name: str, given: Any, count: int) -> list[list[int]]:
-    """Return rows of token ids, one for all where one is given."""
+    """Return rows of token ids; a single row is repeated."""
     ids = torch.as_tensor(given)
     if ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or len(ids) not in (1, count):
         raise PromptError(f"`{name}` must be token ids [{count}, width], got {ids.dtype} of shape {tuple(ids.shape)}")
@@ -231,7 +234,7 @@ def _rows(name: str, given: Any, count: int) -> list[list[int]]:
 
 
 def _with_starts(rows: list[list[int]], starts: Sequence[int], info: SourceInfo) -> list[list[int]]:
-    """Put start tokens in front, where no row begins with its own and the model wants them."""
+    """Prepend the start tokens, unless a row begins with its own or the model does not need them."""
     if info.begins_freely or not starts or any(row[0] == start for row, start in zip(rows, starts, strict=True)):
         return rows
     return [[start, *row] for row, start in zip(rows, starts, strict=True)]
@@ -239,7 +242,7 @@ def _with_starts(rows: list[list[int]], starts: Sequence[int], info: SourceInfo)
 
 def _check_decoder_mask(mask: Any) -> None:
     if mask is not None and not bool(torch.as_tensor(mask).all()):
-        allowed = "must be all ones: no pad is ever fed to the decoder"
+        allowed = "must be all ones: pads are never fed to the decoder"
         raise OptionError("decoder_attention_mask", "a mask with zeros", allowed, "give rows of one length each time")
 
 
@@ -247,18 +250,18 @@ def _check_speech(encoder: Mapping[str, Any], speech: Speech | None, given: Any,
     for name in SPEECH:
         value = encoder.get(name)
         if value is not None and speech is None:
-            raise OptionError(name, value, f"is read by speech models, and {info.model} is none", "leave it out")
+            raise OptionError(name, value, f"is read by speech models, and {info.model} is not one", "leave it out")
         if value is not None and given is not None:
             raise OptionError(name, value, "cannot be given together with `decoder_input_ids`", "leave one out")
 
 
 def _heard(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str | None]]:
-    """Return language and task of each row: one language for all of them, or a list of one for each."""
+    """Return (language, task) of each row. The language is one name for all rows, or a list with one per row."""
     language, task = (encoder.get(name) for name in SPEECH)
     languages = list(language) if isinstance(language, list | tuple) else [language] * count
     if len(languages) != count or not all(isinstance(each, str) or language is None for each in languages):
         raise OptionError(
-            "language", language, f"must be one name, or one for each of the {count} rows", "see its card"
+            "language", language, f"must be one name, or one for each of the {count} rows", "see the model's card"
         )
     if not isinstance(task, str | None):
         raise OptionError("task", task, "must be a name, one for all rows", "such as 'transcribe'")
@@ -266,12 +269,12 @@ def _heard(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str
 
 
 def check_plain(encoder: Mapping[str, Any], model: Any) -> None:
-    """Refuse what only models with an encoder read.
+    """Check that a plain decoder gets no arguments for models with an encoder.
 
     Raises:
-        OptionError: one of it is given.
+        OptionError: if one is given.
     """
     for name, value in encoder.items():
         if is_set(value):
-            allowed = f"belongs to encoder-decoder models, and {type(model).__name__} is none"
+            allowed = f"belongs to encoder-decoder models, and {type(model).__name__} is not one"
             raise OptionError(name, type(value), allowed, "give the prompt as `input_ids`")

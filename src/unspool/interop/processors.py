@@ -1,6 +1,6 @@
-"""transformers' LogitsProcessor objects as processors of ours: each step they see the whole batch of the call.
+"""transformers' LogitsProcessor objects as our processors: each step they get the whole batch of the call.
 
-Owns: the matrices they are given and what is taken back, and the place of each in the chain. Does not know: requests.
+Owns: the matrices that they get and return, and the place of each in the chain. Does not know: requests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USER: Final = "user"
 
 
 def order_of(order: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of our processors with the places of transformers' objects among them, as it orders its own.
+    """Return the names of all stages: our processors, and the places of transformers' objects, in transformers' order.
 
     order: of our processors; None for the default.
     """
@@ -38,11 +38,11 @@ def order_of(order: Sequence[str] | None) -> tuple[str, ...]:
 
 
 class TransformersProcessors(Processor):
-    """Objects of transformers, called one after the other with the same rows that transformers would give them.
+    """Objects of transformers, called one after the other with the same rows as in transformers.
 
-    They get (input_ids, scores): a row for each place of the board, the prompts as the caller gave them, and a matrix
-    of scores that is theirs to change. A place whose row has ended, or that nobody asks about, has uniform scores. What
-    they return for rows of ours is taken back.
+    They get (input_ids, scores): one row per batch row of the layout with the caller's padded prompt, and a matrix of
+    scores that they can change. A batch row without an engine row has uniform scores. Only the scores of engine rows
+    are read back.
 
     Args:
         objects: callables of (input_ids, scores).
@@ -56,7 +56,7 @@ class TransformersProcessors(Processor):
         self._error: Exception | None = None
 
     def start(self, context: Context) -> TokenPath:
-        """Return the path of the request that is being started."""
+        """Return the path of the request that starts now."""
         return self._layout.newest
 
     def advance(self, state: TokenPath, token: int) -> TokenPath:
@@ -64,13 +64,13 @@ class TransformersProcessors(Processor):
         return state.follow(token)
 
     def fork(self, state: TokenPath) -> TokenPath:
-        """Return the path: it never changes."""
+        """Return the path: it is immutable."""
         return state
 
     def apply(self, states: Sequence[TokenPath], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores as the objects leave them. scores: [rows, vocab]"""
+        """Return the scores after all objects. scores: [rows, vocab]"""
         if self._error is not None:
-            raise self._error  # the engine asks again row by row, which they must not see
+            raise self._error  # the engine retries row by row; the objects must not be called again
         layout = self._layout
         rows = [(path, layout.batch_row_of(path, key.output)) for path, key in zip(states, keys, strict=True)]
         try:
@@ -92,7 +92,7 @@ class TransformersProcessors(Processor):
 
 
 def _matrix(call: ObjectCall, scores: torch.Tensor) -> torch.Tensor:
-    """Return the scores of each place, a matrix of its own. --> [places, vocab] float32"""
+    """Return a new matrix with the scores of each batch row. --> [batch rows, vocab] float32"""
     rows = torch.tensor([0 if row is None else row for row in call.shown], device=scores.device)
     seen = scores[rows]
     empty = [batch_row for batch_row, row in enumerate(call.shown) if row is None]
@@ -102,11 +102,11 @@ def _matrix(call: ObjectCall, scores: torch.Tensor) -> torch.Tensor:
 
 
 class PrefixAllowed(Processor):
-    """Allow only the tokens that a function names for a row: `prefix_allowed_tokens_fn(batch_id, input_ids)`.
+    """Allow only the tokens that `prefix_allowed_tokens_fn(batch_id, input_ids)` returns for a row.
 
-    It gets the index of the prompt, whatever beams and outputs that has, and the row with the prompt as the caller gave
-    it. It returns token ids in any iterable, array or tensor, or a boolean mask of the vocabulary. If all tokens that
-    it allows a prompt's beams are forbidden already, they are allowed with score 0, as in transformers.
+    The function gets the index of the prompt, and the row with the caller's padded prompt. It returns token ids in any
+    iterable, array or tensor, or a boolean mask of the vocabulary. If all tokens that it allows for a prompt's beams
+    are forbidden already, they are allowed with score 0, as in transformers.
     """
 
     name = PREFIX
@@ -115,7 +115,7 @@ class PrefixAllowed(Processor):
         self._function, self._layout = function, layout
 
     def start(self, context: Context) -> TokenPath:
-        """Return the path of the request that is being started."""
+        """Return the path of the request that starts now."""
         return self._layout.newest
 
     def advance(self, state: TokenPath, token: int) -> TokenPath:
@@ -123,11 +123,11 @@ class PrefixAllowed(Processor):
         return state.follow(token)
 
     def fork(self, state: TokenPath) -> TokenPath:
-        """Return the path: it never changes."""
+        """Return the path: it is immutable."""
         return state
 
     def apply(self, states: Sequence[TokenPath], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-        """Return the scores, all but the allowed tokens forbidden. scores: [rows, vocab]"""
+        """Return the scores with all other tokens forbidden. scores: [rows, vocab]"""
         mask = torch.full_like(scores, FORBIDDEN)
         prompts: dict[int, list[int]] = {}
         for row, (path, key) in enumerate(zip(states, keys, strict=True)):
@@ -145,10 +145,10 @@ class PrefixAllowed(Processor):
 
 
 class Default(NamedTuple):
-    """A processor that transformers makes of an option.
+    """A processor that transformers makes from an option.
 
-    option: its name, and the place in the chain. attribute: where the processor keeps the option's value as it is; None
-    where it keeps it otherwise. yields: whether one given by the caller replaces it.
+    option: its name, and the place in the chain. attribute: the processor's attribute with the unchanged option value;
+    None without one. yields: True if a processor given by the caller replaces it.
     """
 
     option: str
@@ -165,7 +165,7 @@ DEFAULTS: Final[dict[type, Default]] = {
     logits_process.EncoderNoRepeatNGramLogitsProcessor: Default("encoder_no_repeat_ngram_size", "ngram_size"),
     logits_process.NoBadWordsLogitsProcessor: Default("bad_words_ids"),
     logits_process.MinLengthLogitsProcessor: Default("min_length", "min_length"),
-    # transformers also keeps a MinLength processor for this option, so that one of the caller's only adds to it.
+    # transformers also makes a MinLength processor from this option, so a caller's object is added to it.
     logits_process.MinNewTokensLengthLogitsProcessor: Default("min_new_tokens", "min_new_tokens", yields=False),
     logits_process.PrefixConstrainedLogitsProcessor: Default(PREFIX),
     logits_process.ForcedBOSTokenLogitsProcessor: Default("forced_bos_token_id", "bos_token_id"),
@@ -174,7 +174,7 @@ DEFAULTS: Final[dict[type, Default]] = {
     logits_process.SuppressTokensLogitsProcessor: Default("suppress_tokens"),
     logits_process.SuppressTokensAtBeginLogitsProcessor: Default("begin_suppress_tokens"),
 }
-"""What transformers makes of options, in its order, before the caller's own objects."""
+"""Processors that transformers makes from options, in its order, before the caller's objects."""
 
 WARPERS: Final[dict[type, str]] = {
     logits_process.TemperatureLogitsWarper: "temperature",
@@ -187,4 +187,4 @@ WARPERS: Final[dict[type, str]] = {
     logits_process.EtaLogitsWarper: "eta_cutoff",
     logits_process.LogitNormalization: "renormalize_logits",
 }
-"""What transformers makes of options behind the caller's own objects, which never replace these."""
+"""Processors that transformers makes from options after the caller's objects, which never replace these."""

@@ -1,6 +1,6 @@
-"""Keeps whole rows of scores for callers who ask for them, and hands them out as transformers' output classes do.
+"""Records whole rows of logits and scores, and returns them in the layout of transformers' output classes.
 
-Owns: the rows, and the two ways they are laid out. Does not know: processors, strategies.
+Owns: the rows, and the two layouts. Does not know: processors, strategies.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Record:
     """The rows of a call.
 
     Args:
-        layout: of the call, which has given each row its batch_row.
-        names: what is kept: "logits" are the rows before the processors, "scores" those after.
+        layout: of the call, which has arranged each row.
+        names: the kinds to record: "logits" are rows before the processors, "scores" rows after them.
     """
 
     def __init__(self, layout: BatchLayout, names: Iterable[RowKind] = ()) -> None:
@@ -36,7 +36,7 @@ class Record:
         return tuple(self._kept)
 
     def keep(self, name: RowKind, paths: Sequence[TokenPath], keys: Sequence[RowKey], rows: torch.Tensor) -> None:
-        """Keep copies of the rows, if this name is kept. rows: [rows, vocab]"""
+        """Copy the rows if this kind is recorded. rows: [rows, vocab]"""
         if name not in self._kept:
             return
         steps = self._steps[name]
@@ -51,7 +51,7 @@ class Record:
         path, found = self._layout.roots[prompt], []
         for token in tokens:
             rows = self._kept[name][path]
-            # What is the best of several samples was drawn under another index.
+            # Best-of returns a sample that was drawn under another output index.
             chosen = rows.get(output)
             if chosen is None or chosen[token] == FORBIDDEN:
                 chosen = next((row for row in rows.values() if row[token] > FORBIDDEN), next(iter(rows.values())))
@@ -60,7 +60,7 @@ class Record:
         return found
 
     def batch_rows(self, prompt: int, tokens: Sequence[int]) -> list[int]:
-        """Return the batch_row in which each token of a beam search's output was chosen."""
+        """Return the batch row from which each token of a beam search's output was chosen."""
         path, found = self._layout.roots[prompt], []
         for token in tokens:
             found.append(self._layout.batch_row_of(path, 0))
@@ -68,10 +68,10 @@ class Record:
         return found
 
     def steps(self, name: RowKind, count: int | None, pad_token_id: int | None) -> tuple[torch.Tensor, ...]:
-        """Return the first steps, all of them for None, as rows of the board: one [places, vocab] tensor for each.
+        """Return the first `count` steps, None for all: one [batch rows, vocab] tensor per step.
 
-        Where a prompt has fewer rows than places its first one is repeated, as beams begin equal; one that has come to
-        its end has rows which say that pads follow.
+        If a prompt has fewer rows than batch rows, its first row is repeated, because beams begin equal. An ended
+        prompt has rows with 0 for the pad and -inf elsewhere.
         """
         number = len(self._steps[name]) if count is None else count
         return tuple(self._step(name, step, pad_token_id) for step in range(number))
@@ -97,7 +97,7 @@ class Record:
 
 
 def _ended(row: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
-    """Return a row which says that a pad follows: 0 for the pad and -inf for all other tokens."""
+    """Return a row in which only the pad is possible: 0 for the pad and -inf for all other tokens."""
     ended = torch.full_like(row, FORBIDDEN)
     if pad_token_id is not None and 0 <= pad_token_id < len(ended):
         ended[pad_token_id] = 0.0
@@ -109,15 +109,15 @@ def steps_of(
 ) -> tuple[torch.Tensor, ...]:
     """Return the rows of all outputs, step by step.
 
-    Once an output has ended, its rows say that pads follow, so that the pads of a sequence add nothing to its score.
+    After an output's end its rows allow only the pad, so that pads add 0 to a sequence's score.
 
     Args:
-        outputs: for each output, a row [vocab] for each of its tokens.
-        pad_token_id: None only where all outputs are equally long.
-        device: where the rows are wanted.
+        outputs: for each output, one row [vocab] per token.
+        pad_token_id: None only if all outputs have the same length.
+        device: of the result.
 
     Returns:
-        One tensor [outputs, vocab] float32 for each step of the longest output.
+        One tensor [outputs, vocab] float32 per step of the longest output.
     """
     ended = _ended(outputs[0][0], pad_token_id)
     longest = max(map(len, outputs))

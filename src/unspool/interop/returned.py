@@ -46,7 +46,7 @@ def token_ids(returned: Any, vocab_size: int, *, option: str, when: str) -> torc
 
 
 def _tensor(returned: Any) -> torch.Tensor | None:
-    """Return numbers as a tensor on the CPU, or None if they are none."""
+    """Return numbers as a tensor on the CPU; None for other objects."""
     if isinstance(returned, torch.Tensor):
         return returned.detach().cpu()
     if isinstance(returned, str | bytes | Mapping):
@@ -59,17 +59,17 @@ def _tensor(returned: Any) -> torch.Tensor | None:
 
 
 def check_scores(returned: Any, *, like: torch.Tensor, rows: list[int], by: str, when: str) -> torch.Tensor:
-    """Return the scores of a LogitsProcessor if they are scores.
+    """Check the scores that a LogitsProcessor returned, and return them.
 
     Args:
-        like: [places, vocab], the scores that the object was given.
-        rows: the places that are read; only these must hold numbers.
+        like: [batch rows, vocab], the scores that the object was given.
+        rows: the batch rows that are read; only these must hold numbers.
         by: the name of the object's class. when: the call, for the error.
 
     Raises:
-        OptionError: if it is no floating-point tensor of this shape, or holds NaN or +inf.
+        OptionError: if it is not a floating-point tensor of this shape, or holds NaN or +inf.
     """
-    hint = f"mend {by}"
+    hint = f"fix {by}"
     if not isinstance(returned, torch.Tensor) or returned.shape != like.shape or not returned.is_floating_point():
         allowed = f"must hold objects that return floating-point scores of shape {tuple(like.shape)} ({when})"
         raise OptionError("logits_processor", _shown(returned), allowed, hint)
@@ -85,7 +85,7 @@ def are_numbers(scores: torch.Tensor) -> bool:
 
 
 def verdicts(returned: Any, rows: int, *, by: str, when: str) -> list[bool]:
-    """Return what a StoppingCriteria says of each row.
+    """Return a StoppingCriteria's verdict on each row.
 
     Args:
         returned: one boolean for all rows, or one per row; integers count as booleans.
@@ -98,7 +98,7 @@ def verdicts(returned: Any, rows: int, *, by: str, when: str) -> list[bool]:
     is_fit = found is not None and not found.is_floating_point() and not found.is_complex()
     if found is None or not is_fit or found.numel() not in (1, rows):
         allowed = f"must hold objects that return one boolean for each of the {rows} rows ({when})"
-        raise OptionError("stopping_criteria", _shown(returned), allowed, f"mend {by}")
+        raise OptionError("stopping_criteria", _shown(returned), allowed, f"fix {by}")
     said: list[bool] = found.bool().flatten().tolist()
     return said * rows if len(said) == 1 else said
 

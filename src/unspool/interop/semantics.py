@@ -1,6 +1,6 @@
-"""From arguments and resolved options to a call: transformers' meaning of lengths, ends, seeds and negative prompts.
+"""From arguments and resolved options to a call, with transformers' meaning of lengths, ends, seeds, negative prompts.
 
-Owns: what both doors, the drop-in and the decoding method, have in common. Does not know: who calls.
+Owns: the rules that the drop-in and the decoding method share. Does not know: the caller.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_call(
         config: resolved, lengths as given. processors: objects of transformers by their place in the chain.
 
     Raises:
-        OptionError: options do not fit together, or not the batch.
+        OptionError: if options do not fit together, or do not fit the batch.
     """
     pad_token_id, count = pad_token(config), len(batch.prompts)
     config = without_replaced(config, processors)
@@ -59,14 +59,14 @@ def build_call(
 
 
 def pad_token(config: GenerationConfig) -> int | None:
-    """Return what fills up tensors: the padding token, else the first end-of-sequence token, else None."""
+    """Return the token that pads rows: the padding token, else the first end-of-sequence token, else None."""
     if config.pad_token_id is not None:
         return config.pad_token_id
     return config.eos_token_id[0] if config.eos_token_id else None
 
 
 def with_lengths_of(config: GenerationConfig, width: int) -> GenerationConfig:
-    """Return the options for rows without their pads, where those given speak of the width of the batch."""
+    """Return the options with lengths that count output only, instead of the width of the batch."""
     changes: dict[str, Any] = {}
     if config.max_length is not None:
         if config.max_length <= width:
@@ -78,13 +78,13 @@ def with_lengths_of(config: GenerationConfig, width: int) -> GenerationConfig:
     if config.forced_bos_token_id is not None and width > 1:
         changes["forced_bos_token_id"] = None
     if not config.eos_token_id:
-        # The runtime knows the tokens of the model's own config; transformers reads the generation config alone.
+        # The runtime reads end tokens from the model's config; transformers reads only the generation config.
         changes["ignore_eos"] = True
     return config.replace(**changes) if changes else config
 
 
 def seeded(config: GenerationConfig, own: CallerObjects, count: int) -> GenerationConfig:
-    """Return the options with a seed; torch's generator is left alone where nothing can be drawn."""
+    """Return the options with a seed. Without sampling, torch's generator stays untouched."""
     if config.seed is not None:
         return config
     if not config.do_sample and own.strategy is None:
@@ -95,7 +95,7 @@ def seeded(config: GenerationConfig, own: CallerObjects, count: int) -> Generati
 def with_negative_prompts(
     own: CallerObjects, arguments: Arguments, config: GenerationConfig, batch: Batch
 ) -> CallerObjects:
-    """Return the caller's own with the negative prompts of the call: one for all rows, or one for each."""
+    """Return the caller's objects with the negative prompts of the call: one for all rows, or one per row."""
     if arguments.negative_prompt_ids is None:
         return own
     shown = f"shape {tuple(getattr(arguments.negative_prompt_ids, 'shape', ()))}"
@@ -110,5 +110,5 @@ def with_negative_prompts(
         prompts = read_batch(arguments.negative_prompt_ids, mask).prompts
     if len(prompts) not in (1, count):
         allowed = f"must have one row, or one for each of the {count} prompts"
-        raise OptionError("negative_prompt_ids", shown, allowed, "give as many as prompts")
+        raise OptionError("negative_prompt_ids", shown, allowed, "give one row per prompt")
     return replace(own, negative_prompts=prompts if len(prompts) == count else prompts * count)

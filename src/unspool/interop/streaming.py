@@ -1,6 +1,6 @@
-"""transformers' streamers: they are handed the prompts, then the tokens that can no longer change, then the end.
+"""transformers' streamers: they get the prompts, then the committed tokens, then the end.
 
-Owns: the shape and the order of what a streamer gets. Does not know: text.
+Owns: the shape and the order of a streamer's tensors. Does not know: text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from unspool.errors import OptionError
 
 @contextmanager
 def streaming(streamer: Any) -> Iterator[None]:
-    """Tell the streamer of the end, of a call that fails too: somebody may be waiting for it in another thread.
+    """Call the streamer's `end` after the call, also after an error: another thread can be waiting for it.
 
     Raises:
-        OptionError: it is no streamer.
+        OptionError: if it is not a streamer.
     """
     if streamer is None:
         yield
@@ -38,14 +38,14 @@ def streaming(streamer: Any) -> Iterator[None]:
 
 
 class Columns:
-    """Hands tokens to a streamer as transformers does: the next token of each output in one tensor.
+    """Sends tokens to a streamer as transformers does: one tensor per step with the next token of each output.
 
-    A column goes as soon as every output has a token for it; one that has ended has pads.
+    A column is sent as soon as every output has a token for it. An ended output has pads.
 
     Args:
         streamer: has a method put.
-        outputs: how many.
-        pad_token_id: what stands behind an end.
+        outputs: their number.
+        pad_token_id: fills columns of ended outputs.
     """
 
     def __init__(self, streamer: Any, outputs: int, pad_token_id: int) -> None:

@@ -1,6 +1,6 @@
-"""The objects of transformers that a call brings: which take the place of something of ours, and which come besides.
+"""The objects of transformers in a call: those that replace our own processors and criteria, and those that are added.
 
-Owns: transformers' rules on what replaces what. Does not know: how the objects are called.
+Owns: transformers' rules on replacement. Does not know: how the objects are called.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from unspool.interop.processors import DEFAULTS, GUIDANCE, LAST, PREFIX, USER, W
 class TransformersObjects:
     """Objects of transformers.
 
-    processors: place in the chain --> objects; those at the place of an option replace our own. criteria: those that no
-    option stands for. prefix_allowed_tokens_fn: None for none.
+    processors: place in the chain --> objects; objects at the place of an option replace our own processor. criteria:
+    those without an option. prefix_allowed_tokens_fn: None for none.
     """
 
     processors: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class TransformersObjects:
 
     @property
     def see_batch(self) -> bool:
-        """Whether one of them sees a whole batch, which must therefore go on in step."""
+        """True if an object sees the whole batch, so that all rows must advance in lockstep."""
         return bool(self.processors or self.criteria)
 
 
@@ -40,7 +40,7 @@ def callables(option: str, given: Any) -> tuple[Any, ...]:
     """Return a list of processors or criteria as a tuple.
 
     Raises:
-        OptionError: it is no list, or holds what cannot be called.
+        OptionError: if it is not a list, or holds an object that cannot be called.
     """
     if given is None:
         return ()
@@ -51,13 +51,13 @@ def callables(option: str, given: Any) -> tuple[Any, ...]:
     for each in given:
         if not callable(each):
             ours = "processors" if option == "logits_processor" else "criteria"
-            hint = f"objects of unspool.protocols belong into `{ours}`"
+            hint = f"give objects of unspool.protocols as `{ours}`"
             raise OptionError(option, type(each).__name__, "must hold objects that can be called", hint)
     return tuple(given)
 
 
 def placed(given: Sequence[Any], config: GenerationConfig, *, prefix: bool) -> dict[str, tuple[Any, ...]]:
-    """Return the caller's processors by their place: that of an option that is on for the first of the same class.
+    """Return the caller's processors by place. The first of a class takes the place of its option, if that is on.
 
     config: resolved, lengths still as given. prefix: whether the call has a `prefix_allowed_tokens_fn`.
     """
@@ -71,7 +71,7 @@ def placed(given: Sequence[Any], config: GenerationConfig, *, prefix: bool) -> d
 
 
 def prepared(given: Sequence[Any], config: GenerationConfig) -> dict[str, tuple[Any, ...]]:
-    """Return by their place the processors that are not the default ones of transformers' own prepared list."""
+    """Return by place the processors in transformers' prepared list that the caller gave."""
     places: dict[str, tuple[Any, ...]] = {}
     newest = {type(each): index for index, each in enumerate(given)}
     behind = USER
@@ -94,7 +94,7 @@ def _is_on(option: str, config: GenerationConfig, *, prefix: bool) -> bool:
 
 
 def without_replaced(config: GenerationConfig, processors: Mapping[str, Any]) -> GenerationConfig:
-    """Return the options without those that are no processors of ours and that an object takes the place of."""
+    """Return the options without those that an object replaces and that are not processors of ours."""
     gone = [name for name in (GUIDANCE, "min_length") if name in processors]
     return config.replace(**dict.fromkeys(gone)) if gone else config
 
@@ -102,14 +102,14 @@ def without_replaced(config: GenerationConfig, processors: Mapping[str, Any]) ->
 def with_criteria(
     config: GenerationConfig, given: Sequence[Any], width: int
 ) -> tuple[GenerationConfig, tuple[Any, ...]]:
-    """Return the options with what the criteria say of lengths and ends in the place of their own, and the other ones.
+    """Return the options with the lengths and ends of the criteria, and the other criteria.
 
     width: of the batch, which `max_length` counts.
     """
     ends = sort_criteria(given)
     changes: dict[str, Any] = {REPLACED[type(each)]: None for each in ends.others if type(each) in REPLACED}
     if ends.max_length is not None:
-        # transformers asks its criteria after a token, so that one is always written.
+        # transformers asks its criteria after a token, so at least one token is written.
         changes |= {"max_new_tokens": max(1, ends.max_length - width), "max_length": None}
     if ends.eos_token_id is not None:
         changes |= {"eos_token_id": ends.eos_token_id, "ignore_eos": False}

@@ -1,4 +1,4 @@
-"""Pipelines: called as transformers' are, with the same results, around our engine."""
+"""Pipelines with the calls and results of transformers' pipelines, on our engine."""
 
 from unspool.pipelines.pipeline import pipeline
 

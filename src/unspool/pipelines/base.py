@@ -1,6 +1,6 @@
-"""Pipeline: from a call written for transformers to requests, and from their results to transformers' records.
+"""Pipeline: from a transformers-style call to requests, and from their results to transformers' records.
 
-Owns: the order of one call, and the options in force. Does not know: what a task makes of an input and of an answer.
+Owns: the order of one call, and the options in force. Does not know: how a task reads inputs and writes records.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from unspool.config.foreign import is_set
 from unspool.errors import OptionError, PromptError
 from unspool.interop.arguments import ENCODER, REFUSED, read_config
 from unspool.pipelines.inputs import Input, Inputs, Prepared, read_input, read_inputs
-from unspool.pipelines.requests import AHEAD, answers, streamed, told_of_failure
-from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_cut
+from unspool.pipelines.requests import MAX_LAZY_REQUESTS, answers, ended_on_failure, streamed
+from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_truncation
 from unspool.pipelines.tasks import Task
 from unspool.planning import resolve_options
 from unspool.progress import progress_bar
@@ -31,16 +31,19 @@ if TYPE_CHECKING:
 
 Record: TypeAlias = dict[str, Any]
 
-_THEIRS: Final = "is not read by pipelines"
+_NOT_READ: Final = "is not read by pipelines"
 _UNREAD: Final = {
-    "logits_processor": (_THEIRS, "use `processors` with objects of unspool.protocols.Processor, or unspool.generate"),
-    "stopping_criteria": (_THEIRS, "use `criteria` with objects of unspool.protocols.Criterion, or unspool.generate"),
-    "prefix_allowed_tokens_fn": (_THEIRS, "use `processors` with objects of unspool.protocols, or unspool.generate"),
-    **dict.fromkeys(ENCODER, (_THEIRS, "use LanguageModel.generate, or unspool.generate")),
+    "logits_processor": (
+        _NOT_READ,
+        "use `processors` with objects of unspool.protocols.Processor, or unspool.generate",
+    ),
+    "stopping_criteria": (_NOT_READ, "use `criteria` with objects of unspool.protocols.Criterion, or unspool.generate"),
+    "prefix_allowed_tokens_fn": (_NOT_READ, "use `processors` with objects of unspool.protocols, or unspool.generate"),
+    **dict.fromkeys(ENCODER, (_NOT_READ, "use LanguageModel.generate, or unspool.generate")),
     "echo": ("has no effect on the records of a pipeline", "use `return_full_text`"),
     "logprobs": ("has no place in the records of a pipeline", "use LanguageModel.generate"),
 }
-"""Objects that see a whole batch, which a pipeline has not, and what its records could not show."""
+"""Refused arguments: objects that need the whole batch, and options that a record cannot show."""
 
 _DROP_IN_DEFAULTS: Final = {
     name: row.drop_in_default for name, row in OPTIONS.items() if row.drop_in_default is not UNSET
@@ -49,10 +52,10 @@ _DROP_IN_DEFAULTS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What one call runs under.
+    """The settings and options of one call.
 
     settings: of the pipeline. config: the caller's generation config. options: of generation, given by name.
-    resolved: all options as they will be in force. draws: whether any token is drawn at random.
+    resolved: all options in force. draws: True if any token is drawn at random.
     """
 
     settings: Settings
@@ -63,7 +66,7 @@ class Call:
 
 
 class Answers(Iterator[Any]):
-    """Results as they are needed, in the order of the inputs of a data set; has its length."""
+    """Results of a data set in the order of its inputs, computed on demand. Has a length."""
 
     def __init__(self, results: Iterator[Any], count: int) -> None:
         self._results, self._count = results, count
@@ -76,18 +79,18 @@ class Answers(Iterator[Any]):
 
 
 class Pipeline(ABC):
-    """Texts or conversations in, records out, as transformers' pipelines do it.
+    """Texts or conversations in, records out, as in transformers' pipelines.
 
     Args:
-        task: what the pipeline does.
-        lm: the model, with a tokenizer; it stays as it is.
-        stored: options that the model's config holds for this task; they count as the model's own.
-        prefix: the model's own, which stands before every text.
-        given: arguments of every call, which those of a call come before.
+        task: the pipeline's task.
+        lm: the model, with a tokenizer; it stays unchanged.
+        stored: the model config's options for this task; they count as the model's own.
+        prefix: the model's own, prepended to every text; None for none.
+        given: arguments of every call; a call's own arguments override them.
 
     Raises:
-        OptionError: an argument is unknown, out of range, or would have no effect.
-        PromptError: the model has no tokenizer.
+        OptionError: if an argument is unknown, out of range, or without effect.
+        PromptError: if the model has no tokenizer.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Pipeline(ABC):
 
     @property
     def task(self) -> str:
-        """The task's name, as it was asked for."""
+        """The task's name, as given."""
         return self._task.name
 
     @property
@@ -123,20 +126,20 @@ class Pipeline(ABC):
         """Run the task.
 
         Args:
-            text_inputs: a text, or a list of texts, or an iterator or data set of them; where the task is
-                text-generation also conversations, as lists of messages.
-            arguments: see docs/pipeline.md; options of generation by transformers' names, and besides `batch_size`,
+            text_inputs: a text, or a list of texts, or an iterator or data set of texts. For text-generation also
+                conversations, as lists of messages.
+            arguments: see docs/pipeline.md; options of generation by transformers' names, and also `batch_size`,
                 `return_tensors`, `return_text`, `clean_up_tokenization_spaces`, `prefix`, `streamer`, ...
 
         Returns:
-            One result for one input; a list of results for a list; an iterator of results for everything else, which
-            reads inputs as it needs them.
+            One result for one input; a list of results for a list. For other iterables an iterator of results, which
+            reads inputs on demand.
 
         Raises:
-            OptionError: an argument is unknown, out of range, or would have no effect.
-            PromptError: an input is no text, or too long for the model.
+            OptionError: if an argument is unknown, out of range, or without effect.
+            PromptError: if an input is not a text or conversation, or is too long for the model.
         """
-        with told_of_failure(arguments.get("streamer", self._own.get("streamer"))):
+        with ended_on_failure(arguments.get("streamer", self._own.get("streamer"))):
             call = self._prepare_call(arguments)
             inputs = read_inputs(text_inputs)
             self._check_seeds(call, None if inputs.shape == "lazy" else inputs.length)
@@ -146,7 +149,7 @@ class Pipeline(ABC):
         found = self._run_all(call, inputs)
         return found[0] if inputs.shape == "one" else self._flattened(found)
 
-    # --- what a task does ---------------------------------------------------------------------------------------
+    # --- methods of each task -----------------------------------------------------------------------------------
 
     @abstractmethod
     def _prepared(self, given: Input, call: Call) -> Prepared:
@@ -157,14 +160,14 @@ class Pipeline(ABC):
         """Return the record of one output."""
 
     def _flattened(self, results: list[Any]) -> list[Any]:
-        """Return the results of a list as the task's pipeline hands them over."""
+        """Return the results of a list in the form of the task's pipeline."""
         return results
 
     # --- one call -----------------------------------------------------------------------------------------------
 
     def _prepare_call(self, arguments: Mapping[str, Any]) -> Call:
-        own, asked = split(arguments, self._task)
-        options = merged_options(self._options, asked)
+        own, called = split(arguments, self._task)
+        options = merged_options(self._options, called)
         tokenizer = options.pop("tokenizer", None)
         if tokenizer is not None and tokenizer is not self.tokenizer:
             hint = "leave it out, or make the pipeline with it"
@@ -174,11 +177,11 @@ class Pipeline(ABC):
                 raise OptionError(name, given if isinstance(given, bool | int) else type(given), reason, remedy)
         settings = settings_of(self._own, own)
         if not self._task.reads_source:
-            settings, options = with_cut(settings, options)
+            settings, options = with_truncation(settings, options)
         config = read_config(options.pop("generation_config", None), self.model.config)
         resolved, objects = resolve_options(options, config, self.model.config)
         if settings.streamer is not None and resolved.num_return_sequences > 1:
-            allowed = "cannot be given together with a streamer, which is told of one output"
+            allowed = "cannot be given together with a streamer, which can show only one output"
             raise OptionError("num_return_sequences", resolved.num_return_sequences, allowed, "leave one of them out")
         draws = bool(resolved.do_sample) or objects.strategy is not None
         return Call(settings=settings, config=config, options=options, resolved=resolved, draws=draws)
@@ -187,7 +190,7 @@ class Pipeline(ABC):
         seed = call.resolved.seed
         if isinstance(seed, tuple) and len(seed) != count:
             allowed = "must be one integer, or one for each of the inputs of a list"
-            raise OptionError("seed", seed, allowed, "give one integer, or as many as inputs")
+            raise OptionError("seed", seed, allowed, "give one integer, or one per input")
 
     def _run_all(self, call: Call, inputs: Inputs) -> list[Any]:
         assert inputs.length is not None, "only lists are read at once"
@@ -200,22 +203,22 @@ class Pipeline(ABC):
 
     def _run(self, call: Call, inputs: Inputs) -> Iterator[list[Record]]:
         streamer = call.settings.streamer
-        with told_of_failure(streamer):
+        with ended_on_failure(streamer):
             prepared: Iterable[Prepared] = (
                 self._prepared(read_input(item), self._seeded(call, index)) for index, item in enumerate(inputs.items)
             )
             if inputs.shape != "lazy":
-                prepared = list(prepared)  # what is wrong with one of them is told before any work starts
+                prepared = list(prepared)  # report errors in any input before work starts
             if streamer is not None:
                 running = streamed(self.model, prepared, call.config, streamer)
             else:
-                at_once = call.settings.batch_size or (AHEAD if inputs.shape == "lazy" else None)
+                at_once = call.settings.batch_size or (MAX_LAZY_REQUESTS if inputs.shape == "lazy" else None)
                 running = answers(self.model, prepared, call.config, at_once=at_once)
             for one, generation in running:
                 yield [self._record(one, generation, completion, call) for completion in generation.completions]
 
     def _seeded(self, call: Call, index: int) -> Call:
-        """Return the call with the seed of one input. Without one, `set_seed` or torch's default generator names it.
+        """Return the call with the seed of one input; without a given seed, from `set_seed` or torch's generator.
 
         So `torch.manual_seed` and `transformers.set_seed` make calls repeatable, as in unspool.generate.
         """
@@ -226,24 +229,24 @@ class Pipeline(ABC):
             return call
         return replace(call, options={**call.options, "seed": shared_seed()})
 
-    # --- for the tasks ------------------------------------------------------------------------------------------
+    # --- helpers of tasks ---------------------------------------------------------------------------------------
 
     def _prefix_of(self, call: Call) -> str:
         return (self._prefix if call.settings.prefix is None else call.settings.prefix) or ""
 
     def _text(self, generation: Generation, completion: Completion, call: Call) -> str:
-        """Return an output's text, a stop string at its end included, decoded as the caller wants it."""
+        """Return an output's text with its stop string, decoded by the settings."""
         clean, skip = call.settings.clean_up_tokenization_spaces, call.settings.skip_special_tokens
         if clean is None and skip is None:
             return "".join(completion.tokens)
-        tokenizer = self.tokenizer if clean is None else _Cleaning(self.tokenizer, clean)
+        tokenizer = self.tokenizer if clean is None else _CleanupTokenizer(self.tokenizer, clean)
         detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip is not False)
         before, ids = generation.prompt_token_ids, completion.token_ids
         return text_of(detokenizer, before, token_ids=ids, finish_reason=completion.finish_reason)
 
 
-class _Cleaning:
-    """A tokenizer that always cleans up spaces, or never does."""
+class _CleanupTokenizer:
+    """A tokenizer with a fixed setting for cleaning up spaces."""
 
     def __init__(self, tokenizer: Any, clean: bool) -> None:
         self._tokenizer, self.clean_up_tokenization_spaces = tokenizer, clean
@@ -258,10 +261,10 @@ class _Cleaning:
 
 
 def _with_stored(lm: LanguageModel, defaults: Mapping[str, Any], stored: Mapping[str, Any]) -> LanguageModel:
-    """Return the same model, engine and all, with a pipeline's defaults under its stored options.
+    """Return the same model with the same engine, and with the pipeline's defaults below its stored options.
 
-    There they are overridden by anything the caller gives, and give way without a word where a strategy does not read
-    them, as transformers' pipelines have it.
+    As in transformers' pipelines, all options of the caller override these defaults, and a strategy that does not read
+    a default ignores it.
     """
     own = {name: getattr(lm.config, name) for name in OPTIONS if name in lm.config.explicit}
     known = {**lm.config.extras, **own, **stored}

@@ -1,6 +1,6 @@
-"""What a pipeline is called with: one text or conversation, several, or as many as an iterator brings.
+"""Inputs of a pipeline: one text or conversation, a list of them, or an iterator.
 
-Owns: telling them apart, and what each becomes for the model. Does not know: options of generation.
+Owns: telling these apart, and encoding each input for the model. Does not know: options of generation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EXPECTED: Final = "a pipeline reads a text, a list of messages, or a list or an
 
 
 class Inputs(NamedTuple):
-    """What was given, item by item; `length` is None where it is not known before the end."""
+    """The inputs, item by item; `length` is None if the number is unknown before the end."""
 
     items: Iterable[Any]
     shape: Shape
@@ -30,10 +30,10 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(given: Any) -> Inputs:
-    """Sort out one input from several. Lists and tuples are read at once, all that iterates else as it is needed.
+    """Sort inputs into one, a list or a lazy iterable. Lists and tuples are read at once, other iterables on demand.
 
     Raises:
-        PromptError: it is none of these.
+        PromptError: if it is none of these.
     """
     if isinstance(given, str) or is_chat(given):
         return Inputs([given], "one", 1)
@@ -45,7 +45,7 @@ def read_inputs(given: Any) -> Inputs:
         raise PromptError(f"{_EXPECTED}; got {type(given).__name__}")
     count = len(given) if isinstance(given, Sized) else None
     if isinstance(given, Iterator):
-        # A generator of messages is one conversation: its first item tells.
+        # A generator of messages is one conversation: its first item shows this.
         first = next(given, None)
         if is_message(first):
             return Inputs([[first, *given]], "one", 1)
@@ -54,7 +54,7 @@ def read_inputs(given: Any) -> Inputs:
 
 
 def _each(given: Any) -> Iterator[Any]:
-    """Yield the items of a data set, which may only have `__getitem__` and a length."""
+    """Yield the items of a data set, which can have `__getitem__` and a length without `__iter__`."""
     if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return (given[index] for index in range(len(given)))
     return iter(given)
@@ -64,7 +64,7 @@ def read_input(item: Any) -> Input:
     """Return one text or conversation.
 
     Raises:
-        PromptError: it is neither.
+        PromptError: if it is neither.
     """
     if isinstance(item, str):
         return item
@@ -77,20 +77,20 @@ def read_input(item: Any) -> Input:
 class Prepared:
     """One input ready for the model.
 
-    given: as the caller gave it. prompt: what the model reads. opening: the token ids its output begins with, which a
-    model that reads a source has apart from the prompt. options: of generation, for this input alone. continues:
-    whether a conversation's last message goes on.
+    given: as the caller gave it. prompt: the model's input. output_prefix: the token ids at the beginning of the
+    record: the prompt, or the decoder prompt of an encoder-decoder. options: of generation, for this input only.
+    continues: True if a conversation's last message is continued.
     """
 
     given: Input
     prompt: str | tuple[int, ...]
-    opening: tuple[int, ...]
+    output_prefix: tuple[int, ...]
     options: Mapping[str, Any]
     continues: bool = False
 
 
 def continues(messages: tuple[Message, ...], settings: Settings) -> bool:
-    """Return whether the last message is to be continued: by the caller's word, or as the assistant's beginning."""
+    """Return whether the last message is continued: by the setting, else if it is the assistant's."""
     if settings.continue_final_message is not None:
         return settings.continue_final_message
     return bool(messages[-1]["role"] == "assistant")
@@ -99,14 +99,16 @@ def continues(messages: tuple[Message, ...], settings: Settings) -> bool:
 def encode_input(
     given: Input, tokenizer: Any, bos_token_id: int | None, settings: Settings, *, prefix: str
 ) -> tuple[int, ...]:
-    """Return the token ids of a text behind the prefix, or of a conversation by the chat template.
+    """Return the token ids of a text after the prefix, or of a conversation in the chat template.
 
     Raises:
-        PromptError: the tokenizer or its template does not take it.
+        PromptError: if the tokenizer or its template refuses the input.
     """
-    asked = settings.tokenizer_options
+    requested = settings.tokenizer_options
     if isinstance(given, str):
-        return encode(prefix + given, _Told(tokenizer, asked) if asked else tokenizer, bos_token_id)
+        return encode(
+            prefix + given, _TokenizerWithOptions(tokenizer, requested) if requested else tokenizer, bos_token_id
+        )
     if continues(given, settings):
         continued(given[-1], "")
     return encode_chat(
@@ -116,30 +118,30 @@ def encode_input(
         continue_final_message=continues(given, settings),
         template_options={} if settings.documents is None else {"documents": settings.documents},
         # The template writes special tokens itself.
-        tokenizer_options={name: value for name, value in asked.items() if name != "add_special_tokens"},
+        tokenizer_options={name: value for name, value in requested.items() if name != "add_special_tokens"},
     )
 
 
 def hole(ids: tuple[int, ...], *, room: int, longest: int | None) -> tuple[int, ...]:
-    """Return the last ids of a prompt, so many that `room` new tokens fit behind them.
+    """Return the last ids of a prompt, so that `room` new tokens fit after them.
 
     Args:
-        longest: most tokens in one sequence; None for no bound.
+        longest: most tokens in one sequence; None for no limit.
 
     Raises:
-        OptionError: the new tokens alone do not fit.
+        OptionError: if the new tokens do not fit even without a prompt.
     """
     if longest is None or len(ids) + room <= longest:
         return ids
     kept = longest - room
     if kept <= 0:
-        allowed = f"cannot make room for {room} new tokens where {longest} are all"
+        allowed = f"cannot make room for {room} new tokens, because the model holds {longest} tokens in all"
         raise OptionError("handle_long_generation", "hole", allowed, "lower `max_new_tokens`")
     return ids[-kept:]
 
 
-class _Told:
-    """A tokenizer that is always called with the same arguments besides the text."""
+class _TokenizerWithOptions:
+    """A tokenizer that is always called with the same keyword arguments."""
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
         self._tokenizer, self._arguments = tokenizer, arguments

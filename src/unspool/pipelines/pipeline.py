@@ -1,6 +1,6 @@
-"""pipeline(): a task and a model become something to call.
+"""pipeline(): makes a Pipeline from a task and a model.
 
-Owns: how the model, its tokenizer and what its config holds for a task are found. Does not know: what tasks do.
+Owns: finding the model, its tokenizer and its config's options for a task. Does not know: how a task works.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LOADING: Final = frozenset(
      "max_cache_tokens", "max_sequences", "pack", "quantization_config", "quantize", "revision", "subfolder", "token",
      "trust_remote_code"}
 )  # fmt: skip
-"""Arguments that say how a model is loaded; all others are arguments of every call."""
+"""Arguments of loading; all others are arguments of every call."""
 
 _LIMITS: Final = ("max_cache_tokens", "max_sequences")
-"""Arguments of loading whose None says "no limit", and not "not given"."""
+"""Arguments of loading for which None means "no limit", not "not given"."""
 
 _EMBEDDED: Final = ("tale", "tale-draft")
 _WITHOUT_EFFECT: Final = frozenset({"binary_output", "framework", "use_fast"})
@@ -40,8 +40,8 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "pipeline_class": "derive from a class of unspool.pipelines",
 }
 
-# What transformers' pipeline says before the prompts of these models, which are lost without a beginning.
-_NEED_A_BEGINNING: Final = ("XLNetLMHeadModel", "TransfoXLLMHeadModel")
+# transformers' pipeline prepends a text to the prompts of these models, which write nonsense without it.
+_NEED_A_PREFIX: Final = ("XLNetLMHeadModel", "TransfoXLLMHeadModel")
 
 
 def pipeline(
@@ -53,24 +53,24 @@ def pipeline(
     dtype: str | torch.dtype | None = None,
     **arguments: Any,
 ) -> Pipeline:
-    """Return something to call for a task, as transformers.pipeline does.
+    """Return a pipeline for a task, as transformers.pipeline does.
 
     Args:
         task: "text-generation", "text2text-generation", "summarization", "translation" or "translation_xx_to_yy"; None
-            for the one that the model is made for.
+            for the task of the model's kind.
         model: a name or folder, a loaded transformers model (which stays untouched) or a LanguageModel; None for the
             embedded model.
-        tokenizer: a tokenizer, or the name or folder of one; a loaded transformers model needs it.
-        device: such as "cpu", "cuda:0", or the number of a GPU, -1 being the CPU; None for the first GPU if there is
+        tokenizer: a tokenizer, or the name or folder of one. A loaded transformers model needs it.
+        device: such as "cpu", "cuda:0", or the number of a GPU, with -1 for the CPU; None for the first GPU if there is
             one.
         dtype: as in `load`; `torch_dtype` is another name for it.
         arguments: for loading (`revision`, `device_map`, `trust_remote_code`, `model_kwargs`, ...), and arguments of
-            every call, which those of a call come before.
+            every call; a call's own arguments override them.
 
     Raises:
-        OptionError: the task or an argument is unknown, or an argument is out of range.
-        ModelError: the model cannot be loaded, or is not made for the task.
-        PromptError: the model has no tokenizer.
+        OptionError: if the task or an argument is unknown, or an argument is out of range.
+        ModelError: if the model cannot be loaded, or does not fit the task.
+        PromptError: if the model has no tokenizer.
 
     Example:
         generator = unspool.pipeline("text-generation")
@@ -99,7 +99,7 @@ def _sorted(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     """Return (arguments of loading, arguments of calls).
 
     Raises:
-        OptionError: one of transformers' arguments means nothing here.
+        OptionError: if an argument of transformers' pipeline is not supported.
     """
     rest = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
     for name, hint in _ELSEWHERE.items():
@@ -116,15 +116,15 @@ def _sorted(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 def _loaded(
     model: Any, tokenizer: Any, *, device: Any, dtype: Any, loading: Mapping[str, Any]
 ) -> tuple[LanguageModel, Any]:
-    """Return the model ready to write, and transformers' config of it, None where that is not known."""
+    """Return the loaded model and transformers' config of it, None if that is unknown."""
     from unspool.loading.load import load
     from unspool.model import LanguageModel
 
     if isinstance(model, LanguageModel):
-        asked = {"tokenizer": tokenizer, "device": device, "dtype": dtype, **loading}
-        for name, value in asked.items():
+        requested = {"tokenizer": tokenizer, "device": device, "dtype": dtype, **loading}
+        for name, value in requested.items():
             if value is not None and not (name == "tokenizer" and value is model.tokenizer):
-                raise OptionError(name, value, "cannot be given with a LanguageModel, which is loaded", "leave it out")
+                raise OptionError(name, value, "cannot be given with a LanguageModel", "leave it out")
         return model, None
     if model is None or isinstance(model, str | os.PathLike):
         where = _device(device, loading)
@@ -132,15 +132,15 @@ def _loaded(
         return lm, _config_of(model, loading)
     if device is not None:
         device = _device(device, loading)
-        device = None if device == str(getattr(model, "device", None)) else device  # it may be there already
+        device = None if device == str(getattr(model, "device", None)) else device  # the model can be there already
     if tokenizer is None:
-        raise ModelError("a loaded model brings no tokenizer: give `tokenizer`, or its name or folder")
+        raise ModelError("a loaded model needs a tokenizer: give `tokenizer`, or its name or folder")
     lm = load(model, tokenizer=tokenizer, device=device, dtype=dtype, **loading)
     return lm, getattr(model, "config", None)
 
 
 def _device(device: Any, loading: Mapping[str, Any]) -> Any:
-    """Return where the model is to run, as torch names it."""
+    """Return the model's device, as torch names it; None for the default."""
     if device is None:
         import torch
 
@@ -151,7 +151,7 @@ def _device(device: Any, loading: Mapping[str, Any]) -> Any:
 
 
 def _config_of(model: str | os.PathLike[str] | None, loading: Mapping[str, Any]) -> Any:
-    """Return transformers' config of a model that has just been loaded; the embedded ones have nothing to say."""
+    """Return transformers' config of a model that has just been loaded; None for the embedded models."""
     if model is None or (str(model) in _EMBEDDED and not os.path.isdir(model)):
         return None
     from transformers import AutoConfig
@@ -161,21 +161,21 @@ def _config_of(model: str | os.PathLike[str] | None, loading: Mapping[str, Any])
 
 
 def _check_fit(task: Task, lm: LanguageModel) -> None:
-    """Refuse a task that the model is not made for."""
+    """Check that the model fits the task."""
     if task.reads_source == lm.info.needs_source:
         return
     if task.reads_source:
         raise ModelError(
-            f"{lm.info.name} goes on from texts and reads no source, which {task.name} needs; give an encoder-decoder, "
+            f"{lm.info.name} is a decoder that continues texts, and {task.name} needs an encoder-decoder; give one, "
             "or use text-generation"
         )
-    raise ModelError(f"{lm.info.name} makes a text into another; use text2text-generation")
+    raise ModelError(f"{lm.info.name} is an encoder-decoder; use text2text-generation")
 
 
 def _stored_for(task: Task, config: Any) -> dict[str, Any]:
-    """Return what a config holds for the task: options of generation and a prefix.
+    """Return a config's options for the task, and its prefix.
 
-    transformers 5 reads it no more, and its 4.x for all tasks; here tasks that read a source do.
+    transformers 4 reads them for all tasks and transformers 5 for none; here only tasks with an encoder read them.
     """
     stored = getattr(config, "task_specific_params", None)
     if not task.reads_source or not isinstance(stored, Mapping):
@@ -184,12 +184,12 @@ def _stored_for(task: Task, config: Any) -> dict[str, Any]:
 
 
 def _prefix_of(config: Any, model: Any) -> str | None:
-    """Return what stands before every text for this model."""
+    """Return the text that this model needs before every prompt, or None."""
     if (prefix := getattr(config, "prefix", None)) is not None:
         return str(prefix)
     architectures = getattr(config, "architectures", None) or [type(model).__name__]
-    if any(name in _NEED_A_BEGINNING for name in architectures):
-        from transformers import TextGenerationPipeline as TransformersObjects
+    if any(name in _NEED_A_PREFIX for name in architectures):
+        from transformers import TextGenerationPipeline as TransformersPipeline
 
-        return str(TransformersObjects.XL_PREFIX)
+        return str(TransformersPipeline.XL_PREFIX)
     return None

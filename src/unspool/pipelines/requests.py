@@ -1,7 +1,6 @@
-"""Runs the inputs of a call: so many at once, answered in order.
+"""Runs the inputs of a call: a bounded number at once, answered in order.
 
-Owns: how many requests are under way, and what a streamer of transformers is told. Does not know: what becomes of the
-answers.
+Owns: the number of running requests, and the calls of a streamer of transformers. Does not know: how answers are used.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
     from unspool.config import GenerationConfig
     from unspool.model import LanguageModel
 
-AHEAD: Final = 32
-"""Requests under way at once where inputs come from an iterator and no `batch_size` is given."""
+MAX_LAZY_REQUESTS: Final = 32
+"""Most running requests if inputs come from an iterator and `batch_size` is not given."""
 
 
 def answers(
     lm: LanguageModel, inputs: Iterable[Prepared], config: GenerationConfig | None, *, at_once: int | None
 ) -> Iterator[tuple[Prepared, Generation]]:
-    """Yield each input with its answer, in order; inputs are taken as there is room for them.
+    """Yield each input with its answer, in order. Inputs are taken when a request can start.
 
-    Leaving early cancels what is under way.
+    If the iterator is closed early, running requests are cancelled.
 
     Args:
-        at_once: most requests under way; None for all of them.
+        at_once: most running requests; None for no limit.
     """
     waiting: deque[tuple[Prepared, Stream]] = deque()
     try:
@@ -47,7 +46,7 @@ def answers(
 
 
 def _next(waiting: deque[tuple[Prepared, Stream]]) -> tuple[Prepared, Generation]:
-    """Read the oldest stream to its end, which drives all others too."""
+    """Read the oldest stream to its end. This also advances all others."""
     prepared, stream = waiting[0]
     for _ in stream:
         pass
@@ -56,8 +55,8 @@ def _next(waiting: deque[tuple[Prepared, Stream]]) -> tuple[Prepared, Generation
 
 
 @contextmanager
-def told_of_failure(streamer: Any) -> Iterator[None]:
-    """Tell a streamer of the end where something fails: somebody may be waiting for it in another thread."""
+def ended_on_failure(streamer: Any) -> Iterator[None]:
+    """Call a streamer's `end` if an error is raised: another thread can be waiting for it."""
     try:
         yield
     except BaseException:
@@ -70,16 +69,16 @@ def told_of_failure(streamer: Any) -> Iterator[None]:
 def streamed(
     lm: LanguageModel, inputs: Iterable[Prepared], config: GenerationConfig | None, streamer: Any
 ) -> Iterator[tuple[Prepared, Generation]]:
-    """Yield each input with its answer, one input after the other, the streamer told of every token as it comes.
+    """Yield each input with its answer, one input after the other, and send every token to the streamer.
 
-    A streamer is told what transformers tells it: what the output begins with as [1, length], each token as [1], then
-    the end; see `told_of_failure` for the end of what fails.
+    As in transformers, the streamer gets the output prefix as [1, length], each token as [1], then `end`.
+    `ended_on_failure` calls `end` after an error.
     """
     import torch
 
     for each in inputs:
         with lm.stream(each.prompt, config=config, **each.options) as stream:
-            streamer.put(torch.tensor([each.opening], device="cpu"))
+            streamer.put(torch.tensor([each.output_prefix], device="cpu"))
             for chunk in stream:
                 for token in chunk.token_ids:
                     streamer.put(torch.tensor([token], device="cpu"))

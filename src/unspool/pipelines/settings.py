@@ -1,7 +1,7 @@
-"""What a call of a pipeline asks for besides options of generation.
+"""Arguments of a pipeline's call that are not options of generation.
 
-Owns: the names that transformers' pipelines take, and how those of a call come before those of the pipeline. Does not
-know: options of generation, which are all other names.
+Owns: the argument names of transformers' pipelines, and how a call's arguments override the pipeline's. Does not know:
+options of generation, which are all other names.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from unspool.errors import OptionError
 from unspool.pipelines.tasks import Task
 
 Returned: TypeAlias = Literal["full", "new", "ids"]
-"""What a result holds: the prompt with its continuation, the new text alone, or token ids."""
+"""Content of a result: the prompt with its continuation, the new text only, or token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of one call.
 
-    batch_size: most requests under way at once; None for all of a list.
-    progress: show a bar over the prompts of a list; None for: in a terminal, from 16 prompts on.
+    batch_size: most running requests; None for all of a list.
+    progress: show a progress bar over the prompts of a list; None to show it in a terminal from 16 prompts on.
     returned: see Returned. clean_up_tokenization_spaces, skip_special_tokens: how ids are decoded; None for the
         tokenizer's own way, and without special tokens.
-    prefix: stands before every text and in no result; None for the model's own.
-    handle_long_generation: "hole" cuts the beginning off prompts that leave the new tokens no room; None for no cut.
+    prefix: prepended to every text and not shown in results; None for the model's own.
+    handle_long_generation: "hole" cuts the beginning of a prompt if new tokens do not fit; None for no cut.
     tokenizer_options: arguments of the tokenizer for prompts (`truncation`, `add_special_tokens`, ...).
-    continue_final_message: whether the last message is continued; None for: where it is the assistant's.
-    tools, documents: handed to the chat template. streamer: one of transformers', fed prompt by prompt.
-    src_lang, tgt_lang: languages of a translation, for tokenizers that mark them.
+    continue_final_message: True to continue the last message; None to continue it only if it is the assistant's.
+    tools, documents: passed to the chat template. streamer: one of transformers', fed prompt by prompt.
+    src_lang, tgt_lang: languages of a translation, for tokenizers with language tokens.
     """
 
     batch_size: int | None = None
@@ -51,7 +51,7 @@ class Settings:
 
 _RETURNS: Final = ("return_full_text", "return_tensors", "return_text")
 _TOKENIZING: Final = ("add_special_tokens", "truncation", "tokenizer_encode_kwargs")
-_WITHOUT_EFFECT: Final = ("num_workers", "padding")  # prompts are encoded here and now, and nothing is ever padded
+_WITHOUT_EFFECT: Final = ("num_workers", "padding")  # prompts are encoded in this process, and pads are never fed
 _PLAIN: Final = frozenset(each.name for each in fields(Settings)) - {"returned", "tokenizer_options"}
 _NAMES: Final = _PLAIN | {*_RETURNS, *_TOKENIZING, *_WITHOUT_EFFECT}
 
@@ -72,10 +72,10 @@ _TEXTS: Final = ("prefix", "src_lang", "tgt_lang")
 
 
 def split(given: Mapping[str, Any], task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (arguments of the pipeline, options of generation) of one layer, the former checked.
+    """Return (arguments of the pipeline, options of generation). The former are checked.
 
     Raises:
-        OptionError: a value is not what its name takes, or the task does not read it.
+        OptionError: if a value has another type or is not allowed, or two arguments exclude each other.
     """
     own = {name: value for name, value in given.items() if name in _NAMES}
     options = {name: value for name, value in given.items() if name not in _NAMES}
@@ -93,7 +93,7 @@ def split(given: Mapping[str, Any], task: Task) -> tuple[dict[str, Any], dict[st
 
 
 def settings_of(pipeline: Mapping[str, Any], call: Mapping[str, Any]) -> Settings:
-    """Return the settings of a call; what it gives comes before what the pipeline was made with."""
+    """Return the settings of a call. Its arguments override those of the pipeline."""
     both = {**pipeline, **call}
     returned = _returned(call) or _returned(pipeline) or "full"
     tokenizing = {name: both[name] for name in _TOKENIZING[:2] if both.get(name) is not None}
@@ -103,9 +103,9 @@ def settings_of(pipeline: Mapping[str, Any], call: Mapping[str, Any]) -> Setting
 
 
 def merged_options(pipeline: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of generation of a call, before those that the pipeline was made with.
+    """Return the options of generation of a call. They override those of the pipeline.
 
-    A call's `generation_config` takes the place of all of the pipeline's, and a call's `max_new_tokens` that of the
+    A call's `generation_config` replaces all options of the pipeline. A call's `max_new_tokens` also replaces the
     pipeline's `max_length`.
     """
     if call.get("generation_config") is not None:
@@ -119,10 +119,10 @@ def merged_options(pipeline: Mapping[str, Any], call: Mapping[str, Any]) -> dict
     return {**{name: value for name, value in pipeline.items() if name not in replaced}, **call}
 
 
-def with_cut(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """Return settings and options where `max_length` says as well how long a prompt is that `truncation` cuts.
+def with_truncation(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """Return settings and options with `max_length` as the prompt's length for `truncation`.
 
-    With `max_new_tokens` beside it, that is all it says.
+    If `max_new_tokens` is given too, `max_length` has no other meaning.
     """
     rest, tokenizing = dict(options), settings.tokenizer_options
     length = rest.get("max_length")
@@ -135,16 +135,16 @@ def with_cut(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, 
 
 def _check(name: str, value: Any, task: Task) -> None:
     if name in _CONTINUING and task.reads_source:
-        allowed = f"belongs to text-generation and has no meaning for {task.name}"
+        allowed = f"belongs to text-generation and is not supported for {task.name}"
         raise OptionError(name, _shown(value), allowed, "leave it out")
     if name in _TRANSLATING and not task.translates:
-        raise OptionError(name, value, f"belongs to translation and has no meaning for {task.name}", "leave it out")
+        raise OptionError(name, value, f"belongs to translation and is not supported for {task.name}", "leave it out")
     if name in _FLAGS and not isinstance(value, bool):
         raise OptionError(name, value, "must be True or False", "leave it out for the default")
     if name in _TEXTS and not isinstance(value, str):
         raise OptionError(name, value, "must be a text", "leave it out for none")
     if name == "batch_size" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise OptionError(name, value, "must be an integer of at least 1", "leave it out for no bound")
+        raise OptionError(name, value, "must be an integer of at least 1", "leave it out for no limit")
     if name == "handle_long_generation" and value != "hole":
         raise OptionError(name, value, "must be 'hole' or None", "leave it out to have long prompts refused")
     if name == "streamer" and not (hasattr(value, "put") and hasattr(value, "end")):
@@ -155,10 +155,10 @@ def _check(name: str, value: Any, task: Task) -> None:
 
 
 def _returned(given: Mapping[str, Any]) -> Returned | None:
-    """Return what these arguments want results to hold, or None where they do not say.
+    """Return the requested content of results, or None if these arguments do not choose it.
 
     Raises:
-        OptionError: two of them exclude each other, or nothing would be left to return.
+        OptionError: if two of them exclude each other, or results would be empty.
     """
     full, ids, text = (given.get(name) for name in _RETURNS)
     if full is not None and (ids or text is not None):

@@ -1,7 +1,6 @@
-"""The tasks a pipeline can be asked for, and what each brings with it.
+"""The tasks of pipelines, with their defaults and result keys.
 
-Owns: names of tasks, keys of results, options that a task's pipeline sets where nobody else does. Does not know:
-models.
+Owns: names of tasks, keys of results, and each task's default options. Does not know: models.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from unspool.errors import OptionError
 class Task:
     """One task.
 
-    name: as asked for. key: results hold their text under `<key>_text` and their ids under `<key>_token_ids`.
-    reads_source: whether the text given is a source to be made into another text, rather than a beginning.
-    defaults: options where neither the caller nor the model's stored config gives any.
-    languages: from and to, where the task's name says so.
+    name: as given. key: results hold their text under `<key>_text` and their ids under `<key>_token_ids`.
+    reads_source: True if the text is the input of an encoder, False if it is a beginning to continue.
+    defaults: options that neither the caller nor the model's stored config sets.
+    languages: source and target language, if the task's name holds them.
     """
 
     name: str
@@ -53,10 +52,10 @@ _PAIR: Final = re.compile(r"translation_(\w+?)_to_(\w+)")
 
 
 def find_task(name: Any) -> Task:
-    """Return the task of this name, `translation_xx_to_yy` included.
+    """Return the task of this name, including `translation_xx_to_yy`.
 
     Raises:
-        OptionError: there is none; the message lists all.
+        OptionError: if the name is unknown; the message lists all tasks.
     """
     if isinstance(name, str):
         if name in TASKS:

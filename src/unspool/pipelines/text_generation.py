@@ -1,6 +1,6 @@
-"""The pipeline "text-generation": texts and conversations are gone on with.
+"""The pipeline "text-generation": continues texts and answers conversations.
 
-Owns: its prompts and records. Does not know: how text is made.
+Owns: its prompts and records. Does not know: decoding.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from unspool.text.chat import answer_of, continued
 
 
 class TextGenerationPipeline(Pipeline):
-    """Goes on from texts and answers conversations.
+    """Continues texts and answers conversations.
 
-    Results are lists of records, one an output: {"generated_text": prompt and continuation}; the continuation alone
-    with return_full_text=False; {"generated_token_ids": [...]} with return_tensors=True. For a conversation the text is
-    the list of its messages with the answer behind.
+    Results are lists of records, one per output: {"generated_text": prompt and continuation}. With
+    return_full_text=False the text is the continuation only; with return_tensors=True a record is
+    {"generated_token_ids": [...]}. For a conversation the text is the list of its messages, the answer last.
     """
 
     def _prepared(self, given: Input, call: Call) -> Prepared:
         settings, prefix = call.settings, self._prefix_of(call) if isinstance(given, str) else ""
-        is_asked = "bos_token_id" in call.resolved.requested
-        bos_token_id = call.resolved.bos_token_id if is_asked else self.model.info.bos_token_id
-        asked = settings.tokenizer_options
+        is_requested = "bos_token_id" in call.resolved.requested
+        bos_token_id = call.resolved.bos_token_id if is_requested else self.model.info.bos_token_id
+        requested = settings.tokenizer_options
         ids = encode_input(given, self.tokenizer, bos_token_id, settings, prefix=prefix)
         lengths: dict[str, int] = {}
         if prefix:
-            # A limit on the whole does not count the prefix.
-            extra = len(self.tokenizer(prefix, add_special_tokens=bool(asked.get("add_special_tokens")))["input_ids"])
+            # As in transformers, limits on the total length do not count the prefix.
+            extra = len(
+                self.tokenizer(prefix, add_special_tokens=bool(requested.get("add_special_tokens")))["input_ids"]
+            )
             named = {name: getattr(call.resolved, name) for name in ("max_length", "min_length")}
             lengths = {name: limit + extra for name, limit in named.items() if limit}
         if settings.handle_long_generation is not None:
@@ -38,26 +40,26 @@ class TextGenerationPipeline(Pipeline):
         return Prepared(
             given=given,
             prompt=ids,
-            opening=ids,
+            output_prefix=ids,
             options={**call.options, **lengths},
             continues=not isinstance(given, str) and continues(given, settings),
         )
 
     def _room(self, ids: tuple[int, ...], call: Call) -> int:
-        """Return how many new tokens there may be."""
+        """Return the number of new tokens to make room for."""
         config = call.resolved
         if config.max_new_tokens is not None:
             return config.max_new_tokens
         return max(1, config.max_length - len(ids)) if config.max_length is not None else 1
 
     def _longest(self) -> int | None:
-        """Return the most tokens that model and tokenizer hold; tokenizers without a bound name a huge number."""
+        """Return the maximum length of model and tokenizer, in tokens; None for no limit."""
         limits = (self.model.info.max_length, getattr(self.tokenizer, "model_max_length", None))
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _record(self, prepared: Prepared, generation: Generation, completion: Completion, call: Call) -> Record:
         if call.settings.returned == "ids":
-            return {"generated_token_ids": [*prepared.opening, *completion.token_ids]}
+            return {"generated_token_ids": [*prepared.output_prefix, *completion.token_ids]}
         text = self._text(generation, completion, call)
         new_alone = call.settings.returned == "new"
         return {"generated_text": text if new_alone else self._full(prepared, completion, text, call)}
@@ -72,7 +74,7 @@ class TextGenerationPipeline(Pipeline):
         answer = answer_of(
             text,
             tokenizer=self.tokenizer,
-            prompt_ids=prepared.opening,
+            prompt_ids=prepared.output_prefix,
             token_ids=completion.token_ids,
             tools=call.settings.tools,
         )

@@ -1,6 +1,6 @@
-"""The pipelines "text2text-generation", "summarization" and "translation": a text is made into another.
+"""The pipelines "text2text-generation", "summarization" and "translation", for encoder-decoders.
 
-Owns: their sources and records. Does not know: how text is made.
+Owns: their encoder inputs and records. Does not know: decoding.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from unspool.results import Completion, Generation
 
 
 class TextToTextPipeline(Pipeline):
-    """Makes texts into others with an encoder-decoder.
+    """Turns texts into other texts with an encoder-decoder.
 
-    Results are records {"generated_text": ...}, {"summary_text": ...} or {"translation_text": ...}, in lists of one an
-    output; a list of texts with one output each gives a flat list of records. With return_tensors=True a record holds
-    a tensor under "generated_token_ids" (...) instead, which begins with the decoder's start token.
+    Results are records {"generated_text": ...}, {"summary_text": ...} or {"translation_text": ...}, in lists with one
+    record per output. A list of texts with one output each gives a flat list of records. With return_tensors=True a
+    record holds a tensor under "generated_token_ids" (...) instead, which begins with the decoder's start token.
     """
 
     def _prepared(self, given: Input, call: Call) -> Prepared:
@@ -28,17 +28,17 @@ class TextToTextPipeline(Pipeline):
         options = dict(call.options)
         prefix = self._prefix_of(call)
         prompt: str | tuple[int, ...] = prefix + given
-        inputs = self._marked(prefix + given, call) if self._task.translates else None
+        inputs = self._translation_inputs(prefix + given, call) if self._task.translates else None
         if inputs is not None:
             prompt = tuple(inputs.pop("input_ids"))
             if "forced_bos_token_id" in inputs:
                 options.setdefault("forced_bos_token_id", inputs["forced_bos_token_id"])
         elif call.settings.tokenizer_options:
             prompt = encode_input(given, self.tokenizer, None, call.settings, prefix=prefix)
-        return Prepared(given=given, prompt=prompt, opening=self._start(call), options=options)
+        return Prepared(given=given, prompt=prompt, output_prefix=self._start(call), options=options)
 
-    def _marked(self, text: str, call: Call) -> dict[str, Any] | None:
-        """Return the inputs of a multilingual tokenizer for these languages; None for tokenizers that mark none."""
+    def _translation_inputs(self, text: str, call: Call) -> dict[str, Any] | None:
+        """Return the inputs of a multilingual tokenizer for these languages; None for other tokenizers."""
         build = getattr(self.tokenizer, "_build_translation_inputs", None)
         if build is None:
             return None
@@ -47,16 +47,16 @@ class TextToTextPipeline(Pipeline):
             source, target = self._task.languages
         if source is None or target is None:
             raise PromptError(
-                "the tokenizer marks languages: give `src_lang` and `tgt_lang` by the names it has for them"
+                "the tokenizer needs languages: give `src_lang` and `tgt_lang` by the tokenizer's names for them"
             )
-        asked = call.settings.tokenizer_options
-        return dict(build(text, return_tensors=None, src_lang=source, tgt_lang=target, **asked))
+        requested = call.settings.tokenizer_options
+        return dict(build(text, return_tensors=None, src_lang=source, tgt_lang=target, **requested))
 
     def _start(self, call: Call) -> tuple[int, ...]:
-        """Return what the decoder begins with, where that is known."""
-        asked = call.resolved.decoder_start_token_id
-        if asked is not None:
-            return asked
+        """Return the decoder prompt, or an empty tuple if it is unknown."""
+        requested = call.resolved.decoder_start_token_id
+        if requested is not None:
+            return requested
         source = as_runtime(self.model.runtime).source
         start = None if source is None else source.decoder_start_token_id
         return () if start is None else (start,)
@@ -66,7 +66,9 @@ class TextToTextPipeline(Pipeline):
             import torch
 
             return {
-                f"{self._task.key}_token_ids": torch.tensor([*prepared.opening, *completion.token_ids], device="cpu")
+                f"{self._task.key}_token_ids": torch.tensor(
+                    [*prepared.output_prefix, *completion.token_ids], device="cpu"
+                )
             }
         return {f"{self._task.key}_text": self._text(generation, completion, call)}
 

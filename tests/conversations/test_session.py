@@ -233,6 +233,6 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_message_that_is_no_json_is_told(tmp_path: Path) -> None:
     chat = Chat(speaker(ANSWER), messages=[{"role": "user", "content": "Who?", "image": object()}])
-    with pytest.raises(PromptError, match="a message is no JSON"):
+    with pytest.raises(PromptError, match="a message is not JSON"):
         chat.save(tmp_path / "chat.json")
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from unspool.errors import OptionError, PromptError
 from unspool.text.chat import check_template
 
 if TYPE_CHECKING:
-    from unspool.conversations.completion import Writer
+    from unspool.conversations.completion import ChatModel
 
 _ONE_ANSWER: Final[Mapping[str, str]] = {
     "num_return_sequences": "a conversation goes on from one answer; /retry brings another",
@@ -41,7 +41,7 @@ class Dialogue(Chat):
 
     def __init__(
         self,
-        model: Writer,
+        model: ChatModel,
         options: Mapping[str, Any],
         *,
         plain: bool = False,
@@ -50,7 +50,7 @@ class Dialogue(Chat):
     ) -> None:
         super().__init__(model, plain=plain, chat_template=chat_template, system=system, **options)
 
-    def _check(self, lm: Writer, options: Mapping[str, Any]) -> None:
+    def _check(self, lm: ChatModel, options: Mapping[str, Any]) -> None:
         if not self.plain:
             _check_has_template(lm, self.chat_template)
         for name, hint in _ONE_ANSWER.items():
@@ -58,7 +58,7 @@ class Dialogue(Chat):
                 raise OptionError(name, options[name], "has no place in a conversation", hint)
         super()._check(lm, options)
 
-    def answer_with(self, model: Writer) -> None:
+    def answer_with(self, model: ChatModel) -> None:
         """Let this model answer from now on; the conversation and the options stay.
 
         Raises:
@@ -109,7 +109,7 @@ class Dialogue(Chat):
         self.messages = messages
 
 
-def _check_has_template(model: Writer, chat_template: str | None) -> None:
+def _check_has_template(model: ChatModel, chat_template: str | None) -> None:
     try:
         check_template(model.tokenizer, chat_template)
     except PromptError:

@@ -1,1 +1,1 @@
-"""Chat: messages to prompts, outputs to messages, conversations that keep their history."""
+"""Chat: messages to prompts, outputs to messages, and conversations that keep their history."""

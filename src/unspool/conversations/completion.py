@@ -1,6 +1,6 @@
-"""Conversations with a model: `LanguageModel.chat`, whole or streamed.
+"""Chat completion, whole or streamed: the code of `LanguageModel.chat`.
 
-Owns: how messages become prompts and outputs messages again. Does not know: how text is made.
+Owns: turning messages into prompts, and outputs into messages. Does not know: decoding.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from unspool.text.chat import (
 from unspool.types import ModelInfo
 
 
-class Writer(Protocol):
-    """The part of a LanguageModel that answers conversations."""
+class ChatModel(Protocol):
+    """The part of a LanguageModel that chat completion needs."""
 
     tokenizer: Any
     config: GenerationConfig
@@ -46,11 +46,11 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ChatGeneration(Generation):
-    """The answer to one conversation: a Generation, and what was said as messages.
+    """The answer to one conversation: a Generation with its messages.
 
     history: the conversation as it was given.
-    answers: one message for each completion. With `continue_final_message`, the whole of the continued message.
-    continues: whether the answers take the place of the last message of `history`.
+    answers: one message per completion. With `continue_final_message`, the whole continued message.
+    continues: True if an answer replaces the last message of `history`.
     """
 
     history: tuple[Message, ...]
@@ -59,26 +59,26 @@ class ChatGeneration(Generation):
 
     @property
     def message(self) -> Message:
-        """The answer, from the first completion."""
+        """The answer of the first completion."""
         return self.answers[0]
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation with the answer at its end: what the next turn begins with."""
+        """The conversation with the answer as its last message, ready for the next turn."""
         return [*(self.history[:-1] if self.continues else self.history), self.message]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return {**Generation.to_dict(self), "messages": self.messages}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class EncodedConversation:
     """One conversation ready to be answered.
 
-    messages: as given. prompt_ids: as the model reads it. continues: the message that is continued, as the model sees
-    it; None for a new turn. plain: whether a transcript stands in for the template, so that blanks around an answer
-    belong to the transcript.
+    messages: as given. prompt_ids: the model's input. continues: the continued message in the form that the model sees;
+    None for a new turn. plain: True if a transcript replaces the chat template; blanks around an answer are then
+    removed.
     """
 
     messages: tuple[Message, ...]
@@ -109,23 +109,23 @@ class Conversation:
 
 
 class ChatStream:
-    """Chunks of an answer as they are committed: a Stream whose result is a ChatGeneration."""
+    """Chunks of an answer as they are committed: a Stream with a ChatGeneration as its result."""
 
-    def __init__(self, stream: Stream, conversations: Sequence[Conversation]) -> None:
+    def __init__(self, stream: Stream, conversations: Sequence[EncodedConversation]) -> None:
         self._stream, self._conversations = stream, conversations
 
     @property
     def generations(self) -> list[ChatGeneration | None]:
-        """One a conversation, in order, once the stream has ended; None for those not finished."""
+        """One per conversation, in order, after the stream has ended; None for unfinished ones."""
         pairs = zip(self._conversations, self._stream.generations, strict=True)
         return [None if one is None else conversation.result(one) for conversation, one in pairs]
 
     @property
     def generation(self) -> ChatGeneration:
-        """The answer to the first conversation, once the stream has ended.
+        """The answer to the first conversation, after the stream has ended.
 
         Raises:
-            RuntimeError: it has not.
+            RuntimeError: if the stream has not ended.
         """
         return self._conversations[0].result(self._stream.generation)
 
@@ -142,7 +142,7 @@ class ChatStream:
         return await anext(self._stream)
 
     def close(self) -> None:
-        """Cancel what is still being written; a stream that has ended is no error."""
+        """Cancel the unfinished answers. Has no effect after the end."""
         self._stream.close()
 
     def __enter__(self) -> ChatStream:
@@ -159,7 +159,7 @@ class ChatStream:
 
 
 def chat(
-    lm: Writer,
+    lm: ChatModel,
     messages: Any,
     *,
     tools: Sequence[Any] | None,
@@ -191,32 +191,34 @@ def chat(
 
 
 def chat_plain(
-    lm: Writer,
+    lm: ChatModel,
     messages: Sequence[Message],
     *,
     stream: bool,
     config: GenerationConfig | None,
     options: Mapping[str, Any],
 ) -> ChatGeneration | ChatStream:
-    """Answer one conversation that is written down as a transcript, for models without a chat template.
+    """Answer one conversation in the form of a transcript, for models without a chat template.
 
-    An answer ends where the model begins a turn of its own, at one of TRANSCRIPT_STOPS.
+    An answer ends if the model begins another turn itself, at one of TRANSCRIPT_STOPS.
 
     Raises:
-        PromptError: if a message is more than text, or the conversation is too long for the model.
+        PromptError: if a message holds more than text, or the conversation is too long for the model.
     """
     given = options.get("stop_strings", config.stop_strings if config is not None else None)
     own = OPTIONS["stop_strings"].check(given) or ()
     asked = {**options, "stop_strings": (*TRANSCRIPT_STOPS, *own)}
     page = transcript(messages)
-    conversation = Conversation(messages=tuple(messages), prompt_ids=(), tools=None, tokenizer=lm.tokenizer, plain=True)
+    conversation = EncodedConversation(
+        messages=tuple(messages), prompt_ids=(), tools=None, tokenizer=lm.tokenizer, plain=True
+    )
     if stream:
         return ChatStream(lm.stream(page, config=config, **asked), [conversation])
     return conversation.result(lm.generate(page, config=config, **asked))
 
 
 def read_turns(given: Any) -> tuple[Message, ...]:
-    """Return the messages of one conversation; a text is one turn of the user's.
+    """Return the messages of one conversation; a text is one message of the user.
 
     Raises:
         PromptError: if it is neither a text nor a list of messages.
@@ -226,14 +228,14 @@ def read_turns(given: Any) -> tuple[Message, ...]:
 
 def _conversation(
     messages: tuple[Message, ...],
-    lm: Writer,
+    lm: ChatModel,
     tools: Sequence[Any] | None,
     continues: bool,
     chat_template: str | None,
     template_options: Mapping[str, Any] | None,
-) -> Conversation:
+) -> EncodedConversation:
     if continues:
-        continued(messages[-1], "")  # a message that cannot be continued is told of before work starts
+        continued(messages[-1], "")  # raises now if the message cannot be continued, before work starts
     ids = encode_chat(
         messages,
         lm.tokenizer,
@@ -247,13 +249,13 @@ def _conversation(
         seen = seen_message(
             messages, lm.tokenizer, tools=tools, chat_template=chat_template, template_options=template_options
         )
-    return Conversation(messages=messages, prompt_ids=ids, tools=tools, tokenizer=lm.tokenizer, continues=seen)
+    return EncodedConversation(messages=messages, prompt_ids=ids, tools=tools, tokenizer=lm.tokenizer, continues=seen)
 
 
 def _unknown_end(
-    lm: Writer, chat_template: str | None, template_options: Mapping[str, Any] | None
+    lm: ChatModel, chat_template: str | None, template_options: Mapping[str, Any] | None
 ) -> tuple[int, ...] | None:
-    """Return the model's own end tokens with the end of a turn, or None if the end of a turn is among them."""
+    """Return the model's end tokens and the template's end-of-turn token, or None if the model knows the latter."""
     stored, vocabulary = lm.config.eos_token_id or lm.info.eos_token_ids, range(lm.info.vocab_size)
     end = turn_end(lm.tokenizer, chat_template, template_options)
     if end is None or end in stored or end not in vocabulary:
@@ -262,9 +264,9 @@ def _unknown_end(
 
 
 def _ending(config: Any, *, options: Mapping[str, Any], end: tuple[int, ...] | None) -> Any:
-    """Return a config that ends an answer at the end of a turn too, unless the caller says where outputs end."""
+    """Return a config that also ends an answer at the end-of-turn token, unless the caller sets the end tokens."""
     if end is None or not isinstance(config, GenerationConfig | None):
-        return config  # another type is refused with all other options
+        return config  # other types are refused later, with all other options
     given = {*options, *(config.explicit if config is not None else ())}
     return (
         config if given & {"eos_token_id", "ignore_eos"} else (config or GenerationConfig()).replace(eos_token_id=end)

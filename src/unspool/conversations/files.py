@@ -1,6 +1,6 @@
 """Conversations in files: messages and options as JSON.
 
-Owns: the form of the file. Does not know: models, and how messages are answered.
+Owns: the file format. Does not know: models, and how messages are answered.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unspool.text.chat import Message, read_chat
 
 
 class SavedChat(NamedTuple):
-    """What a file holds. options: of generation, as plain values by name."""
+    """The content of a file. options: of generation, as plain values by name."""
 
     messages: list[Message]
     options: dict[str, Any]
@@ -28,13 +28,13 @@ def write_chat(file: Path, messages: Sequence[Message], options: Mapping[str, An
     """Write a conversation. The file holds either the old conversation or the new one, even after a crash.
 
     Args:
-        file: may hold an earlier conversation, but nothing else.
+        file: a new file, or a file with an earlier conversation.
         messages: oldest first.
         options: by name; objects such as processors are left out.
         model: its name.
 
     Raises:
-        PromptError: if the file holds something else, or a message is no JSON.
+        PromptError: if the file holds something else, or a message cannot be written as JSON.
         OSError: if the file cannot be written.
     """
     if file.exists():
@@ -47,7 +47,7 @@ def write_chat(file: Path, messages: Sequence[Message], options: Mapping[str, An
     try:
         text = json.dumps(saved, ensure_ascii=False, indent=2) + "\n"
     except (TypeError, ValueError) as error:
-        raise PromptError(f"cannot save the conversation to {file}: a message is no JSON: {error}") from None
+        raise PromptError(f"cannot save the conversation to {file}: a message is not JSON: {error}") from None
     _replace(file, text)
 
 
@@ -79,12 +79,12 @@ def read_file(file: Path) -> SavedChat:
 
 
 def _is_value(name: str, value: Any) -> bool:
-    """Return whether this is an option of the table; a strategy of the caller's own is an object."""
+    """Return whether this is an option of the table with a plain value; a strategy can be the caller's object."""
     return name in OPTIONS and (name != "strategy" or isinstance(value, str | None))
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file beside the target first, then take its place in one step."""
+    """Write a file beside the target first, then replace the target in one step."""
     target = file.resolve()
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:

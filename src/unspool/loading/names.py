@@ -1,7 +1,7 @@
-"""Names of models: which ones this machine has, and which one a wrong name most likely means.
+"""Names of models: those on this machine, and the most likely meaning of a wrong name.
 
-Owns: the suggestions for a wrong name, and the one request that finds out whether the hub has a name. Does not know:
-how a model is loaded.
+Owns: the suggestions for a wrong name, and one request that checks whether the hub has a name. Does not know: how a
+model is loaded.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def is_here(name: str) -> bool:
 def check_on_hub(name: str, options: Mapping[str, Any]) -> None:
     """Check that the config of a hub id can be read, from the hub or the local cache.
 
-    Later requests would each repeat all retries of the hub's client, so this one comes first.
+    This check comes first, because each later request would repeat all retries of the hub's client.
 
     Args:
-        options: of `from_pretrained`. A `config` or a `gguf_file` among them needs no check.
+        options: of `from_pretrained`. With `config` or `gguf_file` the check is skipped.
 
     Raises:
         ModelError: if the name is unknown, or the hub cannot be reached and the local cache lacks the model.
@@ -46,17 +46,17 @@ def check_on_hub(name: str, options: Mapping[str, Any]) -> None:
 
 
 def suggestion(name: str) -> str:
-    """Return the advice for a name that cannot be loaded: names near to it, or the way to list all."""
+    """Return advice for a name that cannot be loaded: similar names, and the command that lists all."""
     near = near_names(name)
     meant = f"did you mean {' or '.join(repr(one) for one in near)}? " if near else ""
     return f"{meant}`unspool models` lists the models on this machine"
 
 
 def near_names(name: str) -> list[str]:
-    """Return up to three models of this machine with a name near to the given one, the nearest first.
+    """Return up to three models of this machine with similar names, the most similar first.
 
     These are the embedded models, models of Python packages, models in the local Hugging Face cache, and folders of
-    models and GGUF files beside the path.
+    models and GGUF files in the same folder as the path.
     """
     path = Path(name).expanduser()
     known = {one: one for one in (*NAMES, *_cached_names())}

@@ -1,7 +1,7 @@
-"""What quantized and offloaded weights need to be loaded, and weights that are quantized once they are.
+"""Loading quantized and offloaded weights, and quantizing weights after loading.
 
-Owns: the short form `load_in_4bit=True`, which packages are needed, where such weights go, what they are computed in on
-a CPU, and where `quantize` can be had. Does not know: how weights are quantized, or how a quantized layer computes.
+Owns: the short form `load_in_4bit=True`, required packages, the device and compute dtype of such weights, and the
+checks of `quantize`. Does not know: how weights are quantized, or how a quantized layer computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUB_OPTIONS: Final = ("revision", "token", "cache_dir", "subfolder", "local_fil
 
 
 class Loading(NamedTuple):
-    """How to load: arguments of `from_pretrained`, and where to move the model afterwards, or None for nowhere."""
+    """How to load: arguments of `from_pretrained`, and the device to move the model to afterwards, or None."""
 
     options: dict[str, Any]
     dtype: Any
@@ -30,10 +30,10 @@ class Loading(NamedTuple):
 
 
 def check_quantize(quantize: Any, device: Any) -> None:
-    """Refuse what can be seen to be wrong before anything is loaded.
+    """Check `quantize` before anything is loaded.
 
     Raises:
-        OptionError: `quantize` is none of those there are, or the model is to go elsewhere than to the CPU.
+        OptionError: if `quantize` is unknown, or the device is not the CPU.
     """
     if quantize is None:
         return
@@ -41,56 +41,57 @@ def check_quantize(quantize: Any, device: Any) -> None:
         allowed = "must be 'int8', 'int4' or None"
         raise OptionError("quantize", quantize, allowed, "leave it out for weights as they are stored")
     if device is not None and str(device).partition(":")[0] != "cpu":
-        raise _elsewhere(quantize, f"`device` is {str(device)!r}")
+        raise _not_on_cpu(quantize, f"`device` is {str(device)!r}")
 
 
-def _elsewhere(quantize: str, where: str) -> OptionError:
+def _not_on_cpu(quantize: str, place: str) -> OptionError:
     hint = "use load_in_4bit=True, load_in_8bit=True or a quantization_config there"
-    return OptionError("quantize", quantize, f"is for models on a CPU, and {where}", hint)
+    return OptionError("quantize", quantize, f"is for models on a CPU, and {place}", hint)
 
 
 def quantize_weights(model: Any, quantize: Literal["int8", "int4"]) -> None:
-    """Quantize the linear layers of a model of ours, in place.
+    """Quantize the linear layers of our own model, in place.
 
     Raises:
-        OptionError: it is not on the CPU as a whole. ModelError: it has no such layers, or PyTorch no such kernel here.
+        OptionError: if a weight is not on the CPU.
+        ModelError: if it lacks linear layers, or this PyTorch lacks the kernel.
     """
     from unspool.runtimes.weights.quantize import quantize_linears
     from unspool.runtimes.wrap.model_copy import is_dispatched
 
     if is_dispatched(model):
-        raise _elsewhere(quantize, "this one is spread over devices")
+        raise _not_on_cpu(quantize, "this one is spread over devices")
     if places := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
-        raise _elsewhere(quantize, f"this one is on {', '.join(sorted(places))}")
+        raise _not_on_cpu(quantize, f"this one is on {', '.join(sorted(places))}")
     name = type(model).__name__
     try:
         count = quantize_linears(model, quantize)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
-        reason = f"this PyTorch has no kernel for it: {type(error).__name__}: {error}"
+        reason = f"this PyTorch lacks the kernel: {type(error).__name__}: {error}"
         raise ModelError(f"{name} cannot be quantized as {quantize}: {reason}") from error
     if not count:
-        raise ModelError(f"{name} has no linear layer that could be quantized: leave out `quantize`")
+        raise ModelError(f"{name} needs linear layers to be quantized: leave out `quantize`")
 
 
 def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any, quantize: Any = None) -> Loading:
-    """Return how to load a model, the same as asked where its weights are neither quantized nor spread.
+    """Return how to load a model. Without quantization and `device_map` the arguments stay unchanged.
 
-    A quantized model cannot be moved or widened afterwards, so that both are decided here.
+    A quantized model cannot be moved or converted afterwards, so its device and dtype are decided here.
 
     Args:
         source: a folder or a hub id.
         options: of `unspool.load`, for `from_pretrained`.
-        dtype, device: as asked; None for neither.
+        dtype, device: as requested; None for neither.
         quantize: as checked by `check_quantize`.
 
     Raises:
         MissingExtra: if a package is absent.
         ModelError: if options contradict each other.
-        OptionError: `quantize` is asked for, and the weights are quantized otherwise, or go elsewhere than to the CPU.
+        OptionError: if `quantize` is given and the weights are quantized otherwise, or do not go to the CPU.
     """
     passed = _unfolded(options)
     if quantize is not None and not _goes_to_cpu(passed.get("device_map") or "cpu"):
-        raise _elsewhere(quantize, f"`device_map` is {passed['device_map']!r}")
+        raise _not_on_cpu(quantize, f"`device_map` is {passed['device_map']!r}")
     if passed.get("device_map") is not None:
         require_extra("accelerate", "`device_map` spreads weights")
     stored = _stored_config(source, passed)
@@ -98,63 +99,63 @@ def prepare(source: str, options: Mapping[str, Any], *, dtype: Any, device: Any,
     if method is None:
         return Loading(passed, dtype, device)
     if quantize is not None:
-        asked = next((name for name in ("quantization_config", *_SHORT) if options.get(name)), None)
-        found = f"`{asked}` quantizes them as well" if asked else f"these are stored quantized by {method}"
+        requested = next((name for name in ("quantization_config", *_SHORT) if options.get(name)), None)
+        found = f"`{requested}` quantizes them as well" if requested else f"these are stored quantized by {method}"
         raise OptionError(
             "quantize",
             quantize,
             f"is for plain weights, and {found}",
-            "leave out one of the two" if asked else "leave it out",
+            "leave out one of the two" if requested else "leave it out",
         )
-    if method in EXTRAS:  # transformers itself names the packages of other methods
+    if method in EXTRAS:  # for other methods transformers names the missing packages
         require_extra(method, f"these weights are quantized by {method}")
     if device is not None:
         if passed.get("device_map") is not None:
-            raise ModelError("`device` and `device_map` both say where quantized weights go: leave out one of the two")
+            raise ModelError("`device` and `device_map` both place quantized weights: leave out one of the two")
         require_extra("accelerate", "`device` puts quantized weights")
         passed["device_map"] = {"": str(device)}
     was_quantized = stored.get("quantization_config") is not None
     if dtype is None and _stored_dtype(stored) == "float16" and _goes_to_cpu(passed.get("device_map")):
-        # torchao's stored weights compute in the type they were stored for.
+        # torchao's stored weights compute in the dtype that they were stored for.
         dtype = None if was_quantized and method == "torchao" else torch.float32
     return Loading(passed, dtype, None)
 
 
 def _unfolded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with the short forms of a BitsAndBytesConfig replaced by one."""
+    """Return the options with the short forms of a BitsAndBytesConfig replaced by a config."""
     known = inspect.signature(BitsAndBytesConfig.__init__).parameters
     short = {name: value for name, value in options.items() if name.startswith(("load_in_", "bnb_4bit_", "llm_int8_"))}
     passed = {name: value for name, value in options.items() if name not in short}
     if unknown := sorted(short.keys() - known.keys()):
-        raise ModelError(f"`{unknown[0]}` is no option of BitsAndBytesConfig; there is {', '.join(_SHORT)}")
-    asked = [name for name in _SHORT if short.get(name)]
+        raise ModelError(f"`{unknown[0]}` is not an option of BitsAndBytesConfig; options are {', '.join(_SHORT)}")
+    requested = [name for name in _SHORT if short.get(name)]
     details = sorted(short.keys() - set(_SHORT))
-    if not asked:
+    if not requested:
         if details:
             raise ModelError(f"`{details[0]}` is read only together with load_in_4bit=True or load_in_8bit=True")
         return passed
-    if len(asked) > 1:
+    if len(requested) > 1:
         raise ModelError("`load_in_4bit` and `load_in_8bit` are both True: leave out one of the two")
     if passed.get("quantization_config") is not None:
         raise ModelError(
-            f"`{asked[0]}` is short for a `quantization_config`, and there is one: leave out one of the two"
+            f"`{requested[0]}` is short for a `quantization_config`, and there is one: leave out one of the two"
         )
-    require_extra("bitsandbytes", f"`{asked[0]}` quantizes with bitsandbytes")
+    require_extra("bitsandbytes", f"`{requested[0]}` quantizes with bitsandbytes")
     return {**passed, "quantization_config": BitsAndBytesConfig(**short)}  # type: ignore[no-untyped-call]
 
 
 def _stored_config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what config.json says, or nothing where it cannot be read: loading the model then says why."""
+    """Return config.json, or an empty dict if it cannot be read: loading then raises with the reason."""
     passed = {name: options[name] for name in _HUB_OPTIONS if name in options}
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source, **passed)
-    except Exception:  # whatever is wrong with a name, a file or the network
+    except Exception:  # names, files and the network can raise anything
         return {}
     return stored
 
 
 def _method(config: Any) -> str | None:
-    """Return the name of a quantization method, None for none. config: a dict or an object of transformers'."""
+    """Return the name of a quantization method, or None. config: a dict or an object of transformers."""
     if config is None:
         return None
     get = config.get if isinstance(config, Mapping) else lambda name, default=None: getattr(config, name, default)
@@ -165,14 +166,14 @@ def _method(config: Any) -> str | None:
 
 
 def _stored_dtype(stored: Mapping[str, Any]) -> str | None:
-    """Return the name of the floating type in a config.json of transformers 4 or 5."""
+    """Return the name of the floating-point dtype in a config.json of transformers 4 or 5."""
     text = stored.get("text_config") or {}
     found = stored.get("dtype") or stored.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
     return None if found is None else str(found).removeprefix("torch.")
 
 
 def _goes_to_cpu(device_map: Any) -> bool:
-    """Return whether all weights go to the CPU. None is transformers' own choice: an accelerator where there is one."""
+    """Return whether all weights go to the CPU. None is transformers' choice: an accelerator if there is one."""
     if isinstance(device_map, Mapping):
         return {str(place) for place in device_map.values()} <= {"cpu", "disk"}
     accelerated = torch.accelerator.is_available()

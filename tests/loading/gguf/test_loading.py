@@ -134,7 +134,7 @@ BROKEN = {
     ),
     "a tensor is absent": (
         lambda tiny, path: write_gguf(path, tiny, byte_level(), without=("blk.1.ffn_up.weight",)),
-        "it has no weights for model.layers.1.mlp.up_proj.weight",
+        "it lacks weights for model.layers.1.mlp.up_proj.weight",
     ),
     "another version": (
         lambda tiny, path: path.write_bytes(b"GGUF" + bytes([1, 0, 0, 0])),

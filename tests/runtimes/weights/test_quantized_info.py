@@ -226,15 +226,15 @@ def test_an_offloaded_model_gives_what_transformers_gives(
     [
         ({"load_in_4bit": True, "load_in_8bit": True}, "`load_in_4bit` and `load_in_8bit` are both True"),
         ({"bnb_4bit_quant_type": "nf4"}, "`bnb_4bit_quant_type` is read only together with load_in_4bit=True"),
-        ({"load_in_4bit": True, "bnb_4bit_quant": "nf4"}, "`bnb_4bit_quant` is no option of BitsAndBytesConfig"),
-        ({"load_in_2bit": True}, "`load_in_2bit` is no option of BitsAndBytesConfig; there is load_in_4bit"),
+        ({"load_in_4bit": True, "bnb_4bit_quant": "nf4"}, "`bnb_4bit_quant` is not an option of BitsAndBytesConfig"),
+        ({"load_in_2bit": True}, "`load_in_2bit` is not an option of BitsAndBytesConfig; options are load_in_4bit"),
         (
             {"load_in_4bit": True, "quantization_config": {"quant_method": "torchao"}},
             "`load_in_4bit` is short for a `quantization_config`, and there is one",
         ),
         (
             {"quantization_config": {"load_in_4bit": True}, "device": "cpu", "device_map": "auto"},
-            "`device` and `device_map` both say where quantized weights go",
+            "`device` and `device_map` both place quantized weights",
         ),
     ],
 )

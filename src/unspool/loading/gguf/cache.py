@@ -1,7 +1,6 @@
-"""The cache of converted GGUF files: a folder per file and number format.
+"""The cache of converted GGUF files: one folder per file and dtype.
 
-Owns: where the folders are, which file a folder belongs to, and whether it is whole. Does not know: how a file is
-converted.
+Owns: the folders' paths, the file that each belongs to, and whether a folder is complete. Does not know: conversion.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ def cache_folder() -> Path:
 
 
 def identity(path: Path, version: str) -> str:
-    """Return a digest that tells one file from all others, wherever the file lies.
+    """Return a digest that identifies a file, independent of its path.
 
     Args:
         path: a file.
-        version: of the program that converts it; another version converts the file again.
+        version: of the converter; a new version converts the file again.
     """
     status = path.stat()
     digest = hashlib.sha256(f"{version} {status.st_size} {status.st_mtime_ns} ".encode())
@@ -53,7 +52,7 @@ def identity(path: Path, version: str) -> str:
 
 
 def find(name: str) -> dict[str, Any] | None:
-    """Return the notes of a whole folder; None if it is absent, damaged or half written."""
+    """Return the notes of a complete folder; None if it is absent, damaged or half written."""
     folder = cache_folder() / name
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -65,11 +64,11 @@ def find(name: str) -> dict[str, Any] | None:
 
 
 def make(name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Make a folder at once: other processes see it whole or not at all.
+    """Write a folder atomically: other processes see it complete or not at all.
 
     Args:
         name: of the folder; a damaged folder of that name is replaced.
-        write: writes files into the folder that it is given. It returns notes, which are plain JSON.
+        write: writes files into the given folder, and returns notes, which are plain JSON.
 
     Returns:
         the notes.
@@ -118,7 +117,7 @@ def _describe(folder: Path) -> dict[str, list[int]]:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove the folders that killed processes have left half written."""
+    """Remove folders that killed processes left half written."""
     for folder in parent.glob(f"{_PARTIAL}*"):
         if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """From a GGUF file to a folder of transformers: weights, config, generation config, tokenizer.
 
-transformers reads the file. Owns: what must not be read wrong without a word. Does not know: where the folder is.
+transformers reads the file. Owns: checks for files that it would read wrong without an error. Does not know: the
+folder's path.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def convert(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     Args:
         path: the file.
         folder: an empty folder.
-        dtype: number format of the weights.
+        dtype: of the weights.
 
     Returns:
-        notes: "tokenizer" says why there is none, or is None.
+        notes: "tokenizer" is the reason for a missing tokenizer, or None.
 
     Raises:
-        ModelError: if the file is damaged, or transformers cannot read it as it is.
+        ModelError: if the file is damaged, or transformers cannot read it.
         MissingExtra: if a package is absent.
     """
     require_extra("gguf", f"{path.name!r} is a GGUF file")
@@ -52,7 +53,7 @@ def convert(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             return {"tokenizer": str(error)}
     except ModelError:
         raise
-    except Exception as error:  # whatever transformers, gguf or safetensors raise
+    except Exception as error:  # transformers, gguf and safetensors can raise anything
         raise _refusal(path, header, _first_line(error)) from error
     return {"tokenizer": None}
 
@@ -67,7 +68,7 @@ def _model(path: Path, header: Header, dtype: torch.dtype) -> Any:
         path.parent, config=config, dtype=dtype, output_loading_info=True, **place
     )
     if absent := sorted(info["missing_keys"]):
-        raise _refusal(path, header, f"it has no weights for {absent[0]} ({len(absent)} tensors are missing)")
+        raise _refusal(path, header, f"it lacks weights for {absent[0]} ({len(absent)} tensors are missing)")
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)  # the weights are plain now
     _set_ends(model.generation_config, header.metadata)
@@ -84,7 +85,7 @@ def _set_rotary(path: Path, header: Header, config: Any) -> None:
 
 
 def _set_ends(config: Any, metadata: Mapping[str, Any]) -> None:
-    """Let the end of a turn end an output too, as in llama.cpp: a chat model writes it instead of the EOS token."""
+    """Add the end-of-turn token to the end tokens, as llama.cpp does: chat models write it instead of EOS."""
     end_of_turn, ends = metadata.get(_END_OF_TURN), config.eos_token_id
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if end_of_turn is not None and end_of_turn not in known:
@@ -92,10 +93,10 @@ def _set_ends(config: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _check_whole(path: Path, header: Header) -> None:
-    """Refuse a file whose tensors are not all there.
+    """Check that a file holds all its tensors.
 
     Raises:
-        ModelError: if it is cut short, one part of several, or holds an unknown number format.
+        ModelError: if the file is cut short, is one part of several, or holds an unknown number format.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 

@@ -31,12 +31,12 @@ class TensorInfo(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Return how many numbers it holds."""
+        """Return the number of its elements."""
         return math.prod(self.shape)
 
 
 class Header(NamedTuple):
-    """What a GGUF file says about itself.
+    """The header of a GGUF file.
 
     metadata: key --> number or string; for an array, its length.
     tensors: name --> TensorInfo. data_start: offset of the first tensor, in bytes.
@@ -56,7 +56,7 @@ def read_header(path: Path) -> Header:
     """Return the header of a GGUF file.
 
     Raises:
-        ModelError: if the file is no GGUF file, is damaged, or cannot be read.
+        ModelError: if the file is not a GGUF file, is damaged, or cannot be read.
     """
     try:
         with path.open("rb") as file:

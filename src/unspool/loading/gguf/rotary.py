@@ -18,20 +18,20 @@ from unspool.loading.gguf.header import Header
 _FACTORS: Final = "rope_freqs.weight"
 _LONG: Final = "rope_factors_long.weight"
 _LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What every Llama from 3.1 on has; a file holds only the result."""
+"""The values of every Llama from 3.1 on; a file holds only the resulting factors."""
 _FLOAT32: Final = 0
 
 
 class RotaryError(Exception):
-    """The scaling cannot be expressed; the message says why."""
+    """The scaling cannot be expressed; the message gives the reason."""
 
 
 def rotary_parameters(path: Path, header: Header, found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what `rope_parameters` of the config must be, or None if they are right.
+    """Return the correct `rope_parameters` of the config, or None if they are correct already.
 
     Args:
         path: the file. header: its header.
-        found: as transformers has read them.
+        found: the parameters that transformers has read.
 
     Raises:
         RotaryError: if the scaling is of another kind.
@@ -55,7 +55,7 @@ def rotary_parameters(path: Path, header: Header, found: Mapping[str, Any]) -> d
 
 
 def _llama3(path: Path, header: Header, theta: float) -> dict[str, Any]:
-    """Return the parameters that give the file's factors."""
+    """Return the parameters that give the factors in the file."""
     tensor = header.tensors[_FACTORS]
     if tensor.ggml_type != _FLOAT32:
         raise RotaryError(f"{_FACTORS} is not in float32")
@@ -75,9 +75,9 @@ def _llama3_factors(
     high_freq_factor: float,
     original_max_position_embeddings: float,
 ) -> np.ndarray[Any, Any]:
-    """Return by how much each wavelength is stretched. --> [width / 2]"""
+    """Return the factor by which each wavelength is stretched. --> [width / 2]"""
     wavelengths = 2 * math.pi * theta ** (np.arange(0, width, 2) / width)
     smooth = (original_max_position_embeddings / wavelengths - low_freq_factor) / (high_freq_factor - low_freq_factor)
-    # Outside [0, 1] lie the wavelengths that are stretched wholly, or not at all.
+    # Below 0 the stretch is complete, above 1 it is absent.
     smooth = np.clip(smooth, 0.0, 1.0)
     return 1 / ((1 - smooth) / factor + smooth)

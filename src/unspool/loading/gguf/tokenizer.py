@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF file: transformers builds it, and its gaps are filled from the metadata.
+"""The tokenizer of a GGUF file: transformers builds it, and we add the parts that its reader leaves out.
 
-Owns: how text is split before byte-level BPE, which a file only names ("tokenizer.ggml.pre"), and llama.cpp's
-defaults. transformers leaves names that it does not know to the split of GPT-2, which gives other tokens.
+Owns: the split of text before byte-level BPE, which a file only names ("tokenizer.ggml.pre"), and llama.cpp's defaults.
+transformers uses GPT-2's split for names that it does not know, which gives other tokens.
 Source: llama.cpp, src/llama-vocab.cpp, llama_vocab::impl::load and llm_tokenizer_bpe.
 """
 
@@ -18,15 +18,15 @@ _PRE: Final = "tokenizer.ggml.pre"
 _GPT2: Final = frozenset(
     {"default", "gpt-2", "phi-2", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "mpt", "olmo", "jais"}
 )
-"""Split as GPT-2 does. "default" is what a file says that does not know its own split."""
+"""GPT-2's split. A file says "default" if it does not know its own split."""
 _DIGITS: Final = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-"""Each digit stands alone; otherwise as GPT-2."""
+"""Each digit is a piece of its own; otherwise GPT-2's split."""
 _LLAMA3: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"})
-"""A BOS token comes first unless the file says otherwise, and a word of the vocabulary is one token at once."""
+"""A BOS token comes first unless the file disables it, and a word in the vocabulary becomes one token directly."""
 
 
 class UnknownTokenizer(Exception):
-    """The tokenizer cannot be built as the model knows it; the message says why."""
+    """The tokenizer of the model cannot be built; the message gives the reason."""
 
 
 def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path) -> None:
@@ -35,10 +35,10 @@ def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path) -> No
     Args:
         path: the file.
         metadata: as in its header.
-        folder: where to write.
+        folder: the target.
 
     Raises:
-        UnknownTokenizer: if the file has none, or text would be split in another way than the model knows.
+        UnknownTokenizer: if the file lacks one, or its way of splitting text is unknown.
     """
     if "tokenizer.ggml.model" not in metadata:
         raise UnknownTokenizer("it has no tokenizer")
@@ -53,7 +53,7 @@ def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path) -> No
 
 
 def _with_split(stored: dict[str, Any], pre: str) -> dict[str, Any]:
-    """Return the content of tokenizer.json with the split of that name."""
+    """Return the content of tokenizer.json with this split."""
     if pre in _LLAMA3:
         stored["model"]["ignore_merges"] = True
     if pre in _DIGITS:

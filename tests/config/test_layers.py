@@ -271,7 +271,7 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
             "num_beam_groups",
             "leave `force_words` out",
         ),
-        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "top_p": 0.9}, "top_p", "never draws"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "top_p": 0.9}, "top_p", "never samples"),
         ({"force_words_ordered": True}, "force_words_ordered", "force_words_ids (or force_words)"),
         ({"force_words_ordered": True, "num_beams": 4}, "force_words_ordered", "force_words_ids (or force_words)"),
         ({"best_of_by": "mbr", "best_of": None}, "best_of_by", "set best_of"),
@@ -285,7 +285,7 @@ def test_the_drop_in_takes_transformers_own_defaults_for_unasked():
         ({"penalty_alpha": 0.6, "do_sample": True}, "penalty_alpha", "with do_sample=False"),
         ({"num_beams": 4, "strategy": "greedy"}, "num_beams", "beam_sample, diverse_beam"),
         ({"xtc_threshold": 0.2}, "xtc_threshold", "do_sample=True"),
-        ({"forced_eos_token_id": 3, "suppress_tokens": [3, 4]}, "forced_eos_token_id", "take it out"),
+        ({"forced_eos_token_id": 3, "suppress_tokens": [3, 4]}, "forced_eos_token_id", "remove it"),
     ],
 )
 def test_an_asked_option_that_would_be_ignored_is_an_error_that_says_what_to_do(call, option, hint):

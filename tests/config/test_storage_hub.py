@@ -64,7 +64,7 @@ def test_several_configs_live_in_one_folder_and_are_loaded_by_name(tmp_path: Pat
     assert found.strategy == "beam"
     assert found.completions == lm.generate([0], num_beams=2, max_new_tokens=4).completions
     assert lm.generate([0], config=GenerationConfig.from_pretrained(tmp_path, "story.json")).strategy == "sample"
-    with pytest.raises(ModelError, match=r"has no tale\.json; it has generation_config\.json, story\.json, trans"):
+    with pytest.raises(ModelError, match=r"does not contain tale\.json; it contains generation_config\.json, story\.json, trans"):
         GenerationConfig.from_pretrained(tmp_path, "tale.json")
 
 
@@ -127,10 +127,10 @@ def test_saving_can_push_as_well(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_what_the_hub_refuses_is_said_in_one_line() -> None:
-    with pytest.raises(ModelError, match=r"generation_config\.json cannot be uploaded to 'me/model': ") as caught:
+    with pytest.raises(ModelError, match=r"cannot upload generation_config\.json to 'me/model': ") as caught:
         GenerationConfig().push_to_hub("me/model", token="t")  # tests are offline
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="cannot be uploaded to 'no//name'"):
+    with pytest.raises(ModelError, match="cannot upload .* to 'no//name'"):
         GenerationConfig().push_to_hub("no//name")
 
 

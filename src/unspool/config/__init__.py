@@ -1,6 +1,6 @@
-"""Options: the table, the config that holds values for it, and how layers of configs become one.
+"""GenerationConfig, the option table, and the resolution of config layers.
 
-Light to import: neither torch nor transformers is loaded.
+Importing this package loads neither torch nor transformers.
 """
 
 from unspool.config.docs import help_for, json_schema, option_table_markdown

@@ -1,7 +1,7 @@
-"""Options that are fine one by one and contradict each other together.
+"""Conflicts between options that are valid on their own.
 
-Owns: the contradictions. Each is reported under an option that was asked for; two values of a model's stored config
-are never an error.
+Owns: the conflict checks. Each conflict is reported under a requested option; two values of a model's stored config
+never raise.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from unspool.errors import OptionError
 
 
 def check_conflicts(values: Mapping[str, Any], requested: frozenset[str], strategy: str) -> None:
-    """Raise an OptionError where two final values cannot both be honored.
+    """Check that the final values do not conflict.
 
     Args:
-        values: every option, final.
-        requested: the options asked for.
-        strategy: the strategy chosen.
+        values: final values of all options.
+        requested: names of the requested options.
+        strategy: name of the chosen strategy.
+
+    Raises:
+        OptionError: if two values conflict and a requested option is one of them.
     """
     _check_lengths(values, requested, "min_new_tokens", "max_new_tokens")
     _check_lengths(values, requested, "min_length", "max_length")
@@ -47,10 +50,14 @@ def _check_forced(values: Mapping[str, Any], requested: frozenset[str]) -> None:
         if not forced or not forced <= suppressed:
             continue
         if name in requested:
-            raise OptionError(name, value, "must not be in `suppress_tokens` as a whole", "take it out of one of them")
+            raise OptionError(
+                name, value, "must not be fully contained in `suppress_tokens`", "remove it from one of the two"
+            )
         if "suppress_tokens" in requested:
-            hint = f"take it out, or change `{name}`"
-            raise OptionError("suppress_tokens", values["suppress_tokens"], f"must leave a token of `{name}`", hint)
+            hint = f"remove one of these ids, or change `{name}`"
+            raise OptionError(
+                "suppress_tokens", values["suppress_tokens"], f"must not contain all tokens of `{name}`", hint
+            )
 
 
 def _check_beams(values: Mapping[str, Any], requested: frozenset[str]) -> None:
@@ -71,7 +78,7 @@ def _check_beams(values: Mapping[str, Any], requested: frozenset[str]) -> None:
 def _check_diversity(values: Mapping[str, Any], requested: frozenset[str]) -> None:
     if values["diversity_penalty"] or "num_beam_groups" not in requested:
         return
-    allowed = "needs `diversity_penalty` above 0, or all groups would find the same"
+    allowed = "needs `diversity_penalty` above 0; all groups would otherwise find the same outputs"
     raise OptionError("num_beam_groups", values["num_beam_groups"], allowed, "set `diversity_penalty`, such as 0.5")
 
 
@@ -85,5 +92,5 @@ def _check_best_of(values: Mapping[str, Any], requested: frozenset[str]) -> None
 
 
 def _first_requested(requested: frozenset[str], *names: str) -> str:
-    """Return the first of the names that was asked for, else the last."""
+    """Return the first requested name; the last name if none is requested."""
     return next((name for name in names if name in requested), names[-1])

@@ -1,6 +1,6 @@
-"""What differs between two configs, as a mapping that prints as a table.
+"""Differences: the differing options of two configs, printed as a table.
 
-Owns: the look of the table. Does not know: how configs are compared.
+Owns: the layout of the table. Does not know: how configs are compared.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _WIDEST: Final = 40
 
 
 class Differences(dict[str, tuple[Any, Any]]):
-    """Options that differ: name --> (here, there), UNSET where one side does not give it.
+    """Differing options: name --> (here, there). UNSET means that this side does not set the option.
 
-    Printed, it is a table; an option that is not given stands with its default, where that is not None.
+    Prints as a table. "not given" is followed by the option's default, unless the default is off.
     """
 
     def __init__(self, pairs: Mapping[str, tuple[Any, Any]], defaults: Mapping[str, Any]) -> None:
-        """Make the mapping; `defaults` holds the default of every option, to show beside "not given"."""
+        """Create the mapping; `defaults` has the default of every option, to print after "not given"."""
         super().__init__(pairs)
         self._defaults = defaults
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return (option, here, there) in words, in the order of the option table."""
+        """Return rows (option, here, there) as text, in the order of the option table."""
         return [(name, self._shown(name, here), self._shown(name, there)) for name, (here, there) in self.items()]
 
     def _shown(self, name: str, value: Any) -> str:
@@ -53,7 +53,7 @@ class Differences(dict[str, tuple[Any, Any]]):
 
         table = Table(*_HEAD, box=None, pad_edge=False, header_style="bold")
         for row in self.rows():
-            table.add_row(*map(Text, row))  # a value may hold brackets, which are no markup
+            table.add_row(*map(Text, row))  # Text, because brackets in a value must not be read as markup
         return table
 
 

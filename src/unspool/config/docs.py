@@ -1,4 +1,4 @@
-"""The option table in other forms: help text, Markdown, JSON schema."""
+"""Renderings of the option table: help text, Markdown page and JSON schema."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unspool.options.option import Option
 
 
 def help_for(name: str) -> str:
-    """Return what there is to know of an option, in a few lines.
+    """Return the description of an option: type, help, range, default, off value and readers, one per line.
 
     Raises:
-        OptionError: there is no such option.
+        OptionError: if the option is unknown.
     """
     if name not in OPTIONS:
         raise OptionError("name", name, "must be the name of an option", "unspool.config.OPTIONS lists them all")
@@ -29,7 +29,7 @@ def help_for(name: str) -> str:
 
 
 def option_table_markdown() -> str:
-    """Return the whole table as a Markdown page, one section for each group."""
+    """Return the option table as a Markdown page, one section per group."""
     parts = ["# Options", "", _INTRODUCTION]
     for group, rows in groupby(OPTIONS.values(), key=lambda row: row.group):
         parts += ["", f"## {group}", "", *_HEAD, *(_line(row) for row in rows)]
@@ -41,7 +41,7 @@ def option_table_markdown() -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema (2020-12) of an object of options, for programs that take options over a wire."""
+    """Return the JSON schema (2020-12) of an object of options, for servers and other programs."""
     properties = {
         name: {"description": row.help, "default": row.plain(row.shown_default), "anyOf": [row.kind.schema, _NULL]}
         for name, row in OPTIONS.items()
@@ -59,9 +59,10 @@ def json_schema() -> dict[str, Any]:
 _NULL = {"type": "null"}
 
 _INTRODUCTION = """Every option, in Python (`lm.generate(prompt, top_p=0.9)`) and on the command line (`--top-p 0.9`).
-`None` turns an option off and overrides what the model's stored config says; an option that is left out takes the
-model's stored value, then the default. An option that is asked for and that the strategy does not read is an error,
-never ignored. This page is generated: `python tools/write_option_docs.py`."""
+`None` turns an option off and overrides the model's stored config. An option that is left out takes the model's stored
+value, then the default. A requested option that the strategy does not read is an error.
+[configs.md](configs.md#off-unset-and-default) explains off, unset and default. This page is generated:
+`python tools/write_option_docs.py`."""
 
 _HEAD = ("| Option | Type | Allowed | Default | Off | Read by | Meaning |", "|---|---|---|---|---|---|---|")
 
@@ -91,6 +92,6 @@ def _off(row: Option) -> str:
 
 
 def _readers(row: Option) -> str:
-    where = {"both": "", "native": "native API only: ", "drop_in": "drop-in only: "}[row.door]
+    prefix = {"both": "", "native": "native API only: ", "drop_in": "drop-in only: "}[row.door]
     names = "all" if row.read_by == "all" else ", ".join(name for name in STRATEGIES if name in row.read_by)
-    return where + names
+    return prefix + names

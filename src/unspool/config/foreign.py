@@ -1,7 +1,7 @@
-"""transformers' attributes that are no options here: those without effect on tokens, and those refused.
+"""Attributes of transformers' GenerationConfig that are not options: ignored (no effect on tokens) or refused.
 
-Together with the option table this covers every attribute of transformers' GenerationConfig, so that an option is
-honored, does nothing to the tokens, or is refused with a reason; none is passed over in silence.
+With the option table, this covers every attribute of transformers' GenerationConfig: each is honored, has no effect on
+the tokens, or is refused with a reason.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 NO_EFFECT: Final[Mapping[str, str]] = {
-    "use_cache": "the engine always keeps its cache",
-    "cache_implementation": "the engine has a cache of its own",
-    "cache_config": "the engine has a cache of its own",
-    "max_cache_len": "the cache grows on demand",
-    "compile_config": "a matter of speed",
-    "disable_compile": "a matter of speed",
-    "low_memory": "a matter of memory",
-    "prefill_chunk_size": "the engine cuts prompts into chunks under its own token budget",
-    "continuous_batching_config": "the engine batches all requests itself",
-    "assistant_lookbehind": "aligns two tokenizers, and a draft model must have the model's own",
-    "target_lookbehind": "aligns two tokenizers, and a draft model must have the model's own",
-    "is_assistant": "the engine knows which model drafts",
-    "transformers_version": "says who wrote a stored config",
-    "_from_model_config": "says where a stored config came from",
-    "_commit_hash": "says where a stored config came from",
+    "use_cache": "the engine always uses its KV cache",
+    "cache_implementation": "the engine has its own KV cache",
+    "cache_config": "the engine has its own KV cache",
+    "max_cache_len": "the KV cache grows on demand",
+    "compile_config": "affects speed only",
+    "disable_compile": "affects speed only",
+    "low_memory": "affects memory only",
+    "prefill_chunk_size": "the engine splits prompts into chunks by its own token budget",
+    "continuous_batching_config": "the engine always uses continuous batching",
+    "assistant_lookbehind": "aligns two tokenizers; a draft model must have the model's tokenizer",
+    "target_lookbehind": "aligns two tokenizers; a draft model must have the model's tokenizer",
+    "is_assistant": "the engine knows the draft model",
+    "transformers_version": "version of the library that wrote a stored config",
+    "_from_model_config": "origin of a stored config",
+    "_commit_hash": "origin of a stored config",
 }
-"""Accepted, and without effect on the tokens: attribute --> why."""
+"""Accepted attributes without effect on the tokens: attribute --> reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why an attribute is refused, and what to do instead.
+    """The reason for refusing an attribute, and the remedy.
 
-    stored: what becomes of one in a model's stored config: "raise" where leaving it out would change what its author
-    promised of the output, "ignore" where the tokens are the same without it or an error speaks for itself.
+    stored: handling of the attribute in a model's stored config. "raise" if ignoring it would silently change the
+    output that the config's author intended, else "ignore".
     """
 
     reason: str
@@ -48,24 +48,24 @@ _DRAFT = "use another way of drafting, such as an assistant model or `prompt_loo
 REFUSED: Final[Mapping[str, Refusal]] = {
     "watermarking_config": Refusal(
         reason="is not supported: watermarking is not among the processors",
-        remedy="pass watermarking_config=None to have the text without a watermark",
+        remedy="pass watermarking_config=None to generate without a watermark",
         stored="raise",
     ),
     "token_healing": Refusal(
-        reason="is not supported: prompts are decoded as they are",
+        reason="is not supported: the tokens of a prompt are never changed",
         remedy="pass token_healing=False and end the prompt at a word",
         stored="raise",
     ),
     "constraints": Refusal(
-        reason="takes objects that transformers itself has dropped",
-        remedy="use `force_words_ids`, which says the same in token ids",
+        reason="takes constraint objects that transformers has removed",
+        remedy="use `force_words_ids` with token ids",
     ),
     "remove_invalid_values": Refusal(
-        reason="would hide NaN, which always raises here, with the position it came from",
-        remedy="leave it out, and mend the model or its precision",
+        reason="would hide NaN; NaN always raises here, with its position",
+        remedy="leave it out, and fix the model or its precision",
     ),
-    "use_mtp": Refusal(reason="is not supported: the model's extra heads are not read", remedy=_DRAFT),
-    "assistant_early_exit": Refusal(reason="is not supported: all layers of a model are run", remedy=_DRAFT),
+    "use_mtp": Refusal(reason="is not supported: the model's MTP heads are not loaded", remedy=_DRAFT),
+    "assistant_early_exit": Refusal(reason="is not supported: every forward pass runs all layers", remedy=_DRAFT),
     "speculation_type": Refusal(reason="is not supported", remedy=_DRAFT),
     "assistant_ensemble_weight": Refusal(
         reason="would change the distribution; a draft never changes the output here",
@@ -80,12 +80,12 @@ REFUSED: Final[Mapping[str, Refusal]] = {
         remedy="run the model's forward once over the finished sequence",
     ),
 }
-"""Refused when set: attribute --> why. None, False and empty values are accepted."""
+"""Refused attributes: attribute --> Refusal. None, False and empty values are accepted."""
 
 Standing: TypeAlias = Literal["honored", "no_effect", "refused", "unknown"]
 
 
 def is_set(value: Any) -> bool:
-    """Return whether a refused attribute's value asks for anything."""
+    """Return True if the value of a refused attribute is not None, False or empty."""
     empty = isinstance(value, str | list | tuple | dict) and not value
     return value is not None and value is not False and not empty

@@ -1,7 +1,7 @@
-"""GenerationConfig: what a user, a model's author or a request wants of generation, checked once.
+"""GenerationConfig: validated generation options of a user, a model's stored config or a request.
 
-Owns: construction, comparison, and the table OPTIONS read off the class. Does not know: how layers of configs combine
-(`unspool.config.layers`) or files (`unspool.config.storage`).
+Owns: construction, comparison, and the table OPTIONS, which is derived from the class. Does not know: the resolution of
+config layers (`unspool.config.layers`) and files (`unspool.config.storage`).
 """
 
 from __future__ import annotations
@@ -37,25 +37,27 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "random_seed": "seed",
     "logit_bias": "sequence_bias",
 }
-"""Names that other systems have for our options; they are not accepted, only recognized in the hint."""
+"""Names of our options in other systems. They are not accepted; an error message suggests our name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Options):
-    """Options of generation. Immutable; each value is checked and normalized when the config is made.
+    """Generation options. Immutable; the constructor checks and normalizes each value.
 
-    An option that is left out is "not given" and reads as its default; None says "off" and overrides what a layer
-    below gives. Lists become tuples, a single token id or stop string becomes a tuple of one, `sequence_bias` becomes
-    an immutable mapping. transformers' attributes without effect on tokens (`use_cache`, ...) are accepted and kept in
-    `extras`.
+    An omitted option, or UNSET, is "not given" and reads as its default. None means "off" and overrides lower layers.
+    docs/configs.md compares both with `off` and the defaults. Normalization turns lists into tuples, a single token id
+    or stop string into a tuple of one, and `sequence_bias` into an immutable mapping.
 
-    given: names of the options given. extras: what a stored config held besides, and attributes without effect.
-    asked: in a resolved config, the options that were asked for: given in the call or by the user, and different from
-    both off and the model's stored value. Empty otherwise.
-    stored: in a resolved config, the options whose value is that of the model's stored config. Empty otherwise.
+    Attributes:
+        explicit: names of the options that are set, to a value or to None.
+        requested: in a resolved config, names of the options that the call or the user's config set to an effective
+            value: not off, not the default and not the model's stored value. Empty in other configs.
+        stored: in a resolved config, names of the options with the value of the model's stored config. Empty in other
+            configs.
+        extras: attributes without effect on tokens (`use_cache`, ...), and other attributes of a stored config.
 
     Raises:
-        OptionError: an option is unknown, refused, of the wrong type or out of range.
+        OptionError: if an option is unknown, refused, of the wrong type or out of range.
     """
 
     explicit: frozenset[str] = field(init=False, repr=False)
@@ -63,7 +65,7 @@ class GenerationConfig(Options):
     stored: frozenset[str] = field(init=False, repr=False, compare=False)
     extras: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
-    if not TYPE_CHECKING:  # type checkers see one typed argument for each option
+    if not TYPE_CHECKING:  # type checkers see one typed argument per option
 
         def __init__(self, **options: Any) -> None:
             values, extras = _sort_out(options, lenient=False)
@@ -86,7 +88,11 @@ class GenerationConfig(Options):
         return f"GenerationConfig({shown})"
 
     def replace(self, **changes: Any) -> GenerationConfig:
-        """Return a config with some options changed; UNSET takes one back. All else stays, in a resolved config too."""
+        """Return a config with some options changed; UNSET removes an option. All other attributes stay the same.
+
+        Raises:
+            OptionError: as in the constructor.
+        """
         kept = {name: getattr(self, name) for name in OPTIONS if name not in changes}
         values, extras = _sort_out(changes, lenient=False)
         explicit = (self.explicit - changes.keys()) | values.keys()
@@ -98,14 +104,14 @@ class GenerationConfig(Options):
     __replace__ = replace
 
     def diff(self, other: GenerationConfig) -> Differences:
-        """Return the options that differ: name --> (here, there), UNSET where one is not given; prints as a table."""
+        """Return the differing options: name --> (here, there), UNSET for "not given". The result prints as a table."""
         here, there = self._given_values(), other._given_values()
         pairs = {name: (here.get(name, UNSET), there.get(name, UNSET)) for name in OPTIONS}
         differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         return Differences(differing, {name: row.shown_default for name, row in OPTIONS.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the given options as plain JSON values; `from_dict` gives the same config again."""
+        """Return the explicit options as plain JSON values; `from_dict` restores the config."""
         values = self._given_values().items()
         return {name: OPTIONS[name].plain(value) for name, value in values}
 
@@ -114,18 +120,18 @@ class GenerationConfig(Options):
         """Return the config with these options.
 
         Raises:
-            OptionError: as the constructor.
+            OptionError: as in the constructor.
         """
         values, extras = _sort_out(options, lenient=False)
         return build(values, extras=extras)
 
     @classmethod
     def from_stored(cls, attributes: Mapping[str, Any]) -> GenerationConfig:
-        """Return what a model's author stored. Nothing in it is an error here: it was not asked for.
+        """Return the config for a model's stored attributes. Never raises, because no user requested the values.
 
-        Attributes that are no options, and values out of range, go to `extras`; None means "not given". A value out of
-        range, or a refused attribute that the output depends on, raises when a request would have to read it. Token ids
-        outside the vocabulary, negative ones included, never raise: see `unspool.config.vocabulary`.
+        None means "not given". Other attributes than options, and invalid values, go to `extras`. An invalid value
+        raises if a request reads it; a refused attribute raises if the output depends on it. Token ids outside the
+        vocabulary, also negative ones, never raise: see `unspool.config.vocabulary`.
         """
         known = {name: value for name, value in attributes.items() if value is not None}
         values, extras = _sort_out(known, lenient=True)
@@ -133,7 +139,7 @@ class GenerationConfig(Options):
 
     @classmethod
     def from_transformers(cls, config: Any) -> GenerationConfig:
-        """Return a transformers GenerationConfig's set attributes; those that are None count as not given."""
+        """Return the config for a transformers GenerationConfig; its None means "not given"."""
         return cls.from_stored({name: value for name, value in vars(config).items() if not _is_private(name)})
 
     @classmethod
@@ -150,19 +156,19 @@ class GenerationConfig(Options):
         local_files_only: bool = False,
         **options: Any,
     ) -> GenerationConfig:
-        """Return a config stored in a folder or on the hub, by us or by transformers 4 or 5.
+        """Return a config from a folder or the hub. Reads files of this library and of transformers 4 and 5.
 
         Args:
-            name_or_path: a folder, or a repository of the hub.
-            config_file_name: the file's name in it; None for "generation_config.json".
-            subfolder: a folder inside, that holds the file.
+            name_or_path: a folder, or the name of a hub repository.
+            config_file_name: name of the file; None for "generation_config.json".
+            subfolder: folder that contains the file, inside the folder or repository; None for the top.
             revision, token, cache_dir, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`;
-                they do not matter for a folder.
-            options: options that come before what the file says.
+                ignored for a folder.
+            options: options that override the file.
 
         Raises:
-            ModelError: the file is absent, or no JSON object.
-            OptionError: as the constructor, of `options`.
+            ModelError: if the file is missing or is not a JSON object.
+            OptionError: as in the constructor, for `options`.
         """
         from unspool.config.storage import CONFIG_FILE_NAME, read_config
 
@@ -185,16 +191,17 @@ class GenerationConfig(Options):
         push_to_hub: bool = False,
         **hub_options: Any,
     ) -> None:
-        """Write the given options and the extras into a folder, made if absent; transformers reads the file.
+        """Write the explicit options and the extras to a file that transformers can read.
 
         Args:
-            folder: where to; several configs may lie in one folder under names of their own.
-            config_file_name: the file's name; None for "generation_config.json".
-            push_to_hub: whether to upload the file as well.
-            hub_options: arguments of `push_to_hub`; `repo_id` is the folder's name unless given.
+            folder: target folder, created if missing. It can contain several configs with different file names.
+            config_file_name: name of the file; None for "generation_config.json".
+            push_to_hub: True to upload the file as well.
+            hub_options: arguments of `push_to_hub`; `repo_id` defaults to the folder's name.
 
         Raises:
-            ModelError: `folder` is a file, an extra is no JSON, or the hub refuses.
+            ModelError: if `folder` is a file, an extra cannot be written as JSON, or the hub rejects the upload.
+            OptionError: if there are `hub_options` and `push_to_hub` is False.
         """
         from unspool.config.storage import CONFIG_FILE_NAME, write_config
 
@@ -217,21 +224,22 @@ class GenerationConfig(Options):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload the config to a model repository of the hub, made if absent.
+        """Upload the config to a model repository of the hub; creates the repository if it is missing.
 
         Args:
             repo_id: "owner/name", or a name in your own namespace.
-            config_file_name: the file's name in it; None for "generation_config.json".
-            commit_message, commit_description: of the upload; None for a message that names the file.
-            private: whether a repository that has to be made is private; None for its owner's habit.
-            token: a token, True for the stored one, None for the stored one where there is any.
-            revision: the branch; None for the main one. create_pr: whether to open a pull request instead.
+            config_file_name: name of the file in the repository; None for "generation_config.json".
+            commit_message, commit_description: of the upload; None for a message with the file name.
+            private: True to create a private repository; None for the owner's default.
+            token: a token, True for the stored token, None for the stored token or anonymous access.
+            revision: the branch; None for the main branch.
+            create_pr: True to open a pull request instead.
 
         Returns:
-            the address of the commit.
+            The URL of the commit.
 
         Raises:
-            ModelError: the hub cannot be reached or refuses; the message says why.
+            ModelError: if the hub is unreachable or rejects the upload.
         """
         from unspool.config.storage import CONFIG_FILE_NAME, upload_config
 
@@ -245,10 +253,10 @@ class GenerationConfig(Options):
         return upload_config(self._file_text(), repo_id, name, private=private, token=token, commit=commit)
 
     def _file_text(self) -> str:
-        """Return the text of the config's file, alike for equal configs.
+        """Return the text of the config's file; equal configs give equal text.
 
         Raises:
-            ModelError: if an extra is no JSON.
+            ModelError: if an extra cannot be written as JSON.
         """
         from unspool.config.storage import to_json
 
@@ -283,14 +291,14 @@ def _fill(
 
 
 def build(values: Mapping[str, Any], **rest: Any) -> GenerationConfig:
-    """Return a config of values that are checked already."""
+    """Return a config from values that are already checked."""
     config = object.__new__(GenerationConfig)
     _fill(config, values, **rest)
     return config
 
 
 def _sort_out(options: Mapping[str, Any], *, lenient: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (checked values, extras). Lenient keeps in the extras what would otherwise raise."""
+    """Return (checked values, extras). If `lenient`, invalid values go to the extras instead of raising."""
     values: dict[str, Any] = {}
     extras: dict[str, Any] = {}
     for name, value in options.items():
@@ -309,10 +317,10 @@ def _sort_out(options: Mapping[str, Any], *, lenient: bool) -> tuple[dict[str, A
 
 
 def check_foreign(name: str, value: Any) -> Any:
-    """Return the value of an attribute that is no option of ours.
+    """Check an attribute that is not an option, and return its value.
 
     Raises:
-        OptionError: it is refused and set, or unknown.
+        OptionError: if the attribute is unknown, or refused and set.
     """
     if name in NO_EFFECT or (name in REFUSED and not is_set(value)):
         return value
@@ -327,7 +335,7 @@ def _suggestion(name: str) -> str:
 
 
 def nearest_option(name: str) -> str | None:
-    """Return the option that an unknown name most likely means, or None."""
+    """Return the option or attribute with the most similar name; None if there is no similar name."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
     close = difflib.get_close_matches(name, [*OPTIONS, *NO_EFFECT, *REFUSED], n=1, cutoff=0.7)
@@ -335,7 +343,7 @@ def nearest_option(name: str) -> str | None:
 
 
 def standing(name: str) -> Standing:
-    """Return what becomes of an attribute of this name."""
+    """Return the handling of an attribute: honored, without effect, refused or unknown."""
     if name in OPTIONS:
         return "honored"
     if name in NO_EFFECT:
@@ -344,7 +352,7 @@ def standing(name: str) -> Standing:
 
 
 def _with_strategies(row: Option) -> Option:
-    """Return the row with the names of the strategies that read it, or that it can name."""
+    """Return the row with the names of the strategies that read it; for `strategy`, with the names it accepts."""
     if row.name == "strategy":
         row = replace(row, kind=choice(*STRATEGIES))
     if row.read_by == "all":

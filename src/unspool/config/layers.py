@@ -1,7 +1,7 @@
-"""From layers to one final config: the call's options > the user's config > the model's stored config > defaults.
+"""Resolution of config layers: the call's options > the user's config > the model's stored config > defaults.
 
-Owns: precedence, which strategy results, what was asked for, and that nothing asked for is ignored. Does not know:
-models, prompts, or how a strategy reads its options.
+Owns: the precedence, the choice of the strategy, the set of requested options, and the check that the strategy reads
+each of them. Does not know: models, prompts, or how a strategy uses its options.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ def resolve(
     assistant: bool = False,
     custom: str | None = None,
 ) -> GenerationConfig:
-    """Return the config a request runs under: every option final, `strategy` and `do_sample` decided.
+    """Return the resolved config of a request: final values for all options, with `strategy` and `do_sample` decided.
 
-    Options that the strategy does not read are off in the result, so that readers need not ask; every way of saying
-    "off" is None there, or the default's neutral value. `processor_order` names all processors, or is None. At most
-    one of `max_new_tokens` and `max_length` is set; both are None where the call lifts the limit.
+    In the result, an option that the strategy does not read is off. Each off option has its one off value: None, or
+    `Option.off` if the option has a default. `processor_order` lists all processors, or is off. At most one of
+    `max_new_tokens` and `max_length` is set; neither is set if the call turns the limit off.
 
     Args:
-        call: the options of this call; None overrides the layers below with "off".
-        user: the user's own config.
-        stored: the model's. What it holds is used where the strategy reads it, but never counts as asked for.
-        drop_in: transformers' rules and defaults instead of the native ones.
-        assistant: whether the call brings a draft model.
-        custom: the name of a strategy of the caller's own. It may read any option, so only values are checked.
+        call: options of this call; None means "off" and overrides the lower layers.
+        user: the user's config; None for no config.
+        stored: the model's stored config; None for no config. Its values never count as requested.
+        drop_in: True for transformers' rules and defaults instead of the native ones.
+        assistant: True if the call has a draft model.
+        custom: name of a user-defined strategy. It can read any option, so only values are checked.
 
     Raises:
-        OptionError: an option is unknown, out of range, not read by the strategy, or at odds with another.
+        OptionError: if an option is unknown, out of range, not read by the strategy, or in conflict with another.
     """
     stored = with_negative_ids(stored or GenerationConfig())
     layers = [GenerationConfig(**call), with_negative_ids(user or GenerationConfig(), stored), stored]
@@ -65,7 +65,7 @@ def resolve(
 
 
 class _Resolution:
-    """One resolution under way: `values` holds the merged options until the strategy is known."""
+    """One resolution. `values` has the merged options, `layer` the index of the layer that set each."""
 
     def __init__(self, layers: list[GenerationConfig], *, drop_in: bool, assistant: bool, custom: str | None) -> None:
         self.layers, self.drop_in, self.assistant, self.custom = layers, drop_in, assistant, custom
@@ -92,7 +92,7 @@ class _Resolution:
         final["strategy"], final["do_sample"] = strategy, do_sample
         check_conflicts(final, requested, strategy)
         if "eos_token_id" in self.layer and final["eos_token_id"] is None:
-            final["ignore_eos"] = True  # or the model's own tokens would stand in
+            final["ignore_eos"] = True  # else the model's own end-of-sequence tokens would apply
         if final["processor_order"] is not None:
             final["processor_order"] = complete_order(final["processor_order"])
         extras = {name: value for layer in reversed(self.layers) for name, value in layer.extras.items()}
@@ -103,14 +103,14 @@ class _Resolution:
         return row.drop_in_default if self.drop_in and row.drop_in_default is not UNSET else row.default
 
     def _by_user(self, name: str) -> bool:
-        """Return whether the call or the user's config decides this option."""
+        """Return True if the call or the user's config sets this option."""
         return self.layer.get(name, 2) < 2
 
     def _is_on(self, name: str) -> bool:
         return not OPTIONS[name].is_off(self.values[name])
 
     def _has(self, partner: str) -> bool:
-        """Return whether what an option needs beside it is there; a draft model is given, and is no option."""
+        """Return True if a partner option is on; "assistant_model" stands for a draft model."""
         return self.assistant if partner == "assistant_model" else self._is_on(partner)
 
     def _is_requested(self, name: str) -> bool:
@@ -120,11 +120,15 @@ class _Resolution:
         return name not in self.stored.explicit or value != getattr(self.stored, name)
 
     def _is_stored(self, name: str) -> bool:
-        """Return whether an option has the value of the model's stored config, whoever gave it."""
+        """Return True if an option has the value of the model's stored config, from any layer."""
         return name in self.stored.explicit and self.values[name] == getattr(self.stored, name)
 
     def _check_extras(self) -> None:
-        """Raise for what a stored config holds and cannot be had; what the user's own config holds is asked for."""
+        """Check the extras of the user's config, whose author requests them, and refused ones of the model's config.
+
+        Raises:
+            OptionError: if an extra that no higher layer overrides is invalid, refused or, for the user, unknown.
+        """
         overridden: set[str] = set(self.layers[0].explicit) | set(self.layers[0].extras)
         for name, value in self.layers[1].extras.items():
             if name in overridden:
@@ -134,7 +138,7 @@ class _Resolution:
             elif name in REFUSED:
                 check_foreign(name, value)
         for name, value in self.layers[1].extras.items():
-            # A file of the user's own holds what the user asks for; what a model's file holds besides is the model's.
+            # Unknown attributes in the user's file are errors, unless they are a copy of the model's own attributes.
             known = (
                 name in overridden or name in OPTIONS or name.startswith("_") or name in NO_EFFECT or name in REFUSED
             )
@@ -149,7 +153,7 @@ class _Resolution:
                 raise OptionError(name, value, reason, REFUSED[name].remedy)
 
     def _settle_pair(self, preferred: str, other: str) -> None:
-        """Leave at most one of two options that limit the same thing: the higher layer's; in a tie, `preferred`."""
+        """Unset one of two options that limit the same quantity. The higher layer wins; in a tie, `preferred` wins."""
         # In transformers even min_new_tokens=0 overrides min_length.
         both = (self.values[name] is not None if self.drop_in else self._is_on(name) for name in (preferred, other))
         if not all(both):
@@ -187,10 +191,14 @@ class _Resolution:
         return strategy, do_sample
 
     def _without_draws(self, named: str) -> str | None:
-        """Return what temperature=0 makes of a strategy that draws; None has the other options decide."""
+        """Return the strategy for temperature=0 in place of a sampling strategy. None lets the other options decide.
+
+        Raises:
+            OptionError: if the strategy has no counterpart without sampling.
+        """
         if named in ("sample", "beam_sample"):
             return None if named == "sample" else "beam"
-        allowed = f"must be above 0 with the strategy {named}, whose outputs would all be the same"
+        allowed = f"must be above 0 with the strategy {named}; all outputs would otherwise be the same"
         raise OptionError("temperature", self.values["temperature"], allowed, "leave it out, or name another strategy")
 
     def _wants_sampling(self, named: str | None) -> bool:
@@ -219,9 +227,9 @@ class _Resolution:
         if row.read_by == "all" or self.custom is not None:
             return True
         if row.name == "temperature" and self.values["temperature"] == 0:
-            return True  # it has been read: it chose the strategy
+            return True  # it has already chosen the strategy
         if "sample" in row.read_by and strategy in EITHER and not do_sample:
-            return False  # without draws all outputs would be the same
+            return False  # without sampling all outputs would be the same
         return strategy in row.read_by
 
     def _check_requested(self, requested: frozenset[str], strategy: str, do_sample: bool) -> None:
@@ -238,7 +246,7 @@ class _Resolution:
                 raise OptionError(name, value, f"is read only together with {partners}", "set it, or leave this out")
 
     def _check_stored(self, row: Option, strategy: str, do_sample: bool) -> None:
-        """Raise for a stored value out of range that this request would have to read."""
+        """Raise an OptionError if this request reads a stored value that is out of range."""
         if row.name in self.layer or row.name not in self.stored.extras or not self._reads(row, strategy, do_sample):
             return
         value = self.stored.extras[row.name]
@@ -246,7 +254,7 @@ class _Resolution:
         raise OptionError(row.name, value, row.range, hint)
 
     def _why_unread(self, row: Option, strategy: str, do_sample: bool) -> tuple[str, str]:
-        """Return (what is wrong, what to do)."""
+        """Return the two parts of the error message: (the reason, the hint)."""
         out = f"leave `{row.name}` out"
         if row.door == "drop_in" and not self.drop_in:
             return "belongs to the drop-in unspool.generate(model, ...)", "use `logprobs`, or leave it out"
@@ -259,13 +267,13 @@ class _Resolution:
             return allowed, f"{out}, since `temperature=0` always takes the best token, or set `temperature` above 0"
         draws = row.samples or "sample" in row.read_by
         if draws and strategy in NEVER_SAMPLING and not has_sampling_twin(strategy):
-            return allowed, f"{out}: that strategy never draws"
+            return allowed, f"{out}: that strategy never samples"
         if draws and not do_sample:
             return allowed, f"set `do_sample=True`, or {out}"
         return allowed, self._how_to_be_read(row, strategy, do_sample, out)
 
     def _how_to_be_read(self, row: Option, strategy: str, do_sample: bool, out: str) -> str:
-        """Return the change of options that leads to a strategy which reads this one."""
+        """Return the hint: a change of options that selects a strategy that reads this option."""
         readers = [name for name in STRATEGIES if name in row.read_by]
         if self.values["strategy"] is not None:
             return f"{out}, or name a strategy that reads it: {', '.join(readers)}"

@@ -1,7 +1,7 @@
-"""Reading, writing and uploading generation_config.json, ours and transformers' alike.
+"""Reading, writing and uploading generation_config.json, in the format of transformers.
 
-A JSON null in such a file means "not given", as transformers writes it. An option that is given as off is therefore
-written as its neutral value where it has one, and listed under `unspool_off` where it has none.
+In such a file, a JSON null means "not given". An option that is set to off is therefore written as its neutral value.
+If it lacks a neutral value, its name goes into the list `unspool_off`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def read_config(
     """Read a config stored in a folder or a hub repository; see GenerationConfig.from_pretrained.
 
     Returns:
-        the stored attributes, and the names of the options that are off.
+        (stored attributes, names of the options that are off).
+
+    Raises:
+        ModelError: if the file is missing or is not a JSON object.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
@@ -38,7 +41,7 @@ def read_config(
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path.parent} has no {path.name}{_others(path.parent)}") from None
+        raise ModelError(f"{path.parent} does not contain {path.name}{_others(path.parent)}") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(stored, dict):
@@ -48,7 +51,7 @@ def read_config(
 
 def _others(folder: Path) -> str:
     found = sorted(path.name for path in folder.glob("*.json"))
-    return f"; it has {', '.join(found)}" if found else ""
+    return f"; it contains {', '.join(found)}" if found else ""
 
 
 def _download(repository: str, config_file_name: str, hub_options: Mapping[str, Any]) -> Path:
@@ -60,11 +63,15 @@ def _download(repository: str, config_file_name: str, hub_options: Mapping[str, 
     except HFValidationError as error:
         raise ModelError(f"{repository!r} is neither a folder nor a hub repository: {error}") from error
     except OSError as error:
-        raise ModelError(f"{config_file_name} of {repository!r} cannot be had: {error}") from error
+        raise ModelError(f"cannot download {config_file_name} of {repository!r}: {error}") from error
 
 
 def write_config(text: str, folder: str | os.PathLike[str], config_file_name: str) -> Path:
-    """Write the text of a config into a folder; see GenerationConfig.save_pretrained. Returns the file's full path."""
+    """Write the text of a config into a folder, and return the file's absolute path.
+
+    Raises:
+        ModelError: if `folder` is a file.
+    """
     path = Path(folder).absolute() / config_file_name
     if Path(folder).is_file():
         raise ModelError(f"{os.fspath(folder)!r} is a file; a config is saved into a folder")
@@ -77,11 +84,11 @@ def to_json(stored: Mapping[str, Any], off: list[str]) -> str:
     """Return the text of a config's file.
 
     Args:
-        stored: attributes; those that are None are left out.
-        off: names of options that are off and have no neutral value.
+        stored: attributes; a null value is left out.
+        off: names of options that are off and lack a neutral value.
 
     Raises:
-        ModelError: if a value is no JSON.
+        ModelError: if a value cannot be written as JSON.
     """
     stored = {name: value for name, value in stored.items() if value is not None}
     if off:
@@ -94,7 +101,7 @@ def to_json(stored: Mapping[str, Any], off: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return one of transformers' own config objects, kept among the extras, as JSON."""
+    """Return a config object of transformers, from the extras, as plain JSON."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -109,10 +116,13 @@ def upload_config(
     token: str | bool | None,
     commit: Mapping[str, Any],
 ) -> str:
-    """Upload the text of a config to the hub; see GenerationConfig.push_to_hub. Returns the commit's address.
+    """Upload the text of a config to the hub, and return the URL of the commit. See GenerationConfig.push_to_hub.
 
     Args:
-        commit: further arguments of `HfApi.upload_file`; a message that is None gets a default.
+        commit: further arguments of `HfApi.upload_file`, with "commit_message"; None there selects a default message.
+
+    Raises:
+        ModelError: if the hub is unreachable or rejects the upload.
     """
     from huggingface_hub import HfApi
 
@@ -126,11 +136,11 @@ def upload_config(
             repo_id=full_name,
             **{**commit, "commit_message": message},
         )
-    except Exception as error:  # the hub's own, and those of the transport under it
-        raise ModelError(f"{config_file_name} cannot be uploaded to {repo_id!r}: {_reason(error)}") from error
+    except Exception as error:  # errors of the hub and of its HTTP client
+        raise ModelError(f"cannot upload {config_file_name} to {repo_id!r}: {_reason(error)}") from error
     return str(done.commit_url)
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's first line; the hub's own errors begin with the useful one."""
+    """Return the first line of an error; in errors of the hub it is the useful line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,6 +1,6 @@
-"""Which strategy a set of options asks for, and what it needs. Every table derives from the strategies themselves.
+"""Choice of the strategy from the options. All tables derive from the facts of the strategies.
 
-Owns: the rules of choice. Does not know: layers, defaults, or how a strategy works.
+Owns: the rules of the choice. Does not know: layers, defaults, or how a strategy works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STRATEGIES: Final[tuple[str, ...]] = tuple(_FACTS)
 
 SAMPLING: Final = frozenset(name for name, facts in _FACTS.items() if facts.samples != "never")
 EITHER: Final = frozenset(name for name, facts in _FACTS.items() if facts.samples == "optional")
-"""Strategies that draw if `do_sample` is True and take the best token otherwise."""
+"""Strategies that sample if `do_sample` is True and take the best token otherwise."""
 ALWAYS_SAMPLING: Final = SAMPLING - EITHER
 NEVER_SAMPLING: Final = frozenset(_FACTS) - SAMPLING
 BEAMS: Final = frozenset(name for name, facts in _FACTS.items() if "length_penalty" in facts.reads)
@@ -26,7 +26,7 @@ BEAMS: Final = frozenset(name for name, facts in _FACTS.items() if "length_penal
 
 
 def readers_of(option: str, *, sampling: bool) -> frozenset[str]:
-    """Return the strategies that read an option which is not read by all.
+    """Return the strategies that read an option. Not for options with `read_by="all"`.
 
     Args:
         option: its name.
@@ -37,23 +37,23 @@ def readers_of(option: str, *, sampling: bool) -> frozenset[str]:
 
 
 def unknown_reads(options: frozenset[str]) -> dict[str, frozenset[str]]:
-    """Return, per strategy, the options that it claims to read and that are not among these."""
+    """Return, per strategy, the names in its `reads` that are not among these options."""
     missing = {name: facts.reads - options - {ASSISTANT} for name, facts in _FACTS.items()}
     return {name: names for name, names in missing.items() if names}
 
 
 def selectors(strategy: str) -> tuple[str, ...]:
-    """Return the options that lead to the strategy, the most telling first."""
+    """Return the options that select the strategy, most specific first."""
     return _FACTS[strategy].selected_by
 
 
 def needs(strategy: str) -> str:
-    """Return the options that the strategy cannot work without, in words."""
+    """Return the options that the strategy requires, in words."""
     return _FACTS[strategy].needs
 
 
 def has_sampling_twin(strategy: str) -> bool:
-    """Return True if `do_sample=True` leads to another strategy in place of this one."""
+    """Return True if `do_sample=True` selects a sampling variant of this strategy."""
     return bool(_FACTS[strategy].sampling_twin)
 
 
@@ -66,8 +66,8 @@ def choose_strategy(values: Mapping[str, Any], *, do_sample: bool, assistant: bo
     """Return the strategy that transformers' rules would choose.
 
     Args:
-        values: every option's value.
-        do_sample: final, whatever `values` says.
+        values: values of all options.
+        do_sample: the final value; `values["do_sample"]` is ignored.
         assistant: True if a draft model is given.
     """
     ranked = sorted(_FACTS, key=lambda name: _FACTS[name].precedence)
@@ -75,5 +75,5 @@ def choose_strategy(values: Mapping[str, Any], *, do_sample: bool, assistant: bo
 
 
 def meets_needs(strategy: str, values: Mapping[str, Any], *, assistant: bool = False) -> bool:
-    """Return True if the values have all that the strategy needs."""
+    """Return True if the values contain all options that the strategy requires."""
     return _FACTS[strategy].is_met(values, assistant)

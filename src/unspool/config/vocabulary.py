@@ -1,7 +1,7 @@
-"""Token ids of a stored config that the model's vocabulary lacks.
+"""Token ids of a stored config outside the model's vocabulary.
 
-Stored configs often hold such ids: -1 for "no token", or those of a larger vocabulary. No model can write them, so they
-end, force, forbid and favor nothing, as in transformers. An id that a caller gives is checked as any other value.
+Stored configs often contain such ids: -1 for "no token", or ids of a larger vocabulary. A model cannot generate them,
+so they have no effect, as in transformers. Ids from a caller are validated.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from unspool.options.token_kinds import TokenBiases
 
 
 def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None = None) -> GenerationConfig:
-    """Return a stored config whose values with negative token ids are read, instead of standing in `extras`.
+    """Return a stored config with its values of negative token ids moved from `extras` to the options.
 
     Args:
-        config: as `GenerationConfig.from_stored` returns it.
-        stored: the model's own, if `config` is not: only values that both hold are read then.
+        config: a config from `GenerationConfig.from_stored`.
+        stored: the model's config, if `config` is the user's; only values in both are moved then. Else None.
     """
     found: dict[str, Any] = {}
     for name, value in config.extras.items():
@@ -39,10 +39,10 @@ def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None 
 
 
 def without_unknown_ids(config: GenerationConfig, vocab_size: int) -> GenerationConfig:
-    """Return a resolved config without the stored token ids outside [0, vocab_size); what the caller gave stays.
+    """Return a resolved config without stored token ids outside [0, vocab_size). Ids from the caller stay.
 
-    A sequence with such an id goes as a whole: it can never be written. Without any end-of-sequence token,
-    `ignore_eos` is True.
+    A sequence with such an id is removed as a whole, because it can never occur. If no end-of-sequence token remains,
+    `ignore_eos` becomes True.
     """
     changes: dict[str, Any] = {}
     for name in config.stored:
@@ -60,7 +60,7 @@ def without_unknown_ids(config: GenerationConfig, vocab_size: int) -> Generation
 
 
 def _known(value: Any, vocab_size: int) -> Any:
-    """Return the part of an option's value that the vocabulary has."""
+    """Return the option's value without ids outside the vocabulary."""
     if isinstance(value, Mapping):
         return TokenBiases({ids: bias for ids, bias in value.items() if _part(ids, vocab_size) is not None})
     if isinstance(value, tuple):
@@ -69,7 +69,7 @@ def _known(value: Any, vocab_size: int) -> Any:
 
 
 def _part(value: Any, vocab_size: int) -> Any:
-    """Return a token id, a text, a sequence, or those of several alternative sequences that can be written, or None."""
+    """Return an id, text, sequence or list of alternatives without impossible parts; None if it is impossible."""
     if isinstance(value, int):
         return value if 0 <= value < vocab_size else None
     if not isinstance(value, tuple):

@@ -21,7 +21,7 @@ from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
-from unspool.runtimes.kv.slot_table import Slot
+from unspool.runtimes.kv.slot import Slot
 from unspool.types import Feed, Seq
 
 CORE = ["gpt2", "llama", "gemma2", "gemma3"]

@@ -11,7 +11,8 @@ import unspool
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.pool import SlotPool, size_class
-from unspool.runtimes.kv.slot_table import Slot, SlotTable
+from unspool.runtimes.kv.slot import Slot
+from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.types import Seq
 
 BEAMS, STEPS, PROMPT = 5, 64, 20

@@ -11,7 +11,8 @@ from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
 from unspool.runtimes.kv.limits import Limits
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool, size_class
-from unspool.runtimes.kv.slot_table import Slot, SlotTable, longest_prefix_match
+from unspool.runtimes.kv.slot import Slot, longest_prefix_match
+from unspool.runtimes.kv.slot_table import SlotTable
 
 LAYOUT = (LayerLayout(2, 4, 3, torch.float32, torch.device("cpu")),) * 2
 
@@ -160,7 +161,7 @@ def test_a_pool_that_is_full_is_moved_into_a_larger_one() -> None:
     for seq, slot in table.live.items():
         for tensor in (*slot.pool.keys, *slot.pool.values):
             assert bool((tensor[slot.index, :, :30] == seq + 1).all()) and not tensor[slot.index, :, 30:].any()
-    again = table.recall(50, [4] * 30, least=5, invariant=True)
+    again = table.match_prefix(50, [4] * 30, least=5, invariant=True)
     assert again == 30 and bool((table.live[50].pool.keys[0][table.live[50].index, :, :30] == 5).all())
 
 
@@ -225,7 +226,7 @@ PROMPT = list(range(100, 140))
 
 def recall(table: SlotTable, seq: int, tokens: list[int], *, least: int = 1, invariant: bool = False) -> int:
     """Open a sequence with what is there, and see that it is the right thing."""
-    count = table.recall(seq, tokens, least=least, invariant=invariant)
+    count = table.match_prefix(seq, tokens, least=least, invariant=invariant)
     if count:
         assert_cached(table, seq, tokens[:count])
     else:
@@ -333,7 +334,7 @@ def test_a_recall_that_finds_no_room_opens_nothing() -> None:
         table = SlotTable(LAYOUT, Limits(**limits))
         write(table, 0, PROMPT)
         with pytest.raises(CapacityError):
-            table.recall(1, PROMPT, least=1, invariant=False)
+            table.match_prefix(1, PROMPT, least=1, invariant=False)
         assert list(table.live) == [0]
         table.check()
 
@@ -419,7 +420,7 @@ def test_a_long_random_life_keeps_every_sequence_apart() -> None:
                 held[step + 10_000] = list(held[seq])
             elif kind == "recall" and step not in held:
                 tokens = [*held.get(seq, [])[: rng.randrange(40)], rng.randrange(3), rng.randrange(3)]
-                count = table.recall(step, tokens, least=rng.choice([1, 5]), invariant=False)
+                count = table.match_prefix(step, tokens, least=rng.choice([1, 5]), invariant=False)
                 num_recalled += count > 0
                 held |= {step: tokens[:count]} if count else {}
             elif kind == "truncate" and seq in held:

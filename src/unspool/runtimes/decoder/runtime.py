@@ -21,7 +21,8 @@ from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.limits import Limit, limits_of
-from unspool.runtimes.kv.slot_table import Slot, SlotTable
+from unspool.runtimes.kv.slot import Slot
+from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.runtimes.model_info import describe, slot_cache_obstacle
 from unspool.runtimes.weights.batch_invariance import RowByRow
 from unspool.runtimes.weights.invariant_elementwise import InvariantElementwise
@@ -147,7 +148,7 @@ class DecoderRuntime(Runtime):
             return 0
         # What was found is of no use where the weights have changed since.
         self._sync_weights()
-        return self._slots.recall(seq, tokens, least=least, invariant=invariant)
+        return self._slots.match_prefix(seq, tokens, least=least, invariant=invariant)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from unspool.runtimes.kv.attention_plan import Segment
 from unspool.runtimes.kv.shared_prefix import LEAST_SHARED
-from unspool.runtimes.kv.slot_table import Slot
+from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.types import Feed, Rows
 

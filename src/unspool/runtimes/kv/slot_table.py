@@ -1,109 +1,37 @@
-"""Which sequence is cached in which slot. Owns lengths, tokens and free slots; knows no model and no attention.
+"""The slot table: which sequence is cached in which slot, and prefix caching over free and live slots.
 
-A live sequence owns one slot, and positions [0, len(tokens)) of it. What lies behind is never read by a sequence, but
-is always finite. A free slot still remembers the tokens whose keys and values it holds, so that a fork, or a new
-sequence that begins with them, may reuse them. Remembering takes no memory of its own: what has been free longest is
-overwritten first, and no pool grows for it.
+Owns live sequences, free slots and pools. Does not know models or attention. A live sequence owns exactly one slot.
+
+A free slot keeps its tokens and K/V until it is reused: a fork, or a new sequence with the same prefix, can take them
+over. So prefix caching needs no memory of its own, and no pool grows for it. The least recently used slot is
+overwritten first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
 
-from unspool.prefixes import common_prefix
 from unspool.runtimes.kv.limits import NO_LIMITS, Limits, check_room
 from unspool.runtimes.kv.pool import LARGEST_POOL_TOKENS, Layout, SlotPool, next_pool_size, size_class
+from unspool.runtimes.kv.slot import PrefixMatch, Slot, longest_prefix_match
 from unspool.types import Seq
 
 
-@dataclass(eq=False, slots=True)
-class Slot:
-    """One slot of a pool.
-
-    number: of the slot among all of its size class; neighbors lie side by side in memory.
-    tokens: whose keys and values positions [0, len(tokens)) hold.
-    num_invariant_tokens: of how many leading tokens these were computed in invariant passes, free of any company.
-    poisoned: whether some of them may not be finite.
-    context: names what keys and values depend on besides the tokens. Slots of two contexts share none.
-    era: when a free slot came back; see SlotTable.
-    """
-
-    pool: SlotPool
-    index: int
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    num_invariant_tokens: int = 0
-    nonfinite: bool = False
-    context: int = 0
-    lru_epoch: int = 0
-
-    @property
-    def length(self) -> int:
-        """Number of tokens cached."""
-        return len(self.tokens)
-
-    def forget(self, keep: int) -> None:
-        """Keep the first `keep` tokens; clears what may not be finite."""
-        if self.nonfinite:
-            self.pool.zero(self.index, keep, len(self.tokens))
-            self.nonfinite = keep > 0
-        del self.tokens[keep:]
-        self.num_invariant_tokens = min(self.num_invariant_tokens, keep)
-
-    def take(self, source: Slot, length: int | None = None) -> None:
-        """Become a copy of the first `length` tokens of `source` (None: all), copying only what differs from here."""
-        length = source.length if length is None else length
-        invariant = min(source.num_invariant_tokens, length)
-        start = min(self.num_shared(source), length)
-        if self.num_invariant_tokens < min(start, invariant):
-            start = self.num_invariant_tokens
-        self.pool.copy(self.index, source.pool, source.index, start, length)
-        self.tokens = source.tokens[:length]
-        self.num_invariant_tokens, self.nonfinite, self.context = invariant, source.nonfinite, source.context
-
-    def num_shared(self, other: Slot) -> int:
-        """Return how many leading positions hold the same keys and values in both slots."""
-        return common_prefix(self.tokens, other.tokens) if self.context == other.context else 0
-
-
-class Found(NamedTuple):
-    """A slot, and how many leading tokens of a sequence it holds keys and values for."""
-
-    slot: Slot
-    length: int
-
-
-def longest_prefix_match(
-    slots: Iterable[Slot], tokens: list[int], context: int, *, least: int = 1, invariant: bool = False
-) -> Found | None:
-    """Return the first of the slots that share most leading tokens; None where all share fewer than `least`.
-
-    Args:
-        context: of the tokens; see Slot.
-        invariant: whether only tokens count that were computed in invariant passes.
-    """
-    best, length = None, least - 1
-    for slot in slots:
-        held = min(slot.num_invariant_tokens if invariant else slot.length, len(tokens))
-        # Hundreds of slots are looked through for each prompt: one token tells most of them off.
-        if held > length and slot.tokens[length] == tokens[length] and slot.context == context:
-            shared = min(common_prefix(slot.tokens, tokens), held)
-            if shared > length:
-                best, length = slot, shared
-    return None if best is None else Found(best, length)
-
-
 class SlotTable:
-    """The sequences of one model and their slots.
+    """The live sequences of one model, and their slots.
 
     Args:
-        layout: what each layer keeps.
-        limits: the hard ones on live sequences and their tokens are kept here. All slots together take at most about
-            twice the memory of `max_tokens` or `soft_max_tokens`: a sequence fills at least half of its slot, or lies
-            in the smallest one.
+        layout: K/V shapes per layer.
+        limits: the hard limits on live sequences and their tokens are enforced here. All slots together take at most
+            about twice the memory of `max_tokens` or `soft_max_tokens`, because a sequence fills at least half of its
+            slot, except in the smallest size class.
+
+    Attributes:
+        live: the slot per live sequence.
+        num_live_tokens: tokens cached over all live sequences.
+        num_slots: allocated slots, live or free.
+        num_slot_tokens: tokens that all allocated slots have room for.
     """
 
     def __init__(self, layout: Layout, limits: Limits = NO_LIMITS) -> None:
@@ -112,31 +40,25 @@ class SlotTable:
         most = limits.soft_max_tokens if limits.max_tokens is None else limits.max_tokens
         self._budget = None if most is None else 2 * most
         self.live: dict[Seq, Slot] = {}
+        self.num_live_tokens = self.num_slots = self.num_slot_tokens = 0
         self._pools: dict[int, list[SlotPool]] = {}
         self._free: dict[int, list[Slot]] = {}
-        # An era ends when nothing is live, or when as many slots have come back in it as there are. Within one, slots
-        # are taken by number: what lies side by side is attended in fewer calls.
-        self._era, self._num_back = 1, 0
+        # An epoch ends if no slot is live, or if num_slots slots became free in it. Within an epoch, slots are taken
+        # by number: neighbors in memory are attended in fewer calls.
+        self._epoch, self._num_freed = 1, 0
         self._context = 0
 
-    @property
-    def num_live_tokens(self) -> int:
-        """Tokens cached over all live sequences."""
-        return sum(slot.length for slot in self.live.values())
-
-    @property
-    def num_slot_tokens(self) -> int:
-        """Tokens that the allocated slots have room for."""
-        return sum(pool.num_tokens for pools in self._pools.values() for pool in pools)
-
     def reserve(self, needs: Sequence[tuple[Seq, int]]) -> list[Slot]:
-        """Give every sequence room for so many more tokens; unknown ones are opened.
+        """Give each sequence room for more tokens; a sequence that is not live is opened.
+
+        Args:
+            needs: (sequence, number of further tokens) per sequence.
 
         Returns:
-            the slots, in the order of `needs`.
+            The slots, in the order of `needs`. Each has room at [cached, cached + number).
 
         Raises:
-            CapacityError: the limits leave no room. Nothing has been opened then.
+            CapacityError: if the limits leave no room. In this case no sequence is opened.
         """
         self._check_limits([seq for seq, _ in needs], sum(count for _, count in needs))
         opened = [seq for seq, _ in needs if seq not in self.live]
@@ -169,54 +91,68 @@ class SlotTable:
         return slot
 
     def advance(self, seq: Seq, tokens: Sequence[int], *, invariant: bool, nonfinite: bool) -> None:
-        """Note that the tokens' keys and values stand in the sequence's slot.
+        """Record that K/V of these tokens were written at [cached, cached + len(tokens)) of the sequence's slot.
 
         Args:
-            invariant: whether they were computed in an invariant pass.
-            poisoned: whether they may not be finite.
+            seq: a live sequence.
+            tokens: in order.
+            invariant: True if K/V were computed in a batch-invariant pass.
+            nonfinite: True if K/V can be NaN or infinite.
         """
         slot = self.live[seq]
+        self.num_live_tokens += len(tokens)
         if invariant and slot.num_invariant_tokens == slot.length:
             slot.num_invariant_tokens += len(tokens)
         slot.tokens.extend(tokens)
         slot.nonfinite |= nonfinite
-        assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"
+        assert slot.length <= slot.pool.capacity, "a sequence is longer than its slot"
 
     def fork(self, seq: Seq, child: Seq) -> None:
-        """Give `child` a slot with the same tokens; see Runtime.fork."""
+        """Give `child` a slot with the same tokens; see Runtime.fork.
+
+        Raises:
+            CapacityError: if the limits leave no room.
+        """
         assert child not in self.live, f"sequence {child} exists"
         parent = self.live[seq]
         self._check_limits([child], parent.length)
         slot = self._take_free(size_class(parent.length + 1), parent)
         slot.take(parent)
-        self.live[child] = slot
+        self._open(child, slot)
+
+    def _open(self, seq: Seq, slot: Slot) -> None:
+        self.live[seq] = slot
+        self.num_live_tokens += slot.length
 
     def truncate(self, seq: Seq, keep: int) -> int:
-        """Keep at most the first `keep` tokens; see Runtime.truncate."""
+        """Keep [0, min(keep, cached)) and return the new length; see Runtime.truncate."""
         assert keep >= 0, "a sequence cannot keep fewer than 0 tokens"
         slot = self.live[seq]
-        slot.forget(min(keep, slot.length))
+        keep = min(keep, slot.length)
+        self.num_live_tokens -= slot.length - keep
+        slot.forget(keep)
         return slot.length
 
     def release(self, seq: Seq) -> None:
-        """Free the sequence's slot; an unknown one is no error."""
+        """Free the sequence's slot. A sequence that is not live is ignored."""
         slot = self.live.pop(seq, None)
         if slot is not None:
+            self.num_live_tokens -= slot.length
             self._put_back(slot)
 
-    def find(self, tokens: Sequence[int], *, least: int, invariant: bool) -> Found | None:
-        """Return the slot, free or live, that holds most of the leading tokens; None where all hold fewer than `least`.
-
-        invariant: see most_alike.
-        """
+    def find(self, tokens: Sequence[int], *, least: int, invariant: bool) -> PrefixMatch | None:
+        """Return the slot, free or live, with the longest common prefix; see `longest_prefix_match`."""
         slots = (slot for slot in chain(*self._free.values(), self.live.values()) if not slot.nonfinite)
         return longest_prefix_match(slots, list(tokens), self._context, least=least, invariant=invariant)
 
-    def recall(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
-        """Open a sequence with as many leading tokens as are cached already; see Runtime.match_prefix.
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+        """Open a sequence with the longest cached prefix of `tokens`; see Runtime.match_prefix.
+
+        Returns:
+            The length of the prefix, in tokens; 0 if it is shorter than `least`. In this case no sequence is opened.
 
         Raises:
-            CapacityError: the limits leave no room.
+            CapacityError: if the limits leave no room.
         """
         assert seq not in self.live, f"sequence {seq} exists"
         found = self.find(tokens, least=least, invariant=invariant)
@@ -224,8 +160,7 @@ class SlotTable:
             return 0
         source, length = found
         self._check_limits([seq], length)
-        # Another token is to follow, at least.
-        capacity = size_class(len(tokens) + 1)
+        capacity = size_class(len(tokens) + 1)  # at least one more token follows
         free = self._free.setdefault(capacity, [])
         if source.length == length and source in free:
             free.remove(source)
@@ -233,11 +168,14 @@ class SlotTable:
         else:
             slot = self._take_free(capacity)
             slot.take(source, length)
-        self.live[seq] = slot
+        self._open(seq, slot)
         return length
 
     def forget_free(self) -> None:
-        """Let nothing that is cached now serve a new sequence, after the model's weights have changed."""
+        """Clear the prefix cache after the weights have changed.
+
+        Live sequences go on, but new sequences share nothing with them.
+        """
         self._context += 1
         for slots in self._free.values():
             for slot in slots:
@@ -246,28 +184,25 @@ class SlotTable:
     def _put_back(self, slot: Slot) -> None:
         if slot.nonfinite:
             slot.forget(0)
-        slot.lru_epoch = self._era
+        slot.lru_epoch = self._epoch
         self._free[slot.pool.capacity].append(slot)
-        self._num_back += 1
-        if not self.live or self._num_back >= self._num_slots:
-            self._era, self._num_back = self._era + 1, 0
-
-    @property
-    def _num_slots(self) -> int:
-        return sum(pool.num_slots for pools in self._pools.values() for pool in pools)
+        self._num_freed += 1
+        if not self.live or self._num_freed >= self.num_slots:
+            self._epoch, self._num_freed = self._epoch + 1, 0
 
     def _take_free(self, capacity: int, wanted: Slot | None = None) -> Slot:
-        """Remove and return a free slot: the one most alike `wanted`, else the one that has been of no use longest."""
+        """Remove and return a free slot: the one with the longest prefix of `wanted`, else the least recently used."""
         free = self._free.setdefault(capacity, [])
         if not free:
             self._grow(capacity)
-        by_age = sorted(free, key=lambda slot: (slot.lru_epoch if slot.tokens else 0, slot.number))
-        alike = longest_prefix_match(by_age, wanted.tokens, wanted.context) if wanted is not None else None
-        best = by_age[0] if alike is None else alike.slot
+        by_use = sorted(free, key=lambda slot: (slot.lru_epoch if slot.tokens else 0, slot.number))
+        match = longest_prefix_match(by_use, wanted.tokens, wanted.context) if wanted is not None else None
+        best = by_use[0] if match is None else match.slot
         free.remove(best)
         return best
 
     def _grow(self, capacity: int) -> None:
+        """Allocate free slots: in a larger copy of the last pool if memory allows it, else in a new pool."""
         pools = self._pools.setdefault(capacity, [])
         number = sum(pool.num_slots for pool in pools)
         count = next_pool_size(capacity, number)
@@ -276,27 +211,30 @@ class SlotTable:
                 self._drop_idle_pools()
             count = max(1, min(count, (self._budget - self.num_slot_tokens) // capacity))
         last = pools[-1] if pools else None
-        if last is not None and self._can_move(last, (last.num_slots + count) * capacity):
+        if last is not None and self._can_move((last.num_slots + count) * capacity):
             pool = self._move(last, SlotPool(self.layout, capacity, last.num_slots + count))
             pools[-1] = pool
+            self._count_pool(last, -1)
         else:
             pool = SlotPool(self.layout, capacity, count)
             pools.append(pool)
+        self._count_pool(pool, 1)
         opened = range(pool.num_slots - count, pool.num_slots)
         self._free.setdefault(capacity, []).extend(
             Slot(pool, index, number + place) for place, index in enumerate(opened)
         )
 
-    def _can_move(self, old: SlotPool, num_tokens: int) -> bool:
-        """Return whether a pool can move into one of so many tokens."""
+    def _count_pool(self, pool: SlotPool, sign: int) -> None:
+        self.num_slots += sign * pool.num_slots
+        self.num_slot_tokens += sign * pool.num_tokens
+
+    def _can_move(self, num_tokens: int) -> bool:
+        """Return whether a pool can move into one of `num_tokens` tokens. Both are in memory during the move."""
         fits = self._budget is None or self.num_slot_tokens + num_tokens <= self._budget
         return num_tokens <= LARGEST_POOL_TOKENS and fits
 
     def _move(self, old: SlotPool, new: SlotPool) -> SlotPool:
-        """Move all that one pool holds to the same slots of a larger one: what lies in one pool shares calls.
-
-        Both are in memory meanwhile, so there must be room for both: see `_can_move`.
-        """
+        """Move all slots of `old` to the same indices of a larger pool: slots of one pool share attention calls."""
         for slot in chain(self.live.values(), self._free[old.capacity]):
             if slot.pool is old:
                 new.copy(slot.index, old, slot.index, 0, slot.length)
@@ -304,21 +242,27 @@ class SlotTable:
         return new
 
     def _drop_idle_pools(self) -> None:
+        """Free the memory of pools without a live slot. Their cached prefixes are lost."""
         used = {id(slot.pool) for slot in self.live.values()}
         for capacity, pools in self._pools.items():
+            for pool in pools:
+                if id(pool) not in used:
+                    self._count_pool(pool, -1)
             pools[:] = [pool for pool in pools if id(pool) in used]
             free = self._free[capacity]
             free[:] = [slot for slot in free if id(slot.pool) in used]
 
     def check(self) -> None:
-        """Assert what must always hold: each slot is live once or free once, and no sequence outgrows its slot."""
+        """Assert the invariants: each slot is live once or free once, counters are right, limits hold."""
         free = [slot for slots in self._free.values() for slot in slots]
+        pools = [pool for pools in self._pools.values() for pool in pools]
         places = [(id(slot.pool), slot.index) for slot in (*self.live.values(), *free)]
         assert len(set(places)) == len(places), "a slot belongs to two"
-        count = self._num_slots
-        assert len(places) == count, f"{count} slots exist, {len(places)} are live or free"
+        assert self.num_slots == sum(pool.num_slots for pool in pools) == len(places), "a slot is lost"
+        assert self.num_slot_tokens == sum(pool.num_tokens for pool in pools), "pools are counted wrong"
+        assert self.num_live_tokens == sum(slot.length for slot in self.live.values()), "tokens are counted wrong"
         for slot in (*self.live.values(), *free):
-            assert slot.length <= slot.pool.capacity, "a sequence has outgrown its slot"
+            assert slot.length <= slot.pool.capacity, "a sequence is longer than its slot"
             assert 0 <= slot.num_invariant_tokens <= slot.length, "more invariant tokens than tokens"
         assert not any(slot.nonfinite for slot in free), "a free slot was not cleared"
         if self.max_tokens is not None:

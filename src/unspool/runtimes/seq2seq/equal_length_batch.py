@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from unspool.errors import ModelError
 from unspool.runtimes.kv.pool import SlotPool
-from unspool.runtimes.kv.slot_table import Slot
+from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
 
 ATTENTION_NAME = "unspool_buckets"

@@ -18,7 +18,7 @@ from torch import nn
 from unspool.errors import ModelError
 from unspool.runtimes.kv.attention import cache_dtype
 from unspool.runtimes.kv.pool import LayerLayout, Layout, SlotPool
-from unspool.runtimes.kv.slot_table import Slot
+from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.model_info import trial_length
 from unspool.runtimes.seq2seq.encoder_cache import (
     EncodedSource,

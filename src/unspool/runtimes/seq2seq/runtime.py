@@ -16,7 +16,8 @@ from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, limits_of
-from unspool.runtimes.kv.slot_table import Slot, SlotTable
+from unspool.runtimes.kv.slot import Slot
+from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.runtimes.model_info import describe
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, SourceTable, batches
 from unspool.runtimes.seq2seq.equal_length_batch import CrossStacks, EqualLengthBatch

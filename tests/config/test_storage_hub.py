@@ -64,7 +64,9 @@ def test_several_configs_live_in_one_folder_and_are_loaded_by_name(tmp_path: Pat
     assert found.strategy == "beam"
     assert found.completions == lm.generate([0], num_beams=2, max_new_tokens=4).completions
     assert lm.generate([0], config=GenerationConfig.from_pretrained(tmp_path, "story.json")).strategy == "sample"
-    with pytest.raises(ModelError, match=r"does not contain tale\.json; it contains generation_config\.json, story\.json, trans"):
+    with pytest.raises(
+        ModelError, match=r"does not contain tale\.json; it contains generation_config\.json, story\.json, trans"
+    ):
         GenerationConfig.from_pretrained(tmp_path, "tale.json")
 
 

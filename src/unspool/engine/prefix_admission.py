@@ -1,4 +1,4 @@
-"""How prompts begin: with what is cached already; and where several are alike, one computes for all."""
+"""Prefix caching at admission: a prompt reuses cached tokens, or waits for an earlier prompt that computes them."""
 
 from __future__ import annotations
 

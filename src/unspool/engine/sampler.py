@@ -1,7 +1,7 @@
-"""From scores to candidates: best tokens and draws, for many rows in a few batched calls.
+"""The sampler: top-k tokens and random draws from scores, for many rows in a few batched calls.
 
-Ties go to the lowest token id. Top-k kernels promise no order among equals, so a few more than k are listed: ties among
-those are settled in plain numbers, and only a row whose ties may go on behind the list is looked at again.
+Ties go to the lowest token id. Top-k kernels leave equal values in any order, so they list a few more than k tokens.
+Ties within the list are resolved on the host. The full row is read only if ties can continue beyond the list.
 """
 
 from __future__ import annotations

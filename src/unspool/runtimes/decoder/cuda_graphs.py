@@ -1,7 +1,6 @@
-"""Decode steps that are asked for once and then repeated: on CUDA, one graph for each form of a step.
+"""CUDA graphs of decode steps: one graph per shape of a step, captured once and then replayed.
 
-Owns which graphs there are, and the proof that what they give is what the model gives. Knows sequences by their spans
-alone.
+Owns the graphs, and the check that their results equal the model's. Knows sequences by their segments only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One decode step of fixed shapes: what differs from step to step lies in tensors that stay where they are.
+"""Buffers of a decode step with fixed shapes and addresses, as CUDA graphs need them.
 
 So the same work, done again on the same tensors, is the next step. Owns the buffers, and what stands in for a cache;
 knows neither models, nor how work is repeated.

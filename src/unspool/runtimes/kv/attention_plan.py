@@ -1,7 +1,7 @@
-"""One forward pass over slots: who writes where, and who attends over what.
+"""AttentionPlan: the attention metadata of one pass over slots: which tokens are written where, and attend to which.
 
-All tokens of all feeds stand in one row; a feed is a span of it. A pass is planned once, and carried out in every layer
-(caches.py). Knows nothing of models, nor of lengths beyond the pass.
+All tokens of all feeds are in one row; a feed is a segment of it. The plan is made once per pass, and
+cache.py applies it in every layer. Does not know models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What transformers takes for its cache during one pass: carries a plan out in every layer.
+"""The `Cache` that transformers sees during one pass: it applies the attention plan in every layer.
 
 Knows the plan and the pools; neither the model, nor which sequence a slot belongs to.
 """

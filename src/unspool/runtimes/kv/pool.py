@@ -1,4 +1,4 @@
-"""Keys and values in memory: pools of equal slots. Knows tensors, no sequences and no tokens."""
+"""The tensors of the KV cache: pools of equal slots. Does not know sequences or tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slot table: which sequence is cached in which slot, and prefix caching over free and live slots.
+"""The KV cache manager: which sequence is cached in which slot, and prefix caching over free and live slots.
 
 Owns live sequences, free slots and pools. Does not know models or attention. A live sequence owns exactly one slot.
 

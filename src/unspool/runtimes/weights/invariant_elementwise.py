@@ -1,4 +1,4 @@
-"""Elementwise functions whose last bits do not depend on where in a tensor a number stands.
+"""Batch-invariant elementwise functions: the bits of a number do not depend on its place in a tensor.
 
 On a CPU, PyTorch computes exp, tanh, cos and the like with vector instructions, but the last few numbers of a tensor,
 and of each thread's share, with scalar ones that round otherwise. So the result for one row would depend on how many

@@ -1,4 +1,4 @@
-"""Whether layers must now give a row the same bits in any company."""
+"""The switch of batch invariance: must layers now give a row the same bits in every batch?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INVARIANT: ContextVar[bool] = ContextVar("unspool_invariant_rows", default=False
 
 @contextmanager
 def invariant_rows() -> Iterator[None]:
-    """Let layers use, while the context lasts, the one kernel that gives a row the same bits in any company."""
+    """Inside this context, layers use the kernel that gives a row the same bits in every batch."""
     token = INVARIANT.set(True)
     try:
         yield

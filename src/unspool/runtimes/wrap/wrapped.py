@@ -1,7 +1,6 @@
-"""A transformers model made ready to be called as it calls itself: in evaluation mode, packed where that is possible.
+"""The wrapper through which every backend runs a transformers model: a copy, or the caller's own modules in place.
 
-Owns the module that runs on the general and the recompute path, and keeps it in step with the user's own model where it
-shares that one's tensors. Knows nothing of caches or sequences. (The slot cache has a Shell instead.)
+Owns the module that runs, its packed layers and its link to the user's weights. Knows no caches and no sequences.
 """
 
 from __future__ import annotations

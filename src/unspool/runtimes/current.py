@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from unspool.protocols import Runtime
-from unspool.runtimes.kv import attention
-from unspool.runtimes.seq2seq import equal_length_batch as batches
+from unspool.runtimes.kv.attention import ATTENTION_NAME
 from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, modules_of, restore_attention, structure
 from unspool.runtimes.wrap.patches import find_patch
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 if TYPE_CHECKING:
     from unspool.source_info import SourceInfo
-
-_OURS = frozenset({attention.ATTENTION_NAME, batches.ATTENTION_NAME})
 
 
 class _State(NamedTuple):
@@ -141,7 +138,7 @@ class CurrentRuntime(Runtime):
             return
         if self._own:
             self._attention = [
-                (config, dict(map(_by_config, self._attention)).get(id(config), name) if name in _OURS else name)
+                (config, self._original_attention(config) if name == ATTENTION_NAME else name)
                 for config, name in attention_names(model)
             ]
             if not state.patch:
@@ -150,6 +147,9 @@ class CurrentRuntime(Runtime):
         self._state = _state_of(model)
         if not state.patch:
             self._plain = self._state, self.newest
+
+    def _original_attention(self, config: Any) -> str | None:
+        return next((name for known, name in self._attention if known is config), ATTENTION_NAME)
 
     def _forward_apart(self, feeds: Sequence[Feed], homes: Sequence[Runtime], opened: set[Seq]) -> Rows:
         """Run feeds of several runtimes. Sequences that begin go first, since they can be taken back exactly."""
@@ -173,10 +173,6 @@ class CurrentRuntime(Runtime):
                     homes[index].truncate(seq, self._lengths[seq])
             raise
         return _joined([parts[index] for index in range(len(feeds))])
-
-
-def _by_config(pair: tuple[Any, str | None]) -> tuple[int, str | None]:
-    return id(pair[0]), pair[1]
 
 
 def _state_of(model: Any) -> _State:

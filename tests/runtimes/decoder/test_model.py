@@ -15,6 +15,7 @@ from tests.tiny_models import FAMILIES, tiny_model
 from unspool.errors import ModelError
 from unspool.runtimes.decoder.model import wrap_decoder
 from unspool.runtimes.decoder.runtime import DecoderRuntime, refresh
+from unspool.runtimes.kv.attention import ATTENTION_NAME
 from unspool.runtimes.weights.packed_linear import PackedLinear, packing_obstacle
 from unspool.types import Feed
 
@@ -195,7 +196,7 @@ def test_a_model_with_accelerate_hooks_runs_as_it_is_and_is_left_as_it_was() -> 
     assert runtime._decoder_model.module is model
     assert same(next_row(runtime), expected)
     assert "caller's own module" in runtime.info.backend
-    assert model.config._attn_implementation != "unspool_slots"
+    assert model.config._attn_implementation != ATTENTION_NAME
     with pytest.raises(ModelError, match="training mode"):
         DecoderRuntime(model.train(), own=False)
 

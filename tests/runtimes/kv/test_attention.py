@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.runtimes.counting import NewTensors
 from tests.tiny_models import tiny_model
+from unspool.errors import ModelError
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
-from unspool.runtimes.kv.attention import AttentionParams, Heads, attend, cache_dtype, manual_attention
+from unspool.runtimes.kv.attention import AttentionParams, Heads, attend, attending, cache_dtype, manual_attention
+from unspool.runtimes.kv.cache import SlotCache
+from unspool.runtimes.seq2seq.attention import EqualLengthAttention, FirstTokenAttention
 from unspool.types import Feed
 
 PLAIN = AttentionParams(None, None, None, None)
@@ -157,3 +161,53 @@ def test_a_model_s_own_heads_are_tried(
     (pools,) = runtime._slots._pools.values()
     assert {tensor.dtype for tensor in (*pools[0].keys, *pools[0].values)} == {expected}
     assert ("float32 keys and values" in runtime.info.backend) is (expected == torch.float32)
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "a mask of its own": {"attention_mask": torch.zeros(1, 1, 1, 4)},
+    "a sliding window": {"sliding_window": 2},
+    "a softcap": {"softcap": 3.0},
+    "attention sinks": {"s_aux": torch.zeros(6)},
+    "a position bias": {"position_bias": torch.zeros(1, 6, 1, 4)},
+}
+
+
+class ValuesOnly:
+    """Returns the last value, and applies the parameters that it is told to."""
+
+    def __init__(self, supported: frozenset[str]) -> None:
+        self.supported_params = supported
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: AttentionParams) -> torch.Tensor:
+        return value[:, :, -1:].expand(-1, -1, query.shape[2], -1).transpose(1, 2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("words", GIVEN)
+@pytest.mark.parametrize(
+    ("supported", "refused"),
+    [
+        (SlotCache.supported_params, {"a mask of its own", "a position bias"}),
+        (EqualLengthAttention.supported_params, GIVEN.keys() - {"a position bias"}),
+        (FirstTokenAttention.supported_params, GIVEN.keys() - {"a position bias"}),
+    ],
+    ids=["slots", "equal lengths", "first token"],
+)
+def test_a_parameter_that_the_target_ignores_is_refused_by_name(
+    words: str, supported: frozenset[str], refused: Any
+) -> None:
+    function = ALL_ATTENTION_FUNCTIONS[attention.ATTENTION_NAME]
+    query, key, value = drawn(6, 6, 2, 4, batch=3)
+    given = {"attention_mask": None, **GIVEN[words]}
+    with attending(ValuesOnly(supported)):
+        if words in refused:
+            with pytest.raises(ModelError, match=f"^Linear attends with {words}, which this cache does not support$"):
+                function(torch.nn.Linear(1, 1), query, key, value, **given)
+            return
+        out, weights = function(torch.nn.Linear(1, 1), query, key, value, **given)
+    assert weights is None
+    torch.testing.assert_close(out, value[:, None, :, -1].expand(3, 2, 6, 6))
+
+
+def test_the_attention_function_refuses_to_run_without_a_target() -> None:
+    with pytest.raises(ModelError, match="runs only inside it"):
+        ALL_ATTENTION_FUNCTIONS[attention.ATTENTION_NAME](torch.nn.Linear(1, 1), *drawn(6, 6, 2, 4), None)

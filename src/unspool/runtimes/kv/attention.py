@@ -1,7 +1,6 @@
-"""Attention over slots: how one flat row of tokens reads and writes the keys and values of many sequences.
+"""Attention over the KV cache: the one function that we register with transformers' AttentionInterface, and the math.
 
-Owns the function registered with transformers' AttentionInterface and the arithmetic. Does not know what a sequence
-is, or which slot belongs to whom: a `AttentionPlan` (passes.py) names the slots.
+Knows neither sequences nor slots: the active target (`Attends`) finds the keys and values of each query.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,8 @@ from transformers import AttentionInterface
 
 from unspool.errors import ModelError
 
-ATTENTION_NAME = "unspool_slots"
+ATTENTION_NAME: Final = "unspool_slots"
+"""The attention implementation of every model copy that attends over our KV cache."""
 
 # With more queries than these, a group's keys are in the processor's own memory for most of its heads anyhow.
 _FEW_QUERIES = 32
@@ -30,34 +30,60 @@ _TRIAL_LAYERS = 8
 _TRIAL_BYTES = 1 << 26
 
 
+class AttentionParams:
+    """How one layer attends: the optional arguments of transformers' attention functions.
+
+    scaling: factor on the scores; None for 1 / sqrt(width). window: most keys that a query sees, its own included; None
+    for all. softcap: scores become softcap * tanh(scores / softcap); None for no cap. sinks: [heads], a score without a
+    value; None for none. bias: [1, heads, queries, keys], added to the scores; None for none.
+    """
+
+    __slots__ = ("bias", "scaling", "sinks", "softcap", "window")
+
+    def __init__(
+        self,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        self.scaling, self.window, self.softcap, self.sinks, self.bias = scaling, window, softcap, sinks, bias
+
+    @property
+    def needs_manual(self) -> bool:
+        """Whether PyTorch's own attention lacks one of these, so that `manual_attention` must run."""
+        return self.softcap is not None or self.sinks is not None
+
+
+_OPTIONAL: Final = {
+    "window": "a sliding window",
+    "softcap": "a softcap",
+    "sinks": "attention sinks",
+    "bias": "a position bias",
+}
+"""Fields of AttentionParams that a target can lack, and their names in messages."""
+
+
 class Attends(Protocol):
-    """What stands behind the registered function during one forward."""
+    """Computes attention for the registered function during one forward pass."""
+
+    supported_params: ClassVar[frozenset[str]]
+    """Fields of AttentionParams that it applies, besides scaling."""
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
-        """Return [tokens, heads, value width]; query, key, value: [1, heads, tokens, width], of one layer."""
+        """Attend in one layer.
+
+        Args:
+            query: [batch, heads, queries, width].
+            key, value: [batch, kv heads, keys, width], as the model passes them. They can be stand-ins for cached ones.
+
+        Returns:
+            [batch * queries, heads, value width], all queries of the first batch entry first.
+        """
         ...
-
-
-class AttentionParams:
-    """How one layer attends: the arguments that transformers' attention functions share.
-
-    scaling: factor on the scores. window: most keys a query sees, its own included; None for all. softcap: scores are
-    softcap * tanh(scores / softcap); None for as they are. sinks: [heads], a score without a value; None for none.
-    """
-
-    __slots__ = ("scaling", "sinks", "softcap", "window")
-
-    def __init__(
-        self, scaling: float | None, window: int | None, softcap: float | None, sinks: torch.Tensor | None
-    ) -> None:
-        self.scaling, self.window, self.softcap, self.sinks = scaling, window, softcap, sinks
-
-    @property
-    def needs_manual(self) -> bool:
-        """Whether torch's own attention lacks something of this, so that it must be written out."""
-        return self.softcap is not None or self.sinks is not None
 
 
 _ACTIVE: ContextVar[Attends | None] = ContextVar("unspool_attention", default=None)
@@ -65,7 +91,7 @@ _ACTIVE: ContextVar[Attends | None] = ContextVar("unspool_attention", default=No
 
 @contextmanager
 def attending(target: Attends) -> Iterator[None]:
-    """Let models set to `ATTENTION_NAME` attend through `target`, in this thread and while the context lasts."""
+    """Send the attention of models set to `ATTENTION_NAME` to `target`, in this thread, until the context ends."""
     token = _ACTIVE.set(target)
     try:
         yield
@@ -73,7 +99,7 @@ def attending(target: Attends) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def slot_attention(
+def cached_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -86,22 +112,32 @@ def slot_attention(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function transformers calls in every attention layer. --> [1, tokens, heads, width]
+    """Attend through the active target; transformers calls this in every attention layer.
+
+    Returns:
+        [batch, queries, heads, value width], and None for the attention weights.
 
     Raises:
-        ModelError: called outside of a forward of ours, or with a mask or a bias that it would have to ignore.
+        ModelError: if no target is active, or if the layer passes a mask or a parameter that the target ignores.
     """
     target = _ACTIVE.get()
     if target is None:
         raise ModelError("this copy of the model belongs to unspool and runs only inside it: call your own model")
-    if attention_mask is not None or position_bias is not None:
-        given = "a mask of its own" if attention_mask is not None else "a position bias"
-        raise ModelError(f"{type(module).__name__} attends with {given}, which the slot cache does not support")
-    params = AttentionParams(scaling, sliding_window, softcap, s_aux)
-    return target.attend(query, key, value, params)[None], None
+    params = AttentionParams(scaling, sliding_window, softcap, s_aux, position_bias)
+    if attention_mask is not None:
+        raise _unsupported(module, "a mask of its own")
+    for name, words in _OPTIONAL.items():
+        if getattr(params, name) is not None and name not in target.supported_params:
+            raise _unsupported(module, words)
+    out = target.attend(query, key, value, params)
+    return out.view(len(query), -1, *out.shape[1:]), None
 
 
-AttentionInterface.register(ATTENTION_NAME, slot_attention)
+def _unsupported(module: torch.nn.Module, words: str) -> ModelError:
+    return ModelError(f"{type(module).__name__} attends with {words}, which this cache does not support")
+
+
+AttentionInterface.register(ATTENTION_NAME, cached_attention)
 
 
 def attend(

@@ -6,7 +6,7 @@ Knows the plan and the pools; neither the model, nor which sequence a slot belon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ _MOST_SCORES = 1 << 22
 
 class UnmaskedCache(Cache):
     """What a model takes for a cache of no length, so that it builds no mask: positions are always given."""
+
+    supported_params: ClassVar[frozenset[str]] = frozenset({"window", "softcap", "sinks"})
 
     def __init__(self) -> None:
         super().__init__(layers=[])

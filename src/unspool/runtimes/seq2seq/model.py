@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.kv.attention import cache_dtype
+from unspool.runtimes.kv.attention import ATTENTION_NAME, Attends, attending, cache_dtype
 from unspool.runtimes.kv.pool import LayerLayout, Layout, SlotPool
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.model_info import trial_length
+from unspool.runtimes.seq2seq.attention import EqualLengthAttention, FirstTokenAttention
+from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache, joint_cache
 from unspool.runtimes.seq2seq.encoder_cache import (
     EncodedSource,
     FirstStepKV,
@@ -29,17 +31,8 @@ from unspool.runtimes.seq2seq.encoder_cache import (
     stacked,
     visible,
 )
-from unspool.runtimes.seq2seq.equal_length_batch import (
-    ATTENTION_NAME,
-    Attends,
-    CrossStacks,
-    EqualLengthAttention,
-    EqualLengthBatch,
-    FirstTokenAttention,
-    SelfCache,
-    attending,
-    joint_cache,
-)
+from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
+from unspool.runtimes.seq2seq.self_cache import SelfCache
 from unspool.runtimes.seq2seq.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.agreement import allowed_distance, distance
@@ -219,7 +212,7 @@ class Seq2SeqModel:
             part = [row[start : start + half] for row in trial.tokens]
             hidden = [0] if self.reads_head and start else None
             try:
-                rows, _ = self.run(batch, part, list(range(2 * half)), hidden, CrossStacks())
+                rows, _ = self.run(batch, part, list(range(2 * half)), hidden, CrossBatchCache())
                 found.append(rows.logits.view(2, half, self.vocab_size))
             except Exception as error:
                 return f"does not run on a cache of ours: {type(error).__name__}: {error}"
@@ -263,7 +256,7 @@ class Seq2SeqModel:
         tokens: Sequence[Sequence[int]],
         asked: Sequence[int],
         hidden: Sequence[int] | None,
-        stacks: CrossStacks,
+        stacks: CrossBatchCache,
     ) -> tuple[Rows, torch.Tensor]:
         """Run one pass.
 
@@ -276,7 +269,7 @@ class Seq2SeqModel:
         Returns:
             logits [asked, vocab] and hidden [hidden, head width] or None; and which rows were finite, bool [rows].
         """
-        own = SelfCache(batch, len(self.layout), gives_back=self.attention == "own")
+        own = SelfCache(batch, len(self.layout), returns_all=self.attention == "own")
         cache = own if self.has_prefix else joint_cache(own, self._sources(batch, stacks))
         start = batch.start - self._num_prefixed(batch.encoded[0])
         keep = torch.tensor(asked, dtype=torch.int64, device=self._wrapped.device)
@@ -297,9 +290,9 @@ class Seq2SeqModel:
         assert own.finite is not None, "the last layer was not reached"
         return Rows(_ordinary(logits), None if states is None else _ordinary(states)), own.finite
 
-    def _sources(self, batch: EqualLengthBatch, stacks: CrossStacks) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _sources(self, batch: EqualLengthBatch, stacks: CrossBatchCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if self.attention == "own":
-            return stacks.of(batch.encoded)
+            return stacks.layers_of(batch.encoded)
         first = batch.encoded[0]
         return [(key[:, :, :1], value[:, :, :1]) for key, value in zip(first.keys, first.values, strict=True)]
 

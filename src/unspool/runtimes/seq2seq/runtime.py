@@ -19,8 +19,9 @@ from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.runtimes.model_info import describe
+from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, SourceTable, batches
-from unspool.runtimes.seq2seq.equal_length_batch import CrossStacks, EqualLengthBatch
+from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
 from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel, model_over, refresh_models
 from unspool.runtimes.seq2seq.source_info import decoder_limit, source_info, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
@@ -91,7 +92,7 @@ class Seq2SeqRuntime(Runtime):
         """Read everything that depends on the model as it now is."""
         model = self._model
         self._version = model.version
-        self._sources, self._stacks = SourceTable(), CrossStacks()
+        self._sources, self._stacks = SourceTable(), CrossBatchCache()
         # The image in front of the tokens counts in the slots, and not for the engine: so only sequences are bounded.
         per_token, device = self.bytes_per_token, model.layout[0].device
         limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
@@ -167,7 +168,7 @@ class Seq2SeqRuntime(Runtime):
         self._slots.release(seq)
         self._sources.release(seq)
         if not self._sources.of:
-            self._stacks.forget()
+            self._stacks.clear()
 
     def refresh(self) -> None:
         """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""

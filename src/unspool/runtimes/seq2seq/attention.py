@@ -1,0 +1,122 @@
+"""Attention of a decoder with cross-attention: over KV cache slots, and over the keys and values of sources.
+
+The targets here serve the attention function that `kv/attention.py` registers with transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from unspool.runtimes.kv.attention import AttentionParams
+from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
+from unspool.runtimes.seq2seq.equal_length_batch import SlotRun
+from unspool.runtimes.seq2seq.self_cache import SelfCache
+
+_SUPPORTED = frozenset({"bias"})
+
+
+class EqualLengthAttention:
+    """Self-attention over the slots of a pass, and cross-attention over its sources.
+
+    Each decoder layer does self-attention right after it has written to the cache, and cross-attention after that.
+    """
+
+    supported_params: ClassVar[frozenset[str]] = _SUPPORTED
+
+    def __init__(self, cache: SelfCache) -> None:
+        self._cache, self._batch = cache, cache.batch
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
+    ) -> torch.Tensor:
+        """Attend in one layer; see `Attends`. `key` and `value` are stand-ins, and only their shape counts."""
+        is_self, self._cache.is_written = self._cache.is_written, False
+        if is_self:
+            out = self._self_attention(query, value.shape[-1], params)
+        else:
+            out = self._cross_attention(query, value.shape[-1], params)
+        return _by_query(out)
+
+    def _self_attention(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
+        """Return [rows, heads, width, value width], as for `_cross_attention`."""
+        runs = self._batch.runs
+        if len(runs) == 1:
+            return self._over_slots(runs[0], query, params)
+        out = query.new_empty(*query.shape[:3], value_width)
+        for run in runs:
+            out[run.rows] = self._over_slots(run, query[run.rows], params)
+        return out
+
+    def _cross_attention(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
+        # Ignore `params.bias`: T5 passes zeros here, with the shape of the stand-in for the source.
+        groups = self._batch.groups
+        if len(groups) == 1:
+            return self._over_source(groups[0].encoded, query, params.scaling)
+        out = query.new_empty(*query.shape[:3], value_width)
+        for group in groups:
+            out[group.rows] = self._over_source(group.encoded, query[group.rows], params.scaling)
+        return out
+
+    def _over_slots(self, run: SlotRun, query: torch.Tensor, params: AttentionParams) -> torch.Tensor:
+        layer, stop = self._cache.layer, self._batch.stop
+        keys = run.pool.keys[layer][run.first : run.stop, :, :stop]
+        values = run.pool.values[layer][run.first : run.stop, :, :stop]
+        queries = query.to(keys.dtype)
+        if run.offsets is not None:
+            queries = keys.new_zeros(keys.shape[0], *query.shape[1:])
+            queries[run.offsets] = query.to(keys.dtype)
+        mask = _bias(params, keys.dtype)
+        if self._batch.width > 1:
+            allowed = self._batch.causal(keys.device)
+            mask = allowed if mask is None else mask.masked_fill(~allowed, -math.inf)
+        out = _scaled_dot_product(queries, keys, values, mask, params.scaling)
+        return (out if run.offsets is None else out[run.offsets]).to(query.dtype)
+
+    def _over_source(self, encoded: EncodedSource, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+        keys, values = encoded.keys[self._cache.layer], encoded.values[self._cache.layer]
+        rows, heads, width, size = query.shape
+        # Fold the rows into queries of one row, so that one call reads the source once for all of them.
+        queries = query.to(keys.dtype).transpose(0, 1).reshape(1, heads, rows * width, size)
+        out = _scaled_dot_product(queries, keys, values, None, scaling)
+        return out.view(heads, rows, width, -1).transpose(0, 1).to(query.dtype)
+
+
+class FirstTokenAttention:
+    """Attention of a decoder's first token over the keys and values that the model passes.
+
+    Attributes:
+        num_calls: how often the model called it.
+    """
+
+    supported_params: ClassVar[frozenset[str]] = _SUPPORTED
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
+    ) -> torch.Tensor:
+        """Attend in one layer; see `Attends`."""
+        assert query.shape[2] == 1, "only a first token sees all keys without a causal mask"
+        self.num_calls += 1
+        return _by_query(_scaled_dot_product(query, key, value, _bias(params, key.dtype), params.scaling))
+
+
+def _bias(params: AttentionParams, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if params.bias is None else params.bias.to(dtype)
+
+
+def _scaled_dot_product(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> torch.Tensor:
+    is_grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=is_grouped)
+
+
+def _by_query(out: torch.Tensor) -> torch.Tensor:
+    """Turn [rows, heads, width, value width] into the order that `Attends` returns."""
+    return out.transpose(1, 2).flatten(0, 1)  # --> [rows * width, heads, value width]

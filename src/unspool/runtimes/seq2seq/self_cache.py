@@ -1,0 +1,86 @@
+"""The decoder's self-attention cache during one pass: writes keys and values into KV cache slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch, SlotRun
+
+
+class SelfCache(Cache):
+    """The `Cache` that transformers sees as the decoder's own during one pass.
+
+    Args:
+        batch: the rows of the pass.
+        num_layers: of the decoder.
+        returns_all: True if the model computes attention itself: `update` then returns the keys and values of all
+            positions. False returns stand-ins of that shape, since `EqualLengthAttention` reads the slots.
+
+    Attributes:
+        layer: the layer that was written last.
+        is_written: whether the layer's keys and values were written and not attended to yet.
+        finite: after the pass, whether each row's newest values were finite, bool [rows].
+    """
+
+    def __init__(self, batch: EqualLengthBatch, num_layers: int, *, returns_all: bool) -> None:
+        super().__init__(layers=[])
+        self.batch, self.num_layers, self._returns_all = batch, num_layers, returns_all
+        self.finite: torch.Tensor | None = None
+        self.layer, self.is_written = 0, False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one layer's keys and values, [rows, heads, width, head width], into the slots."""
+        self.layer, self.is_written = layer_idx, True
+        for run in self.batch.runs:
+            _write(run, run.pool.keys[layer_idx], key_states, self.batch)
+            _write(run, run.pool.values[layer_idx], value_states, self.batch)
+        if layer_idx == self.num_layers - 1:
+            # A nonfinite value in an earlier layer makes this layer's input, and so its value, nonfinite.
+            self.finite = value_states.float().sum((1, 2, 3)).isfinite()
+        if not self._returns_all:
+            return self._stand_in(key_states), self._stand_in(value_states)
+        keys = [_read(run, run.pool.keys[layer_idx], self.batch.stop) for run in self.batch.runs]
+        values = [_read(run, run.pool.values[layer_idx], self.batch.stop) for run in self.batch.runs]
+        return _concatenated(keys), _concatenated(values)
+
+    def _stand_in(self, states: torch.Tensor) -> torch.Tensor:
+        # A model with a position bias reads the number of positions from this shape.
+        return states[:, :, :1].expand(-1, -1, self.batch.stop, -1)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the positions cached before this pass."""
+        return self.batch.start
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return the position of the first new token."""
+        return self.batch.start
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Return the number of keys and the offset of a mask over all positions."""
+        return self.batch.start + query_length, 0
+
+    def __len__(self) -> int:
+        return self.num_layers
+
+
+def _write(run: SlotRun, cached: torch.Tensor, states: torch.Tensor, batch: EqualLengthBatch) -> None:
+    rows = states[run.rows].to(cached.dtype)
+    if run.offsets is None:
+        cached[run.first : run.stop, :, batch.start : batch.stop] = rows
+    else:
+        cached[run.first + run.offsets.to(cached.device), :, batch.start : batch.stop] = rows
+
+
+def _read(run: SlotRun, cached: torch.Tensor, stop: int) -> torch.Tensor:
+    if run.offsets is None:
+        return cached[run.first : run.stop, :, :stop]
+    return cached[run.first + run.offsets.to(cached.device), :, :stop]
+
+
+def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -196,7 +196,7 @@ def test_a_strategy_that_raises_while_it_cleans_up_harms_nobody() -> None:
     ("turns", "outcome", "message"),
     [
         (["no turn"], [], "yields Turns"),
-        ([Turn(moves=("jump",), asks=(Top(ROOT, 1),))], [], "is no move"),  # type: ignore[arg-type]
+        ([Turn(moves=("jump",), asks=(Top(ROOT, 1),))], [], "a move must be Drop, Keep, Fork or Extend, got 'jump'"),  # type: ignore[arg-type]
         ([Turn(asks=(Top(ROOT, 1.5),))], [], "k must be at least 1"),  # type: ignore[arg-type]
         ([Turn(asks=(Score(ROOT, (4,)),))], [], "outside the vocabulary"),
         ([Turn(asks=(Top(ROOT, 1),), commits=(Commit(0, 9, 0),))], [], "branch 9 does not exist"),

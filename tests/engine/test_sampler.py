@@ -117,7 +117,7 @@ def test_a_draw_from_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.Mo
     keys = [NoiseKey(seed, 0, 0, 0) for seed in range(11)]
     together = select.perturbed(scores, keys, 3)
     for work in (1, 3 * 700, 10 * 700):
-        monkeypatch.setattr(select, "_WORK", work)
+        monkeypatch.setattr(select, "_TOKENS_PER_CALL", work)
         assert select.perturbed(scores, keys, 3) == together
 
 

@@ -1,4 +1,4 @@
-"""The decode loop and everything it owns: scheduling, branches, selection."""
+"""The decode loop and its parts: scheduler, branches, logits processing, sampler."""
 
 from unspool.engine.engine import Engine, Timing
 from unspool.engine.request import Request

@@ -1,6 +1,6 @@
-"""Answers the asks of many conversations from the rows of one pass: process, select, say what each token would end.
+"""Answers the asks of many requests from the logits of one pass: logits processors, sampler, stopping criteria.
 
-The only place where rows of tensors become the plain numbers that strategies hear.
+The only place where tensors become the plain numbers that strategies receive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from unspool.types import Ask, Candidate, Distribution, GumbelTopK, Reply, Row, 
 
 
 class Place(NamedTuple):
-    """A length of a branch that is asked about, the output whose noise its processors draw, what to avoid: one row."""
+    """One row of logits: a position of a branch.
+
+    length: output tokens before the position; below 0 in the prompt. output: selects the noise that processors draw.
+    avoid: tokens that the diversity penalty counts.
+    """
 
     conversation: Conversation
     branch: Branch
@@ -37,12 +41,12 @@ class Place(NamedTuple):
 
     @property
     def position(self) -> int:
-        """Tokens of prompt and output before the place."""
+        """Tokens of prompt and output before it."""
         return len(self.branch.main.prompt) + self.length
 
 
 class Asked(NamedTuple):
-    """One ask that a row of logits answers, and that row."""
+    """One ask, and the index of the row of logits that answers it."""
 
     ask: Ask
     place: Place
@@ -50,7 +54,7 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The reply to one Turn; cuts: for traced requests, the distribution behind each row, None where there is none."""
+    """The reply to one turn. cuts: for traced requests, each row's distribution or None; else empty."""
 
     reply: Reply
     cuts: tuple[Distribution | None, ...] = ()
@@ -60,9 +64,11 @@ Answers: TypeAlias = dict[int, Answer | Exception]
 
 
 def answer(conversations: Sequence[Conversation], now: float) -> Answers:
-    """Return, by request number, the answer to each open Turn, or the error of a request whose row is no distribution.
+    """Return, by request number, the answer to each open turn, or a NumericsError if a row is not a distribution.
 
-    Every asked row must have been computed. now: seconds, on the clock of the conversations' deadlines.
+    Args:
+        conversations: requests that have all the rows they ask about.
+        now: seconds, on the clock of the requests' deadlines.
     """
     asked, places = _collect(conversations)
     answers: Answers = {}
@@ -79,7 +85,7 @@ def answer(conversations: Sequence[Conversation], now: float) -> Answers:
 
 
 def _similarities(conversation: Conversation) -> list[float]:
-    """Return what answers a Turn's Similarity asks, in their order."""
+    """Return the answers to a turn's Similarity asks, in their order."""
     tips = [conversation.branches[ask.branch].tip for ask in conversation.turn.asks if isinstance(ask, Similarity)]
     return conversation.hidden.similarities(tips) if conversation.hidden is not None and tips else []
 
@@ -87,26 +93,26 @@ def _similarities(conversation: Conversation) -> list[float]:
 def _rows(
     asked: Sequence[Asked], places: Sequence[Place], answers: Answers, now: float
 ) -> list[tuple[Row, Distribution | None]]:
-    """Return the rows that answer all asks about logits, and notes in `answers` whose are flawed."""
+    """Return the rows that answer all asks about logits. Adds the errors of flawed rows to `answers`."""
     if not asked:
         return []
     jobs = [_job(place) for place in places]
     scored = process(_gather([place.branch.main.rows[place.length] for place in places]), jobs)
-    findings = find([_want(each) for each in asked], jobs, scored, _num_alternatives(places))
-    norms, score_norms = findings.norms, findings.score_norms
+    result = find([_query(each) for each in asked], jobs, scored, _num_alternatives(places))
+    norms, score_norms = result.norms, result.score_norms
     _note_flaws(places, jobs, scored.logits, (norms, score_norms), answers)
-    for number, others in findings.alternatives.items():
+    for number, others in result.alternatives.items():
         node = places[number].branch.tip.at(places[number].length)
         pairs = zip(others.tokens, others.logits, strict=True)
         node.alternatives = tuple((token, logit - norms[number]) for token, logit in pairs)
-    _prepare_criteria(asked, findings.found)
+    _prepare_criteria(asked, result.found)
     rows: list[tuple[Row, Distribution | None]] = []
-    for each, what in zip(asked, findings.found, strict=True):
-        candidates = _candidates(each.place, what, norms[each.row], now)
-        row = Row(candidates, score_norms[each.row], tuple(what.perturbed), what.whole)
+    for each, found in zip(asked, result.found, strict=True):
+        candidates = _candidates(each.place, found, norms[each.row], now)
+        row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.whole)
         _remember(each.place, row)
         traced = each.place.conversation.recorder is not None and not each.place.in_prompt
-        cut = what.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
+        cut = found.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
         rows.append((row, cut if traced else None))
     return rows
 
@@ -118,7 +124,7 @@ def _note_flaws(
     norms: tuple[Sequence[float], Sequence[float]],
     answers: Answers,
 ) -> None:
-    """Note the requests whose rows are no distributions. norms: of the logits and of the scores."""
+    """Add an error for each request with a row that is not a distribution. norms: of the logits and of the scores."""
     for row, (place, norm, score_norm) in enumerate(zip(places, *norms, strict=True)):
         reason = _flaw(norm, score_norm)
         if reason is None:
@@ -134,22 +140,22 @@ def _note_flaws(
 
 
 def _prepare_criteria(asked: Sequence[Asked], found: Sequence[RowResult]) -> None:
-    """Tell criteria that judge many tokens at once which ones they are about to be asked about."""
+    """Pass all candidate tokens at once to criteria that prepare for them."""
     pairs: dict[int, tuple[Criterion, list[tuple[Any, int]]]] = {}
-    for each, what in zip(asked, found, strict=True):
+    for each, result in zip(asked, found, strict=True):
         if each.place.in_prompt:
             continue
         branch_states = each.place.branch.branch_states[each.place.length]
         for criterion, state in zip(each.place.conversation.request.criteria, branch_states.criteria, strict=True):
             if criterion.prepares:
                 _, told = pairs.setdefault(id(criterion), (criterion, []))
-                told += [(state, token) for token in what.tokens]
+                told += [(state, token) for token in result.tokens]
     for criterion, told in pairs.values():
         criterion.prepare(told)
 
 
 def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:
-    """Return every ask about logits with its row number, and the place of every row."""
+    """Return every ask about logits with its row index, and the place of every row; equal places share a row."""
     asked: list[Asked] = []
     rows: dict[tuple[int, int, int, int, tuple[int, ...]], int] = {}
     places: list[Place] = []
@@ -169,7 +175,7 @@ def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[P
 
 
 def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
-    """Return the rows as one tensor, without a copy where they are one already. --> [rows, vocab]"""
+    """Return the rows as one tensor, without a copy if they already are. --> [rows, vocab]"""
     source = refs[0].source
     if all(ref.source is source for ref in refs):
         index = [ref.row for ref in refs]
@@ -190,7 +196,7 @@ def _job(place: Place) -> RowContext:
     if negative is not None or main.inner is not None:
         scale = request.config.guidance_scale
         read = combine_logits(main, negative, 1.0 if scale is None else scale)
-        # Guided rows are sums of log-probabilities, which beams add up as they are, as in transformers.
+        # As in transformers, beams add up the guided sums of log-probabilities without normalizing them.
         log_probs = log_probs and negative is None
     return RowContext(
         conversation.chain, branch_states.processors, request.config.processor_order, log_probs, key, read
@@ -198,7 +204,7 @@ def _job(place: Place) -> RowContext:
 
 
 def _flaw(norm: float, score_norm: float) -> str | None:
-    """Return what keeps a row from being a distribution, or None."""
+    """Return why a row is not a distribution, or None."""
     if math.isnan(norm) or norm == math.inf:
         return "the model's logits hold NaN or +inf; check the model's weights and dtype"
     if math.isnan(score_norm) or score_norm == math.inf:
@@ -208,8 +214,8 @@ def _flaw(norm: float, score_norm: float) -> str | None:
     return None
 
 
-def _want(asked: Asked) -> RowQuery:
-    """Return the ask with its row, and the name of its noise where it is a draw."""
+def _query(asked: Asked) -> RowQuery:
+    """Return the ask with its row, and its noise key if it is a draw."""
     ask, place = asked.ask, asked.place
     if not isinstance(ask, Sample | GumbelTopK):
         return RowQuery(ask, asked.row)
@@ -220,13 +226,13 @@ def _want(asked: Asked) -> RowQuery:
 
 
 def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:
-    """Return by row how many of the best tokens by the model's own probability `logprobs` asks for."""
+    """Return, by row, how many of the model's own best tokens the option `logprobs` asks for."""
     counts = (place.conversation.request.config.logprobs for place in places)
     return {row: count for row, count in enumerate(counts) if count and not places[row].in_prompt}
 
 
 def _candidates(place: Place, found: RowResult, norm: float, now: float) -> tuple[Candidate, ...]:
-    """Return the tokens as a strategy hears of them. norm: logsumexp of the raw logits."""
+    """Return the tokens as the strategy receives them. norm: logsumexp of the raw logits."""
     if place.in_prompt:
         pairs = zip(found.tokens, found.logits, strict=True)
         return tuple(Candidate(token, logit - norm, logit - norm, None) for token, logit in pairs)
@@ -240,12 +246,13 @@ def _candidates(place: Place, found: RowResult, norm: float, now: float) -> tupl
 
 
 def _remember(place: Place, row: Row) -> None:
-    """Note on the branch what was said about its next token, for logprobs and scores of the outputs."""
+    """Store the log-probability and score of each candidate on the branch, for the outputs."""
     if place.in_prompt:
         return
     node = place.branch.tip.at(place.length)
     for each in row.candidates:
-        # Where several branches still stand on one node, the first look is the one without what to avoid.
+        # Branches on the same node ask in turn, and the first ask has no tokens to avoid: keep its figures.
+
         node.known.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
         node.whole = row.distribution

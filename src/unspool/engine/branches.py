@@ -1,11 +1,12 @@
-"""One record per branch: its tokens, what is cached of it, and the state that follows it through forks.
+"""Branches: one record per branch, with its tokens, its cached sequences, and the state that a fork copies.
 
-A branch's output tokens stand behind one prompt or several: each such sequence is a strand, cached by itself.
+A branch has one sequence per prompt (two under classifier-free guidance). All of them end with the branch's output
+tokens, and the runtime caches each one separately.
 
 tokens      [0, prompt) prompt | [prompt, total) output
-runtime     [0, cached) in the runtime | [cached, total) pending
-length n    stands for "what follows the first n output tokens": its row of logits comes from feeding the token before;
-            lengths below 0 are places inside the prompt
+runtime     [0, cached) in the KV cache | [cached, total) pending
+length n    the position after the first n output tokens; feeding the token before it gives its row of logits. Lengths
+            below 0 are positions in the prompt.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from unspool.types import Distribution, Seq, Source
 
 
 class Node:
-    """One output token in a tree that all branches of a request share; the root node stands for the whole prompt.
+    """One output token in the token tree that all branches of a request share. The root is the whole prompt.
 
-    `known`, `whole` and `alternatives` speak of the token that follows: what was replied about it. `hidden` and
-    `context` belong to engine/similarity.py.
+    Three fields describe the next token. known: (log-probability, score) of each replied candidate. whole: the
+    distribution, if one was replied. alternatives: the best tokens for the option `logprobs`.
+    `hidden` and `context` belong to engine/similarity.py.
     """
 
     __slots__ = ("alternatives", "context", "hidden", "known", "length", "parent", "token", "whole")
@@ -40,7 +42,7 @@ class Node:
         self.context: Any = None
 
     def follow(self, token: int) -> Node:
-        """Return a new node behind this one; of a whole distribution only this token's figures are kept."""
+        """Return a new child. Keeps only this token's figures of a whole distribution, to free its memory."""
         if self.whole is not None and token not in self.known:
             self.known[token] = (float(self.whole.logprobs[token]), float(self.whole.scores[token]))
         self.whole = None
@@ -56,7 +58,7 @@ class Node:
         return node
 
     def since(self, length: int) -> list[Node]:
-        """Return the nodes behind the first `length` tokens, oldest first."""
+        """Return the nodes after the first `length` tokens, oldest first."""
         nodes: list[Node] = []
         node = self
         while node.length > length:
@@ -66,17 +68,17 @@ class Node:
         return nodes[::-1]
 
     def passes(self, node: Node) -> bool:
-        """Return whether `node` lies on the path to this one, or is this one."""
+        """Return True if `node` is this node or one of its ancestors."""
         return self.length >= node.length and self.at(node.length) is node
 
     def figures(self) -> tuple[float, float]:
-        """Return (logprob, score) of this token as the engine replied them; NaN where nobody asked."""
-        assert self.parent is not None, "the root node is no token"
+        """Return (logprob, score) of this token as the engine replied them; NaN if it was never a candidate."""
+        assert self.parent is not None, "the root node is not a token"
         return self.parent.known.get(self.token, (float("nan"), float("nan")))
 
 
 class RowRef(NamedTuple):
-    """One row of a pass's logits, [vocab], without a copy; inner: [layers, vocab], those of inner layers if wanted."""
+    """A view of one row of a pass's logits, [vocab]. inner: [layers, vocab], logits of inner layers; None without."""
 
     source: torch.Tensor
     row: int
@@ -84,7 +86,7 @@ class RowRef(NamedTuple):
 
     @property
     def logits(self) -> torch.Tensor:
-        """The row itself. --> [vocab]"""
+        """The row. --> [vocab]"""
         return self.source[self.row]
 
 
@@ -95,12 +97,12 @@ class BranchState(NamedTuple):
     criteria: tuple[Any, ...]
 
     def fork(self, processors: Sequence[Processor]) -> BranchState:
-        """Return marks that can be advanced apart from these."""
+        """Return a copy that can be advanced independently."""
         forked = (p.fork(state) for p, state in zip(processors, self.processors, strict=True))
         return BranchState(tuple(forked), self.criteria)
 
     def advance(self, processors: Sequence[Processor], criteria: Sequence[Criterion], token: int) -> BranchState:
-        """Return the marks after one more token; these are used up."""
+        """Return the states after one more token. This object must not be used afterwards."""
         return BranchState(
             tuple(p.advance(state, token) for p, state in zip(processors, self.processors, strict=True)),
             tuple(c.advance(state, token) for c, state in zip(criteria, self.criteria, strict=True)),
@@ -111,9 +113,9 @@ class BranchState(NamedTuple):
 class CachedSequence:
     """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
 
-    pending: tokens [cached, total), not yet in the runtime. rows: by length, computed since the branch last grew.
-    source: for the encoder, until the first feed has brought it there. prefix_checked: True if the prefix cache has
-    been asked, or has nothing for this sequence.
+    pending: tokens [cached, total), not in the KV cache yet. rows: by length, computed since the branch last grew.
+    source: input of the encoder, until the first feed has passed it on. prefix_checked: True if the prefix cache was
+    asked, or cannot hold anything for this sequence.
     """
 
     seq: Seq
@@ -127,16 +129,16 @@ class CachedSequence:
 
     @property
     def can_match_prefix(self) -> bool:
-        """True if the prefix cache can hold a beginning of the sequence: it depends on its tokens alone."""
+        """True if prefix caching applies: the runtime has it, and the K/V depend on the tokens alone."""
         return self.runtime.has_prefix_caching and self.source is None
 
     @property
     def has_prompt(self) -> bool:
-        """Whether the whole prompt is cached."""
+        """True if the whole prompt is cached."""
         return self.cached >= len(self.prompt)
 
     def match_prefix(self, limit: int, *, least: int, invariant: bool) -> bool:
-        """Take over cached tokens among the first `limit`, if there are `least` or more; returns whether there were."""
+        """Reuse a cached prefix of `least` to `limit` tokens; returns False if the prefix cache has none."""
         found = self.runtime.match_prefix(self.seq, self.pending[:limit], least=least, invariant=invariant)
         assert found == 0 or least <= found <= limit, "the runtime matched more or fewer tokens than it was asked for"
         self.cached = found
@@ -144,7 +146,7 @@ class CachedSequence:
         return self.cached > 0
 
     def fork(self, seq: Seq) -> CachedSequence:
-        """Return a strand that holds the same and goes its own way."""
+        """Return an independent copy with the same tokens."""
         if self.cached:
             self.runtime.fork(self.seq, seq)
         return CachedSequence(
@@ -159,7 +161,7 @@ class CachedSequence:
         )
 
     def keep(self, tip: Node) -> None:
-        """Shorten the strand to the output tokens up to `tip`."""
+        """Shorten the sequence to the output tokens up to `tip`."""
         total = len(self.prompt) + tip.length
         if self.cached > total:
             self.cached = self.runtime.truncate(self.seq, total)
@@ -168,18 +170,18 @@ class CachedSequence:
         self.rows = {length: row for length, row in self.rows.items() if length <= tip.length}
 
     def release(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         self.rows, self.pending = {}, []
         self.runtime.release(self.seq)
 
 
 @dataclass(slots=True)
 class Branch:
-    """A live (or given-up) branch of a request.
+    """A live or dropped branch of a request.
 
-    strands: its sequences, the one that holds the request's own prompt first. tip: its newest output token in the
-    request's tree. marks: by length; always holds the newest length, the lengths this turn asks about, and `anchor`,
-    from which those of lengths in between can be made anew. drafts: whether it stands on the draft model.
+    cached_seqs: its sequences; the first one starts with the request's own prompt. tip: its newest output token in the
+    token tree. branch_states: by length, for the newest length, the lengths that this turn asks about, and `anchor`.
+    States of other lengths are recomputed from those at `anchor`. drafts: True if it runs on the draft model.
     """
 
     number: int
@@ -196,19 +198,19 @@ class Branch:
 
     @property
     def main(self) -> CachedSequence:
-        """The strand that holds the request's own prompt."""
+        """The sequence that starts with the request's own prompt."""
         return self.cached_seqs[0]
 
     @property
     def total(self) -> int:
-        """Tokens of prompt and output together."""
+        """Tokens of prompt and output."""
         return len(self.main.prompt) + self.tip.length
 
     def check(self) -> None:
-        """Assert what must hold between steps."""
+        """Assert the invariants that hold between steps."""
         for cached_seq in self.cached_seqs:
             expected = len(cached_seq.prompt) + self.length
             assert cached_seq.cached + len(cached_seq.pending) == expected, (
                 f"branch {self.number}: cached + pending != total"
             )
-        assert self.length in self.branch_states, f"branch {self.number}: no marks for its newest length"
+        assert self.length in self.branch_states, f"branch {self.number}: no state for its newest length"

@@ -1,6 +1,6 @@
-"""What a branch's sequences and layers say together: contrast between layers, and guidance away from another prompt.
+"""Classifier-free guidance and DoLa: combine the logits of two prompts, or of two layers, into one row.
 
-Owns the two ways to combine rows of logits before any processor sees them. Knows no strategy and no runtime.
+Runs before the logits processors. Knows neither strategies nor runtimes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from unspool.processors.rows import FORBIDDEN
 from unspool.types import ModelInfo
 
 RELATIVE_TOP = 0.1
-"""A token takes part in a contrast of layers where its probability is at least this share of the best one's."""
+"""Contrast of layers: a token is plausible if its probability is at least this fraction of the best token's."""
 
 _BASE_LOGPROB = -1e-3
 _MANY_LAYERS = 40
 
 
 def layers_of(named: str | tuple[int, ...], info: ModelInfo) -> tuple[int, ...]:
-    """Return the numbers of the layers that `dola_layers` names: every second one of the lower or the upper half.
+    """Return the layers that `dola_layers` names, ascending for "low" and "high": every second one of that half.
 
-    Only the lowest or highest 20 are meant where there are more than 40. Where the embedding (layer 0) is the head
-    itself, "low" starts above it, since layer 0 then says the token it stands for. Numbers beyond the model's are left
-    out.
+    In models of more than 40 layers, "low" and "high" cover the lowest or highest 20. If the head is tied to the
+    embedding (layer 0), "low" starts above it, because layer 0 then predicts its own input token. Drops numbers that
+    the model does not have.
 
     Source: transformers 4, `_dola_decoding`; Chuang et al. 2023, section 2.3.
     """
     count = info.num_layers
-    assert count is not None, "checked before: the runtime can look inside"
+    assert count is not None, "checked before: the runtime returns inner layers"
     if not isinstance(named, str):
         return tuple(layer for layer in named if layer < count)
     if named == "high":
@@ -41,9 +41,9 @@ def layers_of(named: str | tuple[int, ...], info: ModelInfo) -> tuple[int, ...]:
 
 
 def dola_logits(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """Return log P(final layer) - log P(the inner layer that differs most), for tokens plausible to the final layer.
+    """Return log P(final layer) - log P(premature layer), for tokens that are plausible to the final layer.
 
-    Which differs most is told by the Jensen-Shannon divergence. Where one layer is given, it is that one.
+    The premature layer is the inner layer with the largest Jensen-Shannon divergence from the final layer.
 
     Args:
         final: [vocab] logits. inner: [layers, vocab] logits.
@@ -65,7 +65,7 @@ def dola_logits(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
         early = early[0]
     implausible = mature < mature.max() + math.log(RELATIVE_TOP)
     early = early.masked_fill(implausible, _BASE_LOGPROB)
-    # What the inner layer holds impossible is not infinitely better for it.
+    # A token that is impossible in the inner layer must not get an infinite score.
     return mature.masked_fill(implausible, FORBIDDEN) - early.masked_fill(early == FORBIDDEN, 0.0)
 
 
@@ -75,10 +75,10 @@ def _kl(target: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def cfg_logits(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return log P(negative) + scale * (log P - log P(negative)), which is not normalized. Each: [vocab]
+    """Return log P(negative) + scale * (log P - log P(negative)), not normalized. Arguments and result: [vocab]
 
-    A token that is impossible behind the prompt stays so; one that is impossible behind the negative prompt alone keeps
-    its log P.
+    A token that is impossible after the prompt stays impossible. A token that is impossible only after the negative
+    prompt keeps its log P.
 
     Worked example (test_guidance_worked_example): P = (0.5, 0.25, 0.25), negative P = (0.25, 0.25, 0.5), scale 2 give
     ln (1.0, 0.25, 0.125).
@@ -92,6 +92,6 @@ def cfg_logits(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> to
 
 
 def combine_logits(main: RowRef, negative: RowRef | None, scale: float) -> torch.Tensor:
-    """Return what one position's rows say together: layers first, within the prompt's own row. --> [vocab]"""
+    """Return one row per position: DoLa on the prompt's own row if it has inner layers, then guidance. --> [vocab]"""
     row = main.logits if main.inner is None else dola_logits(main.logits, main.inner)
     return row if negative is None else cfg_logits(row, negative.logits, scale)

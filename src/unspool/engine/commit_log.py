@@ -1,6 +1,6 @@
-"""What a request has promised and what it hands over: commits that never go back, and finished outputs.
+"""The commit log of a request: final tokens of each output, and finished outputs.
 
-Owns how far each output is committed. Reads branches, changes none.
+Owns how far each output is committed. Reads branches, but never changes them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class CommitLog:
 
     Args:
         number: of the request.
-        branches: the request's own, dropped ones included; read, never changed.
-        root: the node that stands for the prompt.
+        branches: of the request, with dropped ones. Never changed here.
+        root: the node of the prompt.
     """
 
     def __init__(self, number: int, branches: Mapping[int, Branch], root: Node) -> None:
@@ -36,17 +36,17 @@ class CommitLog:
         self._progress: dict[int, _Progress] = {}
 
     def commit(self, commit: Commit) -> Committed | None:
-        """Return what the commit adds to its output, or None where it adds nothing.
+        """Return the event with the tokens that the commit adds to its output, or None if it adds nothing.
 
         Raises:
-            StrategyError: the output was finished, or tokens that were committed have changed.
+            StrategyError: if the output was already finished, or if committed tokens have changed.
         """
         before = self._progress.get(commit.output, _Progress(self._root))
         if before.finished:
             raise StrategyError(f"output {commit.output} was already finished")
         branch = self._branch(commit.branch, commit.length)
         if commit.length == before.node.length and not commit.finished:
-            return None  # nothing new; to look would mean to walk back over all that is not committed
+            return None  # a check would walk back over all uncommitted tokens
         node = branch.tip.at(commit.length)
         if not _goes_on(node, before.node):
             raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
@@ -66,9 +66,9 @@ class CommitLog:
         )
 
     def beyond(self, output: int, tip: Node) -> list[Node] | None:
-        """Return the nodes behind what is committed of an output, up to `tip`.
+        """Return the nodes after the committed tokens of an output, up to `tip`.
 
-        None where the output is finished, or `tip` is on another path.
+        None if the output is finished, or if `tip` does not continue the committed tokens.
         """
         node, finished = self._progress.get(output, _Progress(self._root))
         return tip.since(node.length) if not finished and _goes_on(tip, node) else None
@@ -84,7 +84,7 @@ class CommitLog:
         return found
 
     def commit_rest(self, outcome: Sequence[Hypothesis]) -> list[Committed]:
-        """Commit what the strategy returned and had not committed to its end."""
+        """Commit the outputs that the strategy returned, as far as they are not committed yet."""
         events = []
         for output, hypothesis in enumerate(outcome):
             if not self._progress.get(output, _Progress(self._root)).finished:
@@ -92,7 +92,7 @@ class CommitLog:
         return [event for event in events if event]
 
     def output(self, hypothesis: Hypothesis, *, with_alternatives: bool) -> Output:
-        """Return a finished sequence with its figures."""
+        """Return a finished sequence with its log-probabilities and scores."""
         tip = self._node(hypothesis.branch, hypothesis.length)
         nodes = tip.since(0)
         tokens = [node.token for node in nodes]
@@ -114,7 +114,7 @@ class CommitLog:
 
 
 def _goes_on(node: Node, committed: Node) -> bool:
-    """Return whether a path begins with the committed tokens; two branches may hold them on nodes of their own."""
+    """Return True if a path begins with the committed tokens. Two branches can hold equal tokens on separate nodes."""
     if node.passes(committed):
         return True
     if node.length < committed.length:
@@ -124,5 +124,5 @@ def _goes_on(node: Node, committed: Node) -> bool:
 
 
 def finish_reason(hypothesis: Hypothesis) -> str:
-    """Return why a hypothesis ended; "strategy" where nothing but the strategy's own decision ended it."""
+    """Return why a hypothesis ended; "strategy" if the strategy itself ended it."""
     return (hypothesis.last.ends if hypothesis.last else None) or "strategy"

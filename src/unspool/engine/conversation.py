@@ -1,6 +1,6 @@
-"""One request under way: its strategy's conversation, its branches, and what has been committed.
+"""A running request: its strategy's generator, its branches, and its commit log.
 
-Owns the branches and applies the moves of a Turn to them and to the runtime. Knows no scheduling and no vocabulary.
+Owns the branches, and applies the moves of a turn to them and to the runtime. Knows neither scheduling nor logits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from unspool.types import (
 
 
 def processor_chain(request: Request, context: Context) -> tuple[list[Processor], list[object]]:
-    """Return the processors this request switches on, in its order, and their states after the prompt."""
+    """Return the logits processors that the request enables, in its order, and their states after the prompt."""
     chain: list[Processor] = []
     states: list[object] = []
     for name in request.config.processor_order or DEFAULT_ORDER:
@@ -57,13 +57,21 @@ def processor_chain(request: Request, context: Context) -> tuple[list[Processor]
 
 
 class Conversation:
-    """The engine's side of one strategy's generator.
+    """A running request, driven by its strategy's generator.
 
     Args:
         number: of the request.
-        request, context: what is decoded, and what was found out about it.
-        runtime: of the model; the draft's is the request's own.
-        new_seq: returns a name for a sequence that no runtime has seen.
+        request: prompt and options.
+        context: facts about the request that its strategy and processors can use.
+        runtime: of the model. The draft model's runtime is `request.assistant`.
+        new_seq: returns an unused sequence id.
+
+    Attributes:
+        turn: the open turn. outcome: the returned hypotheses; None while it runs.
+        branches: all branches by number, with dropped ones.
+        passes: forward passes of the model so far.
+        deadline: on the engine's clock, in seconds; None for no limit.
+        empty_row_error: raised if the strategy returns no output because a row had no allowed token.
     """
 
     def __init__(
@@ -85,7 +93,7 @@ class Conversation:
         prompts = [request.prompt] if request.negative_prompt is None else [request.prompt, request.negative_prompt]
         self.branches: dict[int, Branch] = {ROOT: self._first(ROOT, runtime, prompts, root)}
         if request.assistant is not None:
-            # The draft's output is a tree of its own: what it says of a token is not what the model says.
+            # A separate tree, because the draft model gives its tokens other log-probabilities than the model.
             self.branches[DRAFT] = self._first(DRAFT, request.assistant, [request.prompt], Node(None, -1))
         self.hidden = HiddenStates(root) if request.strategy.hidden_states else None
         self.recorder = Recorder(request.prompt, root) if request.trace else None
@@ -96,12 +104,12 @@ class Conversation:
         self._live = dict(self.branches)
         self._commit_log = CommitLog(number, self.branches, root)
         self._tail: tuple[int, ...] = ()
-        self._eaten = False
+        self._was_committed = False
         self._last_reply: Reply = ()
         self._generator = request.strategy.run(context)
 
     def _first(self, number: int, runtime: Runtime, prompts: list[tuple[int, ...]], root: Node) -> Branch:
-        """Return a branch that holds a prompt and nothing else."""
+        """Return a branch without output tokens."""
         sources = (self.request.source, self.request.negative_source) if runtime.info.needs_source else (None, None)
         cached_seqs = tuple(
             CachedSequence(self._new_seq(), runtime, prompt, list(prompt), source=source)
@@ -109,20 +117,20 @@ class Conversation:
         )
         return Branch(number, cached_seqs, root, {0: self._start.fork(self.chain)}, drafts=number == DRAFT)
 
-    # --- the exchange -------------------------------------------------------------------------------------------
+    # --- turns and replies --------------------------------------------------------------------------------------
 
     def begin(self) -> list[Committed | Tentative]:
-        """Hear the first Turn."""
-        return self._hear(lambda: next(self._generator))
+        """Take the first turn; returns its events."""
+        return self._take_turn(lambda: next(self._generator))
 
     def reply(self, reply: Reply, cuts: tuple[Distribution | None, ...] = ()) -> list[Committed | Tentative]:
-        """Answer the open Turn and hear the next one; returns what it commits. cuts: for the trace, one an ask."""
+        """Answer the open turn and take the next one; returns its events. cuts: for the trace, one per ask."""
         self._last_reply = reply
         if self.recorder is not None:
             self.recorder.reply(self.turn, reply, cuts)
-        return self._hear(lambda: self._generator.send(reply))
+        return self._take_turn(lambda: self._generator.send(reply))
 
-    def _hear(self, advance: Callable[[], Turn]) -> list[Committed | Tentative]:
+    def _take_turn(self, advance: Callable[[], Turn]) -> list[Committed | Tentative]:
         try:
             turn = advance()
         except StopIteration as stop:
@@ -153,29 +161,29 @@ class Conversation:
             if self.recorder is not None:
                 self.recorder.commit(commit)
         self._check_asks()
-        self._eaten |= any(event.output == 0 for event in events)
+        self._was_committed |= any(event.output == 0 for event in events)
         return events + self._tentative()
 
     def _tentative(self) -> list[Tentative]:
-        """Say what the leading branch holds beyond what is committed, where that is new and somebody listens.
+        """Return the leading branch's uncommitted tokens as a preview, if the request wants one and it has changed.
 
-        A commit eats into what was said before, so the same tail behind it is new.
+        A commit shortens the preview, so an equal tail after a commit is sent again.
         """
         leader = self.branches[self.turn.asks[0].branch]
-        is_second_look = not self.turn.moves
-        if not self.request.tentative or leader.drafts or is_second_look:
+        is_requery = not self.turn.moves
+        if not self.request.tentative or leader.drafts or is_requery:
             return []
         if not self.request.strategy.shows_tentative:
             return []
         nodes = self._commit_log.beyond(0, leader.tip)
         tail = tuple(node.token for node in nodes or ())
-        if tail == self._tail and not (tail and self._eaten):
+        if tail == self._tail and not (tail and self._was_committed):
             return []
-        self._tail, self._eaten = tail, False
+        self._tail, self._was_committed = tail, False
         return [Tentative(request=self.number, output=0, token_ids=tail)]
 
     def _checked_outcome(self, outcome: Any) -> list[Hypothesis]:
-        """Return what the strategy returned, if it is what a strategy returns."""
+        """Return the strategy's result, or raise StrategyError if it is not a list of hypotheses."""
         if isinstance(outcome, list) and all(isinstance(each, Hypothesis) for each in outcome):
             return outcome
         raise StrategyError(f"{self.request.strategy.name}: a strategy returns a list of Hypotheses, got {outcome!r}")
@@ -183,11 +191,12 @@ class Conversation:
     # --- moves --------------------------------------------------------------------------------------------------
 
     def _apply(self) -> None:
-        """Apply the Turn's moves as a whole: drops, then keeps, forks, extensions."""
+        """Apply the turn's moves in this order: drops, keeps, forks, extensions."""
         order = (Drop, Keep, Fork, Extend)
         for move in self.turn.moves:
             if type(move) not in order:
-                raise StrategyError(f"{self.request.strategy.name}: {move!r} is no move")
+                name = self.request.strategy.name
+                raise StrategyError(f"{name}: a move must be Drop, Keep, Fork or Extend, got {move!r}")
         for move in sorted(self.turn.moves, key=lambda move: order.index(type(move))):
             if isinstance(move, Drop):
                 self._drop(self.live(move.branch))
@@ -199,7 +208,11 @@ class Conversation:
                 self._extend(self.live(move.branch), move.tokens)
 
     def live(self, number: int) -> Branch:
-        """Return the live branch of this number, or tell the strategy that there is none."""
+        """Return the live branch of this number.
+
+        Raises:
+            StrategyError: if it does not exist or was dropped.
+        """
         branch = self._live.get(number)
         if branch is None:
             raise StrategyError(f"{self.request.strategy.name}: branch {number} is not alive")
@@ -209,9 +222,9 @@ class Conversation:
         return iter(self._live.values())
 
     def allows_empty_rows(self, branch: Branch) -> bool:
-        """Return whether a row of this branch in which everything is forbidden is answered with no candidate.
+        """Return True if a row without an allowed token is answered with no candidate, instead of failing the request.
 
-        So it is where others may go on: among the branches of a search, and with guesses, which need not be made.
+        This holds for searches with other branches, and for draft tokens, which are optional.
         """
         return branch.drafts or self.request.strategy.allows_empty_rows
 
@@ -231,13 +244,13 @@ class Conversation:
         for cached_seq in branch.cached_seqs:
             cached_seq.keep(branch.tip)
         if length not in branch.branch_states:
-            branch.branch_states[length] = self._marks_again(branch)
+            branch.branch_states[length] = self._recomputed_state(branch)
             branch.anchor = length
         branch.branch_states = {length: branch.branch_states[length]}
         branch.anchor = length if branch.anchor is not None else None
 
-    def _marks_again(self, branch: Branch) -> BranchState:
-        """Return the marks at the branch's tip, made anew from those of an earlier length."""
+    def _recomputed_state(self, branch: Branch) -> BranchState:
+        """Return the state at the branch's tip, recomputed from an earlier length."""
         known = branch.anchor if branch.anchor in branch.branch_states and branch.anchor <= branch.length else None
         branch_states = (self._start if known is None else branch.branch_states[known]).fork(self.chain)
         for node in branch.tip.since(known or 0):
@@ -263,11 +276,11 @@ class Conversation:
         )
         self.branches[child] = self._live[child] = branch
         for cached_seq in parent.cached_seqs:
-            # One by one, so that what has been forked is released should the next fork fail.
+            # Add them one by one, so that a failing fork still releases the earlier ones.
             branch.cached_seqs += (cached_seq.fork(self._new_seq()),)
 
     def _extend(self, branch: Branch, tokens: tuple[int, ...]) -> None:
-        """Append tokens, keeping a copy of the marks at every length this Turn asks about."""
+        """Append tokens, and keep the state at every length that this turn asks about."""
         asked = {branch.length + len(tokens) - back for back in self._backs.get(branch.number, ())}
         asked |= set() if branch.anchor is None else {branch.anchor}
         kept = {length: branch_states for length, branch_states in branch.branch_states.items() if length in asked}
@@ -294,7 +307,7 @@ class Conversation:
     # --- asks ---------------------------------------------------------------------------------------------------
 
     def _check_asks(self) -> None:
-        """Refuse asks that no forward could answer."""
+        """Raise StrategyError for asks that a forward pass cannot answer."""
         for ask in self.turn.asks:
             branch = self.live(ask.branch)
             if branch.drafts is not self.branches[self.turn.asks[0].branch].drafts:
@@ -320,68 +333,68 @@ class Conversation:
 
     def _check_similarity(self, ask: Similarity, branch: Branch) -> None:
         if self.hidden is None:
-            raise StrategyError(f"{ask}: only a strategy with hidden_states = True may ask for a similarity")
+            raise StrategyError(f"{ask}: only a strategy with hidden_states = True can ask for a similarity")
         if branch.drafts or ask.back or branch.total < 2:
             raise StrategyError(f"{ask}: only the newest of at least two tokens on the model can be compared")
 
     def asked_branches(self) -> list[Branch]:
-        """Return the branches the open Turn asks about, each once, in the order of its asks."""
+        """Return the branches that the open turn asks about, each once, in the order of its asks."""
         return [self.branches[number] for number in self._backs]
 
     def wanted(self, branch: Branch, cached_seq: CachedSequence) -> set[int]:
-        """Return the lengths that the open Turn asks this strand about and that no row answers yet."""
+        """Return the lengths that the open turn asks about and for which this sequence has no row yet."""
         lengths = {branch.length - back for back in self._backs[branch.number]}
         if cached_seq is not branch.main:
-            lengths = {length for length in lengths if length >= 0}  # the prompt's own tokens are read on one strand
+            lengths = {length for length in lengths if length >= 0}  # only the main sequence scores the prompt
         return lengths - cached_seq.rows.keys()
 
     def num_unread(self, branch: Branch, cached_seq: CachedSequence) -> int:
-        """Return how many leading tokens of a strand the open Turn needs no row and no hidden state of."""
+        """Return the number of leading tokens for which the open turn needs neither a row nor a hidden state."""
         if self.hidden is not None and cached_seq is branch.main and not branch.drafts:
             return 0
         # The row of a length comes from feeding the token before.
         return len(cached_seq.prompt) + min(self.wanted(branch, cached_seq)) - 1
 
     def lacks(self, branch: Branch, cached_seq: CachedSequence) -> bool:
-        """Return whether a pass over this strand is needed before the open Turn can be answered."""
+        """Return True if this sequence needs a forward pass before the open turn can be answered."""
         if self.wanted(branch, cached_seq):
             return True
-        # A branch that is asked for its similarity alone wants no row, but its newest token must have been fed.
+        # A similarity needs the hidden state of the newest token, even if it needs no row.
         return self.hidden is not None and bool(cached_seq.pending) and cached_seq is branch.main
 
     @property
     def is_ready(self) -> bool:
-        """Whether every row that the open Turn asks about is there."""
+        """True if all rows that the open turn asks about are computed."""
         return not any(
             self.lacks(branch, cached_seq) for branch in self.asked_branches() for cached_seq in branch.cached_seqs
         )
 
     def remember(self, branch: Branch, start: int, hidden: torch.Tensor) -> None:
-        """Keep the hidden states of the main strand's tokens from position `start` on. hidden: [tokens, width]"""
-        assert self.hidden is not None, "hidden states were not wanted"
+        """Keep the hidden states of the main sequence from position `start` on. hidden: [tokens, width]"""
+        assert self.hidden is not None, "hidden states were not requested"
         prompt_len = len(branch.main.prompt)
         in_prompt = min(max(prompt_len - start, 0), len(hidden))
         self.hidden.add_prompt(start, hidden[:in_prompt])
         nodes = branch.tip.since(max(start - prompt_len, 0))
         self.hidden.add(nodes[: len(hidden) - in_prompt], hidden[in_prompt:])
 
-    # --- what comes out -----------------------------------------------------------------------------------------
+    # --- outputs ------------------------------------------------------------------------------------------------
 
     def ending(self, branch_states: BranchState, length: int, token: int, late: bool) -> str | None:
-        """Return why a branch of this length would end with this token, or None."""
+        """Return the finish reason if a branch of this length ends with this token, or None."""
         if token in self.eos:
             return "eos"
         for criterion, state in zip(self.request.criteria, branch_states.criteria, strict=True):
-            said: Any = criterion.ends(state, token)
-            if said is not False and _is_true(said, criterion.name, length):
+            verdict: Any = criterion.ends(state, token)
+            if verdict is not False and _is_true(verdict, criterion.name, length):
                 return criterion.name
         if length + 1 >= self.context.max_new_tokens:
             return "length"
         return "time" if late else None
 
     def finished(self) -> Finished:
-        """Return the outputs of a conversation that is over."""
-        assert self.outcome is not None, "only a finished conversation has an outcome"
+        """Return the `Finished` event, with the outputs in the order of the strategy."""
+        assert self.outcome is not None, "only a finished request has an outcome"
         alternatives = self.request.config.logprobs is not None
         outputs = tuple(
             self._commit_log.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome
@@ -390,16 +403,16 @@ class Conversation:
         return Finished(request=self.number, outputs=outputs, rows=self._last_reply, trace=trace, passes=self.passes)
 
     def release(self) -> None:
-        """Give every branch's memory back and close the strategy."""
+        """Free every branch's memory and close the strategy's generator."""
         for branch in list(self.live_branches()):
             with suppress(Exception):
                 self._drop(branch)
-        # The request is over, so a strategy that raises while it cleans up has nobody left to tell.
+        # The request is over, so an error in the strategy's cleanup cannot be reported.
         with suppress(Exception):
             self._generator.close()
 
     def check(self) -> None:
-        """Assert what must hold between steps."""
+        """Assert the invariants that hold between steps."""
         for branch in self.live_branches():
             branch.check()
         for drafts in (False, True):
@@ -407,14 +420,14 @@ class Conversation:
             assert count <= self.max_branches, "more branches than reserved"
 
 
-def _is_true(said: Any, name: str, length: int) -> bool:
-    """Return the verdict of a criterion, which a user's own can give in any form.
+def _is_true(verdict: Any, name: str, length: int) -> bool:
+    """Return a criterion's verdict as a bool.
 
     Raises:
-        StrategyError: if it is neither True nor False, nor one boolean of NumPy or PyTorch.
+        StrategyError: if it is not a bool, or a single boolean of NumPy or PyTorch.
     """
-    if isinstance(said, bool | np.bool_) or (
-        isinstance(said, torch.Tensor) and said.dtype == torch.bool and said.numel() == 1
+    if isinstance(verdict, bool | np.bool_) or (
+        isinstance(verdict, torch.Tensor) and verdict.dtype == torch.bool and verdict.numel() == 1
     ):
-        return bool(said)
-    raise StrategyError(f"the criterion {name} must return True or False (new token {length + 1}), got {said!r}")
+        return bool(verdict)
+    raise StrategyError(f"the criterion {name} must return True or False (new token {length + 1}), got {verdict!r}")

@@ -1,6 +1,6 @@
-"""Shares one engine among threads: one drives, the others wait for their events.
+"""The thread-safe driver of an engine: one thread runs steps, the others wait for their events.
 
-Owns the lock and the queues of events. Knows no tokens and no text.
+Owns the engine's lock and the event queues. Knows neither tokens nor text.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from unspool.engine.request import Request
 from unspool.errors import CancelledRequest
 from unspool.types import Committed, Event, Failed, Finished, Tentative
 
-_PATIENCE = 0.001
-"""Seconds between looks at whether another engine has given back what this one's requests wait for."""
+_POLL_SECONDS = 0.001
+"""Seconds between checks if another engine holds the memory of a shared draft model."""
 
 
 @dataclass(eq=False, slots=True)
 class EventQueue:
-    """The events of requests that were submitted together, and how many of these are still under way."""
+    """The events of requests that were submitted together. num_open: requests that have not ended."""
 
     events: deque[Event] = field(default_factory=deque)
     num_open: int = 0
@@ -44,7 +44,11 @@ class Ticket:
 
 
 class Driver:
-    """Turns `Engine.step` into blocking iterators of events, one a request."""
+    """Shares one engine among threads, as blocking iterators over the events of requests.
+
+    Args:
+        engine: must be used through this driver only.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -52,35 +56,38 @@ class Driver:
         self._changed = threading.Condition()
         self._tickets: dict[int, Ticket] = {}
         self._driving = False
-        self._doomed: deque[int] = deque()
+        self._to_cancel: deque[int] = deque()
 
     @contextmanager
     def _holding_engine(self) -> Iterator[None]:
-        """Have the engine for oneself; what was cancelled meanwhile is forgotten afterwards."""
+        """Hold the engine's lock; afterwards, carry out cancellations that arrived meanwhile."""
         try:
             with self._engine_lock:
                 yield
         finally:
-            self._forget_doomed()
+            self._cancel_pending()
 
-    def _forget_doomed(self) -> None:
-        """Carry out cancellations, unless somebody holds the engine, who then does it.
+    def _cancel_pending(self) -> None:
+        """Carry out cancellations, unless another caller holds the engine and will do it.
 
-        A stream may be dropped, and so cancelled, by the garbage collector in the middle of a step of the same thread:
-        so cancelling never waits for the engine and never touches it under its feet.
+        The garbage collector can cancel a stream in the middle of a step of the same thread. So a cancellation must
+        neither wait for the engine nor change it during a step.
         """
-        while self._doomed and self._engine_lock.acquire(blocking=False):
+        while self._to_cancel and self._engine_lock.acquire(blocking=False):
             try:
-                while self._doomed:
-                    self.engine.cancel(self._doomed.popleft())
+                while self._to_cancel:
+                    self.engine.cancel(self._to_cancel.popleft())
             finally:
                 self._engine_lock.release()
 
     def submit(self, requests: Sequence[Request]) -> list[Ticket]:
-        """Queue requests together; all or none.
+        """Queue requests together: all of them, or none if one is refused.
+
+        Returns:
+            One ticket per request, in order.
 
         Raises:
-            PromptError, OptionError, CapacityError: see Engine.submit.
+            PromptError, OptionError, CapacityError: if `Engine.submit` refuses a request.
         """
         tickets: list[Ticket] = []
         event_queue = EventQueue()
@@ -98,27 +105,27 @@ class Driver:
         return tickets
 
     def submit_whole(self, requests: Sequence[Request]) -> list[Ticket]:
-        """Queue requests of which nobody sees anything before all are over: see `submit`.
+        """Queue requests that are not streamed, longest prompt first; see `submit`.
 
-        Long prompts go first. Sequences of about one length then lie side by side and are attended in fewer calls, and
-        the last passes over prompts, which most of the others wait for, are short.
+        Sequences of similar length then get neighboring slots, which takes fewer attention calls. The last passes over
+        prompts, for which most requests wait, become short.
         """
         order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt))
         tickets = self.submit([requests[index] for index in order])
         return [ticket for _, ticket in sorted(zip(order, tickets, strict=True), key=itemgetter(0))]
 
     def cancel(self, ticket: Ticket) -> None:
-        """Forget a request and free its memory, at the latest behind the step under way; one over is no error."""
+        """Cancel a request and free its memory, after the current step at the latest. Does nothing if it has ended."""
         if ticket.over:
             return
-        self._doomed.append(ticket.number)
-        self._forget_doomed()
+        self._to_cancel.append(ticket.number)
+        self._cancel_pending()
         with self._changed:
             self._end(ticket, Failed(request=ticket.number, error=CancelledRequest("the request was cancelled")))
             self._changed.notify_all()
 
     def events(self, tickets: Sequence[Ticket]) -> Iterator[Event]:
-        """Yield the events of requests submitted together, until each is over. Leaving early cancels the rest."""
+        """Yield the events of requests that were submitted together, until each has ended. Closing it cancels them."""
         try:
             while tickets and not tickets[0].event_queue.is_done:
                 yield self.wait(tickets[0].event_queue)
@@ -130,7 +137,7 @@ class Driver:
         """Run requests together to their end and return their results in order.
 
         Raises:
-            Exception: the first error of one of them, which cancels the others; or as `submit`.
+            Exception: the error of the first request that fails, after the others are cancelled; or as `submit`.
         """
         return self.collect(self.submit(requests))
 
@@ -142,7 +149,7 @@ class Driver:
             finished: called once per request, when it ends.
 
         Raises:
-            Exception: the first error of one of them, which cancels the others.
+            Exception: the error of the first request that fails, after the others are cancelled.
         """
         done: dict[int, Finished] = {}
         for event in self.events(tickets):
@@ -154,27 +161,27 @@ class Driver:
         return [done[ticket.number] for ticket in tickets]
 
     def wait(self, event_queue: EventQueue) -> Event:
-        """Return the mailbox's next event, driving the engine where no other thread does; it must not be done."""
+        """Return the queue's next event, and run the engine if no other thread does. The queue must not be done."""
         while True:
             with self._changed:
                 while not event_queue.events and self._driving:
                     self._changed.wait()
                 if event_queue.events:
                     return event_queue.events.popleft()
-                assert event_queue.num_open, "nothing is under way that could bring an event"
+                assert event_queue.num_open, "no open request can produce an event"
                 self._driving = True
             self._drive()
 
     def _drive(self) -> None:
-        """Run one step and hand its events out."""
+        """Run one step and deliver its events."""
         events: Sequence[Event] = ()
         try:
             with self._holding_engine():
                 events = self.engine.step()
             if self.engine.is_stalled:
-                time.sleep(_PATIENCE)
+                time.sleep(_POLL_SECONDS)
         except BaseException as error:
-            # An interrupt may fall anywhere inside the step, so nothing that runs can be trusted to go on.
+            # An interrupt can leave any running request half-updated, so cancel all of them.
             events = self._abort(error)
             raise
         finally:
@@ -186,7 +193,7 @@ class Driver:
 
     def _abort(self, error: BaseException) -> list[Event]:
         with self._holding_engine():
-            # Read once: what is submitted as soon as the engine is free again is not to be failed.
+            # Read once: requests that are submitted after the lock is free must not fail.
             numbers = list(self._tickets)
             for number in numbers:
                 self.engine.cancel(number)

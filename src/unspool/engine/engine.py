@@ -1,14 +1,15 @@
-"""The one loop: every request, every strategy, one forward pass a step.
+"""The decode loop: every request and every strategy, with one forward pass per step.
 
-`step()` reads as its phases: admit, plan, forward, select, advance, emit. It knows no text, no clock but the one it is
-given, and no thread: drivers call it.
+`step()` reads as its phases: admit, draft phase, plan, forward, select, advance. Knows neither text nor threads, and no
+clock but the given one: drivers call it.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,22 +29,22 @@ from unspool.protocols import Runtime
 from unspool.types import Event, Failed, Rows
 
 MAX_BATCH_TOKENS = 256
-"""On a CPU, a larger pass reads no faster (GPT-2 in float32: 12 % slower at 512; a Llama in bfloat16: 5 % faster), and
-requests that write wait for it twice as long."""
+"""Tokens. On a CPU, passes of 512 are about as fast per token (GPT-2 in float32: 12 % slower; a Llama in bfloat16: 5 %
+faster), but requests that write wait twice as long for them."""
 
 _MAX_DRAFT_ROUNDS = 1000
-"""Rounds of draft passes and second looks before the model's own pass comes, whatever strategies still ask."""
+"""Most rounds of draft passes and re-queries before the model's own pass, so that no strategy can block the others."""
 
-# One count for all engines, since a draft model may serve several.
+# One counter for all engines, because several engines can share a draft model.
 _SEQS = itertools.count()
 
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds spent since the engine was made, in three parts, and how many steps and passes they paid for.
+    """Seconds since the engine was made, in three parts, and the number of steps and passes.
 
-    forward: inside the models. vocabulary: processors and selection. bookkeeping: scheduling, conversation, events.
-    passes: of the model; draft_passes: of draft models.
+    forward: in the models. vocabulary: in processors and the sampler. bookkeeping: in everything else, such as
+    scheduling, strategies and events. passes: of the model. draft_passes: of draft models.
     """
 
     forward: float = 0.0
@@ -55,15 +56,21 @@ class Timing:
 
 
 class Engine:
-    """Runs requests on a runtime, all live branches of all requests in one forward pass a step.
+    """Runs requests on a runtime: each step batches all live branches of all requests into one forward pass.
+
+    Not thread-safe: `Driver` shares an engine among threads.
 
     Args:
         runtime: the model.
-        max_batch_tokens: most tokens of one pass that prompts may fill, at least 1.
-        clock: seconds, monotonic; for `max_time`.
+        max_batch_tokens: most tokens of one pass that prompts can fill, at least 1.
+        clock: returns monotonic seconds; for `max_time`.
+
+    Attributes:
+        runtime: the model, as given.
+        timing: seconds, steps and passes so far.
 
     Raises:
-        OptionError: `max_batch_tokens` is no integer of at least 1.
+        OptionError: if `max_batch_tokens` is not an integer of at least 1.
     """
 
     def __init__(
@@ -88,21 +95,21 @@ class Engine:
         """Queue a request and return its number.
 
         Raises:
-            PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves the model no room.
-            OptionError: an option does not fit the model, or the prompt.
-            CapacityError: the request needs more memory than it could ever be given.
+            PromptError: if the prompt is empty, has ids outside the vocabulary, or leaves no room for a new token.
+            OptionError: if an option does not fit the model or the prompt, or the strategy's `check` refuses it.
+            CapacityError: if the request needs more memory than the limits of its models ever allow.
         """
         request = _adapted(request)
         context = context_of(request, self.runtime.info)
         request.strategy.check(context)
         for name in set(request.config.processor_order or DEFAULT_ORDER) - {"user"}:
-            PROCESSORS[name].start(context)  # which may find fault with its options
+            PROCESSORS[name].start(context)  # raises if its options do not fit the request
         number = next(self._numbers)
         self._scheduler.enqueue(Waiting(number, request, context))
         return number
 
     def cancel(self, number: int) -> None:
-        """Forget a request, queued or running, and free its memory. A finished one is no error."""
+        """Remove a queued or running request and free its memory. Does nothing for a finished one."""
         conversation = self._running.pop(number, None)
         try:
             if conversation is not None:
@@ -112,32 +119,43 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
+        """True if there are neither running nor waiting requests."""
         return not self._running and not self._scheduler.num_waiting
 
     @property
     def is_stalled(self) -> bool:
-        """Whether all that waits waits for memory that another engine's requests hold on a shared draft model."""
+        """True if no request can start because another engine holds the draft model's memory."""
         return not self._running and bool(self._scheduler.num_waiting)
 
     def step(self) -> list[Event]:
-        """Run one step and return what came of it; an idle engine returns nothing."""
-        started = time.perf_counter()
-        spent = self.timing.forward + self.timing.vocabulary
-        events = self._admit()
-        events += self._draft_phase()
-        planned = self._plan(self._model, events)
-        events += self._forward(planned)
-        events += self._advance(self._select())
-        self.timing.steps += 1
-        elapsed = time.perf_counter() - started
-        self.timing.bookkeeping += elapsed - (self.timing.forward + self.timing.vocabulary - spent)
+        """Run one step.
+
+        Returns:
+            In order of occurrence: `Committed` for new final tokens, `Tentative` for a new preview, and one `Finished`
+            or `Failed` per request that ended. Empty if the engine is idle.
+        """
+        with self._timed_step():
+            events = self._admit()
+            events += self._draft_phase()
+            planned = self._plan(self._model, events)
+            events += self._forward(planned)
+            answers = self._select()
+            events += self._advance(answers)
         return events
 
-    # --- the phases ---------------------------------------------------------------------------------------------
+    @contextmanager
+    def _timed_step(self) -> Iterator[None]:
+        """Count a step, and the time that it spends outside of models, processors and the sampler."""
+        timing, started = self.timing, time.perf_counter()
+        spent = timing.forward + timing.vocabulary
+        yield
+        timing.steps += 1
+        timing.bookkeeping += time.perf_counter() - started - (timing.forward + timing.vocabulary - spent)
+
+    # --- phases -------------------------------------------------------------------------------------------------
 
     def _admit(self) -> list[Event]:
-        """Start the conversations of requests that have memory now."""
+        """Start the requests that have memory now."""
         events: list[Event] = []
         for number, request, context in self._scheduler.admit():
             try:
@@ -145,13 +163,13 @@ class Engine:
                 if request.config.max_time is not None:
                     conversation.deadline = self._clock() + request.config.max_time
                 self._running[number] = conversation
-                events += self._settle(conversation, conversation.begin())
+                events += self._with_finished(conversation, conversation.begin())
             except Exception as error:
                 events.append(self._fail(number, error))
         return events
 
     def _draft_phase(self) -> list[Event]:
-        """Serve everything that needs no pass of the model: draft passes of all requests together, and second looks."""
+        """Serve draft models, in passes for all requests together, and re-queries, until only the model is needed."""
         events: list[Event] = []
         for _ in range(_MAX_DRAFT_ROUNDS):
             drafts = list(dict.fromkeys(each.request.assistant for each in self._running.values()))
@@ -165,16 +183,16 @@ class Engine:
         return events
 
     def _plan(self, runtime: Runtime, events: list[Event], *, drafts: bool = False) -> list[Planned]:
-        """Return the feeds of a runtime's next pass; whose sequence cannot begin is failed and left out."""
+        """Return the feeds of a runtime's next pass. Fails requests whose prefix-cache lookup raises."""
         while True:
             try:
                 return self._scheduler.plan(self._running.values(), runtime, drafts=drafts)
             except PrefixError as error:
-                assert isinstance(error.__cause__, Exception), "an opening fails for a reason"
+                assert isinstance(error.__cause__, Exception), "a prefix error has a cause"
                 events.append(self._fail(error.number, error.__cause__))
 
     def _forward(self, planned: list[Planned]) -> list[Event]:
-        """Run the pass. If it raises, halve it until the guilty request stands alone, and fail that one."""
+        """Run the pass. If it raises, halve it until the faulty request is alone, and fail that request."""
         if not planned:
             return []
         try:
@@ -206,7 +224,7 @@ class Engine:
             self.timing.forward += time.perf_counter() - started
 
     def _take_in(self, planned: list[Planned], rows: Rows) -> None:
-        """Hand a pass's rows to the strands that asked for them, and count what is cached now."""
+        """Give the rows of a pass to the sequences that asked for them, and update their cached lengths."""
         row = inner = hidden = 0
         for conversation, branch, cached_seq, feed, lengths in planned:
             start, count = cached_seq.cached, len(feed.tokens)
@@ -227,7 +245,7 @@ class Engine:
                 hidden += count
 
     def _select(self) -> Answers:
-        """Answer the Turns whose rows are all there."""
+        """Answer the turns of requests that have all their rows; a lockstep group waits for its slowest member."""
         behind = {
             each.request.lockstep_group
             for each in self._running.values()
@@ -240,26 +258,26 @@ class Engine:
         try:
             return answer(ready, self._clock())
         except Exception:
-            # A processor or criterion of the user's own raised: answer one by one, so that it fails its owner alone;
-            # gangs as a whole, unless it is one of theirs.
+            # A user's processor or criterion raised: answer each request alone, so that only its owner fails. Lockstep
+            # groups stay together unless one of their members raised.
             return {
                 number: reply
-                for party in _lockstep_groups(ready)
-                for number, reply in self._answer_alone(party).items()
+                for group in _lockstep_groups(ready)
+                for number, reply in self._answer_alone(group).items()
             }
         finally:
             self.timing.vocabulary += time.perf_counter() - started
 
-    def _answer_alone(self, party: list[Conversation]) -> Answers:
+    def _answer_alone(self, group: list[Conversation]) -> Answers:
         try:
-            return answer(party, self._clock())
+            return answer(group, self._clock())
         except Exception as error:
-            if len(party) == 1:
-                return {party[0].number: error}
-            return {number: reply for each in party for number, reply in self._answer_alone([each]).items()}
+            if len(group) == 1:
+                return {group[0].number: error}
+            return {number: reply for each in group for number, reply in self._answer_alone([each]).items()}
 
     def _advance(self, answers: Answers) -> list[Event]:
-        """Let every answered strategy take its next turn."""
+        """Send each strategy its reply, and apply its next turn."""
         events: list[Event] = []
         for number, reply in answers.items():
             conversation = self._running[number]
@@ -267,13 +285,13 @@ class Engine:
                 events.append(self._fail(number, reply))
                 continue
             try:
-                events += self._settle(conversation, conversation.reply(*reply))
+                events += self._with_finished(conversation, conversation.reply(*reply))
             except Exception as error:
                 events.append(self._fail(number, error))
         return events
 
-    def _settle(self, conversation: Conversation, events: Sequence[Event]) -> list[Event]:
-        """Emit what a turn committed, and the end of a conversation that is over."""
+    def _with_finished(self, conversation: Conversation, events: Sequence[Event]) -> list[Event]:
+        """Return the events of a turn, and `Finished` if the request is over; its memory is then free."""
         if conversation.outcome is None:
             return list(events)
         finished = conversation.finished()
@@ -281,7 +299,7 @@ class Engine:
         return [*events, finished]
 
     def _fail(self, number: int, error: Exception) -> Failed:
-        """End one request with its error; the others go on."""
+        """End one request with its error; the other requests continue."""
         self.cancel(number)
         return Failed(request=number, error=error)
 
@@ -295,15 +313,15 @@ class Engine:
 
 
 def _lockstep_groups(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
-    """Return who must be answered together: each by itself, and gangs."""
-    parties: dict[object, list[Conversation]] = {}
+    """Return the requests that must be answered together: each lockstep group, and each other request alone."""
+    groups: dict[object, list[Conversation]] = {}
     for each in conversations:
-        parties.setdefault(each.request.lockstep_group or each, []).append(each)
-    return list(parties.values())
+        groups.setdefault(each.request.lockstep_group or each, []).append(each)
+    return list(groups.values())
 
 
 def _fitted(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Return a draft model's rows in the model's width: one vocabulary may be padded to different sizes."""
+    """Return a draft model's logits with the model's width: models can pad the same vocabulary to different sizes."""
     width = logits.shape[-1]
     if width == vocab_size:
         return logits
@@ -313,7 +331,7 @@ def _fitted(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
 
 
 def _adapted(request: Request) -> Request:
-    """Return the request with all objects as instances of the base classes, and its draft model guarded."""
+    """Return the request with its objects as instances of the base classes, and its draft model locked."""
     return replace(
         request,
         strategy=as_strategy(request.strategy),

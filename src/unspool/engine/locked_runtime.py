@@ -1,4 +1,4 @@
-"""One runtime, several engines: a draft model may have an engine of its own, in another thread."""
+"""A runtime behind a lock, for models that several engines share, such as draft models."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from unspool.adapters import as_runtime
 from unspool.protocols import Runtime
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
-# By the runtime's id, which stays its own as long as its guard, and with that the runtime, is alive.
+# By the runtime's id. An id stays valid because the entry keeps its runtime alive.
 _LOCKED_RUNTIMES: WeakValueDictionary[int, LockedRuntime] = WeakValueDictionary()
 _MAKING = threading.Lock()
 
 
 def locked(runtime: Runtime) -> LockedRuntime:
-    """Return the one guard over a runtime; a guard guards itself."""
+    """Return the LockedRuntime of a runtime: always the same one. A LockedRuntime is returned as it is."""
     if isinstance(runtime, LockedRuntime):
         return runtime
     with _MAKING:
-        guard = _LOCKED_RUNTIMES.get(id(runtime))
-        if guard is None:
-            guard = _LOCKED_RUNTIMES[id(runtime)] = LockedRuntime(as_runtime(runtime), key=runtime)
-        return guard
+        found = _LOCKED_RUNTIMES.get(id(runtime))
+        if found is None:
+            found = _LOCKED_RUNTIMES[id(runtime)] = LockedRuntime(as_runtime(runtime), key=runtime)
+        return found
 
 
 class LockedRuntime(Runtime):
-    """A runtime whose calls wait for each other, whoever makes them. Follows the contract of every Runtime."""
+    """A thread-safe Runtime: serializes all calls, and counts the memory that engines reserve."""
 
     def __init__(self, runtime: Runtime, *, key: object = None) -> None:
         self._runtime, self._key = runtime, key
@@ -37,9 +37,12 @@ class LockedRuntime(Runtime):
         self._sequences = self._tokens = 0
 
     def reserve(self, sequences: int, tokens: int) -> bool:
-        """Set aside room for so many sequences and cached tokens; returns whether there was any. Negative: give back.
+        """Reserve memory for sequences and cached tokens, or free it if the numbers are negative.
 
-        Reservations of all engines count together. Beyond the soft limits there is room for one reservation alone.
+        The limits bound the sum over all engines. Beyond the soft limits, only one reservation at a time is possible.
+
+        Returns:
+            False if there is too little memory; then nothing is reserved.
         """
         with self._lock:
             held, cached, info = self._sequences + sequences, self._tokens + tokens, self.info

@@ -1,6 +1,6 @@
-"""From raw logits to scores: the processors of many requests applied to many rows at once.
+"""Applies the logits processors of many requests to many rows at once: from raw logits to scores.
 
-Owns the order of processors in a mixed batch. Knows no strategy and no text.
+Owns the order of processors in a mixed batch. Knows neither strategies nor text.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from unspool.types import Distribution
 
 
 class RowContext(NamedTuple):
-    """One row to process: its chain of processors with their states, in the request's order of names.
+    """How one row is processed: its processors and their states, in the order of names that the request gives.
 
-    log_probs: whether scores start as log-probabilities. read: [vocab], what a readout made of the row, in its place.
+    log_probs: True if scores start as log-probabilities. read: [vocab], logits that replace the row's own (guidance,
+    DoLa); None for the row's own.
     """
 
     chain: Sequence[Processor]
@@ -32,11 +33,11 @@ class RowContext(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some of the rows, before and after the processors; each: one line a row.
+    """Some of the rows, before and after the processors.
 
-    rows: their numbers. logits: [lines, vocab], the model's own. scores: [lines, vocab], the same tensor where no
-    processor acts. shift: [lines, 1], what is still to be taken off the scores, or None. norm: [lines], logsumexp of
-    the scores without the shift; None where it is the logits' own less the shift.
+    rows: their indices, one per line. logits: [lines, vocab], of the model. scores: [lines, vocab]; the same tensor as
+    `logits` if no processor acts. log_norm_offset: [lines, 1], to be subtracted from the scores; None for 0. norm:
+    [lines], logsumexp of `scores`; None if it follows from that of the logits.
     """
 
     rows: list[int]
@@ -49,8 +50,8 @@ class Block(NamedTuple):
 class Scored(NamedTuple):
     """Rows before and after the processors.
 
-    logits: [rows, vocab], the model's own. norm: [rows], their logsumexp. blocks: the rows without processors and those
-    with, as far as there are any, in each row's space.
+    logits: [rows, vocab], of the model. norm: [rows], their logsumexp. blocks: first the rows without processors, then
+    the rows with processors; at least one block.
     """
 
     logits: torch.Tensor
@@ -59,7 +60,7 @@ class Scored(NamedTuple):
 
 
 def process(logits: torch.Tensor, jobs: Sequence[RowContext]) -> Scored:
-    """Apply each row's processors. logits: [rows, vocab] float32, left unchanged."""
+    """Apply each row's processors. logits: [rows, vocab], not modified."""
     logits = logits.detach().float()
     norm = log_norm(logits)
     plain = [row for row, job in enumerate(jobs) if not job.chain and job.read is None]
@@ -73,13 +74,13 @@ def process(logits: torch.Tensor, jobs: Sequence[RowContext]) -> Scored:
 
 
 def processed(logits: torch.Tensor, jobs: Sequence[RowContext]) -> torch.Tensor:
-    """Return the scores alone. logits: [rows, vocab] float32, left unchanged. --> [rows, vocab]"""
+    """Return the scores only. logits: [rows, vocab], not modified. --> [rows, vocab] float32"""
     logits = logits.detach().float()
     return _processed(logits, log_norm(logits), jobs)
 
 
 def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequence[RowContext]) -> Block:
-    """Return the block of rows whose scores are the logits, or the log-probabilities."""
+    """Return the block of rows without processors: their scores are logits or log-probabilities."""
     beams = [line for line, row in enumerate(rows) if jobs[row].log_probs]
     if len(beams) == len(rows):
         return Block(rows, logits, logits, norm[:, None])
@@ -87,13 +88,13 @@ def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequ
 
 
 def _shift(norm: torch.Tensor, beams: Sequence[int]) -> torch.Tensor:
-    """Return what makes log-probabilities of some rows and leaves the others. --> [rows, 1]"""
+    """Return the offset that turns the rows `beams` into log-probabilities, and 0 for other rows. --> [rows, 1]"""
     index = indices(beams, norm.device)
     return torch.zeros_like(norm).index_copy_(0, index, norm[index])[:, None]
 
 
 def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowContext]) -> torch.Tensor:
-    """Return the scores of rows, as processors made them. norm: [rows], logsumexp of the logits. --> [rows, vocab]"""
+    """Return the processed scores. norm: [rows], logsumexp of the logits. --> [rows, vocab]"""
     scores = logits.clone()
     read = [row for row, job in enumerate(jobs) if job.read is not None]
     if read:
@@ -109,7 +110,7 @@ def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowConte
 
 
 def _by_order(jobs: Sequence[RowContext]) -> list[list[int]]:
-    """Return the rows of jobs that have processors, grouped by the order of names they follow."""
+    """Return the rows that have processors, grouped by their order of names."""
     groups: dict[tuple[str, ...] | None, list[int]] = {}
     for row, job in enumerate(jobs):
         if job.chain:
@@ -118,7 +119,7 @@ def _by_order(jobs: Sequence[RowContext]) -> list[list[int]]:
 
 
 def _apply_group(scores: torch.Tensor, jobs: Sequence[RowContext], rows: Sequence[int]) -> torch.Tensor:
-    """Apply the processors of rows that share one order, each processor once for all rows that have it on."""
+    """Apply the processors of rows that share one order; each processor runs once for all rows that enable it."""
     names = jobs[rows[0]].order or DEFAULT_ORDER
     stages: dict[tuple[int, int, int], tuple[Processor, list[int], list[Any]]] = {}
     for row in rows:
@@ -141,7 +142,11 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowContext], rows: Sequenc
 
 
 def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
-    """Return the scores that a processor makes of rows; a user's own processor can return anything."""
+    """Return the scores after one processor.
+
+    Raises:
+        StrategyError: if a user's processor returns anything but floating-point scores of the same shape.
+    """
     shape = scores.shape
     changed: Any = processor.apply(states, scores, keys)
     if isinstance(changed, torch.Tensor) and changed.shape == shape and changed.is_floating_point():
@@ -154,7 +159,7 @@ def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, 
 
 
 def culprit(logits: torch.Tensor, job: RowContext) -> str:
-    """Return the name of the processor that leaves a row without a distribution. logits: [vocab], sound."""
+    """Return the name of the first processor that turns finite logits into no distribution. logits: [vocab]"""
     if len(job.chain) == 1:
         return job.chain[0].name
     base = logits if job.read is None else job.read
@@ -167,7 +172,7 @@ def culprit(logits: torch.Tensor, job: RowContext) -> str:
 
 
 def distribution(logits: torch.Tensor, job: RowContext) -> Distribution:
-    """Return one row's exact distribution and which processor cut which token. logits: [vocab]."""
+    """Return one row's exact distribution, and which processor cut which token. logits: [vocab]"""
     logprobs = logits.double().log_softmax(-1)
     base = logits if job.read is None else job.read
     scores = (base - log_norm(base[None]) if job.log_probs else base.clone())[None]
@@ -178,6 +183,6 @@ def distribution(logits: torch.Tensor, job: RowContext) -> Distribution:
         cut_by[allowed & (scores[0] == FORBIDDEN)] = index
         cut_by[scores[0] > FORBIDDEN] = -1
     names = tuple(processor.name for processor in job.chain)
-    # Processors work in float32. Without them the scores are exact as well, or both would differ by rounding.
+    # Processors work in float32. Without processors, scores must equal the exact log-probabilities.
     exact = base.double().log_softmax(-1) if job.log_probs and not job.chain else scores[0].double()
     return Distribution(logprobs.cpu(), exact.cpu(), cut_by.cpu(), names)

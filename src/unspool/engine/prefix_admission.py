@@ -8,28 +8,28 @@ from unspool.engine.branches import Branch, CachedSequence
 from unspool.engine.conversation import Conversation
 from unspool.prefixes import common_prefix
 
-# A pass over 8 tokens takes as long as one over a single token, while the weights stream through memory; each further
-# one adds its share (GPT-2 124M: 32 ms up to 8, then 1.1 ms each; a copy of 16 takes 0.16 ms).
+# Tokens. A pass over 8 tokens costs as much as a pass over one, because reading the weights dominates. Further tokens
+# cost more (GPT-2 124M: 32 ms up to 8 tokens, then 1.1 ms each; copying the K/V of 16 tokens takes 0.16 ms).
 _MIN_MATCHED_TOKENS = 8
-# Who waits takes part one pass later, and pays from where a pass takes twice as long as over a single token: 30 in
-# GPT-2's float32 for one who waits, 15 where two do, 20 in the bfloat16 of larger models.
+# Tokens. Waiting delays a prompt by one pass. It pays if the shared tokens double the time of a pass: 30 tokens in
+# float32 GPT-2 for one waiting prompt, 15 for two, and 20 in larger bfloat16 models.
 _MIN_SHARED_TOKENS = 16
 
 
 class PrefixError(Exception):
-    """Beginning a sequence failed; the cause says why.
+    """The prefix-cache lookup of a sequence raised; the cause is the original error.
 
     Args:
         number: of the request.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"a sequence of request {number} could not begin")
+        super().__init__(f"the prefix-cache lookup of request {number} failed")
         self.number = number
 
 
 class _Ahead(NamedTuple):
-    """A prompt that is computed in this pass, and whether invariantly."""
+    """A prompt that this pass computes. invariant: True if it is computed batch-invariantly."""
 
     prompt: tuple[int, ...]
     invariant: bool
@@ -38,27 +38,27 @@ class _Ahead(NamedTuple):
 class PrefixAdmission:
     """The prompts of one pass of one runtime, in the order of their requests.
 
-    Who waits, waits for one ahead of it that takes part in this very pass. So somebody gets on in every pass, nobody
-    waits for what has failed or was cancelled, and none who comes later is waited for.
+    A prompt waits only for an earlier prompt in the same pass. This guarantees progress: failed, cancelled and later
+    requests never block it.
     """
 
     def __init__(self) -> None:
-        # By its first tokens, so that prompts are compared only where something can come of it.
+        # By the first tokens, so that only prompts with a common beginning are compared.
         self._ahead: dict[tuple[int, ...], list[_Ahead]] = {}
 
     def note(self, cached_seq: CachedSequence, *, invariant: bool) -> None:
-        """Note that a part of this strand's prompt is computed in the pass."""
+        """Record that the pass computes a part of this sequence's prompt."""
         self._ahead.setdefault(cached_seq.prompt[:_MIN_SHARED_TOKENS], []).append(_Ahead(cached_seq.prompt, invariant))
 
     def should_wait(
         self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, *, invariant: bool
     ) -> bool:
-        """Return whether a strand had better wait, until what it shares with others of this pass is there.
+        """Return True if a sequence should wait for an earlier prompt of this pass that shares its prefix.
 
-        One that need not wait, and has fed nothing so far, takes over what is there.
+        Otherwise the sequence reuses its longest cached prefix, if it has not been fed yet.
 
         Raises:
-            PrefixError: it could not.
+            PrefixError: if the prefix-cache lookup raises.
         """
         asks = cached_seq.can_match_prefix and not cached_seq.prefix_checked
         limit = conversation.num_unread(branch, cached_seq) if asks else 0
@@ -76,7 +76,7 @@ class PrefixAdmission:
         return not cached_seq.prefix_checked
 
     def _shared(self, cached_seq: CachedSequence, invariant: bool) -> int:
-        """Return how many tokens the strand's prompt has in common with one that it could wait for."""
+        """Return the longest prefix, in tokens, that the prompt shares with an earlier prompt of this pass."""
         ahead = self._ahead.get(cached_seq.prompt[:_MIN_SHARED_TOKENS], ())
         usable = (each.prompt for each in ahead if each.invariant or not invariant)
         return max((common_prefix(cached_seq.prompt, prompt) for prompt in usable), default=0)

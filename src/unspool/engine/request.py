@@ -1,4 +1,4 @@
-"""What is submitted to the engine: one prompt, decoded one way. Knows no text and no model."""
+"""Requests to the engine: one prompt and all options of its decoding. Knows neither text nor models."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from unspool.types import Source
 
 
 class LockstepGroup:
-    """Names requests that are admitted together, and whose turns are answered together, so that one call sees them all.
+    """The identity of requests that run in lockstep: they start together, and their turns are answered together.
 
-    They are queued one after the other, before the engine's next step.
+    Submit them one after the other, without an engine step in between.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt with everything that decides its tokens.
+    """One prompt with everything that determines its tokens.
 
-    prompt: token ids, at least one; for models with an encoder, the decoder's. source: what the encoder reads.
-    config: resolved. seed: any integer. strategy: the conversation to hold.
-    processors: the user's own, applied in this order at the place called "user". criteria: reasons to stop besides
-    end-of-sequence tokens, length and time, asked in this order. assistant: the draft model.
-    negative_prompt: token ids of what `guidance_scale` moves away from; given wherever guidance is on.
-    negative_source: what the encoder reads there. tentative, trace: whether Tentative events are wanted, and a trace.
-    gang: the requests it keeps in step with.
+    prompt: token ids, at least one; the decoder's prompt if the model has an encoder. config: resolved. seed: any
+    integer. strategy: the decoding strategy.
+    processors: the user's logits processors, applied in this order at the position "user". criteria: the user's
+    stopping criteria, asked in this order; end-of-sequence tokens, length and time come on top. source: input of the
+    encoder. assistant: the draft model's runtime.
+    negative_prompt: token ids of the negative prompt for `guidance_scale`; None without guidance. negative_source:
+    input of the encoder for it. tentative: True for Tentative events. trace: True for a trace. lockstep_group: the
+    requests it runs in lockstep with.
     """
 
     prompt: tuple[int, ...]
@@ -49,11 +50,12 @@ class Request:
 
 
 def prompt_key_of(request: Request) -> int:
-    """Return the name of the request's prompt in its noise: the prompt, or its leading `seed_prompt_tokens`.
+    """Return the prompt's part of the noise key: a hash of the prompt, or of its first `seed_prompt_tokens` tokens.
 
-    The encoder's input always counts. The negative prompt does not, so that values of guidance can be compared under
-    the same draws.
+    The hash always includes the encoder's input. It excludes the negative prompt, so that different guidance scales can
+    be compared under the same noise.
     """
+
     return prompt_key(request.prompt[: request.config.seed_prompt_tokens], _source_parts(request.source))
 
 

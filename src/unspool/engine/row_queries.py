@@ -1,7 +1,7 @@
-"""Finds what every ask wants in the rows of one pass, and brings all of it over from the device in one transfer.
+"""Answers the asks of a pass from its logits, with one batched call per kind of ask and one device-to-host transfer.
 
-Asks of one kind and size about one block of rows are answered by one call. Transfers of their own take a row whose ties
-go on behind what was listed, and a whole distribution. Knows no conversations.
+Groups asks of the same kind and size about the same block of rows. Two cases need a transfer of their own: a row with
+ties beyond its top-k list, and a full distribution. Knows neither requests nor strategies.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from unspool.engine import sampler as select
+from unspool.engine import sampler
 from unspool.engine.logits import Block, RowContext, Scored, distribution
 from unspool.engine.sampler import TopKList, resolve_ties
 from unspool.engine.transfer import DeviceToHost, Transfer
@@ -21,7 +21,7 @@ from unspool.types import Ask, Distribution, FullDistribution, GumbelTopK, Score
 
 
 class RowQuery(NamedTuple):
-    """An ask about logits, the row that answers it, and the name of its noise where it is a draw."""
+    """An ask about logits, the index of its row, and its noise key; None if it is not a draw."""
 
     ask: Ask
     row: int
@@ -29,9 +29,9 @@ class RowQuery(NamedTuple):
 
 
 class RowResult(NamedTuple):
-    """What answers one ask: tokens in order, with their raw logits and their scores.
+    """The answer to one ask: tokens, best or first drawn first, with their raw logits and scores.
 
-    perturbed: score + noise of each where that was drawn. whole: a distribution where one was asked for.
+    perturbed: score + noise of each token if they were drawn; else empty. whole: for FullDistribution; else None.
     """
 
     tokens: Sequence[int]
@@ -42,10 +42,10 @@ class RowResult(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """All that is known of a pass.
+    """The answers to all queries about a pass.
 
-    found: one for each want. norms, score_norms: by row, logsumexp of the logits and of the scores. alternatives: by
-    row, the tokens of the greatest logits, where some were wanted.
+    found: one per query. norms, score_norms: by row, logsumexp of the logits and of the scores. alternatives: by row,
+    the tokens with the greatest logits, for rows that need them.
     """
 
     found: list[RowResult]
@@ -55,51 +55,52 @@ class BatchResult(NamedTuple):
 
 
 def find(
-    wants: Sequence[RowQuery], jobs: Sequence[RowContext], scored: Scored, num_alternatives: Mapping[int, int]
+    queries: Sequence[RowQuery], jobs: Sequence[RowContext], scored: Scored, num_alternatives: Mapping[int, int]
 ) -> BatchResult:
-    """Answer the wants. num_alternatives: by row, how many tokens of the greatest logits are wanted besides."""
+    """Answer the queries. num_alternatives: by row, how many of the tokens with the greatest logits to add."""
     device_to_host = DeviceToHost()
     norms = device_to_host.add(scored.norm[:, None])
     changed = [
         (block.rows, device_to_host.add(block.norm[:, None])) for block in scored.blocks if block.norm is not None
     ]
-    lots = [_packed(lot, device_to_host) for lot in _query_groups(wants, scored.blocks)]
-    extras = [_packed(lot, device_to_host) for lot in _extras(num_alternatives, scored.logits)]
+    pending = [_selected(group, device_to_host) for group in _query_groups(queries, scored.blocks)]
+    extras = [_selected(group, device_to_host) for group in _alternative_groups(num_alternatives, scored.logits)]
     device_to_host.send()
     own = [norm for (norm,) in norms.rows]
-    # The scores of a row without processors have its own norm, or that of log-probabilities, if it has any.
+    # Without processors, scores are logits with the same norm, or log-probabilities with norm 0 (NaN stays NaN).
     of_scores = [norm - norm if job.log_probs else norm for norm, job in zip(own, jobs, strict=True)]
-    for rows, item in changed:
-        for row, (norm,) in zip(rows, item.rows, strict=True):
+    for rows, transfer in changed:
+        for row, (norm,) in zip(rows, transfer.rows, strict=True):
             of_scores[row] = norm
-    found = dict(each for lot in lots for each in lot.read())
-    for index, want in enumerate(wants):
-        if isinstance(want.ask, FullDistribution):
-            found[index] = RowResult((), (), (), (), distribution(scored.logits[want.row], jobs[want.row]))
-    in_order = [found[index] for index in range(len(wants))]
-    return BatchResult(in_order, own, of_scores, dict(each for lot in extras for each in lot.read()))
+    found = dict(each for group in pending for each in group.read())
+    for index, query in enumerate(queries):
+        if isinstance(query.ask, FullDistribution):
+            found[index] = RowResult((), (), (), (), distribution(scored.logits[query.row], jobs[query.row]))
+    in_order = [found[index] for index in range(len(queries))]
+    return BatchResult(in_order, own, of_scores, dict(each for group in extras for each in group.read()))
 
 
 class _QueryGroup(NamedTuple):
-    """Wants of one kind and size about rows of one block, answered together.
+    """Queries of one kind and size about rows of one block, answered together.
 
-    size: how many tokens each wants. indices: which wants they are. lines: of the block, where their rows stand.
+    size: tokens per query. indices: the position of each query in the batch. lines: the line of each query's row in the
+    block.
     """
 
     block: Block
     size: int
     indices: list[int]
     lines: list[int]
-    wants: list[RowQuery]
+    queries: list[RowQuery]
 
-    def add(self, index: int, line: int, want: RowQuery) -> None:
-        """Add a want of this kind and size."""
+    def add(self, index: int, line: int, query: RowQuery) -> None:
+        """Add a query of this kind and size."""
         self.indices.append(index)
         self.lines.append(line)
-        self.wants.append(want)
+        self.queries.append(query)
 
     def figures(self, tokens: torch.Tensor, lines: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (raw logits, scores) of tokens in some of the block's lines. Each: [lines, tokens]"""
+        """Return (raw logits, scores) of tokens in some lines of the block. Each: [lines, tokens]"""
         block = self.block
         logits = figures_of(block.logits, lines, tokens)
         if block.scores is not block.logits:
@@ -107,30 +108,30 @@ class _QueryGroup(NamedTuple):
         return logits, logits if block.log_norm_offset is None else logits - rows_of(block.log_norm_offset, lines)
 
 
-def _query_groups(wants: Sequence[RowQuery], blocks: Sequence[Block]) -> list[_QueryGroup]:
-    """Return the wants, but for whole distributions, sorted into lots."""
-    place = {row: (block, line) for block in blocks for line, row in enumerate(block.rows)}
-    lots: dict[tuple[int, type[Ask], int], _QueryGroup] = {}
-    for index, want in enumerate(wants):
-        if isinstance(want.ask, FullDistribution):
+def _query_groups(queries: Sequence[RowQuery], blocks: Sequence[Block]) -> list[_QueryGroup]:
+    """Return the queries in groups, without those for a full distribution."""
+    line_of = {row: (block, line) for block in blocks for line, row in enumerate(block.rows)}
+    groups: dict[tuple[int, type[Ask], int], _QueryGroup] = {}
+    for index, query in enumerate(queries):
+        if isinstance(query.ask, FullDistribution):
             continue
-        block, line = place[want.row]
-        size = _size(want.ask)
-        key = (id(block), type(want.ask), size)
-        lot = lots.get(key)
-        if lot is None:
-            lot = lots[key] = _QueryGroup(block, size, [], [], [])
-        lot.add(index, line, want)
-    return list(lots.values())
+        block, line = line_of[query.row]
+        size = _size(query.ask)
+        key = (id(block), type(query.ask), size)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _QueryGroup(block, size, [], [], [])
+        group.add(index, line, query)
+    return list(groups.values())
 
 
-def _extras(num_alternatives: Mapping[int, int], logits: torch.Tensor) -> list[_QueryGroup]:
-    """Return the wish for alternatives as lots, of rows that nothing acts on."""
+def _alternative_groups(num_alternatives: Mapping[int, int], logits: torch.Tensor) -> list[_QueryGroup]:
+    """Return groups that ask for the best tokens by the raw logits."""
     block = Block(list(range(len(logits))), logits, logits)
-    lots: dict[int, _QueryGroup] = {}
+    groups: dict[int, _QueryGroup] = {}
     for row, count in num_alternatives.items():
-        lots.setdefault(count, _QueryGroup(block, count, [], [], [])).add(row, row, RowQuery(Top(0, count), row))
-    return list(lots.values())
+        groups.setdefault(count, _QueryGroup(block, count, [], [], [])).add(row, row, RowQuery(Top(0, count), row))
+    return list(groups.values())
 
 
 def _size(ask: Ask) -> int:
@@ -139,28 +140,28 @@ def _size(ask: Ask) -> int:
     return len(ask.tokens) if isinstance(ask, Score) else 1
 
 
-# --- what is packed, and how it is read ---------------------------------------------------------------------------
+# --- pending transfers, and their results -------------------------------------------------------------------------
 
 
-class _Named(NamedTuple):
-    """Figures of tokens that were named, on their way."""
+class _PendingScores(NamedTuple):
+    """Logits and scores of given tokens, in a pending transfer."""
 
-    lot: _QueryGroup
+    group: _QueryGroup
     logits: Transfer
     scores: Transfer
 
     def read(self) -> Iterator[tuple[int, RowResult]]:
-        """Yield what answers each want, by its index."""
-        pairs = zip(self.lot.wants, self.logits.rows, self.scores.rows, strict=True)
-        for index, (want, logits, scores) in zip(self.lot.indices, pairs, strict=True):
-            assert isinstance(want.ask, Score), "a lot is of one kind"
-            yield index, RowResult(want.ask.tokens, logits, scores)
+        """Yield the index and the answer of each query."""
+        pairs = zip(self.group.queries, self.logits.rows, self.scores.rows, strict=True)
+        for index, (query, logits, scores) in zip(self.group.indices, pairs, strict=True):
+            assert isinstance(query.ask, Score), "the queries of a group are of one kind"
+            yield index, RowResult(query.ask.tokens, logits, scores)
 
 
-class _Listed(NamedTuple):
-    """What was listed, on its way. values: by which tokens are chosen; the scores themselves, unless noise is added."""
+class _PendingTopK(NamedTuple):
+    """A top-k list, in a pending transfer. values: the sort keys: scores, or scores plus noise."""
 
-    lot: _QueryGroup
+    group: _QueryGroup
     top_k_list: TopKList
     values: Transfer
     tokens: Transfer
@@ -168,13 +169,13 @@ class _Listed(NamedTuple):
     scores: Transfer
 
     def read(self) -> Iterator[tuple[int, RowResult]]:
-        """Yield what answers each want, by its index."""
-        size, drawn = self.lot.size, self.values is not self.scores
-        for at, index in enumerate(self.lot.indices):
+        """Yield the index and the answer of each query."""
+        size, drawn = self.group.size, self.values is not self.scores
+        for at, index in enumerate(self.group.indices):
             values, tokens = self.values.rows[at], self.tokens.rows[at]
             places = resolve_ties(values, tokens, size)
             if places is None:
-                yield index, self._again(at)
+                yield index, self._from_full_row(at)
                 continue
             logits, scores = self.logits.rows[at], self.scores.rows[at]
             yield (
@@ -187,40 +188,41 @@ class _Listed(NamedTuple):
                 ),
             )
 
-    def _again(self, at: int) -> RowResult:
-        """Look at a whole row, which takes transfers of its own."""
-        picked = self.top_k_list.full_row_top_k(at, self.lot.size)
+    def _from_full_row(self, at: int) -> RowResult:
+        """Answer from the full row. Needs transfers of its own."""
+        picked = self.top_k_list.full_row_top_k(at, self.group.size)
         tokens = torch.tensor([picked.tokens], device=self.top_k_list.tokens.device)
-        logits, scores = (each[0].tolist() for each in self.lot.figures(tokens, [self.lot.lines[at]]))
+        logits, scores = (each[0].tolist() for each in self.group.figures(tokens, [self.group.lines[at]]))
         return RowResult(picked.tokens, logits, scores, picked.values if self.values is not self.scores else ())
 
 
-def _packed(lot: _QueryGroup, device_to_host: DeviceToHost) -> _Named | _Listed:
-    """Select what a lot wants, and pack it."""
-    block, ask = lot.block, lot.wants[0].ask
+def _selected(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingScores | _PendingTopK:
+    """Select the tokens that a group asks for, and add their numbers to the transfer."""
+    block, ask = group.block, group.queries[0].ask
     if isinstance(ask, Score):
-        tokens = indices([want.ask.tokens for want in lot.wants if isinstance(want.ask, Score)], block.logits.device)
-        return _Named(lot, *(device_to_host.add(each) for each in lot.figures(tokens, lot.lines)))
-    return _best(lot, device_to_host) if isinstance(ask, Top) else _drawn(lot, device_to_host)
+        named = [query.ask.tokens for query in group.queries if isinstance(query.ask, Score)]
+        tokens = indices(named, block.logits.device)
+        return _PendingScores(group, *(device_to_host.add(each) for each in group.figures(tokens, group.lines)))
+    return _best(group, device_to_host) if isinstance(ask, Top) else _drawn(group, device_to_host)
 
 
-def _best(lot: _QueryGroup, device_to_host: DeviceToHost) -> _Listed:
-    block = lot.block
-    log_norm_offset = None if block.log_norm_offset is None else rows_of(block.log_norm_offset, lot.lines)
-    top_k_list = select.top_k_list(rows_of(block.scores, lot.lines), lot.size, log_norm_offset)
+def _best(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingTopK:
+    block = group.block
+    log_norm_offset = None if block.log_norm_offset is None else rows_of(block.log_norm_offset, group.lines)
+    top_k_list = sampler.top_k_list(rows_of(block.scores, group.lines), group.size, log_norm_offset)
     values = logits = device_to_host.add(top_k_list.values)
     if block.scores is not block.logits or log_norm_offset is not None:
-        logits = device_to_host.add(figures_of(block.logits, lot.lines, top_k_list.tokens))
-    return _Listed(lot, top_k_list, values, device_to_host.add(top_k_list.tokens), logits, values)
+        logits = device_to_host.add(figures_of(block.logits, group.lines, top_k_list.tokens))
+    return _PendingTopK(group, top_k_list, values, device_to_host.add(top_k_list.tokens), logits, values)
 
 
-def _drawn(lot: _QueryGroup, device_to_host: DeviceToHost) -> _Listed:
-    block = lot.block
-    scores = rows_of(block.scores, lot.lines)
+def _drawn(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingTopK:
+    block = group.block
+    scores = rows_of(block.scores, group.lines)
     if block.log_norm_offset is not None:
-        scores = scores - rows_of(block.log_norm_offset, lot.lines)
-    top_k_list = select.draw(scores, [want.noise for want in lot.wants if want.noise is not None], lot.size)
-    logits, own = (device_to_host.add(each) for each in lot.figures(top_k_list.tokens, lot.lines))
-    return _Listed(
-        lot, top_k_list, device_to_host.add(top_k_list.values), device_to_host.add(top_k_list.tokens), logits, own
+        scores = scores - rows_of(block.log_norm_offset, group.lines)
+    top_k_list = sampler.draw(scores, [query.noise for query in group.queries if query.noise is not None], group.size)
+    logits, own = (device_to_host.add(each) for each in group.figures(top_k_list.tokens, group.lines))
+    return _PendingTopK(
+        group, top_k_list, device_to_host.add(top_k_list.values), device_to_host.add(top_k_list.tokens), logits, own
     )

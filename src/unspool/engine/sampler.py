@@ -15,24 +15,24 @@ from unspool.noise import NoiseKey, gumbel, gumbel_parts, streams
 from unspool.processors.rows import FORBIDDEN, Best, best, first_best, on_host, survivors, token_ids
 
 SPARE = 4
-"""So many tokens are listed behind the k best."""
+"""Tokens listed beyond the k best."""
 
 FEW = 64
-"""Noise is drawn for the allowed tokens alone where no row has more than this many of them."""
+"""Tokens. If no row has more allowed tokens than this, noise is computed for the allowed tokens only."""
 
-_WORK = 2**18
-"""Tokens that are given their noise at once: 2 MiB of numbers on the way there."""
+_TOKENS_PER_CALL = 2**18
+"""Tokens whose noise is computed in one call: 2 MiB of intermediate numbers."""
 
 
 class Picked(NamedTuple):
-    """Tokens picked from one row, in order; `values` are scores, or scores plus noise."""
+    """Tokens picked from one row, best or first drawn first. values: their scores, or scores plus noise."""
 
     tokens: list[int]
     values: list[float]
 
 
 class TopKList(NamedTuple):
-    """The first tokens of each row, where they were computed; ties among them stand in any order.
+    """The best tokens of each row, on the device that computed them. Ties are in any order.
 
     values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab].
     """
@@ -42,7 +42,7 @@ class TopKList(NamedTuple):
     whole: Callable[[int], torch.Tensor]
 
     def full_row_top_k(self, row: int, k: int) -> Picked:
-        """Look at a whole row, where ties go on behind the list; another transfer."""
+        """Return the k best tokens of a full row, for ties beyond the list. Needs another transfer."""
         scores = self.whole(row)
         kth = torch.topk(scores, min(k, len(scores))).values[-1]
         tokens = torch.nonzero(scores >= kth)[:, 0]  # ascending ids
@@ -51,12 +51,12 @@ class TopKList(NamedTuple):
 
 
 def resolve_ties(values: Sequence[float], tokens: Sequence[float], k: int) -> Sequence[int] | None:
-    """Return where the k first allowed tokens of a row stand in its list, fewer where fewer are allowed.
+    """Return the list positions of a row's k best allowed tokens, or of fewer if fewer are allowed.
 
-    None where a tie decides who is in, and may go on behind the list. values, tokens: of the list.
+    None if a tie at position k can continue beyond the list. values, tokens: the row's list.
     """
     ahead = values[: k + 1]
-    if len(set(ahead)) == len(ahead):  # no ties, so no more than one that is forbidden
+    if len(set(ahead)) == len(ahead):  # no ties, so at most one forbidden token
         count = min(len(ahead), k)
         return range(count - 1 if ahead[count - 1] == FORBIDDEN else count)
     if values[min(k, len(values)) - 1] == values[-1] > FORBIDDEN:
@@ -66,9 +66,12 @@ def resolve_ties(values: Sequence[float], tokens: Sequence[float], k: int) -> Se
 
 
 def top_k_list(scores: torch.Tensor, k: int, log_norm_offset: torch.Tensor | None = None) -> TopKList:
-    """List the k best tokens of each row, with a few more where ties are still open.
+    """List the k best tokens of each row, with a few more to resolve ties.
 
-    scores: [rows, vocab]. shift: [rows, 1], taken off the scores listed, where rounding may make ties of them.
+    Args:
+        scores: [rows, vocab].
+        k: at least 1.
+        log_norm_offset: [rows, 1], subtracted from the listed scores only, where rounding can create ties; None for 0.
     """
     if log_norm_offset is None:
         return TopKList(*_foremost(scores, k), scores.__getitem__)
@@ -81,12 +84,12 @@ def _foremost(scores: torch.Tensor, k: int) -> Best:
 
 
 def top(scores: torch.Tensor, k: int) -> list[Picked]:
-    """Return the k best allowed tokens of each row, best first, fewer where fewer are allowed. scores: [rows, vocab]"""
+    """Return the k best allowed tokens of each row, best first, or fewer if fewer are allowed. scores: [rows, vocab]"""
     return _picked(top_k_list(scores, k), k)
 
 
 def perturbed(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> list[Picked]:
-    """Return the k largest of score + Gumbel noise in each row: k draws without replacement, in the order drawn."""
+    """Return k draws without replacement per row, in the order drawn: the largest sums of score and Gumbel noise."""
     return _picked(draw(scores, keys, k), k)
 
 
@@ -102,10 +105,10 @@ def _picked(found: TopKList, k: int) -> list[Picked]:
 
 
 def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> TopKList:
-    """List the k largest of score + Gumbel noise in each row: k draws without replacement, in the order drawn.
+    """List k draws without replacement per row, in the order drawn: the largest sums of score and Gumbel noise.
 
-    With k = 1 that is one draw from softmax(scores). What is drawn does not depend on whether noise was computed for
-    the allowed tokens alone or for the whole vocabulary, since each token's noise is its own.
+    k = 1 is one draw from softmax(scores). Each token's noise depends on its own key and id. So the result is the same
+    if noise is computed for the allowed tokens only, or for the whole vocabulary.
     """
     vocab, device = scores.shape[-1], scores.device
     named = streams(keys, device)
@@ -117,7 +120,7 @@ def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> TopKList:
     if few is not None:
         values, places = (few.values + gumbel(named, few.ids)).topk(min(k + SPARE, few.ids.shape[1]))
         return TopKList(values, few.ids.gather(1, places), whole)
-    step = max(_WORK // vocab, 1)
+    step = max(_TOKENS_PER_CALL // vocab, 1)
     parts = enumerate(gumbel_parts(named, vocab, step))
     found = [_foremost(noise.add_(scores[index * step : (index + 1) * step]), k) for index, noise in parts]
     return TopKList(torch.cat([each.values for each in found]), torch.cat([each.ids for each in found]), whole)

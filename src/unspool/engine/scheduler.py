@@ -1,4 +1,7 @@
-"""Who is admitted, and what the next forward pass holds. Knows lengths and budgets, neither tensors nor text."""
+"""The scheduler: admits requests when their memory is free, and plans the next forward pass.
+
+Knows lengths and budgets; knows neither tensors nor text.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from unspool.types import Feed
 
 
 class Waiting(NamedTuple):
-    """A validated request that has no memory yet."""
+    """A validated request in the queue, without reserved memory."""
 
     number: int
     request: Request
@@ -26,7 +29,7 @@ class Waiting(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """One feed of the next pass, the strand it grows, and the lengths its asked rows stand for."""
+    """One feed of the next pass, the sequence it extends, and the lengths of its asked rows."""
 
     conversation: Conversation
     branch: Branch
@@ -36,7 +39,7 @@ class Planned(NamedTuple):
 
 
 class Need(NamedTuple):
-    """The most (sequences, cached tokens) that a request can come to hold on one runtime."""
+    """The most sequences and cached tokens that a request can ever hold on one runtime."""
 
     runtime: LockedRuntime
     sequences: int
@@ -53,7 +56,7 @@ def _together(needs: Iterable[Need]) -> list[Need]:
 
 
 def _reserve(needs: list[Need]) -> bool:
-    """Set aside room for all of these, one per runtime, or for none; returns which."""
+    """Reserve memory for all needs, at most one per runtime, or for none of them; returns True for all."""
     for index, need in enumerate(needs):
         if not need.runtime.reserve(need.sequences, need.tokens):
             for done in needs[:index]:
@@ -63,17 +66,17 @@ def _reserve(needs: list[Need]) -> bool:
 
 
 def _is_invariant(conversation: Conversation, branch: Branch) -> bool:
-    """Return whether a branch's rows must be free of their company."""
+    """Return True if a branch's rows must be batch-invariant."""
     return bool(conversation.request.config.batch_invariant) and not branch.drafts
 
 
 class Scheduler:
-    """First come, first served: a request waits until all memory it could ever need is free, so none starves another.
+    """First come, first served. Each request reserves its worst-case memory, so that a running request never starves.
 
     Args:
-        runtime: of the model; the limits in its info, and in that of a request's draft model, bound what is reserved.
-        max_batch_tokens: most tokens of one pass, as far as prompts are concerned: rows of requests that are already
-            writing always go, prompts share what they leave, in chunks.
+        runtime: of the model. The limits in its info and in the draft model's info bound the reservations.
+        max_batch_tokens: token budget of one pass. Decoding requests always take part in a pass; prompts share the rest
+            of the budget, in chunks.
     """
 
     def __init__(self, runtime: LockedRuntime, max_batch_tokens: int) -> None:
@@ -83,7 +86,7 @@ class Scheduler:
         self._reserved: dict[int, list[Need]] = {}
 
     def needs(self, request: Request, context: Context) -> list[Need]:
-        """Return the most that a request can come to hold, on the model and on its draft model."""
+        """Return the worst-case memory of a request, on the model and on its draft model."""
         branches = request.strategy.max_branches(request.config)
         prompts = [request.prompt] + ([request.negative_prompt] if request.negative_prompt is not None else [])
         tokens = sum(len(prompt) + context.max_new_tokens for prompt in prompts)
@@ -99,7 +102,7 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            CapacityError: it could not be held even alone, or with its gang.
+            CapacityError: if it does not fit into the limits even alone, or together with its lockstep group.
         """
         lockstep_group = waiting.request.lockstep_group
         ahead = (
@@ -125,27 +128,27 @@ class Scheduler:
         self._waiting.append(waiting)
 
     def admit(self) -> list[Waiting]:
-        """Return the requests that may start now, in order of arrival; a gang starts as a whole."""
+        """Return the requests that can start now, in order of arrival. A lockstep group starts as a whole."""
         admitted = []
         while self._waiting:
-            party = self._party(self._waiting[0])
-            needs = {each.number: self.needs(each.request, each.context) for each in party}
+            group = self._lockstep_group(self._waiting[0])
+            needs = {each.number: self.needs(each.request, each.context) for each in group}
             if not _reserve(_together(need for several in needs.values() for need in several)):
                 break
-            for _ in party:
+            for _ in group:
                 self._waiting.popleft()
             self._reserved.update(needs)
-            admitted += party
+            admitted += group
         return admitted
 
-    def _party(self, first: Waiting) -> list[Waiting]:
-        """Return who must start together with the first that waits."""
+    def _lockstep_group(self, first: Waiting) -> list[Waiting]:
+        """Return the first waiting request with the rest of its lockstep group."""
         if first.request.lockstep_group is None:
             return [first]
         return list(takewhile(lambda each: each.request.lockstep_group is first.request.lockstep_group, self._waiting))
 
     def forget(self, number: int) -> None:
-        """Free a request's reservation, or take it out of the queue."""
+        """Free a request's reservation, or remove it from the queue."""
         reserved = self._reserved.pop(number, None)
         for need in reserved or ():
             need.runtime.reserve(-need.sequences, -need.tokens)
@@ -161,15 +164,18 @@ class Scheduler:
         return len(self._reserved)
 
     def plan(self, running: Iterable[Conversation], runtime: Runtime, *, drafts: bool = False) -> list[Planned]:
-        """Return the feeds of a runtime's next pass: rows of requests that write, then prompts within the budget.
+        """Return the feeds of a runtime's next pass: first of decoding sequences, then of prompts within the budget.
 
-        Prompts take over what is cached of them already. They stay in order; only where one waits for what another of
-        this pass computes for both, the next one goes in its place.
+        Prompts reuse cached prefixes. They stay in order, except that a prompt can wait for an earlier one with the
+        same prefix; the next prompt then takes its turn.
 
-        drafts: whether draft branches are meant, or the others; a model may draft for itself.
+        Args:
+            running: all running requests, in order of arrival.
+            runtime: of the pass.
+            drafts: True plans draft branches, False the others. A model can be its own draft model.
 
         Raises:
-            PrefixError: a request's sequence could not begin; plan again without it.
+            PrefixError: if a request's prefix-cache lookup raises; plan again without that request.
         """
         asked = [
             (conversation, branch, cached_seq)
@@ -180,7 +186,7 @@ class Scheduler:
             if cached_seq.runtime is runtime and conversation.lacks(branch, cached_seq)
         ]
         planned = [self._feed(*each, len(each[2].pending)) for each in asked if each[2].has_prompt]
-        # However many rows write, prompts get a share, or they would wait until the writers are done.
+        # Prompts get at least a quarter of the budget, so that decoding sequences cannot block them.
         free = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
         budget = max(free, self._max_batch_tokens // 4, 1)
         num_writing = len(planned)
@@ -202,11 +208,11 @@ class Scheduler:
         return planned
 
     def _chunk(self, cached_seq: CachedSequence, budget: int, *, invariant: bool, first: bool) -> int:
-        """Return how many pending tokens go now; 0 for none.
+        """Return the number of pending tokens to feed now; 0 for none.
 
-        Chunks of an invariant request are whole, or none: no other request of the pass divides them. Some models read
-        every prompt in one chunk. The first prompt of a pass always gets a chunk, so that it never waits for an idle
-        engine.
+        A batch-invariant request is fed in full chunks only, so that other requests never change its chunks. Some
+        models need every prompt in one chunk. The first prompt of a pass always gets a chunk, so that every pass makes
+        progress.
         """
         whole = cached_seq.runtime.info.reads_whole
         count = len(cached_seq.pending) if whole else min(len(cached_seq.pending), self._max_batch_tokens)

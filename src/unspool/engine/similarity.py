@@ -1,6 +1,6 @@
-"""The hidden states a request has seen, and how much the newest of a branch resembles those before it.
+"""Hidden states of a request's tokens, and cosine similarities of the newest ones, for contrastive search.
 
-Owns the memory of hidden states, kept along the tree of output tokens. Knows no strategy.
+Owns the stored hidden states, which follow the token tree. Knows no strategy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unspool.engine.branches import Node
 
 
 class _Arena:
-    """Rows that are only ever appended, so that a sequence and what it was before share them. buffer: [room, width]"""
+    """A growing buffer of rows that a sequence shares with its own prefixes. buffer: [capacity, width]"""
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.buffer = rows
@@ -39,7 +39,7 @@ class _Context(NamedTuple):
 
     def follow(self, row: torch.Tensor) -> _Context:
         arena = self.arena
-        if arena.used != self.length:  # another branch has gone on from here
+        if arena.used != self.length:  # another branch has appended after this prefix
             arena = _Arena(self.rows.clone())
         arena.append(row)
         return _Context(arena, self.length + 1)
@@ -50,30 +50,30 @@ def _unit(hidden: torch.Tensor) -> torch.Tensor:
 
 
 class HiddenStates:
-    """Hidden states of one request's prompt and of the tokens of its branches, each of length 1.
+    """Hidden states of one request's prompt and output tokens, normalized to length 1.
 
     Args:
-        root: the node that stands for the prompt.
+        root: the node of the prompt.
     """
 
     def __init__(self, root: Node) -> None:
         self._root = root
 
     def add_prompt(self, start: int, hidden: torch.Tensor) -> None:
-        """Take in prompt tokens from position `start` on; those known already stay. hidden: [tokens, width]"""
+        """Add the hidden states of prompt tokens from position `start` on, if not known yet. hidden: [tokens, width]"""
         known = 0 if self._root.hidden is None else len(self._root.hidden)
         if len(hidden) and start + len(hidden) > known:
-            assert start <= known, "a piece of the prompt is missing"
+            assert start <= known, "a part of the prompt is missing"
             rows = _unit(hidden[known - start :])
             self._root.hidden = rows if self._root.hidden is None else torch.cat([self._root.hidden, rows])
 
     def add(self, nodes: Sequence[Node], hidden: torch.Tensor) -> None:
-        """Take in the tokens of nodes. hidden: [len(nodes), width]"""
+        """Add the hidden states of nodes. hidden: [len(nodes), width]"""
         for node, row in zip(nodes, _unit(hidden), strict=True):
             node.hidden = row
 
     def similarities(self, tips: Sequence[Node]) -> list[float]:
-        """Return the greatest cosine of each tip's hidden state to those before it; siblings in one product."""
+        """Return each tip's largest cosine similarity to an earlier token, in [-1, 1]; one product per parent."""
         found: dict[int, float] = {}
         families: dict[int, list[Node]] = {}
         for tip in {id(tip): tip for tip in tips}.values():

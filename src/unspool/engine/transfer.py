@@ -1,4 +1,4 @@
-"""Brings what a step has found over from the device, all of it at once."""
+"""Device-to-host transfer: batches the small tensors of a step into one copy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unspool.processors.rows import on_host
 
 
 class Transfer:
-    """A small tensor on its way. rows: its numbers, row by row, once the parcel has arrived."""
+    """A small tensor in a pending transfer. rows: its numbers, row by row, after `DeviceToHost.send`."""
 
     __slots__ = ("rows",)
 
@@ -17,24 +17,24 @@ class Transfer:
 
 
 class DeviceToHost:
-    """Small tensors that travel together: a wait for the device costs more than anything that is brought over."""
+    """Small tensors that are copied together, because each wait for the device costs more than the copy itself."""
 
     def __init__(self) -> None:
         self._packed: list[tuple[Transfer, torch.Tensor]] = []
 
     def add(self, numbers: torch.Tensor) -> Transfer:
-        """Pack a tensor. numbers: [rows, columns], floats or ids; ids come over exactly, as floats."""
+        """Add a tensor. numbers: [rows, columns], floats or token ids; ids arrive as floats, without rounding."""
         item = Transfer()
         self._packed.append((item, numbers))
         return item
 
     def send(self) -> None:
-        """Fill all items, in one transfer."""
+        """Copy all tensors and fill their `rows`."""
         if all(on_host(numbers) for _, numbers in self._packed):
             for item, numbers in self._packed:
                 item.rows = numbers.tolist()
             return
-        # Next to one float64 tensor all others are turned into that, which holds ids and float32 exactly.
+        # One float64 tensor promotes all others to float64, which holds ids and float32 exactly.
         parts = [numbers.flatten() for _, numbers in self._packed]
         flat: list[float] = torch.cat([parts[0].double(), *parts[1:]]).tolist()
         start = 0

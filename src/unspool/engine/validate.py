@@ -1,4 +1,4 @@
-"""What is checked before a request is queued: nothing is accepted that could not run."""
+"""Validates a request against the model before it is queued, so that accepted requests can run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from unspool.types import ModelInfo
 
 
 def check_limit(option: str, given: Any) -> None:
-    """Refuse a limit that is no integer of at least 1.
+    """Check that a limit is an integer >= 1.
 
     Raises:
-        OptionError: so it is.
+        OptionError: if it is not.
     """
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise OptionError(option, given, "must be an integer of at least 1", "leave it out for the default")
 
 
 def context_of(request: Request, info: ModelInfo) -> Context:
-    """Check a request against the model and return what its strategy and processors may know.
+    """Check a request against the model, and return the facts that its strategy and processors can use.
 
     Raises:
-        PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves the model no room.
-        OptionError: an option does not fit the model.
+        PromptError: if the prompt is empty, has ids outside the vocabulary, or leaves no room for a new token.
+        OptionError: if an option does not fit the model.
     """
     config = request.config
     _check_prompt(request, info)
@@ -46,7 +46,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         seed=request.seed,
         info=info,
         eos_token_ids=tuple(eos),
-        # Beams need a continuation besides every way to end, as in transformers; stochastic ones are samples.
+        # As in transformers, beams need one token more than there are ways to end. Stochastic beams are samples.
         min_tokens_to_keep=1 + len(eos) if config.num_beams > 1 and config.strategy != "stochastic_beam" else 1,
         draft=request.assistant.info if request.assistant is not None else None,
         layers=_layers(config, info),
@@ -55,19 +55,19 @@ def context_of(request: Request, info: ModelInfo) -> Context:
 
 
 def _check_strategy(request: Request, info: ModelInfo) -> None:
-    """Refuse what the strategy, the draft model or the negative prompt would need and cannot have."""
+    """Check that the model has everything that the strategy, the draft model and the negative prompt need."""
     name = request.strategy.name
     if info.needs_source and request.source is None:
-        raise PromptError(f"{info.name} has an encoder and the request brings nothing for it to read")
+        raise PromptError(f"{info.name} needs an encoder input; pass a text, audio or image")
     for option in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
         value = getattr(request.config, option)
         if request.source is not None and not request.source.token_ids and option in request.config.requested:
-            allowed = f"reads the source's tokens, and what {info.name} reads is no text"
+            allowed = f"needs an encoder input of tokens, and {info.name} does not read text"
             raise OptionError(option, value, allowed, "leave it out")
     if info.needs_source and request.negative_prompt is not None and request.negative_source is None:
-        raise PromptError(f"{info.name} has an encoder and the negative prompt brings nothing for it to read")
+        raise PromptError(f"{info.name} needs an encoder input for the negative prompt; pass a text, audio or image")
     if request.source is not None and not info.needs_source:
-        raise PromptError(f"{info.name} has no encoder, so there is nothing that reads a source")
+        raise PromptError(f"{info.name} has no encoder, so it cannot read a source; pass a text or token ids as prompt")
     if request.strategy.hidden_states and not info.hidden_states:
         raise OptionError(
             "strategy",
@@ -91,7 +91,7 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
 
 
 def _layers(config: GenerationConfig, info: ModelInfo) -> tuple[int, ...]:
-    """Return the inner layers to contrast with the last, none where that is off."""
+    """Return the inner layers to contrast with the last; none if `dola_layers` is off."""
     if config.dola_layers is None:
         return ()
     if info.num_layers is None:
@@ -118,17 +118,17 @@ def _check_prompt(request: Request, info: ModelInfo) -> None:
 
 
 def _origin(request: Request, index: int, info: ModelInfo) -> str:
-    """Return the place that a prompt token can come from if it was not in the caller's prompt."""
+    """Return a hint about the origin of a prompt token that was not in the caller's prompt, or ""."""
     stored = "stored in model.generation_config (generation_config.json) or model.config (config.json)"
     if request.source is not None and index == 0:
         return f"; outputs begin with `decoder_start_token_id`, which is {stored} unless you give it"
     if len(request.prompt) == 1 and request.prompt[0] == info.bos_token_id:
-        return f"; it is the `bos_token_id` {stored}, which stands for an empty prompt: give a prompt"
+        return f"; it is the `bos_token_id` {stored}, which replaces an empty prompt: give a prompt"
     return ""
 
 
 def _check_seed_prompt_tokens(request: Request) -> None:
-    """Refuse to key the noise by more tokens than the prompt has."""
+    """Check that the noise key uses no more tokens than the prompt has."""
     count, length = request.config.seed_prompt_tokens, len(request.prompt)
     if count is not None and count > length:
         allowed = f"must be at most the {length} tokens of the prompt"
@@ -136,7 +136,7 @@ def _check_seed_prompt_tokens(request: Request) -> None:
 
 
 def _check_token_ids(config: GenerationConfig, info: ModelInfo) -> None:
-    """Refuse token ids in options that the model has not."""
+    """Check that all token ids in options are in the model's vocabulary."""
     groups: dict[str, Iterable[int]] = {
         "suppress_tokens": config.suppress_tokens or (),
         "begin_suppress_tokens": config.begin_suppress_tokens or (),
@@ -161,7 +161,7 @@ def _check_token_ids(config: GenerationConfig, info: ModelInfo) -> None:
 
 
 def _breaker_ids(config: GenerationConfig) -> list[int]:
-    """Return the token ids among DRY's breakers; what is text has been encoded where DRY is on."""
+    """Return the token ids among DRY's sequence breakers, if DRY is on. Text breakers are encoded elsewhere."""
     breakers = config.dry_sequence_breakers or () if config.dry_multiplier else ()
     return [token for each in breakers if not isinstance(each, str) for token in _ids(each)]
 
@@ -173,7 +173,7 @@ def _ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def _room(request: Request, info: ModelInfo) -> int:
-    """Return how many tokens may be written: the least of what options and the model's length leave."""
+    """Return how many new tokens are possible: the minimum over the options and the model's length."""
     config, length = request.config, len(request.prompt)
     if info.max_length is not None and length >= info.max_length:
         raise PromptError(
@@ -204,9 +204,9 @@ def _room(request: Request, info: ModelInfo) -> int:
 
 
 def _check_least(config: GenerationConfig, length: int, room: int, info: ModelInfo) -> None:
-    """Refuse a least length that the model's length leaves no room for; the other limits are checked with the options.
+    """Check that the model's length has room for the minimum length. The config checks it against the other limits.
 
-    A value of the model's stored config is no error: nobody asked for it.
+    Ignores values from the model's stored config, which the caller did not give.
     """
     for name, least in (("min_new_tokens", config.min_new_tokens), ("min_length", config.min_length)):
         most = room if name == "min_new_tokens" else length + room

@@ -685,7 +685,7 @@ def test_a_draft_model_that_reads_the_same_source_changes_no_token(family: str, 
 
 def test_source_and_prompt_must_fit_the_model() -> None:
     runtime = runtime_of("bart")
-    with pytest.raises(PromptError, match="has an encoder and the request brings nothing for it to read"):
+    with pytest.raises(PromptError, match="needs an encoder input; pass a text, audio or image"):
         Engine(runtime).submit(request((3,)))
     with pytest.raises(PromptError, match="holds 48 in all"):
         Engine(runtime).submit(asking(runtime, random_source("bart"), [3] * MAX_LENGTH))

@@ -1,1 +1,1 @@
-"""The trace of a request: recording what a strategy tried, and where each number of a row comes from."""
+"""Tracing of requests: a recorder of the strategy's search tree, and the rows of numbers in the trace."""

@@ -1,6 +1,6 @@
-"""Records what a strategy did, from its Turns and the Replies to them; the strategy knows nothing of it.
+"""The trace recorder: builds the search tree of a request from its turns and replies, invisibly to the strategy.
 
-Owns the tree of everything that was tried, and when and why a part of it was given up. Reads branches, changes none.
+Owns the tree of all tried tokens, with the time and reason of every drop. Reads branches, but never changes them.
 Knows no text.
 """
 
@@ -35,10 +35,10 @@ NUM_BEST = 5
 
 @dataclass(slots=True)
 class _Entry:
-    """A node under way.
+    """A node of the trace under construction.
 
-    holders: live branches whose newest token it is, and children that are held. logprob, score: of an ending token,
-    which is no node of the engine's.
+    holders: number of live branches that end here, plus children with holders. logprob, score: for an ending token,
+    which has no node in the engine's token tree; None for other tokens.
     """
 
     id: int
@@ -59,13 +59,13 @@ class _Entry:
 
     @property
     def figures(self) -> tuple[float | None, float | None]:
-        """(logprob, score) of the token, final at the end alone: those of guessed tokens come after the tokens."""
+        """(logprob, score) of the token. Final only at the end, because draft tokens get theirs later."""
         return self.node.figures() if self.node and self.node.parent else (self.logprob, self.score)
 
 
 @dataclass(slots=True)
 class _Step:
-    """A turn, and the rows of its reply once they are there."""
+    """A turn, its commits, and the rows of its reply."""
 
     turn: Turn
     rows: list[TraceRowSource] = field(default_factory=list)
@@ -73,12 +73,12 @@ class _Step:
 
 
 class Recorder:
-    """Writes one request's trace.
+    """Records the trace of one request.
 
     Args:
         prompt: token ids of the request.
-        root: the node that stands for the prompt.
-        num_best: how many of the model's best tokens are kept of each distribution.
+        root: the node of the prompt.
+        num_best: how many of the model's best tokens to keep per distribution.
     """
 
     def __init__(self, prompt: Sequence[int], root: Node, *, num_best: int = NUM_BEST) -> None:
@@ -96,10 +96,10 @@ class Recorder:
         self._processors: tuple[str, ...] = ()
         self._add(root, None, branch=0, step=0)
 
-    # --- what the conversation tells ----------------------------------------------------------------------------
+    # --- events of the conversation -----------------------------------------------------------------------------
 
     def turn(self, turn: Turn, branches: Mapping[int, Branch]) -> None:
-        """Note a Turn whose moves have been applied. branches: all of them, dropped ones too."""
+        """Record a turn after its moves were applied. branches: all branches, with dropped ones."""
         self._branches = branches
         self._steps.append(_Step(turn))
         for move in turn.moves:
@@ -112,13 +112,13 @@ class Recorder:
         for number in touched:
             if branches[number].alive:
                 self._hold(branches[number])
-        # Old tips go after new ones are held, or what forked from a dropped branch would seem given up.
+        # Release old tips last; otherwise the forks of a dropped branch would look dropped too.
         for number, tip in released:
             lost = "taken back" if branches[number].alive else "beaten"
             self._release(tip, turn.note or lost)
 
     def reply(self, turn: Turn, rows: Reply, cuts: Sequence[Distribution | None]) -> None:
-        """Note the answer to that Turn. cuts: each row's distribution; None inside the prompt and for `Similarity`."""
+        """Record the reply to that turn. cuts: each row's distribution; None in the prompt and for `Similarity`."""
         step = self._steps[-1]
         for ask, row, cut in zip(turn.asks, rows, cuts, strict=True):
             branch = self._branches[ask.branch]
@@ -131,7 +131,7 @@ class Recorder:
             step.rows.append(TraceRowSource(ask, row._replace(distribution=None), entry, length, draft, view))
 
     def commit(self, commit: Commit) -> None:
-        """Note a promise of the open Turn."""
+        """Record a commit of the open turn."""
         now = len(self._steps) - 1
         finished = commit.finished
         self._steps[-1].commits.append(
@@ -146,7 +146,7 @@ class Recorder:
             entry.committed = now
 
     def finish(self, outcome: Sequence[Hypothesis]) -> None:
-        """Note what the strategy returned."""
+        """Record the result of the strategy."""
         now = len(self._steps)
         for index, hypothesis in enumerate(outcome):
             end = self._ending(hypothesis, step=now)
@@ -166,7 +166,7 @@ class Recorder:
         self._end_unreturned(self._tips, self._steps[-1:], now)
 
     def trace(self) -> Recording:
-        """Return all that was recorded."""
+        """Return the recording."""
         nodes = tuple(self._node(entry) for entry in self._entries)
         children = Children(nodes)
         return Recording(
@@ -183,7 +183,7 @@ class Recorder:
         return branch <= DRAFT or branch in self._drafts
 
     def _touched(self, turn: Turn) -> list[int]:
-        """Return the branches that a turn's moves concern, those that grow first, and those never seen."""
+        """Return the branches that a turn changes, with growing ones first; the first turn adds all others."""
         grown = [move.branch for move in turn.moves if isinstance(move, Extend)]
         moved = [move.child if isinstance(move, Fork) else move.branch for move in turn.moves]
         new = self._branches if len(self._steps) == 1 else ()
@@ -197,7 +197,7 @@ class Recorder:
         return entry.id
 
     def _hold(self, branch: Branch) -> None:
-        """Enter the branch's new nodes; its newest one is held from now on."""
+        """Add the branch's new nodes, and hold its newest one."""
         unknown: list[Node] = []
         node: Node | None = branch.tip
         while node is not None and node not in self._ids:
@@ -213,7 +213,7 @@ class Recorder:
         self._tips[branch.number] = tip
 
     def _release(self, tip: int, why: str) -> None:
-        """Let go of a node; it is given up with all before it that nothing else holds."""
+        """Release a node. Marks it and its ancestors as dropped, up to the first one with other holders."""
         for entry in self._upwards(tip):
             entry.holders -= 1
             if entry.holders:
@@ -228,12 +228,12 @@ class Recorder:
             at = self._entries[at].parent
 
     def _path_end(self, branch: int, length: int) -> int:
-        # A strategy may return before its first Turn, and then speaks of the root.
+        # A strategy can return before its first turn; its outputs then end at the root.
         found = self._branches.get(branch)
         return self._ids[(self._root if found is None else found.tip).at(length)]
 
     def _ending(self, hypothesis: Hypothesis, *, step: int) -> int:
-        """Return the last node of a finished sequence, entered where it is new."""
+        """Return the last node of a finished sequence, and add it if it is new."""
         branch, last = hypothesis.branch, hypothesis.last
         end = self._path_end(branch, hypothesis.length)
         if last is not None:
@@ -242,7 +242,7 @@ class Recorder:
         return end
 
     def _written(self, hypothesis: Hypothesis, last: Candidate) -> int | None:
-        """Return the node of the ending token where the branch holds it already, as one that was tried or guessed."""
+        """Return the node of the ending token if the branch already has it, for example as a draft token; else None."""
         branch, length = self._branches.get(hypothesis.branch), hypothesis.length + 1
         if branch is None or branch.length < length:
             return None
@@ -250,7 +250,7 @@ class Recorder:
         return self._ids[node] if node.token == last.token else None
 
     def _add_ending(self, parent: int, last: Candidate, *, branch: int, step: int) -> int:
-        """Return the node of a token that ends a sequence and so was never written to a branch."""
+        """Return the node of an ending token that no branch holds, and add it if it is new."""
         key = (parent, last.token)
         if key not in self._endings:
             entry = _Entry(len(self._entries), parent, None, last.token, step, branch, self._is_draft(branch))
@@ -260,14 +260,18 @@ class Recorder:
         return self._endings[key]
 
     def _end_unreturned(self, numbers: Iterable[int], steps: Sequence[_Step], now: int) -> None:
-        """Enter the ends of branches that were offered one token only, which ends them, and are gone since.
+        """Add the ending tokens of dropped branches that had one ending token as their only candidate.
 
-        steps: the one whose reply offered it. A verified guess is offered one token at several places; only the first
-        of them that differs counts, so nothing is said of those.
+        Branches with several asks are verified drafts, in which only the first differing token counts. Skip those.
+
+        Args:
+            numbers: the dropped branches.
+            steps: the step with the reply that contains the candidate; empty for none.
+            now: the step at which the branches ended.
         """
-        heard = [each for step in steps for each in step.rows if not each.draft]
-        asked = Counter(each.ask.branch for each in heard)
-        only = {each.ask.branch: each for each in heard if each.only and asked[each.ask.branch] == 1}
+        replied = [each for step in steps for each in step.rows if not each.draft]
+        asked = Counter(each.ask.branch for each in replied)
+        only = {each.ask.branch: each for each in replied if each.only and asked[each.ask.branch] == 1}
         for number in numbers:
             each = only.get(number)
             if each is not None and each.only is not None and each.only.ends and each.node is not None:
@@ -301,7 +305,7 @@ def _step(index: int, step: _Step, children: Children) -> TraceStep:
         moves=tuple(_move(move) for move in step.turn.moves),
         commits=tuple(step.commits),
         note=step.turn.note,
-        rows=tuple(heard.read(children, taken) for heard in step.rows),
+        rows=tuple(row.read(children, taken) for row in step.rows),
     )
 
 
@@ -312,10 +316,10 @@ def _move(move: Move) -> TraceMove:
         return TraceMove(kind="keep", branch=move.branch, length=move.length)
     if isinstance(move, Fork):
         return TraceMove(kind="fork", branch=move.child, parent=move.parent)
-    assert isinstance(move, Extend), f"{move!r} is no move"
+    assert isinstance(move, Extend), f"{move!r} is not a move"
     return TraceMove(kind="extend", branch=move.branch, tokens=move.tokens)
 
 
 def _total(logprobs: Iterable[float | None]) -> float | None:
-    """Return the sum, or None if it is not finite or a part is unknown."""
+    """Return the sum, or None if it is not finite or one of them is unknown."""
     return finite(math.fsum(math.nan if each is None else each for each in logprobs))

@@ -1,6 +1,6 @@
-"""What is kept of a reply for the trace: the candidates, and a few numbers of each distribution, never the whole.
+"""Rows of the trace: the candidates of a reply, and summary statistics of each distribution.
 
-Owns how a row reads in the trace. Does not know: how the tree of tokens grew (unspool.engine.trace.recorder).
+Owns the form of a row in the trace. Does not know how the token tree grew (unspool.engine.trace.recorder).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from unspool.engine import sampler as select
+from unspool.engine import sampler
 from unspool.records import AskKind, TraceCandidate, TraceCut, TraceNode, TraceRow, TraceToken
 from unspool.types import (
     Ask,
@@ -38,7 +38,7 @@ _KINDS: Mapping[type[Ask], AskKind] = {
 
 
 class RowStats(NamedTuple):
-    """The few numbers that are kept of a distribution; see TraceRow."""
+    """Summary statistics of a distribution; see TraceRow."""
 
     entropy: float
     num_allowed: int
@@ -47,10 +47,11 @@ class RowStats(NamedTuple):
 
     @classmethod
     def of(cls, cut: Distribution, log_norm: float, num_best: int) -> RowStats:
-        """Look at a distribution. log_norm: logsumexp of its scores. num_best: how many of its best tokens are kept."""
+        """Summarize a distribution. log_norm: logsumexp of its scores. num_best: number of best tokens to keep."""
+
         probabilities = cut.logprobs.exp()
         counts = torch.bincount(cut.cut_by[cut.cut_by >= 0], minlength=len(cut.processors)).tolist()
-        (best,) = select.top(cut.logprobs[None], num_best)
+        (best,) = sampler.top(cut.logprobs[None], num_best)
         return cls(
             entropy=-float(torch.where(probabilities > 0, probabilities * cut.logprobs, 0.0).sum()),
             num_allowed=int((cut.scores > -math.inf).sum()),
@@ -73,9 +74,10 @@ class RowStats(NamedTuple):
 
 
 class TraceRowSource(NamedTuple):
-    """A row as it was replied, without its distribution.
+    """A replied row without its distribution, from which the trace row is built at the end.
 
-    node: id of the node whose next token it is about. length, draft: see TraceRow. view: None where there is none.
+    node: id of the node before the row's token; None in the prompt. length, draft: see TraceRow. view: statistics of
+    the distribution; None for a row without one.
     """
 
     ask: Ask
@@ -87,14 +89,14 @@ class TraceRowSource(NamedTuple):
 
     @property
     def only(self) -> Candidate | None:
-        """The only token offered, or None where there are several, or none."""
+        """The only candidate; None for another number of candidates."""
         return self.row.candidates[0] if len(self.row.candidates) == 1 else None
 
     def read(self, children: Children, taken: Counter[int]) -> TraceRow:
         """Return the row for the trace. taken: see Children.became."""
         ask, row, view = self.ask, self.row, self.view
         noisy: Sequence[float | None] = row.perturbed or (None,) * len(row.candidates)
-        # Inside the prompt a score is the log-probability itself, whatever space the row's norm is of.
+        # In the prompt, scores are log-probabilities, even if the row's norm is of logits.
         log_norm = row.log_norm if self.length >= 0 else 0.0
         return TraceRow(
             kind=_KINDS[type(ask)],
@@ -117,7 +119,7 @@ class TraceRowSource(NamedTuple):
 
 
 class Children:
-    """Finds the node that a candidate became: one of an output first, then one that was kept, then the oldest."""
+    """Finds the node of a candidate. Prefers nodes of outputs, then nodes that were not dropped, then older nodes."""
 
     def __init__(self, nodes: Sequence[TraceNode]) -> None:
         self._found: dict[tuple[int, int, bool], list[TraceNode]] = {}
@@ -128,7 +130,7 @@ class Children:
             same.sort(key=lambda node: (node.state != "output", node.state == "dropped", node.id))
 
     def became(self, parent: int | None, token: int, draft: bool, taken: Counter[int]) -> int | None:
-        """Return the node, or None. taken: how often each was named in this step, so that equal draws get their own."""
+        """Return the node's id, or None. taken: how often this step returned each node, so that equal draws differ."""
         same = [] if parent is None else self._found.get((parent, token, draft), [])
         if not same:
             return None
@@ -138,7 +140,7 @@ class Children:
 
 
 def finite(value: float | None) -> float | None:
-    """Return the number, or None where it is none or infinite, which JSON cannot hold."""
+    """Return the number; None for None, NaN and infinity, which JSON cannot represent."""
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -157,5 +159,6 @@ def _candidate(candidate: Candidate, perturbed: float | None, log_norm: float, n
 
 
 def _exp(logprob: float) -> float:
-    """Return the probability; rounding may not lift it above 1."""
+    """Return the probability, clipped to 1 because of rounding."""
+
     return min(1.0, math.exp(logprob))

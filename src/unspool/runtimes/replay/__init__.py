@@ -1,1 +1,1 @@
-"""Tracing: a pass is recorded once as a flat list of calls and replayed without the module tree."""
+"""Pass replay: a forward pass is traced once as a `torch.fx.Graph` and then runs without the module tree."""

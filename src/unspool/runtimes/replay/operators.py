@@ -1,19 +1,63 @@
-"""Properties of PyTorch's operators that decide whether a list of calls can repeat a pass.
+"""Operators of PyTorch that a list of calls can repeat: no value-dependent results, no writes into lasting tensors.
 
-Reads operator schemas and tags. Knows no models, tracers or CUDA graphs.
+Reads operator schemas and tags. Knows no models, graphs or caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _ATEN = torch.ops.aten
 _INDEXING = frozenset((_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index))
 _DYNAMIC_SHAPE = "makes a tensor whose size depends on values"
+
+
+class Unrecordable(Exception):
+    """A list of calls cannot repeat the pass; the message says why."""
+
+
+class RepeatableOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While the mode is on, each operator of this thread must be one that a list of calls can repeat.
+
+    Shapes must not depend on values, so that the recorded shapes hold for other tokens. Operators must write only into
+    tensors of the pass itself, so that the pass can run a second time.
+
+    Attributes:
+        num_writes: number of tensors that operators have changed in place.
+
+    Raises:
+        Unrecordable: if an operator reads values, has a result of data-dependent size, or changes a lasting tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_writes = 0
+        self._made_here: set[int | None] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        with self:
+            # A composite operator is repeatable if its parts are.
+            result = func.decompose(*args, **options)
+        if result is not NotImplemented:
+            return result
+        if reason := value_dependence(func, args):
+            raise Unrecordable(f"it {reason} ({func})")
+        for tensor in _written_tensors(func, args, options):
+            self.num_writes += 1
+            if _storage(tensor) not in self._made_here:
+                raise Unrecordable(f"it changes a tensor that outlives the pass ({func})")
+        given = set(_storages((args, options)))
+        result = func(*args, **options)
+        self._made_here.update(storage for storage in _storages(result) if storage not in given)
+        return result
 
 
 def value_dependence(func: Any, args: Sequence[Any]) -> str:
@@ -31,10 +75,23 @@ def value_dependence(func: Any, args: Sequence[Any]) -> str:
     return _DYNAMIC_SHAPE if torch.Tag.dynamic_output_shape in func.tags else ""
 
 
-def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+def _written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     """Yield the arguments that a call changes in place, as the operator's schema declares them."""
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         given = args[index] if index < len(args) else kwargs.get(argument.name)
         yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor))
+
+
+def _storages(tree: Any) -> Iterator[int | None]:
+    return (_storage(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Return the identity of a tensor's memory; None for a packed weight, which has no storage."""
+    try:
+        storage: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+    return storage

@@ -1,230 +1,125 @@
-"""A pass that was written down, as one plain Python function: the same calls without the module tree around them.
+"""A traced pass as one plain Python function: the same calls without the module tree, for any number of rows.
 
-Two tapes of passes of different sizes are joined: a number that differs is a multiple of the number of rows, or of
-those asked for. So one program serves every size. Knows neither models nor caches.
+Owns the comparison of two traces of different sizes: a number that differs must be a multiple of one of the sizes.
+Knows neither models nor caches.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch import fx
 
 from unspool.runtimes.kv.attention import AttentionParams
-from unspool.runtimes.replay.fuse_residual_add import fuse_residual_adds
-from unspool.runtimes.replay.tracer import Constant, Ref, Slice, Step, Unrecordable, tensors_in
-
-INPUTS = ("ids", "positions", "keep")
-_SIZES = ("rows", "asked")
+from unspool.runtimes.replay.operators import Unrecordable
+from unspool.runtimes.replay.tracer import Tracer
 
 
 class Size(NamedTuple):
-    """How large a taped pass was. rows: tokens. asked: rows of logits."""
+    """Size of a pass. rows: number of tokens. asked: number of rows of logits."""
 
     rows: int
     asked: int
 
 
-# No number is a multiple of the rows in both and of the asked in both, so that a pair names one of them.
+# A pair of numbers names one kind of size: no pair is a multiple of both kinds.
 SIZES = (Size(11, 5), Size(13, 7))
 
 
-class Times(NamedTuple):
-    """`factor` times the rows, or the rows asked for, of a pass."""
-
-    factor: int
-    name: str
-
-
 class Program:
-    """Carries out what two tapes have in common.
+    """One traced pass that runs with any number of rows.
 
     Args:
-        tapes: the steps of two passes of the sizes `SIZES`, whose inputs are `INPUTS`.
-        result: number of the tensor that each of them returned.
-        fused: whether packed layers add what their results are added to. Whether that can be done depends on shapes,
-            which tapes do not hold.
+        first, second: finished traces of the sizes `SIZES`. The program takes over the graph of the first.
+
+    Attributes:
+        graph: the calls; print it to read them.
 
     Raises:
-        Unrecordable: the two differ in more than their size.
+        Unrecordable: if the traces differ in more than their sizes.
     """
 
-    def __init__(self, tapes: tuple[Sequence[Step], Sequence[Step]], result: int, *, fused: bool = False) -> None:
-        first, second = tapes
-        if len(first) != len(second):
-            raise Unrecordable("what it calls depends on the number of tokens")
-        steps = [_joined_step(a, b) for a, b in zip(first, second, strict=True)]
-        steps, result = _without_dropout(steps, result)
-        steps = _without_waste(steps, result)
-        if fused:
-            steps = fuse_residual_adds(steps, result)
-        self._names: dict[str, Any] = {}
-        self.source = "\n".join(self._lines(steps, result))
-        exec(compile(self.source, "<a recorded pass>", "exec"), self._names)
+    def __init__(self, first: Tracer, second: Tracer) -> None:
+        _join_traces(first, second)
+        self.graph = first.graph
+        self.graph.eliminate_dead_code(_is_needed)
+        code = self.graph.python_code("self")
+        names = dict(code.globals)
+        exec(compile(code.src, "<replay of a pass>", "exec"), names)
+        self._run = partial(names["forward"], None, *first.constants)
 
     def __call__(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Run the pass. ids, positions: [1, rows]. keep: [asked], rows whose result is wanted."""
-        result: torch.Tensor = self._names["run"](cache, ids, positions, keep, ids.shape[1], keep.shape[0])
+        """Run the pass. ids, positions: [1, rows]. keep: [asked], rows whose logits are returned."""
+        result: torch.Tensor = self._run(cache, ids, positions, keep, ids.shape[1], keep.shape[0])
         return result
 
-    def _lines(self, steps: Sequence[Step], result: int) -> Iterator[str]:
-        yield f"def run(cache, {', '.join(INPUTS)}, {', '.join(_SIZES)}):"
-        for number, name in enumerate(INPUTS):
-            yield f"    t{number} = {name}"
-        last = _last_uses(steps)
-        for index, step in enumerate(steps):
-            yield f"    {self._call(step)}"
-            if gone := [f"t{number}" for number in last.get(index, ()) if number != result]:
-                yield f"    del {', '.join(gone)}"
-        yield f"    return t{result}"
 
-    def _call(self, step: Step) -> str:
-        func = f"cache.{step.func}" if isinstance(step.func, str) else self._name("f", step.func)
-        given = [self._text(value) for value in step.args]
-        given += [f"{name}={self._text(value)}" for name, value in step.kwargs.items()]
-        targets = ["_" if number is None else f"t{number}" for number in step.outputs]
-        return f"{', '.join(targets)}{',' if step.is_tuple else ''} = {func}({', '.join(given)})"
-
-    def _text(self, value: Any) -> str:
-        """Return an argument as source text; what has none gets a name."""
-        if isinstance(value, Ref):
-            return f"t{value.number}"
-        if isinstance(value, Times):
-            return value.name if value.factor == 1 else f"{value.factor} * {value.name}"
-        if isinstance(value, Slice):
-            return f"slice({', '.join(map(self._text, value))})"
-        if isinstance(value, Constant):
-            return self._name("c", value.tensor)
-        if isinstance(value, tuple):
-            return f"({''.join(self._text(entry) + ', ' for entry in value)})"
-        if isinstance(value, list):
-            return f"[{', '.join(map(self._text, value))}]"
-        if isinstance(value, dict):
-            return f"{{{', '.join(f'{key!r}: {self._text(entry)}' for key, entry in value.items())}}}"
-        if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
-            return repr(value)
-        return self._name("c", value)
-
-    def _name(self, kind: str, value: Any) -> str:
-        name = f"{kind}{id(value)}"  # `_names` keeps it alive
-        self._names[name] = value
-        return name
+def _is_needed(node: fx.Node) -> bool:
+    """Return whether a call stays even if nothing reads its result."""
+    return node.op in ("placeholder", "call_method", "output") or node.meta.get("writes", False)
 
 
-def _joined_step(first: Step, second: Step) -> Step:
-    if first.func is not second.func and first.func != second.func:
-        raise Unrecordable("what it calls depends on the number of tokens")
-    if first.outputs != second.outputs:
-        raise Unrecordable("how much a call returns depends on the number of tokens")
-    args, kwargs = _joined(first.args, second.args), _joined(first.kwargs, second.kwargs)
-    return first._replace(args=args, kwargs=kwargs)
+def _join_traces(first: Tracer, second: Tracer) -> None:
+    """Replace the numbers of the first trace that depend on the size of the pass."""
+    graph, nodes, others = first.graph, list(first.graph.nodes), list(second.graph.nodes)
+    if [(node.name, node.target) for node in nodes] != [(node.name, node.target) for node in others]:
+        raise Unrecordable("its calls depend on the number of tokens")
+    for constant, other in zip(first.constants, second.constants, strict=True):
+        _check_same(constant, other, is_same=_are_same(constant, other))
+    sizes = list(zip(first.sizes, first.sizes.values(), second.sizes.values(), strict=True))
+    for node, other in zip(nodes, others, strict=True):
+        leaves, structure = _leaves(node)
+        other_leaves, other_structure = _leaves(other)
+        if structure != other_structure:
+            raise Unrecordable("the arguments of a call depend on the number of tokens")
+        with graph.inserting_before(node):
+            joined = [_join(*pair, sizes) for pair in zip(leaves, other_leaves, strict=True)]
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _next_of(joined))
 
 
-def _joined(first: Any, second: Any) -> Any:
-    """Return what two arguments have in common, with `Times` where they differ in size."""
-    if type(first) is not type(second):
-        raise Unrecordable("a call's arguments depend on the number of tokens")
-    if isinstance(first, Constant):
-        return _same(first, second, first.tensor is second.tensor)
-    if isinstance(first, AttentionParams):
-        names = AttentionParams.__slots__
-        return _same(
-            first,
-            second,
-            all(getattr(first, name) is getattr(second, name) for name in names) or _terms(first) == _terms(second),
-        )
-    if isinstance(first, Ref):
-        return _same(first, second, first == second)
-    if isinstance(first, Slice):
-        return Slice(*map(_joined, first, second))
-    if isinstance(first, tuple | list):
-        _same(first, second, len(first) == len(second))
-        return type(first)(map(_joined, first, second))
-    if isinstance(first, dict):
-        _same(first, second, first.keys() == second.keys())
-        return {key: _joined(first[key], second[key]) for key in first}
-    if isinstance(first, int) and not isinstance(first, bool) and first != second:
-        return _times(first, second)
-    return _same(first, second, first is second or bool(first == second))
+def _leaves(node: fx.Node) -> tuple[list[Any], Any]:
+    """Return the arguments of a call that are no containers, and the containers with zeros in their place."""
+    leaves: list[Any] = []
+
+    def collect(leaf: Any) -> int:
+        leaves.append(leaf)
+        return 0
+
+    structure = fx.node.map_aggregate((node.args, node.kwargs), collect)
+    return leaves, structure
 
 
-def _terms(params: AttentionParams) -> tuple[Any, ...]:
-    return params.scaling, params.window, params.softcap, id(params.sinks)
+def _next_of(values: Iterable[Any]) -> Callable[[Any], Any]:
+    iterator = iter(values)
+    return lambda _: next(iterator)
 
 
-def _same(first: Any, second: Any, is_same: bool) -> Any:
-    if not is_same:
-        raise Unrecordable(f"an argument is {second!r:.80} in one pass and {first!r:.80} in another")
-    return first
-
-
-def _times(first: int, second: int) -> Times:
-    for name, a, b in zip(_SIZES, *SIZES, strict=True):
-        factor, rest = divmod(first, a)
-        if not rest and factor * b == second:
-            return Times(factor, name)
+def _join(first: Any, second: Any, sizes: Sequence[tuple[fx.Node, int, int]]) -> Any:
+    """Return an argument for passes of any size. sizes: the input that holds a size, and its value in both traces."""
+    if isinstance(first, fx.Node):
+        return _check_same(first, second, is_same=isinstance(second, fx.Node) and first.name == second.name)
+    if type(first) is not int or type(second) is not int or first == second:
+        return _check_same(first, second, is_same=_are_same(first, second))
+    for node, size, other in sizes:
+        factor, rest = divmod(first, size)
+        if not rest and factor * other == second:
+            return node if factor == 1 else node.graph.call_function(operator.mul, (node, factor))
     raise Unrecordable(f"a number is {first} for {SIZES[0].rows} tokens and {second} for {SIZES[1].rows}")
 
 
-def _without_dropout(steps: Sequence[Step], result: int) -> tuple[list[Step], int]:
-    """Return the steps, and the number of the result, without the calls that return the very tensor they are given."""
-    same: dict[int, Ref] = {}
-    kept = []
-    for step in steps:
-        step = step._replace(args=_renamed(step.args, same), kwargs=_renamed(step.kwargs, same))
-        given, number = step.args[0] if step.args else None, step.outputs[0]
-        if step.func is F.dropout and step.kwargs.get("training") is False and isinstance(given, Ref):
-            assert number is not None
-            same[number] = given
-        else:
-            kept.append(step)
-    return kept, same.get(result, Ref(result)).number
+def _check_same(first: Any, second: Any, *, is_same: bool) -> Any:
+    if not is_same:
+        raise Unrecordable(f"an argument is {first!r:.80} in one pass and {second!r:.80} in another")
+    return first
 
 
-def _renamed(tree: Any, names: Mapping[int, Ref]) -> Any:
-    """Return a tree of arguments with other names for some tensors."""
-    if isinstance(tree, Ref):
-        return names.get(tree.number, tree)
-    if isinstance(tree, dict):
-        return {key: _renamed(entry, names) for key, entry in tree.items()}
-    if isinstance(tree, Slice):
-        return Slice(*(_renamed(entry, names) for entry in tree))
-    if type(tree) in (tuple, list):
-        return type(tree)(_renamed(entry, names) for entry in tree)
-    return tree
-
-
-def _without_waste(steps: Sequence[Step], result: int) -> list[Step]:
-    """Return the steps that the result or a cache needs. A step that writes into a tensor counts as needed."""
-    needed, kept = {result}, []
-    for step in reversed(steps):
-        if isinstance(step.func, str) or _writes(step) or needed & set(step.outputs):
-            kept.append(step)
-            needed.update(_refs(step))
-    return kept[::-1]
-
-
-def _writes(step: Step) -> bool:
-    """Return whether a call changes one of its arguments, going by the names that PyTorch gives to such calls."""
-    name = getattr(step.func, "__name__", "")
-    is_operator = name.startswith("__i") and name not in ("__invert__", "__index__")
-    return is_operator or (name.endswith("_") and not name.endswith("__")) or "out" in step.kwargs
-
-
-def _refs(step: Step) -> Iterator[int]:
-    return (tensor.number for tensor in tensors_in((step.args, step.kwargs)) if isinstance(tensor, Ref))
-
-
-def _last_uses(steps: Sequence[Step]) -> dict[int, list[int]]:
-    """Return, by the index of a step, the numbers of the tensors that nobody reads behind it."""
-    last: dict[int, int] = {}
-    for index, step in enumerate(steps):
-        for number in (*_refs(step), *(n for n in step.outputs if n is not None)):
-            last[number] = index
-    found: dict[int, list[int]] = {}
-    for number, index in last.items():
-        found.setdefault(index, []).append(number)
-    return found
+def _are_same(first: Any, second: Any) -> bool:
+    if first is second or type(first) is not type(second):
+        return first is second
+    if isinstance(first, AttentionParams):
+        return all(_are_same(getattr(first, name), getattr(second, name)) for name in AttentionParams.__slots__)
+    return not isinstance(first, torch.Tensor) and bool(first == second)

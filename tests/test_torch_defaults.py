@@ -13,7 +13,7 @@ import unspool
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import functional as F
-from unspool.runtimes.kv.attention import parts_can_be_joined
+from unspool.runtimes.kv.attention import can_merge_parts
 from unspool.runtimes.weights.int4 import half_tile
 from unspool.runtimes.weights.int8 import whole_digit
 from unspool.runtimes.weights.packed_linear import packing_obstacle
@@ -128,7 +128,7 @@ def test_no_default_changes_a_model_on_transformers_own_cache(changed: AbstractC
         assert tokens(lm, names) == plain
 
 
-@pytest.mark.parametrize("trial", [packing_obstacle, parts_can_be_joined, half_tile, whole_digit])
+@pytest.mark.parametrize("trial", [packing_obstacle, can_merge_parts, half_tile, whole_digit])
 def test_no_default_changes_the_result_of_a_trial_of_the_machine(
     trial: Any, changed: AbstractContextManager[None]
 ) -> None:

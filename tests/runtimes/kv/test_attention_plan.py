@@ -14,9 +14,10 @@ from tests.runtimes.counting import NewTensors
 from unspool.runtimes.kv import attention
 from unspool.runtimes.kv import cache as caches
 from unspool.runtimes.kv.attention import AttentionParams
-from unspool.runtimes.kv.attention_plan import AttentionPlan, Segment
+from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
+from unspool.runtimes.kv.segments import Segment
 
 CPU = torch.device("cpu")
 HEADS, WIDTH, NUM_LAYERS = 4, 8, 3

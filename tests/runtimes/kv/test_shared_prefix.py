@@ -14,9 +14,10 @@ from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
 from unspool.runtimes.kv import cache as caches
 from unspool.runtimes.kv import shared_prefix as prefixes
-from unspool.runtimes.kv.attention_plan import AttentionPlan, Segment
+from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
+from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.shared_prefix import SharedPrefix, shared_prefixes
 from unspool.types import Feed
 
@@ -62,7 +63,7 @@ def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
         assert found[-1].stop == len(shared)
         for shared_prefix in found:
             assert shared_prefix.length <= min(shared[shared_prefix.first + 1 : shared_prefix.stop], default=0)
-            assert shared_prefix.length == 0 or shared_prefix.spared * (3 << 14) >= prefixes.SPARED_BYTES
+            assert shared_prefix.length == 0 or shared_prefix.num_saved_keys * (3 << 14) >= prefixes.SPARED_BYTES
 
 
 class Parts:
@@ -133,7 +134,7 @@ def test_only_what_the_processor_s_own_function_takes_is_shared(
     pool = SlotPool(layout, 128, 3)
     spans = [Segment(pool, slot, 70, 1, slot, shared=70 if slot else 0) for slot in range(3)]
     plan = AttentionPlan(spans, 3, "loop", torch.device(device))
-    assert plan.groups[0].shared_prefix is not None
+    assert plan.groups[0].base is not None
     cache = SlotCache(plan, NUM_LAYERS)
     query = torch.randn(1, 4, 3, 8, device=device)
     found = cache.attend(query, query, torch.randn(1, 2, 3, value_width, device=device), TERMS["all"])
@@ -197,7 +198,7 @@ def test_shapes_of_parts() -> None:
     query, key, value = torch.randn(3, 4, 1, WIDTH), torch.randn(3, 2, 9, WIDTH), torch.randn(3, 2, 9, WIDTH)
     params = TERMS["all"]
     part = attention.attend_part(query, key, value, params, None)
-    assert part.out.shape == (3, 4, 1, WIDTH) and part.weight.shape == (3, 4, 1, 1)
+    assert part.out.shape == (3, 4, 1, WIDTH) and part.lse.shape == (3, 4, 1, 1)
     scores = torch.einsum("bhqw,bhkw->bhqk", query, key.repeat_interleave(2, 1)) * WIDTH**-0.5
-    torch.testing.assert_close(part.weight[..., 0], scores.logsumexp(-1))
+    torch.testing.assert_close(part.lse[..., 0], scores.logsumexp(-1))
     torch.testing.assert_close(part.out, attention.attend(query, key, value, params))

@@ -14,10 +14,11 @@ from weakref import ref
 import torch
 
 from unspool.runtimes.kv.attention import AttentionParams, manual_attention
-from unspool.runtimes.kv.attention_plan import Mask, Segment, seen
+from unspool.runtimes.kv.attention_plan import Mask, seen
 from unspool.runtimes.kv.cache import UnmaskedCache
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
+from unspool.runtimes.kv.segments import Segment
 
 MOST_ROWS = 64
 """Sequences of one step: with more, the work on them outweighs what it costs to ask for it."""

@@ -18,9 +18,10 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
-from unspool.runtimes.kv.attention_plan import AttentionPlan, Segment
+from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.cache import ShapeProbeCache, SlotCache
 from unspool.runtimes.kv.pool import Layout, SlotPool
+from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.model_info import (
     has_experts,
     length_limit,

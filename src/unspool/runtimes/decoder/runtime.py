@@ -16,11 +16,12 @@ import torch
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.model import DecoderModel, refresh, wrap_decoder
-from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan, Segment
+from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.limits import Limit, limits_of
+from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.runtimes.model_info import describe, slot_cache_obstacle

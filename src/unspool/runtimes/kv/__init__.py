@@ -1,1 +1,1 @@
-"""The KV cache: slots in pools, the plan of a pass over them, and attention."""
+"""The KV cache: slots in pools, prefix caching, the attention plan of a pass, and attention."""

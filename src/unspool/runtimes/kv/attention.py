@@ -22,12 +22,13 @@ from unspool.errors import ModelError
 ATTENTION_NAME: Final = "unspool_slots"
 """The attention implementation of every model copy that attends over our KV cache."""
 
-# With more queries than these, a group's keys are in the processor's own memory for most of its heads anyhow.
 _FEW_QUERIES = 32
-# Keys and values of a trial: more than a processor's own memory holds, where a model's layers are of that size.
+"""With more queries, the keys of a head stay in the CPU cache, so that folding heads into queries does not help."""
+
 _TRIAL_KEYS = 1024
 _TRIAL_LAYERS = 8
 _TRIAL_BYTES = 1 << 26
+"""Keys per layer, layers and bytes of the dtype trial: together more than the CPU cache holds."""
 
 
 class AttentionParams:
@@ -149,19 +150,20 @@ def attend(
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Scaled dot-product attention with what torch's own lacks: softcap and sinks.
+    """Scaled dot-product attention with softcap and sinks, which torch's function lacks.
 
     Args:
         query: [batch, heads, queries, width]
         key, value: [batch, kv heads, keys, width]; heads is a multiple of kv heads.
-        mask: a summand of the scores, [queries, keys] or, for one query, [batch, 1, 1, keys]; None for none.
-        is_causal: whether query i sees keys 0 to i alone; without `mask`, and not where attention is written out.
+        params: of the layer; `window` is not read here.
+        mask: added to the scores, [queries, keys] or, for one query, [batch, 1, 1, keys]; None for no mask.
+        is_causal: True if query i sees only keys [0, i + 1). Not with `mask`, and not if `params.needs_manual`.
 
     Returns:
         [batch, heads, queries, value width]
     """
     if params.needs_manual:
-        assert not is_causal, "attention that is written out takes a mask"
+        assert not is_causal, "manual attention takes a mask"
         return manual_attention(query, key, value, params, mask)
     batch, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
@@ -169,7 +171,7 @@ def attend(
         return F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=is_causal, scale=params.scaling, enable_gqa=num_heads != num_groups
         )
-    # The heads of one group become further queries, so that its keys are read once for all of them.
+    # Grouped-query attention: the heads of a group become queries of one head, so that its keys are read once.
     folded = query.reshape(batch, num_groups, -1, width)
     if mask is not None and num_queries > 1:
         mask = mask.repeat(num_heads // num_groups, 1)
@@ -180,12 +182,12 @@ def attend(
 def manual_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention written out; see `attend`. Keys and values must be finite, those that no query sees as well."""
+    """Attention in separate ops; see `attend`. All keys and values must be finite, even those that a mask hides."""
     batch, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
     scaling = width**-0.5 if params.scaling is None else params.scaling
     grouped = query.reshape(batch, num_groups, -1, width)
-    # In place, since of all that is held here the scores are the largest.
+    # In place, because the scores are the largest tensor here.
     scores = (grouped @ key.transpose(2, 3)).view(batch, num_heads, num_queries, -1).float()
     if params.softcap is None:
         scores.mul_(scaling)
@@ -203,39 +205,46 @@ def manual_attention(
 
 
 class PartialAttention(NamedTuple):
-    """What attention over some of the keys gives. out: [batch, heads, queries, width], float32.
+    """Attention over some of the keys.
 
-    weight: [batch, heads, queries, 1], the logarithm of the sum of all exponentiated scores.
+    Attributes:
+        out: [batch, heads, queries, width], float32.
+        lse: log-sum-exp of the scores, [batch, heads, queries, 1].
     """
 
     out: torch.Tensor
-    weight: torch.Tensor
+    lse: torch.Tensor
 
 
 def attend_part(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams, mask: torch.Tensor | None
 ) -> PartialAttention:
-    """Attend over some of the keys, to be joined with the others; see `attend`. On a CPU, and not written out.
+    """Attend over some of the keys, for `merge_partial`; see `attend`. Only on a CPU, and not if `needs_manual`.
 
-    mask: [batch, 1, 1, keys] for one query each, or None.
+    Args:
+        query, key, value, params: as in `attend`.
+        mask: [batch, 1, 1, keys] with one query per sequence, or None.
     """
     batch, num_heads, num_queries, width = query.shape
     folded = query.reshape(batch, key.shape[1], -1, width)
-    out, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         folded, key, value, attn_mask=mask, scale=params.scaling
     )
     shape = (batch, num_heads, num_queries, -1)
-    return PartialAttention(out.reshape(shape).float(), weight.reshape(shape))
+    return PartialAttention(out.reshape(shape).float(), lse.reshape(shape))
 
 
 def merge_partial(first: PartialAttention, second: PartialAttention) -> torch.Tensor:
-    """Return attention over the keys of both parts."""
-    return torch.lerp(second.out, first.out, torch.sigmoid(first.weight - second.weight))
+    """Return attention over the keys of both parts: (e^a * first + e^b * second) / (e^a + e^b), with a and b the lse.
+
+    Source: Juravsky et al. 2024, "Hydragen", section 3.1.
+    """
+    return torch.lerp(second.out, first.out, torch.sigmoid(first.lse - second.lse))
 
 
 @cache
-def parts_can_be_joined() -> bool:
-    """Return whether attention in parts gives what attention at once does here: found by trying."""
+def can_merge_parts() -> bool:
+    """Return whether attention in two parts works with this PyTorch and equals attention in one call: tried once."""
     params = AttentionParams(0.3, None, None, None)
     query, key, value = (
         torch.linspace(-1, 1, 2 * heads * 5 * 8, dtype=torch.float32, device="cpu").view(2, heads, 5, 8).sin()
@@ -256,7 +265,7 @@ def parts_can_be_joined() -> bool:
 
 
 class Heads(NamedTuple):
-    """The heads of one layer: `groups` key heads of `width` numbers, each read by `group_size` query heads."""
+    """The heads of one layer: `groups` key heads of `width` numbers; `group_size` query heads read each of them."""
 
     groups: int
     group_size: int
@@ -270,11 +279,16 @@ TYPICAL_HEADS = Heads(12, 1, 64)
 def cache_dtype(
     dtype: torch.dtype, device_type: str, heads: Heads = TYPICAL_HEADS, *, written_out: bool = False
 ) -> torch.dtype:
-    """Return the type to keep keys and values in: the model's, or float32 on a CPU where attention is faster so.
+    """Return the dtype of the KV cache: that of the model, or float32 if attention is faster so on this CPU.
 
-    Faster means by a fifth, so that small differences change neither memory nor roundings from one run to the next.
+    Faster means by at least 20 %, so that timing noise does not change memory and rounding from run to run.
 
-    written_out: whether attention is; products of half precision would round its scores, so float32 is taken.
+    Args:
+        dtype: of the model.
+        device_type: "cpu", "cuda", ...; only a CPU is timed.
+        heads: of the layer.
+        written_out: True if the layer uses `manual_attention`. It needs float32, because half precision would round
+            the scores.
     """
     if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
@@ -285,12 +299,12 @@ def cache_dtype(
 
 
 def _attention_seconds(dtypes: Sequence[torch.dtype], heads: Heads) -> list[float]:
-    """Return for each type the median time that one query over some keys took, read from memory like a model's."""
+    """Return the median seconds of one query per dtype. Keys are read from memory, not from the CPU cache."""
     params = AttentionParams(None, None, None, None)
     layers = max(1, min(_TRIAL_LAYERS, _TRIAL_BYTES // (8 * _TRIAL_KEYS * heads.groups * heads.width)))
     query = torch.ones(1, heads.groups * heads.group_size, 1, heads.width, dtype=torch.float32, device="cpu")
     queries = [query.to(dtype) for dtype in dtypes]
-    # Not zeros: those take no memory before they are written to.
+    # Ones, so that every page was written and has memory of its own.
     keys = [
         torch.ones(layers, 1, heads.groups, _TRIAL_KEYS, heads.width, dtype=dtype, device="cpu") for dtype in dtypes
     ]

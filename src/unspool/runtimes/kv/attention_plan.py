@@ -1,7 +1,7 @@
-"""AttentionPlan: the attention metadata of one pass over slots: which tokens are written where, and attend to which.
+"""The attention plan of one pass over slots: writes of new K/V, and attention calls.
 
-All tokens of all feeds are in one row; a feed is a segment of it. The plan is made once per pass, and
-cache.py applies it in every layer. Does not know models.
+All tokens of all feeds form one row. A pass is planned once and executed in every layer (cache.py). Does not know
+models or sequences.
 """
 
 from __future__ import annotations
@@ -13,57 +13,24 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from unspool.runtimes.kv.pool import LayerStates, SlotPool
-from unspool.runtimes.kv.shared_prefix import shared_prefixes
+from unspool.runtimes.kv.segments import DecodeRun, PrefixGroup, Segment, by_pool, copy_groups, prefix_groups
 
 AttentionPath: TypeAlias = Literal["loop", "masked"]
 
-# Longer spans are copied into their slots one by one. Where shorter ones take more copies than these, they share one
-# indexed write.
 _LONG_SPAN = 16
+"""Segments of at least this many tokens are copied one by one."""
+
 _FEW_COPIES = 3
-# A call of its own costs a query about as much as so many keys more: 12 heads of 64 in float32, 4 in bfloat16 alike.
-_SPARE_KEYS = 64
-
-
-class Segment(NamedTuple):
-    """A feed's place: `width` tokens from `row` of the pass on, at positions [start, stop) of slot `slot`.
-
-    invariant: its queries must be attended one by one, so that each is computed the same way in any company.
-    shared: how many leading keys and values it is known to have in common with the span of the row before.
-    """
-
-    pool: SlotPool
-    slot: int
-    start: int
-    width: int
-    row: int
-    invariant: bool = False
-    shared: int = 0
-
-    @property
-    def stop(self) -> int:
-        """The position behind the last token."""
-        return self.start + self.width
-
-    @property
-    def rows(self) -> slice:
-        """The span's rows of the pass."""
-        return slice(self.row, self.row + self.width)
-
-    def pieces(self, width: int) -> list[Segment]:
-        """Return the span cut into consecutive ones of at most `width` tokens."""
-        if self.width <= width:
-            return [self]
-        return [
-            self._replace(start=self.start + offset, width=min(width, self.width - offset), row=self.row + offset)
-            for offset in range(0, self.width, width)
-        ]
+"""More groups of shorter segments than this share one indexed write."""
 
 
 class SlotCopy(NamedTuple):
-    """Consecutive rows that go to consecutive positions of one slot, or one each to one position of neighboring slots.
+    """Consecutive rows for consecutive positions of one slot, or one row per slot for one position of neighbors.
 
-    into: a layer each, [slots, heads, positions, width]. rows: of the pass; None for all.
+    Attributes:
+        into: the destination, per layer [slots, heads, positions, width].
+        rows: of the pass; None for all rows.
+        has_many_slots: True for one row per slot.
     """
 
     into: LayerStates
@@ -72,7 +39,7 @@ class SlotCopy(NamedTuple):
 
 
 class SlotScatter(NamedTuple):
-    """Tokens that go into one pool by one indexed write; rows: of the pass, a slice where they are consecutive."""
+    """Tokens that one indexed write puts into a pool. rows: of the pass; a slice if they are consecutive."""
 
     pool: SlotPool
     rows: slice | torch.Tensor
@@ -80,36 +47,16 @@ class SlotScatter(NamedTuple):
     positions: torch.Tensor
 
 
-class DecodeRun(NamedTuple):
-    """One query for each of some neighboring slots that hold about as many tokens.
-
-    first: the first of the slots. lengths: keys that each query may see, its own included. row: of the first query.
-    """
-
-    pool: SlotPool
-    first: int
-    lengths: tuple[int, ...]
-    row: int
-
-
-class PrefixGroup(NamedTuple):
-    """Runs one behind another.
-
-    stem: a span whose first `stem_length` keys all their queries see; None where they have nothing in common.
-    num_queries: of the runs. longest: keys that one of them sees at most.
-    """
-
-    runs: list[DecodeRun]
-    shared_prefix: Segment | None
-    stem_length: int
-    num_queries: int
-    longest: int
-
-
 class MaskedRange(NamedTuple):
-    """One query for each of some slots between `first` and `stop`, all attended in one masked call.
+    """One query per slot, for some slots in [first, stop), all attended in one masked call.
 
-    lengths: [stop - first], 0 where a slot takes no part. longest: the largest of them.
+    Attributes:
+        pool: the pool of the slots.
+        first, stop: indices of slots.
+        slots: index of each query's slot, counted from `first`.
+        rows: row of each query in the pass.
+        lengths: keys per slot in [first, stop); 0 for a slot without a query.
+        longest: the largest of `lengths`.
     """
 
     pool: SlotPool
@@ -122,14 +69,14 @@ class MaskedRange(NamedTuple):
 
 
 class Mask:
-    """Which keys each query sees, as a summand of its scores: 0 where it does, else -inf."""
+    """A mask to add to attention scores: 0 for a key that a query sees, else -inf."""
 
     def __init__(self, allowed: torch.Tensor) -> None:
         self._allowed = allowed
         self._made: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
     def beside(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return the mask in the keys' type and on their device: made once a pass, not once a layer."""
+        """Return the mask with the dtype and device of the keys. It is made once per pass, not once per layer."""
         kind = (keys.dtype, keys.device)
         if kind not in self._made:
             allowed = self._allowed.to(keys.device)
@@ -139,9 +86,12 @@ class Mask:
 
 
 class KVView(NamedTuple):
-    """What some queries read: keys and values, [slots, heads, positions, width] a layer.
+    """The K/V that some queries read.
 
-    mask: None where each query sees all of them, or where is_causal says that query i sees the first i + 1.
+    Attributes:
+        states: keys and values, per layer [slots, heads, positions, width].
+        mask: None if each query sees all keys, or if `is_causal` is True.
+        is_causal: True if query i sees keys [0, i + 1).
     """
 
     states: LayerStates
@@ -150,40 +100,43 @@ class KVView(NamedTuple):
 
 
 class AttentionPlan:
-    """What one pass does in every layer.
+    """The writes and attention calls of one pass, equal in every layer.
 
     Args:
-        spans: the feeds. Those that stand side by side both in the pass and in memory share calls.
-        num_rows: rows of the pass; those behind the last span are padding, and are neither cached nor attended.
-        path: "loop" attends slot by slot; "masked" all one-token feeds of a pool in one call.
-        device: where index tensors live.
+        segments: the feeds. Neighbors in the pass and in memory share calls.
+        num_rows: rows of the pass. Rows [num_tokens, num_rows) are padding: not cached and not attended.
+        path: "loop" attends slot by slot; "masked" attends all one-token feeds of a pool in one call.
+        device: of index tensors.
 
     Attributes:
-        copies, writes: where new keys and values go; each token into one of these.
-        blocks: spans of several queries, attended one by one.
+        num_tokens: rows without padding.
+        copies, writes: the destinations of new K/V; each token is in exactly one of them.
+        blocks: segments of several queries, attended one by one.
         groups: single queries, in the order of their rows.
-        run_rows: these rows, a slice where they are consecutive.
-        is_all_runs: whether the runs hold every row but padding, in order.
+        run_rows: the rows of these queries; a slice if they are consecutive.
+        is_all_runs: True if the runs hold rows [0, num_tokens) in order.
         ranges: single queries of a "masked" pass.
     """
 
-    def __init__(self, spans: Sequence[Segment], num_rows: int, path: AttentionPath, device: torch.device) -> None:
+    def __init__(self, segments: Sequence[Segment], num_rows: int, path: AttentionPath, device: torch.device) -> None:
         self.num_rows, self.device = num_rows, device
-        self.num_tokens = sum(span.width for span in spans)
-        spans = sorted(spans, key=lambda span: span.row)
-        self._plan_writes(spans)
-        self.blocks = [span for span in spans if span.width > 1 and not span.invariant]
-        singles = [query for span in spans if span.width == 1 or span.invariant for query in span.pieces(1)]
+        self.num_tokens = sum(segment.width for segment in segments)
+        segments = sorted(segments, key=lambda segment: segment.row)
+        self._plan_writes(segments)
+        self.blocks = [segment for segment in segments if segment.width > 1 and not segment.invariant]
+        singles = [
+            query for segment in segments if segment.width == 1 or segment.invariant for query in segment.pieces(1)
+        ]
         self.groups: list[PrefixGroup] = []
         self.run_rows: slice | torch.Tensor = slice(0, 0)
         self.ranges: list[MaskedRange] = []
         if path == "masked":
-            self.ranges = [self._range(pool, group) for pool, group in _by_pool(singles)]
+            self.ranges = [self._range(pool, group) for pool, group in by_pool(singles)]
         elif singles:
-            self.groups = _groups(singles)
-            self.run_rows = self._rows([span.row for span in singles])
+            self.groups = prefix_groups(singles)
+            self.run_rows = self._rows([segment.row for segment in singles])
         self.is_all_runs = isinstance(self.run_rows, slice) and self.run_rows == slice(0, self.num_tokens)
-        self._reaches: dict[tuple[int, int, int | None, bool], KVView] = {}
+        self._views: dict[tuple[int, int, int | None, bool], KVView] = {}
         self._range_masks: dict[tuple[int, int | None], Mask] = {}
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
@@ -193,15 +146,15 @@ class AttentionPlan:
         stop = rows[0] + len(rows)
         return slice(rows[0], stop) if rows == list(range(rows[0], stop)) else self._tensor(rows)
 
-    def _plan_writes(self, spans: Sequence[Segment]) -> None:
+    def _plan_writes(self, segments: Sequence[Segment]) -> None:
         self.copies: list[SlotCopy] = []
         self.writes: list[SlotScatter] = []
-        for pool, each in _by_pool(spans):
-            groups = _neighbors(each)
+        for pool, each in by_pool(segments):
+            groups = copy_groups(each)
             short = [group for group in groups if group[0].width < _LONG_SPAN]
             if len(short) > _FEW_COPIES:
                 groups = [group for group in groups if group[0].width >= _LONG_SPAN]
-                self.writes.append(self._write(pool, [span for group in short for span in group]))
+                self.writes.append(self._write(pool, [segment for group in short for segment in group]))
             self.copies += map(self._copy, groups)
 
     def _copy(self, group: list[Segment]) -> SlotCopy:
@@ -210,25 +163,25 @@ class AttentionPlan:
         into = first.pool.views(slice(first.slot, first.slot + count), slice(first.start, first.stop))
         return SlotCopy(into, None if rows == slice(0, self.num_rows) else rows, count > 1)
 
-    def _write(self, pool: SlotPool, spans: list[Segment]) -> SlotScatter:
-        rows = [span.row + offset for span in spans for offset in range(span.width)]
-        slots = [span.slot for span in spans for _ in range(span.width)]
-        positions = [span.start + offset for span in spans for offset in range(span.width)]
+    def _write(self, pool: SlotPool, segments: list[Segment]) -> SlotScatter:
+        rows = [segment.row + offset for segment in segments for offset in range(segment.width)]
+        slots = [segment.slot for segment in segments for _ in range(segment.width)]
+        positions = [segment.start + offset for segment in segments for offset in range(segment.width)]
         return SlotScatter(pool, self._rows(rows), self._tensor(slots), self._tensor(positions))
 
-    def _range(self, pool: SlotPool, spans: list[Segment]) -> MaskedRange:
-        first, stop = min(span.slot for span in spans), max(span.slot for span in spans) + 1
+    def _range(self, pool: SlotPool, segments: list[Segment]) -> MaskedRange:
+        first, stop = min(segment.slot for segment in segments), max(segment.slot for segment in segments) + 1
         lengths = [0] * (stop - first)
-        for span in spans:
-            lengths[span.slot - first] = span.stop
-        slots = self._tensor([span.slot - first for span in spans])
-        rows = self._tensor([span.row for span in spans])
+        for segment in segments:
+            lengths[segment.slot - first] = segment.stop
+        slots = self._tensor([segment.slot - first for segment in segments])
+        rows = self._tensor([segment.row for segment in segments])
         return MaskedRange(pool, first, stop, slots, rows, self._tensor(lengths), max(lengths))
 
     def run_view(self, run: DecodeRun, window: int | None, start: int = 0) -> KVView:
-        """Return what the queries of a run read from `start` on; each sees the last `window` keys, None for all."""
+        """Return the K/V that the queries of a run read at [start, length): the last `window` of them, None for all."""
         name = (run.row, start, window, False)
-        if name not in self._reaches:
+        if name not in self._views:
             shortest, longest = min(run.lengths), max(run.lengths)
             first = start if window is None else max(start, shortest - window)
             slots = slice(run.first, run.first + len(run.lengths))
@@ -236,38 +189,41 @@ class AttentionPlan:
             if shortest < longest:
                 lengths = self._tensor(list(run.lengths))[:, None, None, None]
                 mask = Mask(seen(torch.arange(first, longest, device=self.device), lengths, window))
-            self._reaches[name] = KVView(run.pool.views(slots, slice(first, longest)), mask)
-        return self._reaches[name]
+            self._views[name] = KVView(run.pool.views(slots, slice(first, longest)), mask)
+        return self._views[name]
 
     def prefix_view(self, group: PrefixGroup) -> KVView:
-        """Return what all queries of a group read."""
-        span = group.shared_prefix
-        assert span is not None
-        name = (span.row, group.stem_length, None, True)
-        if name not in self._reaches:
-            states = span.pool.views(slice(span.slot, span.slot + 1), slice(0, group.stem_length))
-            self._reaches[name] = KVView(states, None)
-        return self._reaches[name]
+        """Return the K/V of a group's shared prefix."""
+        segment = group.base
+        assert segment is not None
+        name = (segment.row, group.prefix_length, None, True)
+        if name not in self._views:
+            states = segment.pool.views(slice(segment.slot, segment.slot + 1), slice(0, group.prefix_length))
+            self._views[name] = KVView(states, None)
+        return self._views[name]
 
-    def segment_view(self, span: Segment, window: int | None, *, masked: bool) -> KVView:
-        """Return what the queries of a span, or of a piece of one, read.
+    def segment_view(self, segment: Segment, window: int | None, *, masked: bool) -> KVView:
+        """Return the K/V that the queries of a segment read.
 
-        masked: whether a mask is wanted also where `is_causal` would do.
+        Args:
+            segment: of the pass, or a piece of one.
+            window: the most keys per query; None for all.
+            masked: True for a mask even if `is_causal` is enough.
         """
-        name = (span.row, span.width, window, masked)
-        if name not in self._reaches:
-            slots = slice(span.slot, span.slot + 1)
-            if sees_whole_prefix(span, window) and not masked:
-                self._reaches[name] = KVView(span.pool.views(slots, slice(0, span.stop)), None, is_causal=True)
+        name = (segment.row, segment.width, window, masked)
+        if name not in self._views:
+            slots = slice(segment.slot, segment.slot + 1)
+            if segment.sees_whole_prefix(window) and not masked:
+                self._views[name] = KVView(segment.pool.views(slots, slice(0, segment.stop)), None, is_causal=True)
             else:
-                first = 0 if window is None else max(0, span.start + 1 - window)
-                queries = torch.arange(span.start, span.stop, device=self.device)[:, None]
-                mask = Mask(seen(torch.arange(first, span.stop, device=self.device), queries + 1, window))
-                self._reaches[name] = KVView(span.pool.views(slots, slice(first, span.stop)), mask)
-        return self._reaches[name]
+                first = 0 if window is None else max(0, segment.start + 1 - window)
+                queries = torch.arange(segment.start, segment.stop, device=self.device)[:, None]
+                mask = Mask(seen(torch.arange(first, segment.stop, device=self.device), queries + 1, window))
+                self._views[name] = KVView(segment.pool.views(slots, slice(first, segment.stop)), mask)
+        return self._views[name]
 
     def range_mask(self, part: MaskedRange, window: int | None) -> Mask:
-        """Return what each slot of a range sees. --> [slots, 1, 1, keys]"""
+        """Return the keys that each slot of a range sees. --> [slots, 1, 1, keys]"""
         name = (id(part), window)
         if name not in self._range_masks:
             keys = torch.arange(part.longest, device=self.device)
@@ -275,66 +231,12 @@ class AttentionPlan:
         return self._range_masks[name]
 
 
-def sees_whole_prefix(span: Segment, window: int | None) -> bool:
-    """Return whether a span begins its sequence, and each of its queries sees all tokens up to its own."""
-    return span.start == 0 and (window is None or window >= span.stop)
-
-
 def seen(keys: torch.Tensor, lengths: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Return whether each key is among the last `window` (None: all) of the first `lengths`."""
+    """Return whether each key position is in [length - window, length), or in [0, length) without a window.
+
+    Args:
+        keys: positions, [keys].
+        lengths: keys up to each query, its own included; broadcast against `keys`.
+        window: the most keys per query; None for all.
+    """
     return keys < lengths if window is None else (keys < lengths) & (keys >= lengths - window)
-
-
-def _by_pool(spans: Sequence[Segment]) -> list[tuple[SlotPool, list[Segment]]]:
-    groups: dict[int, tuple[SlotPool, list[Segment]]] = {}
-    for span in spans:
-        groups.setdefault(id(span.pool), (span.pool, []))[1].append(span)
-    return list(groups.values())
-
-
-def _neighbors(spans: Sequence[Segment]) -> list[list[Segment]]:
-    """Join one-token spans of a pool, in consecutive rows, that go to the same position of neighboring slots."""
-    groups: list[list[Segment]] = []
-    for span in spans:
-        last = groups[-1][-1] if groups else None
-        if (
-            last is not None
-            and last.width == span.width == 1
-            and last.start == span.start
-            and last.slot + 1 == span.slot
-            and last.row + 1 == span.row
-        ):
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    return groups
-
-
-def _groups(singles: Sequence[Segment]) -> list[PrefixGroup]:
-    """Cut queries into groups that have their beginning in common, or nothing."""
-    found = []
-    for shared_prefix in shared_prefixes(singles, singles[0].pool.bytes_per_token):
-        members = singles[shared_prefix.first : shared_prefix.stop]
-        longest = max(member.stop for member in members)
-        base = members[0] if shared_prefix.length else None
-        found.append(PrefixGroup(_runs(members), base, shared_prefix.length, len(members), longest))
-    return found
-
-
-def _runs(singles: Sequence[Segment]) -> list[DecodeRun]:
-    """Join queries of neighboring slots where a call of their own would cost more than the keys they share in vain."""
-    groups: list[list[Segment]] = []
-    longest = total = 0
-    for span in singles:
-        last = groups[-1][-1] if groups else None
-        if last is not None and last.pool is span.pool and last.slot + 1 == span.slot:
-            count, most, keys = len(groups[-1]) + 1, max(longest, span.start), total + span.start
-            if not (last.invariant or span.invariant) and count * most - keys <= _SPARE_KEYS * (count - 1):
-                groups[-1].append(span)
-                longest, total = most, keys
-                continue
-        groups.append([span])
-        longest = total = span.start
-    return [
-        DecodeRun(group[0].pool, group[0].slot, tuple(span.stop for span in group), group[0].row) for group in groups
-    ]

@@ -1,6 +1,6 @@
-"""The `Cache` that transformers sees during one pass: it applies the attention plan in every layer.
+"""The KV cache that transformers sees during one pass: it executes an AttentionPlan in every layer.
 
-Knows the plan and the pools; neither the model, nor which sequence a slot belongs to.
+Knows the plan and the pools. Does not know the model or the owners of slots.
 """
 
 from __future__ import annotations
@@ -19,32 +19,26 @@ from unspool.runtimes.kv.attention import (
     attend,
     attend_part,
     cache_dtype,
+    can_merge_parts,
     manual_attention,
     merge_partial,
-    parts_can_be_joined,
 )
-from unspool.runtimes.kv.attention_plan import (
-    AttentionPlan,
-    DecodeRun,
-    KVView,
-    MaskedRange,
-    PrefixGroup,
-    Segment,
-    SlotCopy,
-    SlotScatter,
-    sees_whole_prefix,
-)
+from unspool.runtimes.kv.attention_plan import AttentionPlan, KVView, MaskedRange, SlotCopy, SlotScatter
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
+from unspool.runtimes.kv.segments import DecodeRun, PrefixGroup, Segment
 
-# Queries attended at once: more would compute many scores that a mask then takes away.
 _MOST_QUERIES = 512
+"""The most queries per call. More queries would compute many scores that the mask removes."""
+
 _LEAST_WINDOW = 64
-# Scores of attention that is written out, which stands in memory.
+"""With a sliding window, the most queries per call are the window, but at least this many."""
+
 _MOST_SCORES = 1 << 22
+"""The most scores per call of `manual_attention`, which holds them in memory."""
 
 
 class UnmaskedCache(Cache):
-    """What a model takes for a cache of no length, so that it builds no mask: positions are always given."""
+    """A cache that reports length 0, so that the model builds no mask. Positions are always given."""
 
     supported_params: ClassVar[frozenset[str]] = frozenset({"window", "softcap", "sinks"})
 
@@ -52,18 +46,19 @@ class UnmaskedCache(Cache):
         super().__init__(layers=[])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0, whatever is cached."""
+        """Return 0, whatever is cached."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys and offset of a mask, which is never built."""
+        """Return keys and offset of a mask that is never built."""
         return query_length, 0
 
 
 class SlotCache(UnmaskedCache):
-    """What transformers takes for its cache during one pass: writes keys and values into slots, and attends.
+    """The KV cache of one pass: writes keys and values into slots, and attends over slots.
 
-    After the pass, `finite` says which tokens' values were finite: bool [tokens].
+    Attributes:
+        finite: after the pass, whether the values of each token were finite; bool [tokens].
     """
 
     def __init__(self, plan: AttentionPlan, num_layers: int) -> None:
@@ -84,7 +79,7 @@ class SlotCache(UnmaskedCache):
             _store(write, write.pool.keys[layer_idx], key_states)
             _store(write, write.pool.values[layer_idx], value_states)
         if layer_idx == self.num_layers - 1:
-            # What is not finite in any earlier layer has made this layer's input, hence its value, not finite.
+            # A nonfinite number in an earlier layer makes the input of this layer nonfinite, and so its value.
             self.finite = value_states[0].sum((0, 2), dtype=torch.float32).isfinite()
         return key_states, value_states
 
@@ -98,7 +93,7 @@ class SlotCache(UnmaskedCache):
             padding = plan.num_rows - plan.num_tokens
             if not padding:
                 return self._attend_runs(queries, layer, params)
-            if plan.num_tokens == 1:  # then padding is that very token again
+            if plan.num_tokens == 1:  # padding repeats this token
                 return self._attend_runs(queries[:1], layer, params).expand(plan.num_rows, -1, -1)
             return F.pad(self._attend_runs(queries[: plan.num_tokens], layer, params), (0, 0, 0, 0, 0, padding))
         out = torch.empty(plan.num_rows, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
@@ -107,8 +102,8 @@ class SlotCache(UnmaskedCache):
             out[plan.run_rows] = self._attend_runs(queries[plan.run_rows], layer, params)
         for part in plan.ranges:
             out[part.rows] = self._attend_range(part, queries, layer, params)
-        for span in plan.blocks:
-            for piece in span.pieces(_most_queries(span, query.shape[1], params)):
+        for segment in plan.blocks:
+            for piece in segment.pieces(_most_queries(segment, query.shape[1], params)):
                 out[piece.rows] = self._attend_block(piece, query, layer, params)
         return out
 
@@ -123,23 +118,23 @@ class SlotCache(UnmaskedCache):
     def _attend_group(
         self, group: PrefixGroup, queries: torch.Tensor, layer: int, params: AttentionParams
     ) -> torch.Tensor:
-        if group.shared_prefix is None or not _shares(group, group.shared_prefix.pool, layer, params):
+        """Attend the queries of a group: the shared prefix in one call for all, then each run's own keys."""
+        if group.base is None or not _shares(group, group.base.pool, layer, params):
             runs = zip(group.runs, _split(queries, group.runs), strict=True)
             found = [_attend(self.plan.run_view(run, params.window), part, layer, params) for run, part in runs]
             return found[0] if len(found) == 1 else torch.cat(found)
-        shared_prefix = _attend_part(self.plan.prefix_view(group), queries.transpose(0, 2), layer, params)
+        prefix = _attend_part(self.plan.prefix_view(group), queries.transpose(0, 2), layer, params)
         rest = [
-            _attend_part(self.plan.run_view(run, None, group.stem_length), part, layer, params)
+            _attend_part(self.plan.run_view(run, None, group.prefix_length), part, layer, params)
             for run, part in zip(group.runs, _split(queries, group.runs), strict=True)
         ]
         own = rest[0] if len(rest) == 1 else PartialAttention(*map(torch.cat, zip(*rest, strict=True)))
-        return merge_partial(
-            PartialAttention(shared_prefix.out.transpose(0, 2), shared_prefix.weight.transpose(0, 2)), own
-        ).to(queries.dtype)
+        prefix = PartialAttention(prefix.out.transpose(0, 2), prefix.lse.transpose(0, 2))
+        return merge_partial(prefix, own).to(queries.dtype)
 
-    def _attend_block(self, span: Segment, query: torch.Tensor, layer: int, params: AttentionParams) -> torch.Tensor:
-        kv_view = self.plan.segment_view(span, params.window, masked=params.needs_manual)
-        return _attend(kv_view, query[:, :, span.rows], layer, params)[0].transpose(0, 1)
+    def _attend_block(self, segment: Segment, query: torch.Tensor, layer: int, params: AttentionParams) -> torch.Tensor:
+        kv_view = self.plan.segment_view(segment, params.window, masked=params.needs_manual)
+        return _attend(kv_view, query[:, :, segment.rows], layer, params)[0].transpose(0, 1)
 
     def _attend_range(
         self, part: MaskedRange, queries: torch.Tensor, layer: int, params: AttentionParams
@@ -158,7 +153,7 @@ class SlotCache(UnmaskedCache):
 
 
 def _copied(copy: SlotCopy, states: torch.Tensor) -> torch.Tensor:
-    """Return what goes into the slots, [slots, heads, positions, width], of [1, heads, tokens, width]."""
+    """Return the rows of a copy, [slots, heads, positions, width], from [1, heads, tokens, width]."""
     part = states if copy.rows is None else states[:, :, copy.rows]
     return part.transpose(0, 2) if copy.has_many_slots else part
 
@@ -169,7 +164,7 @@ def _store(write: SlotScatter, cached: torch.Tensor, states: torch.Tensor) -> No
 
 
 def _attend(kv_view: KVView, queries: torch.Tensor, layer: int, params: AttentionParams) -> torch.Tensor:
-    """Attend [slots, heads, queries, width] over what they reach, in the type that this is kept in."""
+    """Attend [slots, heads, queries, width] over a view, in the dtype of its keys."""
     keys, values = kv_view.states.keys[layer], kv_view.states.values[layer]
     mask = None if kv_view.mask is None else kv_view.mask.beside(keys)
     out = attend(queries.to(keys.dtype), keys, values, params, mask=mask, is_causal=kv_view.is_causal)
@@ -177,16 +172,16 @@ def _attend(kv_view: KVView, queries: torch.Tensor, layer: int, params: Attentio
 
 
 def _shares(group: PrefixGroup, pool: SlotPool, layer: int, params: AttentionParams) -> bool:
-    """Return whether a layer attends to a group's stem once for all its queries."""
+    """Return whether a layer attends to the shared prefix of a group once for all queries."""
     sees_all = params.window is None or params.window >= group.longest
     keys, values = pool.keys[layer], pool.values[layer]
-    # What tells the weight of a part is a function of PyTorch's for the CPU, which takes one width.
+    # PyTorch returns log-sum-exp only from a private CPU function, which takes keys and values of equal width.
     fits = keys.device.type == "cpu" and keys.shape[-1] == values.shape[-1]
-    return sees_all and fits and not params.needs_manual and parts_can_be_joined()
+    return sees_all and fits and not params.needs_manual and can_merge_parts()
 
 
 def _attend_part(kv_view: KVView, queries: torch.Tensor, layer: int, params: AttentionParams) -> PartialAttention:
-    """Attend [slots, heads, queries, width] over some of what they see."""
+    """Attend [slots, heads, queries, width] over some of their keys."""
     keys, values = kv_view.states.keys[layer], kv_view.states.values[layer]
     mask = None if kv_view.mask is None else kv_view.mask.beside(keys)
     return attend_part(queries.to(keys.dtype), keys, values, params, mask)
@@ -196,19 +191,20 @@ def _split(queries: torch.Tensor, runs: Sequence[DecodeRun]) -> Sequence[torch.T
     return queries.split_with_sizes([len(run.lengths) for run in runs]) if len(runs) > 1 else (queries,)
 
 
-def _most_queries(span: Segment, num_heads: int, params: AttentionParams) -> int:
-    """Return how many queries of a span are to be attended at once."""
+def _most_queries(segment: Segment, num_heads: int, params: AttentionParams) -> int:
+    """Return the most queries of a segment for one call."""
     if params.needs_manual:
-        return max(1, min(_MOST_QUERIES, _MOST_SCORES // (num_heads * span.stop)))
-    if sees_whole_prefix(span, params.window):
-        return span.width
+        return max(1, min(_MOST_QUERIES, _MOST_SCORES // (num_heads * segment.stop)))
+    if segment.sees_whole_prefix(params.window):
+        return segment.width
     return _MOST_QUERIES if params.window is None else min(_MOST_QUERIES, max(_LEAST_WINDOW, params.window))
 
 
 class ShapeProbeCache(UnmaskedCache):
-    """Notes what each layer would cache, while a model runs one token: a layer's attention is then its own value.
+    """Records the K/V shape, dtype and window of each layer while the model runs one token.
 
-    The type is the one to keep them in, see `cache_dtype`.
+    The attention output of a layer is then the value of that token. The recorded dtype is that of the cache, see
+    `cache_dtype`.
     """
 
     def __init__(self) -> None:
@@ -221,7 +217,7 @@ class ShapeProbeCache(UnmaskedCache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Note one layer's shapes."""
+        """Record the shapes of one layer."""
         self._layer = layer_idx
         heads, widths = key_states.shape[1], (key_states.shape[-1], value_states.shape[-1])
         self.layouts[layer_idx] = LayerLayout(heads, *widths, key_states.dtype, key_states.device)
@@ -230,7 +226,7 @@ class ShapeProbeCache(UnmaskedCache):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
-        """Return each token's own value. --> [tokens, heads, value width]"""
+        """Return the value of each token. --> [tokens, heads, value width]"""
         layout = self.layouts[self._layer]
         heads = Heads(layout.num_heads, query.shape[1] // layout.num_heads, layout.key_width)
         dtype = cache_dtype(layout.dtype, layout.device.type, heads, written_out=params.needs_manual)

@@ -1,11 +1,11 @@
-"""The feeds of one pass, laid out in one row, and the rows that are wanted of it."""
+"""The flat batch of one pass: all tokens of all feeds in one row, without padding between them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
-from unspool.runtimes.kv.attention_plan import Segment
+from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.shared_prefix import LEAST_SHARED
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.wrap.hooks import LayerRow
@@ -13,19 +13,24 @@ from unspool.types import Feed, Rows
 
 
 class Batch:
-    """The tokens of all feeds one behind another, each at its own position.
+    """The tokens of all feeds in one row, each with its position.
 
-    One-token feeds stand first, in the order of their slots: what lies side by side in memory is written and attended
-    together. Where a feed is invariant, what there is one of is doubled: a matrix product of one row may run another
-    kernel than one of two or more.
+    One-token feeds come first, in the order of their slots: neighbors in memory are written and attended together. If
+    a feed is batch-invariant, a batch of one row is padded to two, because a matrix product of one row can use another
+    kernel.
+
+    Args:
+        feeds: of the pass.
+        slots: the slot of each feed.
+        least_rows: the batch is padded to this many rows.
 
     Attributes:
-        spans: where each feed stands, in the order of the feeds.
-        tokens, positions: of each row.
-        asked: rows whose logits are wanted, in the order of the feeds.
-        hidden: rows whose hidden states are wanted; None where no feed wants any.
-        inner: what is wanted of inner layers; None where no feed names one.
-        invariant: whether a feed is.
+        spans: the segment of each feed, in the order of the feeds.
+        tokens, positions: per row.
+        asked: rows that logits are needed of, in the order of the feeds.
+        hidden: rows that hidden states are needed of; None if no feed needs any.
+        inner: rows and layers that inner logits are needed of; None if no feed names a layer.
+        invariant: True if a feed is batch-invariant.
     """
 
     def __init__(self, feeds: Sequence[Feed], slots: Sequence[Slot], least_rows: int = 1) -> None:
@@ -37,12 +42,12 @@ class Batch:
         self.invariant = any(feed.invariant for feed in feeds)
         pairs = list(zip(feeds, slots, strict=True))
         order = sorted(range(len(pairs)), key=lambda index: _place(*pairs[index]))
-        spans = {index: self._append(*pairs[index]) for index in order}
+        segments = {index: self._append(*pairs[index]) for index in order}
         for before, index in itertools.pairwise(order):
-            spans[index] = spans[index]._replace(shared=_num_shared(pairs[before], pairs[index]))
-        self.spans = [spans[index] for index in range(len(pairs))]
-        for feed, span in zip(feeds, self.spans, strict=True):
-            self._ask(feed, span.row)
+            segments[index] = segments[index]._replace(shared=_num_shared(pairs[before], pairs[index]))
+        self.spans = [segments[index] for index in range(len(pairs))]
+        for feed, segment in zip(feeds, self.spans, strict=True):
+            self._ask(feed, segment.row)
         self._num_asked, self._num_inner = len(self.asked), len(self.inner or ())
         self._pad(max(least_rows, 2) if self.invariant else least_rows)
 
@@ -66,19 +71,19 @@ class Batch:
             self.inner += self.inner[:1] * (least - len(self.inner))
 
     def unpad(self, rows: Rows) -> Rows:
-        """Return the rows that the feeds want."""
+        """Return the rows without padding."""
         inner = None if rows.inner is None else rows.inner[: self._num_inner]
         return Rows(rows.logits[: self._num_asked], rows.hidden, inner)
 
 
 def _num_shared(before: tuple[Feed, Slot], here: tuple[Feed, Slot]) -> int:
-    """Return how many keys and values two feeds of one token each may read from the same place."""
+    """Return the number of leading K/V that two one-token feeds can read from one slot."""
     (first, first_slot), (second, second_slot) = before, here
     if len(first.tokens) > 1 or len(second.tokens) > 1 or first.invariant or second.invariant:
         return 0
     if first_slot.nonfinite or second_slot.nonfinite:
         return 0
-    # Most sequences have little in common, which their first tokens tell.
+    # Most sequences have little in common; their first tokens show it at once.
     if first_slot.tokens[:LEAST_SHARED] != second_slot.tokens[:LEAST_SHARED]:
         return 0
     return second_slot.num_shared(first_slot)

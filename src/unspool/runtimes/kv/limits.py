@@ -1,7 +1,7 @@
-"""How much running requests can hold together: limits of the user's, and the soft ones that hold without these.
+"""Limits on live sequences and cached tokens.
 
-A hard limit is the user's own: a request that needs more is refused. A soft limit is the default: requests wait for
-each other, and one that needs more runs alone.
+A hard limit comes from the user: a request that needs more is refused. A soft limit is the default: requests wait for
+each other, and a request that needs more runs alone.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from unspool.errors import CapacityError
 from unspool.machine.memory import free_memory
 
 Limit: TypeAlias = int | Literal["auto"] | None
-"""A number is a hard limit, "auto" the soft one, None no limit."""
+"""A number is a hard limit, "auto" the soft limit, None no limit."""
 
 MAX_SEQUENCES: Final = 256
-"""The soft limit on live sequences. A CPU is busy with far fewer rows, and the rest of a large batch loses nothing."""
+"""The soft limit on live sequences. Far fewer rows keep a CPU busy, so that waiting costs a large batch nothing."""
 
 _SHARE: Final = 0.5
-"""Of the free memory, for keys and values."""
+"""The share of free memory for the KV cache."""
 
 _ROOM_PER_TOKEN: Final = 2
-"""A sequence fills at least half of its slot."""
+"""Slot tokens per cached token, at most: a sequence fills at least half of its slot."""
 
 
 class Limits(NamedTuple):
-    """The limits of one runtime, as ModelInfo has them; None for no limit."""
+    """The limits of one runtime, with the names of ModelInfo; None for no limit."""
 
     max_sequences: int | None = None
     max_tokens: int | None = None
@@ -39,7 +39,7 @@ NO_LIMITS: Final = Limits()
 
 
 def hard(limit: Limit) -> int | None:
-    """Return the limit beyond which a request is refused, if it is one."""
+    """Return the hard limit; None if the limit is soft or absent."""
     return None if limit == "auto" else limit
 
 
@@ -56,12 +56,13 @@ def check_room(*, num_sequences: int, num_tokens: int, max_sequences: int | None
 
 
 def limits_of(sequences: Limit, tokens: Limit, *, bytes_per_token: int, device: torch.device) -> Limits:
-    """Return the limits of a runtime whose model is loaded.
+    """Return the limits of a runtime. Load the model first: "auto" depends on the free memory.
 
     Args:
-        sequences: on live sequences. tokens: on tokens cached over all of them.
-        bytes_per_token: of keys and values; 0 if none are kept.
-        device: of these.
+        sequences: limit on live sequences.
+        tokens: limit on cached tokens over all live sequences.
+        bytes_per_token: of the KV cache, over all layers; 0 without a KV cache.
+        device: of the KV cache.
     """
     room = free_memory(device) if tokens == "auto" and bytes_per_token else None
     soft = None if room is None else max(1, int(room * _SHARE) // (_ROOM_PER_TOKEN * bytes_per_token))
@@ -69,6 +70,6 @@ def limits_of(sequences: Limit, tokens: Limit, *, bytes_per_token: int, device: 
 
 
 def estimated_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Return the bytes of a token's keys and values in a cache of transformers' own, if all heads have their own."""
+    """Return the K/V bytes per token with multi-head attention in a cache of transformers; 0 if unknown."""
     layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
     return 2 * layers * width * dtype.itemsize if layers and width else 0

@@ -1,4 +1,4 @@
-"""The tensors of the KV cache: pools of equal slots. Does not know sequences or tokens."""
+"""KV memory: pools of equal slots. Knows tensors. Does not know sequences and tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LARGEST_POOL_TOKENS = 1 << 14
 
 
 class LayerLayout(NamedTuple):
-    """What one attention layer keeps of a token: a key and a value for each head."""
+    """The K/V of one token in one attention layer: a key and a value per head."""
 
     num_heads: int
     key_width: int
@@ -23,7 +23,7 @@ class LayerLayout(NamedTuple):
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in this layer."""
+        """K/V bytes per token in this layer."""
         return self.num_heads * (self.key_width + self.value_width) * self.dtype.itemsize
 
 
@@ -31,19 +31,19 @@ Layout: TypeAlias = tuple[LayerLayout, ...]
 
 
 def size_class(num_tokens: int) -> int:
-    """Return the smallest of 64, 128, 256, ... that holds so many tokens."""
+    """Return the capacity for `num_tokens` tokens: the smallest of 64, 128, 256, ... that is large enough."""
     return max(SMALLEST_CLASS, 1 << (num_tokens - 1).bit_length() if num_tokens > 1 else 1)
 
 
 class LayerStates(NamedTuple):
-    """Keys and values of some slots and positions, a tensor for each layer."""
+    """Keys and values of some slots and positions, one tensor per layer."""
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
 
 
 class _Shape(NamedTuple):
-    """What keys, or values, of one layer have in common with those that they lie beside."""
+    """Shape of the keys, or the values, of one layer. Equal shapes are stacked in one tensor."""
 
     num_heads: int
     width: int
@@ -52,10 +52,18 @@ class _Shape(NamedTuple):
 
 
 class SlotPool:
-    """`num_slots` slots of `capacity` tokens. keys, values: a layer each, [slots, heads, capacity, width], zeroed.
+    """Slots of equal capacity, zeroed when they are allocated.
 
-    What has one shape lies in one tensor, whatever layer it belongs to: a slot is copied, cleared or looked at in all
-    layers at once. bytes_per_token: of one token's keys and values in one layer, on average over the layers.
+    All layers with one shape are stacked in one tensor, so that one op copies, clears or views a slot in all layers.
+
+    Args:
+        layout: K/V shapes per layer.
+        capacity: tokens per slot.
+        num_slots: at least 1.
+
+    Attributes:
+        keys, values: per layer [slots, heads, capacity, width].
+        bytes_per_token: K/V bytes per token and layer, averaged over the layers.
     """
 
     def __init__(self, layout: Layout, capacity: int, num_slots: int) -> None:
@@ -67,9 +75,9 @@ class SlotPool:
         for number, shape in enumerate(shapes):
             alike.setdefault(shape, []).append(number)
         stacked = [number for numbers in alike.values() for number in numbers]
-        # Where each layer's keys, then each layer's values, stand in the stacks one behind another.
+        # The index in the concatenated stacks of each layer's keys, then of each layer's values.
         self._places = sorted(range(len(stacked)), key=stacked.__getitem__)
-        # Made in the caller's inference mode, they could not be written to outside of it.
+        # Tensors made in the caller's inference mode could not be written outside of it.
         with torch.inference_mode(False):
             self._stacks = [self._zeros(shape, len(numbers)) for shape, numbers in alike.items()]
             self.keys, self.values = self.views(slice(None), slice(None))
@@ -80,11 +88,11 @@ class SlotPool:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens this pool has room for, used or not."""
+        """Tokens that the pool has room for."""
         return self.capacity * self.num_slots
 
     def views(self, slots: slice, positions: slice) -> LayerStates:
-        """Return keys and values of neighboring slots at some positions, [slots, heads, positions, width] a layer."""
+        """Return views of some slots and positions: per layer [slots, heads, positions, width]."""
         parts = self._stacks[0][:, slots, :, positions].unbind(0)
         if len(self._stacks) > 1:
             rest = (part for stack in self._stacks[1:] for part in stack[:, slots, :, positions].unbind(0))
@@ -93,12 +101,12 @@ class SlotPool:
         return LayerStates(parts[: self._num_layers], parts[self._num_layers :])
 
     def zero(self, index: int, start: int, stop: int) -> None:
-        """Clear positions [start, stop) of one slot."""
+        """Set K/V at positions [start, stop) of one slot to 0."""
         for stack in self._stacks:
             stack[:, index, :, start:stop] = 0
 
     def copy(self, index: int, source: SlotPool, source_index: int, start: int, stop: int) -> None:
-        """Copy positions [start, stop) from a slot of this or another pool of the same layout."""
+        """Copy K/V at positions [start, stop) from a slot of this pool, or of another pool with the same layout."""
         if start >= stop:
             return
         for mine, theirs in zip(self._stacks, source._stacks, strict=True):
@@ -106,6 +114,6 @@ class SlotPool:
 
 
 def next_pool_size(capacity: int, num_slots: int) -> int:
-    """Return how many slots the next pool of a size class has: as many as there are, within reason."""
+    """Return the number of slots that a size class grows by: it doubles, within 512 and 16,384 tokens."""
     smallest, largest = _FIRST_POOL_TOKENS // capacity, LARGEST_POOL_TOKENS // capacity
     return max(1, min(max(num_slots, smallest), largest))

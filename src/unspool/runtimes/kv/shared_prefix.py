@@ -1,8 +1,12 @@
-"""Leading tokens that several sequences of a pass have in common: the keys and values of these are read once for all.
+"""Shared-prefix attention (Hydragen, cascade attention): the queries of a pass that read the same leading K/V.
 
-Beams of one prompt, samples of one prompt and chats behind one system prompt hold the same keys and values in many
-slots. Reading them is what attention of single queries costs. Owns which queries share how much; reads no tensors.
-(Shared-prefix attention in two parts: Juravsky et al. 2024, "Hydragen", section 3.1.)
+Beams of one prompt, samples of one prompt and chats with one system prompt hold equal K/V in many slots. Attention of
+single queries is limited by reading K/V. So a group of queries attends to its shared prefix in one call, and each
+query to the rest of its keys in another; `merge_partial` combines both. This module decides the groups and reads no
+tensors.
+
+Sources: Juravsky et al. 2024, "Hydragen: High-Throughput LLM Inference with Shared Prefixes", section 3.1; Ye et al.
+2024, "Cascade Inference" (FlashInfer).
 """
 
 from __future__ import annotations
@@ -11,18 +15,18 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 LEAST_SHARED = 32
-"""Fewer tokens in common are not looked for."""
+"""The shortest shared prefix that is looked for, in tokens."""
 
 SPARED_BYTES = 3 << 20
-"""What must be spared in a layer to pay for the second part.
+"""The least saving per layer that pays for the second call, in bytes.
 
-Measured with 12 heads, and with 4 for 32, of width 64: both ways are equally fast where 2 to 3 MiB are spared, and the
-second is twice as fast from some 6 MiB on.
+Both ways are equally fast at 2 to 3 MiB, and the second is twice as fast from 6 MiB on (12 heads, and 4 key heads for
+32, of width 64).
 """
 
 
 class Sharing(Protocol):
-    """A query of a pass. shared: how many leading keys and values it has in common with the one before it."""
+    """A query of a pass. shared: the number of leading K/V that it has in common with the query before it."""
 
     @property
     def shared(self) -> int: ...
@@ -32,22 +36,30 @@ S = TypeVar("S", bound=Sharing)
 
 
 class SharedPrefix(NamedTuple):
-    """Consecutive queries [first, stop), of those given, and how many leading tokens all of them have in common."""
+    """Queries [first, stop) of a pass, and the number of leading tokens that all of them share; 0 for no sharing."""
 
     first: int
     stop: int
     length: int
 
     @property
-    def spared(self) -> int:
-        """Keys that need not be read."""
+    def num_saved_keys(self) -> int:
+        """Keys that are read once less, over all queries."""
         return (self.stop - self.first - 1) * self.length
 
 
 def shared_prefixes(queries: Sequence[S], bytes_per_token: int) -> list[SharedPrefix]:
-    """Cut queries into consecutive stems so that much is spared; those that share too little have a stem of length 0.
+    """Cut the queries of a pass into consecutive groups that save the most reads.
 
-    bytes_per_token: of one layer's keys and values.
+    Args:
+        queries: in the order of their rows; `shared` of the first one is ignored.
+        bytes_per_token: of the K/V of one layer.
+
+    Returns:
+        The groups, in order. Queries that share too little are joined in groups of length 0.
+
+    Example, without the limit on bytes: `shared` of 0, 200, 100, 230 gives [0, 2) with 200 tokens and [2, 4) with 230.
+    These save 430 keys; one group [0, 4) with 100 tokens would save 300.
     """
     found: list[SharedPrefix] = []
     first = 0
@@ -55,19 +67,19 @@ def shared_prefixes(queries: Sequence[S], bytes_per_token: int) -> list[SharedPr
         if index == len(queries) or queries[index].shared < LEAST_SHARED:
             found += _best([query.shared for query in queries[first:index]], first)
             first = index
-    prefixes: list[SharedPrefix] = []
-    for shared_prefix in found:
-        if shared_prefix.spared * bytes_per_token >= SPARED_BYTES:
-            prefixes.append(shared_prefix)
-        elif prefixes and not prefixes[-1].length:
-            prefixes[-1] = prefixes[-1]._replace(stop=shared_prefix.stop)
+    groups: list[SharedPrefix] = []
+    for group in found:
+        if group.num_saved_keys * bytes_per_token >= SPARED_BYTES:
+            groups.append(group)
+        elif groups and not groups[-1].length:
+            groups[-1] = groups[-1]._replace(stop=group.stop)
         else:
-            prefixes.append(shared_prefix._replace(length=0))
-    return prefixes
+            groups.append(group._replace(length=0))
+    return groups
 
 
 def _best(shared: Sequence[int], offset: int) -> list[SharedPrefix]:
-    """Return the stems of queries that all share something: one, or more where cutting at the least spares more."""
+    """Return the best groups of queries that share a prefix: one, or several if a cut at the shortest saves more."""
     stop = offset + len(shared)
     if len(shared) == 1:
         return [SharedPrefix(offset, stop, 0)]
@@ -76,4 +88,4 @@ def _best(shared: Sequence[int], offset: int) -> list[SharedPrefix]:
     if all(each == length for each in shared[1:]):
         return [whole]
     parts = _best(shared[:cut], offset) + _best(shared[cut:], offset + cut)
-    return parts if sum(part.spared for part in parts) > whole.spared else [whole]
+    return parts if sum(part.num_saved_keys for part in parts) > whole.num_saved_keys else [whole]

@@ -1,4 +1,4 @@
-"""The attention plan of one pass over slots: writes of new K/V, and attention calls.
+"""The attention metadata of one pass over slots (AttentionPlan): writes of new K/V, and attention calls.
 
 All tokens of all feeds form one row. A pass is planned once and executed in every layer (cache.py). Does not know
 models or sequences.

@@ -1,4 +1,4 @@
-"""KV memory: pools of equal slots. Knows tensors. Does not know sequences and tokens."""
+"""The tensors of the KV cache: pools of equal slots. Does not know sequences or tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the library hands back: frozen values that print themselves, and know no model and no engine."""
+"""Result types: frozen values with text, JSON, terminal and notebook forms. They depend on neither model nor engine."""
 
 from unspool.results.comparison import Compared, Comparison
 from unspool.results.figures import Figures

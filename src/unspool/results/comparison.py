@@ -1,7 +1,7 @@
-"""One prompt, several ways to go on: the answers side by side.
+"""Comparison: the generations of several strategies for one prompt, side by side.
 
-Owns: the order of the answers and how they read as values and JSON. Does not know: how they were computed, how they
-are drawn (unspool.results.render.side_by_side).
+Owns: the order of the entries, their values and their JSON form. Does not know: how they were computed, or how they are
+drawn (unspool.results.render.side_by_side).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Compared:
     """One entry of a comparison.
 
-    name: as given. generation: its whole answer; times in it are those of all entries together, which ran in one batch.
-    figures: of its first output, the best one where the strategy ranks them.
-    unread: the shared options that its strategy does not read, and that were left out for it.
+    name: the entry's name. generation: its generation; all entries ran in one batch, so its times are shared.
+    figures: of its first output, which is the best output if the strategy ranks them.
+    unread: names of the shared options that its strategy does not read; they were left out for this entry.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Compared:
 
     @property
     def text(self) -> str:
-        """Text of the first output, with the prompt in front where `echo` was asked."""
+        """Text of the first output; starts with the prompt if `echo` is on."""
         return self.generation.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; without times, since those of a shared batch belong to no entry."""
+        """Return the entry as plain JSON values, without times, because all entries share them."""
         answer = self.generation.to_dict()
         del answer["timing"]
         return {
@@ -58,11 +58,11 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Comparison(Mapping[str, Generation]):
-    """The answers of several strategies to one prompt: `comparison["beam"]` is a Generation, in the order given.
+    """The generations of several strategies for one prompt: `comparison["beam"]` is a Generation.
 
-    Prints side by side, in a terminal and in a notebook, with the figures below.
+    Prints side by side, in a terminal and in a notebook, with the figures below. The order is that of the call.
 
-    rows: the entries, at least one, with their figures.
+    rows: the entries with their figures; at least one.
     """
 
     rows: tuple[Compared, ...]
@@ -81,23 +81,23 @@ class Comparison(Mapping[str, Generation]):
 
     @property
     def prompt(self) -> str | None:
-        """The prompt's text; None where token ids were given and there is no tokenizer."""
+        """The prompt's text; None for token ids without a tokenizer."""
         return self.rows[0].generation.prompt
 
     @property
     def figures(self) -> dict[str, Figures]:
-        """The figures of each entry by name."""
+        """The figures of each entry, by name."""
         return {row.name: row.figures for row in self.rows}
 
     @property
     def unread(self) -> dict[str, tuple[str, ...]]:
-        """The shared options that not every entry reads: option --> the entries that it was left out for."""
+        """Shared options that some entries do not read: option --> names of those entries."""
         options = sorted({option for row in self.rows for option in row.unread})
         return {option: tuple(row.name for row in self.rows if option in row.unread) for option in options}
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time until the last entry was finished. All entries ran in one batch and share it."""
+        """Wall-clock time in seconds until the last entry finished; all entries ran in one batch."""
         return max(row.generation.timing.seconds for row in self.rows)
 
     def __repr__(self) -> str:
@@ -113,11 +113,11 @@ class Comparison(Mapping[str, Generation]):
         return str(draw(self, "html"))
 
     def to_markdown(self) -> str:
-        """Return the table of figures, then every text in a block of its own."""
+        """Return the table of figures as Markdown, followed by one block per text."""
         return str(draw(self, "markdown"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the comparison as plain JSON values."""
         return {"prompt": self.prompt, "seconds": self.seconds, "rows": [row.to_dict() for row in self.rows]}
 
     def to_json(self, *, indent: int | None = 2) -> str:

@@ -1,6 +1,6 @@
-"""draw(): a result as text, for a terminal, a notebook or a page. Drawing functions register themselves.
+"""draw(): renders a result for a terminal, a notebook or a page, with a registered drawing function.
 
-Owns: the table of drawing functions. Results do not import their pictures, so values and pictures form no circle.
+Owns: the registry of drawing functions. Results use it instead of importing their renderers, to avoid an import cycle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FUNCTIONS: dict[tuple[type, Medium], Callable[..., Any]] = {}
 
 
 def draws(kind: type, medium: Medium) -> Callable[[Function], Function]:
-    """Register the decorated function: it draws results of this type for this medium."""
+    """Register the decorated function as the renderer of this result type for this medium."""
 
     def register(function: Function) -> Function:
         _FUNCTIONS[kind, medium] = function
@@ -27,12 +27,12 @@ def draws(kind: type, medium: Medium) -> Callable[[Function], Function]:
 
 
 def draw(result: Any, medium: Medium, **options: Any) -> Any:
-    """Return the picture of a result: text, or for a terminal anything that rich prints.
+    """Return the rendered result: text, or a rich renderable for a terminal.
 
     Args:
         result: a value of a registered type, or of a subclass.
-        medium: where it is shown.
-        options: of the drawing function, such as the `width` of a terminal in cells.
+        medium: the output medium.
+        options: options of the drawing function, such as the `width` of a terminal in cells.
     """
     import_module(_DRAWINGS)
     function = next(_FUNCTIONS[kind, medium] for kind in type(result).__mro__ if (kind, medium) in _FUNCTIONS)

@@ -1,6 +1,6 @@
-"""The answer to one prompt, whole (`Generation`) or as it comes (`Chunk`).
+"""Generation, Completion and Chunk: the result of one prompt, complete or streamed.
 
-Owns: the values and how they read as text and JSON. Does not know: how they were computed, how they are drawn.
+Owns: the values and their text and JSON forms. Does not know: how they were computed, or how they are drawn.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 _SHOWN: Final = 60
-"""Characters of a text that a repr shows."""
+"""Maximum number of characters of a text in a repr."""
 
 _SHOWN_IDS: Final = 8
 
 
 class TopLogprob(NamedTuple):
-    """One of the best tokens at a position. logprob: the model's own natural-log probability."""
+    """One of the most probable tokens at a position. logprob: natural log, under the model, before processors."""
 
     token_id: int
     text: str
@@ -42,20 +42,20 @@ class TopLogprob(NamedTuple):
 class Completion(JsonText):
     """One output of a prompt.
 
-    index: its place among the prompt's outputs, best first where the strategy ranks them.
-    text: the output's text without the prompt, cut before the stop string where one ended it.
-    token_ids: every token chosen, the end-of-sequence token and those of the stop string included.
-    tokens: the text that came with each token; a character of several tokens stands with its last one. Joined they
-        are the output's text, uncut. Empty without a tokenizer.
-    logprobs: natural-log probability of each token by the model itself: behind the prompt alone, before guidance,
-        contrast of layers and processors. The same for every strategy.
-    scores: of each token, after the processors and not renormalized, in the strategy's space.
-    score: the value that the strategy ranks outputs by. Its unit depends on the strategy, so scores of two strategies
-        cannot be compared: see the table in docs/strategies.md. `logprob` and `mean_logprob` can.
-    finish_reason: "eos", "stop", "length", "time" or the name of a criterion; "strategy" where the strategy itself
-        went no further.
-    top_logprobs: for each token the best alternatives, best first; None unless `logprobs` asked for them.
-    unmet: which forced words the output lacks, and why, in words; None where it has all that were asked for.
+    index: index among the outputs of the prompt, from 0; best first if the strategy ranks outputs.
+    text: text without the prompt. If a stop string ended the output, the text ends before it.
+    token_ids: all generated tokens, including the end-of-sequence token and the tokens of a stop string.
+    tokens: text added by each token; a character of several tokens belongs to its last token. Joined, they are the
+        text before any cut at a stop string. Empty without a tokenizer.
+    logprobs: natural-log probability of each token under the model, given the prompt and the tokens before. Computed
+        before classifier-free guidance, DoLa and processors, so it is the same for all strategies.
+    scores: score of each token after the processors, not normalized, in the strategy's space.
+    score: the strategy's ranking score. Its unit depends on the strategy (table in docs/strategies.md); to compare
+        strategies, use `logprob` or `mean_logprob`.
+    finish_reason: "eos", "stop", "length", "time" or the name of a criterion; "strategy" if the strategy ended the
+        output.
+    top_logprobs: most probable tokens at each position, best first; None unless the option `logprobs` is on.
+    unmet: description of the missing forced words, with the reason; None if no forced word is missing.
     """
 
     index: int
@@ -71,17 +71,17 @@ class Completion(JsonText):
 
     @property
     def logprob(self) -> float:
-        """Natural-log probability of the whole output by the model itself: the sum of `logprobs`."""
+        """Natural-log probability of the output under the model: the sum of `logprobs`."""
         return math.fsum(self.logprobs)
 
     @property
     def mean_logprob(self) -> float:
-        """`logprob` per token, an end-of-sequence token counted; NaN of an output without tokens."""
+        """`logprob` per token, including an end-of-sequence token; NaN for an output without tokens."""
         return self.logprob / len(self.logprobs) if self.logprobs else math.nan
 
     @property
     def satisfied(self) -> bool:
-        """Whether the output has all that was demanded of it; True where nothing was. `unmet` says why not."""
+        """True if the output contains all forced words; `unmet` explains False."""
         return self.unmet is None
 
     @classmethod
@@ -94,7 +94,7 @@ class Completion(JsonText):
         detokenizer: Detokenizer | None,
         stops: tuple[str, ...] = (),
     ) -> Completion:
-        """Return the engine's output with its text; without a detokenizer the text is empty."""
+        """Return the completion of an engine output; without a detokenizer its text is empty."""
         ids, reason = output.token_ids, output.finish_reason
         text = ""
         tokens: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class Completion(JsonText):
         return f"<Completion {self.index}: {', '.join(facts)}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; a number that is not finite becomes None."""
+        """Return the fields as plain JSON values; non-finite numbers become None."""
         top = self.top_logprobs
         return {
             "index": self.index,
@@ -143,11 +143,12 @@ class Completion(JsonText):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens read and written, and what they cost.
+    """Token counts and forward passes of one prompt.
 
-    completion_tokens: over all outputs, end-of-sequence tokens included.
-    forward_passes: of the model, in which the prompt took part; other prompts can share them. Passes of a draft model
-        do not count.
+    prompt_tokens: tokens of the prompt.
+    completion_tokens: generated tokens of all outputs, including end-of-sequence tokens.
+    forward_passes: forward passes of the model that included the prompt. Other prompts can share them; passes of a
+        draft model do not count.
     """
 
     prompt_tokens: int
@@ -159,7 +160,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
     def to_dict(self) -> dict[str, int]:
-        """Return the counts; those of tokens have their usual names."""
+        """Return the counts by name."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -170,10 +171,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Wall-clock times of one prompt, from submission on.
+    """Wall-clock times of one prompt, measured from its submission.
 
-    seconds: until the last output was finished. seconds_to_first_token: until the first token was chosen; None where
-    that was not seen. tokens_per_second: tokens written over `seconds`, all outputs together.
+    seconds: time until the last output finished.
+    seconds_to_first_token: time in seconds until the first token was chosen; None if it was not measured.
+    tokens_per_second: generated tokens of all outputs, divided by `seconds`.
     """
 
     seconds: float
@@ -182,7 +184,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: float, *, tokens: int, seconds_to_first_token: float | None = None) -> Timing:
-        """Return the timing of `tokens` written in `seconds`."""
+        """Return the timing of `tokens` generated in `seconds`."""
         rate = tokens / seconds if seconds > 0 else 0.0
         return cls(seconds=seconds, seconds_to_first_token=seconds_to_first_token, tokens_per_second=rate)
 
@@ -197,18 +199,18 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Generation(JsonText):
-    """The answer to one prompt. Printing it prints its text.
+    """The result of one prompt. Prints as its text.
 
-    prompt: the prompt's text; None where token ids were given and there is no tokenizer.
-    prompt_token_ids: the prompt as the model read it.
-    completions: the outputs, in the strategy's order, best first where it ranks them; at least one.
-    seed: the seed its draws were made under; given again, it brings the same result.
-    usage, timing: what it cost.
-    config: every option as it was in force. strategy: the decoding strategy's name.
-    echo: whether `text` begins with the prompt.
-    prompt_logprobs: with `echo` and `logprobs`, the model's own log-probability of each prompt token, None for the
-        first, which nothing precedes; else None.
-    trace: what happened, token by token, where `trace=True` asked for it.
+    prompt: the prompt's text; None for token ids without a tokenizer.
+    prompt_token_ids: the tokens of the prompt.
+    completions: the outputs, best first if the strategy ranks them; at least one.
+    seed: the seed of the random draws; the same seed reproduces the result.
+    usage: token counts and forward passes. timing: wall-clock times.
+    config: the resolved config. strategy: name of the decoding strategy.
+    echo: True if `text` starts with the prompt.
+    prompt_logprobs: with `echo` and `logprobs`, natural-log probability of each prompt token under the model, with
+        None for the first token. Else None.
+    trace: all tokens that the strategy tried, if `trace=True`; else None.
     """
 
     prompt: str | None
@@ -225,16 +227,16 @@ class Generation(JsonText):
 
     @property
     def text(self) -> str:
-        """Text of the first completion, with the prompt in front where `echo` was asked."""
+        """Text of the first completion; starts with the prompt if `echo` is on."""
         return self.text_of(self.completions[0])
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Text of every completion, each as in `text`."""
+        """Text of each completion, in order, as in `text`."""
         return tuple(self.text_of(completion) for completion in self.completions)
 
     def text_of(self, completion: Completion) -> str:
-        """Return the completion's text, with the prompt in front where `echo` was asked."""
+        """Return the completion's text; starts with the prompt if `echo` is on."""
         return (self.prompt or "") + completion.text if self.echo else completion.text
 
     def __str__(self) -> str:
@@ -252,7 +254,7 @@ class Generation(JsonText):
         return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as plain JSON values."""
         return {
             "prompt": self.prompt,
             "prompt_token_ids": list(self.prompt_token_ids),
@@ -270,15 +272,16 @@ class Generation(JsonText):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk(JsonText):
-    """A piece of streamed text. It is never taken back: whole characters, and no part of a stop string.
+    """A piece of streamed text. Its `text` is final: whole characters, without any part of a stop string.
 
-    text: what is new; may be "" in an output's last chunk, which brings its finish_reason.
-    index: which of the prompt's outputs it belongs to. prompt: which prompt of the call.
-    token_ids, logprobs: the tokens committed since the output's last chunk. Their text may come later, when the
-        character is whole and no stop string can begin there.
-    finish_reason: set in the output's last chunk. is_last: nothing follows in the whole stream.
-    tentative: where it was asked for, the text that would follow all the output's chunks so far if the leading branch
-        won. Unlike `text` it may be taken back: each one replaces the one before. None: as it was; "": none any more.
+    text: new text; can be "" in the last chunk of an output, which has the finish_reason.
+    index: index of the output, from 0. prompt: index of the prompt in the call, from 0.
+    token_ids, logprobs: tokens committed since the output's previous chunk. Their text can come in a later chunk, after
+        the character is complete and no stop string can start in it.
+    finish_reason: as in Completion in the last chunk of an output; None in earlier chunks.
+    is_last: True for the last chunk of the stream.
+    tentative: preview of the text after this chunk, from the leading branch, if it is on. It is not final: each preview
+        replaces the previous one. None means unchanged, "" means that the preview is gone.
     """
 
     text: str
@@ -294,7 +297,7 @@ class Chunk(JsonText):
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as plain JSON values."""
         return {
             "text": self.text,
             "index": self.index,
@@ -308,7 +311,7 @@ class Chunk(JsonText):
 
 
 def _beginning(completion: Completion) -> str:
-    """Return the beginning of an output on one line: its text in quotes, or token ids if there is no tokenizer."""
+    """Return the start of an output on one line: its text in quotes; token ids without a tokenizer."""
     if completion.token_ids and not completion.tokens:
         ids = ", ".join(map(str, completion.token_ids[:_SHOWN_IDS]))
         return f"[{ids}{', …' if len(completion.token_ids) > _SHOWN_IDS else ''}]"
@@ -331,7 +334,7 @@ def _named(output: Output, detokenizer: Detokenizer | None) -> tuple[tuple[TopLo
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return the number, or None in place of one that JSON cannot hold."""
+    """Return the number; None if it is not finite, because JSON has only finite numbers."""
     return value if math.isfinite(value) else None
 
 

@@ -1,6 +1,6 @@
-"""The exact distribution of the next token, with what each processor did to it.
+"""NextTokens: the exact distribution of the next token, before and after the logits processors.
 
-Owns: which tokens are shown and in what order. Does not know: how they are drawn (unspool.results.render).
+Owns: the selection and order of the shown tokens. Does not know: how they are drawn (unspool.results.render).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 class NextToken:
     """One possible next token.
 
-    rank: its place by the model's own probability, from 1; equal ones by token id.
-    text: as it stands behind other text, so a leading space shows. Special tokens stand by name, parts of a character
-        byte by byte, as in "<0xF0>".
-    probability: the model's own. processed_probability: what it is drawn with after the processors, 0.0 where cut.
-    kept: whether it can still be drawn. cut_by: the processor that forbade it; None where it is kept, or where the
-        model itself gives it probability zero.
+    rank: rank by the model's probability, from 1; ties are ordered by token id.
+    text: the token's text inside a longer text, with its leading space. A special token is its name; an incomplete
+        character is its bytes, as in "<0xF0>".
+    probability: probability under the model, before processors.
+    processed_probability: probability after the processors; 0.0 if the token was removed.
+    kept: True if the token can be drawn after the processors.
+    cut_by: name of the processor that removed the token; None if it is kept or if its model probability is zero.
     """
 
     rank: int
@@ -57,14 +58,16 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NextTokens(JsonText):
-    """The distribution the next token is drawn from. Prints as a bar chart, in a terminal and in a notebook.
+    """The distribution of the next token. Prints as a bar chart, in a terminal and in a notebook.
 
-    A sequence of the entries shown: the tokens with the greatest probability, before or after processing, sorted by
-    the probability after it, then by the one before, then by token id.
+    A sequence of the shown entries: the tokens with the highest probability before or after processing. They are sorted
+    by processed probability, then by model probability (both descending), then by token id.
 
-    entries: the tokens shown. processors: those that ran, in order.
-    probabilities: [vocab] float64, sum 1: the model's own. processed_probabilities: [vocab] float64, sum 1.
-    num_kept: how many tokens of the vocabulary can still be drawn. prompt: the prompt's text, where there is one.
+    entries: the shown tokens. processors: names of the applied processors, in order.
+    probabilities: [vocab] float64, sum 1: the model's distribution, before processors.
+    processed_probabilities: [vocab] float64, sum 1: the distribution after processors.
+    num_kept: number of tokens in the vocabulary that can be drawn.
+    prompt: the prompt's text; None without a text prompt.
     """
 
     entries: tuple[NextToken, ...]
@@ -78,19 +81,19 @@ class NextTokens(JsonText):
     def from_distribution(
         cls, distribution: Distribution, tokenizer: Any, *, limit: int = 20, prompt: str | None = None
     ) -> NextTokens:
-        """Read a distribution of the engine.
+        """Return the result for a distribution of the engine.
 
         Args:
-            distribution: of one position.
-            tokenizer: names the tokens; None where the model has none.
-            limit: most tokens shown, at least 1.
-            prompt: its text, for the heading.
+            distribution: the distribution at one position.
+            tokenizer: the tokenizer, for the text of tokens; None if the model lacks one.
+            limit: maximum number of shown tokens, at least 1.
+            prompt: the prompt's text, for the heading.
 
         Raises:
-            OptionError: `limit` is below 1.
+            OptionError: if `limit` is below 1.
         """
         if limit < 1:
-            raise OptionError("limit", limit, "must be at least 1", "it counts the tokens shown")
+            raise OptionError("limit", limit, "must be at least 1", "it is the number of shown tokens")
         raw, processed = distribution.logprobs.double().exp(), distribution.scores.double().softmax(-1)
         shown = _most_probable(raw, processed, limit)
         return cls(
@@ -123,7 +126,7 @@ class NextTokens(JsonText):
 
     @property
     def hidden_probability(self) -> float:
-        """Processed probability of the tokens that are not shown, together."""
+        """Total processed probability of the tokens that are not shown."""
         return max(0.0, 1.0 - math.fsum(entry.processed_probability for entry in self.entries))
 
     def __repr__(self) -> str:
@@ -141,7 +144,7 @@ class NextTokens(JsonText):
         return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold: the tokens shown, and the mass of the rest."""
+        """Return plain JSON values: the shown tokens, and the total probability of all others."""
         return {
             "prompt": self.prompt,
             "processors": list(self.processors),
@@ -153,7 +156,7 @@ class NextTokens(JsonText):
 
 
 def _most_probable(raw: torch.Tensor, processed: torch.Tensor, limit: int) -> list[int]:
-    """Return the tokens to show, in the order to show them."""
+    """Return the tokens to show, in display order."""
     import torch
 
     greatest = torch.maximum(raw, processed)

@@ -1,7 +1,7 @@
-"""Frozen dataclasses as JSON, back again, and the JSON schema of it: all three read off the annotations.
+"""Serialization of frozen dataclasses to JSON and back, and their JSON schema, from the type annotations.
 
-Knows integers, floats, strings, booleans, None, literals, tuples of one kind, mappings from strings, and dataclasses of
-these. Does not know: what the values mean.
+Supports integers, floats, strings, booleans, None, literals, homogeneous tuples, mappings with string keys, and
+dataclasses of these. Does not know: the meaning of the values.
 """
 
 from __future__ import annotations
@@ -29,54 +29,54 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], value: Any) -> T:
-    """Return the value of this kind that `to_plain` turned into `value`.
+    """Return the value of this type from its plain form; the inverse of `to_plain`.
 
     Raises:
-        ValueError: it is none; the message says where and why.
+        ValueError: if the plain form is invalid; the message has the path and the reason.
     """
     built: T = _build(kind, value, kind.__name__)
     return built
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def _build(kind: Any, value: Any, path: str) -> Any:
     if is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
+        return _build_dataclass(kind, value, path)
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
         options = [each for each in arguments if each is not type(None)]
-        return None if value is None and len(options) < len(arguments) else _build(options[0], value, where)
+        return None if value is None and len(options) < len(arguments) else _build(options[0], value, path)
     if origin is tuple:
-        _expect(isinstance(value, list), where, "a list", value)
-        return tuple(_build(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(value))
+        _expect(isinstance(value, list), path, "a list", value)
+        return tuple(_build(arguments[0], each, f"{path}[{index}]") for index, each in enumerate(value))
     if origin is Literal:
-        _expect(value in arguments, where, f"one of {', '.join(map(repr, arguments))}", value)
+        _expect(value in arguments, path, f"one of {', '.join(map(repr, arguments))}", value)
         return value
     if _is_mapping(kind):
-        _expect(isinstance(value, dict), where, "an object", value)
+        _expect(isinstance(value, dict), path, "an object", value)
         return value
     accepted = (int, float) if kind is float else kind
     good = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-    _expect(good, where, f"a value of type {_NAMES[kind]}", value)
+    _expect(good, path, f"a value of type {_NAMES[kind]}", value)
     return float(value) if kind is float else value
 
 
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), where, "an object", value)
+def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
+    _expect(isinstance(value, dict), path, "an object", value)
     hints = _hints(kind)
-    _expect(value.keys() == hints.keys(), where, f"an object with exactly {', '.join(hints)}", sorted(value))
-    return kind(**{name: _build(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    _expect(value.keys() == hints.keys(), path, f"an object with exactly {', '.join(hints)}", sorted(value))
+    return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items()})
 
 
-def _expect(good: bool, where: str, wanted: str, value: Any) -> None:
+def _expect(good: bool, path: str, wanted: str, value: Any) -> None:
     if not good:
-        raise ValueError(f"{where} must be {wanted}, got {value!r}")
+        raise ValueError(f"{path} must be {wanted}, got {value!r}")
 
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Return the type of every field."""
+    """Return the type of each field."""
     hints = get_type_hints(kind)
     return {each.name: hints[each.name] for each in fields(kind)}
 
@@ -87,7 +87,7 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def schema_of(kind: type) -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of a dataclass; nested ones stand under "$defs" by name."""
+    """Return the JSON schema (draft 2020-12) of a dataclass; nested dataclasses are in "$defs" by name."""
     definitions: dict[str, Any] = {}
     body = _schema(kind, definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body, "$defs": definitions}
@@ -97,7 +97,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if is_dataclass(kind):
         assert isinstance(kind, type), "a class, not an object of it"
         if kind.__name__ not in definitions:
-            definitions[kind.__name__] = {}  # taken, so that a class may hold others of its own kind
+            definitions[kind.__name__] = {}  # reserve the name first, because a class can contain itself
             properties = {name: _schema(hint, definitions) for name, hint in _hints(kind).items()}
             definitions[kind.__name__] = {
                 "type": "object",

@@ -1,4 +1,4 @@
-"""How probable a model finds a given text."""
+"""TextScore: the log-probability of a given text under a model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from unspool.results.json_text import JsonText
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TextScore(JsonText):
-    """Log-probabilities of a continuation after a prompt, token by token.
+    """Log-probabilities of the tokens of a continuation, given a prompt.
 
-    token_ids: of the continuation. tokens: their texts; joined, the continuation. Empty without a tokenizer.
-    logprobs: the model's own natural-log probability of each token, given the prompt and the tokens before it.
+    token_ids: tokens of the continuation.
+    tokens: their texts, which join to the continuation. Empty without a tokenizer.
+    logprobs: natural-log probability of each token under the model, given the prompt and the tokens before.
     """
 
     token_ids: tuple[int, ...]
@@ -23,17 +24,17 @@ class TextScore(JsonText):
 
     @property
     def total(self) -> float:
-        """Natural-log probability of the whole continuation: the sum; 0.0 of an empty one."""
+        """Natural-log probability of the continuation: the sum of `logprobs`; 0.0 for an empty continuation."""
         return math.fsum(self.logprobs)
 
     @property
     def mean(self) -> float:
-        """Mean log-probability of a token; NaN of an empty continuation."""
+        """Mean log-probability per token; NaN for an empty continuation."""
         return self.total / len(self.logprobs) if self.logprobs else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp(-mean), at least 1; infinite where a token is impossible."""
+        """exp(-mean), at least 1; infinite if a token has probability 0."""
         try:
             return math.exp(-self.mean)
         except OverflowError:
@@ -50,7 +51,7 @@ class TextScore(JsonText):
         return f"{tokens}: log-probability {self.total:.4f}, mean {self.mean:.4f}, perplexity {self.perplexity:.4g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; a number that is not finite becomes None."""
+        """Return the fields as plain JSON values; non-finite numbers become None."""
 
         def number(value: float) -> float | None:
             return value if math.isfinite(value) else None

@@ -10,17 +10,17 @@ from unspool.results.generation import Completion, Generation, finite_or_none
 
 
 def to_records(results: Generation | Comparison | Iterable[Generation | Comparison | None]) -> list[dict[str, Any]]:
-    """Return one flat dict per completion, in order: the rows of a table, as `pandas.DataFrame` reads them.
+    """Return one flat dict per completion, in order: table rows, for example for `pandas.DataFrame`.
 
     Args:
-        results: of `generate`, `chat` or `compare`, for one prompt or several; or the `generations` of a stream, whose
-            unfinished ones (None) have no record.
+        results: results of `generate`, `chat` or `compare`, for one prompt or several; or the `generations` of a
+            stream, in which None (unfinished) gives no record.
 
     Returns:
-        Records with the same keys: `prompt_index` (place of the result in the list), `index` (place of the completion
+        Records with the same keys: `prompt_index` (index of the result in the list), `index` (index of the completion
         in its result), `prompt`, `text`, `strategy`, `seed`, `finish_reason`, `num_prompt_tokens`, `num_tokens`,
-        `logprob` (natural log), `mean_logprob` (per token), `score`, `unmet`. Records of a comparison have `entry`, the
-        entry's name, as well. Values are plain; a number that is not finite becomes None.
+        `logprob` (natural log), `mean_logprob` (per token), `score`, `unmet`. Records of a comparison also have
+        `entry`, the entry's name. Values are plain; non-finite numbers become None.
 
     Raises:
         TypeError: if a result is of another type.

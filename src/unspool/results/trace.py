@@ -1,7 +1,7 @@
-"""The trace of a request: everything a strategy tried, in numbers and in words.
+"""Trace: all tokens that a strategy tried for one request, with probabilities and steps.
 
-Owns the header, the texts of tokens and moves, and the JSON form (docs/trace.md). Does not know: how it was recorded
-(unspool.engine.trace.recorder), how it is drawn (unspool.results.render).
+Owns: the header, the texts of tokens and moves, and the JSON form (docs/trace.md). Does not know: how a trace is
+recorded (unspool.engine.trace.recorder) or drawn (unspool.results.render).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TRACE_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Trace:
-    """What a strategy did with one prompt. Printing it draws it; `to_json` and `from_json` keep everything.
+    """The trace of one prompt. Prints as a picture; `to_json` and `from_json` are lossless.
 
-    version: of this form, 1. model: its name. strategy: its name.
-    seed: that the draws were made under. options: those that were asked for, by name, as plain JSON.
-    prompt: the prompt's text, where there is one. prompt_token_ids: the prompt as the model read it.
-    processors: those in force, in order.
-    nodes: the tree of all tokens that were tried, parents before children; node 0 is the prompt.
-    steps: what the strategy said and heard, turn by turn. outputs: what it returned, in its order.
+    version: version of the JSON form, 1. model: name of the model. strategy: name of the strategy.
+    seed: seed of the random draws. options: the requested options by name, as plain JSON.
+    prompt: the prompt's text; None without a text prompt. prompt_token_ids: tokens of the prompt.
+    processors: names of the processors, in order.
+    nodes: tree of all tokens that were tried, parents before children; node 0 is the prompt.
+    steps: per step, the strategy's moves and asks, and the answers. outputs: returned outputs, in the strategy's order.
     """
 
     version: int
@@ -62,15 +62,15 @@ class Trace:
         config: GenerationConfig,
         prompt: str | None,
     ) -> Trace:
-        """Read what the engine recorded.
+        """Return the trace of an engine recording.
 
         Args:
-            recording: of one request.
-            tokenizer: names the tokens, see `token_label`; None where the model has none.
+            recording: the recording of one request.
+            tokenizer: the tokenizer, for `token_label`; None if the model lacks one.
             model, strategy: their names.
-            seed: of the request.
-            config: resolved; the options in `asked` are kept.
-            prompt: its text, where there is one.
+            seed: seed of the request.
+            config: the resolved config; the trace keeps its `requested` options.
+            prompt: the prompt's text; None without a text prompt.
         """
         texts = _Texts(tokenizer)
         return cls(
@@ -105,22 +105,26 @@ class Trace:
         return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold, by the form that `trace_schema` describes."""
+        """Return the trace as plain JSON values; `trace_schema` has their schema."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """Return the trace as JSON text."""
+        """Return the trace as JSON text.
+
+        Args:
+            indent: spaces per level; None for one line.
+        """
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trace:
-        """Return the trace that `to_dict` wrote.
+        """Return the trace from the output of `to_dict`.
 
         Raises:
-            OptionError: the values are of another version, or no trace.
+            OptionError: if the values are of another version or are not a trace.
         """
-        hint = "give what `to_json` or `unspool trace --json` of this version has written"
+        hint = "use the output of `to_json` or `unspool trace --json` of this version"
         version = values.get("version") if isinstance(values, Mapping) else None
         if version != TRACE_VERSION:
             raise OptionError("version", version, f"of a trace must be {TRACE_VERSION}", hint)
@@ -131,15 +135,15 @@ class Trace:
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """Return the trace that `to_json` wrote.
+        """Return the trace from the output of `to_json`.
 
         Raises:
-            OptionError: the text is no JSON, of another version, or no trace.
+            OptionError: if the text is not JSON, of another version, or not a trace.
         """
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise OptionError("trace", text[:40], f"must be JSON: {error}", "give what `to_json` wrote") from None
+            raise OptionError("trace", text[:40], f"must be JSON: {error}", "use the output of `to_json`") from None
         return cls.from_dict(values)
 
 
@@ -149,7 +153,7 @@ def trace_schema() -> dict[str, Any]:
 
 
 class _Texts:
-    """Puts texts to the tokens of a recording, each looked up once."""
+    """Adds texts to the tokens of a recording; looks each token up once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""Pictures of results: in a terminal, in a notebook, and in plain ASCII. Importing this registers them all."""
+"""Renderers of results for a terminal, a notebook, Markdown and plain text. Importing this package registers them."""
 
 from unspool.results.render import html, plain, side_by_side, terminal, trace_html, trace_tree
 

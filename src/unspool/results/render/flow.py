@@ -1,6 +1,6 @@
-"""Pieces of text set one after the other, in lines no wider than the terminal.
+"""Line breaking: fits pieces of text into lines of the terminal's width.
 
-Does not know: what the pieces say.
+Does not know: the meaning of the pieces.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _NARROWEST: Final = 10
 
 
 def flow(pieces: Sequence[Text], *, first: str | Text, rest: str, width: int, gap: str = "  ") -> list[Text]:
-    """Return the pieces in lines; none is broken, but one that is wider than a line is cut, with an ellipsis.
+    """Return the pieces in lines. Pieces are never broken; a piece wider than a line is cut, with an ellipsis.
 
     Args:
-        pieces: in order.
-        first, rest: what the first line and the others begin with; dim where no text with styles is given.
-        width: cells of a line. Where a beginning leaves fewer than 10 of them, the line is wider.
-        gap: between two pieces of a line; the blanks at its end are left out at the end of a line.
+        pieces: pieces of text, in order.
+        first, rest: start of the first line, and of all other lines. A plain string is drawn dim.
+        width: width of a line in cells. A line is wider if its start leaves fewer than 10 cells.
+        gap: separator of two pieces. At the end of a line, its trailing blanks are left out.
     """
     line = Text.assemble((first, "dim")) if isinstance(first, str) else first.copy()
     lines, start = [line], line.cell_len
@@ -41,5 +41,5 @@ def flow(pieces: Sequence[Text], *, first: str | Text, rest: str, width: int, ga
 
 
 def joined(lines: Sequence[Text]) -> Text:
-    """Return the lines as one text, which a terminal that is too narrow does not wrap at its blanks."""
+    """Return the lines as one text that rich does not wrap."""
     return Text("\n", no_wrap=True, overflow="ignore").join(lines)

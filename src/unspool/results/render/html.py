@@ -1,6 +1,6 @@
-"""Results in a notebook: one self-contained piece of HTML with inline styles, no script.
+"""HTML of results for notebooks: self-contained, with inline styles and without scripts.
 
-Text takes the page's own color and the bars are of middle brightness, so both light and dark pages serve.
+Text has the page's color and bars have medium brightness, so that the HTML suits light and dark pages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MONO: Final = "font-family:ui-monospace,Menlo,Consolas,monospace"
 
 @draws(NextTokens, "html")
 def next_tokens_html(tokens: NextTokens) -> str:
-    """Return the chart: the wide grey bar is the model's probability, the thin blue one what is drawn from."""
+    """Return the bar chart. Wide gray bars are model probabilities, thin blue bars processed probabilities."""
     longest = greatest(tokens)
     head = "".join(
         f'<th style="{_CELL};font-weight:normal;text-align:{side};{_FAINT}">{name}</th>'
@@ -42,7 +42,7 @@ def next_tokens_html(tokens: NextTokens) -> str:
 
 @draws(Generation, "html")
 def generation_html(generation: Generation) -> str:
-    """Return the prompt, fainter, then the outputs with a line of facts each."""
+    """Return the prompt, drawn fainter, and each output with a line of facts."""
     return (
         '<div style="max-width:46em;line-height:1.5;color:inherit">'
         + "".join(_completion(generation, completion) for completion in generation.completions)

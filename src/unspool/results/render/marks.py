@@ -1,4 +1,4 @@
-"""What all pictures share: visible white space, percentages, the lengths of bars, and the sentences around them.
+"""Shared parts of all renderers: visible white space, percentages, bar lengths, headings and summaries.
 
 Does not know: rich, HTML.
 """
@@ -18,9 +18,9 @@ _CONTROL: Final = ("C", "Zl", "Zp")
 
 
 def visible(text: str) -> str:
-    """Return the text with white space as marks and with control and format characters as escapes.
+    """Return the text with white space as visible marks, and control and format characters as escapes.
 
-    So a token can neither break a line nor drive the terminal; a combining mark in front stands on a dotted circle.
+    A token can therefore not break a line or control the terminal. A leading combining mark gets a dotted circle.
     """
     if text and unicodedata.combining(text[0]):
         text = "◌" + text
@@ -41,7 +41,7 @@ def percent(probability: float) -> str:
 
 
 class Bar(NamedTuple):
-    """Lengths of the parts of one bar: what processing left in place, then what it added, then what it took."""
+    """Lengths of the parts of one bar, in cells: unchanged, added and removed by the processors."""
 
     common: int
     gained: int
@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 
 
 def bar(entry: NextToken, *, greatest: float, width: int) -> Bar:
-    """Return the parts in cells; `greatest` fills `width`, and what is not zero never shows as nothing."""
+    """Return the parts of the bar in cells. `greatest` fills `width`; a nonzero probability has at least one cell."""
     before = _cells(entry.probability, greatest, width)
     after = _cells(entry.processed_probability, greatest, width)
     return Bar(min(before, after), max(0, after - before), max(0, before - after))
@@ -60,19 +60,19 @@ def _cells(value: float, greatest: float, width: int) -> int:
 
 
 def greatest(tokens: NextTokens) -> float:
-    """Return the longest bar's probability."""
+    """Return the highest probability before or after processing, which has the longest bar."""
     return max(max(entry.probability, entry.processed_probability) for entry in tokens)
 
 
 def verdict(entry: NextToken) -> str:
-    """Return the probability a token is drawn with, or who cut it."""
+    """Return the processed probability of a token, or the processor that removed it."""
     if entry.kept:
         return percent(entry.processed_probability)
     return f"cut: {entry.cut_by}" if entry.cut_by else "impossible"
 
 
 def heading(tokens: NextTokens) -> str:
-    """Return what the chart shows."""
+    """Return the heading of the chart, with the end of the prompt."""
     if not tokens.prompt:
         return "Next token"
     end = tokens.prompt[-_HEADING_LENGTH:]
@@ -81,19 +81,19 @@ def heading(tokens: NextTokens) -> str:
 
 
 def summary(tokens: NextTokens) -> str:
-    """Return how many tokens can be drawn, and how likely those are that are not shown."""
+    """Return the number of tokens that can be drawn, and the total probability of the hidden ones."""
     kept = f"{tokens.num_kept} of {tokens.vocab_size} tokens can be drawn"
     hidden = tokens.num_kept - sum(entry.kept for entry in tokens)
     return f"{kept}; {percent(tokens.hidden_probability)} in {hidden} not shown" if hidden else kept
 
 
 def processors(tokens: NextTokens) -> str:
-    """Return the processors in the order they ran."""
+    """Return the list of processors in order."""
     return "processors: " + (", ".join(tokens.processors) or "none")
 
 
 def closing(generation: Generation, completion: Completion) -> str:
-    """Return the facts of one completion in a line."""
+    """Return a line with the facts of one completion."""
     count = len(completion.token_ids)
     facts = [completion.finish_reason, f"{count} token{'' if count == 1 else 's'}"]
     if len(generation.completions) == 1:

@@ -1,4 +1,4 @@
-"""The next-token chart in plain ASCII: for logs, pipes and doctests.
+"""The next-token chart in plain ASCII, for logs, pipes and doctests.
 
 Does not know: colors, the width of a terminal.
 """
@@ -16,7 +16,7 @@ _WIDTH: Final = 30
 
 @draws(NextTokens, "plain")
 def next_tokens_plain(tokens: NextTokens) -> str:
-    """Return the chart, a token a line: rank, token, the model's probability, the bar, and what became of it."""
+    """Return the chart, one token per line: rank, token, model probability, bar, and processed probability or "cut"."""
     names = [ascii(entry.text) for entry in tokens]
     name_width = max(5, *map(len, names))
     head = f"{'rank':>4}  {'token':<{name_width}}  {'model':>7}  {'':{_WIDTH}}  drawn"

@@ -1,6 +1,6 @@
-"""A comparison drawn: texts in columns or stacked, a table of figures below; in a terminal, a notebook, Markdown.
+"""Renderer of comparisons for a terminal, a notebook and Markdown: texts in columns, and a table of figures below.
 
-Owns: which figures are shown, and which value of each is the best. Colors only repeat what the signs say.
+Owns: the shown figures, and the choice of the best value per figure. Colors only repeat the signs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NUMBER: Final = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Column:
-    """A column of the table of figures. best: picks the best of its values; None where none is better."""
+    """A column of the table of figures. best: returns the best value; None for a neutral figure."""
 
     title: str
     value: Callable[[Compared], float | str | None]
@@ -69,7 +69,7 @@ _COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
-    """A column as it is shown. bests: which rows hold the best value; none where all rows hold the same."""
+    """A formatted column. bests: True for rows with the best value; all False if all rows have the same value."""
 
     title: str
     cells: tuple[str, ...]
@@ -82,13 +82,13 @@ class _Shown:
 
     @property
     def marked(self) -> tuple[str, ...]:
-        """The cells, the best ones with a star."""
+        """The cells, with a star before the best values."""
         return tuple(f"*{cell}" if best else cell for cell, best in zip(self.cells, self.bests, strict=True))
 
 
 @draws(Comparison, "terminal")
 def comparison_terminal(comparison: Comparison, *, width: int) -> Group:
-    """Return the texts in as many columns as `width` cells hold, stacked where that is one, and the figures below."""
+    """Return the texts in as many columns as fit into `width` cells, stacked if one fits, and the figures below."""
     parts: list[RenderableType] = []
     if comparison.prompt:
         parts += [Text(_printable(comparison.prompt), style="dim"), Text()]
@@ -102,7 +102,7 @@ def comparison_terminal(comparison: Comparison, *, width: int) -> Group:
 
 @draws(Comparison, "plain")
 def comparison_plain(comparison: Comparison) -> str:
-    """Return what a terminal of 100 columns without colors shows."""
+    """Return the picture for a terminal of 100 columns, without colors."""
     console = Console(
         file=io.StringIO(), width=PLAIN_WIDTH, color_system=None, force_jupyter=False, legacy_windows=False
     )
@@ -113,7 +113,7 @@ def comparison_plain(comparison: Comparison) -> str:
 
 @draws(Comparison, "markdown")
 def comparison_markdown(comparison: Comparison) -> str:
-    """Return the table of figures, the best values bold, then each text as a block that is shown literally."""
+    """Return the table of figures, with the best values in bold, and each text in a literal block."""
     shown = _shown(comparison)
     lines = [
         f"| | {' | '.join(column.title for column in shown)} |",
@@ -131,7 +131,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 @draws(Comparison, "html")
 def comparison_html(comparison: Comparison) -> str:
-    """Return one self-contained piece: texts in as many columns as the page is wide, the figures below."""
+    """Return self-contained HTML: texts in as many columns as fit the page, and the figures below."""
     prompt = f'<div dir="auto" style="{_PRE};{_FAINT}">{escape(comparison.prompt)}</div>' if comparison.prompt else ""
     shown = _shown(comparison)
     head = "".join(f'<th style="{_NUMBER};font-weight:normal;{_FAINT}">{escape(c.title)}</th>' for c in shown)
@@ -151,7 +151,7 @@ def comparison_html(comparison: Comparison) -> str:
 
 
 def _texts(rows: Sequence[Compared], width: int) -> Iterator[RenderableType]:
-    """Yield screen rows of like length, each with the names on a line and the texts below."""
+    """Yield rows of columns, of similar length; each row has the names on one line and the texts below."""
     fitting = max(1, (width + _GAP) // (_NARROWEST + _GAP))
     screens = math.ceil(len(rows) / fitting)
     across = math.ceil(len(rows) / screens)
@@ -170,7 +170,7 @@ def _texts(rows: Sequence[Compared], width: int) -> Iterator[RenderableType]:
 
 
 def _heading(row: Compared, width: int) -> Text:
-    """Return the entry's name, what is not told by it, and a rule over the rest of the line."""
+    """Return the entry's name, its facts, and a rule over the rest of the line."""
     text = Text(visible(row.name), style="bold", overflow="ellipsis", no_wrap=True)
     text.append(f"{_facts(row)} ", style="dim not bold")
     text.append("─" * max(0, width - text.cell_len), style="dim not bold")
@@ -178,7 +178,7 @@ def _heading(row: Compared, width: int) -> Text:
 
 
 def _facts(row: Compared) -> str:
-    """Return the strategy where the name is another one, and how many outputs there are beyond the one shown."""
+    """Return the strategy, if the entry has another name, and the number of outputs, if there are several."""
     facts = [row.generation.strategy] if row.generation.strategy != row.name else []
     count = len(row.generation.completions)
     if count > 1:
@@ -187,7 +187,7 @@ def _facts(row: Compared) -> str:
 
 
 def _shown_text(row: Compared) -> str:
-    """Return the text without blanks around it, safe to print; token ids where there is no tokenizer."""
+    """Return the stripped text, safe to print; token ids without a tokenizer."""
     completion = row.generation.completions[0]
     if completion.token_ids and not completion.tokens:
         return " ".join(map(str, completion.token_ids))
@@ -195,7 +195,7 @@ def _shown_text(row: Compared) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return the text with spaces and line ends as they are, and all else that is not seen as marks and escapes."""
+    """Return the text with marks and escapes for invisible characters, except spaces and line ends."""
     return re.sub(r"[^ \n]+", lambda run: visible(run[0]), text)
 
 
@@ -210,7 +210,7 @@ def _show(column: _Column, rows: Sequence[Compared]) -> _Shown:
     values = [column.value(row) for row in rows]
     cells = tuple("" if value is None else format(value, column.form) for value in values)
     numbers = [value for value in values if isinstance(value, int | float)]
-    # What reads the same is equally good: rounding of a batch must not decide.
+    # Equal formatted values tie, so that rounding differences in a batch do not decide.
     best = format(column.best(numbers), column.form) if column.best and len(set(cells) - {""}) > 1 else None
     return _Shown(
         title=column.title, cells=cells, bests=tuple(cell == best for cell in cells), is_text=column.form == "s"
@@ -222,7 +222,7 @@ def _name_width(comparison: Comparison) -> int:
 
 
 def _packed(shown: Sequence[_Shown], name_width: int, width: int) -> Iterator[list[_Shown]]:
-    """Yield the columns in as few tables as hold them side by side, at least one column each."""
+    """Yield groups of columns for as few tables as possible, each table with at least one column."""
     table: list[_Shown] = []
     used = name_width
     for column in shown:
@@ -246,7 +246,7 @@ def _figures(comparison: Comparison, columns: Sequence[_Shown]) -> Table:
 
 
 def _remarks(comparison: Comparison, shown: Sequence[_Shown]) -> list[str]:
-    """Return the legend of the columns, the time, the seed if all share it, and the options not read by all."""
+    """Return the legend of the columns, the time, the seed if all share it, and the unread options."""
     remarks = [*_LEGEND, *([_STAR] if any(any(column.bests) for column in shown) else [])]
     remarks.append(f"{comparison.seconds:.2f} s for all entries together, in one batch")
     seeds = {generation.seed for generation in comparison.values()}
@@ -263,7 +263,7 @@ def _markdown_name(name: str) -> str:
 
 
 def _fenced(text: str) -> list[str]:
-    """Return the lines of a block that holds the text literally, whatever backticks are in it."""
+    """Return the lines of a fenced block; the fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return [f"{fence}text", text, fence]
 

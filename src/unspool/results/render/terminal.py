@@ -1,6 +1,6 @@
-"""Results in a terminal, drawn with rich.
+"""Renderer of results for a terminal, with rich.
 
-Colors only repeat what the signs say, so the chart reads the same where there are none.
+Colors only repeat the signs, so the chart is complete without colors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NARROWEST, _WIDEST = 8, 48
 
 @draws(NextTokens, "terminal")
 def next_tokens_terminal(tokens: NextTokens, *, width: int) -> Group:
-    """Return the bar chart of a distribution, at most `width` cells wide where the token names leave room."""
+    """Return the bar chart of a distribution, at most `width` cells wide unless token names need more."""
     rows = [(entry, visible(entry.text), verdict(entry)) for entry in tokens]
     fixed = max(cell_len(name) for _, name, _ in rows) + max(cell_len(end) for _, _, end in rows)
     bar_width = min(_WIDEST, max(_NARROWEST, width - fixed - len("rank") - len("100.00%") - 4 * 2))
@@ -59,7 +59,7 @@ def next_tokens_terminal(tokens: NextTokens, *, width: int) -> Group:
 
 @draws(Generation, "terminal")
 def generation_terminal(generation: Generation) -> Text:
-    """Return the prompt, dim where it is no part of the text, then the outputs with a line of facts each."""
+    """Return the prompt and each output with a line of facts. The prompt is dim unless `echo` is on."""
     text = Text()
     for completion in generation.completions:
         if generation.prompt:

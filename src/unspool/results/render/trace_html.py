@@ -1,6 +1,6 @@
-"""A trace in a notebook: the terminal's picture, in HTML.
+"""HTML of traces for notebooks: the terminal's picture with inline styles.
 
-Inline styles alone, so it shows the same wherever it is shown; faintness and one blue serve light and dark pages.
+Opacity and one blue suit light and dark pages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PAGE: Final = "margin:0;line-height:1.4;color:inherit;background:transparent;wh
 
 @draws(Trace, "html")
 def trace_html(trace: Trace) -> str:
-    """Return the picture as one preformatted block."""
+    """Return the picture as a preformatted block."""
     picture = trace_terminal(trace, width=_WIDTH)
     return f'<pre style="{_PAGE}">{"".join(map(_span, picture.render(Console(), end="")))}</pre>'
 

@@ -1,6 +1,6 @@
-"""What all pictures of a trace share: short percentages, the heading, the marks of outputs, and lookups in the trace.
+"""Shared parts of the trace pictures: short percentages, headings, marks of outputs, and lookups in the trace.
 
-Does not know: which picture is drawn.
+Does not know: the kind of picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST_OPTION: Final = 40
 
 
 def share(probability: float) -> str:
-    """Return the probability as a percentage of at most five characters; "100%" is certainty alone."""
+    """Return the probability as a percentage of at most five characters; "100%" means certainty."""
     if 0.0 < probability < 0.001:
         return "<0.1%"
     if 0.995 <= probability < 0.9999995:
@@ -36,7 +36,7 @@ def share(probability: float) -> str:
 
 
 def heading(trace: Trace, width: int) -> list[Text]:
-    """Return the end of the prompt, and under it what was asked for."""
+    """Return the end of the prompt, and below it the strategy, the requested options and the counts."""
     count = _count(len(trace.prompt_token_ids), "prompt token")
     prompt = f"({count})" if trace.prompt is None else _ending(_one_line(trace.prompt), width)
     asked = [f"{name} {_short(value)}" for name, value in trace.options.items() if name not in ("seed", "strategy")]
@@ -48,11 +48,11 @@ def heading(trace: Trace, width: int) -> list[Text]:
 
 
 def verdict(index: int, output: TraceOutput, *, ranked: bool) -> list[Text]:
-    """Return the mark of an output with its place, reason, score and log-probability, and what it lacks.
+    """Return the mark of an output with its number, finish reason, score, log-probability and unmet words.
 
-    The log-probability is left out if it is the score.
+    The log-probability is left out if it equals the score.
 
-    ranked: whether outputs competed, so that the first one is the best and gets a star.
+    ranked: True if outputs competed; the first output is then the best and gets a star.
     """
     best = ranked and index == 0
     score = "" if output.score is None else f", score {output.score:.3f}"
@@ -64,21 +64,21 @@ def verdict(index: int, output: TraceOutput, *, ranked: bool) -> list[Text]:
 
 
 def style_of(node: TraceNode) -> str:
-    """Return how a token is drawn."""
+    """Return the style of a token."""
     if node.outputs:
         return BEST if 0 in node.outputs else OTHER
     return LOST if node.state in ("dropped", "finished") else ""
 
 
 class Lookup:
-    """Answers what a picture asks of a trace."""
+    """Cached lookups in a trace."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
 
     @cached_property
     def rows(self) -> Mapping[int, list[tuple[int, TraceRow]]]:
-        """By node, the rows that offered what follows it on the target model, each with the index of its step."""
+        """Node id --> (step index, row) of the target model's rows for the token after the node."""
         found: dict[int, list[tuple[int, TraceRow]]] = {}
         for step in self.trace.steps:
             for row in step.rows:
@@ -88,13 +88,13 @@ class Lookup:
 
     @cached_property
     def similarities(self) -> Mapping[int, float]:
-        """By node, how much it repeats what was before it, where that was asked."""
+        """Node id --> its similarity to earlier tokens, for strategies that compute it."""
         rows = (row for step in self.trace.steps for row in step.rows)
         return {row.node: row.similarity for row in rows if row.node is not None and row.similarity is not None}
 
     @cached_property
     def children(self) -> Mapping[int, list[TraceNode]]:
-        """By node, what followed it on the same model, in the order it was made."""
+        """Node id --> its children on the same model, in order of creation."""
         found: dict[int, list[TraceNode]] = {node.id: [] for node in self.trace.nodes}
         for node in self.trace.nodes:
             if node.parent is not None and node.draft == self.trace.nodes[node.parent].draft:
@@ -103,29 +103,29 @@ class Lookup:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """By step, how many steps up to it have written a token, which is how long the longest branch can be."""
+        """Step index --> number of steps so far that wrote a token: the maximum length of a branch."""
         wrote = {node.step for node in self.trace.nodes if node.token is not None and not node.draft}
         return list(accumulate(int(step.index in wrote) for step in self.trace.steps))
 
     def row_before(self, node: TraceNode) -> TraceRow | None:
-        """Return the row that offered the node's token, or the first one about its place."""
+        """Return the row that offered the node's token, or the first row for its position; None without rows."""
         rows = [row for _, row in self.rows.get(node.parent or 0, ())] if node.parent is not None else []
         offered = (row for row in rows if any(each.token == node.token for each in row.candidates))
         return next(offered, rows[0] if rows else None)
 
     def probability(self, node: TraceNode) -> float | None:
-        """Return the model's own probability of a node's token, where it is known."""
+        """Return the model's probability of a node's token; None if it is unknown."""
         row = self.row_before(node)
         offered: list[TraceCandidate | TraceToken] = [*row.candidates, *row.best] if row else []
         return next((each.probability for each in offered if each.token == node.token), None)
 
     def token(self, node: TraceNode) -> str:
-        """Return a node's token, and how probable the model found it."""
+        """Return a node's token with its model probability."""
         return labelled(node.text, self.probability(node))
 
 
 def labelled(text: str, probability: float | None) -> str:
-    """Return a token and its probability, where that is known."""
+    """Return a token with its probability, if known."""
     return visible(text) + ("" if probability is None else f" {share(probability)}")
 
 
@@ -138,7 +138,7 @@ def _one_line(text: str) -> str:
 
 
 def _ending(text: str, width: int) -> str:
-    """Return as much of the end of a text as fits."""
+    """Return the end of a text that fits into `width` cells."""
     if cell_len(text) <= width:
         return text
     while cell_len(text) > width - 1:

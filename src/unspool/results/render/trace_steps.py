@@ -1,4 +1,4 @@
-"""A trace step by step: the token chosen, what else there was, what processors cut; or the rounds of verified guesses.
+"""Step pictures of a trace: one line per token with alternatives, or one line per verification round of drafts.
 
 Does not know: trees.
 """
@@ -23,7 +23,7 @@ _SHORTEST_TOKEN, _LONGEST_TOKEN, _COLUMN = 6, 20, len("  100.00%")
 
 
 def steps(lookup: Lookup, width: int) -> list[Text]:
-    """Return a table for each output: a line a token, with its probability and the alternatives."""
+    """Return one table per output: one line per token, with its probability and the alternatives."""
     lines: list[Text] = []
     for index, output in enumerate(lookup.trace.outputs):
         lines += [Text()] if index else []
@@ -58,7 +58,7 @@ def _table(lookup: Lookup, index: int, width: int) -> list[Text]:
 
 
 def _head(lookup: Lookup, number: int, node: TraceNode, name_width: int) -> Text:
-    """Return a step's number, its token, and the figures of that token."""
+    """Return the number of a step, its token, and the token's probabilities and similarity."""
     name = Text(visible(node.text), style=OTHER)
     name.truncate(name_width, overflow="ellipsis", pad=True)
     row = lookup.row_before(node)
@@ -74,7 +74,7 @@ def _head(lookup: Lookup, number: int, node: TraceNode, name_width: int) -> Text
 
 
 def _others(lookup: Lookup, node: TraceNode) -> list[Text]:
-    """Return the alternatives to a token, and how many tokens each processor cut."""
+    """Return the alternatives to a token, and the number of tokens that each processor removed."""
     row = lookup.row_before(node)
     if row is None:
         return []
@@ -83,14 +83,14 @@ def _others(lookup: Lookup, node: TraceNode) -> list[Text]:
 
 
 def _best(row: TraceRow, node: TraceNode) -> list[Text]:
-    """Return what the model finds most probable besides, and what cut it."""
+    """Return the most probable other tokens, each with the processor that removed it, if any."""
     others = [each for each in row.best if each.token != node.token]
     words = [(each, labelled(each.text, each.probability)) for each in others]
     return [Text(f"{text} ({each.cut_by})", style=LOST) if each.cut_by else Text(text) for each, text in words]
 
 
 def _tried(lookup: Lookup, row: TraceRow, node: TraceNode) -> list[Text]:
-    """Return the candidates that were tried instead, with their probabilities and similarities."""
+    """Return the other candidates that were tried, with their probabilities and similarities."""
     pieces = []
     for each in row.candidates:
         similarity = None if each.node is None else lookup.similarities.get(each.node)
@@ -101,7 +101,7 @@ def _tried(lookup: Lookup, row: TraceRow, node: TraceNode) -> list[Text]:
 
 
 def rounds(lookup: Lookup, width: int) -> list[Text]:
-    """Return a line for each pass that verified guesses, or had none to verify, output by output."""
+    """Return one line per pass of each output, with the verified draft tokens."""
     lines: list[Text] = []
     for index, output in enumerate(lookup.trace.outputs):
         lines += [Text()] if index else []
@@ -132,19 +132,19 @@ def _rounds_of(lookup: Lookup, index: int, width: int) -> list[Text]:
 
 
 def _is_guess(lookup: Lookup, node: TraceNode) -> bool:
-    """Return whether a token was written before the model was asked about its place."""
+    """Return True for a draft token: written before the model was asked about its position."""
     asked = _asked(lookup, node)
     return asked is not None and not node.draft and node.step <= asked
 
 
 def _asked(lookup: Lookup, node: TraceNode) -> int | None:
-    """Return the step in which the model was first asked about a token's place."""
+    """Return the step in which the model was first asked about a token's position; None if it was not asked."""
     rows = lookup.rows.get(node.parent) if node.parent is not None else None
     return rows[0][0] if rows else None
 
 
 def _guesses(lookup: Lookup, held: set[int]) -> dict[int, list[TraceNode]]:
-    """Return the guesses behind an output's tokens, by the step that verified them, in order."""
+    """Return the draft tokens after an output's tokens, in order, by the step that verified them."""
     found: dict[int, list[TraceNode]] = {}
     known = {0} | held
     for node in lookup.trace.nodes:

@@ -1,8 +1,8 @@
-"""A trace in a terminal: a tree of everything that was tried, or step by step where nothing was tried in vain.
+"""Renderer of traces for a terminal: a tree of all tried tokens, or a step picture if all tried tokens were kept.
 
-The line from the prompt to the best output is the trunk, drawn straight down. A chosen token comes first; its rivals
-stand below it, indented, each with what followed it. Indents stay few, however long an output is. Colors only repeat
-what the signs say.
+The path from the prompt to the best output is the trunk, drawn straight down. The chosen token comes first; its rivals
+and their continuations follow below it, indented. The depth of indents does not grow with the length of the output.
+Colors only repeat the signs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PLAIN_WIDTH: Final = 100
 
 @draws(Trace, "terminal")
 def trace_terminal(trace: Trace, *, width: int) -> Text:
-    """Return the picture of a trace, at most `width` cells wide where tokens and indents leave room."""
+    """Return the picture of a trace, at most `width` cells wide unless tokens and indents need more."""
     lookup = Lookup(trace)
     body = {"tree": tree, "rounds": rounds, "steps": steps}[picture_of(lookup)](lookup, width)
     return joined([*heading(trace, width), Text(), *body])
@@ -39,10 +39,10 @@ def trace_plain(trace: Trace, *, width: int = _PLAIN_WIDTH) -> str:
 
 
 def picture_of(lookup: Lookup) -> str:
-    """Return which picture tells a trace best.
+    """Return the kind of picture for a trace.
 
-    "rounds" where guesses were verified, several places of a branch at once; "tree" where branches competed, or one
-    was given up; else "steps".
+    "rounds" if drafts were verified, several positions of a branch per pass; "tree" if branches competed or a branch
+    was dropped; else "steps". Contrastive search (with similarities) is always "steps".
     """
     rows = [row for step in lookup.trace.steps for row in step.rows if row.length >= 0]
     if any(row.draft or row.back for row in rows):
@@ -54,20 +54,20 @@ def picture_of(lookup: Lookup) -> str:
 
 
 def _compete(lookup: Lookup) -> bool:
-    """Return whether some step asked about several branches for more than one draw of each."""
+    """Return True if a step asked about several branches for more than a draw per branch."""
     asked = ({row.branch for row in step.rows if row.kind != "sample"} for step in lookup.trace.steps)
     return any(len(branches) > 1 for branches in asked)
 
 
 def tree(lookup: Lookup, width: int) -> list[Text]:
-    """Return the lines of the tree, and what the signs mean."""
+    """Return the lines of the tree, and the legend."""
     sizes = _sizes(lookup)
     lines = _trunk(lookup, sizes, lookup.children[0], prefix="", opening=None, width=width)
     return [*lines, Text(), *_legend(lookup, width)]
 
 
 def _sizes(lookup: Lookup) -> list[int]:
-    """Return how many nodes stand below each, itself counted; children come after parents."""
+    """Return the size of each node's subtree, including the node; children come after parents."""
     sizes = [1] * len(lookup.trace.nodes)
     for node in reversed(lookup.trace.nodes):
         if node.parent is not None:
@@ -78,12 +78,12 @@ def _sizes(lookup: Lookup) -> list[int]:
 def _trunk(
     lookup: Lookup, sizes: Sequence[int], nodes: list[TraceNode], *, prefix: str, opening: str | None, width: int
 ) -> Iterator[Text]:
-    """Yield the lines of a trunk: runs of tokens, and below a chosen token its rivals, with what followed them.
+    """Yield the lines of a trunk: runs of tokens, and below a chosen token its rivals with their continuations.
 
     Args:
-        nodes: the alternatives it begins with.
-        prefix: what its lines begin with.
-        opening: what its first line begins with instead, that of a side branch.
+        nodes: the alternatives for its first token.
+        prefix: start of all lines.
+        opening: start of the first line of a side branch; None for the trunk.
     """
     while nodes:
         main = min(nodes, key=lambda node: (node.outputs or (len(lookup.trace.outputs),), -sizes[node.id], node.id))
@@ -105,7 +105,7 @@ def _trunk(
 
 
 def _run(lookup: Lookup, node: TraceNode) -> list[TraceNode]:
-    """Return the node and what follows it up to where something ends, branches off or changes."""
+    """Return the node and its successors up to the next end, branching or change of state."""
     run = [node]
     while len(lookup.children[node.id]) == 1 and not _end(lookup, node):
         (after,) = lookup.children[node.id]
@@ -118,13 +118,13 @@ def _run(lookup: Lookup, node: TraceNode) -> list[TraceNode]:
 
 
 def _pieces(lookup: Lookup, run: list[TraceNode]) -> list[Text]:
-    """Return the tokens of a run, and what became of it."""
+    """Return the tokens of a run, and the marks of its end."""
     pieces = [Text(lookup.token(node), style=style_of(node)) for node in run]
     return [*pieces, *_end(lookup, run[-1])]
 
 
 def _end(lookup: Lookup, node: TraceNode) -> list[Text]:
-    """Return the marks of what ends with a node."""
+    """Return the marks of the outputs and branches that end with a node."""
     outputs = lookup.trace.outputs
     finished = [index for index in node.outputs if outputs[index].nodes[-1] == node.id]
     ended = [mark for index in finished for mark in verdict(index, outputs[index], ranked=True)]
@@ -149,5 +149,5 @@ def _legend(lookup: Lookup, width: int) -> list[Text]:
 
 
 def _branches(lookup: Lookup) -> bool:
-    """Return whether some token has rivals."""
+    """Return True if a token has rivals."""
     return any(len(children) > 1 for children in lookup.children.values())

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from unspool.results import Trace as Trace
     from unspool.results import to_records as to_records
     from unspool.results import trace_schema as trace_schema
-    from unspool.runtimes.decoder.model import refresh as refresh
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
+    from unspool.runtimes.wrap.wrapped import refresh as refresh
     from unspool.seeds import set_seed as set_seed
     from unspool.strategy_facts import StrategyFacts as StrategyFacts
     from unspool.streaming import Stream as Stream
@@ -105,7 +105,7 @@ _HOMES = {
     "generate": "unspool.interop",
     "load": "unspool.loading.load",
     "pipeline": "unspool.pipelines",
-    "refresh": "unspool.runtimes.decoder.model",
+    "refresh": "unspool.runtimes.wrap.wrapped",
     "set_seed": "unspool.seeds",
     "to_records": "unspool.results",
     "trace_schema": "unspool.results",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -47,6 +48,13 @@ def slot_cache_obstacle(model: Any) -> str | None:
     if getattr(config, "attention_chunk_size", None):
         return f"{name} attends in chunks"
     return None
+
+
+def forward_parameters(model: Any) -> frozenset[str]:
+    """Return the argument names of the model's forward, and of its class's forward if that is replaced."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forwards = (inner.forward, type(inner).forward)
+    return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
 
 
 def sliding_layers(model: Any) -> set[int]:
@@ -116,7 +124,7 @@ def max_positions(model: Any) -> int | None:
     return None
 
 
-def trial_length(limit: int | None, length: int) -> int:
+def probe_length(limit: int | None, length: int) -> int:
     """Return how many tokens a trial reads: `length`, a power of two, halved until it is within the model's limit."""
     while limit is not None and length > max(1, limit):
         length //= 2

@@ -13,10 +13,11 @@ from torch.nn.utils import parametrizations
 
 from tests.tiny_models import FAMILIES, tiny_model
 from unspool.errors import ModelError
-from unspool.runtimes.decoder.model import wrap_decoder
-from unspool.runtimes.decoder.runtime import DecoderRuntime, refresh
+from unspool.runtimes.decoder.model import DecoderModel
+from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.attention import ATTENTION_NAME
 from unspool.runtimes.weights.packed_linear import PackedLinear, packing_obstacle
+from unspool.runtimes.wrap.wrapped import refresh, shared
 from unspool.types import Feed
 
 TEXT = [5, 17, 3, 44, 8]
@@ -136,7 +137,7 @@ def test_refreshing_a_model_never_seen_before_is_no_error() -> None:
 def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
     model = tiny_model("gpt2")
     first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
-    assert first._decoder_model is second._decoder_model is wrap_decoder(model)
+    assert first._decoder_model is second._decoder_model is shared(model, DecoderModel, pack="auto")
     first.forward([Feed(seq=0, tokens=TEXT, asked=())])
     assert same(next_row(second), own_row(model))
     assert first.truncate(0, 99) == len(TEXT)
@@ -144,7 +145,7 @@ def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
 
 def test_the_shell_does_not_keep_the_users_model_alive() -> None:
     model = tiny_model("gpt2")
-    wrap_decoder(model)
+    shared(model, DecoderModel, pack="auto")
     alive = weakref.ref(model)
     del model
     gc.collect()
@@ -181,7 +182,7 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_reason() -> None:
 
 def test_the_shell_cannot_be_run_from_outside() -> None:
     model = tiny_model("llama")
-    decoder_model = wrap_decoder(model)
+    decoder_model = shared(model, DecoderModel, pack="auto")
     with pytest.raises(ModelError, match="belongs to unspool"):
         decoder_model.module(torch.tensor([TEXT]))
     assert own_row(model).isfinite().all()
@@ -197,8 +198,8 @@ def test_a_model_with_accelerate_hooks_runs_as_it_is_and_is_left_as_it_was() -> 
     assert same(next_row(runtime), expected)
     assert "caller's own module" in runtime.info.backend
     assert model.config._attn_implementation != ATTENTION_NAME
-    with pytest.raises(ModelError, match="training mode"):
-        DecoderRuntime(model.train(), own=False)
+    assert same(next_row(DecoderRuntime(model.train(), own=False)), expected)
+    assert all(module.training for module in model.modules())
 
 
 def test_a_model_spread_over_devices_is_read_through_hooks_that_do_not_stay() -> None:

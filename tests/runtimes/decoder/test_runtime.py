@@ -13,7 +13,8 @@ import torch
 from tests.tiny_models import FAMILIES, UNSUPPORTED, VOCAB_SIZE, tiny_model
 from unspool.errors import CapacityError, ModelError
 from unspool.protocols import Runtime
-from unspool.runtimes.decoder.runtime import DecoderRuntime, slot_cache_obstacle
+from unspool.runtimes.decoder.runtime import DecoderRuntime
+from unspool.runtimes.model_info import slot_cache_obstacle
 from unspool.types import Feed, Seq
 
 INVARIANT_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "gpt_oss", "qwen3_moe"}]

@@ -26,7 +26,7 @@ from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.recompute import RecomputeRuntime
 from unspool.runtimes.generic.runtime import GeneralRuntime
 from unspool.runtimes.weights.packed_linear import packing_obstacle
-from unspool.runtimes.wrap.wrapped import refresh_wrapped
+from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Feed, Seq
 
 TOLERANCE = 3e-4
@@ -442,7 +442,7 @@ def test_writes_through_data_are_seen_after_refresh() -> None:
     before = runtime.forward([feed(0, [5, 6])]).logits
     model.transformer.h[0].mlp.dense_4h_to_h.weight.data.mul_(0.3)
     assert torch.equal(runtime.forward([feed(1, [5, 6])]).logits, before)
-    refresh_wrapped(model)
+    refresh(model)
     with torch.no_grad():
         expected = model(torch.tensor([[5, 6]])).logits[0]
     after = runtime.forward([feed(2, [5, 6])]).logits

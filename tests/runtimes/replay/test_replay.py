@@ -14,13 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
-from unspool.runtimes.decoder.runtime import DecoderRuntime, refresh
+from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay import replay as recorded_module
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.program import SIZES, Program, Size
 from unspool.runtimes.replay.replay import Replay, patience
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
+from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Feed
 
 EXPERTS = {"mixtral", "gpt_oss", "qwen3_moe"}

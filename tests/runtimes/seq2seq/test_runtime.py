@@ -25,9 +25,10 @@ from unspool.engine import Engine
 from unspool.errors import CapacityError, ModelError, PromptError
 from unspool.inputs.sources import decoder_prompt, source_rows
 from unspool.protocols import Runtime
-from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime, refresh_models, source_obstacle
+from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime, source_obstacle
 from unspool.runtimes.weights.autotune import VARIABLE
 from unspool.runtimes.weights.packed_linear import PackedLinear
+from unspool.runtimes.wrap.wrapped import refresh
 from unspool.strategies import STRATEGIES
 from unspool.types import Feed, Output, Rows, Seq, Source
 
@@ -147,7 +148,7 @@ def test_a_decoder_may_be_deeper_than_its_encoder(family: str, depth: str) -> No
 def test_our_attention_is_used_where_the_decoder_lets_us(family: str) -> None:
     runtime = runtime_of(family)
     assert runtime._model.attention == ("own" if family in OWN_ATTENTION else "ours")
-    assert ("attends by itself" in runtime.info.backend) is (family in OWN_ATTENTION)
+    assert ("uses its own attention" in runtime.info.backend) is (family in OWN_ATTENTION)
     assert runtime.info.needs_source and not runtime.info.batch_invariant and runtime.info.num_layers is None
     assert runtime.info.vocab_size == VOCAB_SIZE and runtime.info.eos_token_ids == (2,)
     assert runtime.info.max_length == (None if "t5" in family else MAX_LENGTH)
@@ -429,7 +430,7 @@ def test_a_training_step_is_seen_when_the_next_sequence_opens() -> None:
     assert_near(rows, own_logits(model, source, (3, 4)))
     for parameter in model.parameters():
         parameter.data.mul_(0.9)
-    refresh_models(model)
+    refresh(model)
     rows = runtime.forward([feed(2, (3, 4), source=source)]).logits
     assert_near(rows, own_logits(model, source, (3, 4)))
     runtime.release(0)

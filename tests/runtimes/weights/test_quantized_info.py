@@ -18,7 +18,7 @@ from tests.tiny_models import tiny_model
 from unspool import LanguageModel, MissingExtra, ModelError
 from unspool.loading.load import EMBEDDED
 from unspool.runtimes.weights.quantized_info import quantized_linears
-from unspool.runtimes.wrap.agreement import allowed_distance
+from unspool.runtimes.wrap.probe import allowed_distance
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),

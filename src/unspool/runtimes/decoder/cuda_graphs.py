@@ -19,8 +19,8 @@ from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, Form, StaticCache
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
-from unspool.runtimes.wrap.agreement import allowed_distance, distance
 from unspool.runtimes.wrap.model_copy import is_dispatched
+from unspool.runtimes.wrap.probe import allowed_distance, distance
 from unspool.types import Rows
 
 Result: TypeAlias = tuple[Rows, list[bool]]

@@ -15,7 +15,7 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
-from unspool.runtimes.decoder.model import DecoderModel, refresh, wrap_decoder
+from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.check_feeds import check_feeds
@@ -24,18 +24,17 @@ from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.kv.slot_table import SlotTable
-from unspool.runtimes.model_info import describe, slot_cache_obstacle
+from unspool.runtimes.model_info import describe
 from unspool.runtimes.weights.batch_invariance import RowByRow
 from unspool.runtimes.weights.invariant_elementwise import InvariantElementwise
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import Pack
+from unspool.runtimes.wrap.wrapped import shared
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 if TYPE_CHECKING:
     from unspool.runtimes.decoder.capture import GraphMaker
     from unspool.runtimes.decoder.cuda_graphs import Graphs
-
-__all__ = ["DecoderRuntime", "refresh", "slot_cache_obstacle"]
 
 
 class DecoderRuntime(Runtime):
@@ -71,7 +70,9 @@ class DecoderRuntime(Runtime):
         attention: AttentionPath | Literal["auto"] = "auto",
         graph_maker: GraphMaker | None = None,
     ) -> None:
-        self._decoder_model = DecoderModel(model, own=own, pack=pack) if own else wrap_decoder(model, pack)
+        self._decoder_model = (
+            DecoderModel(model, own=True, pack=pack) if own else shared(model, DecoderModel, pack=pack)
+        )
         on_cpu = all(layer.device.type == "cpu" for layer in self._decoder_model.layout)
         self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences

@@ -6,7 +6,6 @@ padded. Knows nothing of sequences beyond a call.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -16,8 +15,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from unspool.runtimes.generic.cache_pytree import Tree
-from unspool.runtimes.model_info import num_hidden_layers, text_config
-from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, LayerSearch
+from unspool.runtimes.model_info import forward_parameters, text_config
+from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow
+from unspool.runtimes.wrap.probe import Readable, observe
 from unspool.runtimes.wrap.wrapped import WrappedModel
 
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
@@ -36,18 +36,6 @@ class ModelOutput(NamedTuple):
     tree: Tree | None
 
 
-class Readable(NamedTuple):
-    """What can be read of a model besides its logits.
-
-    reads_last: whether its head can be seen reading the last position. reads_head: whether each. layers: those that the
-    head can read, or None.
-    """
-
-    reads_last: bool = False
-    reads_head: bool = False
-    layers: tuple[nn.Module, ...] | None = None
-
-
 class CausalModel:
     """Calls a hosted model.
 
@@ -58,7 +46,7 @@ class CausalModel:
 
     def __init__(self, wrapped: WrappedModel) -> None:
         self.wrapped, self.readable = wrapped, Readable()
-        self._accepted = _parameters(wrapped.module)
+        self._accepted = forward_parameters(wrapped.module)
         self.cache_name = next((name for name in _CACHE_NAMES if name in self._accepted), None)
 
     @property
@@ -141,18 +129,11 @@ class CausalModel:
         return True
 
     def learn(self, tokens: Sequence[int]) -> None:
-        """Run a few tokens to see what can be read of the model."""
+        """Run a few tokens to find the states that can be read."""
         ids = torch.tensor([list(tokens)], device=self.wrapped.device)
-        search = LayerSearch(self.wrapped.module, num_hidden_layers(self.wrapped.module))
-        output_layer = self.wrapped.module.get_output_embeddings()
-        head = HeadHook(nn.Identity() if output_layer is None else output_layer)
-        with self.wrapped.calling() as module, head, search:
-            module(**self._inputs(ids, None, ids.shape[1], use_cache=False), return_dict=True)
-            if head.states is None:
-                self.readable = Readable()
-                return
-            reads = len(head.states) == len(tokens)
-            self.readable = Readable(True, reads, search.found(head.states.shape[-1]) if reads else None)
+        with self.wrapped.calling() as module:
+            inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
+            _, self.readable = observe(module, len(tokens), lambda: module(**inputs, return_dict=True))
 
     @property
     def _head(self) -> nn.Module:
@@ -188,10 +169,3 @@ class CausalModel:
         if self.cache_name == "state" or not getattr(module, "_supports_default_dynamic_cache", lambda: True)():
             return None
         return DynamicCache(config=text_config(module))
-
-
-def _parameters(module: Any) -> frozenset[str]:
-    """Return the arguments of a model's forward; those of its class count where the model's own is replaced."""
-    inner = module.get_base_model() if hasattr(module, "get_base_model") else module
-    forwards = (inner.forward, type(inner).forward)
-    return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)

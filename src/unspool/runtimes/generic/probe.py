@@ -15,10 +15,10 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, CacheSlice, can_shorten
-from unspool.runtimes.generic.model import CausalModel, ModelOutput, Readable
+from unspool.runtimes.generic.model import CausalModel, ModelOutput
 from unspool.runtimes.model_info import max_positions
-from unspool.runtimes.wrap.agreement import allowed_distance, distance
 from unspool.runtimes.wrap.model_copy import modules_of
+from unspool.runtimes.wrap.probe import Readable, allowed_distance, distance
 
 Habits = TypeVar("Habits")
 
@@ -102,7 +102,7 @@ def take_stock(model: CausalModel, trial: Callable[[CausalModel, Reference], Hab
     known = _KNOWN.get(wrapped.module, {}).get(trial)
     now = modules_of(wrapped.module)
     if known is None or known.modules != now:
-        with wrapped.trying():
+        with wrapped.probing():
             reference = make_reference(model)
             stock = Stock(trial(model, reference), reference.vocab_size)
             names = {id(module): name for name, module in wrapped.module.named_modules()}

@@ -22,7 +22,7 @@ from unspool.runtimes.kv.limits import Limit, hard, limits_of
 from unspool.runtimes.model_info import describe
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.hooks import LayerRow
-from unspool.runtimes.wrap.wrapped import WrappedModel, wrap
+from unspool.runtimes.wrap.wrapped import WrappedModel, shared
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 
@@ -73,7 +73,9 @@ class RecomputeRuntime(Runtime):
         wrapped: WrappedModel | None = None,
         row_by_row: bool = False,
     ) -> None:
-        self._wrapped = wrapped or (WrappedModel(model, own=True, pack=pack) if own else wrap(model, pack))
+        self._wrapped = wrapped or (
+            WrappedModel(model, own=True, pack=pack) if own else shared(model, WrappedModel, pack=pack)
+        )
         self._limits = (max_sequences, max_cache_tokens)
         self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._reason, self._row_by_row = reason, row_by_row

@@ -25,7 +25,7 @@ from unspool.runtimes.kv.limits import Limit, estimated_bytes_per_token, hard, l
 from unspool.runtimes.model_info import describe, text_config
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.hooks import LayerRow
-from unspool.runtimes.wrap.wrapped import WrappedModel, wrap
+from unspool.runtimes.wrap.wrapped import WrappedModel, shared
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 # A pass over so many tokens costs about what a pass over one does: where a model cannot read several tokens on top of
@@ -108,7 +108,9 @@ class GeneralRuntime(Runtime):
         reason: str = "",
         wrapped: WrappedModel | None = None,
     ) -> None:
-        self._wrapped = wrapped or (WrappedModel(model, own=True, pack=pack) if own else wrap(model, pack))
+        self._wrapped = wrapped or (
+            WrappedModel(model, own=True, pack=pack) if own else shared(model, WrappedModel, pack=pack)
+        )
         self._limits = (max_sequences, max_cache_tokens)
         self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
         self._memories: dict[Seq, _Memory] = {}

@@ -22,14 +22,15 @@ from unspool.runtimes.model_info import describe
 from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, SourceTable, batches
 from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
-from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel, model_over, refresh_models
+from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel
 from unspool.runtimes.seq2seq.source_info import decoder_limit, source_info, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import AttentionNames
+from unspool.runtimes.wrap.wrapped import shared
 from unspool.source_info import SourceInfo
 from unspool.types import Feed, ModelInfo, Rows, Seq, Source
 
-__all__ = ["Seq2SeqRuntime", "SourceInfo", "refresh_models", "source_info", "source_obstacle"]
+__all__ = ["Seq2SeqRuntime", "SourceInfo", "source_info", "source_obstacle"]
 
 # What stands in a slot's list of tokens for each position that a source takes there.
 _PREFIX = -1
@@ -83,7 +84,7 @@ class Seq2SeqRuntime(Runtime):
         if own or patch:
             self._model = Seq2SeqModel(model, own=own, pack=pack, attention=attention, names=names, patch=patch)
         else:
-            self._model = model_over(model, pack, attention)
+            self._model = shared(model, Seq2SeqModel, pack=pack, attention=attention)
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
         self.source: SourceInfo = source_info(model)
         self._configure()

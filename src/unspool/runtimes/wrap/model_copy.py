@@ -179,17 +179,6 @@ def set_attention(model: nn.Module, name: str) -> None:
         config._attn_implementation_internal = name
 
 
-@contextmanager
-def in_place_attention(model: nn.Module, name: str) -> Iterator[None]:
-    """Do as `set_attention` while the context lasts, and leave the model's configs as they were."""
-    before = attention_names(model)
-    set_attention(model, name)
-    try:
-        yield
-    finally:
-        restore_attention(before)
-
-
 def attention_names(model: nn.Module) -> AttentionNames:
     """Return the attention implementation of every config in the tree."""
     return [(config, config._attn_implementation_internal) for config in _configs(model)]

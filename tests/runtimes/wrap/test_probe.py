@@ -16,7 +16,7 @@ from unspool.errors import ModelError
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
-from unspool.runtimes.wrap.agreement import allowed_distance, distance
+from unspool.runtimes.wrap.probe import allowed_distance, distance
 
 
 def test_the_distance_is_relative_to_the_spread_of_a_row() -> None:
@@ -44,7 +44,7 @@ def test_families_pass_in_half_precision_with_room(family: str, dtype: torch.dty
         found.append(distance(*pair))
         return found[-1]
 
-    monkeypatch.setattr("unspool.runtimes.decoder.model.distance", noted)
+    monkeypatch.setattr("unspool.runtimes.wrap.probe.distance", noted)
     model = tiny_model(family, dtype=dtype)
     DecoderRuntime(model, own=True)
     assert max(found) < allowed_distance(model) / 2

@@ -1,0 +1,69 @@
+"""Temporary state of a model during one call: evaluation mode, and rotary embeddings without memory.
+
+A call must leave a caller's own modules as they were, and must not depend on earlier calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode inside the context, and restore the mode of every module behind it."""
+    training: list[Any] = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for module in training:
+            if getattr(module, "layers_are_rescaled", False):
+                module._rescale_layers()  # training needs the original scale; RWKV's next forward is too late
+
+
+def growing_ropes(model: nn.Module) -> list[Any]:
+    """Return the rotary embeddings that remember the longest sequence so far."""
+    return [module for module in model.modules() if _grows(module)]
+
+
+def _grows(module: nn.Module) -> bool:
+    kinds = getattr(module, "rope_type", None)
+    kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any("dynamic" in str(kind) for kind in kinds) and hasattr(module, "original_max_seq_len")
+
+
+@contextmanager
+def without_memory(ropes: list[Any]) -> Iterator[None]:
+    """Reset rotary embeddings before and after the context, so that no call depends on earlier ones."""
+    _reset(ropes)
+    try:
+        yield
+    finally:
+        _reset(ropes)
+
+
+def _reset(ropes: list[Any]) -> None:
+    for rope in ropes:
+        for name in [name for name in (*rope.__dict__, *rope._buffers) if name.endswith("original_inv_freq")]:
+            _set_original(rope, name.removesuffix("original_inv_freq"))
+
+
+def _set_original(rope: Any, prefix: str) -> None:
+    original = getattr(rope, f"{prefix}original_inv_freq")
+    current = getattr(rope, f"{prefix}inv_freq")
+    rope.register_buffer(f"{prefix}inv_freq", original.to(current.device), persistent=False)
+    setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
+
+
+def usable_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a call in float32, as a tensor that autograd can use."""
+    rows = rows.float()
+    return rows.clone() if rows.is_inference() else rows

@@ -138,7 +138,8 @@ class Seq2SeqRuntime(Runtime):
                 if feed.seq in fresh:
                     self._sources.hold(feed.seq, fresh[feed.seq])
                     slot.context = fresh[feed.seq].number
-                    slot.tokens = [_PREFIX] * self._model.lay_prefix(slot, fresh[feed.seq])
+                    prefix = [_PREFIX] * self._model.lay_prefix(slot, fresh[feed.seq])
+                    self._slots.advance(feed.seq, prefix, invariant=False, nonfinite=False)
             rows, finite = self._run(feeds, slots)
         except BaseException:
             for feed, slot in zip(feeds, slots, strict=True):

@@ -108,7 +108,7 @@ def test_the_same_tokenizer_may_be_padded_to_any_size(size: int) -> None:
         (("?", "king", "ox", "fox"), "token 2 is 'queen' to the model and 'ox' to the draft model"),
         (("?", "king", "queen", "owl"), "token 3 is 'fox' to the model and 'owl' to the draft model"),
         (("?", "king", "queen"), "token 3 is 'fox' to the model and None to the draft model"),
-        ((*OURS, "owl"), "whose 4 tokens are not its 5"),
+        ((*OURS, "owl"), "with 4 tokens, and has one with 5"),
     ],
 )
 def test_other_tokens_are_refused_with_one_that_differs(theirs: tuple[str, ...], message: str) -> None:

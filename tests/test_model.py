@@ -221,7 +221,7 @@ def test_the_callers_bos_token_stands_for_an_empty_text() -> None:
     assert lm.generate("", bos_token_id=9, max_new_tokens=1).prompt_token_ids == (9,)
     assert lm.generate("a", bos_token_id=9, max_new_tokens=1).prompt_token_ids == lm.generate("a").prompt_token_ids
     reader = unspool.load(tiny_seq2seq("t5"))
-    with pytest.raises(OptionError, match="`bos_token_id` stands for an empty text, which .* reads as a source"):
+    with pytest.raises(OptionError, match="`bos_token_id` replaces an empty text, but .* encodes the text"):
         reader.generate([5, 6], bos_token_id=9)
 
 

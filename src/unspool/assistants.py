@@ -1,4 +1,4 @@
-"""The draft model of speculative decoding: what a caller may give as one, and whether it speaks the same tokens."""
+"""The draft model of speculative decoding: reads `assistant_model`, and checks that its tokens match the model's."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _REMEDY = "give a draft model of the same tokenizer, or draft from the prompt wi
 
 
 class Assistant(NamedTuple):
-    """A draft model. tokenizer: its own, None where it has none."""
+    """A draft model. tokenizer: its own; None if it has none."""
 
     runtime: Runtime
     tokenizer: Any
 
 
 def read_assistant(given: Any) -> Assistant | None:
-    """Return what a caller gives as `assistant_model`: a LanguageModel, a runtime, or a loaded transformers model.
+    """Return the draft model from `assistant_model`: a LanguageModel, a runtime, or a loaded transformers model.
 
     Raises:
-        OptionError: it is none of these. ModelError: a transformers model that cannot run here.
+        OptionError: if it is none of these.
+        ModelError: if it is a transformers model that cannot run here.
     """
     if given is None:
         return None
@@ -45,17 +46,17 @@ def read_assistant(given: Any) -> Assistant | None:
 
 
 def check_vocabulary(assistant: Assistant, tokenizer: Any, vocab_size: int) -> None:
-    """Refuse a draft model whose token ids mean something else.
+    """Check that the draft model uses the same token ids as the model.
 
-    Where both tokenizers are known, their vocabularies must be equal, and the models' sizes may be padded differently;
-    else the sizes must be equal.
+    If both tokenizers are known, their vocabularies must be equal; the models can pad them to different sizes.
+    Otherwise, the vocabulary sizes must be equal.
 
     Raises:
-        OptionError: they are not.
+        OptionError: if they differ.
     """
     name, drafts = assistant.runtime.info.name, assistant.runtime.info.vocab_size
     if assistant.tokenizer is tokenizer and tokenizer is not None:
-        return  # sizes may be padded differently
+        return  # equal, even if the models pad it to different sizes
     if not all(hasattr(each, "get_vocab") for each in (assistant.tokenizer, tokenizer)):
         if drafts != vocab_size:
             allowed = f"must have the model's own vocabulary of {vocab_size} tokens, and has {drafts}"
@@ -71,15 +72,15 @@ def check_vocabulary(assistant: Assistant, tokenizer: Any, vocab_size: int) -> N
     if text:
         allowed += f": token {token} is {text!r} to the model and {texts.get(token)!r} to the draft model"
     else:
-        allowed += f", whose {len(ours)} tokens are not its {len(theirs)}"
+        allowed += f" with {len(ours)} tokens, and has one with {len(theirs)}"
     raise OptionError(_OPTION, name, allowed, _REMEDY)
 
 
 def check_source(assistant: Assistant, source: SourceInfo | None) -> None:
-    """Refuse a draft model whose encoder reads something else than the model's.
+    """Check that the draft model's encoder, if any, reads the same kind of input as the model's.
 
     Raises:
-        OptionError: it does.
+        OptionError: if it does not.
     """
     theirs = as_runtime(assistant.runtime).source
     if source is not None and theirs is not None and theirs.kind != source.kind:
@@ -96,7 +97,7 @@ def _vocabulary(tokenizer: Any) -> Mapping[str, int]:
 
 
 def _fingerprint(tokenizer: Any) -> tuple[int, int]:
-    """Return (size, hash) of a tokenizer's vocabulary, computed once as long as nothing is added to it."""
+    """Return (size, hash) of a tokenizer's vocabulary. Cached until tokens are added."""
     known = _FINGERPRINTS.get(tokenizer)
     if known is None or known[0] != len(tokenizer):
         known = _FINGERPRINTS[tokenizer] = (len(tokenizer), hash(frozenset(_vocabulary(tokenizer).items())))

@@ -1,4 +1,4 @@
-"""One engine for each model that the drop-in has seen, so that a second call does no work twice.
+"""The cache of engines for transformers models: one engine per model, so that later calls of the drop-in reuse it.
 
 Owns: the map from models to engines, which keeps no model alive. Does not know: requests.
 """
@@ -32,14 +32,14 @@ _LOCK = threading.Lock()
 
 
 def driver_of(model: Any) -> Driver:
-    """Return the driver of this model's engine: the same one for each call while the model has the same parts.
+    """Return the driver of this model's engine: the same driver while the model has the same parts.
 
-    The runtime sees new values in the same tensors. Other parts get a new engine, which can have another vocabulary or
-    another path; requests that are under way on the former driver end there. A model that runs on its own modules gets
-    an engine for each call: what is kept for later calls must not keep the model alive.
+    The runtime detects new values in the same tensors. If the model has other parts, it gets a new engine, possibly
+    with another vocabulary or backend; running requests end on the previous driver. A model that runs on its own
+    modules gets a new engine per call, because a cached engine would keep the model alive.
 
     Raises:
-        ModelError: the model cannot run here; the message says why.
+        ModelError: if the model cannot run here; the message says why.
     """
     model = base_of(model)
     if is_dispatched(model) or find_patch(model):

@@ -28,7 +28,7 @@ def require_extra(extra: str, reason: str) -> None:
         reason: the subject of the message, such as "`device_map` spreads weights".
 
     Raises:
-        MissingExtra: if a package is absent; the message holds the pip line.
+        MissingExtra: if a package is absent; the message has the pip command.
     """
     for package in EXTRAS[extra]:
         if find_spec(package) is None:

@@ -1,7 +1,6 @@
-"""save_pretrained(): from a LanguageModel back to a folder that transformers and `unspool.load` read.
+"""save_pretrained(): writes a LanguageModel to a folder that transformers and `unspool.load` can read.
 
-Owns: whose weights are written, and when they cannot be. transformers writes them. Does not know: how layers are
-packed.
+Owns: the model whose weights are written, and the reasons to refuse. Does not know: how layers are packed.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.index.json")
 
 
 class Checkpoint:
-    """The transformers model that a LanguageModel was made from.
+    """The transformers model of a LanguageModel, as a checkpoint that can be saved.
 
     Args:
-        model: as `unspool.load` has it.
-        own: whether it is ours, its layers packed; a user's own is not kept alive.
+        model: as `unspool.load` loaded or received it.
+        own: True if `unspool.load` loaded it; False for the user's model, which is not kept alive.
     """
 
     def __init__(self, model: Any, *, own: bool) -> None:
@@ -38,37 +37,41 @@ class Checkpoint:
         return self._model()
 
     def save(self, folder: str | os.PathLike[str], *companions: Any) -> None:
-        """Write weights, config and generation config, and what `companions` write by their own `save_pretrained`.
+        """Write weights, config and generation config.
+
+        Args:
+            folder: is created if it is missing.
+            companions: tokenizer and processor; each is written by its own `save_pretrained`, if it has one.
 
         Raises:
-            ModelError: the weights cannot be had, or the folder cannot take them; the message says why.
+            ModelError: if the weights cannot be saved or the folder cannot be written; the message says why.
         """
         model, path = self._model(), Path(folder).expanduser()
         if model is None:
             raise ModelError(f"cannot save to {str(path)!r}: the model that was given to `unspool.load` is gone")
         _check(model, path)
         try:
-            # Models of other libraries around one of transformers' take no `state_dict`, and need none.
+            # Wrappers of other libraries accept no `state_dict`, and have no packed layers.
             model.save_pretrained(path, **({"state_dict": _plain_state(model)} if _is_packed(model) else {}))
             for companion in companions:
                 if hasattr(companion, "save_pretrained"):
                     companion.save_pretrained(path)
-        except Exception as error:  # whatever is wrong with a disk, or with what transformers refuses to write
+        except Exception as error:  # any error of the disk, or of transformers
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"cannot save to {str(path)!r}: {reason[0]}") from error
 
 
 def _check(model: Any, path: Path) -> None:
-    """Refuse what would be written wrong, and a folder whose weights this very model may be reading."""
+    """Raise ModelError if the saved weights would be wrong, or if the folder has weights, which can be in use."""
     refusal = ""
     if kinds := sorted(set(quantized_linears(model).values())):
-        refusal = f"its layers are quantized ({', '.join(kinds)}): what they were before is gone; save the model itself"
+        refusal = f"its layers are quantized ({', '.join(kinds)}); save the original model instead"
     elif any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
-        refusal = "it divides its own weights when it runs; save it with transformers, freshly loaded"
+        refusal = "it rescales its own weights when it runs; load it again with transformers and save that"
     elif path.exists() and not path.is_dir():
         refusal = "it is a file; name a folder"
     elif any(True for pattern in _WEIGHT_FILES for _ in path.glob(pattern)):
-        refusal = "there is a model already; name another folder, or remove it"
+        refusal = "it already has a model; name another folder, or remove the model"
     if refusal:
         raise ModelError(f"cannot save to {str(path)!r}: {refusal}")
 
@@ -78,7 +81,7 @@ def _is_packed(model: Any) -> bool:
 
 
 def _plain_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return the state of the model as if nothing had been packed. Weights that are tied are one tensor again."""
+    """Return the state dict with unpacked weights. Tied weights are one tensor again."""
     state: dict[str, torch.Tensor] = model.state_dict()
     unpacked: dict[int, torch.Tensor] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -87,7 +90,7 @@ def _plain_state(model: Any) -> dict[str, torch.Tensor]:
                 unpacked[id(module)] = module.unpacked().detach()
             state[f"{name}.weight"] = unpacked[id(module)]
     for name, source in getattr(model, "all_tied_weights_keys", {}).items():
-        # Weights that may be tied need not be: a checkpoint can bring two.
+        # A checkpoint can have two different weights where the config allows tied ones.
         if name in state and source in state and torch.equal(state[name], state[source]):
             state[name] = state[source]
     return state

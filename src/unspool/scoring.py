@@ -1,4 +1,4 @@
-"""What is asked of a model without having it write: which options say something there, and which tokens are scored."""
+"""Requests that generate no text: the next token's distribution, and log-probabilities of given continuations."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ BEYOND_ONE_TOKEN: Final = (
     "prompt_lookup_num_tokens",
     "max_matching_ngram_size",
 )
-"""Options of whole outputs, which say nothing about one distribution."""
+"""Options of whole outputs, without effect on the distribution of one token."""
 
 
-def check_says_something(config: GenerationConfig, own: CallerObjects) -> None:
-    """Refuse what has no effect on the next token alone.
+def check_affects_next_token(config: GenerationConfig, own: CallerObjects) -> None:
+    """Check that all requested options can affect the next token's distribution.
 
     Raises:
-        OptionError: such an option was asked for, or a draft model was given.
+        OptionError: if one cannot, or if a draft model is given.
     """
-    asked: dict[str, Any] = {name: getattr(config, name) for name in BEYOND_ONE_TOKEN if name in config.requested}
+    given: dict[str, Any] = {name: getattr(config, name) for name in BEYOND_ONE_TOKEN if name in config.requested}
     if own.assistant is not None:
-        asked["assistant_model"] = own.assistant.runtime.info.name
-    for name, value in asked.items():
+        given["assistant_model"] = own.assistant.runtime.info.name
+    for name, value in given.items():
         raise OptionError(name, value, "has no effect on the next token alone", "leave it out")
 
 
 def next_token_jobs(groups: Sequence[Group], stored: GenerationConfig, plan: Planner) -> list[PlannedRequest]:
-    """Return one job per prompt, each of which asks for the distribution of the next token.
+    """Return one request per prompt for the distribution of the next token.
 
     Raises:
         OptionError: if an option has no effect on the next token alone.
@@ -65,7 +65,7 @@ def next_token_jobs(groups: Sequence[Group], stored: GenerationConfig, plan: Pla
     for group in groups:
         with group.naming():
             resolved, own = resolve_options(group.options, group.config, stored)
-            check_says_something(resolved, own)
+            check_affects_next_token(resolved, own)
             space = (own.strategy or STRATEGIES[resolved.strategy or "greedy"]).space
             jobs += plan(group, resolved.replace(echo=None), replace(own, strategy=NextTokenQuery(space)))
     return jobs
@@ -80,7 +80,8 @@ class ToScore(NamedTuple):
 
 
 def read_scores(prompt: Any, continuation: Any, reader: Reader) -> tuple[list[ToScore], bool]:
-    """Return what to score, in order, and whether one prompt with one continuation was given.
+    """Return the pairs to score, in order, and True if the caller gave one prompt and one continuation.
+
 
     One prompt goes with every continuation of a list, and one continuation with every prompt of a list.
 

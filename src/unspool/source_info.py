@@ -1,6 +1,6 @@
-"""SourceInfo: how a model with an encoder reads its source, and how its output begins.
+"""SourceInfo: the input of a model's encoder, and the start of its output.
 
-Knows neither configs of transformers nor tensors.
+Knows neither transformers' configs nor tensors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ SourceKind: TypeAlias = Literal["text", "audio", "image"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """What a Whisper model stores of its prompt.
+    """The stored decoder prompt of a Whisper model.
 
-    start: the first token. stored: the ids that an older checkpoint stores to follow it, None for a language that is to
-    be found out. languages: "<|en|>" --> id; empty for a model of one language. tasks: "transcribe" --> id.
-    no_timestamps: the token that asks for none. language, task: as stored, None where they are not.
+    start: the first token. stored: the ids after it that an older checkpoint stores; None in it for a language to be
+    detected. languages: "<|en|>" --> id; empty for a model of one language. tasks: "transcribe" --> id.
+    no_timestamps: the token that turns timestamps off; None if unknown. language, task: as stored; None if not stored.
     """
 
     start: int
@@ -32,15 +32,16 @@ class Speech:
     task: str | None = None
 
     def prompt(self, language: str | None = None, task: str | None = None) -> tuple[int | None, ...]:
-        """Return the decoder's prompt; None stands where the language has to be found out: see `detect_language`.
+        """Return the decoder's prompt, with None in the place of a language that must be detected.
 
         Args:
-            language: a code ("de"), a name ("german") or a token ("<|de|>"); None for the stored one, else for any.
-            task: "transcribe" or "translate" (into English); None for the stored one, else for "transcribe" where a
-                language is known.
+            language: a code ("de"), a name ("german") or a token ("<|de|>"). None for the stored language; if none is
+                stored, for any language.
+            task: "transcribe" or "translate" (into English). None for the stored task; if none is stored, for
+                "transcribe" if a language is given.
 
         Raises:
-            OptionError: the model does not know the language or the task.
+            OptionError: if the model does not know the language or the task.
 
         Source: transformers, `WhisperGenerationMixin._retrieve_init_tokens`.
         """
@@ -58,7 +59,7 @@ class Speech:
             ids.append(self._task_id("transcribe"))
         if self.no_timestamps is not None and ids[-1] != self.no_timestamps:
             ids.append(self.no_timestamps)
-        # A model of one language may store that none is to be named.
+        # A model of one language can store None, and needs no language token.
         return tuple(ids) if self.languages else tuple(each for each in ids if each is not None)
 
     def _language_id(self, language: str) -> int:
@@ -67,29 +68,30 @@ class Speech:
         name = language.lower()
         token = name if name in self.languages else f"<|{TO_LANGUAGE_CODE.get(name, name)}|>"
         if token not in self.languages:
-            known = ", ".join(sorted(each.strip("<|>") for each in self.languages)) or "none: it has but one"
-            raise OptionError("language", language, f"must be one that the model knows ({known})", "see its card")
+            known = ", ".join(sorted(each.strip("<|>") for each in self.languages)) or "none: it has only one"
+            allowed = f"must be a language of the model ({known})"
+            raise OptionError("language", language, allowed, "see its model card")
         return self.languages[token]
 
     def _task_id(self, task: str) -> int:
         if task not in self.tasks:
             known = ", ".join(map(repr, self.tasks)) or "none"
-            raise OptionError("task", task, f"must be one that the model knows ({known})", "leave it out")
+            raise OptionError("task", task, f"must be a task of the model ({known})", "leave it out")
         return self.tasks[task]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
-    """What a model reads, and how its output begins.
+    """The input of a model's encoder, and the start of its output.
 
-    model: its name. kind: what the source is. input_name: the argument of the encoder that takes it.
-    max_length: most tokens of a text; None where the model sets no bound, and for other kinds. vocab_size: of a text.
-    shape: of audio features (mel bins, frames) or of an image (channels, height, width), which must be just so; None
-    where the model takes several.
+    model: its name. kind: text, audio or image. input_name: the encoder's argument for it.
+    max_length: most tokens of a text; None for no limit, and for other kinds. vocab_size: of a text; else None.
+    shape: required shape of audio features (mel bins, frames) or of an image (channels, height, width); None if the
+    model accepts several.
     sampling_rate: of audio, in hertz; else None.
-    decoder_start_token_id: what every output begins with; None where the model does not say.
-    begins_freely: whether a decoder prompt may begin with another token.
-    speech: how transcripts begin, for Whisper; else None.
+    decoder_start_token_id: the first token of every output; None if the model does not define one.
+    begins_freely: True if a decoder prompt can begin with another token.
+    speech: the stored prompt of a Whisper model; else None.
     """
 
     model: str

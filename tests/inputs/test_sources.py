@@ -81,7 +81,7 @@ def test_what_is_a_source_already_stays_the_same_object() -> None:
         ([5] * 49, "the source has 49 tokens and Bart.* reads at most 48; shorten it"),
         ([1.5], "reads a text, or the token ids of one, got list"),
         ([[1, 2], [3]], "reads a text, or the token ids of one"),
-        ({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, "one source was wanted and `input_ids` holds 2"),
+        ({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, "`input_ids` must hold one source, got 2"),
         ({"input_ids": torch.tensor([[5]]), "attention_mask": torch.tensor([[0]])}, "the source holds no token"),
         (
             {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1]])},
@@ -152,12 +152,12 @@ def test_samples_become_the_extractors_own_features(as_given: Any) -> None:
         (
             np.zeros(9000, np.float32),
             {"processor": ears, "sampling_rate": 44_100},
-            "ears hears audio at 16000 Hz, got 44100 Hz; resample it",
+            "ears reads audio at 16000 Hz, got 44100 Hz; resample it",
         ),
         (
             np.zeros(24_000, np.float32),
             {"processor": ears},
-            "the audio lasts 1.5 s and ears hears 1 s at once: long-form transcription is not supported",
+            "the audio lasts 1.5 s and ears reads 1 s at once: long-form transcription is not supported",
         ),
         (
             torch.zeros(NUM_MEL_BINS, 101),
@@ -230,5 +230,5 @@ def test_the_decoder_begins_with_its_start_token(family: str, given: Any, expect
 def test_a_model_that_does_not_say_how_it_begins_needs_to_be_told() -> None:
     info = SourceInfo(model="mute", kind="text", input_name="input_ids")
     assert decoder_prompt(info, [4]) == (4,)
-    with pytest.raises(PromptError, match="mute does not say what its output begins with; give `decoder_input_ids`"):
+    with pytest.raises(PromptError, match="mute has no decoder start token; give `decoder_input_ids`"):
         decoder_prompt(info)

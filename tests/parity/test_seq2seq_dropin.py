@@ -412,7 +412,7 @@ def test_short_audio_is_filled_up_with_silence() -> None:
         (WHISPER, {"inputs": FEATURES, "return_timestamps": True}, "`return_timestamps` is not supported"),
         (WHISPER, {"inputs": FEATURES.repeat(1, 1, 2)}, "long-form transcription is not supported"),
         (WHISPER, {"inputs": FEATURES, "decoder_input_ids": TEXT, "task": "translate"}, "cannot be given together"),
-        (speaker(), {"inputs": FEATURES, "language": "xx"}, "`language` must be one that the model knows"),
+        (speaker(), {"inputs": FEATURES, "language": "xx"}, "`language` must be a language of the model"),
         (speaker(), {"inputs": FEATURES, "language": ["de"]}, "one for each of the 2 rows"),
         (model_of("git"), {"pixel_values": FEATURES, "decoder_input_ids": TEXT}, "give the prompt as `input_ids`"),
         (tiny_model("gpt2"), {"inputs": TEXT, "decoder_input_ids": TEXT}, "belongs to encoder-decoder models"),

@@ -1,4 +1,4 @@
-"""Reads what people give as a prompt: text, token ids, or several of either."""
+"""Reads prompts: a text, token ids, or a list of either; and tokenizes texts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Prompt: TypeAlias = "str | Sequence[int] | torch.Tensor"
 
 
 class Prompts(NamedTuple):
-    """One or several prompts; `single` says that one was given by itself, so that one result is wanted."""
+    """One or several prompts. single: True if the caller passed one prompt, and so expects one result."""
 
     items: list[str | tuple[int, ...]]
     single: bool
 
 
 def read_prompts(given: Any) -> Prompts:
-    """Sort out one prompt from several.
+    """Tell one prompt from several.
 
-    A string is one prompt, and so is a list (or one-dimensional tensor) of ints; a list of strings, a list of lists of
-    ints or a two-dimensional tensor are several. An empty list is no prompts.
+    One prompt is a string, a list of ints or a one-dimensional tensor. Several prompts are a list of strings, a list of
+    lists of ints or a two-dimensional tensor. An empty list has zero prompts.
 
     Raises:
-        PromptError: it is none of these.
+        PromptError: if it is anything else.
     """
     if isinstance(given, str):
         return Prompts([given], single=True)
@@ -51,17 +51,17 @@ def _ids(item: Any, index: int | None = None) -> tuple[int, ...]:
         item = item.tolist()
     if isinstance(item, Sequence) and not isinstance(item, bytes | bytearray) and all(_is_id(token) for token in item):
         return tuple(int(token) for token in item)
-    where = "the prompt" if index is None else f"prompt {index}"
-    raise PromptError(f"{where} must be a text or a list of token ids; got {item!r}")
+    name = "the prompt" if index is None else f"prompt {index}"
+    raise PromptError(f"{name} must be a text or a list of token ids; got {item!r}")
 
 
 def encode(prompt: str | tuple[int, ...], tokenizer: Any, bos_token_id: int | None) -> tuple[int, ...]:
-    """Return a prompt's token ids, special tokens of the tokenizer's own included.
+    """Return a prompt's token ids, with the special tokens that the tokenizer adds.
 
-    An empty text becomes the begin-of-sequence token alone, so that a model can start from nothing.
+    An empty text becomes the begin-of-sequence token.
 
     Raises:
-        PromptError: a text without a tokenizer, or an empty text where the model has no begin-of-sequence token.
+        PromptError: if a text has no tokenizer to encode it, or if an empty text has no begin-of-sequence token.
     """
     if not isinstance(prompt, str):
         return prompt
@@ -69,13 +69,14 @@ def encode(prompt: str | tuple[int, ...], tokenizer: Any, bos_token_id: int | No
         raise PromptError("a text prompt needs a tokenizer; give `tokenizer=` to load(), or prompt with token ids")
     try:
         ids = token_ids(tokenizer, prompt)
-    except (TypeError, UnicodeError) as error:  # a lone surrogate is a str that no encoder takes
+    except (TypeError, UnicodeError) as error:  # encoders refuse a str with a lone surrogate
         raise PromptError(f"the tokenizer cannot read the prompt {prompt!r}: {error}") from error
     if ids:
         return ids
     if prompt:
         raise PromptError(
-            f"the tokenizer makes no token of the prompt {prompt!r}; it may lack its vocabulary: give `tokenizer=`"
+            f"the tokenizer returns no token for the prompt {prompt!r}; perhaps it lacks its vocabulary: give "
+            "`tokenizer=`"
         )
     if bos_token_id is None:
         raise PromptError("the prompt is empty and the model has no begin-of-sequence token to start from")

@@ -1,6 +1,6 @@
-"""How one model reads what people give it: a prompt to go on from, or a source and how the output begins.
+"""Reads prompts for one model: token ids for a decoder, or an encoder input and a decoder prompt.
 
-Owns the difference between the two. Does not know: options, other than those that say how an output begins.
+Knows only the options that set the decoder prompt.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class DecoderPrompt(NamedTuple):
-    """How outputs begin, where a call says so. Models without a source take none of it.
+    """Options of a call that set the start of the output; None for the model's default.
 
-    decoder_input_ids: token ids for all prompts. decoder_start_token_id: in place of the model's own; one for all, or
-    one for each prompt. language, task: of a speech model; languages of one for each prompt. bos_token_id: stands for
-    an empty text, in place of the model's own; models with a source take none.
+    decoder_input_ids: token ids for all prompts. decoder_start_token_id: one for all prompts, or one per prompt.
+    language, task: of a speech model; language can be one per prompt. bos_token_id: replaces an empty text. Models
+    without an encoder read `bos_token_id` only; models with an encoder read all the others.
     """
 
     decoder_input_ids: tuple[int, ...] | None = None
@@ -35,20 +35,20 @@ class DecoderPrompt(NamedTuple):
 
     @property
     def asked(self) -> str | None:
-        """The name of the first option that is set and that only models with a source read, or None."""
+        """The name of the first given option that only models with an encoder read, or None."""
         names = (name for name in self._fields if name != "bos_token_id")
         return next((name for name in names if getattr(self, name) is not None), None)
 
 
 DEFAULT_DECODER_PROMPT = DecoderPrompt()
-"""Outputs begin as the model has it."""
+"""The model's default."""
 
 
 def read_decoder_prompt(options: dict[str, Any]) -> DecoderPrompt:
-    """Take out of a call's options what says how outputs begin.
+    """Remove `decoder_input_ids`, `language` and `task` from a call's options, and return them.
 
     Raises:
-        OptionError: `decoder_input_ids` is no list of token ids.
+        OptionError: if `decoder_input_ids` is not a list of token ids, or if `language` or `task` is not a name.
     """
     given = options.pop("decoder_input_ids", None)
     language, task = options.pop("language", None), options.pop("task", None)
@@ -56,7 +56,7 @@ def read_decoder_prompt(options: dict[str, Any]) -> DecoderPrompt:
         language = tuple(language)
     elif language is not None and not isinstance(language, str):
         raise OptionError(
-            "language", language, "must be a name such as 'en', or a list of one for each prompt", "see its card"
+            "language", language, "must be a name such as 'en', or a list with one per prompt", "see its model card"
         )
     if task is not None and not isinstance(task, str):
         raise OptionError("task", task, "must be a name: 'transcribe' or 'translate'", "leave it out")
@@ -78,7 +78,8 @@ def _is_id(token: Any) -> bool:
 class EncodedPrompt(NamedTuple):
     """One prompt as its model reads it.
 
-    ids: what the decoder goes on from. text: as it was given; None where that was no text. source: for the encoder.
+    ids: the decoder's prompt. text: the prompt as given; None if it was not a text. source: the encoder's input; None
+    without an encoder.
     """
 
     ids: tuple[int, ...]
@@ -91,8 +92,8 @@ class Reader:
 
     Args:
         runtime: of the model.
-        tokenizer: for texts; None where there is none.
-        processor: one of transformers', for audio and images; None where there is none.
+        tokenizer: for texts; None if the model has none.
+        processor: of transformers, for audio and images; None if the model has none.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Any = None, processor: Any = None) -> None:
@@ -104,14 +105,14 @@ class Reader:
 
     @property
     def source(self) -> SourceInfo | None:
-        """What the model's encoder reads; None where it has none."""
+        """The kind of the encoder's input; None for a model without an encoder."""
         return self.runtime.source if self.info.needs_source else None
 
     def split(self, given: Any) -> Prompts:
-        """Sort out one prompt from several, as read_prompts; audio and images are several in a list of them alone.
+        """Tell one prompt from several, as `read_prompts` does. Several audio inputs or images must be in a list.
 
         Raises:
-            PromptError: it is no prompt.
+            PromptError: if it is not a prompt.
         """
         several = given if isinstance(given, list | tuple) else [given]
         if self.source is None or (
@@ -127,11 +128,12 @@ class Reader:
 
         Args:
             given: one of the items that `split` returns.
-            beginning: how outputs begin, where the call says so.
-            index: the prompt's place in the call.
+            beginning: the call's options for the start of the output.
+            index: of the prompt in the call, from 0.
 
         Raises:
-            PromptError: it cannot be read. OptionError: `beginning` says what the model cannot begin with.
+            PromptError: if the prompt cannot be read.
+            OptionError: if the model does not read an option of `beginning`.
         """
         text = given if isinstance(given, str) else None
         if self.source is None:
@@ -144,14 +146,14 @@ class Reader:
         return EncodedPrompt(self._begin(self.source, source, beginning, index), text, source)
 
     def bos_token_id(self, beginning: DecoderPrompt) -> int | None:
-        """Return the token that stands for an empty text, or None."""
+        """Return the token that replaces an empty text, or None."""
         return self.info.bos_token_id if beginning.bos_token_id is None else beginning.bos_token_id
 
     def _begin(self, info: SourceInfo, source: Source, beginning: DecoderPrompt, index: int) -> tuple[int, ...]:
         """Return the decoder's prompt."""
         if beginning.bos_token_id is not None:
             hint = "leave it out, or give `decoder_start_token_id`"
-            allowed = f"stands for an empty text, which {info.model} reads as a source"
+            allowed = f"replaces an empty text, but {info.model} encodes the text, even if it is empty"
             raise OptionError("bos_token_id", beginning.bos_token_id, allowed, hint)
         self._check_speech(info, beginning)
         starts = beginning.decoder_start_token_id
@@ -166,7 +168,7 @@ class Reader:
         language = beginning.language
         if isinstance(language, tuple):
             if index >= len(language):
-                allowed = f"must be one name, or one for each prompt, and there are more than {len(language)} prompts"
+                allowed = f"must be one name, or one per prompt, and there are more than {len(language)} prompts"
                 raise OptionError("language", list(language), allowed, "give as many")
             language = language[index]
         from unspool.inputs.speech import transcript_prompt
@@ -179,13 +181,14 @@ class Reader:
             if value is None:
                 continue
             if info.speech is None:
-                raise OptionError(name, value, f"is read by speech models, and {info.model} is none", "leave it out")
+                allowed = f"is read by speech models, and {info.model} is not one"
+                raise OptionError(name, value, allowed, "leave it out")
             if beginning.decoder_input_ids is not None:
                 raise OptionError(name, value, "cannot be given together with `decoder_input_ids`", "leave one out")
 
 
 def _one_of(values: Sequence[int] | None, index: int) -> int | None:
-    """Return the value for one prompt of several: its own, or the only one."""
+    """Return the value for one prompt: the only value, or the value at its index."""
     if values is None:
         return None
     if len(values) > 1 and index >= len(values):

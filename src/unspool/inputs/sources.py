@@ -1,6 +1,6 @@
-"""Reads what people give a model to read: a text, audio, an image, or tensors made ready for its encoder.
+"""Reads encoder inputs: a text, audio, an image, or tensors for the encoder.
 
-Owns the checks on these. Does not know how an encoder reads them.
+Owns their validation. Does not know how an encoder runs.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _PROCESSOR = "give the model's processor (transformers.AutoProcessor)"
 def read_source(
     given: Any, info: SourceInfo, *, tokenizer: Any = None, processor: Any = None, sampling_rate: int | None = None
 ) -> Source:
-    """Return the source for a model.
+    """Return the encoder input for a model.
 
     Args:
         given: a Source; a mapping of the encoder's arguments, tensors of one row each; or, by the model's kind:
             text: a string, or token ids as a list or tensor. Ids of several rows are refused: see `source_rows`.
             audio: samples in [-1, 1], one-dimensional (numpy, torch or a list of floats); or a mapping with "array" and
             "sampling_rate"; or features, a tensor of (mel bins, frames).
-            image: a PIL image, a numpy array (height, width, channels) or whatever else the processor takes; or pixel
+            image: a PIL image, a numpy array (height, width, channels) or any other input of the processor; or pixel
             values, a tensor of (channels, height, width).
         info: of the model.
         tokenizer: for a text.
-        processor: a processor, feature extractor or image processor, for samples and pictures.
-        sampling_rate: of samples, in hertz; None for unknown, which is taken for the model's own.
+        processor: a processor, feature extractor or image processor, for samples and images.
+        sampling_rate: of samples, in hertz; None for the model's own rate.
 
     Raises:
-        PromptError: it is none of these, too long, or what would read it is missing.
+        PromptError: if it is none of these, is too long, or needs a tokenizer or processor that is missing.
     """
     if isinstance(given, Source):
         return given
     if isinstance(given, Mapping) and info.input_name in given:
         rows = source_rows(given, info)
         if len(rows) != 1:
-            raise PromptError(f"one source was wanted and `{info.input_name}` holds {len(rows)}; give them one by one")
+            raise PromptError(f"`{info.input_name}` must hold one source, got {len(rows)}; give them one by one")
         return rows[0]
     if info.kind == "text":
         return _read_text(given, info, tokenizer)
@@ -56,12 +56,12 @@ def read_source(
 
 
 def source_rows(inputs: Mapping[str, Any], info: SourceInfo) -> list[Source]:
-    """Return one source for each row of a batch: the encoder's arguments, tensors of one row a source.
+    """Return one source per row of a batch of encoder arguments.
 
-    Token ids where `attention_mask` is 0 are left out, so that no pad is ever fed, on whichever side it stands.
+    Token ids with `attention_mask` 0 are removed, so that padding on either side is never encoded.
 
     Raises:
-        PromptError: the tensors do not fit together or the model, or a row holds nothing.
+        PromptError: if the tensors do not fit each other or the model, or if a row is empty.
     """
     import torch
 
@@ -83,20 +83,20 @@ def source_rows(inputs: Mapping[str, Any], info: SourceInfo) -> list[Source]:
 
 
 def decoder_prompt(info: SourceInfo, given: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return what the output begins with: the start token, then what was given where that lacks it.
+    """Return the decoder's prompt: the given tokens, with the start token before them if they lack it.
 
     Args:
         info: of the model.
-        given: the decoder's first tokens; None for the start token alone.
+        given: the decoder's first tokens; None for the start token only.
 
     Raises:
-        PromptError: nothing was given and the model has no start token.
+        PromptError: if no tokens are given and the model has no start token.
     """
     start = info.decoder_start_token_id
     if given is not None and (info.begins_freely or start is None or given[:1] == [start] or given[:1] == (start,)):
         return tuple(given)
     if start is None:
-        raise PromptError(f"{info.model} does not say what its output begins with; give `decoder_input_ids`")
+        raise PromptError(f"{info.model} has no decoder start token; give `decoder_input_ids`")
     return (start, *(given or ()))
 
 
@@ -169,17 +169,17 @@ def _check_samples(samples: torch.Tensor, info: SourceInfo, extractor: Any, samp
         raise PromptError(f"audio samples must be floats in [-1, 1], got {kind}; divide 16-bit samples by 32768")
     rate = info.sampling_rate or getattr(extractor, "sampling_rate", None)
     if sampling_rate is not None and rate is not None and sampling_rate != rate:
-        raise PromptError(f"{info.model} hears audio at {rate} Hz, got {sampling_rate} Hz; resample it")
+        raise PromptError(f"{info.model} reads audio at {rate} Hz, got {sampling_rate} Hz; resample it")
     longest = getattr(extractor, "n_samples", None)
     if longest is not None and len(samples) > longest:
         seconds = f"{len(samples) / (rate or 1):.1f} s"
         raise PromptError(
-            f"the audio lasts {seconds} and {info.model} hears {longest / (rate or 1):g} s at once: long-form "
-            "transcription is not supported in this version; cut it up"
+            f"the audio lasts {seconds} and {info.model} reads {longest / (rate or 1):g} s at once: long-form "
+            "transcription is not supported in this version; split it"
         )
 
 
-# --- images, and tensors made ready ---------------------------------------------------------------------------------
+# --- images, and tensors for the encoder ----------------------------------------------------------------------------
 
 
 def _read_image(given: Any, info: SourceInfo, processor: Any) -> Source:
@@ -198,7 +198,7 @@ def _read_image(given: Any, info: SourceInfo, processor: Any) -> Source:
 
 
 def _tensor_source(values: torch.Tensor, info: SourceInfo) -> Source:
-    """Return the source of features or pixel values, a dimension for the row put in front where it is missing."""
+    """Return the source of features or pixel values. Adds the dimension of the row if it is missing."""
     shape = info.shape
     rank = len(shape) if shape is not None else {"audio": 2, "image": 3}[info.kind]
     if values.ndim == rank:
@@ -211,7 +211,7 @@ def _tensor_source(values: torch.Tensor, info: SourceInfo) -> Source:
     if info.kind == "audio" and found[0] == shape[0]:
         bound = "more" if found[1] > shape[1] else "fewer"
         remedy = (
-            "long-form transcription is not supported in this version; cut it up" if bound == "more" else "pad them"
+            "long-form transcription is not supported in this version; split them" if bound == "more" else "pad them"
         )
         raise PromptError(
             f"`{info.input_name}` has {found[1]} frames, {bound} than the {shape[1]} of {info.model}; {remedy}"

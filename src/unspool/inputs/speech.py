@@ -1,6 +1,6 @@
 """The decoder prompt of a transcript: Whisper's language and task tokens, and language detection.
 
-Knows no audio. Runs one pass of the model if the language must be detected.
+Runs one pass of the model if the language must be detected. Does not read audio itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ _DETECTIONS = itertools.count(-2, -1)
 def transcript_prompt(
     source: Source, speech: Speech, language: str | None, task: str | None, runtime: Callable[[], Runtime]
 ) -> tuple[int, ...]:
-    """Return what the transcript of a source begins with; the language is found out where nobody names it.
+    """Return the decoder's prompt for a source. Detects the language if neither the call nor the model names one.
 
     Args:
+        source: the audio.
+        speech: the model's stored prompt.
         language, task: as in Speech.prompt.
-        runtime: returns what runs the model; called only where the language has to be found out.
+        runtime: returns the model's runtime; called only if the language must be detected.
 
     Raises:
-        OptionError: as Speech.prompt.
+        OptionError: if the model does not know the language or the task.
     """
     prompt = speech.prompt(language, task)
     if None in prompt:
@@ -36,9 +38,10 @@ def transcript_prompt(
 
 
 def detect_language(runtime: Runtime, source: Source, speech: Speech) -> int:
-    """Return the id of the language that the model hears: the likeliest to follow its first token.
+    """Return the token id of the source's language: the most probable language token after the start token.
 
-    Reads the source once; the sequence is released again.
+    Encodes the source once, and releases the sequence afterwards.
+
 
     Source: Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision, section 2.3.
     """

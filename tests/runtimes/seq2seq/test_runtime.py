@@ -274,9 +274,12 @@ def test_what_a_mask_hides_is_not_attended() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"source": None}, "reads its source once, before the first token: the first feed of a sequence brings none"),
-        ({"seq": 0}, "reads its source once, before the first token: a later feed brings one"),
-        ({"invariant": True}, "cannot keep a row independent of other rows: it reads a source"),
+        (
+            {"source": None},
+            "needs a source in the first feed of a sequence only: the first feed of a sequence has none",
+        ),
+        ({"seq": 0}, "needs a source in the first feed of a sequence only: a later feed has one"),
+        ({"invariant": True}, "cannot keep a row independent of other rows: it has an encoder"),
         ({"layers": (1,)}, "has no inner layers that its own head can read"),
     ],
 )

@@ -79,16 +79,16 @@ def test_a_model_of_one_language_begins_as_it_stores() -> None:
     made = model(lang_to_id=None, task_to_id=None, is_multilingual=False, forced_decoder_ids=[[1, SILENT]])
     speech = speech_of(made, 3)
     assert speech is not None and speech.prompt() == (3, SILENT) == theirs(made, random_source("whisper"))
-    with pytest.raises(OptionError, match="`language` must be one that the model knows \\(none: it has but one\\)"):
+    with pytest.raises(OptionError, match="`language` must be a language of the model \\(none: it has only one\\)"):
         speech.prompt(language="de")
 
 
 def test_unknown_languages_and_tasks_are_refused_by_name() -> None:
     speech = speech_of(model(), 3)
     assert speech is not None
-    with pytest.raises(OptionError, match="`language` must be one that the model knows \\(de, en, fr\\), got 'es'"):
+    with pytest.raises(OptionError, match="`language` must be a language of the model \\(de, en, fr\\), got 'es'"):
         speech.prompt(language="es")
-    with pytest.raises(OptionError, match="`task` must be one that the model knows \\('translate', 'transcribe'\\)"):
+    with pytest.raises(OptionError, match="`task` must be a task of the model \\('translate', 'transcribe'\\)"):
         speech.prompt(task="sing")
 
 

@@ -1,6 +1,7 @@
-"""What a model makes of its source: keys and values, computed once and shared by every sequence that reads it.
+"""The cache of encoder outputs: cross-attention keys and values per source, shared by all sequences that read it.
 
-Owns how each kind of model is asked to read, and which sequences still need the answer. Knows no slots and no decoding.
+Owns how each kind of model encodes a source, and which sequences still use the result. Knows neither slots nor
+decoding.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from unspool.errors import ModelError
 from unspool.types import Seq, Source
 
 KeysValues: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
-"""A pair a layer, each [sources, heads, positions, width]."""
+"""A pair per layer, each [sources, heads, positions, width]."""
 
-# Encoding more at once is hardly faster, and what lies between layers must fit into memory.
-_MOST_TOGETHER = 16
+# Sources per encoder pass. Larger passes are hardly faster, and their activations take more memory.
+_MAX_BATCH_SOURCES = 16
 
 
 @dataclass(eq=False, slots=True)
 class EncodedSource:
-    """What one source has become.
+    """The encoder output of one source.
 
-    number: never used twice. keys, values: a layer each, [1, heads, length, width]. version: of the weights that made
-    them. num_uses: live sequences that read them.
+    number: unique. keys, values: per layer, [1, heads, length, width]. version: of the weights that computed them.
+    num_uses: live sequences that read them.
     """
 
     number: int
@@ -41,12 +42,12 @@ class EncodedSource:
 
     @property
     def length(self) -> int:
-        """Positions that can be attended."""
+        """Number of positions that can be attended to."""
         return self.keys[0].shape[2]
 
 
 class SourceTable:
-    """Which live sequence reads which source. One that no sequence reads any longer is forgotten."""
+    """The encoder outputs of live sequences. An output is freed with the last sequence that reads it."""
 
     def __init__(self) -> None:
         self.of: dict[Seq, EncodedSource] = {}
@@ -54,25 +55,25 @@ class SourceTable:
         self._numbers = itertools.count(1)
 
     def find(self, source: Source, version: int) -> EncodedSource | None:
-        """Return what is known of this very source, if these weights made it."""
+        """Return the output of this source object, if it was computed with these weights; else None."""
         found = self._known.get(id(source))
         return found if found is not None and found.version == version else None
 
     def make(self, source: Source, pairs: KeysValues, version: int) -> EncodedSource:
-        """Return a new entry, which no sequence holds yet."""
+        """Return a new entry. Sequences take it by `hold`."""
         keys, values = [key for key, _ in pairs], [value for _, value in pairs]
         return EncodedSource(next(self._numbers), source, keys, values, version)
 
     def hold(self, seq: Seq, encoded: EncodedSource) -> None:
-        """Let a new sequence read it."""
+        """Assign the output to a new sequence."""
         assert seq not in self.of, f"sequence {seq} has a source"
         self.of[seq] = encoded
         encoded.num_uses += 1
-        # The entry holds the source, so that the id stays its own.
+        # The entry keeps the source alive, so that its id stays unique.
         self._known[id(encoded.source)] = encoded
 
     def release(self, seq: Seq) -> None:
-        """Let the sequence go; an unknown one is no error."""
+        """Release a sequence. Does nothing for an unknown one."""
         encoded = self.of.pop(seq, None)
         if encoded is None:
             return
@@ -81,48 +82,48 @@ class SourceTable:
             del self._known[id(encoded.source)]
 
     def check(self) -> None:
-        """Assert that every use is counted and nothing unused is kept."""
+        """Assert that the counts of uses are right, and that all kept outputs are in use."""
         for encoded in {id(each): each for each in (*self.of.values(), *self._known.values())}.values():
             count = sum(each is encoded for each in self.of.values())
             assert encoded.num_uses == count > 0, f"source {encoded.number}: {encoded.num_uses} uses, {count} sequences"
 
 
 class FirstStepKV(NamedTuple):
-    """Keys and values of a first token in self-attention, and those of the source."""
+    """Keys and values of the decoder's first token. own: in self-attention. source: in cross-attention."""
 
     own: KeysValues
     source: KeysValues
 
 
 class EncoderAdapter(Protocol):
-    """How one kind of model reads sources and is called with what it has read."""
+    """How one kind of model encodes sources, and how its decoder is called with the result."""
 
     has_prefix: bool
-    """Whether the source stands before the tokens in the decoder's own cache, rather than being attended across."""
+    """True if the source precedes the tokens in the decoder's self-attention; False for cross-attention."""
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return what stands between reading and the decoder's keys and values. --> [sources, positions, width]"""
+        """Return the encoder's output, or the inputs if the decoder encodes them. --> [sources, positions, width]"""
         ...
 
     def trial_states(self, count: int) -> torch.Tensor:
-        """Return random states of `count` short sources."""
+        """Return random states of `count` sources, for the probe."""
         ...
 
     def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
-        """Run the decoder over one token for each source."""
+        """Run the decoder on one token per source, and return its keys and values."""
         ...
 
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Return the model's own logits of whole sequences, without a cache. --> [sources, tokens, vocab]"""
+        """Return the model's own logits of full sequences, without a cache. --> [sources, tokens, vocab]"""
         ...
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
-        """Return what the model is called with to append ids, [rows, tokens], behind `start` tokens."""
+        """Return the arguments of a forward call that appends ids, [rows, tokens], after `start` cached tokens."""
         ...
 
 
 class CrossAttentionAdapter:
-    """Models with an encoder, over whose output every decoder layer attends (T5, BART, Whisper, ...)."""
+    """Models with an encoder, and cross-attention in every decoder layer (T5, BART, Whisper, ...)."""
 
     has_prefix = False
 
@@ -133,7 +134,7 @@ class CrossAttentionAdapter:
         self._width = _width_of(module.config)
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Run the encoder, unless its output is given."""
+        """Run the encoder, unless the inputs contain its output."""
         given = inputs.get("encoder_outputs")
         if given is not None:
             return given
@@ -141,14 +142,14 @@ class CrossAttentionAdapter:
         return states
 
     def trial_states(self, count: int) -> torch.Tensor:
-        """Return random output of the encoder."""
+        """Return a random encoder output."""
         states = torch.randn(
             count, 5, self._width, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
         )
         return states.to(self._device, self._dtype)
 
     def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
-        """Run the decoder over one token; the keys and values of the source are a by-product."""
+        """Run the decoder on one token, which also computes the keys and values of the source."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         ids = torch.full((states.shape[0], 1), token, device=self._device)
         self._module(**self._arguments(states, ids), past_key_values=cache, use_cache=True, return_dict=True)
@@ -160,7 +161,7 @@ class CrossAttentionAdapter:
         return logits
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
-        """Stand in for the encoder's output, of which only the presence matters once keys and values are cached."""
+        """Return the ids with a stand-in for the encoder's output: the model ignores its values once K/V are cached."""
         return self._arguments(torch.zeros(len(ids), 1, self._width, dtype=self._dtype, device=self._device), ids)
 
     def _arguments(self, states: torch.Tensor, ids: torch.Tensor) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def _width_of(config: Any) -> int:
 
 
 class PrefixAdapter:
-    """GIT: a causal language model that caches its image in front of the text, at positions of its own."""
+    """GIT: a causal language model that caches its image before the text; the image has its own positions."""
 
     has_prefix = True
 
@@ -185,7 +186,7 @@ class PrefixAdapter:
         self._dtype, self._device = weights.dtype, weights.device
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the pixels: the image is read when the decoder is opened."""
+        """Return the pixels; `open` encodes the image."""
         return inputs["pixel_values"]
 
     def trial_states(self, count: int) -> torch.Tensor:
@@ -197,7 +198,7 @@ class PrefixAdapter:
         ).to(self._device, self._dtype)
 
     def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
-        """Run the model over image and one token; what the image has become does not depend on the token."""
+        """Run the model on the image and one token. The K/V of the image do not depend on the token."""
         cache = DynamicCache()
         ids = torch.full((states.shape[0], 1), token, device=self._device)
         self._module(input_ids=ids, pixel_values=states, past_key_values=cache, use_cache=True, return_dict=True)
@@ -206,13 +207,13 @@ class PrefixAdapter:
         return FirstStepKV(own, [(key[:, :, :-1], value[:, :, :-1]) for key, value in pairs])
 
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Run the model over image and text without a cache."""
+        """Run the model on the image and the text without a cache."""
         output = self._module(input_ids=ids, pixel_values=states, use_cache=False, return_dict=True)
         logits: torch.Tensor = output.logits[:, -ids.shape[1] :]
         return logits
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
-        """Text counts its positions from 0, whatever the image takes."""
+        """Return ids and positions. Text positions start at 0 after the image."""
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         return {"input_ids": ids, "position_ids": positions.expand(ids.shape)}
 
@@ -222,7 +223,7 @@ def _pairs(cache: Any) -> KeysValues:
 
 
 def adapter_of(module: Any) -> EncoderAdapter:
-    """Return how this model reads; `families.source_obstacle` has found that it does."""
+    """Return the adapter of a model that `source_obstacle` accepts."""
     return PrefixAdapter(module) if module.config.model_type == "git" else CrossAttentionAdapter(module)
 
 
@@ -233,12 +234,12 @@ def batches(sources: Sequence[Source]) -> Iterator[list[Source]]:
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(source.inputs.items()))
         groups.setdefault(shapes, []).append(source)
     for group in groups.values():
-        for start in range(0, len(group), _MOST_TOGETHER):
-            yield group[start : start + _MOST_TOGETHER]
+        for start in range(0, len(group), _MAX_BATCH_SOURCES):
+            yield group[start : start + _MAX_BATCH_SOURCES]
 
 
 def stacked(group: Sequence[Source], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the inputs of one group in one batch, without a mask that hides nothing."""
+    """Return the inputs of one group as one batch. Drops an attention mask that masks nothing."""
     inputs = {}
     for name in group[0].inputs:
         tensor = torch.cat([source.inputs[name] for source in group]).to(device)
@@ -250,16 +251,19 @@ def stacked(group: Sequence[Source], device: torch.device, dtype: torch.dtype) -
 
 
 def visible(pairs: KeysValues, row: int, mask: torch.Tensor | None) -> KeysValues:
-    """Return one source's keys and values, positions behind its mask left out.
+    """Return one source's keys and values, without masked positions.
 
     Raises:
-        ModelError: the mask does not speak of these positions.
+        ModelError: if the mask has another length than the encoder's output.
     """
     if mask is None:
         return [(key[row : row + 1], value[row : row + 1]) for key, value in pairs]
     kept = mask[row].bool()
     if len(kept) != pairs[0][0].shape[2]:
-        raise ModelError("the source has an `attention_mask` that its encoder does not keep; leave out what it hides")
+        raise ModelError(
+            f"`attention_mask` must have one value per output of the encoder ({pairs[0][0].shape[2]}), got {len(kept)};"
+            " remove the masked positions from the source instead"
+        )
     return [
         (key[row : row + 1, :, kept.to(key.device)], value[row : row + 1, :, kept.to(key.device)])
         for key, value in pairs

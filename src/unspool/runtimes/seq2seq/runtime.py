@@ -1,7 +1,7 @@
-"""Models of transformers that read a source (T5, BART, Whisper, image captioning), behind the methods of a Runtime.
+"""The runtime for encoder-decoders and image captioning (T5, BART, Whisper, GIT): the methods of `Runtime`.
 
-Owns the order of one forward: sources, room, buckets, passes, advance. Tokens and lengths are in the SlotTable, what
-the sources have become in the SourceTable, the model in the Seq2SeqModel.
+Owns the order of one forward: encode sources, reserve slots, group feeds into passes, run them, advance the slots. The
+SlotTable has tokens and lengths, the SourceTable has encoder outputs, and the Seq2SeqModel has the model.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from unspool.types import Feed, ModelInfo, Rows, Seq, Source
 
 __all__ = ["Seq2SeqRuntime", "SourceInfo", "source_info", "source_obstacle"]
 
-# What stands in a slot's list of tokens for each position that a source takes there.
 _PREFIX = -1
+"""The token of a slot position that holds a part of the source."""
 
 
 class _Pass(NamedTuple):
-    """Feeds that share a pass: indices into the feeds of the forward, by slot, and the bucket of their rows."""
+    """Feeds that share a pass. feeds: indices into the feeds of the forward, sorted by slot. batch: their rows."""
 
     feeds: list[int]
     batch: EqualLengthBatch
 
 
 class Seq2SeqRuntime(Runtime):
-    """A model with a source over a cache of slots. Follows the contract of every Runtime.
+    """A model with an encoder, with the decoder's KV cache in slots. Follows the contract of `Runtime`.
 
-    A source is encoded with its sequence's first feed. What it has become is kept once, for all sequences that the same
-    `Source` object was given for and all forks of these, until the last is released. Sequences of equal length share a
-    pass.
+    The first feed of a sequence encodes its source. All sequences with the same `Source` object, and their forks, share
+    one encoder output. It is freed with the last of them. Sequences of equal length share a pass.
 
     Args:
         model: a loaded encoder-decoder of transformers, or GIT.
-        own: whether the model is ours to change. Where False it stays untouched, and training steps in between are seen
-            when a sequence is opened.
-        pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and, beside a user's own
-            weights, where the copy takes at most half of the free memory.
-        max_cache_tokens: limit on decoder tokens over all live sequences, see `limits`. Sources do not count.
+        own: True if the model is ours to change. False leaves it unmodified, and applies its weight changes when the
+            next sequence starts.
+        pack: True packs linear layers on a CPU. "auto" packs them if that is possible and, for a user's own model, if
+            the copy takes at most half of the free memory.
+        max_cache_tokens: limit on cached decoder tokens over all live sequences, see `limits`. Encoder outputs do not
+            count.
         max_sequences: limit on live sequences.
-        attention: "ours" reads keys and values where they lie, and each source once for all rows that share it; "own"
-            is the model's; "auto" is "ours" where the decoder uses transformers' attention interface.
-        names, patch: `attention` and `patch` of the Host.
+        attention: "ours" reads keys and values in their slots, and each source once for all rows that share it; "own"
+            is the model's attention; "auto" is "ours" if the decoder uses transformers' attention interface.
+        names, patch: `attention` and `patch` of the `WrappedModel`.
 
     Attributes:
-        source: what the model reads, and how its output begins.
+        source: the kind of the encoder's input, and the start of the output.
 
     Raises:
-        ModelError: the model cannot run here; the message says why.
+        ModelError: if the model cannot run here; the message says why.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Seq2SeqRuntime(Runtime):
         self._configure()
 
     def _configure(self) -> None:
-        """Read everything that depends on the model as it now is."""
+        """Set everything that depends on the current state of the model."""
         model = self._model
         self._version = model.version
         self._sources, self._stacks = SourceTable(), CrossBatchCache()
-        # The image in front of the tokens counts in the slots, and not for the engine: so only sequences are bounded.
+        # Slots count the image before the tokens, but the engine does not. So only the number of sequences is limited.
         per_token, device = self.bytes_per_token, model.layout[0].device
         limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
         self._slots = SlotTable(model.layout, limits._replace(max_tokens=None) if model.has_prefix else limits)
@@ -103,7 +103,7 @@ class Seq2SeqRuntime(Runtime):
             model.module,
             vocab_size=model.vocab_size,
             backend=model.describe(),
-            batch_invariance_obstacle="it reads a source, and batches of sources are not invariant",
+            batch_invariance_obstacle="it has an encoder, and batches of encoder inputs are not invariant",
             hidden_states=model.reads_head,
             num_layers=None,
             reads_whole=self._model.is_patched,
@@ -114,16 +114,16 @@ class Seq2SeqRuntime(Runtime):
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values that one cached decoder token takes, over all layers."""
+        """Bytes of keys and values per cached decoder token, over all layers."""
         return sum(layer.bytes_per_token for layer in self._model.layout)
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append the feeds and return the asked rows; see Runtime.forward.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
-            ModelError: a first feed brings no source or a later one does, or a feed wants what `info` says cannot be
-                had: invariance, hidden states, inner layers.
+            CapacityError: if the limits on tokens or sequences are exceeded.
+            ModelError: if a first feed has no source or a later feed has one, or if a feed asks for batch invariance,
+                hidden states or inner layers that `info` excludes.
         """
         if not feeds:
             return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._model.layout[0].device))
@@ -155,7 +155,7 @@ class Seq2SeqRuntime(Runtime):
         """Copy a sequence; both read the same source. See Runtime.fork.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
+            CapacityError: if the limits on tokens or sequences are exceeded.
         """
         self._slots.fork(seq, child)
         self._sources.hold(child, self._sources.of[seq])
@@ -166,14 +166,14 @@ class Seq2SeqRuntime(Runtime):
         return self._slots.truncate(seq, prefix + keep) - prefix
 
     def release(self, seq: Seq) -> None:
-        """Forget a sequence, and its source with the last that reads it; see Runtime.release."""
+        """Free a sequence, and its encoder output if no other sequence reads it; see Runtime.release."""
         self._slots.release(seq)
         self._sources.release(seq)
         if not self._sources.of:
             self._stacks.clear()
 
     def refresh(self) -> None:
-        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        """Apply a user's weights after they were written through `.data`. Other changes are detected automatically."""
         self._model.refresh()
         self._sync_weights()
 
@@ -181,19 +181,19 @@ class Seq2SeqRuntime(Runtime):
         """Assert the invariants of the cache; for tests."""
         self._slots.check()
         self._sources.check()
-        assert self._slots.live.keys() == self._sources.of.keys(), "a sequence without a source, or the other way round"
+        assert self._slots.live.keys() == self._sources.of.keys(), "a sequence without a source, or vice versa"
         for seq, slot in self._slots.live.items():
-            assert slot.context == self._sources.of[seq].number, f"sequence {seq} lies in a slot of another source"
+            assert slot.context == self._sources.of[seq].number, f"sequence {seq} is in a slot of another source"
 
     def _check(self, feeds: Sequence[Feed]) -> None:
         for feed in feeds:
             if (feed.seq in self._slots.live) is (feed.source is not None):
-                what = "the first feed of a sequence brings none" if feed.source is None else "a later feed brings one"
-                raise ModelError(f"{self.info.name} reads its source once, before the first token: {what}")
+                which = "the first feed of a sequence has none" if feed.source is None else "a later feed has one"
+                raise ModelError(f"{self.info.name} needs a source in the first feed of a sequence only: {which}")
         check_feeds(self.info, feeds, takes_source=True)
 
     def _sync_weights(self) -> None:
-        """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
+        """Apply changes of a user's model, and clear free slots, which hold K/V of the previous weights."""
         self._model.sync_weights()
         if self._model.version == self._version:
             return
@@ -208,11 +208,11 @@ class Seq2SeqRuntime(Runtime):
     # --- sources ------------------------------------------------------------------------------------------------
 
     def _read(self, opened: Sequence[Feed]) -> dict[Seq, EncodedSource]:
-        """Return what the source of each sequence that begins has become; a source known already is not read again."""
+        """Return the encoder output of each new sequence; encodes only unknown sources."""
         found: dict[int, EncodedSource] = {}
         unread: list[Source] = []
         for feed in opened:
-            assert feed.source is not None, "a first feed was checked to bring a source"
+            assert feed.source is not None, "first feeds were checked for a source"
             known = self._sources.find(feed.source, self._version)
             if known is None:
                 unread.append(feed.source)
@@ -232,7 +232,10 @@ class Seq2SeqRuntime(Runtime):
     # --- passes -------------------------------------------------------------------------------------------------
 
     def _passes(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> list[_Pass]:
-        """Sort the feeds into passes: equal length, equally many new tokens, and sources that fit into one tensor."""
+        """Group the feeds into passes of equal cached length and equally many new tokens.
+
+        With the model's own attention, the sources of a pass must have equal length too.
+        """
         own = self._model.attention == "own"
         groups: dict[tuple[int, int, int], list[int]] = {}
         encoded = [self._sources.of[feed.seq] for feed in feeds]
@@ -247,8 +250,8 @@ class Seq2SeqRuntime(Runtime):
         return passes
 
     def _run(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
-        """Run all passes. Returns the rows in the order of the feeds, and for each feed whether it was finite."""
-        logits, hidden = _Gathered(), _Gathered()
+        """Run all passes. Returns the rows in the order of the feeds, and True per feed with finite values."""
+        logits, hidden = _RowBuffer(), _RowBuffer()
         wants_hidden = any(feed.hidden for feed in feeds)
         finite = [True] * len(feeds)
         for indices, batch in self._passes(feeds, slots):
@@ -269,19 +272,19 @@ class Seq2SeqRuntime(Runtime):
         return Rows(logits.in_order(), hidden.in_order() if wants_hidden else None), finite
 
 
-class _Gathered:
-    """Rows that come pass by pass, and are wanted feed by feed."""
+class _RowBuffer:
+    """Collects rows pass by pass, and returns them in the order of the feeds."""
 
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []
         self._owners: list[tuple[int, int]] = []
 
     def expect(self, feed: int, count: int) -> None:
-        """Note whose the next rows are."""
+        """Record that the next `count` rows belong to this feed."""
         self._owners += [(feed, offset) for offset in range(count)]
 
     def in_order(self) -> torch.Tensor:
-        """Return all rows, those of the first feed first. --> [rows, width]"""
+        """Return all rows in the order of the feeds. --> [rows, width]"""
         rows = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
         order = sorted(range(len(self._owners)), key=self._owners.__getitem__)
         return rows if order == list(range(len(order))) else rows[torch.tensor(order, device=rows.device)]

@@ -1,6 +1,6 @@
-"""What can be read off a model with a source without running it: what it takes, and what its output begins with.
+"""Reads `SourceInfo` from the config of a model with an encoder: the encoder's input, and the start of the output.
 
-Knows configs alone: no tensors, and no inputs.
+Knows configs only; knows neither tensors nor inputs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from unspool.source_info import SourceInfo, SourceKind
 _KINDS: dict[str, SourceKind] = {"input_ids": "text", "input_features": "audio", "pixel_values": "image"}
 _DECODER_LIMITS = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings", "n_positions")
 _ENCODER_LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings")
-# Their positions begin behind the id of the padding token.
+# In these models, position ids start after the id of the padding token.
 _PADDED_POSITIONS = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
 _WHISPER_SAMPLING_RATE = 16_000
 
 
 def source_obstacle(model: Any) -> str | None:
-    """Return None where a model may be served as one with a source, by all it says of itself, else why not.
+    """Return why a model cannot run with an encoder input, according to its config; None if it can.
 
-    The last word has a short trial when a `Seq2SeqRuntime` is made: see Seq2SeqModel.
+    The final decision is the probe of `Seq2SeqModel`.
     """
     name = type(model).__name__
     if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
@@ -41,12 +41,12 @@ def source_obstacle(model: Any) -> str | None:
 
 
 def has_prefix_image(model: Any) -> bool:
-    """Return whether the model is a causal one that caches an image in front of the text (GIT)."""
+    """Return True if the model is a causal language model that caches an image before the text (GIT)."""
     return bool(model.config.model_type == "git" and getattr(model, "can_generate", lambda: False)())
 
 
 def source_info(model: Any) -> SourceInfo:
-    """Return what the model reads; `source_obstacle` has found that it reads something."""
+    """Return the encoder's input and the start of the output, for a model that `source_obstacle` accepts."""
     config, name = model.config, "pixel_values" if has_prefix_image(model) else model.main_input_name
     kind, start = _KINDS[name], _start(model)
     return SourceInfo(
@@ -64,7 +64,7 @@ def source_info(model: Any) -> SourceInfo:
 
 
 def decoder_limit(model: Any) -> int | None:
-    """Return the most tokens the decoder holds, its prompt included; None for no bound."""
+    """Return the most tokens that the decoder can hold, with its prompt; None for no limit."""
     config = text_config(model)
     limit = None if _has_relative_positions(config) else _first(config, _DECODER_LIMITS)
     return _without_padding(limit, config)
@@ -81,7 +81,7 @@ def _has_relative_positions(config: Any) -> bool:
 
 
 def _encoder_vocabulary(model: Any) -> int | None:
-    """Return how many tokens the encoder has embeddings for; None where it does not say."""
+    """Return the number of the encoder's token embeddings; None if it is unknown."""
     try:
         return int(model.get_encoder().get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError):
@@ -113,7 +113,7 @@ def _shape(model: Any, kind: SourceKind) -> tuple[int, ...] | None:
 
 
 def _start(model: Any) -> int | None:
-    """Return the decoder's first token as transformers finds it."""
+    """Return the decoder's start token by transformers' rules; None if the model does not define one."""
     generation, config = getattr(model, "generation_config", None), model.config
     names = ("bos_token_id",) if has_prefix_image(model) else ("decoder_start_token_id", "bos_token_id")
     for owner in (generation, config, getattr(config, "decoder", None)):

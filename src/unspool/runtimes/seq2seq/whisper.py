@@ -9,11 +9,11 @@ from unspool.source_info import Speech
 
 
 def speech_of(model: Any, start: int | None) -> Speech | None:
-    """Return what a Whisper model stores of its prompt; None for any other model.
+    """Return the stored prompt of a Whisper model; None for any other model.
 
     Args:
-        model: of transformers.
-        start: its first decoder token.
+        model: a transformers model.
+        start: its decoder start token.
     """
     if model.config.model_type != "whisper" or start is None:
         return None

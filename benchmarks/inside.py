@@ -36,6 +36,7 @@ def cases(checkpoint: Checkpoint, tokens: int) -> list[Case]:
             tokens,
             note=_GONE,
         ),
+        _shared_prefix(checkpoint, 900, tokens // 2),
         _step_parts(checkpoint, tokens // 2),
     ]
 
@@ -55,6 +56,24 @@ def _ways(
         for label, options in ways.items()
     )
     return _cost(checkpoint, name, title, entries, note=note)
+
+
+def _shared_prefix(checkpoint: Checkpoint, length: int, tokens: int) -> Case:
+    """Return beams and samples after one long prompt, whose keys and values a step reads once for all rows.
+
+    Without shared-prefix attention, a step of 16 samples would read these keys and values 16 times.
+    """
+    ways: dict[str, Mapping[str, Any]] = {
+        "greedy": {},
+        "5 beams": {"num_beams": 5},
+        "16 samples": {"do_sample": True, "num_return_sequences": 16, "seed": 0},
+    }
+    entries = tuple(
+        _entry(checkpoint, label, Work(prompts=(prompt(checkpoint, length),), new_tokens=tokens, options=options))
+        for label, options in ways.items()
+    )
+    title = f"beams and samples after 1 prompt of {length}, {tokens} new each, against greedy"
+    return _cost(checkpoint, "shared-prefix", title, entries, note="All entries read the prompt in the same time")
 
 
 def _step_parts(checkpoint: Checkpoint, tokens: int) -> Case:

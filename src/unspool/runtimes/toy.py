@@ -1,4 +1,4 @@
-"""A model that is a table of probabilities: for tests, docs and teaching. Follows the contract of every runtime."""
+"""ToyRuntime: a table of probabilities instead of a model, for tests, docs and teaching."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from unspool.protocols import Runtime
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 Table: TypeAlias = Callable[[tuple[int, ...]], Sequence[float]] | Mapping[int, Sequence[float]]
-"""What a model says after some tokens: a function of all of them, or a table from the newest one."""
+"""Probabilities of the next token: a function of all tokens so far, or a mapping from the newest token."""
 
 
 class ToyRuntime(Runtime):
-    """Answers with the probabilities that a function (or table) gives for the tokens so far.
+    """A runtime that answers with the probabilities of a function or table.
 
     Args:
-        probabilities: of the next token, one non-negative number a token of the vocabulary. They need not sum to 1; 0
-            is a token that never comes.
+        probabilities: of the next token, one number >= 0 per token of the vocabulary. They need not sum to 1; a token
+            with 0 never comes.
         vocab_size: at least 1.
-        hidden: the newest token's hidden state, a vector of any one width; None for the probabilities themselves.
-        inner: called with all tokens and a layer, returns the probabilities that layer would give; None where there
-            are no layers to ask about.
-        num_layers: how many layers `inner` knows, at least 1; given together with it.
+        hidden: the hidden state of the newest token, a vector of any fixed width; None for the probabilities.
+        inner: called with all tokens and a layer, returns the probabilities of that layer; None for no inner layers.
+        num_layers: the number of layers that `inner` knows, at least 1; None without `inner`.
         eos_token_ids, max_length, max_sequences, max_tokens, tied_head: as in ModelInfo.
 
-    Every forward is noted in `passes` as the lengths of its feeds, so that a test can count work; `cached` shows what
-    each live sequence holds.
+    Attributes:
+        passes: per forward, the lengths of its feeds, so that a test can count work.
+        cached: the tokens of each live sequence.
+        num_forks: the number of calls of `fork`.
 
     Raises:
-        OptionError: `inner` without `num_layers`, or the other way round.
+        OptionError: if only one of `inner` and `num_layers` is given, or if `num_layers` is less than 1.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class ToyRuntime(Runtime):
     ) -> None:
         if (inner is None) != (num_layers is None) or num_layers is not None and num_layers < 1:
             raise OptionError(
-                "num_layers", num_layers, "must be at least 1 where `inner` is given, else None", "give both or neither"
+                "num_layers", num_layers, "must be at least 1 with `inner`, else None", "give both or neither"
             )
         self._probabilities = _function(probabilities)
         self._hidden = self._probabilities if hidden is None else _function(hidden)
@@ -75,10 +76,10 @@ class ToyRuntime(Runtime):
         )
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
-        """Append the feeds and look their rows up; see Runtime.forward.
+        """Append the feeds and look up their rows; see Runtime.forward.
 
         Raises:
-            ModelError: a feed names layers, and there are none.
+            ModelError: if a feed names layers and `inner` is None.
         """
         grown = {feed.seq: self.cached.get(feed.seq, ()) + tuple(feed.tokens) for feed in feeds}
         assert len(grown) == len(feeds), "two feeds name the same sequence"

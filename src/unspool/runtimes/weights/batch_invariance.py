@@ -1,7 +1,7 @@
 """Batch invariance of linear layers: each row has the same bits, whatever other rows are in the call.
 
 Owns the trial of a model's linear layers, and the way out for layers that fail it: one call per row. Elementwise
-functions are in steady.py.
+functions are in invariant_elementwise.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unspool.runtimes.weights.quantized_info import shares_rounding
 from unspool.runtimes.weights.quantized_linear import QuantizedLinear
 
 _PROBE_ROWS = (2, 3, 5, 17, 33)
-# Where in the largest call the rows of a smaller one stand.
+# The first rows, in the largest call, of the smaller calls.
 _PROBE_STARTS = (0, 6)
 # Functions that multiply rows by a weight: the index of the rows among the arguments. The weight comes next.
 _PRODUCTS: Mapping[Callable[..., Any], int] = {
@@ -32,7 +32,7 @@ _PRODUCTS: Mapping[Callable[..., Any], int] = {
 
 
 class Product(NamedTuple):
-    """What decides which kernel multiplies rows by a weight."""
+    """The properties of a matrix product that select the kernel."""
 
     func: Callable[..., Any]
     weight_shape: torch.Size
@@ -78,7 +78,7 @@ class RowByRow(TorchFunctionMode):
 
 
 class BatchInvariance(NamedTuple):
-    """How a model's rows keep their bits in any company.
+    """How each row of a model keeps its bits in any batch.
 
     row_by_row: products that need one call per row. obstacle: why it is impossible, and a way out; "" if possible.
     """
@@ -88,7 +88,7 @@ class BatchInvariance(NamedTuple):
 
 
 def batch_invariance(model: nn.Module) -> BatchInvariance:
-    """Return how the matrix products of a model on the CPU give each row the same bits in any company.
+    """Return how the matrix products of a model on the CPU give each row the same bits in any batch.
 
     One layer of each shape is tried with 2 to 33 rows: as it is, then row by row. A matrix that belongs to no linear
     layer or embedding, such as that of experts, cannot be tried.

@@ -1,9 +1,9 @@
-"""A matrix in 4 bits a number, and products with it on a CPU.
+"""int4: a matrix with 4 bits per number, and products with it on a CPU.
 
     weight[n, k] ~ (number[n, k] - 8) * scale[n, g] + zero[n, g]       g = k // 32, number in 0 ... 15
     scale = (largest - smallest of the group) / 15, zero = smallest + 8 * scale, both in bfloat16
 
-Inputs are rounded to bfloat16, which is little beside what 4 bits lose.
+Inputs are rounded to bfloat16, which loses little compared with 4 bits.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ import torch
 from unspool.runtimes.weights.invariant_rows import INVARIANT
 
 GROUP: Final = 32
-"""Columns that share a scale and a zero; the width of a matrix must be a multiple of it."""
+"""Columns that share a scale and a zero. The width of a matrix must be a multiple of this."""
 
 _HIGHEST, _MIDDLE = 15, 8
-# Rows of a matrix that the kernel keeps together; fewer on some processors, but always a part of these.
 _TILE: Final = 64
+"""Rows that the kernel packs together; on some CPUs fewer, but always a divisor of this."""
+
 _BLOCK: Final = 1 << 19
-# Numbers written out at once, which take 3.5 bytes each.
+"""Numbers that are rounded at once."""
+
 _SLAB: Final = 1 << 21
-# From this many rows on, it is faster to write the matrix out, slab by slab, than to unpack it for each few rows anew.
+"""Numbers that are unpacked to bfloat16 at once, at 3.5 bytes per number."""
+
 _MANY_ROWS: Final = 128
+"""From this many rows on, it is faster to unpack the matrix once, slab by slab, than for each few rows."""
 
 
 class Int4Weight:
-    """A matrix [height, width] in 4 bits a number.
+    """A matrix [height, width] with 4 bits per number.
 
     Args:
         weight: the matrix, floating-point, on the CPU; its width is a multiple of `GROUP`.
 
     Raises:
-        RuntimeError, NotImplementedError, AttributeError: this PyTorch has no kernel for it.
+        RuntimeError, NotImplementedError, AttributeError: if this PyTorch has no kernel for it.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -60,11 +64,11 @@ class Int4Weight:
         return found[:, : self._height]
 
     def dense(self) -> torch.Tensor:
-        """Return the matrix that products are made with. --> [height, width], float32"""
+        """Return the rounded matrix. --> [height, width], float32"""
         return self.times(torch.eye(self._width, dtype=torch.float32, device="cpu")).float().T
 
     def _times_many(self, rows: torch.Tensor, half: int) -> torch.Tensor:
-        """As `times`, with the matrix written out in bfloat16. half: see `half_tile`."""
+        """Do the same as `times` with the matrix unpacked to bfloat16. half: see `half_tile`."""
         count, tiles = len(rows), len(self._packed) // (2 * half)
         packed = self._packed.view(tiles, self._width, half)
         scales = self._scales.view(self._width // GROUP, tiles, 2, half, 2)
@@ -72,18 +76,18 @@ class Int4Weight:
         step = max(1, _SLAB // (self._width * 2 * half))
         for start in range(0, tiles, step):
             slab = slice(start, start + step)
-            weight = self._written_out(packed[slab], scales[:, slab])
+            weight = self._unpacked(packed[slab], scales[:, slab])
             found[:, slab] = (rows @ weight).view(count, 2, -1, half).transpose(1, 2)
         return found.view(count, -1)[:, : self._height]
 
-    def _written_out(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Return tiles in bfloat16, all low halves before all high ones, in memory that the next call writes to.
+    def _unpacked(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Return tiles in bfloat16, all low halves before all high halves, in memory that the next call overwrites.
 
         packed: [tiles, width, half]; scales: [groups, tiles, 2, half, 2]. --> [width, 2 * tiles * half]
         """
         tiles, width, half = packed.shape
         side = tiles * half
-        # Turned around first: long rows are quicker to work on.
+        # Transposed first, because ops on long rows are faster.
         pairs = _SCRATCH.take("pairs", torch.uint8, (width, 1, side))
         pairs.view(width, tiles, half).copy_(packed.transpose(0, 1))
         numbers = _SCRATCH.take("numbers", torch.uint8, (width, 2, side))
@@ -98,20 +102,20 @@ class Int4Weight:
 
 
 class _Scratch(threading.local):
-    """Memory that slabs are written out in: each thread has its own, for all matrices.
+    """Reused memory for unpacked slabs, one set per thread for all matrices.
 
-    Fresh memory would take longer to get than to fill.
+    Allocating new memory takes longer than filling it.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return memory of this shape, holding anything, which the next one of that name takes over."""
+        """Return uninitialized memory of this shape. The next call with the same name reuses it."""
         size = prod(shape)
         kept = self._kept.get(name)
         if kept is None or len(kept) < size:
-            # What is made in inference mode could not be written to outside of it.
+            # A tensor made in inference mode could not be written outside of it.
             with torch.inference_mode(False):
                 kept = self._kept[name] = torch.empty(size, dtype=dtype, device="cpu")
         return kept[:size].view(shape)
@@ -121,14 +125,16 @@ _SCRATCH: Final = _Scratch()
 
 
 def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numbers [height, width], int32, and scales and zeros [groups, height, 2], with rows of zeros for the rest
-    of the last tile."""
+    """Return numbers [height, width], int32, and scales and zeros [groups, height, 2].
+
+    Rows of zeros fill up the last tile.
+    """
     height, width = weight.shape
     groups = weight.float().view(height, width // GROUP, GROUP)
     smallest, largest = groups.aminmax(dim=2)
     scale = ((largest - smallest) / _HIGHEST).bfloat16().float()
     zero = (smallest + _MIDDLE * scale).bfloat16().float()
-    # A group of one value has a scale of 0, and is its zero.
+    # A group of equal values has a scale of 0; its zero is the value.
     steps = (groups - zero[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None]
     numbers = steps.round_().add_(_MIDDLE).clamp_(0, _HIGHEST).to(torch.int32).view(height, width)
     missing = -height % _TILE
@@ -138,9 +144,9 @@ def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def half_tile() -> int | None:
-    """Return how many rows of a matrix lie side by side in a byte's low half, the next ones in the high half.
+    """Return the half tile: n if bytes hold n consecutive rows in their low halves, and the next n in the high ones.
 
-    None where numbers lie otherwise, or products in bfloat16 are slow.
+    None if numbers are packed in another way, or if products in bfloat16 are slow.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None

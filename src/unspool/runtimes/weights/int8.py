@@ -1,10 +1,10 @@
-"""A matrix in 8 bits a number, and products with it on a CPU.
+"""int8: a matrix with 8 bits per number, and products with it on a CPU.
 
     weight[n, k] ~ number[n, k] * scale[n]       number in -127 ... 127, scale[n] = largest of row n / 127
 
-The inputs are not rounded to 8 bits: each row of them is written with two digits of 8 bits on a scale of its own (16
-bits in all), so that whole numbers are multiplied, exactly, and what is lost is lost in the weight alone. A weight is
-read once for both digits: for few rows the second one costs nothing. A row has the same bits in any company.
+Inputs are not rounded to 8 bits: each row becomes two digits of 8 bits, 16 bits in all, with a scale of its own.
+Integers are multiplied exactly, so that only the weight loses precision. A weight is read once for both digits, so that
+the second digit costs nothing for few rows. A row has the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ MAX_WIDTH: Final = 1 << 16
 """Most columns of a matrix: sums of products of two 8-bit numbers stay below 2**31."""
 
 _LARGEST: Final = 127
+"""The largest number of a quantized weight."""
+
 _VECTOR: Final = 64
+"""The kernel of `_Mixed` reads this many numbers at once."""
+
 _BLOCK: Final = 1 << 19
+"""Numbers that are rounded at once."""
+
 _FULL_DIGIT, _SHORT_DIGIT = 127, 63
-"""Largest digits. Where the processor adds products in pairs of 16 bits, which overflow, digits of 7 bits are used."""
+"""The largest digits. Some CPUs add pairs of products in 16 bits, which overflow; they get digits of 7 bits."""
 
 
 class Int8Weight:
-    """A matrix [height, width] in 8 bits a number.
+    """A matrix [height, width] with 8 bits per number.
 
     Args:
         weight: the matrix, floating-point, on the CPU; at most `MAX_WIDTH` wide.
@@ -43,7 +49,7 @@ class Int8Weight:
         return self._kernel.times(rows)
 
     def dense(self) -> torch.Tensor:
-        """Return the matrix that products are made with. --> [height, width], float32"""
+        """Return the rounded matrix. --> [height, width], float32"""
         return self._kernel.dense()
 
 
@@ -68,9 +74,9 @@ def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Whole:
-    """Products of whole numbers: the kernel of PyTorch's own quantized layers.
+    """Products of integers: the kernel of PyTorch's quantized layers.
 
-    It would put one scale over all rows of a pass; it is given digits, which are whole numbers already.
+    The kernel would use one scale for all rows of a pass. It gets digits, which are integers already.
 
     Args:
         digit: the largest digit.
@@ -79,7 +85,7 @@ class _Whole:
     def __init__(self, numbers: torch.Tensor, scales: torch.Tensor, digit: int) -> None:
         zeros = torch.zeros(len(scales), dtype=torch.int64, device="cpu")
         with warnings.catch_warnings():
-            # PyTorch announces the end of tensors like this one. `whole_digit` sees when it has come.
+            # PyTorch warns that it will remove such tensors. `whole_digit` finds out if they are gone.
             warnings.simplefilter("ignore")
             tensor = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
             self._packed = torch.ops.quantized.linear_prepack(tensor, None)
@@ -92,12 +98,12 @@ class _Whole:
             return rows.new_empty(0, self._height, dtype=torch.float32)
         wide = rows.float()
         steps = wide.abs().amax(1, keepdim=True).div_(self._digit)
-        # A row of zeros has steps of 0 and digits that mean nothing, and is 0 again in the end.
+        # A row of zeros has steps of 0 and undefined digits; the last product makes it 0 again.
         first = wide / steps
         digits = first.round()
         first.sub_(digits).mul_(self._base)
         found: torch.Tensor = self._linear(torch.cat((digits, first)), 1.0, self._digit + 1, self._packed)
-        # The base is a power of two: only the sum rounds, so that bits do not hang on where a number stands.
+        # The base is a power of two: only the sum rounds, so that bits do not depend on the place of a number.
         return found[:count].add_(found[count:], alpha=1 / self._base).mul_(steps)
 
     def dense(self) -> torch.Tensor:
@@ -109,16 +115,16 @@ class _Whole:
 
 
 class _Mixed:
-    """Products of bfloat16 inputs with 8-bit numbers: the kernel that every build of PyTorch has for a CPU."""
+    """Products of bfloat16 inputs with 8-bit numbers: every build of PyTorch has this kernel for a CPU."""
 
     def __init__(self, numbers: torch.Tensor, scales: torch.Tensor) -> None:
-        # The kernel reads whole vectors, also beyond the end of a row.
+        # The kernel reads whole vectors, even past the end of a row.
         self._missing = -numbers.shape[1] % _VECTOR
         self._numbers, self._scales = F.pad(numbers, (0, self._missing)), scales
         self._ones = torch.ones(len(scales), dtype=torch.bfloat16, device="cpu")
 
     def times(self, rows: torch.Tensor) -> torch.Tensor:
-        # The kernel would round scales to bfloat16, so they are left to the end.
+        # Scales are applied afterwards, because the kernel would round them to bfloat16.
         padded = F.pad(rows.bfloat16(), (0, self._missing)).contiguous()
         found: torch.Tensor = torch.ops.aten._weight_int8pack_mm(padded, self._numbers, self._ones)
         return found.float().mul_(self._scales)
@@ -130,9 +136,9 @@ class _Mixed:
 
 @cache
 def whole_digit() -> int | None:
-    """Return the largest digit that whole numbers can be multiplied with here, exactly; None where there is no kernel.
+    """Return the largest digit that this CPU multiplies exactly; None if PyTorch has no kernel.
 
-    Found by multiplying numbers whose sums are as large as they can be.
+    Found by a product with the largest possible sums.
     """
     for digit in (_FULL_DIGIT, _SHORT_DIGIT):
         numbers = torch.full((32, 64), _LARGEST, dtype=torch.int8, device="cpu")

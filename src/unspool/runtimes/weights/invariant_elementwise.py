@@ -1,8 +1,8 @@
 """Batch-invariant elementwise functions: the bits of a number do not depend on its place in a tensor.
 
-On a CPU, PyTorch computes exp, tanh, cos and the like with vector instructions, but the last few numbers of a tensor,
-and of each thread's share, with scalar ones that round otherwise. So the result for one row would depend on how many
-others stand in the same tensor.
+On a CPU, PyTorch computes exp, tanh, cos and similar functions with vector instructions. The last few numbers of a
+tensor, and of the part of each thread, take scalar instructions, which round differently. Without this module, the
+result for one row would depend on the number of rows in the tensor.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-# Two vectors of the widest instruction set in the smallest type: what one turn of the vector loop takes.
+# Numbers per iteration of the vector loop: two vectors of the widest instruction set in the smallest dtype.
 _STRIDE = 64
-# Below PyTorch's grain of 32,768, so that one thread does it all.
+# Below PyTorch's grain size of 32,768 numbers, so that one thread computes a block.
 _BLOCK = 1 << 14
 
 _NAMES = ("cos", "erf", "exp", "expm1", "log", "log1p", "sigmoid", "sin", "tanh")
@@ -27,7 +27,7 @@ _FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 
 
 class InvariantElementwise(TorchFunctionMode):
-    """While the mode lasts, elementwise functions see whole vectors alone: input padded, in blocks of one thread."""
+    """In this mode, elementwise functions get whole vectors: padded input, in blocks that one thread computes."""
 
     def __torch_function__(
         self,
@@ -38,11 +38,11 @@ class InvariantElementwise(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         if func in _FUNCTIONS and args and not options.get("inplace"):
-            return _steady(func, args[0], args[1:], options)
+            return _in_whole_vectors(func, args[0], args[1:], options)
         return func(*args, **options)
 
 
-def _steady(
+def _in_whole_vectors(
     func: Callable[..., Any], numbers: torch.Tensor, args: Sequence[Any], options: Mapping[str, Any]
 ) -> torch.Tensor:
     count = numbers.numel()

@@ -1,10 +1,10 @@
-"""Packed linear layers: weights that are laid out once for oneDNN.
+"""Packed linear layers: weights in the memory layout of oneDNN.
 
-Owns the packed weights and the decision which layers can have them. Knows nothing of attention, caches or sequences.
+Owns the packed weights and the choice of layers to pack. Does not know attention, caches or sequences.
 
-A decode step on a CPU streams every weight through memory for a handful of rows; a weight reordered once is read two
-to four times faster than `torch.nn.functional.linear` reads a plain one, with results equal to rounding. Which form is
-the fastest is measured (forms.py).
+A decode step on a CPU reads every weight from memory for a few rows. oneDNN reads a packed weight two to four times
+faster than `torch.nn.functional.linear` reads a plain one, with equal results up to rounding. autotune.py measures the
+fastest form per shape.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PackReport(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """A function that oneDNN can apply to what a layer computes. name, algorithm: its words for it."""
+    """An activation that oneDNN can apply to the output of a layer. name, algorithm: oneDNN's names for it."""
 
     function: Callable[[torch.Tensor], torch.Tensor]
     name: str
@@ -60,18 +60,17 @@ NO_ACTIVATION = Activation(lambda states: states, "none")
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` or `Conv1D` over a packed copy of its weight, and perhaps the activation behind it.
+    """`nn.Linear` or `Conv1D` with a packed copy of its weight, and optionally a fused activation.
 
-    The packed tensor has no storage that copy, pickle or state_dict could read, so it is a plain attribute, and
-    copying or pickling the module raises `TypeError`. A small layer keeps its plain weight and uses it, but within
-    `invariant_rows`.
+    Copy, pickle and state_dict cannot read the packed tensor. So it is a plain attribute, and copying or pickling the
+    module raises `TypeError`. A layer with the plain form uses its plain weight, except inside `invariant_rows`.
 
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16.
-        keep: whether `layer`'s own weight stays; where False, `weight` is unpacked again on every reading.
+        keep: True if the plain weight stays in memory; False unpacks it whenever the values of `weight` are read.
 
     Attributes:
-        activation: what becomes of the results; see lean.py.
+        activation: applied to the output; see fuse_activation.py.
     """
 
     activation = NO_ACTIVATION
@@ -83,13 +82,12 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
         self.dtype, self.shape, self.bias = weight.dtype, weight.shape, layer.bias
         self.form = best_plan(self.in_features, self.out_features, weight.dtype)
-        # In tuples, so that the module does not list as its own a parameter that belongs to the user's model, and
-        # finds what a forward needs without a search.
+        # In tuples, so that a parameter of the user's model is not registered here, and access needs no search.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or not self.form.packed else ()
         self._tensors = self._pack(weight)
 
     def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
-        """Return the packed weight, the plain one where it is used, and the bias."""
+        """Return the packed weight, the plain weight if the layer uses it, and the bias."""
         plain = weight.detach().T if self._transposed else weight.detach()
         packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), ROWS_HINT)
         return packed, None if self.form.packed else plain, self.bias
@@ -107,7 +105,7 @@ class PackedLinear(nn.Module):
         return plain.T if self._transposed else plain
 
     def repack(self) -> None:
-        """Pack the kept weight again, after its values have changed."""
+        """Pack the kept weight again after its values have changed."""
         assert self._source, "only a layer that keeps its plain weight can be packed again"
         self._tensors = self._pack(self._source[0])
 
@@ -137,7 +135,7 @@ class PackedLinear(nn.Module):
 
 @cache
 def packing_obstacle() -> str:
-    """Return why this machine cannot pack weights, or "" where it can: found by packing a small one and using it."""
+    """Return why this machine cannot pack weights; "" if it can. Found by packing and using a small weight."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this PyTorch has no oneDNN"
     layer = nn.Linear(32, 16, dtype=torch.float32, device="cpu")
@@ -173,7 +171,7 @@ def _obstacle(layer: nn.Linear | Conv1D) -> str:
 
 
 def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
-    """Yield (parent, name, layer) of every place that holds exactly an `nn.Linear` or a `Conv1D`."""
+    """Yield (parent, name, layer) of each `nn.Linear` and `Conv1D`, subclasses excluded."""
     for parent in model.modules():
         for name, child in list(parent._modules.items()):
             if type(child) in (nn.Linear, Conv1D):
@@ -208,7 +206,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     if pack == "auto" and keep and (reason := _too_large([layers[key] for key in able])):
         return PackReport(0, total, reason)
     packed: dict[int, PackedLinear] = {}
-    # Nothing here may hold a layer whose places are all taken, so that it is gone before the next one is packed.
+    # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers
     sites.reverse()
     while sites:

@@ -1,7 +1,6 @@
-"""Puts quantized linear layers in the place of a model's own.
+"""Quantize linear layers: replace them in a model, and choose the number of bits per layer.
 
-Owns which layers are quantized and to how many bits. Needs no calibration: every weight is rounded by itself, and the
-inputs of layers are not.
+No calibration is needed: each weight is rounded by itself, and inputs of layers are not rounded.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from unspool.runtimes.weights.release_memory import trim_heap
 
 
 def quantize_linears(model: Any, bits: Bits) -> int:
-    """Replace the linear layers of a model, in place, by quantized ones; plain weights are freed one by one.
+    """Replace the linear layers of a model, in place, by quantized layers; plain weights are freed one by one.
 
-    The layer that makes logits, and layers whose width 4 bits do not fit, get 8 bits where 4 are asked for. An
-    embedding that shares its matrix with a layer keeps it.
+    With "int4", the output head and layers with a width that is not a multiple of 32 get 8 bits. An embedding that
+    shares its matrix with a layer keeps it.
 
     Args:
-        model: a transformers model of ours, on the CPU.
+        model: a transformers model on the CPU that belongs to Unspool.
         bits: "int8" or "int4".
 
     Returns:
@@ -45,7 +44,7 @@ def quantize_linears(model: Any, bits: Bits) -> int:
     for parent, name in _sites(model):
         places.setdefault(id(parent._modules[name]), []).append((parent, name))
     for key, found in places.items():
-        # Nothing here holds a layer but the model itself.
+        # Only the model holds a layer, so that each plain weight is freed before the next one is quantized.
         parent, name = found[0]
         chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
         _check_finite(model, parent, name)
@@ -57,7 +56,7 @@ def quantize_linears(model: Any, bits: Bits) -> int:
 
 
 def _finish(model: nn.Module) -> None:
-    """Have models that change their own weights for inference, in their first forward, do it now."""
+    """Rescale weights now if the model would do so in its first forward."""
     for module in model.modules():
         rescale: Any = getattr(module, "_rescale_layers", None)
         if rescale is not None:
@@ -65,9 +64,9 @@ def _finish(model: nn.Module) -> None:
 
 
 def _sites(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield (parent, name) of every place that holds a layer to quantize."""
+    """Yield (parent, name) of each layer to quantize."""
     for parent in model.modules():
-        # It reads the weights of its layers and never calls them.
+        # MultiheadAttention reads the weights of its layers and never calls them.
         if not isinstance(parent, nn.MultiheadAttention):
             yield from ((parent, name) for name, child in parent._modules.items() if _fits(child))
 
@@ -80,7 +79,7 @@ def _weight_at(parent: nn.Module, name: str) -> torch.Tensor:
 
 def _check_finite(model: nn.Module, parent: nn.Module, name: str) -> None:
     weight = _weight_at(parent, name).detach()
-    # Both carry NaN on, and take no memory, unlike `isfinite`.
+    # The bounds are NaN if a weight is, and need no memory, unlike `isfinite`.
     if not all(bound.isfinite() for bound in weight.aminmax()):
         prefix = next(path for path, module in model.named_modules() if module is parent)
         path = f"{prefix}.{name}.weight".removeprefix(".")
@@ -104,7 +103,7 @@ def _width(layer: Any) -> int:
 
 
 def _multiplies(layer: nn.Linear | Conv1D) -> bool:
-    """Return whether the layer does nothing but multiply: some classes made from these do more, or return more."""
+    """Return whether the layer only multiplies and adds a bias: some subclasses do more, or return more."""
     if type(layer) in (nn.Linear, Conv1D):
         return True
     weight = layer.weight.detach()

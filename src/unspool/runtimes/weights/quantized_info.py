@@ -1,7 +1,7 @@
-"""What sets a model with quantized layers apart when it is run: how its rows and its layers can be shared.
+"""Quantized layers of a model: which linear layers are quantized, and what that means for batching and copying.
 
-Owns: which linear layers are quantized, and what 8-bit layers of bitsandbytes keep outside of their parameters.
-Does not know: how a quantized layer computes, or how a model is loaded (`unspool.loading.quantization`).
+Owns the 8-bit state that bitsandbytes keeps outside of parameters. Does not know how a quantized layer computes, or
+how a model is loaded (`unspool.loading.quantization`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from transformers.pytorch_utils import Conv1D
 
 from unspool.runtimes.weights.quantized_linear import QuantizedLinear
 
-# Of all weights; less is not worth a word.
 _MUCH: Final = 0.1
+"""The share of weights outside of linear layers that the report mentions."""
 
 
 def quantized_linears(model: nn.Module) -> dict[int, str]:
-    """Return the linear layers that hold no plain floating-point weight: id of the module --> what it is, in words."""
+    """Return the linear layers without a plain floating-point weight: id of the module --> kind, in words."""
     return {id(module): kind for module in model.modules() if (kind := _kind(module))}
 
 
 def kinds_in_words(model: nn.Module) -> list[str]:
-    """Return how many linear layers are quantized, and how, in words; nothing for none.
+    """Return the number of quantized linear layers per kind, in words; an empty list for none.
 
-    With them, where it is much, what of our own quantization's share has stayed plain.
+    If `quantize` left a large share of the weights plain, the last entry tells the share.
     """
     kinds = Counter(quantized_linears(model).values())
     words = [f"{count} quantized as {kind}" for kind, count in sorted(kinds.items())]
@@ -38,7 +38,7 @@ def kinds_in_words(model: nn.Module) -> list[str]:
 
 
 def _plain_share(model: nn.Module) -> float:
-    """Return how large a share of the numbers in matrices is in no layer and no embedding, where layers are ours."""
+    """Return the share of matrix weights outside of linear layers and embeddings; 0 without layers of `quantize`."""
     ours = sum(module.shape.numel() for module in model.modules() if isinstance(module, QuantizedLinear))
     others = [module for module in model.modules() if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))]
     plain = sum(each.numel() for module in others for each in module.parameters(recurse=False) if each.ndim > 1)
@@ -46,9 +46,9 @@ def _plain_share(model: nn.Module) -> float:
 
 
 def shares_rounding(model: nn.Module) -> bool:
-    """Return whether a row may be rounded otherwise in other company.
+    """Return whether the rounding of a row can depend on the other rows of a pass.
 
-    Other libraries' kernels choose by the number of rows, and some round all rows of a pass on one scale.
+    Other libraries choose kernels by the number of rows, and some round all rows of a pass on one scale.
     """
     ours = {id(module) for module in model.modules() if isinstance(module, QuantizedLinear)}
     return bool(quantized_linears(model).keys() - ours)
@@ -70,10 +70,10 @@ def _kind(module: nn.Module) -> str:
 
 
 def taken_up(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Have 8-bit layers of bitsandbytes take up their weights, as their own first forward does; yield those.
+    """Initialize the state of 8-bit layers of bitsandbytes, as their first forward does; yield the tensors.
 
-    Until then a weight hands over what it holds to the first layer that asks: a copied layer over the same parameter
-    would leave none for the layer it was copied from.
+    Before that, a weight gives its data to the first layer that asks. A copied layer over the same parameter would
+    leave none for the original.
     """
     for module in model.modules():
         state: Any = getattr(module, "state", None)

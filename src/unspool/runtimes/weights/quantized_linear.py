@@ -1,7 +1,7 @@
-"""A linear layer that holds its weight in 8 or 4 bits a number.
+"""A linear layer with a quantized weight: 8 or 4 bits per number.
 
-Owns what models may read of a layer besides calling it. Does not know how numbers are packed and multiplied
-(int8_weight.py, int4_weight.py), nor which layers are replaced (weight_only.py).
+Owns the attributes that models read from a layer. Does not know how numbers are packed and multiplied (int8.py,
+int4.py), or which layers are replaced (quantize.py).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _WEIGHTS: Final[dict[Bits, type[Int8Weight] | type[Int4Weight]]] = {"int8": Int8
 class QuantizedLinear(nn.Module):
     """`nn.Linear` or `Conv1D` over a quantized copy of its weight; inputs and outputs stay floating-point.
 
-    The packed weight is no tensor that copy, pickle or state_dict could read: they raise `TypeError`.
+    Copy, pickle and state_dict raise `TypeError`, because they cannot read the packed weight.
 
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU. It is not needed afterwards.
-        bits: what its weight is rounded to.
+        bits: of the rounded weight.
 
     Attributes:
         bits: as given.
         shape: of `weight`.
         bias: the layer's own, not quantized.
-        weight: type and shape of the layer's own; its values, where they are read, are the rounded ones.
+        weight: dtype and shape of the plain weight; its values are the rounded ones, computed when read.
     """
 
     def __init__(self, layer: nn.Linear | Conv1D, bits: Bits) -> None:
@@ -45,22 +45,22 @@ class QuantizedLinear(nn.Module):
         self.bits, self.bias = bits, layer.bias
         self._quantized = _WEIGHTS[bits](plain.T if self.is_transposed else plain)
         self.shape = plain.shape
-        # A buffer, so that it becomes another floating type with the model.
+        # A buffer, so that its dtype changes with that of the model.
         self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type of the layer's own weight."""
+        """The dtype of the plain weight."""
         one: torch.Tensor = self._buffers["_one"]  # type: ignore[assignment]
         return one.dtype
 
     @property
     def weight(self) -> torch.Tensor:
-        """The rounded weight in the layout of the layer that was replaced; made when its values are read."""
+        """The rounded weight in the layout of the replaced layer. Its values are computed when read."""
         return LazyWeight(self.shape, self.dtype, self.dense)
 
     def dense(self) -> torch.Tensor:
-        """Return the rounded weight, in the layout and type of the layer that was replaced."""
+        """Return the rounded weight, in the layout and dtype of the replaced layer."""
         weight = self._quantized.dense().to(self.dtype)
         return weight.T if self.is_transposed else weight
 

@@ -281,7 +281,9 @@ def test_strategies_that_draft_nothing_refuse_a_draft_model(options: dict[str, A
     error = refusal(unspool.load(target()), similar(), **options)
     assert error.option == "assistant_model" and "is not read by the strategy" in str(error)
     with pytest.raises(OptionError, match="`assistant_model` is not read by the strategy"):
-        unspool.generate(target(), torch.tensor([PROMPT]), assistant_model=similar(), max_new_tokens=4, **options)
+        unspool.generate(
+            target(), torch.tensor([PROMPT]), assistant_model=similar(), max_new_tokens=4, strict=True, **options
+        )
 
 
 def test_one_way_of_drafting_at_a_time() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from unspool.adapters import as_strategy
@@ -59,7 +59,12 @@ class PlannedRequest:
 
 
 def resolve_options(
-    options: Mapping[str, Any], user: GenerationConfig | None, stored: GenerationConfig, *, drop_in: bool = False
+    options: Mapping[str, Any],
+    user: GenerationConfig | None,
+    stored: GenerationConfig,
+    *,
+    drop_in: bool = False,
+    ignored: list[OptionError] | None = None,
 ) -> tuple[GenerationConfig, CallerObjects]:
     """Split a call's keyword arguments into a resolved config and the caller's own objects.
 
@@ -67,8 +72,13 @@ def resolve_options(
     `assistant_model` is a LanguageModel, a Runtime, or a loaded transformers model. `decoder_input_ids`, `language` and
     `task` say how outputs of models with an encoder begin.
 
+    Args:
+        drop_in: True for transformers' rules and defaults.
+        ignored: collects the errors of options that the chosen strategy does not read, which are then off; None to
+            raise the first one.
+
     Raises:
-        OptionError: an option is unknown, out of range, in conflict, or not read by the chosen strategy.
+        OptionError: if an option is unknown, out of range, in conflict, or not read by the chosen strategy.
     """
     if user is not None and not isinstance(user, GenerationConfig):
         raise OptionError("config", user, "must be an unspool.GenerationConfig", "give options as keywords instead")
@@ -90,11 +100,18 @@ def resolve_options(
         drop_in=drop_in,
         assistant=own.assistant is not None,
         custom=strategy.name if strategy else None,
+        ignored=ignored,
     )
     if own.assistant is not None and strategy is None and not reads_assistant(config.strategy or "greedy"):
         allowed = f"is not read by the strategy {config.strategy}"
         name = own.assistant.runtime.info.name
-        raise OptionError("assistant_model", name, allowed, "leave it out, or leave out what chooses that strategy")
+        error = OptionError(
+            "assistant_model", name, allowed, "leave it out, or let the options choose another strategy"
+        )
+        if ignored is None:
+            raise error
+        ignored.append(error)
+        own = replace(own, assistant=None)
     return config, own
 
 

@@ -157,7 +157,7 @@ def test_what_transformers_does_not_pass_on_can_be_bound():
     [
         ({"token_type_ids": torch.zeros_like(PADDED)}, "token_type_ids"),
         ({"inputs_embeds": torch.zeros(3, 5, 32)}, "inputs_embeds"),
-        ({"temperature": 0.7}, "temperature"),
+        ({"temperature": 0.7, "strict": True}, "temperature"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
         ({"remove_invalid_values": True}, "remove_invalid_values"),
         ({"strategy": "greedyy"}, "strategy"),

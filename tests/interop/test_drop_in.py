@@ -193,10 +193,10 @@ def test_the_ends_are_those_of_the_generation_config_at_the_time_of_the_call(mod
     ("options", "option"),
     [
         ({"max_tokens": 3}, "max_tokens"),
-        ({"temperature": 0.7}, "temperature"),
+        ({"temperature": 0.7, "strict": True}, "temperature"),
         ({"top_p": 1.5, "do_sample": True}, "top_p"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
-        ({"output_scores": True}, "output_scores"),
+        ({"output_scores": True, "strict": True}, "output_scores"),
         ({"output_attentions": True}, "output_attentions"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
         ({"logprobs": 2}, "logprobs"),

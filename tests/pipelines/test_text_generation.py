@@ -315,7 +315,7 @@ def test_a_space_between_prompt_and_output_is_kept_where_transformers_loses_it()
     [
         ({"tempratur": 0.5}, "did you mean `temperature`"),
         ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\]"),
-        ({"do_sample": False, "top_p": 0.5}, "`top_p` is not read"),
+        ({"do_sample": False, "top_p": 0.5, "strict": True}, "`top_p` is not read"),
         ({"return_full_text": True, "return_tensors": True}, "`return_full_text` cannot be given together"),
         ({"return_full_text": True, "return_text": True}, "`return_full_text` cannot be given together"),
         ({"return_tensors": True, "return_text": True}, "`return_text` cannot be given together"),

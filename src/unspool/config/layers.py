@@ -41,6 +41,7 @@ def resolve(
     drop_in: bool = False,
     assistant: bool = False,
     custom: str | None = None,
+    ignored: list[OptionError] | None = None,
 ) -> GenerationConfig:
     """Return the resolved config of a request: final values for all options, with `strategy` and `do_sample` decided.
 
@@ -55,20 +56,30 @@ def resolve(
         drop_in: True for transformers' rules and defaults instead of the native ones.
         assistant: True if the call has a draft model.
         custom: name of a user-defined strategy. It can read any option, so only values are checked.
+        ignored: collects the errors of unread options, which are then off; None to raise the first one.
 
     Raises:
         OptionError: if an option is unknown, out of range, not read by the strategy, or in conflict with another.
     """
     stored = with_negative_ids(stored or GenerationConfig())
     layers = [GenerationConfig(**call), with_negative_ids(user or GenerationConfig(), stored), stored]
-    return _Resolution(layers, drop_in=drop_in, assistant=assistant, custom=custom).finish()
+    return _Resolution(layers, drop_in=drop_in, assistant=assistant, custom=custom, ignored=ignored).finish()
 
 
 class _Resolution:
     """One resolution. `values` has the merged options, `layer` the index of the layer that set each."""
 
-    def __init__(self, layers: list[GenerationConfig], *, drop_in: bool, assistant: bool, custom: str | None) -> None:
+    def __init__(
+        self,
+        layers: list[GenerationConfig],
+        *,
+        drop_in: bool,
+        assistant: bool,
+        custom: str | None,
+        ignored: list[OptionError] | None,
+    ) -> None:
         self.layers, self.drop_in, self.assistant, self.custom = layers, drop_in, assistant, custom
+        self.ignored = ignored
         self.stored = layers[2]
         self.layer: dict[str, int] = {
             name: next(index for index, layer in enumerate(layers) if name in layer.explicit)
@@ -87,7 +98,7 @@ class _Resolution:
         requested = frozenset(name for name in OPTIONS if self._is_requested(name))
         self._limit_length()
         strategy, do_sample = self._decide()
-        self._check_requested(requested, strategy, do_sample)
+        requested = self._without_unread(requested, strategy, do_sample)
         final = {name: self._final(row, strategy, do_sample) for name, row in OPTIONS.items()}
         final["strategy"], final["do_sample"] = strategy, do_sample
         check_conflicts(final, requested, strategy)
@@ -232,18 +243,37 @@ class _Resolution:
             return False  # without sampling all outputs would be the same
         return strategy in row.read_by
 
-    def _check_requested(self, requested: frozenset[str], strategy: str, do_sample: bool) -> None:
-        for name in OPTIONS:
-            row = OPTIONS[name]
+    def _without_unread(self, requested: frozenset[str], strategy: str, do_sample: bool) -> frozenset[str]:
+        """Return the requested options that are read; the others are turned off and collected.
+
+        Raises:
+            OptionError: if an option is not read and cannot be ignored.
+        """
+        read = set(requested)
+        for name, row in OPTIONS.items():
             if name not in requested:
                 self._check_stored(row, strategy, do_sample)
-                continue
-            value = self.values[name]
-            if not self._reads(row, strategy, do_sample):
-                raise OptionError(name, value, *self._why_unread(row, strategy, do_sample))
-            if row.partners and not any(self._has(partner) for partner in row.partners):
-                partners = " or ".join(f"`{partner}`" for partner in row.partners)
-                raise OptionError(name, value, f"is read only together with {partners}", "set it, or leave this out")
+            elif (error := self._unread(row, strategy, do_sample)) is not None:
+                if self.ignored is None or not self._can_be_ignored(row):
+                    raise error
+                self.ignored.append(error)
+                self.values[name] = row.off_value
+                read.remove(name)
+        return frozenset(read)
+
+    def _unread(self, row: Option, strategy: str, do_sample: bool) -> OptionError | None:
+        """Return the error of an option without effect, or None if it is read."""
+        value = self.values[row.name]
+        if not self._reads(row, strategy, do_sample):
+            return OptionError(row.name, value, *self._why_unread(row, strategy, do_sample))
+        if row.partners and not any(self._has(partner) for partner in row.partners):
+            partners = " or ".join(f"`{partner}`" for partner in row.partners)
+            return OptionError(row.name, value, f"is read only together with {partners}", "set it, or leave this out")
+        return None
+
+    def _can_be_ignored(self, row: Option) -> bool:
+        # transformers refuses `num_return_sequences` too: the result would have fewer rows than the caller expects.
+        return row.door in ("both", "drop_in" if self.drop_in else "native") and row.name != "num_return_sequences"
 
     def _check_stored(self, row: Option, strategy: str, do_sample: bool) -> None:
         """Raise an OptionError if this request reads a stored value that is out of range."""

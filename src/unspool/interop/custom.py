@@ -29,6 +29,7 @@ from unspool.interop.batch import read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, prepared_sources
+from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.semantics import build_call
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import prepared
@@ -63,14 +64,16 @@ def decoding_method(
     stopping_criteria: Any = None,
     generation_config: Any = None,
     inputs_tensor: Any = None,
+    *,
+    strict: bool = False,
     **model_kwargs: Any,
 ) -> Returned:
     """Decode a call that `model.generate` has prepared: give it as `custom_generate=unspool.decoding_method`.
 
-    Options are those of `unspool.generate`, our own included; transformers reads its own first. The engine expands rows
-    and makes processors and criteria itself, so it undoes those of transformers. The caller's `logits_processor`,
-    `stopping_criteria` and `prefix_allowed_tokens_fn` stay. The engine reads the encoder's output that transformers
-    passes on, which can be the caller's own `encoder_outputs`.
+    Options are those of `unspool.generate`, our own and `strict` included; transformers reads its own first. The engine
+    expands rows and makes processors and criteria itself, so it undoes those of transformers. The caller's
+    `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn` stay. The engine reads the encoder's output
+    that transformers passes on, which can be the caller's own `encoder_outputs`.
 
     transformers does not pass on `streamer`, `tokenizer` and `assistant_model`, and without a tokenizer it refuses
     `stop_strings`. Bind the first three with functools.partial(unspool.decoding_method, streamer=...), or use
@@ -84,8 +87,10 @@ def decoding_method(
     """
     check_model(model)
     given = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, **model_kwargs}
+    ignored = ignored_options(strict)
     with streaming(given.get("streamer")):
-        call = _read(model, input_ids, generation_config, given, inputs_tensor)
+        call = _read(model, input_ids, generation_config, given, inputs_tensor, ignored)
+        warn_of_ignored(ignored, stacklevel=4)  # of the caller of model.generate, behind its decorator
         return decode(driver_of(model), call)
 
 
@@ -101,9 +106,17 @@ def _is_filled(cache: Any) -> bool:
 
 
 def _read(
-    model: Any, input_ids: torch.Tensor, generation_config: Any, given: dict[str, Any], inputs_tensor: Any
+    model: Any,
+    input_ids: torch.Tensor,
+    generation_config: Any,
+    given: dict[str, Any],
+    inputs_tensor: Any,
+    ignored: list[OptionError] | None,
 ) -> Call:
-    """Return the call that transformers has prepared. inputs_tensor: the encoder's input, one row per prompt"""
+    """Return the call that transformers has prepared.
+
+    inputs_tensor: the encoder's input, one row per prompt. ignored: as in `resolve_options`.
+    """
     info = encoder_of(model)
     for name in ALL_CACHE_NAMES:
         cache = given.pop(name, None)
@@ -129,7 +142,7 @@ def _read(
     off = {name for name, value in given_options.items() if value is None and name in OPTIONS}
     user = GenerationConfig.from_stored(given_options).replace(**dict.fromkeys(off))
     stored = GenerationConfig.from_transformers(model.generation_config)
-    config, own = resolve_options(options, user, stored, drop_in=True)
+    config, own = resolve_options(options, user, stored, drop_in=True, ignored=ignored)
     if model.config.is_encoder_decoder:
         assert info is not None, "an encoder-decoder has an encoder"
         batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids, states)

@@ -12,11 +12,12 @@ import torch
 
 from unspool.config import GenerationConfig
 from unspool.engines import driver_of
-from unspool.errors import ModelError
+from unspool.errors import ModelError, OptionError
 from unspool.interop.arguments import Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.encoders import check_plain, encoder_of, read_sources
+from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
@@ -32,6 +33,7 @@ def generate(
     attention_mask: torch.Tensor | None = None,
     *,
     generation_config: Any = None,
+    strict: bool = False,
     **options: Any,
 ) -> Returned:
     """Continue a batch of prompts as `model.generate(input_ids, ...)` does: the same options, the same tokens.
@@ -41,7 +43,8 @@ def generate(
     Pads are never fed, and neither penalties nor n-gram rules see them. Without `seed`, each row of a sampling call
     draws its seed from `unspool.set_seed`, else from torch's default generator. So `torch.manual_seed` and
     `transformers.set_seed` make calls repeatable, but the sampled tokens differ from transformers'. Outputs end at the
-    model's maximum length. An option without effect raises an error. docs/transformers.md lists all differences.
+    model's maximum length. Options that the strategy does not read are ignored with one warning. docs/transformers.md
+    lists all differences.
 
     Args:
         model: a loaded causal language model of transformers, or a model with an encoder: a text encoder-decoder,
@@ -49,9 +52,10 @@ def generate(
         input_ids: [rows, width] of integers, left-padded; None for one row with the model's begin-of-sequence token.
             For an encoder-decoder these are the encoder inputs, padded on either side. Audio and images can be given
             here, or as `input_features` and `pixel_values`. `inputs=` is another name for it.
-        attention_mask: [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also
-            works if `pad_token_id` marks the pads and is not an end-of-sequence token.
+        attention_mask: [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also works if
+            `pad_token_id` marks the pads and is not an end-of-sequence token.
         generation_config: transformers' GenerationConfig or ours; overrides the model's own.
+        strict: True to raise an OptionError instead of ignoring an option.
         options: options of GenerationConfig, which override all configs. Rules and defaults are transformers': 20 new
             tokens, greedy unless do_sample=True, `max_length` and `min_length` count pads. Further options: `seed`;
             `tokenizer`, for options that hold text; `streamer`, an object with put and end, for every strategy;
@@ -73,12 +77,13 @@ def generate(
         decoder prompt nor the end token.
 
     Warns:
-        UserWarning: if an output lacks forced words; the message names the row and the reason.
+        UserWarning: if options are ignored; the message names them. If an output lacks forced words; the message names
+            the row and the reason.
 
     Raises:
         ModelError: if the model is not supported.
         PromptError: if the tensors are not a left-padded batch.
-        OptionError: if an option is unknown, refused, out of range, or without effect.
+        OptionError: if an option is unknown, refused or out of range, or with strict=True not read.
         CapacityError: if a request can never fit in the limits.
         NumericsError: if the model's logits are NaN, or every token is forbidden.
         StrategyError: if the options leave fewer outputs than `num_return_sequences`.
@@ -87,11 +92,14 @@ def generate(
         inputs = tokenizer(["Once upon", "The king"], padding=True, return_tensors="pt")
         sequences = unspool.generate(model, **inputs, max_new_tokens=30)
     """
+    ignored = ignored_options(strict)
     with streaming(options.get("streamer")):
         arguments = sort_arguments({"input_ids": input_ids, "attention_mask": attention_mask, **options})
         check_model(model)
         inner = base_of(model)
-        call = _read(inner, arguments, generation_config, GenerationConfig.from_transformers(model.generation_config))
+        stored = GenerationConfig.from_transformers(model.generation_config)
+        call = _read(inner, arguments, read_config(generation_config, stored), stored, ignored)
+        warn_of_ignored(ignored, stacklevel=2)
         return decode(driver_of(inner), call)
 
 
@@ -106,9 +114,18 @@ def check_model(model: Any) -> None:
         raise ModelError(f"{name} is not a transformers model that generates")
 
 
-def _read(model: Any, arguments: Arguments, generation_config: Any, stored: GenerationConfig) -> Call:
-    """Return the call with its arguments read. stored: the model's own generation config."""
-    config, own = resolve_options(arguments.options, read_config(generation_config, stored), stored, drop_in=True)
+def _read(
+    model: Any,
+    arguments: Arguments,
+    user: GenerationConfig | None,
+    stored: GenerationConfig,
+    ignored: list[OptionError] | None,
+) -> Call:
+    """Return the call with its arguments read.
+
+    user: the call's generation config. stored: the model's own. ignored: as in `resolve_options`.
+    """
+    config, own = resolve_options(arguments.options, user, stored, drop_in=True, ignored=ignored)
     info = encoder_of(model)
     if info is None:
         check_plain(arguments.encoder, model)

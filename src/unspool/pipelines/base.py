@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -15,9 +15,10 @@ from unspool.config import OPTIONS, UNSET, GenerationConfig
 from unspool.config.foreign import is_set
 from unspool.errors import OptionError, PromptError
 from unspool.interop.arguments import ENCODER, REFUSED, read_config
+from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.pipelines.inputs import Input, Inputs, Prepared, read_input, read_inputs
 from unspool.pipelines.requests import MAX_LAZY_REQUESTS, answers, ended_on_failure, streamed
-from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_truncation
+from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_truncation, without_options
 from unspool.pipelines.tasks import Task
 from unspool.planning import resolve_options
 from unspool.progress import progress_bar
@@ -55,7 +56,8 @@ class Call:
     """The settings and options of one call.
 
     settings: of the pipeline. config: the caller's generation config. options: of generation, given by name.
-    resolved: all options in force. draws: True if any token is drawn at random.
+    resolved: all options in force. draws: True if any token is drawn at random. ignored: the errors of options that the
+    strategy does not read; they are left out of the others.
     """
 
     settings: Settings
@@ -63,6 +65,7 @@ class Call:
     options: Mapping[str, Any]
     resolved: GenerationConfig
     draws: bool
+    ignored: Sequence[OptionError] = ()
 
 
 class Answers(Iterator[Any]):
@@ -89,7 +92,7 @@ class Pipeline(ABC):
         given: arguments of every call; a call's own arguments override them.
 
     Raises:
-        OptionError: if an argument is unknown, out of range, or without effect.
+        OptionError: if an argument is unknown or out of range, or with strict=True not read by the strategy.
         PromptError: if the model has no tokenizer.
     """
 
@@ -136,11 +139,15 @@ class Pipeline(ABC):
             reads inputs on demand.
 
         Raises:
-            OptionError: if an argument is unknown, out of range, or without effect.
+            OptionError: if an argument is unknown or out of range, or with strict=True not read by the strategy.
             PromptError: if an input is not a text or conversation, or is too long for the model.
+
+        Warns:
+            UserWarning: if options are ignored, because the strategy does not read them; the message names them.
         """
         with ended_on_failure(arguments.get("streamer", self._own.get("streamer"))):
             call = self._prepare_call(arguments)
+            warn_of_ignored(call.ignored, stacklevel=2)
             inputs = read_inputs(text_inputs)
             self._check_seeds(call, None if inputs.shape == "lazy" else inputs.length)
         if inputs.shape == "lazy":
@@ -179,12 +186,24 @@ class Pipeline(ABC):
         if not self._task.reads_source:
             settings, options = with_truncation(settings, options)
         config = read_config(options.pop("generation_config", None), self.model.config)
-        resolved, objects = resolve_options(options, config, self.model.config)
+        ignored = ignored_options(settings.strict)
+        resolved, objects = resolve_options(options, config, self.model.config, ignored=ignored)
+        if ignored:
+            # The model's own methods are strict, so leave these options out of the requests.
+            options, config = without_options(options, config, {error.option for error in ignored})
+            resolved, objects = resolve_options(options, config, self.model.config)
         if settings.streamer is not None and resolved.num_return_sequences > 1:
             allowed = "cannot be given together with a streamer, which can show only one output"
             raise OptionError("num_return_sequences", resolved.num_return_sequences, allowed, "leave one of them out")
         draws = bool(resolved.do_sample) or objects.strategy is not None
-        return Call(settings=settings, config=config, options=options, resolved=resolved, draws=draws)
+        return Call(
+            settings=settings,
+            config=config,
+            options=options,
+            resolved=resolved,
+            draws=draws,
+            ignored=tuple(ignored or ()),
+        )
 
     def _check_seeds(self, call: Call, count: int | None) -> None:
         seed = call.resolved.seed

@@ -6,10 +6,11 @@ options of generation, which are all other names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from unspool.config import GenerationConfig
 from unspool.errors import OptionError
 from unspool.pipelines.tasks import Task
 
@@ -31,6 +32,8 @@ class Settings:
     continue_final_message: True to continue the last message; None to continue it only if it is the assistant's.
     tools, documents: passed to the chat template. streamer: one of transformers', fed prompt by prompt.
     src_lang, tgt_lang: languages of a translation, for tokenizers with language tokens.
+    strict: True to raise an OptionError for options that the strategy does not read; False to ignore them with a
+        warning.
     """
 
     batch_size: int | None = None
@@ -47,6 +50,7 @@ class Settings:
     streamer: Any = None
     src_lang: str | None = None
     tgt_lang: str | None = None
+    strict: bool = False
 
 
 _RETURNS: Final = ("return_full_text", "return_tensors", "return_text")
@@ -66,6 +70,7 @@ _FLAGS: Final = (
     "clean_up_tokenization_spaces",
     "skip_special_tokens",
     "continue_final_message",
+    "strict",
     *_RETURNS,
 )
 _TEXTS: Final = ("prefix", "src_lang", "tgt_lang")
@@ -131,6 +136,16 @@ def with_truncation(settings: Settings, options: Mapping[str, Any]) -> tuple[Set
     if rest.get("max_new_tokens") is not None:
         del rest["max_length"]
     return replace(settings, tokenizer_options={**tokenizing, "max_length": length}), rest
+
+
+def without_options(
+    options: Mapping[str, Any], config: GenerationConfig | None, names: Collection[str]
+) -> tuple[dict[str, Any], GenerationConfig | None]:
+    """Return the options of generation and the caller's config with these options left out or off."""
+    rest = {name: value for name, value in options.items() if name not in names}
+    if config is not None:
+        config = config.replace(**dict.fromkeys(name for name in names if name in config.explicit))
+    return rest, config
 
 
 def _check(name: str, value: Any, task: Task) -> None:

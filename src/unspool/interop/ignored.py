@@ -1,0 +1,37 @@
+"""The warning about options without effect, which transformers accepts as well.
+
+Owns: its text. Does not know: which options have no effect.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from unspool.errors import OptionError
+
+
+def ignored_options(strict: bool) -> list[OptionError] | None:
+    """Return an empty list to collect the errors of unread options; None if they must be raised.
+
+    Raises:
+        OptionError: if `strict` is not a boolean.
+    """
+    if not isinstance(strict, bool):
+        raise OptionError("strict", strict, "must be True or False", "leave it out for False")
+    return None if strict else []
+
+
+def warn_of_ignored(errors: Sequence[OptionError] | None, *, stacklevel: int) -> None:
+    """Warn once about all options that a call ignores.
+
+    Args:
+        errors: one per option, with the reason and the remedy; None or empty for no warning.
+        stacklevel: of the caller's code, counted from this function's caller as 1.
+    """
+    if not errors:
+        return
+    reasons = "; ".join(f"`{error.option}` {error.allowed}: {error.hint}" for error in errors)
+    names = ", ".join(f"`{error.option}`" for error in errors)
+    message = f"options without effect are ignored: {reasons}. To silence this warning, leave out {names}; "
+    warnings.warn(f"{message}with strict=True it is an error", UserWarning, stacklevel=stacklevel + 1)

@@ -118,7 +118,7 @@ def test_output_goes_to_a_file(run, tmp_path: Path):
 @pytest.mark.parametrize("beside", [("A prompt",), ("--prompt-file", "x")])
 def test_a_prompt_beside_a_file_of_prompts_is_refused(run, beside: tuple[str, ...]):
     done = run("generate", *beside, "--prompts", "-", piped="a")
-    assert done.status == 2 and "leave out the prompt beside it" in done.err
+    assert done.status == 2 and "leave out either --prompts or the other prompt" in done.err
 
 
 def test_ctrl_c_tells_the_seed_of_the_prompt_under_way_and_closes_the_others(tale, monkeypatch):

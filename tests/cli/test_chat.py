@@ -117,19 +117,19 @@ def test_a_file_that_holds_something_else_is_left_alone(talk: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/undo", "nothing to take back"),
+        ("/undo", "nothing to undo"),
         ("/retry", "no message to answer again"),
         ("/edit", "no message to edit"),
         ("/sett temperature 3", "did you mean /set?"),
-        ("/set temperature", "/set takes an option and its value"),
+        ("/set temperature", "/set needs an option and a value"),
         ("/set temperature -1", "temperature must be 0 or in [1e-18, 1e18], got -1; use 1.0 or off to"),
         ("/set tempratur 1", "did you mean temperature?"),
         ("/set top_p 0.5 0.6", "top_p must be in"),
         ("/set length_penalty 2", "length_penalty is not read"),
         ("/set use_cache on", "has no effect on tokens"),
-        ("/set logprobs 3", "no place in a conversation"),
+        ("/set logprobs 3", "cannot be used in a conversation"),
         ("/load no/such/file", "no/such/file: No such file"),
-        ("/save", "takes the name of a file"),
+        ("/save", "needs a file name"),
     ],
 )
 def test_the_first_error_ends_a_pipe(talk: Any, line: str, message: str) -> None:
@@ -169,7 +169,7 @@ def test_the_model_is_shown_and_changed(talk: Any, tale: Any) -> None:
 def test_wrong_options_are_told_before_the_first_message(talk: Any) -> None:
     done = talk("Who?", flags=(*DEFAULT_DECODER_PROMPT, "--do-sample", "--num-return-sequences", "2"))
     assert (done.status, done.out) == (2, "")
-    assert "--num-return-sequences has no place in a conversation" in done.err
+    assert "--num-return-sequences cannot be used in a conversation" in done.err
 
 
 # --- without a model ------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_a_session_at_a_terminal(tale: Any) -> None:
         session.wait_for("seed")
         session.wait_for("> ")
         session.type("/undo now\r")
-        session.wait_for("taken back: Who?")
+        session.wait_for("undone: Who?")
         session.wait_for("> ")
         session.type("\x1b[200~A king\rand a queen.\x1b[201~\r")
         session.wait_for("seed")

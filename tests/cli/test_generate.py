@@ -94,8 +94,8 @@ def test_the_flags_of_the_model_are_passed_on(run, use):
     [
         (ModelError("no folder and no hub id: nowhere"), "Error: no folder and no hub id: nowhere\n"),
         (OptionError("top_k", -1, "must be at least 1", "use 0"), "Error: --top-k must be at least 1, got -1; use 0\n"),
-        (OSError("a text\nof two lines"), "Error: OSError: a text of two lines (--debug shows where)\n"),
-        (RuntimeError("boom"), "Error: RuntimeError: boom (--debug shows where)\n"),
+        (OSError("a text\nof two lines"), "Error: OSError: a text of two lines (--debug shows the traceback)\n"),
+        (RuntimeError("boom"), "Error: RuntimeError: boom (--debug shows the traceback)\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -113,7 +113,7 @@ def test_debug_shows_where_an_error_comes_from(run, use):
     assert done.status == 2
     assert "Traceback" in done.err
     assert "fakes.py" in done.err
-    assert done.err.endswith("Error: RuntimeError: boom (--debug shows where)\n")
+    assert done.err.endswith("Error: RuntimeError: boom (--debug shows the traceback)\n")
 
 
 def test_ctrl_c_ends_the_line_tells_the_seed_and_exits_with_130(run, use):

@@ -95,7 +95,7 @@ def test_a_copy_without_the_embedded_model_says_so(run, cache: Path, monkeypatch
     monkeypatch.setattr("unspool.cli.models.embedded_models", list)
     done = run("models")
     assert done.status == 0
-    assert "no embedded model" in done.err
+    assert "lacks the embedded model" in done.err
 
 
 def test_json(run, cache: Path, tmp_path: Path, monkeypatch):

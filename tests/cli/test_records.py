@@ -83,10 +83,10 @@ def test_keys_that_are_no_options(read):
         '{"prompt": "a", "before": "b"}\n{"prompt": "a", "top_p": 0.5}', others=("before",), takes_options=False
     )
     assert good.values == {"prompt": "a", "before": "b"} and good.error is None
-    assert bad.error is not None and bad.error.endswith('"top_p" is not a key here; there are "prompt" and "before"')
+    assert bad.error is not None and bad.error.endswith('"top_p" is not a key here; the keys are "prompt" and "before"')
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "holds no line"), ("\n \n", "no line"), (b"a\xff", "not UTF-8")])
+@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("\n \n", "is empty"), (b"a\xff", "not UTF-8")])
 def test_a_file_without_lines_is_refused(read, content, message: str):
     with pytest.raises(PromptError, match=message):
         read(content)

@@ -69,7 +69,7 @@ def test_a_line_that_fails_leaves_the_others_alone(run, tale, tmp_path: Path):
     assert lines[0]["total"] == pytest.approx(tale.score("The fox", " ran.").total, abs=1e-4)
     assert lines[5]["total"] == pytest.approx(tale.score("The owl", " sang.").total, abs=1e-4)
     assert f"Error: {file}:2: the continuation holds no token" in done.err
-    assert '"top_p" is not a key here; there are "text" and "prompt"' in done.err
+    assert '"top_p" is not a key here; the keys are "text" and "prompt"' in done.err
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_line_that_fails_leaves_the_others_alone(run, tale, tmp_path: Path):
         (["a", "--texts", "-"], "texts are given twice"),
         (["--text-file", "a", "--texts", "b"], "texts are given twice"),
         (["--texts", "no/such/file"], "no/such/file: No such file or directory"),
-        ([], "no text is given"),
+        ([], "the text is missing"),
     ],
 )
 def test_a_wrong_call_is_one_line(run, arguments: list[str], message: str):

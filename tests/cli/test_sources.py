@@ -51,7 +51,7 @@ def test_an_argument_is_taken_as_it_is_even_when_empty(prompt_of):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no prompt is given"),
+        ([], "the prompt is missing"),
         (["Once", "--prompt-file", "-"], "given twice"),
         (["--prompt-file", "no/such/file"], "no/such/file: No such file or directory"),
     ],
@@ -65,5 +65,5 @@ def test_a_closed_standard_input_is_no_prompt(run, use, monkeypatch):
     from unspool.errors import PromptError
 
     monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(PromptError, match="no prompt is given"):
+    with pytest.raises(PromptError, match="the prompt is missing"):
         read_prompt(None, None)

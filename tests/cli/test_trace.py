@@ -70,7 +70,7 @@ def test_twelve_tokens_are_traced_unless_a_length_is_given(run, model, arguments
 
 def test_the_help_says_how_many(run):
     out = " ".join(run("trace", "--help").out.replace("│", " ").split())
-    assert "12 tokens are written" in out
+    assert "12 tokens are generated" in out
     assert "--num-beams" in out and "--json" in out
 
 

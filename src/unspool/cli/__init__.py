@@ -1,5 +1,5 @@
-"""The command line: `unspool generate`, `unspool next`, `unspool models`.
+"""The command line: `unspool generate`, `chat`, `next`, `score`, `trace`, `compare` and `models`.
 
-Owns: flags, what is shown where, exit codes. Does not know: what an option means (unspool.config), how text is made
-(unspool.model). Nothing heavy is imported before a command needs it, so that help answers at once.
+Owns: flags, output and exit codes. Does not know: the meaning of options (unspool.config), or how text is generated
+(unspool.model). Commands import PyTorch and transformers late, so that `--help` is fast.
 """

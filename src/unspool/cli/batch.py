@@ -1,6 +1,6 @@
-"""Many prompts on the command line: results in the order of the file, each as soon as it is there.
+"""Batches of prompts on the command line: results in the order of the file, each as soon as it is ready.
 
-Owns: the order, the progress bar, and the exit status if a prompt fails. Does not know: how texts are made.
+Owns: the order, the progress bar, and the exit code if a prompt fails. Does not know: how text is generated.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from unspool.streaming import Stream
 
 OPEN: Final = 256
-"""Prompts that are with the engine at the same time, at most."""
+"""Maximum number of prompts in the engine at the same time."""
 
 
 class Result(Protocol):
-    """What a line of output shows."""
+    """A result that can be written as a line of JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain JSON."""
@@ -49,12 +49,14 @@ def write_results(
     """Write one line of JSON, or a readable text, per record.
 
     Args:
-        results: a result, or the error, of each record, in order.
-        text_of: the readable form of a result.
-        to: a file to write to; None for standard output.
+        results: each record with its result, or with its error message, in order.
+        total: number of records, for the progress bar.
+        as_json: True for lines of JSON.
+        text_of: returns the readable form of a result.
+        to: target file; None for standard output.
 
     Raises:
-        typer.Exit: after the last one, if there was an error; each is told on standard error as well.
+        typer.Exit: after the last record, if a record failed. Each error also goes to standard error.
     """
     failed = 0
     with output_to(to) as output, _bar(total, output) as bar:
@@ -81,14 +83,15 @@ def generated(
     *,
     as_json: bool,
 ) -> Iterator[tuple[Record, Generation | str]]:
-    """Yield the generation, or the error, of each record, in order. A prompt that fails leaves the others alone.
+    """Yield the generation, or the error message, of each record, in order. A failed prompt does not stop the others.
 
     Args:
-        shared: options of all prompts; those of a record come before them.
-        objects: a draft model, as `assistant_model`.
+        shared: options of all prompts; a record's own options override them.
+        objects: the draft model as `assistant_model`, or empty.
+        as_json: True if results are written as JSON, which can show `logprobs`.
 
     Raises:
-        KeyboardInterrupt: with the seed of the first prompt that has no result.
+        KeyboardInterrupt: if the user interrupts; its message has the seed of the first unfinished prompt.
     """
     config = GenerationConfig(**shared)
     first_seed = fresh_seed()
@@ -128,15 +131,15 @@ def _opened(
     *,
     as_json: bool,
 ) -> Stream | str:
-    """Hand a prompt to the engine. Returns its stream, or the error."""
+    """Submit a prompt to the engine, and return its stream, or the error message."""
     if record.error is not None:
         return record.error
     options = {**record.options, **objects, "seed": seed}
     try:
         if not as_json and options.get("logprobs") is not None:
-            raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
+            raise OptionError("logprobs", options["logprobs"], "is only part of the JSON result", "add --json")
         return model.stream(record.values["prompt"], config=config, **options)
-    except Exception as error:  # whatever is wrong with one prompt is no reason to lose the others
+    except Exception as error:  # any error of one prompt must not stop the others
         return record.told(error)
 
 
@@ -151,14 +154,14 @@ def _read(record: Record, stream: Stream) -> Generation | str:
 
 
 def generation_text(generation: Generation) -> str:
-    """Return the texts of a generation, parted by lines of three dashes."""
+    """Return the texts of a generation, separated by lines of three dashes."""
     texts = [one.text if one.text.endswith("\n") else f"{one.text}\n" for one in generation.completions]
     return SEPARATOR.join(texts)
 
 
 @contextmanager
 def output_to(file: Path | None) -> Iterator[TextIO]:
-    """Yield standard output, or a file that is closed at the end."""
+    """Yield standard output, or an open file that is closed at the end."""
     if file is None:
         yield sys.stdout
         return
@@ -179,10 +182,10 @@ def _block(record: Record, result: Result | str, text_of: Callable[[Any], str]) 
 
 class _NoBar:
     def update(self) -> None:
-        """Show nothing."""
+        """Do nothing."""
 
     def apart(self) -> AbstractContextManager[None]:
-        """Return a block in which other text can be written."""
+        """Return a context in which other text can be written."""
         return nullcontext()
 
 
@@ -201,7 +204,7 @@ class _TerminalBar(_NoBar):
 
 @contextmanager
 def _bar(total: int, output: TextIO) -> Iterator[_NoBar]:
-    """Yield a progress bar on standard error if that is a terminal and the results go elsewhere or are many."""
+    """Yield a progress bar on standard error; it is invisible unless standard error is a terminal."""
     if not sys.stderr.isatty():
         yield _NoBar()
         return

@@ -1,7 +1,7 @@
 """`unspool chat`: a conversation with a model, in a terminal or through a pipe.
 
-Owns: the loop of reading and answering, and what becomes of an answer that is stopped. Does not know: commands,
-keyboards, how text is made.
+Owns: the loop of reading and answering, and the handling of interrupted answers. Does not know: commands, keyboards, or
+how text is generated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def chat(
     *,
     assistant_model: AssistantFlag = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
+        str | None, typer.Option("--system", metavar="TEXT", help="The system message, before all other messages.")
     ] = None,
     plain: Annotated[
         bool,
@@ -41,16 +41,16 @@ def chat(
     ] = False,
     chat_template: Annotated[
         Path | None,
-        typer.Option("--chat-template", metavar="FILE", help="A chat template in Jinja, in place of the model's own."),
+        typer.Option("--chat-template", metavar="FILE", help="A Jinja chat template that replaces the model's own."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines on tokens, speed and seed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print tokens, speed and seed.")] = False,
     choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
     """Talk with a model.
 
-    Answers stream in. /help lists the commands: to take back, edit, retry, save, set options and more.
-    In a pipe every line is a message and every answer is printed; the first error ends it.
+    Answers are streamed. /help lists the commands: undo, edit, retry, save, set options and more.
+    In a pipe each line is a message and each answer is printed; the first error ends the conversation.
     """
     from unspool.cli.dialogue import Dialogue
 
@@ -74,7 +74,7 @@ def chat(
 
 
 def converse(desk: ChatSession, *, quiet: bool) -> None:
-    """Read and answer until there is nothing more to read. In a terminal errors are told and do not end it."""
+    """Read and answer until the input ends. In a terminal, errors are shown and the loop continues."""
     following: Next = "read"
     while following != "leave":
         try:
@@ -98,7 +98,7 @@ def converse(desk: ChatSession, *, quiet: bool) -> None:
 
 
 def _read(desk: ChatSession) -> Next:
-    """Read a message or a command, and return what is to be done."""
+    """Read a message or a command, and return the next action."""
     line = desk.source.message()
     if not line.strip():
         return "read"
@@ -108,10 +108,10 @@ def _read(desk: ChatSession) -> Next:
 
 
 def _answer(desk: ChatSession, ask: Callable[..., TurnStream], *, quiet: bool) -> Next:
-    """Show an answer as it comes. One that is stopped counts as far as it has come.
+    """Stream an answer to the screen. The shown part of an interrupted answer stays in the conversation.
 
     Args:
-        ask: returns the answer; it takes `tentative`.
+        ask: returns the stream of the answer; has a keyword `tentative`.
     """
     dialogue, screen = desk.dialogue, Screen(prompt="", echo=False)
     said = False
@@ -119,7 +119,7 @@ def _answer(desk: ChatSession, ask: Callable[..., TurnStream], *, quiet: bool) -
         with ask(tentative=screen.shows_tails) as chunks:
             try:
                 for chunk in chunks:
-                    # In a transcript, blanks before the answer are no part of it.
+                    # In a transcript, leading blanks are not part of the answer.
                     text = chunk.text.lstrip() if dialogue.plain and not said else chunk.text
                     said = said or bool(text)
                     tail = chunk.tentative
@@ -130,9 +130,9 @@ def _answer(desk: ChatSession, ask: Callable[..., TurnStream], *, quiet: bool) -
             screen.remark(summary(chunks.generation))
     except KeyboardInterrupt:
         if not desk.source.interactive:
-            raise KeyboardInterrupt(f"the answer under way had --seed {dialogue.seed}") from None
+            raise KeyboardInterrupt(f"the current answer had --seed {dialogue.seed}") from None
         if said:
             screen.remark(f"stopped, seed {dialogue.seed}; /retry for another answer, /undo to take your message back")
         else:
-            screen.remark("stopped before it began; nothing has been said")
+            screen.remark("stopped before the first text; the conversation is unchanged")
     return "read"

@@ -1,6 +1,6 @@
-"""What can be told to `unspool chat` besides messages: lines that begin with a slash.
+"""Slash commands of `unspool chat`.
 
-Owns: the commands, what they print, and their completion. Does not know: how an answer is shown.
+Owns: the commands, their output, and their completion. Does not know: how an answer is shown.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from unspool.model import LanguageModel
 
 Next: TypeAlias = "Literal['read', 'leave'] | Callable[..., TurnStream]"
-"""After a command: read on, leave, or show the answer that this returns; it takes `tentative`."""
+"""The action after a command: read on, leave, or stream an answer. The callable has a keyword `tentative`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatSession:
-    """What commands work on.
+    """The state that commands use.
 
-    source: where messages come from. load: returns the model of a name. show: prints a line. remark: prints a line for
-    a person, and nothing in a pipe.
+    dialogue: the conversation. source: the source of messages. load: returns the model with a name. show: prints a
+    line. remark: prints a line in a terminal, and nothing in a pipe.
     """
 
     dialogue: Dialogue
@@ -43,7 +43,7 @@ class ChatSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command. argument: what it takes, as `/help` shows it."""
+    """One command. argument: placeholder of its argument in `/help`; empty for none."""
 
     name: str
     run: Callable[[ChatSession, str], Next]
@@ -52,27 +52,29 @@ class Command:
 
 
 def is_command(line: str) -> bool:
-    """Return whether a line is a command; two slashes begin a message that begins with one."""
+    """Return True if a line is a command. Two slashes start a message with a leading slash."""
     return line.startswith("/") and not line.startswith("//")
 
 
 def run_command(desk: ChatSession, line: str) -> Next:
-    """Carry a command out.
+    """Run a command, and return the next action.
 
     Raises:
-        PromptError: there is none of that name, or it lacks something. OptionError, OSError: it cannot be done.
+        PromptError: if the command is unknown, lacks its argument, or does not apply to this conversation.
+        OptionError: if an option is invalid.
+        OSError: if a file cannot be read or written.
     """
     name, _, argument = line.removeprefix("/").partition(" ")
     command = _COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
         close = difflib.get_close_matches(name, _COMMANDS, n=1)
         meant = f"did you mean /{close[0]}? " if close else ""
-        raise PromptError(f"there is no command /{name}; {meant}/help lists them, // begins a message with a slash")
+        raise PromptError(f"unknown command /{name}; {meant}/help lists the commands, // starts a message with a slash")
     return command.run(desk, argument.strip())
 
 
 def complete(line: str) -> Sequence[str]:
-    """Return the words that the last one of a line may become."""
+    """Return the completions of the last word of a line."""
     words = line.split(" ")
     if not is_command(line):
         return []
@@ -86,7 +88,7 @@ def complete(line: str) -> Sequence[str]:
 def _help(desk: ChatSession, argument: str) -> Next:
     for command in _COMMANDS.values():
         desk.show(f"  {f'/{command.name} {command.argument}':<22}{command.help}")
-    desk.show("A line that ends with \\ goes on with the next. Ctrl-C stops an answer, Ctrl-D leaves.")
+    desk.show("End a line with \\ to continue it on the next. Ctrl-C stops an answer, Ctrl-D leaves.")
     return "read"
 
 
@@ -106,8 +108,8 @@ def _reset(desk: ChatSession, argument: str) -> Next:
 def _undo(desk: ChatSession, argument: str) -> Next:
     text = desk.dialogue.undo()
     if text is None:
-        raise PromptError("there is nothing to take back")
-    desk.remark(f"taken back: {text}")
+        raise PromptError("there is nothing to undo")
+    desk.remark(f"undone: {text}")
     return "read"
 
 
@@ -120,10 +122,10 @@ def _edit(desk: ChatSession, argument: str) -> Next:
     if before is None:
         raise PromptError("there is no message to edit")
     if not argument and not desk.source.interactive:
-        raise PromptError("in a pipe /edit needs the new text behind it")
+        raise PromptError("in a pipe /edit needs the new text as its argument")
     text = argument or desk.source.message(before)
     if not text.strip():
-        desk.remark("the message stays as it was")
+        desk.remark("the message is unchanged")
         return "read"
     return lambda **shown: desk.dialogue.edit(text, stream=True, **shown)
 
@@ -147,7 +149,7 @@ def _load(desk: ChatSession, argument: str) -> Next:
 def _set(desk: ChatSession, argument: str) -> Next:
     name, _, text = argument.partition(" ")
     if not text.strip():
-        raise PromptError("/set takes an option and its value: /set temperature 0.8, /set temperature off")
+        raise PromptError("/set needs an option and a value: /set temperature 0.8, /set temperature off")
     try:
         desk.dialogue.set_option(name, text.strip())
     except OptionError as error:
@@ -160,7 +162,7 @@ def _options(desk: ChatSession, argument: str) -> Next:
     for name, value in GenerationConfig(**known).to_dict().items():
         desk.show(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     if not known:
-        desk.show("no option is set; the model's own and the defaults hold")
+        desk.show("no option is set; the model's config and the defaults apply")
     return "read"
 
 
@@ -178,7 +180,7 @@ def _exit(desk: ChatSession, argument: str) -> Next:
 
 def _file(argument: str, command: str) -> Path:
     if not argument:
-        raise PromptError(f"{command} takes the name of a file")
+        raise PromptError(f"{command} needs a file name")
     return Path(argument).expanduser()
 
 
@@ -186,16 +188,18 @@ _COMMANDS: Final = {
     command.name: command
     for command in (
         Command(name="help", run=_help, help="list the commands"),
-        Command(name="system", argument="TEXT", run=_system, help="tell the model something before all else, or off"),
-        Command(name="reset", run=_reset, help="begin a new conversation"),
-        Command(name="undo", run=_undo, help="take back your last message and its answer"),
-        Command(name="retry", run=_retry, help="have your last message answered again"),
-        Command(name="edit", argument="[TEXT]", run=_edit, help="change your last message and have it answered"),
-        Command(name="save", argument="FILE", run=_save, help="write the conversation to a file"),
-        Command(name="load", argument="FILE", run=_load, help="take up the conversation in a file"),
-        Command(name="set", argument="OPTION VALUE", run=_set, help="set an option; off or default takes it away"),
+        Command(name="system", argument="TEXT", run=_system, help="set the system message; off removes it"),
+        Command(name="reset", run=_reset, help="start a new conversation"),
+        Command(name="undo", run=_undo, help="remove your last message and its answer"),
+        Command(name="retry", run=_retry, help="answer your last message again"),
+        Command(name="edit", argument="[TEXT]", run=_edit, help="change your last message and answer it again"),
+        Command(name="save", argument="FILE", run=_save, help="save the conversation to a file"),
+        Command(name="load", argument="FILE", run=_load, help="load the conversation from a file"),
+        Command(
+            name="set", argument="OPTION VALUE", run=_set, help="set an option; off turns it off, default unsets it"
+        ),
         Command(name="options", run=_options, help="show the options that are set"),
-        Command(name="model", argument="[NAME]", run=_model, help="show who answers, or have another model answer"),
+        Command(name="model", argument="[NAME]", run=_model, help="show the model, or switch to another"),
         Command(name="exit", run=_exit, help="leave"),
     )
 }

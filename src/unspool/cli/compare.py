@@ -1,7 +1,7 @@
-"""`unspool compare`: one prompt, several strategies, their texts side by side.
+"""`unspool compare`: runs one prompt with several strategies and shows the texts side by side.
 
-Owns: how entries are chosen on the command line, and how long texts are there. Does not know: what an entry is, how
-texts are made or drawn.
+Owns: the flag that selects entries, and the default length of texts. Does not know: the definition of an entry, or how
+texts are generated and drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unspool.cli.sources import ModelChoice, read_prompt
 from unspool.errors import OptionError
 
 TOKENS: Final = 60
-"""New tokens of each text unless the call says otherwise: what can be read side by side."""
+"""Default number of new tokens per text, short enough to read side by side."""
 
 StrategiesFlag = Annotated[
     list[str] | None,
@@ -34,15 +34,15 @@ StrategiesFlag = Annotated[
         "--strategies",
         "--strategy",
         metavar="NAME,...",
-        help="Which entries of the line-up to compare, parted by commas or with the flag repeated: greedy, sample, "
-        "top_k, top_p, min_p, or a strategy by name; all that the model can run unless given.",
+        help="Entries of the line-up to compare, separated by commas or with the flag repeated: greedy, sample, "
+        "top_k, top_p, min_p, or a strategy by name. By default all that the model can run.",
         show_default=False,
     ),
 ]
 
 
 def with_choice(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with the flag of the one strategy made one for several, which it receives as `chosen`."""
+    """Return the command with `--strategy` replaced by `--strategies`; it receives the list of names as `chosen`."""
 
     def call(*, strategy: list[str] | None, **given: Any) -> None:
         command(**given, strategy=None, chosen=[name for names in strategy or () for name in names.split(",")])
@@ -67,13 +67,13 @@ def compare(
     choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
-    """Go on from a prompt with several strategies and show the texts side by side.
+    """Continue a prompt with several strategies and show the texts side by side.
 
-    Options reach every strategy that reads them; the rest is told below the texts.
-    Texts end after 60 new tokens unless --max-new-tokens or --max-length says otherwise.
+    Each strategy gets the options that it reads; a note below the texts lists the others.
+    By default texts end after 60 new tokens; change this with --max-new-tokens or --max-length.
     """
     if not as_json and options.get("logprobs") is not None:
-        raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
+        raise OptionError("logprobs", options["logprobs"], "is only part of the JSON result", "add --json")
     names = check_chosen(chosen)
     text = read_prompt(prompt, prompt_file)
     asked = dict(options)
@@ -92,10 +92,10 @@ def compare(
 
 
 def check_chosen(chosen: Sequence[str]) -> list[str] | None:
-    """Return the names with blanks cut off and dashes as in options; None where none is given.
+    """Return the names without blanks, and with underscores for dashes; None for an empty list.
 
     Raises:
-        OptionError: a name is not in the line-up; told before a model is loaded.
+        OptionError: if a name is not in the line-up. The check comes before a model is loaded.
     """
     if not chosen:
         return None

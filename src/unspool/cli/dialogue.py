@@ -1,6 +1,6 @@
-"""A conversation in a terminal: `unspool.Chat` with options as text, and one answer per turn.
+"""Dialogue: `unspool.Chat` for a terminal, with options set by text and one answer per turn.
 
-Owns: the words of its errors on a command line, and options that are set by text. Does not know: keyboards, screens,
+Owns: error messages for the command line, and the parsing of option values. Does not know: keyboards, screens,
 commands. Importing it loads PyTorch.
 """
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from unspool.conversations.completion import ChatModel
 
 _ONE_ANSWER: Final[Mapping[str, str]] = {
-    "num_return_sequences": "a conversation goes on from one answer; /retry brings another",
+    "num_return_sequences": "a conversation has one answer per turn; /retry gives another",
     "logprobs": "use unspool generate --json",
-    "echo": "what was said stands above",
+    "echo": "the screen already shows the conversation",
 }
 
 
@@ -30,13 +30,13 @@ class Dialogue(Chat):
     """A conversation in a terminal.
 
     Args:
-        model: answers.
-        options: of generation.
+        model: the model that answers.
+        options: generation options.
         plain, chat_template, system: as in Chat.
 
     Raises:
-        PromptError: if there is no chat template, and neither `plain` nor `chat_template` stands in for it.
-        OptionError: if an option would have no effect on the answers.
+        PromptError: if the model lacks a chat template and neither `plain` nor `chat_template` replaces it.
+        OptionError: if an option does not apply to a conversation, or is invalid.
     """
 
     def __init__(
@@ -55,14 +55,15 @@ class Dialogue(Chat):
             _check_has_template(lm, self.chat_template)
         for name, hint in _ONE_ANSWER.items():
             if options.get(name) not in (None, False, 1):
-                raise OptionError(name, options[name], "has no place in a conversation", hint)
+                raise OptionError(name, options[name], "cannot be used in a conversation", hint)
         super()._check(lm, options)
 
     def answer_with(self, model: ChatModel) -> None:
-        """Let this model answer from now on; the conversation and the options stay.
+        """Switch to another model; the conversation and the options stay.
 
         Raises:
-            PromptError, OptionError: if it cannot; then nothing changes.
+            PromptError: if the model lacks a chat template; nothing changes.
+            OptionError: if an option does not apply to the model; nothing changes.
         """
         self._check(model, self.options)
         self.close()
@@ -70,18 +71,18 @@ class Dialogue(Chat):
 
     @property
     def turn(self) -> str | None:
-        """The user's last message; None if there is none."""
+        """The user's last message; None before the first message."""
         return next((each["content"] for each in reversed(self.messages) if each["role"] == "user"), None)
 
     def set_option(self, name: str, text: str) -> None:
-        """Set an option for the answers to come.
+        """Set an option for all later answers.
 
         Args:
-            name: as in Python or on the command line.
-            text: the value as text or JSON; "off" turns the option off, "default" takes it back.
+            name: name of the option, as in Python or on the command line.
+            text: the value as text or JSON; "off" turns the option off, "default" unsets it.
 
         Raises:
-            OptionError: if there is none of that name, or the value is refused; then nothing changes.
+            OptionError: if the option is unknown or the value is invalid; nothing changes.
         """
         name = name.removeprefix("--").replace("-", "_")
         row = OPTIONS.get(name)
@@ -96,15 +97,15 @@ class Dialogue(Chat):
         self.options = wanted
 
     def take_up(self, file: Path) -> None:
-        """Go on with the conversation in a file; options stay as they are.
+        """Load the conversation from a file and continue it; options stay the same.
 
         Raises:
-            PromptError: if the file holds no conversation, or a message that is more than text.
-            OSError: if it cannot be read.
+            PromptError: if the file does not contain a conversation, or a message is not plain text.
+            OSError: if the file cannot be read.
         """
         messages = read_file(file).messages
         if not all(isinstance(each.get("content"), str) for each in messages):
-            raise PromptError(f"{file} holds a message that is more than text, which has no place in a terminal")
+            raise PromptError(f"{file} contains a message that is not plain text; a terminal can show only text")
         self.reset()
         self.messages = messages
 
@@ -114,6 +115,6 @@ def _check_has_template(model: ChatModel, chat_template: str | None) -> None:
         check_template(model.tokenizer, chat_template)
     except PromptError:
         raise PromptError(
-            f"{model.info.name} has no chat template: it was made to go on from texts, not to answer. --plain writes "
-            "the conversation as a transcript that it goes on with; --chat-template FILE says how to write it otherwise"
+            f"{model.info.name} has no chat template: it was trained to continue texts, not to chat. Use --plain to "
+            "continue a transcript of the conversation, or --chat-template FILE to set a template"
         ) from None

@@ -1,6 +1,6 @@
-"""How a command ends other than well: one line on standard error, an exit code, a clean terminal.
+"""Error handling of commands: one line on standard error, an exit code, and a clean terminal.
 
-Owns: the exit codes, the `--debug` flag, closed pipes and Ctrl-C. Does not know: what the commands do.
+Owns: the exit codes, the `--debug` flag, closed pipes and Ctrl-C. Does not know: the commands.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FAILED: Final = 2
 INTERRUPTED: Final = 130
 CLOSED: Final = 141
 
-DebugFlag = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with a `--debug` flag and its errors turned into exit codes."""
+    """Return the command with a `--debug` flag, and with errors turned into exit codes."""
 
     def call(*, debug: bool, **given: Any) -> None:
         try:
@@ -38,7 +38,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
         except KeyboardInterrupt as stop:
             if sys.stderr.isatty():
-                sys.stderr.write("\n")  # the terminal has echoed ^C in the middle of a line
+                sys.stderr.write("\n")  # the terminal echoed ^C in the middle of a line
             if str(stop):
                 sys.stderr.write(f"Interrupted: {stop}\n")
             raise typer.Exit(INTERRUPTED) from None
@@ -59,10 +59,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def seeded(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the options with a seed, a fresh one unless they have one. If Ctrl-C ends the block, the seed is told.
+    """Yield the options with their seed, or with a fresh seed. Ctrl-C in the block shows the seed.
 
     Raises:
-        KeyboardInterrupt: with the seed in its message, for `guarded` to show.
+        KeyboardInterrupt: if the user interrupts; `guarded` shows its message with the seed.
     """
     asked = dict(options)
     if asked.get("seed") is None:
@@ -76,7 +76,7 @@ def seeded(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def with_parameters(
     call: Callable[..., None], command: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
-    """Return `call` under the command's name and text, with these parameters for typer to make flags of."""
+    """Return `call` with the command's name and docstring, and with these parameters, which typer turns into flags."""
     functools.update_wrapper(call, command)
     listed = list(parameters)
     call.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
@@ -85,13 +85,13 @@ def with_parameters(
 
 
 def describe(error: Exception) -> str:
-    """Return the error as one line; one that is not meant for users names its type and the way to learn more."""
+    """Return the error as one line. An unexpected error gets its type and a hint to --debug."""
     line = " ".join(_message(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, UnspoolError) or hasattr(error, "format_message"):
         return line
-    return f"{type(error).__name__}: {line} (--debug shows where)"
+    return f"{type(error).__name__}: {line} (--debug shows the traceback)"
 
 
 def _message(error: Exception) -> str:
@@ -104,13 +104,13 @@ def _message(error: Exception) -> str:
 
 
 def report(error: Exception) -> None:
-    """Write the error's line to standard error; nothing where help has been shown instead."""
+    """Write the error's line to standard error. An empty message, after help was shown, writes nothing."""
     if line := describe(error):
         sys.stderr.write(f"Error: {line}\n")
 
 
 def abandon_output() -> None:
-    """Send what is still buffered nowhere: the reader has gone, and Python would complain when it flushes at exit."""
+    """Discard buffered output after the reader closed the pipe; else Python prints an error at exit."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -120,7 +120,7 @@ def abandon_output() -> None:
 
 
 def tolerate_narrow_encodings() -> None:
-    """Let a terminal or pipe that cannot hold a character show a question mark rather than end the run."""
+    """Replace characters that the output encoding lacks by question marks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""The examples in `--help`: command lines that run as they stand, with the embedded model."""
+"""Examples for `--help`: complete command lines for the embedded model."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "unspool models --json",
     ),
 }
-"""Command --> its examples; the program's own under the empty name."""
+"""Command name --> its examples; the empty name is the program itself."""

@@ -1,6 +1,6 @@
-"""`unspool generate`: a prompt goes in, text streams out; or a file of prompts goes in.
+"""`unspool generate`: streams the text for one prompt, or writes results for a file of prompts.
 
-Owns: how several outputs are told apart in one stream. Does not know: how text is made.
+Owns: the separation of several outputs in one stream. Does not know: how text is generated.
 """
 
 from __future__ import annotations
@@ -43,26 +43,27 @@ def generate(
     prompts: PromptsFlag = None,
     output: OutputFlag = None,
     assistant_model: AssistantFlag = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show text as it comes, or all at once.")] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Stream the text, or print it at the end.")
+    ] = True,
     as_json: JsonFlag = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No closing line on tokens, speed and seed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print tokens, speed and seed.")] = False,
     choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
-    """Go on from a prompt, or from each prompt of a file.
+    """Continue a prompt, or each prompt of a file.
 
-    In a terminal the prompt is shown dim before the text. A pipe gets the text alone, and the prompt with --echo.
-    Several outputs are parted by a line of three dashes. In a beam search, the text of the best beam is shown dim
-    until it is certain.
+    In a terminal the prompt is shown dim before the text. A pipe gets the text alone; --echo adds the prompt. A line
+    of three dashes separates several outputs. In a beam search, the text of the best beam is dim until it is certain.
 
-    With --prompts each prompt has its result, in order, as soon as it is there: with --json one line per prompt. A
-    prompt that fails has its error there, the others go on, and the exit status is 2.
+    With --prompts, results come in the order of the prompts, each as soon as it is ready; with --json one line per
+    prompt. A failed prompt has its error as its result, all others continue, and the exit code is 2.
     """
     if not as_json and options.get("logprobs") is not None:
-        raise OptionError("logprobs", options["logprobs"], "is shown in the whole result alone", "add --json")
+        raise OptionError("logprobs", options["logprobs"], "is only part of the JSON result", "add --json")
     if prompts is not None:
         if prompt is not None or prompt_file is not None:
-            raise PromptError("--prompts brings the prompts; leave out the prompt beside it")
+            raise PromptError("prompts are given twice; leave out either --prompts or the other prompt")
         records = read_records(prompts, main="prompt")
         model, draft = choice.load(), choice.load_assistant(assistant_model)
         results = generated(model, records, options, draft, as_json=as_json)
@@ -80,7 +81,7 @@ def generate(
 
 def _show(model: LanguageModel, text: str, asked: dict[str, Any], output: TextIO, *, stream: bool, quiet: bool) -> None:
     """Generate and show the outputs of one prompt."""
-    # The screen shows the prompt itself, so the model is not asked to repeat it.
+    # The screen shows the prompt, so the result must not contain it again.
     screen = Screen(prompt=text, echo=asked.pop("echo", False), output=output)
     if stream:
         if screen.shows_tails:
@@ -93,13 +94,13 @@ def _show(model: LanguageModel, text: str, asked: dict[str, Any], output: TextIO
         show_completions(screen, generation.completions)
     for completion in generation.completions:
         if completion.unmet is not None:
-            screen.remark(f"output {completion.index + 1} lacks what was asked for: {completion.unmet}")
+            screen.remark(f"output {completion.index + 1} lacks forced words: {completion.unmet}")
     if not quiet:
         screen.remark(summary(generation))
 
 
 def show_chunks(screen: Screen, chunks: Iterable[Chunk]) -> None:
-    """Show outputs one after the other: the first unfinished one live, what comes of later ones kept until its turn."""
+    """Show outputs one after the other: the first unfinished output streams, text of later outputs is buffered."""
     waiting: dict[int, str] = {}
     finished: set[int] = set()
     current = 0
@@ -119,7 +120,7 @@ def show_chunks(screen: Screen, chunks: Iterable[Chunk]) -> None:
 
 
 def show_completions(screen: Screen, completions: Sequence[Completion]) -> None:
-    """Show every output of a finished result."""
+    """Show all outputs of a finished result."""
     screen.prompt()
     for completion in completions:
         if completion.index:
@@ -129,7 +130,7 @@ def show_completions(screen: Screen, completions: Sequence[Completion]) -> None:
 
 
 def summary(generation: Generation) -> str:
-    """Return the closing line: what it took, how it ended, and the seed that repeats it."""
+    """Return the summary line: tokens, speed, finish reasons, and the seed that repeats the result."""
     tokens = generation.usage.completion_tokens
     reasons = sorted({completion.finish_reason for completion in generation.completions})
     return (

@@ -1,6 +1,6 @@
-"""What `--help` shows: what a command does, examples, and every flag in full on any width.
+"""The `--help` pages: description, examples and all flags, complete at any terminal width.
 
-Owns: the layout. Does not know: which commands, flags and examples there are.
+Owns: the layout. Does not know: the list of commands, flags and examples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPTIONS: Final = "Options"
 
 
 class HelpfulCommand(TyperCommand):
-    """A command whose help has examples and one section per group of options."""
+    """A command with examples and one section per option group in its help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
@@ -43,7 +43,7 @@ class HelpfulCommand(TyperCommand):
 
 
 class HelpfulGroup(TyperGroup):
-    """The program: its commands, one line each."""
+    """The program, with one line per command in its help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""

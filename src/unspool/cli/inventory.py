@@ -1,6 +1,6 @@
-"""Which models this machine has: in this package, in other installed packages, and in the local Hugging Face cache.
+"""Inventory of local models: in this package, in other installed packages, and in the local Hugging Face cache.
 
-Owns: finding and measuring them without loading any. Does not know: how they are shown.
+Owns: finding and measuring models without loading them. Does not know: how they are shown.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ EMBEDDED = Path(str(files("unspool"))) / "tale"
 class Model:
     """One model on disk.
 
-    name: what --model takes; None for the embedded model itself, which needs no name.
-    parameters: how many numbers its weights hold; None if that is unknown.
-    size: bytes on disk. bits_per_byte: on held-out text, where it was measured.
+    title: name in the table.
+    name: value for --model; None for the embedded model, which is the default.
+    place: "embedded", "installed" or "cached". folder: folder of its files.
+    parameters: number of parameters; None if unknown.
+    size: bytes on disk.
+    bits_per_byte: bits per byte on held-out text; None if it was not measured.
     """
 
     title: str
@@ -37,7 +40,7 @@ class Model:
     bits_per_byte: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON."""
+        """Return the fields as plain JSON values."""
         return {
             "title": self.title,
             "name": self.name,
@@ -50,9 +53,9 @@ class Model:
 
 
 def embedded_models(folder: Path = EMBEDDED) -> list[Model]:
-    """Return the models of the package: the one that `unspool.load()` takes, then its draft.
+    """Return the models of the package: first the default model of `unspool.load()`, then its draft model.
 
-    What was measured of them stands in figures.json beside the first, by folder.
+    Measurements come from figures.json in the first model's folder, by folder name.
     """
     figures = folder / "figures.json"
     measured = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
@@ -72,7 +75,7 @@ def embedded_models(folder: Path = EMBEDDED) -> list[Model]:
 
 
 def installed_models() -> list[Model]:
-    """Return the models of other installed packages; none are imported."""
+    """Return the models of other installed packages, without importing the packages."""
     found = [(name, find_packaged(name)) for name in PACKAGED]
     return [
         Model(
@@ -89,7 +92,7 @@ def installed_models() -> list[Model]:
 
 
 def _count_gguf(path: Path) -> int | None:
-    """Return how many numbers the file holds; None if it is damaged."""
+    """Return the number of parameters in a GGUF file; None if the file is damaged."""
     try:
         return sum(tensor.size for tensor in read_header(path).tensors.values())
     except ModelError:
@@ -97,7 +100,7 @@ def _count_gguf(path: Path) -> int | None:
 
 
 def cached_models() -> list[Model]:
-    """Return the models of the local Hugging Face cache by name; none where there is no cache."""
+    """Return the models of the local Hugging Face cache, sorted by name; an empty list without a cache."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -122,17 +125,17 @@ def _cached(repository: Any) -> Model:
 
 
 def count_parameters(folder: Path) -> int | None:
-    """Return how many numbers the folder's safetensors files hold, from their headers; None where there are none.
+    """Return the number of parameters in the folder's safetensors files, from their headers; None without such files.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: if a file cannot be read.
     """
     headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := _header(path)) is not None]
     return sum(count for header in headers for count in _counts(header)) if headers else None
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """Return the description of the tensors; None where the file is no safetensors file (8 bytes of length, JSON)."""
+    """Return the header of a safetensors file (8 bytes of length, then JSON); None for any other file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:

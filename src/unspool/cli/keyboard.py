@@ -1,6 +1,6 @@
-"""Where messages come from: a person at a terminal, or lines in a pipe.
+"""Sources of messages: the keyboard of a terminal, or lines of a pipe.
 
-Owns: reading them, several lines as one where they say so. Does not know: what messages mean.
+Owns: reading messages, also of several lines. Does not know: the meaning of messages.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ _GOES_ON: Final = "\\"
 
 
 class Source(Protocol):
-    """Brings messages, one at a time."""
+    """Returns messages, one at a time."""
 
     interactive: bool
 
     def message(self, begin: str = "") -> str:
-        """Return the next message; lines that end with a backslash go on with the next.
+        """Return the next message. A backslash at the end of a line continues the message on the next line.
 
         Args:
-            begin: what stands there to be edited, where a person can.
+            begin: text to edit; ignored in a pipe.
 
         Raises:
-            EOFError: there is none any more. KeyboardInterrupt: the person thought otherwise.
+            EOFError: if the input has ended.
+            KeyboardInterrupt: if the user presses Ctrl-C.
         """
         ...
 
 
 class Keyboard:
-    """A person at a terminal: arrow keys, a history of this session, completion; pasted lines are one message.
+    """The keyboard of a terminal: arrow keys, history of this session, completion; pasted lines are one message.
 
     Args:
-        complete: returns what a line that is being written may go on with: whole last words.
+        complete: returns the completions of the last word of an unfinished line.
     """
 
     interactive = True
@@ -54,7 +55,7 @@ class Keyboard:
                 self._readline.parse_and_bind("set enable-bracketed-paste on")
 
     def message(self, begin: str = "") -> str:
-        """Return what is written next; see Source."""
+        """Return the next message; see Source."""
         return _joined(lambda first: self._line(PROMPT if first else CONTINUED, begin if first else ""))
 
     def _line(self, prompt: str, begin: str) -> str:
@@ -74,7 +75,7 @@ class Keyboard:
 
 
 class Piped:
-    """Lines of standard input, a message each."""
+    """Lines of standard input, one message per line."""
 
     interactive = False
 
@@ -93,7 +94,7 @@ class Piped:
 
 
 def _joined(line: Callable[[bool], str]) -> str:
-    """Return lines as one text, as long as they end with a backslash. `line` is told whether it is the first."""
+    """Return a line, joined with the next lines after a backslash. `line` gets True for the first line."""
     lines = [line(True)]
     while lines[-1].endswith(_GOES_ON):
         lines[-1] = lines[-1].removesuffix(_GOES_ON)
@@ -105,9 +106,9 @@ def _joined(line: Callable[[bool], str]) -> str:
 
 
 def _line_editor() -> ModuleType | None:
-    """Return the readline module; importing it is what makes `input` edit lines."""
+    """Return the readline module, or None if it is missing. Importing it enables line editing in `input`."""
     try:
         import readline
-    except ImportError:  # Windows has none, and edits lines by itself
+    except ImportError:  # missing on Windows, which has its own line editing
         return None
     return readline

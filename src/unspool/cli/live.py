@@ -1,8 +1,9 @@
-"""A tail behind the text in a terminal: dim, rewritten in place, and gone without trace.
+"""LiveTail: a tentative tail after the text in a terminal, drawn dim, rewritten in place and erased without trace.
 
-Owns: where the cursor stands, in cells, and the escapes that draw and erase. Does not know: what the text says.
+Owns: the column of the cursor, in cells, and the escape sequences that draw and erase. Does not know: the meaning of
+the text.
 
-    text that stays|tail          the cursor rests at the bar, where the text goes on
+    final text|tail               the cursor stays at the bar, the start of the next text
     more of the tail
 """
 
@@ -23,11 +24,11 @@ _TAB: Final = 8
 
 
 class LiveTail:
-    """Shows text in a terminal with a tail behind it; the text begins in the first column.
+    """Shows text in a terminal with a tail after it; the text starts in the first column.
 
     Args:
-        write: takes what the terminal is to be sent, and sends it at once.
-        size: returns the terminal's columns and lines.
+        write: sends text to the terminal at once.
+        size: returns the terminal's size in columns and lines.
     """
 
     def __init__(self, write: Callable[[str], None], size: Callable[[], os.terminal_size]) -> None:
@@ -38,11 +39,11 @@ class LiveTail:
         self._forced = False
 
     def show(self, text: str, tail: str | None) -> None:
-        """Show more text, and the tail behind it.
+        """Show more text, and the tail after it.
 
         Args:
-            text: may be "".
-            tail: None leaves it as it is, "" takes it away.
+            text: new text; can be "".
+            tail: the new tail; None keeps the current tail, "" removes it.
         """
         before, wanted = self._tail, self._tail if tail is None else tail
         if not text and wanted == before:
@@ -51,31 +52,31 @@ class LiveTail:
         try:
             self._write((_ERASE if before else "") + firm + (self._draw(wanted) if wanted else ""))
         finally:
-            # An interrupt in the middle of the writing leaves it in the buffer, to go out with what is written next.
+            # After an interrupt during the write, the tail is in the buffer and still appears with the next write.
             self._tail = wanted
 
     def passed(self, text: str) -> str:
-        """Take note of text that is shown where no tail stands; returns what to write of it."""
+        """Update the cursor column for text shown without a tail, and return the part of the text to write."""
         if self._forced and text:
             text, self._forced = text.removeprefix("\n"), False
         self._column = column_after(text, self._column, self._size().columns)
         return text
 
     def end(self) -> None:
-        """Take the tail away, even one whose drawing was cut off: a terminal discards what is on its way at Ctrl-C."""
+        """Remove the tail, also after Ctrl-C: the terminal then discards pending output, so it can be half drawn."""
         if self._tail:
             self._write(_PLAIN + _WRAP + _RESTORE + _ERASE)
             self._tail = ""
 
     def _draw(self, tail: str) -> str:
-        """Return what draws the tail and leaves the cursor where it is.
+        """Return the escape sequence that draws the tail and restores the cursor.
 
-        Rows are broken here, room for them is made first and wrapping is off: nothing may scroll while the cursor's
-        place is saved, even where a terminal gives a character more cells than we do.
+        The screen must not scroll between saving and restoring the cursor, even if the terminal counts more cells per
+        character. So this method breaks rows itself, makes room for them first, and turns wrapping off.
         """
         columns, lines = self._size()
         forced = ""
-        if self._column == columns:  # the terminal waits to wrap, and would erase the row's last cell
+        if self._column == columns:  # a pending wrap: erasing would delete the row's last cell
             forced, self._column, self._forced = " \b", 0, True
         rows = fold(tail.removeprefix("\n") if self._forced else tail, self._column, columns)[:lines]
         down = len(rows) - 1
@@ -85,7 +86,7 @@ class LiveTail:
 
 
 def terminal_size(stream: TextIO) -> os.terminal_size:
-    """Return columns and lines of the terminal that the stream writes to; 80 by 24 where it does not say."""
+    """Return the columns and lines of the stream's terminal; 80 by 24 if they are unknown."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
@@ -94,7 +95,7 @@ def terminal_size(stream: TextIO) -> os.terminal_size:
 
 
 def column_after(text: str, column: int, columns: int) -> int:
-    """Return the column behind text that begins in `column`; `columns` where the row is full and not yet wrapped."""
+    """Return the column after text that starts in `column`; `columns` if the row is full and not yet wrapped."""
     if "\n" in text:
         text, column = text[text.rfind("\n") + 1 :], 0
     for char in text:
@@ -107,9 +108,9 @@ def column_after(text: str, column: int, columns: int) -> int:
 
 
 def fold(text: str, column: int, columns: int) -> list[str]:
-    """Return the rows that text takes, the first of which begins in `column`; tabs become spaces.
+    """Return the rows of a text that starts in `column`; tabs become spaces.
 
-    Marks at the beginning of a row are left out: they would join a character that is not of this text.
+    Combining marks at the start of a row are left out, because they would modify a character outside this text.
     """
     rows = [""]
     for char in text:

@@ -1,6 +1,6 @@
-"""The `unspool` command: its subcommands, its version, and how a call ends.
+"""The `unspool` program: subcommands, `--version` and the exit code.
 
-Owns: the way from arguments to an exit code. Does not know: what the commands do.
+Owns: the path from arguments to an exit code. Does not know: the work of the commands.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: without the program's name; None for those of this process.
+        arguments: arguments without the program's name; None for the arguments of this process.
 
     Returns:
-        The exit code: 0 done, 2 refused or failed, 130 interrupted, 141 the reader of our output has gone.
+        The exit code: 0 success, 2 error, 130 interrupted, 141 closed output pipe.
     """
     tolerate_narrow_encodings()
     given = None if arguments is None else list(arguments)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     finally:
         if arguments is None:
-            # The process ends here: Python need not look through half a million objects for garbage once more.
+            # The process ends here; this skips a last garbage collection over half a million objects.
             gc.freeze()
     return status if isinstance(status, int) else 0
 

@@ -1,6 +1,6 @@
-"""`unspool models`: what can be loaded without a network.
+"""`unspool models`: lists the models that can be loaded without a network.
 
-Owns: the table. Does not know: where models lie (unspool.cli.inventory).
+Owns: the table. Does not know: the folders of models (unspool.cli.inventory).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def models(*, as_json: JsonFlag = False) -> None:
     if as_json:
         typer.echo(json.dumps([model.to_dict() for model in found], ensure_ascii=False, indent=2))
         return
-    # A pipe has no width of its own to cut names to.
+    # In a pipe, names must not be cut to a width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     console.print(table(found))
     if not any(model.place == "embedded" for model in found):
-        typer.echo("This copy has no embedded model: tools/train_tale.py makes it.", err=True)
+        typer.echo("This copy lacks the embedded model; create it with tools/train_tale.py.", err=True)
 
 
 def table(found: list[Model]) -> Table:
-    """Return one line a model."""
+    """Return the table, one line per model."""
     lines = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     lines.add_column("MODEL", overflow="fold")
     lines.add_column("WHERE")

@@ -1,6 +1,6 @@
-"""`unspool next`: the distribution of the next token, drawn.
+"""`unspool next`: draws the distribution of the next token.
 
-Owns: nothing but the command. Does not know: how it is computed or drawn.
+Owns: the command. Does not know: how the distribution is computed or drawn.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def next_tokens(
     prompt: PromptArgument = None,
     *,
     prompt_file: PromptFileFlag = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many tokens to show at most.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of tokens to show.")] = 20,
     as_json: JsonFlag = False,
     choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
-    """Draw the exact distribution the next token would be drawn from.
+    """Draw the exact distribution of the next token.
 
-    Each token's probability under the model, after the processors, and the processor that cut it, if one did.
+    For each token: its probability under the model and after the processors, or the processor that removed it.
     """
     text = read_prompt(prompt, prompt_file)
     answer = choice.load().next_tokens(text, limit=limit, **options)

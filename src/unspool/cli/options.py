@@ -1,6 +1,6 @@
-"""The flags that several commands share: the model's, and one for every option of the option table.
+"""Shared flags: the flags of the model, and one flag per option of the option table.
 
-Owns: how an option looks on the command line. Does not know: what options there are or mean (unspool.config).
+Owns: the command-line form of an option. Does not know: the list and the meaning of the options (unspool.config).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Quantize: TypeAlias = Literal["int8", "int4"]
 PromptArgument = Annotated[
     str | None,
     typer.Argument(
-        help="The text to go on from; - reads standard input. A pipe is read if it is left out.", show_default=False
+        help="The text to continue; - reads standard input. If it is left out, a pipe is read.", show_default=False
     ),
 ]
 PromptFileFlag = Annotated[
@@ -48,11 +48,11 @@ AssistantFlag = Annotated[
     typer.Option(
         "--assistant-model",
         metavar="NAME|FOLDER",
-        help="A small model of the same tokenizer that drafts for the model, which makes it faster and changes no "
-        "token; tale-draft for the embedded one.",
+        help="Draft model for assisted decoding: a small model with the same tokenizer. Faster, with the same tokens; "
+        "tale-draft is the draft of the embedded model.",
     ),
 ]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the complete result as JSON.")]
 
 _MODEL_FLAGS: Mapping[str, Any] = {
     "model": Annotated[
@@ -70,21 +70,21 @@ _MODEL_FLAGS: Mapping[str, Any] = {
     ],
     "tokenizer": Annotated[
         str | None,
-        typer.Option("--tokenizer", metavar="NAME|FOLDER", help="A tokenizer for a model that has none of its own."),
+        typer.Option("--tokenizer", metavar="NAME|FOLDER", help="A tokenizer for a model that lacks one."),
     ],
     "dtype": Annotated[
         Dtype | None,
-        typer.Option("--dtype", metavar="NAME", help="The number format: auto, float32, bfloat16 or float16."),
+        typer.Option("--dtype", metavar="NAME", help="Data type of the weights: auto, float32, bfloat16 or float16."),
     ],
     "device": Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+        str | None, typer.Option("--device", metavar="DEVICE", help="Device of the model: cpu, cuda, cuda:1, mps.")
     ],
     "quantize": Annotated[
         Quantize | None,
         typer.Option(
             "--quantize",
             metavar="BITS",
-            help="Round the model's weights to int8 or int4 on loading: less memory, faster.",
+            help="Quantize the weights to int8 or int4 on loading: less memory, faster.",
         ),
     ],
     "threads": Annotated[
@@ -93,7 +93,7 @@ _MODEL_FLAGS: Mapping[str, Any] = {
             "--threads",
             metavar="INT",
             min=1,
-            help="CPU threads to compute with; by default all CPUs that the process can use.",
+            help="Number of CPU threads; by default all CPUs that the process can use.",
         ),
     ],
 }
@@ -102,7 +102,7 @@ _TYPES: Mapping[str, Any] = {"int": int, "float": float, "str": str, "json": str
 
 
 def with_model(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with the flags of the model; it receives them as `choice`, a ModelChoice."""
+    """Return the command with the model flags; it receives their values as `choice`, a ModelChoice."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "choice"]
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -117,7 +117,7 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def generation_options() -> list[Option]:
-    """Return the options that are flags, in the order of `--help`: group by group."""
+    """Return the options with flags, in the order of `--help`: by group."""
     shown = [option for option in OPTIONS.values() if option.door != "drop_in"]
     return sorted(shown, key=lambda option: GROUPS.index(option.group))
 
@@ -128,23 +128,23 @@ def flag_of(option: Option) -> str:
 
 
 def with_generation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with a flag for every option; it receives those given as its mapping `options`."""
+    """Return the command with one flag per option; it receives the given options as a mapping, `options`."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
     table = generation_options()
 
     def call(**given: Any) -> None:
         options = {option.name: value for option in table if (value := _take(option, given)) is not None}
-        GenerationConfig(**options)  # a wrong value is told now, not after a model has been loaded
+        GenerationConfig(**options)  # check the values before a model is loaded
         command(**given, options=options)
 
     return with_parameters(call, command, [*own, *(one for option in table for one in _parameters(option))])
 
 
 def _take(option: Option, given: dict[str, Any]) -> Any:
-    """Remove the option's flags from those given. Returns its value as Python code would give it, or None.
+    """Remove the option's flags from `given`, and return its Python value; None if it is not given.
 
     Raises:
-        OptionError: if a structured value is malformed, or a switch is set both ways.
+        OptionError: if a JSON value is malformed, or a switch is both on and off.
     """
     value = given.pop(option.name)
     if option.cli_type == "bool":
@@ -164,7 +164,7 @@ def _both(option: Option) -> str:
 def _parameters(option: Option) -> Iterator[inspect.Parameter]:
     if option.cli_type == "bool":
         yield _parameter(option.name, bool, default=False, option=option)
-        # The second form is told in the help of the first: in a column of its own it leaves the text no room.
+        # The help of the first form names the second; a column for it would leave too little room for the text.
         yield _parameter(f"no_{option.name}", bool, default=False, option=option, hidden=True)
     else:
         kind = list[str] if option.multiple else _TYPES[option.cli_type]
@@ -183,7 +183,7 @@ def _metavar(option: Option) -> str:
 
 
 def help_of(option: Option) -> str:
-    """Return the option's sentence, with other options under their flags, and what its flag takes."""
+    """Return the option's help with option names written as flags, and a note on the values of its flag."""
     flag = flag_of(option)
     parts = [re.sub(r"`(\w+)`", _as_flag, option.help)]
     if option.cli_type == "bool":
@@ -196,7 +196,7 @@ def help_of(option: Option) -> str:
 
 
 _MANY: Mapping[bool, str] = {
-    True: "Several are parted by commas, or given as a JSON list; the flag can be repeated.",
+    True: "Separate several by commas or give a JSON list; the flag can be repeated.",
     False: "For several, repeat the flag or give a JSON list.",
 }
 

@@ -1,6 +1,6 @@
-"""Files of many prompts or texts: one per line, as text or as JSON.
+"""Files of prompts or texts, one per line, as text or JSON.
 
-Owns: how a line is read, and the errors that name file and line. Does not know: what is done with it.
+Owns: the parsing of lines, and errors with file and line. Does not know: the use of the records.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TEXT_SUFFIX: Final = ".txt"
 class Record:
     """One line of a file.
 
-    place: file and line, for errors. values: what the line holds besides options, such as its prompt. options: those
-    of this line, checked. error: what is wrong with the line; None for a line that can be used.
+    place: file and line, for errors. values: values other than options, such as the prompt. options: checked options of
+    this line. error: error message of the line; None for a valid line.
     """
 
     place: str
@@ -35,32 +35,32 @@ class Record:
     error: str | None = None
 
     def told(self, error: Exception) -> str:
-        """Return an error about this line in one line, with its place and the keys of JSON."""
+        """Return the message of an error about this line, on one line, with its place and JSON keys."""
         text = spelled(error, KEYS) if isinstance(error, UnspoolError) else f"{type(error).__name__}: {error}"
         return f"{self.place}: {' '.join(text.split())}"
 
 
 def read_records(file: Path, *, main: str, others: Sequence[str] = (), takes_options: bool = True) -> list[Record]:
-    """Return the lines of a file, without blank ones. A line that is wrong becomes a record with its error.
+    """Return the lines of a file as records, without blank lines. An invalid line becomes a record with an error.
 
-    A file is JSON, an object per line, if its name ends in .jsonl or .ndjson, or if its first line is an object; names
-    that end in .txt are always text.
+    A file is JSON Lines if its name ends in .jsonl or .ndjson, or if its first line is a JSON object. A file with a
+    name in .txt is always text.
 
     Args:
-        file: its name; - is standard input.
-        main: the key that each object must have; a line of text is its value.
-        others: further keys that are no options.
-        takes_options: whether all other keys are options of generation; otherwise they are errors.
+        file: name of the file; - is standard input.
+        main: required key of each object; a line of text is its value.
+        others: further keys other than options.
+        takes_options: True if all other keys are generation options; False makes them errors.
 
     Raises:
-        PromptError: if the file holds no line, or is not UTF-8 text.
-        OSError: if it cannot be read.
+        PromptError: if the file has only blank lines, or is not UTF-8 text.
+        OSError: if the file cannot be read.
     """
     name = "standard input" if str(file) == "-" else str(file)
     raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     lines = [(f"{name}:{count}", line) for count, line in enumerate(_lines(decoded(raw, name)), 1) if line.strip()]
     if not lines:
-        raise PromptError(f"{name} holds no line")
+        raise PromptError(f"{name} is empty")
     if file.suffix in _JSON_SUFFIXES or (file.suffix != _TEXT_SUFFIX and _is_object(lines[0][1])):
         read = [_from_json(place, line, main, others) for place, line in lines]
         return read if takes_options else [_without_options(one, (main, *others)) for one in read]
@@ -68,7 +68,7 @@ def read_records(file: Path, *, main: str, others: Sequence[str] = (), takes_opt
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines. Other separators than line feeds, which Python knows, can stand inside a JSON string."""
+    """Return the lines, split at line feeds alone: a JSON string can contain the other separators of `splitlines`."""
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
@@ -107,12 +107,12 @@ def _is_prompt(value: Any) -> bool:
 
 
 def _without_options(record: Record, keys: Sequence[str]) -> Record:
-    """Return the record, with an error if it has options."""
+    """Return the record; with an error if it has options."""
     unknown = next(iter(record.options), None)
     if unknown is None:
         return record
     allowed = " and ".join(f'"{key}"' for key in keys)
-    return replace(record, options={}, error=f'{record.place}: "{unknown}" is not a key here; there are {allowed}')
+    return replace(record, options={}, error=f'{record.place}: "{unknown}" is not a key here; the keys are {allowed}')
 
 
 def _short(line: str) -> str:

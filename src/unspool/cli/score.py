@@ -1,6 +1,6 @@
-"""`unspool score`: how probable a model finds given texts.
+"""`unspool score`: log-probability and perplexity of texts.
 
-Owns: where texts come from, and how a score looks. Does not know: how it is computed.
+Owns: the sources of texts, and the form of a score. Does not know: how a score is computed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ _TOGETHER = 64
 def score(
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="The texts to score. A pipe is read as one text if none is given.", show_default=False),
+        typer.Argument(
+            help="The texts to score. If they are left out, a pipe is read as one text.", show_default=False
+        ),
     ] = None,
     *,
     prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", help="What stands before each text and is not scored.")
+        str, typer.Option("--prompt", metavar="TEXT", help="Context before each text; it is not scored.")
     ] = "",
     text_file: Annotated[
         Path | None,
@@ -57,8 +59,8 @@ def score(
 ) -> None:
     """Score texts: their log-probability under the model, and their perplexity.
 
-    Log-probabilities are natural logarithms of the model's own distribution, without any processor. A text that
-    cannot be scored has its error in its place, and the exit status is 2.
+    Log-probabilities are natural logarithms of the model's distribution, without processors. A failed text has its
+    error as its result, and the exit code is 2.
     """
     records = _records(text, text_file, texts)
     model = choice.load()
@@ -70,7 +72,7 @@ def _records(given: list[str] | None, file: Path | None, many: Path | None) -> l
     """Return the texts to score as records.
 
     Raises:
-        PromptError: if none is given, or texts come from two places.
+        PromptError: if texts are missing, or come from two sources.
     """
     if sum(bool(one) for one in (given, file, many)) > 1:
         raise PromptError("texts are given twice; leave out all but one of TEXT, --text-file and --texts")
@@ -82,7 +84,7 @@ def _records(given: list[str] | None, file: Path | None, many: Path | None) -> l
 
 
 class Scored:
-    """A score together with the text that it is of."""
+    """A score with its text."""
 
     def __init__(self, record: Record, prompt: Any, score: TextScore) -> None:
         self._values = {"prompt": prompt, **record.values}
@@ -92,21 +94,21 @@ class Scored:
         return str(self._score)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return prompt, text and the score as plain JSON."""
+        """Return prompt, text and score as plain JSON values."""
         return {**self._values, **self._score.to_dict()}
 
 
 def scored(model: LanguageModel, records: Iterable[Record], prompt: str) -> Iterator[tuple[Record, Scored | str]]:
-    """Yield the score, or the error, of each record, in order; several share a forward pass.
+    """Yield the score, or the error message, of each record, in order. Several records share a forward pass.
 
     Args:
-        prompt: of the records that have none of their own.
+        prompt: prompt of the records without their own prompt.
     """
     for several in _chunks(records):
         whole = [one for one in several if one.error is None]
         try:
             found = dict(zip(map(id, whole), _scores(model, whole, prompt), strict=True))
-        except Exception:  # one of them is wrong: each is tried by itself
+        except Exception:  # a text failed: score each text alone
             found = {}
         for one in several:
             if one.error is not None:
@@ -136,5 +138,5 @@ def _scores(model: LanguageModel, records: list[Record], prompt: str) -> list[Sc
 def _score_alone(model: LanguageModel, record: Record, prompt: str) -> Scored | str:
     try:
         return _scores(model, [record], prompt)[0]
-    except Exception as error:  # whatever is wrong with one text is no reason to lose the others
+    except Exception as error:  # any error of one text must not stop the others
         return record.told(error)

@@ -1,6 +1,6 @@
-"""What is shown where: text on standard output, remarks on standard error, dim in a terminal and plain in a pipe.
+"""Screen: writes text to standard output and remarks to standard error, with dim parts in a terminal.
 
-Owns: the two streams while a command runs. Does not know: models.
+Owns: both streams while a command runs. Does not know: models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unspool.cli.live import LiveTail, terminal_size
 
 SEPARATOR = "---\n"
 
-# A model may write control characters; in a terminal they could move the cursor or worse. Pipes get the text as it is.
+# Control characters from a model could move the cursor of a terminal. Pipes get the unchanged text.
 _UNSAFE = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\t\n"}
 
 
@@ -22,9 +22,9 @@ class Screen:
     """Shows the outputs of one prompt as they stream in.
 
     Args:
-        prompt: shown before each output, dim, in a terminal.
-        echo: whether a pipe gets the prompt too.
-        output, errors: where text and remarks go; None for this process's own streams.
+        prompt: shown dim before each output in a terminal.
+        echo: True to write the prompt to a pipe as well.
+        output, errors: streams for text and for remarks; None for the streams of this process.
     """
 
     def __init__(self, *, prompt: str, echo: bool, output: TextIO | None = None, errors: TextIO | None = None) -> None:
@@ -38,19 +38,20 @@ class Screen:
 
     @property
     def shows_tails(self) -> bool:
-        """Whether a tail can be told from the text and taken back: in a terminal with styles alone."""
+        """True if tentative tails can be shown, which needs a terminal with styles."""
         return self._live is not None
 
     def prompt(self) -> None:
-        """Show the prompt where it is wanted."""
+        """Show the prompt in a terminal, or if `echo` is on."""
         if self._shows_prompt:
             self._put(self._output, self._prompt, dim=True)
 
     def text(self, text: str, *, tail: str | None = None) -> None:
-        """Show a piece of text at once, and behind it, dim, what may be taken back.
+        """Show a piece of text at once, and after it, dim, a tentative tail.
 
         Args:
-            tail: replaces the one before; None leaves it as it is, "" takes it away. Ignored where none can be shown.
+            text: the new text.
+            tail: the new tail; None keeps the current tail, "" removes it. Ignored unless `shows_tails`.
         """
         if self._live is None:
             self._put(self._output, text, dim=False)
@@ -60,20 +61,20 @@ class Screen:
             self._at_line_start = text.endswith("\n")
 
     def end_line(self) -> None:
-        """Take the tail away and go to a new line unless there already."""
+        """Remove the tail, and go to a new line unless the cursor is at the start of a line."""
         if self._live is not None:
             self._live.end()
         if not self._at_line_start:
             self.text("\n")
 
     def part(self) -> None:
-        """Part the output before from the one that follows."""
+        """Separate two outputs, and show the prompt of the second."""
         self.end_line()
         self._put(self._output, SEPARATOR, dim=True)
         self.prompt()
 
     def remark(self, text: str) -> None:
-        """Show a dim line on standard error where a person sees it; else nothing."""
+        """Show a dim line on standard error if it is a terminal."""
         if self._errors.isatty():
             self._put(self._errors, f"{text}\n", dim=True)
 

@@ -1,6 +1,6 @@
-"""What a command works on: the prompt and the model.
+"""Inputs of a command: the prompt and the model.
 
-Owns: where a prompt can come from, and what is shown while a model loads. Does not know: what is done with them.
+Owns: the sources of a prompt, and the messages while a model loads. Does not know: the commands.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 
 
 def read_prompt(argument: str | None, file: Path | None, *, noun: str = "prompt") -> str:
-    """Return the prompt: the argument, else the file, else the text of a pipe. A file loses one line end at its end.
+    """Return the prompt: the argument, else the file, else the text of a pipe. One final line end is removed.
 
     Args:
-        noun: what the text is; names its flag as well, as in --prompt-file.
+        argument: the prompt itself; "-" reads standard input, None if not given.
+        file: name of a file; "-" reads standard input, None if not given.
+        noun: the name of the text in messages and in its flag, as in --prompt-file.
 
     Raises:
-        PromptError: if no prompt is given, two are, or it is not UTF-8 text.
+        PromptError: if the prompt is missing, given twice, or not UTF-8 text.
         OSError: if the file cannot be read.
     """
-    absent = f"no {noun} is given; write it as an argument, name a --{noun}-file, or pipe it in"
+    absent = f"the {noun} is missing; give it as an argument, with --{noun}-file, or in a pipe"
     if argument is not None and file is not None:
         raise PromptError(f"the {noun} is given twice, as an argument and with --{noun}-file; leave one out")
     if argument is not None and argument != "-":
@@ -46,10 +48,10 @@ def read_prompt(argument: str | None, file: Path | None, *, noun: str = "prompt"
 
 
 def decoded(raw: bytes, source: str) -> str:
-    """Return UTF-8 bytes as text, without the line end at the very end.
+    """Return UTF-8 bytes as text, without one final line end.
 
     Raises:
-        PromptError: if they are not UTF-8.
+        PromptError: if the bytes are not UTF-8.
     """
     try:
         text = raw.decode("utf-8-sig")
@@ -60,7 +62,7 @@ def decoded(raw: bytes, source: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which model a command runs, and how: the values of the model's flags, None for those left out."""
+    """The values of the model flags; None for a flag that is not given."""
 
     model: str | None = None
     gguf_file: str | None = None
@@ -71,16 +73,16 @@ class ModelChoice:
     threads: int | None = None
 
     def load(self) -> LanguageModel:
-        """Return the model."""
+        """Load and return the model."""
         return self.load_another(self.model)
 
     def load_another(self, name: str | None) -> LanguageModel:
-        """Return the model of another name, loaded as the first one."""
+        """Load and return the model with another name, with the same flags."""
         named = {"gguf_file": self.gguf_file, "tokenizer": self.tokenizer, "quantize": self.quantize}
         return load_model(name, threads=self.threads, **named, **self._place())
 
     def load_assistant(self, name: str | None) -> dict[str, LanguageModel]:
-        """Return the draft model as an option of generation; empty for None."""
+        """Load the draft model, and return it as a generation option; an empty dict for None."""
         if name is None:
             return {}
         return {"assistant_model": load_model(name, **self._place())}
@@ -90,18 +92,18 @@ class ModelChoice:
 
 
 def load_model(name: str | None, *, threads: int | None = None, **how: Any) -> LanguageModel:
-    """Return the model. Messages of other libraries stay silent unless the user asked for them.
+    """Load and return a model. Messages of other libraries are hidden unless environment variables enable them.
 
     Args:
         name: as in `unspool.load`.
-        threads: CPU threads to compute with, at least 1; None for PyTorch's own choice.
+        threads: number of CPU threads, at least 1; None for PyTorch's default.
         how: further options of `unspool.load`.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws itself
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of transformers
     with gc_paused():
         from unspool.loading.load import load
         from unspool.loading.names import is_here
@@ -117,7 +119,7 @@ def load_model(name: str | None, *, threads: int | None = None, **how: Any) -> L
 
 @contextmanager
 def _no_loading_bars() -> Iterator[None]:
-    """Hide transformers' bars over weights. Bars of downloads are the hub's own, and stay if there is a hook."""
+    """Hide transformers' progress bars for weights. Download bars of the hub stay if transformers has a hook."""
     from transformers.utils import logging
 
     bars: Any = logging

@@ -1,7 +1,7 @@
-"""Errors in the words of the command line: flags for options, and values as they are typed there.
+"""Error messages for the command line: option names as flags, and values as typed there.
 
-Owns: how an error's fields look as flags, as keys of a JSON line, or as settings of a conversation. Does not know:
-what an option means.
+Owns: the spelling of an error as flags, as JSON keys, or as settings of a conversation. Does not know: the meaning of
+an option.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LOADING: Final = frozenset(
         "chat_template",
     }
 )
-"""Flags that are no options of generation."""
+"""Flags other than generation options."""
 
-# Quoted text is a value. In code spans and assignments stand names of options; None, True and False are values.
+# Quoted text is a value. Code spans and assignments contain names of options; None, True and False are values.
 _PYTHON: Final = re.compile(
     r"(?P<quoted>(?<!\w)'[^']*'(?!\w)|\"[^\"]*\")"
     r"|`(?P<span>\w+)`"
@@ -42,23 +42,23 @@ _PYTHON: Final = re.compile(
 
 
 class Spelling(Protocol):
-    """How names and values of options are written."""
+    """A spelling of option names and values."""
 
     unset: str
-    """The words for "use None"."""
+    """The words that replace "use None"."""
 
     def name(self, option: str) -> str | None:
-        """Return the option's name; None if it has none here."""
+        """Return the option's name in this spelling; None if this spelling lacks the option."""
 
     def assignment(self, option: str, value: Any) -> str:
-        """Return the words that give an option a value."""
+        """Return the words that set an option to a value."""
 
     def switch(self, option: str, value: bool) -> str:
-        """Return the word for True or False."""
+        """Return the word for True or False as the value of an option."""
 
 
 class Flags:
-    """As on the command line: `--top-p 0.9`, `--no-do-sample`."""
+    """The spelling of the command line: `--top-p 0.9`, `--no-do-sample`."""
 
     unset = "leave it out"
 
@@ -80,7 +80,7 @@ class Flags:
 
 
 class Keys:
-    """As in a line of JSON: `"top_p": 0.9`, `"do_sample": false`."""
+    """The spelling of a line of JSON: `"top_p": 0.9`, `"do_sample": false`."""
 
     unset = "use null"
 
@@ -95,7 +95,7 @@ class Keys:
 
 
 class Settings:
-    """As after `/set` in a conversation: `top_p 0.9`, `do_sample off`."""
+    """The spelling of `/set` in a conversation: `top_p 0.9`, `do_sample off`."""
 
     unset = "use off"
 
@@ -133,10 +133,11 @@ def spelled(error: UnspoolError, spelling: Spelling = FLAGS) -> str:
 
 
 def unknown_flag(flag: str, flags: Sequence[str]) -> str:
-    """Return the message for a flag that a command does not have.
+    """Return the error message for an unknown flag of a command.
 
     Args:
-        flags: those that it has.
+        flag: the unknown flag.
+        flags: the flags of the command.
     """
     option = flag.lstrip("-").replace("-", "_")
     if option in REFUSED:
@@ -148,7 +149,7 @@ def unknown_flag(flag: str, flags: Sequence[str]) -> str:
 
 
 def _values_spelled(text: str, option: str, spelling: Spelling, *, none: str) -> str:
-    """Return words of an OptionError in the spelling.
+    """Return a part of an OptionError's message in the spelling.
 
     Args:
         option: the option that the error is about.
@@ -186,7 +187,7 @@ def _python_value(text: str) -> Any:
 
 
 def _is_told_by_its_name(error: OptionError, spelling: Spelling) -> bool:
-    """Return whether the value needs no words of its own: a flag that is there, or one that is not."""
+    """Return True if the message must not repeat the value: for a switch, the flag already is the value."""
     return spelling is FLAGS and (error.given is None or isinstance(error.given, bool))
 
 

@@ -1,6 +1,6 @@
-"""`unspool trace`: everything a strategy tried on its way to an output, drawn.
+"""`unspool trace`: draws all tokens that a strategy tried.
 
-Owns: how long a trace is unless asked otherwise. Does not know: how it is recorded or drawn.
+Owns: the default length of a trace. Does not know: how a trace is recorded or drawn.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def trace(
     choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
-    """Draw what a decoding strategy tried, chose and gave up.
+    """Draw the tokens that a decoding strategy tried, chose and dropped.
 
-    Beams are drawn as a tree, guesses that were verified pass by pass, all else token by token with the alternatives.
-    Unless --max-new-tokens or --max-length is given, 12 tokens are written, which fit on a screen.
+    Beams are drawn as a tree, verified drafts pass by pass, and all else token by token with the alternatives.
+    By default 12 tokens are generated, to fit on a screen; change this with --max-new-tokens or --max-length.
     """
     text = read_prompt(prompt, prompt_file)
     asked = {**options, **choice.load_assistant(assistant_model)}

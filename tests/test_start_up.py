@@ -41,7 +41,6 @@ NEEDLESS = (
     "unspool.pipelines",
     "unspool.runtimes.seq2seq.runtime",
     "unspool.runtimes.generic.runtime",
-    "unspool.runtimes.generic.recompute",
     "unspool.runtimes.generic.long_rope",
     "unspool.runtimes.decoder.cuda_graphs",
     "unspool.runtimes.decoder.capture",

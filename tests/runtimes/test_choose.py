@@ -20,8 +20,7 @@ from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.generic.long_rope import LongRopeRuntime
-from unspool.runtimes.generic.recompute import RecomputeRuntime
-from unspool.runtimes.generic.runtime import GeneralRuntime
+from unspool.runtimes.generic.runtime import GenericRuntime
 from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 from unspool.types import Feed
 
@@ -78,7 +77,7 @@ def test_sliding_windows_stay_on_the_slot_cache(family: str) -> None:
 def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own: bool) -> None:
     model = tiny_model(family)
     runtime = runtime_of(model, own=own)
-    assert type(runtime) is (GeneralRuntime if family in GENERAL else RecomputeRuntime)
+    assert type(runtime) is GenericRuntime
     assert isinstance(runtime, Runtime) and not runtime.info.needs_source
     name = "general path" if family in GENERAL else "recomputation"
     assert runtime.info.backend.startswith(name) and type(model).__name__ in runtime.info.backend
@@ -101,7 +100,7 @@ def test_a_model_that_fails_its_trial_on_the_slot_cache_falls_back_to_its_own_ca
     model, tokens = tiny_model("phimoe"), text(9)
     expected, implementation = own_rows(model, tokens), model.config._attn_implementation
     runtime = runtime_of(model, own=True)
-    assert isinstance(runtime, GeneralRuntime) and "other results on the slot cache" in runtime.info.backend
+    assert isinstance(runtime, GenericRuntime) and "other results on the slot cache" in runtime.info.backend
     assert model.config._attn_implementation == implementation
     rows = runtime.forward([feed(0, tokens)]).logits
     torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)

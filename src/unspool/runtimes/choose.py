@@ -1,7 +1,7 @@
-"""runtime_of(): the fastest way to run a transformers model that gives what the model says by itself.
+"""The choice of the backend: the fastest runtime that gives the model's own logits.
 
-Nobody chooses: each way tries itself on a few tokens when it is made, and the first that passes runs the model.
-`info.backend` says which one, and why not a faster one.
+Each runtime probes the model with a few tokens when it is made, and the first that passes runs the model.
+`info.backend` names it, and says why no faster one runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from unspool.errors import ModelError
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.limits import Limit
-from unspool.runtimes.model_info import GrowingRope, growing_rope, slot_cache_obstacle
+from unspool.runtimes.model_info import GrowingRope, growing_rope
 from unspool.runtimes.seq2seq.source_info import has_prefix_image
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, restore_attention
@@ -34,22 +34,22 @@ def runtime_of(
     max_sequences: Limit = None,
     attention: AttentionNames | None = None,
 ) -> Runtime:
-    """Return a runtime over a loaded transformers model: slot cache, encoder-decoder, general path or recomputation.
+    """Return a runtime over a loaded transformers model: slot cache, encoder-decoder, own cache, or no cache.
 
     A model with hooks, adapters, or other patches (see `find_patch`) runs on its own modules, as in transformers'
     `generate`.
 
     Args:
         model: a causal language model or an encoder-decoder.
-        own: whether the model is ours to change. Where False it stays untouched, and training steps in between are
-            seen when a sequence is opened.
-        pack: whether linear layers are packed on a CPU; "auto" packs where it can be done and memory allows it.
+        own: True if the model is ours to change. Otherwise it stays as it is, and the runtime follows its training
+            steps whenever a sequence begins.
+        pack: whether to pack linear layers on a CPU; "auto" packs if the CPU supports it and memory allows it.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`.
         max_sequences: limit on live sequences.
-        attention: attention implementations of the model's configs; None for those that they have now.
+        attention: attention implementations of the model's configs; None for the current ones.
 
     Raises:
-        ModelError: no path can run the model; the message says why for each.
+        ModelError: if no runtime can run the model; the message says why for each.
     """
     _check(model)
     options: dict[str, Any] = {
@@ -82,7 +82,11 @@ def runtime_of(
 
 
 def _check(model: Any) -> None:
-    """Refuse what is no generating model of transformers at all."""
+    """Check that the model is a generating model of transformers.
+
+    Raises:
+        ModelError: if it is not.
+    """
     name = type(model).__name__
     if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
         raise ModelError(f"{name} is not a transformers model")
@@ -91,61 +95,54 @@ def _check(model: Any) -> None:
 
 
 def _fastest(model: Any, options: dict[str, Any], attention: AttentionNames) -> Runtime:
-    """Return the first path that can run the model, from the fastest to the plainest."""
-    return _first((_slots, _general, _recompute), model, options, attention)
+    """Return the fastest runtime that can run the model."""
+    return _first((DecoderRuntime, _generic, _recompute), model, options, attention)
 
 
 def _patched(model: Any, options: dict[str, Any], attention: AttentionNames, patch: str) -> Runtime:
-    """Return what runs the model's own modules, as they are when they run."""
+    """Return a runtime that runs the model's own modules, with the patches of the moment."""
     from unspool.runtimes.wrap.wrapped import WrappedModel
 
     wrapped = WrappedModel(model, own=options["own"], attention=attention if options["own"] else None, patch=patch)
-    return _first((_general, _recompute), model, {**options, "wrapped": wrapped}, attention)
+    return _first((_generic, _recompute), model, {**options, "wrapped": wrapped}, attention)
 
 
 def _first(
-    paths: Sequence[Callable[..., Runtime]], model: Any, options: dict[str, Any], attention: AttentionNames
+    makers: Sequence[Callable[..., Runtime]], model: Any, options: dict[str, Any], attention: AttentionNames
 ) -> Runtime:
+    """Return the first runtime that can be made; the next ones get the reasons of those that failed."""
     reasons: list[str] = []
-    for path in paths:
+    for make in makers:
         try:
-            return path(model, **options, **({"reason": "; ".join(reasons)} if reasons else {}))
+            return make(model, **options, **({"reason": "; ".join(reasons)} if reasons else {}))
         except ModelError as error:
             reasons.append(str(error))
             if options["own"]:
-                restore_attention(attention)  # the slot cache may have changed it already
+                restore_attention(attention)  # the slot cache can have changed it
     raise ModelError(f"{type(model).__name__} cannot be run here: {'; '.join(reasons)}")
 
 
-def _slots(model: Any, **options: Any) -> Runtime:
-    if reason := slot_cache_obstacle(model):
-        raise ModelError(reason)
-    return DecoderRuntime(model, **options)
+def _generic(model: Any, **options: Any) -> Runtime:
+    # Imported late: most models need the slot cache only.
+    from unspool.runtimes.generic.runtime import GenericRuntime
 
-
-# A path is imported when it is tried: most models need the first alone.
-def _general(model: Any, **options: Any) -> Runtime:
-    from unspool.runtimes.generic.runtime import GeneralRuntime
-
-    return GeneralRuntime(model, **options)
+    return GenericRuntime(model, **options)
 
 
 def _recompute(model: Any, **options: Any) -> Runtime:
-    from unspool.runtimes.generic.recompute import RecomputeRuntime
-
-    return RecomputeRuntime(model, **options)
+    return _generic(model, use_cache=False, **options)
 
 
 def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: AttentionNames, patch: str) -> Runtime:
-    """Return what runs sequences longer than the rotary embedding's original length."""
+    """Return the runtime for sequences that are longer than the rotary embedding's original length."""
     from unspool.runtimes.wrap.wrapped import WrappedModel
 
-    # Packed layers come with a model of ours; beside a user's own weights one packed copy is enough.
+    # A model of ours has its packed layers already; beside a user's own weights one packed copy is enough.
     wrapped = WrappedModel(model, own=own, pack=False, attention=attention if own else None, patch=patch)
+    reason = "the angles of all tokens change with each one"
     if rope.kind == "longrope":
         try:
-            return _general(model, own=own, wrapped=wrapped)
+            return _generic(model, own=own, wrapped=wrapped)
         except ModelError as error:
-            return _recompute(model, own=own, wrapped=wrapped, row_by_row=True, reason=str(error))
-    reason = "the angles of all tokens change with each one"
+            reason = str(error)
     return _recompute(model, own=own, wrapped=wrapped, row_by_row=True, reason=reason)

@@ -23,8 +23,7 @@ from unspool.model import LanguageModel
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.generic.model import CausalModel
-from unspool.runtimes.generic.recompute import RecomputeRuntime
-from unspool.runtimes.generic.runtime import GeneralRuntime
+from unspool.runtimes.generic.runtime import GenericRuntime
 from unspool.runtimes.weights.packed_linear import packing_obstacle
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Feed, Seq
@@ -197,12 +196,13 @@ def test_a_draw_is_the_same_alone_and_in_company(family: str) -> None:
 RECORDED = [case for kind in ("greedy", "beam", "contrastive", "group_beam") for case in oracle_cases(kind)[:6]]
 
 
-@pytest.mark.parametrize("path", [GeneralRuntime, RecomputeRuntime])
+@pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("case", sampled(RECORDED, 12), ids=lambda case: case["id"])
-def test_recorded_runs_of_transformers_are_repeated(case: dict[str, Any], path: Any) -> None:
-    """These models run on the slot cache; here their recorded outputs judge the other paths, whatever the strategy."""
+def test_recorded_runs_of_transformers_are_repeated(case: dict[str, Any], use_cache: bool) -> None:
+    """These models run on the slot cache; here their recorded outputs judge this runtime, whatever the strategy."""
     model = oracle_model(case["model"])
-    lm = LanguageModel(path(model, own=False), None, config=GenerationConfig.from_transformers(model.generation_config))
+    runtime = GenericRuntime(model, own=False, use_cache=use_cache)
+    lm = LanguageModel(runtime, None, config=GenerationConfig.from_transformers(model.generation_config))
     generations = lm.generate(real_prompts(case), **case["kwargs"])
     found = [list(each.token_ids) for generation in generations for each in generation.completions]
     assert found == case["expected"]["completions"]
@@ -454,7 +454,7 @@ def test_writes_through_data_are_seen_after_refresh() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_stay_near_their_float32_selves(family: str, dtype: torch.dtype) -> None:
     runtime = runtime_of(tiny_model(family, dtype=dtype), own=True)
-    assert isinstance(runtime, GeneralRuntime)
+    assert "own cache" in runtime.info.backend
     widened = tiny_model(family, dtype=dtype).float()
     rows = torch.cat([runtime.forward([feed(0, PROMPTS[0][:6])]).logits, runtime.forward([feed(0, [7, 8])]).logits])
     with torch.no_grad():

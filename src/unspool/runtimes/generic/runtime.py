@@ -1,13 +1,12 @@
-"""Any causal language model of transformers on its own cache, behind the four methods of a Runtime.
+"""Any causal language model of transformers on its own cache, or without a cache.
 
-For models that the slot cache cannot serve: attention outside of transformers' interface, recurrent states, hybrids.
-Sequences of one cached length that are given the same number of tokens run side by side; nothing is padded.
+For models that cannot use the slot cache: attention outside of transformers' interface, recurrent states, hybrids.
+Sequences of equal length can share a call; nothing is padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,9 +15,10 @@ import torch
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSlice, can_shorten
-from unspool.runtimes.generic.model import CausalModel
-from unspool.runtimes.generic.probe import take_stock, try_cache
-from unspool.runtimes.generic.row_buffer import RowBuffer, rows_of
+from unspool.runtimes.generic.capabilities import learn
+from unspool.runtimes.generic.job import Job, SequenceCache
+from unspool.runtimes.generic.model import CausalModel, ModelOutput
+from unspool.runtimes.generic.row_buffer import rows_of
 from unspool.runtimes.generic.sequence_table import SequenceTable
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, estimated_bytes_per_token, hard, limits_of
@@ -28,71 +28,30 @@ from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.runtimes.wrap.wrapped import WrappedModel, shared
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
-# A pass over so many tokens costs about what a pass over one does: where a model cannot read several tokens on top of
-# its state, reading all of a sequence again is the shorter way to many new ones.
+# A call over so many tokens costs about as much as a call over one. If a model reads one token per call on top of its
+# cache, reading the whole sequence again is faster for many new tokens.
 _TOKENS_PER_STEP = 16
-# Most states on the way through a feed that are kept, each as large as the newest.
-_MOST_PASSED = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What is cached of one sequence: the newest share, and earlier ones of it where tokens cannot be taken off."""
+class GenericRuntime(Runtime):
+    """A causal language model that is called as transformers' `generate` calls it. Follows the contract of Runtime.
 
-    share: CacheSlice
-    earlier: tuple[CacheSlice, ...] = ()
-
-
-@dataclass(slots=True)
-class _Job:
-    """One feed on its way through one or several calls.
-
-    tokens: of the whole sequence. share: what is cached so far. passed: shares that were cached before, oldest first.
-    """
-
-    feed: Feed
-    tokens: list[int]
-    share: CacheSlice | None
-    passed: list[CacheSlice] = field(default_factory=list)
-    found: RowBuffer = field(default_factory=RowBuffer)
-
-    @property
-    def done(self) -> int:
-        """Tokens that have been read."""
-        return 0 if self.share is None else self.share.length
-
-    @property
-    def start(self) -> int:
-        """Where the feed's own tokens begin."""
-        return len(self.tokens) - len(self.feed.tokens)
-
-    @property
-    def asked(self) -> list[int]:
-        """Positions in the whole sequence whose logits are wanted."""
-        return [self.start + index for index in self.feed.asked]
-
-    def leave(self) -> None:
-        """Note that the share is about to be followed by another one: the first is kept, and the newest ones."""
-        if self.share is not None:
-            self.passed.append(self.share)
-        if len(self.passed) > _MOST_PASSED:
-            del self.passed[1]
-
-
-class GeneralRuntime(Runtime):
-    """A causal language model on transformers' own cache objects. Follows the contract of every Runtime.
+    With a cache, a feed reads its new tokens. Without one, it reads the whole sequence again: in one call if that shows
+    the logits of every position, else in one call per asked position (XLNet and XLM predict a place, not a next token).
 
     Args:
         model: a loaded transformers model.
-        own: whether the model is ours to change; see Host.
-        pack: whether linear layers are packed on a CPU; see `pack_linears`.
-        max_cache_tokens: limit on tokens over all live sequences, see `limits`; the bytes of one are estimated.
+        own: True if the model is ours to change; see `WrappedModel`.
+        pack: see `pack_linears`.
+        max_cache_tokens: limit on tokens over all live sequences, see `limits`; bytes per token are estimated.
         max_sequences: limit on live sequences.
-        reason: why the model does not run on the slot cache, for `info.backend`.
-        host: the model made ready already; None for a new one.
+        reason: why no faster backend runs the model, for `info.backend`; "" for none.
+        use_cache: False to read the whole sequence in every forward (recomputation).
+        row_by_row: True for one call per asked position in any case; only without a cache.
+        wrapped: the wrapped model; None for a new one.
 
     Raises:
-        ModelError: the model cannot run on its own cache; the message says why.
+        ModelError: if the model cannot run so; the message says why.
     """
 
     info: ModelInfo
@@ -106,54 +65,64 @@ class GeneralRuntime(Runtime):
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
         reason: str = "",
+        use_cache: bool = True,
+        row_by_row: bool = False,
         wrapped: WrappedModel | None = None,
     ) -> None:
-        self._wrapped = wrapped or (
-            WrappedModel(model, own=True, pack=pack) if own else shared(model, WrappedModel, pack=pack)
-        )
+        assert not (use_cache and row_by_row), "`row_by_row` is for a model without a cache"
+        if wrapped is None:
+            wrapped = WrappedModel(model, own=True, pack=pack) if own else shared(model, WrappedModel, pack=pack)
+        self._wrapped, self._reason = wrapped, reason
+        self._use_cache, self._row_by_row = use_cache, row_by_row
         self._limits = (max_sequences, max_cache_tokens)
         self._table = SequenceTable(max_tokens=hard(max_cache_tokens), max_sequences=hard(max_sequences))
-        self._memories: dict[Seq, _Memory] = {}
-        self._reason = reason
+        self._caches: dict[Seq, SequenceCache] = {}
         self._configure()
 
     @property
     def in_place(self) -> bool:  # type: ignore[override]
-        """Whether the caller's own module runs, which this runtime then holds."""
+        """True if a module of the caller runs, which this runtime then holds."""
         return self._wrapped.in_place
 
     def _configure(self) -> None:
-        """Read everything that depends on the host as it now is."""
+        """Probe the wrapped model, and set everything that depends on it."""
         self._model = CausalModel(self._wrapped)
-        stock = take_stock(self._model, try_cache)
-        self._habits, readable = stock.capabilities, self._model.readable
-        dtype = next(self._wrapped.module.parameters()).dtype
-        per_token = estimated_bytes_per_token(text_config(self._wrapped.module), dtype)
+        self._can, vocab_size = learn(self._model, use_cache=self._use_cache)
+        if self._row_by_row or (self._wrapped.patch and not self._use_cache):
+            self._can = self._can._replace(shows_all=False)
+        readable, module = self._model.readable, self._wrapped.module
+        layers = readable.layers if self._can.shows_all else None
+        per_token = 0
+        if self._use_cache:
+            per_token = estimated_bytes_per_token(text_config(module), next(module.parameters()).dtype)
+        cache = "on its own cache" if self._use_cache else "without a cache"
         self.info = describe(
-            self._wrapped.module,
-            vocab_size=stock.vocab_size,
+            module,
+            vocab_size=vocab_size,
             backend=self._describe(),
-            batch_invariance_obstacle="it runs on its own cache, and its own attention reads rows together",
-            hidden_states=readable.reads_head,
-            num_layers=None if readable.layers is None else len(readable.layers),
-            reads_whole=bool(self._wrapped.patch) or not self._habits.continues,
+            batch_invariance_obstacle=f"it runs {cache}, and its own attention reads rows together",
+            hidden_states=readable.reads_head if self._can.shows_all else readable.reads_last,
+            num_layers=None if layers is None else len(layers),
+            reads_whole=bool(self._wrapped.patch) or not self._can.continues,
             limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._wrapped.device),
-            bytes_per_token=None,
+            bytes_per_token=None if self._use_cache else 0,
         )
         self._builds = self._wrapped.builds
 
     def _describe(self) -> str:
-        capabilities, parts = self._habits, ["general path: transformers' own cache"]
-        if self._reason:
-            parts.append(f"not the slot cache ({self._reason})")
+        if self._use_cache:
+            parts, slower = ["general path: transformers' own cache"], "not the slot cache"
+        else:
+            parts, slower = ["recomputation: every forward reads the whole sequence"], "no faster path"
+        parts += [f"{slower} ({self._reason})"] if self._reason else []
         parts += self._wrapped.describe()
-        parts.append(
-            "sequences of one length side by side" if capabilities.schema.can_stack else "one sequence at a time"
-        )
-        if not capabilities.continues:
+        parts.append("sequences of one length side by side" if self._can.batches else "one sequence at a time")
+        if not self._can.continues:
             parts.append("token by token after the prompt")
-        if capabilities.both_ways:
+        if self._can.both_ways:
             parts.append("tokens of a prompt see each other")
+        if not self._can.shows_all:
+            parts.append("one pass for each position")
         parts.append("rows depend on their company by rounding")
         return ", ".join(parts)
 
@@ -161,136 +130,137 @@ class GeneralRuntime(Runtime):
         """Append the feeds and return the asked rows; see Runtime.forward.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
-            ModelError: a feed brings a source, or wants what `info` says cannot be had.
+            CapacityError: if the limits on tokens or sequences leave no room.
+            ModelError: if a feed brings a source, or needs a capability that `info` excludes.
         """
         check_feeds(self.info, feeds)
         if any(feed.seq not in self._table.live for feed in feeds):
             self._sync_weights()
         self._table.check_room([(feed.seq, len(feed.tokens)) for feed in feeds])
-        jobs = [self._job(feed) for feed in feeds]
-        while waiting := [job for job in jobs if job.done < len(job.tokens)]:
+        jobs = [job for feed in feeds for job in self._jobs(feed)]
+        while waiting := [job for job in jobs if job.num_left]:
             for group in self._groups(waiting):
                 self._call(group)
+        for feed in feeds:
+            self._table.live[feed.seq] = self._table.grown(feed)
         for job in jobs:
-            self._settle(job)
+            if job.share is not None:
+                earlier = () if self._can_shorten(job.share) else tuple(job.passed)
+                self._caches[job.feed.seq] = SequenceCache(job.share, earlier)
         return rows_of(feeds, [job.found for job in jobs], self.info.vocab_size)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
+            CapacityError: if the limits on tokens or sequences leave no room.
         """
         self._table.fork(seq, child)
-        if seq in self._memories:
-            self._memories[child] = self._memories[seq]
+        if seq in self._caches:
+            self._caches[child] = self._caches[seq]
 
     def truncate(self, seq: Seq, keep: int) -> int:
-        """Shorten a sequence; see Runtime.truncate. A recurrent state goes back to where its last feed can be cut."""
+        """Shorten a sequence; see Runtime.truncate. A cache that cannot be cut goes back to an earlier one."""
         assert keep >= 0, "a sequence cannot keep fewer than 0 tokens"
         tokens = self._table.live[seq]
         if keep < len(tokens):
-            memory = self._memories.pop(seq)
-            share = self._shortened(memory, keep)
-            if share is not None:
-                self._memories[seq] = _Memory(share, tuple(old for old in memory.earlier if old.length < share.length))
-            del tokens[0 if share is None else share.length :]
+            if seq in self._caches:
+                cut = self._caches.pop(seq).shortened(keep, self._can_shorten)
+                keep = 0
+                if cut is not None:
+                    self._caches[seq], keep = cut, cut.newest.length
+            del tokens[keep:]
         return len(tokens)
 
     def release(self, seq: Seq) -> None:
         """Forget a sequence; see Runtime.release."""
         self._table.live.pop(seq, None)
-        self._memories.pop(seq, None)
+        self._caches.pop(seq, None)
 
     def refresh(self) -> None:
-        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        """Apply a user's weights after they were written through `.data`; other changes are found automatically."""
         self._wrapped.refresh()
 
     def check(self) -> None:
-        """Assert that what is cached of each sequence is as long as the sequence; for tests."""
-        for seq, tokens in self._table.live.items():
-            assert (self._memories[seq].share.length if seq in self._memories else 0) == len(tokens), "lengths differ"
-        assert self._memories.keys() <= self._table.live.keys(), "a released sequence is cached"
+        """Assert that the cache of each sequence is as long as the sequence; for tests."""
+        lengths = {seq: len(tokens) for seq, tokens in self._table.live.items() if tokens and self._use_cache}
+        assert {seq: cache.newest.length for seq, cache in self._caches.items()} == lengths, "lengths differ"
 
     def _sync_weights(self) -> None:
-        """Take over changes of a user's own model."""
+        """Apply changes of a user's own model."""
         self._wrapped.sync_weights()
         if self._wrapped.builds == self._builds:
             return
         if self._table.live:
-            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
+            raise ModelError("the model's shape has changed while sequences are live: finish or cancel them first")
         self._configure()
 
-    def _job(self, feed: Feed) -> _Job:
-        memory = self._memories.get(feed.seq)
-        return _Job(feed, self._table.grown(feed), None if memory is None else memory.share)
+    def _jobs(self, feed: Feed) -> list[Job]:
+        """Return the work of a feed: one job, or without `shows_all` one per position to return."""
+        tokens = self._table.grown(feed)
+        start = len(tokens) - len(feed.tokens)
+        asked = [start + index for index in feed.asked]
+        if self._use_cache:
+            share = self._caches[feed.seq].newest if feed.seq in self._caches else None
+            return [Job(feed, tokens, asked, start, share, 0 if share is None else share.length)]
+        if self._can.shows_all:
+            return [Job(feed, tokens, asked, start)] if asked or feed.hidden else []
+        ends = range(start, len(tokens)) if feed.hidden else asked
+        return [Job(feed, tokens[: at + 1], [at] if at in asked else [], at) for at in ends]
 
-    def _groups(self, jobs: Iterable[_Job]) -> Iterable[list[_Job]]:
-        """Return the jobs that can run side by side. Inner layers are read of one sequence alone."""
-        groups: dict[Any, list[_Job]] = {}
+    def _groups(self, jobs: Iterable[Job]) -> list[list[Job]]:
+        """Return the jobs that can share a call. A call returns the inner layers of one sequence only."""
+        groups: dict[Any, list[Job]] = {}
         for job in jobs:
-            self._prepare(job)
-            alone = bool(job.feed.layers) or not self._habits.schema.can_stack
-            key = (job.done, self._num_next(job), job.feed.seq if alone else None)
-            groups.setdefault(key, []).append(job)
+            self._start_again_if_faster(job)
+            alone = bool(job.feed.layers) or not self._can.batches
+            groups.setdefault((job.done, self._num_next(job), id(job) if alone else None), []).append(job)
         return list(groups.values())
 
-    def _prepare(self, job: _Job) -> None:
-        """Start a sequence anew where that is a shorter way than token by token."""
-        left = len(job.tokens) - job.done
-        if self._wrapped.patch or self._habits.both_ways:
-            return  # a hook must see every token once, and a token must see the same others
-        if not self._habits.continues and job.share is not None and len(job.tokens) < _TOKENS_PER_STEP * (left - 1):
-            job.leave()
-            job.share = None
+    def _start_again_if_faster(self, job: Job) -> None:
+        """Read a sequence from its first token if that takes less time than token by token."""
+        if self._can.continues or self._wrapped.patch or self._can.both_ways:
+            return  # a hook must see every token once, and a token must see the same other tokens
+        if job.share is not None and len(job.tokens) < _TOKENS_PER_STEP * (job.num_left - 1):
+            job.advance(None, 0)
 
-    def _num_next(self, job: _Job) -> int:
-        """Return how many tokens the next call reads of it."""
-        return len(job.tokens) - job.done if self._habits.continues or job.share is None else 1
+    def _num_next(self, job: Job) -> int:
+        """Return the number of tokens that the next call reads."""
+        return job.num_left if self._can.continues or job.share is None else 1
 
-    def _call(self, jobs: Sequence[_Job]) -> None:
-        """Run one call for jobs of the same lengths, and note what it brings."""
-        start, count = jobs[0].done, self._num_next(jobs[0])
-        ids = torch.tensor([job.tokens[: start + count] for job in jobs], device=self._wrapped.device)
-        wanted = [[at - start for at in job.asked if start <= at < start + count] for job in jobs]
-        keep = [row * count + at for row, asked in enumerate(wanted) for at in asked]
-        inner = [LayerRow(at, layer) for at in wanted[0] for layer in jobs[0].feed.layers]
-        with self._wrapped.calling():
-            shares = [job.share for job in jobs if job.share is not None]
-            tree = self._habits.schema.gathered(shares, start) if shares else None
-        keep = keep or [row * count + count - 1 for row in range(len(jobs))]
-        hidden = any(job.feed.hidden for job in jobs)
-        look = self._model.run(ids, tree, count, keep, hidden=hidden, inner=inner)
-        stack, rows = BatchedCache(look.tree, len(jobs), start + count), iter(look.logits)
+    def _call(self, jobs: Sequence[Job]) -> None:
+        """Run one call for jobs of the same lengths, and distribute its rows."""
+        start, stop = jobs[0].done, jobs[0].done + self._num_next(jobs[0])
+        ids = torch.tensor([job.tokens[:stop] for job in jobs], device=self._wrapped.device)
+        asked = [[at - start for at in job.asked if start <= at < stop] for job in jobs]
+        output = self._output(ids, jobs, asked) if self._can.shows_all else self._last_rows(ids, asked)
+        stack, rows = BatchedCache(output.tree, len(jobs), stop), iter(output.logits)
         for row, job in enumerate(jobs):
-            job.found.logits += islice(rows, len(wanted[row]))
-            if job.feed.layers and look.inner is not None:
-                job.found.inner.append(look.inner)
-            if job.feed.hidden and look.hidden is not None:
-                job.found.hidden.append(look.hidden[row, max(job.start - start, 0) :])
-            job.leave()
-            job.share = CacheSlice(stack, row, stack.length)
+            job.found.logits += islice(rows, len(asked[row]))
+            if job.feed.layers and output.inner is not None:
+                job.found.inner.append(output.inner)
+            if job.feed.hidden and output.hidden is not None:
+                first = stop - output.hidden.shape[1]
+                job.found.hidden.append(output.hidden[row, max(job.start - first, 0) :])
+            job.advance(CacheSlice(stack, row, stop) if self._use_cache else None, stop)
 
-    def _settle(self, job: _Job) -> None:
-        """Let the sequence hold what was read, and what it may have to go back to."""
-        assert job.share is not None, "a feed was not read"
-        earlier = () if self._can_shorten(job.share) else tuple(job.passed)
-        self._table.live[job.feed.seq] = job.tokens
-        self._memories[job.feed.seq] = _Memory(job.share, earlier)
+    def _last_rows(self, ids: torch.Tensor, asked: Sequence[Sequence[int]]) -> ModelOutput:
+        """Return the logits behind the last token of each sequence that asks for them."""
+        output = self._model.next_row(ids)
+        return output._replace(logits=output.logits[[row for row, at in enumerate(asked) if at]])
+
+    def _output(self, ids: torch.Tensor, jobs: Sequence[Job], asked: Sequence[Sequence[int]]) -> ModelOutput:
+        """Return the logits of the asked positions, counted from the first token that the call reads."""
+        start, count = jobs[0].done, self._num_next(jobs[0])
+        keep = [row * count + at for row, positions in enumerate(asked) for at in positions]
+        keep = keep or [row * count + count - 1 for row in range(len(jobs))]
+        inner = [LayerRow(at, layer) for at in asked[0] for layer in jobs[0].feed.layers]
+        shares, tree = [job.share for job in jobs if job.share is not None], None
+        if shares and self._can.schema is not None:
+            with self._wrapped.calling():
+                tree = self._can.schema.gathered(shares, start)
+        hidden = any(job.feed.hidden for job in jobs)
+        return self._model.run(ids, tree, count, keep, hidden=hidden, inner=inner, remembers=self._use_cache)
 
     def _can_shorten(self, share: CacheSlice) -> bool:
-        return self._habits.shortens and can_shorten(share.stack.tree)
-
-    def _shortened(self, memory: _Memory, keep: int) -> CacheSlice | None:
-        """Return the longest share of at most `keep` tokens that can be had."""
-        if keep == 0:
-            return None
-        if self._can_shorten(memory.share):
-            return memory.share._replace(length=keep)
-        for share in reversed(memory.earlier):
-            if share.length <= keep:
-                return share
-            if self._can_shorten(share):
-                return share._replace(length=keep)
-        return None
+        return self._can.shortens and can_shorten(share.stack.tree)

@@ -18,6 +18,7 @@ from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.encoders import check_plain, encoder_of, read_sources
 from unspool.interop.ignored import ignored_options, warn_of_ignored
+from unspool.interop.lenient import lenient
 from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
@@ -55,7 +56,7 @@ def generate(
         attention_mask: [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also works if
             `pad_token_id` marks the pads and is not an end-of-sequence token.
         generation_config: transformers' GenerationConfig or ours; overrides the model's own.
-        strict: True to raise an OptionError instead of ignoring an option.
+        strict: True to raise an OptionError instead of ignoring an option or converting a value, such as 6.0 to 6.
         options: options of GenerationConfig, which override all configs. Rules and defaults are transformers': 20 new
             tokens, greedy unless do_sample=True, `max_length` and `min_length` count pads. Further options: `seed`;
             `tokenizer`, for options that hold text; `streamer`, an object with put and end, for every strategy;
@@ -94,6 +95,7 @@ def generate(
     """
     ignored = ignored_options(strict)
     with streaming(options.get("streamer")):
+        options = options if strict else lenient(options)
         arguments = sort_arguments({"input_ids": input_ids, "attention_mask": attention_mask, **options})
         check_model(model)
         inner = base_of(model)

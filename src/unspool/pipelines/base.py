@@ -16,6 +16,7 @@ from unspool.config.foreign import is_set
 from unspool.errors import OptionError, PromptError
 from unspool.interop.arguments import ENCODER, REFUSED, read_config
 from unspool.interop.ignored import ignored_options, warn_of_ignored
+from unspool.interop.lenient import lenient
 from unspool.pipelines.inputs import Input, Inputs, Prepared, read_input, read_inputs
 from unspool.pipelines.requests import MAX_LAZY_REQUESTS, answers, ended_on_failure, streamed
 from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_truncation, without_options
@@ -185,6 +186,7 @@ class Pipeline(ABC):
         settings = settings_of(self._own, own)
         if not self._task.reads_source:
             settings, options = with_truncation(settings, options)
+        options = options if settings.strict else lenient(options)
         config = read_config(options.pop("generation_config", None), self.model.config)
         ignored = ignored_options(settings.strict)
         resolved, objects = resolve_options(options, config, self.model.config, ignored=ignored)

@@ -33,7 +33,7 @@ class Settings:
     tools, documents: passed to the chat template. streamer: one of transformers', fed prompt by prompt.
     src_lang, tgt_lang: languages of a translation, for tokenizers with language tokens.
     strict: True to raise an OptionError for options that the strategy does not read; False to ignore them with a
-        warning.
+        warning, and to convert values such as 6.0 to 6.
     """
 
     batch_size: int | None = None

@@ -12,7 +12,6 @@ from unspool.config import GenerationConfig
 from unspool.conversations.completion import ChatGeneration, ChatStream, chat
 from unspool.engine import Engine
 from unspool.engine.driver import Driver
-from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import context_of
 from unspool.errors import ModelError
 from unspool.inputs.prompts import Prompt, Prompts
@@ -26,6 +25,7 @@ from unspool.results.comparison import Comparison
 from unspool.scoring import ToScore, next_token_jobs, read_scores
 from unspool.streaming import Listener, Stream
 from unspool.text.detokenize import Detokenizer
+from unspool.tuning import MAX_BATCH_TOKENS
 from unspool.types import Committed, Failed, Finished, ModelInfo
 
 if TYPE_CHECKING:

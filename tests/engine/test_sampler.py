@@ -71,7 +71,7 @@ def test_noise_for_survivors_alone_draws_what_noise_for_all_draws(monkeypatch: p
     scores[scores < 1.5] = -INF
     keys = [NoiseKey(seed, 0, 2, 9) for seed in range(16)]
     few = select.perturbed(scores, keys, 5)
-    monkeypatch.setattr(select, "FEW", 0)
+    monkeypatch.setattr(select, "FEW_ALLOWED_TOKENS", 0)
     assert select.perturbed(scores, keys, 5) == few
 
 
@@ -117,7 +117,7 @@ def test_a_draw_from_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.Mo
     keys = [NoiseKey(seed, 0, 0, 0) for seed in range(11)]
     together = select.perturbed(scores, keys, 3)
     for work in (1, 3 * 700, 10 * 700):
-        monkeypatch.setattr(select, "_TOKENS_PER_CALL", work)
+        monkeypatch.setattr(select, "NOISE_TOKENS_PER_CALL", work)
         assert select.perturbed(scores, keys, 3) == together
 
 

@@ -16,10 +16,8 @@ from operator import itemgetter
 from unspool.engine.engine import Engine
 from unspool.engine.request import Request
 from unspool.errors import CancelledRequest
+from unspool.tuning import POLL_SECONDS
 from unspool.types import Committed, Event, Failed, Finished, Tentative
-
-_POLL_SECONDS = 0.001
-"""Seconds between checks if another engine holds the memory of a shared draft model."""
 
 
 @dataclass(eq=False, slots=True)
@@ -179,7 +177,7 @@ class Driver:
             with self._holding_engine():
                 events = self.engine.step()
             if self.engine.is_stalled:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
         except BaseException as error:
             # An interrupt can leave any running request half-updated, so cancel all of them.
             events = self._abort(error)

@@ -26,11 +26,8 @@ from unspool.engine.validate import check_limit, context_of
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Runtime
+from unspool.tuning import MAX_BATCH_TOKENS
 from unspool.types import Event, Failed, Rows
-
-MAX_BATCH_TOKENS = 256
-"""Tokens. On a CPU, passes of 512 are about as fast per token (GPT-2 in float32: 12 % slower; a Llama in bfloat16: 5 %
-faster), but requests that write wait twice as long for them."""
 
 _MAX_DRAFT_ROUNDS = 1000
 """Most rounds of draft passes and re-queries before the model's own pass, so that no strategy can block the others."""

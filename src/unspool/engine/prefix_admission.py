@@ -7,13 +7,7 @@ from typing import NamedTuple
 from unspool.engine.branches import Branch, CachedSequence
 from unspool.engine.conversation import Conversation
 from unspool.prefixes import common_prefix
-
-# Tokens. A pass over 8 tokens costs as much as a pass over one, because reading the weights dominates. Further tokens
-# cost more (GPT-2 124M: 32 ms up to 8 tokens, then 1.1 ms each; copying the K/V of 16 tokens takes 0.16 ms).
-_MIN_MATCHED_TOKENS = 8
-# Tokens. Waiting delays a prompt by one pass. It pays if the shared tokens double the time of a pass: 30 tokens in
-# float32 GPT-2 for one waiting prompt, 15 for two, and 20 in larger bfloat16 models.
-_MIN_SHARED_TOKENS = 16
+from unspool.tuning import MIN_MATCHED_TOKENS, MIN_SHARED_TOKENS
 
 
 class PrefixError(Exception):
@@ -48,7 +42,7 @@ class PrefixAdmission:
 
     def note(self, cached_seq: CachedSequence, *, invariant: bool) -> None:
         """Record that the pass computes a part of this sequence's prompt."""
-        self._ahead.setdefault(cached_seq.prompt[:_MIN_SHARED_TOKENS], []).append(_Ahead(cached_seq.prompt, invariant))
+        self._ahead.setdefault(cached_seq.prompt[:MIN_SHARED_TOKENS], []).append(_Ahead(cached_seq.prompt, invariant))
 
     def should_wait(
         self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, *, invariant: bool
@@ -62,12 +56,12 @@ class PrefixAdmission:
         """
         asks = cached_seq.can_match_prefix and not cached_seq.prefix_checked
         limit = conversation.num_unread(branch, cached_seq) if asks else 0
-        if limit < _MIN_MATCHED_TOKENS:
+        if limit < MIN_MATCHED_TOKENS:
             cached_seq.prefix_checked = True
             return False
         shared = min(self._shared(cached_seq, invariant), limit)
-        awaits = shared >= _MIN_SHARED_TOKENS
-        least = max(_MIN_MATCHED_TOKENS, shared - _MIN_SHARED_TOKENS + 1) if awaits else _MIN_MATCHED_TOKENS
+        awaits = shared >= MIN_SHARED_TOKENS
+        least = max(MIN_MATCHED_TOKENS, shared - MIN_SHARED_TOKENS + 1) if awaits else MIN_MATCHED_TOKENS
         try:
             matched = cached_seq.match_prefix(limit, least=least, invariant=invariant)
         except Exception as error:
@@ -77,6 +71,6 @@ class PrefixAdmission:
 
     def _shared(self, cached_seq: CachedSequence, invariant: bool) -> int:
         """Return the longest prefix, in tokens, that the prompt shares with an earlier prompt of this pass."""
-        ahead = self._ahead.get(cached_seq.prompt[:_MIN_SHARED_TOKENS], ())
+        ahead = self._ahead.get(cached_seq.prompt[:MIN_SHARED_TOKENS], ())
         usable = (each.prompt for each in ahead if each.invariant or not invariant)
         return max((common_prefix(cached_seq.prompt, prompt) for prompt in usable), default=0)

@@ -13,15 +13,7 @@ import torch
 
 from unspool.noise import NoiseKey, gumbel, gumbel_parts, streams
 from unspool.processors.rows import FORBIDDEN, Best, best, first_best, on_host, survivors, token_ids
-
-SPARE = 4
-"""Tokens listed beyond the k best."""
-
-FEW = 64
-"""Tokens. If no row has more allowed tokens than this, noise is computed for the allowed tokens only."""
-
-_TOKENS_PER_CALL = 2**18
-"""Tokens whose noise is computed in one call: 2 MiB of intermediate numbers."""
+from unspool.tuning import FEW_ALLOWED_TOKENS, NOISE_TOKENS_PER_CALL, SPARE_CANDIDATES
 
 
 class Picked(NamedTuple):
@@ -75,12 +67,12 @@ def top_k_list(scores: torch.Tensor, k: int, log_norm_offset: torch.Tensor | Non
     """
     if log_norm_offset is None:
         return TopKList(*_foremost(scores, k), scores.__getitem__)
-    found = best(scores, k + SPARE)
+    found = best(scores, k + SPARE_CANDIDATES)
     return TopKList(found.values - log_norm_offset, found.ids, lambda row: scores[row] - log_norm_offset[row])
 
 
 def _foremost(scores: torch.Tensor, k: int) -> Best:
-    return first_best(scores) if k == 1 and on_host(scores) else best(scores, k + SPARE)
+    return first_best(scores) if k == 1 and on_host(scores) else best(scores, k + SPARE_CANDIDATES)
 
 
 def top(scores: torch.Tensor, k: int) -> list[Picked]:
@@ -116,11 +108,11 @@ def draw(scores: torch.Tensor, keys: Sequence[NoiseKey], k: int) -> TopKList:
     def whole(row: int) -> torch.Tensor:
         return gumbel(named[row : row + 1], token_ids(0, vocab, device)).add_(scores[row])[0]
 
-    few = survivors(scores, FEW)
+    few = survivors(scores, FEW_ALLOWED_TOKENS)
     if few is not None:
-        values, places = (few.values + gumbel(named, few.ids)).topk(min(k + SPARE, few.ids.shape[1]))
+        values, places = (few.values + gumbel(named, few.ids)).topk(min(k + SPARE_CANDIDATES, few.ids.shape[1]))
         return TopKList(values, few.ids.gather(1, places), whole)
-    step = max(_TOKENS_PER_CALL // vocab, 1)
+    step = max(NOISE_TOKENS_PER_CALL // vocab, 1)
     parts = enumerate(gumbel_parts(named, vocab, step))
     found = [_foremost(noise.add_(scores[index * step : (index + 1) * step]), k) for index, noise in parts]
     return TopKList(torch.cat([each.values for each in found]), torch.cat([each.ids for each in found]), whole)

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from unspool.config import GenerationConfig
-from unspool.engine.engine import MAX_BATCH_TOKENS
 from unspool.engine.validate import check_limit
 from unspool.errors import ModelError, OptionError
 from unspool.loading.auto_classes import auto_class_of
@@ -27,6 +26,7 @@ from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.current import CurrentRuntime
 from unspool.runtimes.wrap.peft_models import base_of
 from unspool.saving import Checkpoint
+from unspool.tuning import MAX_BATCH_TOKENS
 
 EMBEDDED = Path(__file__).parent.parent / "tale"
 """Folder of the embedded model; its draft model is in the folder `draft` inside."""

@@ -13,8 +13,7 @@ import torch
 from unspool.processors.base import Fixed, Limit, limit
 from unspool.processors.rows import FORBIDDEN, best, column, forbid_but_best, row_sum
 from unspool.protocols import Context, RowKey
-
-_TYPICAL_WIDTHS = (64, 1024, 8192)
+from unspool.tuning import MASS_WIDTHS
 
 
 def _entropy(logprobs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
@@ -47,7 +46,7 @@ class TypicalP(Fixed[Limit]):
         nearness = -(logprobs + _entropy(logprobs, probs)).abs_()
         mass = column([s.value for s in states], scores)
         least = column([s.least for s in states], scores, torch.int64).clamp(max=scores.shape[1])
-        floor = _nearness_that_holds(nearness, probs, mass, least, _TYPICAL_WIDTHS)
+        floor = _nearness_that_holds(nearness, probs, mass, least, MASS_WIDTHS)
         return scores.masked_fill_(nearness < floor, FORBIDDEN)
 
 

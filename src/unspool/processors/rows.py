@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-FORBIDDEN = -math.inf
+from unspool.tuning import TOP_K_BLOCK
 
-_BLOCK = 64
+FORBIDDEN = -math.inf
 
 
 def on_host(values: torch.Tensor) -> bool:
@@ -96,7 +96,7 @@ def best(scores: torch.Tensor, k: int) -> Best:
     """
     vocab = scores.shape[1]
     k = min(k, vocab)
-    blocks = vocab // _BLOCK
+    blocks = vocab // TOP_K_BLOCK
     if not on_host(scores) or 4 * k > blocks:
         return Best(*scores.topk(k))
     return _best_of_blocks(scores, k, blocks)
@@ -117,8 +117,8 @@ def survivors(scores: torch.Tensor, most: int) -> Best | None:
     rows, vocab = scores.shape
     if not on_host(scores):
         return None
-    body = vocab // _BLOCK * _BLOCK
-    blocks = scores[:, :body].view(rows, -1, _BLOCK).amax(2) > FORBIDDEN if body else scores > FORBIDDEN
+    body = vocab // TOP_K_BLOCK * TOP_K_BLOCK
+    blocks = scores[:, :body].view(rows, -1, TOP_K_BLOCK).amax(2) > FORBIDDEN if body else scores > FORBIDDEN
     if int(blocks.sum(1).max()) > most:
         return None
     found = best(scores, most + 1)
@@ -129,10 +129,10 @@ def survivors(scores: torch.Tensor, most: int) -> Best | None:
 def _best_of_blocks(scores: torch.Tensor, k: int, blocks: int) -> Best:
     """Search only the k blocks with the greatest maxima: at most k - 1 blocks contain a token above the k-th."""
     rows, vocab = scores.shape
-    body = blocks * _BLOCK
-    folded = scores[:, :body].view(rows, blocks, _BLOCK)
+    body = blocks * TOP_K_BLOCK
+    folded = scores[:, :body].view(rows, blocks, TOP_K_BLOCK)
     chosen = folded.amax(2).topk(k, sorted=False).indices  # --> [rows, k]
-    ids = torch.add(token_ids(0, _BLOCK, scores.device), chosen[:, :, None], alpha=_BLOCK).flatten(1)
+    ids = torch.add(token_ids(0, TOP_K_BLOCK, scores.device), chosen[:, :, None], alpha=TOP_K_BLOCK).flatten(1)
     if body < vocab:
         ids = torch.cat([ids, token_ids(body, vocab, scores.device).expand(rows, -1)], 1)
     values, places = scores.gather(1, ids).topk(k)  # --> [rows, k]

@@ -13,9 +13,9 @@ import torch
 from unspool.processors.base import Fixed, Limit, limit
 from unspool.processors.rows import FORBIDDEN, best, column, forbid_but_best, keep_best, row_sum
 from unspool.protocols import Context, RowKey
+from unspool.tuning import MASS_WIDTHS
 
 _TOP_H_WIDTH = 100
-_TOP_P_WIDTHS = (64, 1024, 8192)
 
 
 class TopK(Fixed[int]):
@@ -64,7 +64,7 @@ class TopP(Fixed[Limit]):
         """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""
         mass = column([s.value for s in states], scores)
         least = column([s.least for s in states], scores, torch.int64).clamp(max=scores.shape[1])
-        return _keep_mass(scores, mass, least, _TOP_P_WIDTHS)
+        return _keep_mass(scores, mass, least, MASS_WIDTHS)
 
 
 def _keep_mass(scores: torch.Tensor, mass: torch.Tensor, least: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:

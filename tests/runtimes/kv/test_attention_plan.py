@@ -236,7 +236,7 @@ def test_a_sliding_window_bounds_what_a_long_chunk_computes(monkeypatch: pytest.
 
 def test_attention_that_is_written_out_holds_a_bounded_part_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, params = pool_of(2, 256, 1), TERMS["softcap"]
-    monkeypatch.setattr(caches, "_MOST_SCORES", 1 << 14)
+    monkeypatch.setattr(caches, "MAX_MANUAL_SCORES", 1 << 14)
     made = run_pass([Segment(pool, 0, 56, 200, 0)], 1, params)
     assert max(made.sizes) <= 1 << 14 < 200 * 256 * HEADS
     query, key = states_of(HEADS, 200), states_of(2, 200)

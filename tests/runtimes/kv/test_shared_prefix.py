@@ -63,7 +63,7 @@ def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
         assert found[-1].stop == len(shared)
         for shared_prefix in found:
             assert shared_prefix.length <= min(shared[shared_prefix.first + 1 : shared_prefix.stop], default=0)
-            assert shared_prefix.length == 0 or shared_prefix.num_saved_keys * (3 << 14) >= prefixes.SPARED_BYTES
+            assert shared_prefix.length == 0 or shared_prefix.num_saved_keys * (3 << 14) >= prefixes.MIN_SAVED_BYTES
 
 
 class Parts:
@@ -83,7 +83,7 @@ class Parts:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     """Share whatever can be shared."""
-    monkeypatch.setattr(prefixes, "SPARED_BYTES", 1)
+    monkeypatch.setattr(prefixes, "MIN_SAVED_BYTES", 1)
     return Parts(monkeypatch)
 
 
@@ -162,7 +162,7 @@ def test_a_model_gives_the_same_with_and_without(parts: Parts, monkeypatch: pyte
     tokens = [3 + (7 * place) % 60 for place in range(50)]
     logits = []
     for spared in (1, 1 << 60):
-        monkeypatch.setattr(prefixes, "SPARED_BYTES", spared)
+        monkeypatch.setattr(prefixes, "MIN_SAVED_BYTES", spared)
         runtime = DecoderRuntime(tiny_model("llama"), own=True)
         runtime.forward([Feed(seq=0, tokens=tokens, asked=())])
         for child in range(1, 4):

@@ -177,7 +177,7 @@ def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str, pack
     assert (report.packed, report.total) == (packed, 3)
     assert [type(layer) is PackedLinear for layer in model].count(True) == packed
     assert (f"UNSPOOL_LINEAR={choice}" in str(report)) is (choice in ("plain", "packed"))
-    assert report.least_rows == (forms.LEAST_ROWS if choice == "packed" else 1)
+    assert report.least_rows == (forms.PADDED_ROWS if choice == "packed" else 1)
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
     assert not pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False, pack=False).packed
 

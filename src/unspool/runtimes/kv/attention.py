@@ -18,17 +18,10 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from unspool.errors import ModelError
+from unspool.tuning import DTYPE_TRIAL_BYTES, DTYPE_TRIAL_KEYS, DTYPE_TRIAL_LAYERS, FEW_QUERIES, WIDER_CACHE_GAIN
 
 ATTENTION_NAME: Final = "unspool_slots"
 """The attention implementation of every model copy that attends over our KV cache."""
-
-_FEW_QUERIES = 32
-"""With more queries, the keys of a head stay in the CPU cache, so that folding heads into queries does not help."""
-
-_TRIAL_KEYS = 1024
-_TRIAL_LAYERS = 8
-_TRIAL_BYTES = 1 << 26
-"""Keys per layer, layers and bytes of the dtype trial: together more than the CPU cache holds."""
 
 
 class AttentionParams:
@@ -167,7 +160,7 @@ def attend(
         return manual_attention(query, key, value, params, mask)
     batch, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
-    if num_heads == num_groups or num_queries > _FEW_QUERIES or is_causal:
+    if num_heads == num_groups or num_queries > FEW_QUERIES or is_causal:
         return F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=is_causal, scale=params.scaling, enable_gqa=num_heads != num_groups
         )
@@ -295,23 +288,22 @@ def cache_dtype(
     if written_out:
         return torch.float32
     own, wide = _attention_seconds((dtype, torch.float32), heads)
-    return torch.float32 if own > 1.2 * wide else dtype
+    return torch.float32 if own > WIDER_CACHE_GAIN * wide else dtype
 
 
 def _attention_seconds(dtypes: Sequence[torch.dtype], heads: Heads) -> list[float]:
     """Return the median seconds of one query per dtype. Keys are read from memory, not from the CPU cache."""
     params = AttentionParams(None, None, None, None)
-    layers = max(1, min(_TRIAL_LAYERS, _TRIAL_BYTES // (8 * _TRIAL_KEYS * heads.groups * heads.width)))
+    layers = max(1, min(DTYPE_TRIAL_LAYERS, DTYPE_TRIAL_BYTES // (8 * DTYPE_TRIAL_KEYS * heads.groups * heads.width)))
     query = torch.ones(1, heads.groups * heads.group_size, 1, heads.width, dtype=torch.float32, device="cpu")
     queries = [query.to(dtype) for dtype in dtypes]
     # Ones, so that every page was written and has memory of its own.
-    keys = [
-        torch.ones(layers, 1, heads.groups, _TRIAL_KEYS, heads.width, dtype=dtype, device="cpu") for dtype in dtypes
-    ]
+    shape = (layers, 1, heads.groups, DTYPE_TRIAL_KEYS, heads.width)
+    keys = [torch.ones(shape, dtype=dtype, device="cpu") for dtype in dtypes]
     values = [each.clone() for each in keys]
     times: list[list[float]] = [[] for _ in dtypes]
     with torch.inference_mode():
-        for turn in range(2 * _TRIAL_LAYERS):
+        for turn in range(2 * DTYPE_TRIAL_LAYERS):
             layer = turn % layers
             for number in range(len(dtypes)):
                 started = time.perf_counter()

@@ -14,14 +14,9 @@ import torch
 
 from unspool.runtimes.kv.pool import LayerStates, SlotPool
 from unspool.runtimes.kv.segments import DecodeRun, PrefixGroup, Segment, by_pool, copy_groups, prefix_groups
+from unspool.tuning import FEW_COPIES, LONG_SEGMENT
 
 AttentionPath: TypeAlias = Literal["loop", "masked"]
-
-_LONG_SPAN = 16
-"""Segments of at least this many tokens are copied one by one."""
-
-_FEW_COPIES = 3
-"""More groups of shorter segments than this share one indexed write."""
 
 
 class SlotCopy(NamedTuple):
@@ -151,9 +146,9 @@ class AttentionPlan:
         self.writes: list[SlotScatter] = []
         for pool, each in by_pool(segments):
             groups = copy_groups(each)
-            short = [group for group in groups if group[0].width < _LONG_SPAN]
-            if len(short) > _FEW_COPIES:
-                groups = [group for group in groups if group[0].width >= _LONG_SPAN]
+            short = [group for group in groups if group[0].width < LONG_SEGMENT]
+            if len(short) > FEW_COPIES:
+                groups = [group for group in groups if group[0].width >= LONG_SEGMENT]
                 self.writes.append(self._write(pool, [segment for group in short for segment in group]))
             self.copies += map(self._copy, groups)
 

@@ -26,15 +26,7 @@ from unspool.runtimes.kv.attention import (
 from unspool.runtimes.kv.attention_plan import AttentionPlan, KVView, MaskedRange, SlotCopy, SlotScatter
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
 from unspool.runtimes.kv.segments import DecodeRun, PrefixGroup, Segment
-
-_MOST_QUERIES = 512
-"""The most queries per call. More queries would compute many scores that the mask removes."""
-
-_LEAST_WINDOW = 64
-"""With a sliding window, the most queries per call are the window, but at least this many."""
-
-_MOST_SCORES = 1 << 22
-"""The most scores per call of `manual_attention`, which holds them in memory."""
+from unspool.tuning import MAX_BLOCK_QUERIES, MAX_MANUAL_SCORES, MIN_WINDOW_QUERIES
 
 
 class UnmaskedCache(Cache):
@@ -194,10 +186,12 @@ def _split(queries: torch.Tensor, runs: Sequence[DecodeRun]) -> Sequence[torch.T
 def _most_queries(segment: Segment, num_heads: int, params: AttentionParams) -> int:
     """Return the most queries of a segment for one call."""
     if params.needs_manual:
-        return max(1, min(_MOST_QUERIES, _MOST_SCORES // (num_heads * segment.stop)))
+        return max(1, min(MAX_BLOCK_QUERIES, MAX_MANUAL_SCORES // (num_heads * segment.stop)))
     if segment.sees_whole_prefix(params.window):
         return segment.width
-    return _MOST_QUERIES if params.window is None else min(_MOST_QUERIES, max(_LEAST_WINDOW, params.window))
+    return (
+        MAX_BLOCK_QUERIES if params.window is None else min(MAX_BLOCK_QUERIES, max(MIN_WINDOW_QUERIES, params.window))
+    )
 
 
 class ShapeProbeCache(UnmaskedCache):

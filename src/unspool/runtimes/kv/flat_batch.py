@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 
 from unspool.runtimes.kv.segments import Segment
-from unspool.runtimes.kv.shared_prefix import LEAST_SHARED
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.wrap.hooks import LayerRow
+from unspool.tuning import MIN_SHARED_PREFIX
 from unspool.types import Feed, Rows
 
 
@@ -84,7 +84,7 @@ def _num_shared(before: tuple[Feed, Slot], here: tuple[Feed, Slot]) -> int:
     if first_slot.nonfinite or second_slot.nonfinite:
         return 0
     # Most sequences have little in common; their first tokens show it at once.
-    if first_slot.tokens[:LEAST_SHARED] != second_slot.tokens[:LEAST_SHARED]:
+    if first_slot.tokens[:MIN_SHARED_PREFIX] != second_slot.tokens[:MIN_SHARED_PREFIX]:
         return 0
     return second_slot.num_shared(first_slot)
 

@@ -12,15 +12,10 @@ import torch
 
 from unspool.errors import CapacityError
 from unspool.machine.memory import free_memory
+from unspool.tuning import CACHE_MEMORY_SHARE, SOFT_MAX_SEQUENCES
 
 Limit: TypeAlias = int | Literal["auto"] | None
 """A number is a hard limit, "auto" the soft limit, None no limit."""
-
-MAX_SEQUENCES: Final = 256
-"""The soft limit on live sequences. Far fewer rows keep a CPU busy, so that waiting costs a large batch nothing."""
-
-_SHARE: Final = 0.5
-"""The share of free memory for the KV cache."""
 
 _ROOM_PER_TOKEN: Final = 2
 """Slot tokens per cached token, at most: a sequence fills at least half of its slot."""
@@ -65,8 +60,8 @@ def limits_of(sequences: Limit, tokens: Limit, *, bytes_per_token: int, device: 
         device: of the KV cache.
     """
     room = free_memory(device) if tokens == "auto" and bytes_per_token else None
-    soft = None if room is None else max(1, int(room * _SHARE) // (_ROOM_PER_TOKEN * bytes_per_token))
-    return Limits(hard(sequences), hard(tokens), MAX_SEQUENCES if sequences == "auto" else None, soft)
+    soft = None if room is None else max(1, int(room * CACHE_MEMORY_SHARE) // (_ROOM_PER_TOKEN * bytes_per_token))
+    return Limits(hard(sequences), hard(tokens), SOFT_MAX_SEQUENCES if sequences == "auto" else None, soft)
 
 
 def estimated_bytes_per_token(config: Any, dtype: torch.dtype) -> int:

@@ -7,9 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-SMALLEST_CLASS = 64
-_FIRST_POOL_TOKENS = 512
-LARGEST_POOL_TOKENS = 1 << 14
+from unspool.tuning import FIRST_POOL_TOKENS, LARGEST_POOL_TOKENS, SMALLEST_SLOT
 
 
 class LayerLayout(NamedTuple):
@@ -32,7 +30,7 @@ Layout: TypeAlias = tuple[LayerLayout, ...]
 
 def size_class(num_tokens: int) -> int:
     """Return the capacity for `num_tokens` tokens: the smallest of 64, 128, 256, ... that is large enough."""
-    return max(SMALLEST_CLASS, 1 << (num_tokens - 1).bit_length() if num_tokens > 1 else 1)
+    return max(SMALLEST_SLOT, 1 << (num_tokens - 1).bit_length() if num_tokens > 1 else 1)
 
 
 class LayerStates(NamedTuple):
@@ -115,5 +113,5 @@ class SlotPool:
 
 def next_pool_size(capacity: int, num_slots: int) -> int:
     """Return the number of slots that a size class grows by: it doubles, within 512 and 16,384 tokens."""
-    smallest, largest = _FIRST_POOL_TOKENS // capacity, LARGEST_POOL_TOKENS // capacity
+    smallest, largest = FIRST_POOL_TOKENS // capacity, LARGEST_POOL_TOKENS // capacity
     return max(1, min(max(num_slots, smallest), largest))

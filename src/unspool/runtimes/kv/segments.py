@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 from unspool.runtimes.kv.pool import SlotPool
 from unspool.runtimes.kv.shared_prefix import shared_prefixes
-
-_SPARE_KEYS = 64
-"""A call costs a query about as much as this many more keys: 12 heads of 64 in float32, 4 heads in bfloat16."""
+from unspool.tuning import KEYS_PER_CALL_COST
 
 
 class Segment(NamedTuple):
@@ -144,7 +142,7 @@ def _decode_runs(queries: Sequence[Segment]) -> list[DecodeRun]:
         if last is not None and last.pool is query.pool and last.slot + 1 == query.slot:
             count, most, keys = len(groups[-1]) + 1, max(longest, query.start), total + query.start
             masked = count * most - keys
-            if not (last.invariant or query.invariant) and masked <= _SPARE_KEYS * (count - 1):
+            if not (last.invariant or query.invariant) and masked <= KEYS_PER_CALL_COST * (count - 1):
                 groups[-1].append(query)
                 longest, total = most, keys
                 continue

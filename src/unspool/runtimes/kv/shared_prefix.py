@@ -14,15 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-LEAST_SHARED = 32
-"""The shortest shared prefix that is looked for, in tokens."""
-
-SPARED_BYTES = 3 << 20
-"""The least saving per layer that pays for the second call, in bytes.
-
-Both ways are equally fast at 2 to 3 MiB, and the second is twice as fast from 6 MiB on (12 heads, and 4 key heads for
-32, of width 64).
-"""
+from unspool.tuning import MIN_SAVED_BYTES, MIN_SHARED_PREFIX
 
 
 class Sharing(Protocol):
@@ -64,12 +56,12 @@ def shared_prefixes(queries: Sequence[S], bytes_per_token: int) -> list[SharedPr
     found: list[SharedPrefix] = []
     first = 0
     for index in range(1, len(queries) + 1):
-        if index == len(queries) or queries[index].shared < LEAST_SHARED:
+        if index == len(queries) or queries[index].shared < MIN_SHARED_PREFIX:
             found += _best([query.shared for query in queries[first:index]], first)
             first = index
     groups: list[SharedPrefix] = []
     for group in found:
-        if group.num_saved_keys * bytes_per_token >= SPARED_BYTES:
+        if group.num_saved_keys * bytes_per_token >= MIN_SAVED_BYTES:
             groups.append(group)
         elif groups and not groups[-1].length:
             groups[-1] = groups[-1]._replace(stop=group.stop)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from itertools import chain
 
 from unspool.runtimes.kv.limits import NO_LIMITS, Limits, check_room
-from unspool.runtimes.kv.pool import LARGEST_POOL_TOKENS, Layout, SlotPool, next_pool_size, size_class
+from unspool.runtimes.kv.pool import Layout, SlotPool, next_pool_size, size_class
 from unspool.runtimes.kv.slot import PrefixMatch, Slot, longest_prefix_match
+from unspool.tuning import LARGEST_POOL_TOKENS
 from unspool.types import Seq
 
 

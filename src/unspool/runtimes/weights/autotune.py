@@ -19,28 +19,24 @@ import torch
 import torch.nn.functional as F
 
 from unspool.errors import OptionError
+from unspool.tuning import (
+    CLEARLY_FASTER,
+    LARGEST_CPU_CACHE,
+    LARGEST_TRIAL,
+    PACK_ROWS,
+    PADDED_ROWS,
+    SEVERAL_ROWS,
+    SMALLEST_PACKED,
+    TRIAL_ROUNDS,
+    USUAL_CPU_CACHE,
+)
 
 Choice: TypeAlias = Literal["auto", "plain", "packed"]
 
 VARIABLE: Final = "UNSPOOL_LINEAR"
 """Environment variable, a `Choice`: "auto" times both forms of each layer, the others force one for all layers."""
 
-ROWS_HINT = 16
-"""Rows a weight is packed for: as fast for 1 row (within 5 %) and twice as fast for 5 as one packed for 1."""
-
-LEAST_ROWS = 4
-"""Calls with fewer rows are padded to these if that is faster: oneDNN has other kernels for one row."""
-
-_MANY_ROWS = 5
-_ROUNDS = 5
-# A form is left only for one that is clearly faster, so that noise does not decide, and rounding stays the same.
-_CLEARLY = 0.9
-# Larger layers behave as the largest that are tried; a call into oneDNN costs some 12 microseconds more than F.linear,
-# which layers with fewer weights than the smallest do not earn back. In bfloat16 both calls cost the same.
-_LARGEST = 1 << 24
-_SMALLEST = {torch.float32: 1 << 17}
-# Bytes of the last-level cache: if the system does not tell, and the most that a trial allows for.
-_USUAL_CACHE, _LARGEST_CACHE = 32 << 20, 64 << 20
+_SMALLEST = {torch.float32: SMALLEST_PACKED}
 
 
 class LinearPlan(NamedTuple):
@@ -50,7 +46,7 @@ class LinearPlan(NamedTuple):
     least_rows: int
 
 
-PLAIN, PACKED = LinearPlan(packed=False, least_rows=1), LinearPlan(packed=True, least_rows=LEAST_ROWS)
+PLAIN, PACKED = LinearPlan(packed=False, least_rows=1), LinearPlan(packed=True, least_rows=PADDED_ROWS)
 
 
 class Shape(NamedTuple):
@@ -92,7 +88,7 @@ def best_plan(in_features: int, out_features: int, dtype: torch.dtype) -> Linear
         return PACKED if forced == "packed" else PLAIN
     if is_small(in_features, out_features, dtype):
         return PLAIN
-    shape = Shape(in_features, min(out_features, max(1, _LARGEST // in_features)), dtype, torch.get_num_threads())
+    shape = Shape(in_features, min(out_features, max(1, LARGEST_TRIAL // in_features)), dtype, torch.get_num_threads())
     if shape not in _FORMS:
         _FORMS[shape] = _measured(shape)
     return _FORMS[shape]
@@ -101,9 +97,9 @@ def best_plan(in_features: int, out_features: int, dtype: torch.dtype) -> Linear
 def _measured(shape: Shape) -> LinearPlan:
     with torch.no_grad():
         lone, filled, plain, several, plain_several = _fastest(_works(shape))
-    if plain < _CLEARLY * min(lone, filled) and plain_several < _CLEARLY * several:
+    if plain < CLEARLY_FASTER * min(lone, filled) and plain_several < CLEARLY_FASTER * several:
         return PLAIN
-    return LinearPlan(packed=True, least_rows=1 if lone < _CLEARLY * filled else LEAST_ROWS)
+    return LinearPlan(packed=True, least_rows=1 if lone < CLEARLY_FASTER * filled else PADDED_ROWS)
 
 
 def _works(shape: Shape) -> list[Callable[[], object]]:
@@ -118,10 +114,10 @@ def _works(shape: Shape) -> list[Callable[[], object]]:
     )
     count = -(-last_level_cache() // weight.nbytes)
     plain = cycle([weight, *(weight.clone() for _ in range(count - 1))])
-    packed = cycle([torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT) for _ in range(count)])
+    packed = cycle([torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS) for _ in range(count)])
     one, least, many = (
         torch.empty(n, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)
-        for n in (1, LEAST_ROWS, _MANY_ROWS)
+        for n in (1, PADDED_ROWS, SEVERAL_ROWS)
     )
 
     def by_packed(rows: torch.Tensor) -> Callable[[], object]:
@@ -136,16 +132,16 @@ def _works(shape: Shape) -> list[Callable[[], object]]:
 @cache
 def last_level_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
     """Return the bytes of the CPU's largest cache, at most 64 MiB; 32 MiB if the system does not tell."""
-    sizes = [_USUAL_CACHE]
+    sizes = [USUAL_CPU_CACHE]
     with suppress(OSError, ValueError):
         sizes = [int(file.read_text().strip().removesuffix("K")) << 10 for file in folder.glob("index*/size")] or sizes
-    return min(max(sizes), _LARGEST_CACHE)
+    return min(max(sizes), LARGEST_CPU_CACHE)
 
 
 def _fastest(works: Sequence[Callable[[], object]]) -> list[float]:
     """Return the shortest time of each, in seconds, tried in turn."""
     best = [float("inf")] * len(works)
-    for _ in range(_ROUNDS):
+    for _ in range(TRIAL_ROUNDS):
         for index, work in enumerate(works):
             started = time.perf_counter()
             work()

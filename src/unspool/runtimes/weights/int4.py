@@ -16,6 +16,7 @@ from typing import Final
 import torch
 
 from unspool.runtimes.weights.invariant_rows import INVARIANT
+from unspool.tuning import INT4_MANY_ROWS, INT4_SLAB, ROUNDED_AT_ONCE
 
 GROUP: Final = 32
 """Columns that share a scale and a zero. The width of a matrix must be a multiple of this."""
@@ -23,15 +24,6 @@ GROUP: Final = 32
 _HIGHEST, _MIDDLE = 15, 8
 _TILE: Final = 64
 """Rows that the kernel packs together; on some CPUs fewer, but always a divisor of this."""
-
-_BLOCK: Final = 1 << 19
-"""Numbers that are rounded at once."""
-
-_SLAB: Final = 1 << 21
-"""Numbers that are unpacked to bfloat16 at once, at 3.5 bytes per number."""
-
-_MANY_ROWS: Final = 128
-"""From this many rows on, it is faster to unpack the matrix once, slab by slab, than for each few rows."""
 
 
 class Int4Weight:
@@ -47,7 +39,7 @@ class Int4Weight:
     def __init__(self, weight: torch.Tensor) -> None:
         self._height, self._width = weight.shape
         packed, scales = [], []
-        block = max(1, _BLOCK // self._width // _TILE) * _TILE
+        block = max(1, ROUNDED_AT_ONCE // self._width // _TILE) * _TILE
         for start in range(0, self._height, block):
             numbers, scale = _rounded(weight[start : start + block])
             packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1))
@@ -58,7 +50,7 @@ class Int4Weight:
     def times(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows @ weight.T. rows: [count, width], floating-point. --> [count, height], bfloat16"""
         rounded = rows.bfloat16()
-        if len(rows) >= _MANY_ROWS and not INVARIANT.get() and (half := half_tile()):
+        if len(rows) >= INT4_MANY_ROWS and not INVARIANT.get() and (half := half_tile()):
             return self._times_many(rounded, half)
         found: torch.Tensor = self._multiply(rounded.contiguous(), self._packed, GROUP, self._scales)
         return found[:, : self._height]
@@ -73,7 +65,7 @@ class Int4Weight:
         packed = self._packed.view(tiles, self._width, half)
         scales = self._scales.view(self._width // GROUP, tiles, 2, half, 2)
         found = torch.empty(count, tiles, 2, half, dtype=torch.bfloat16, device="cpu")
-        step = max(1, _SLAB // (self._width * 2 * half))
+        step = max(1, INT4_SLAB // (self._width * 2 * half))
         for start in range(0, tiles, step):
             slab = slice(start, start + step)
             weight = self._unpacked(packed[slab], scales[:, slab])

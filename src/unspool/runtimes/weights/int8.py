@@ -16,6 +16,8 @@ from typing import Final, Protocol
 import torch
 import torch.nn.functional as F
 
+from unspool.tuning import ROUNDED_AT_ONCE
+
 MAX_WIDTH: Final = 1 << 16
 """Most columns of a matrix: sums of products of two 8-bit numbers stay below 2**31."""
 
@@ -24,9 +26,6 @@ _LARGEST: Final = 127
 
 _VECTOR: Final = 64
 """The kernel of `_Mixed` reads this many numbers at once."""
-
-_BLOCK: Final = 1 << 19
-"""Numbers that are rounded at once."""
 
 _FULL_DIGIT, _SHORT_DIGIT = 127, 63
 """The largest digits. Some CPUs add pairs of products in 16 bits, which overflow; they get digits of 7 bits."""
@@ -63,7 +62,7 @@ def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return numbers [height, width], int8, and scales [height], float32. A row of zeros has the scale 1."""
     numbers = torch.empty(weight.shape, dtype=torch.int8, device="cpu")
     scales = torch.empty(len(weight), dtype=torch.float32, device="cpu")
-    block = max(1, _BLOCK // weight.shape[1])
+    block = max(1, ROUNDED_AT_ONCE // weight.shape[1])
     for start in range(0, len(weight), block):
         part = weight[start : start + block].float()
         largest = part.abs().amax(1)

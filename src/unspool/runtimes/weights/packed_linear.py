@@ -19,11 +19,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.machine.memory import available_memory
-from unspool.runtimes.weights.autotune import ROWS_HINT, VARIABLE, best_plan, choice, is_small
+from unspool.runtimes.weights.autotune import VARIABLE, best_plan, choice, is_small
 from unspool.runtimes.weights.invariant_rows import INVARIANT, invariant_rows
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.quantized_info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.release_memory import trim_heap
+from unspool.tuning import PACK_ROWS
 
 Pack: TypeAlias = bool | Literal["auto"]
 
@@ -89,7 +90,7 @@ class PackedLinear(nn.Module):
     def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
         """Return the packed weight, the plain weight if the layer uses it, and the bias."""
         plain = weight.detach().T if self._transposed else weight.detach()
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), ROWS_HINT)
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), PACK_ROWS)
         return packed, None if self.form.packed else plain, self.bias
 
     @property

@@ -1,0 +1,137 @@
+"""Tuning constants: numbers that change speed and memory, and leave results equal up to rounding.
+
+Each line ends with unit | machine | date of the figure. The machine is that of the measurement behind the number, as
+far as comments and commits name it. Constants that results depend on live in the modules that define the results.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- engine ---------------------------------------------------------------------------------------------------------
+
+MAX_BATCH_TOKENS: Final = 256  # tokens | CPU, not recorded | 2026-11-21
+"""Tokens per pass. Passes of 512 are about as fast per token (GPT-2 in float32: 12 % slower; a Llama in bfloat16: 5 %
+faster), but requests that write wait twice as long for them."""
+
+MIN_MATCHED_TOKENS: Final = 8  # tokens | CPU, not recorded | 2026-11-21
+"""The shortest cached prefix that is reused. A pass over 8 tokens costs as much as a pass over one, because reading the
+weights dominates. GPT-2 124M: 32 ms up to 8 tokens, then 1.1 ms each; copying the K/V of 16 tokens takes 0.16 ms."""
+
+MIN_SHARED_TOKENS: Final = 16  # tokens | CPU, not recorded | 2026-11-21
+"""The shortest prefix that a prompt waits for, which delays it by one pass. It pays if the shared tokens double the
+time of a pass: 30 tokens in float32 GPT-2 for one waiting prompt, 15 for two, and 20 in larger bfloat16 models."""
+
+SPARE_CANDIDATES: Final = 4  # tokens | not recorded | 2026-11-21
+"""Candidates that are listed beyond the k best."""
+
+FEW_ALLOWED_TOKENS: Final = 64  # tokens | not recorded | 2026-11-21
+"""If no row has more allowed tokens than this, noise is computed only for the allowed tokens."""
+
+NOISE_TOKENS_PER_CALL: Final = 1 << 18  # tokens | not recorded | 2026-11-21
+"""Noise is computed for this many tokens in one call, with 2 MiB of intermediate numbers."""
+
+POLL_SECONDS: Final = 0.001  # seconds | not recorded | 2026-11-21
+"""Time between checks if another engine holds the memory of a shared draft model."""
+
+# --- processors -----------------------------------------------------------------------------------------------------
+
+TOP_K_BLOCK: Final = 64  # tokens | not recorded | 2026-11-20
+"""Top-k on a CPU first finds the best blocks of this many tokens."""
+
+MASS_WIDTHS: Final = (64, 1024, 8192)  # tokens | not recorded | 2026-11-20
+"""Top-p and typical-p sort this many tokens, and the next number if these do not hold the wanted mass."""
+
+# --- KV cache -------------------------------------------------------------------------------------------------------
+
+SOFT_MAX_SEQUENCES: Final = 256  # sequences | not recorded | 2026-11-29
+"""The soft limit on live sequences. Far fewer rows keep a CPU busy, so that waiting costs a large batch nothing."""
+
+CACHE_MEMORY_SHARE: Final = 0.5  # of the free memory | not recorded | 2026-11-29
+"""The soft limit on the memory of the KV cache."""
+
+SMALLEST_SLOT: Final = 64  # tokens | not recorded | 2026-11-20
+"""The capacity of the smallest size class."""
+
+FIRST_POOL_TOKENS: Final = 512  # tokens | not recorded | 2026-11-20
+"""A size class starts with slots for at least this many tokens."""
+
+LARGEST_POOL_TOKENS: Final = 1 << 14  # tokens | not recorded | 2026-11-20
+"""A pool is not enlarged beyond this many tokens, because all its K/V move when it grows."""
+
+LONG_SEGMENT: Final = 16  # tokens | not recorded | 2026-11-20
+"""Segments of at least this many tokens are copied into their slots one by one."""
+
+FEW_COPIES: Final = 3  # copies | not recorded | 2026-11-21
+"""More groups of shorter segments than this share one indexed write."""
+
+KEYS_PER_CALL_COST: Final = 64  # keys | CPU, not recorded | 2026-11-20
+"""An attention call costs a query about as much as this many more keys: 12 heads of 64 in float32, 4 in bfloat16."""
+
+FEW_QUERIES: Final = 32  # queries | CPU, not recorded | 2026-11-21
+"""With more queries, the keys of a head stay in the CPU cache, so that folding heads into queries does not help."""
+
+MAX_BLOCK_QUERIES: Final = 512  # queries | not recorded | 2026-11-21
+"""The most queries per attention call. More queries would compute many scores that the mask removes."""
+
+MIN_WINDOW_QUERIES: Final = 64  # queries | not recorded | 2026-11-21
+"""With a sliding window, a call has as many queries as the window has keys, but at least this many."""
+
+MAX_MANUAL_SCORES: Final = 1 << 22  # scores | not recorded | 2026-11-21
+"""The most scores per call of `manual_attention`, which holds them in memory."""
+
+MIN_SHARED_PREFIX: Final = 32  # tokens | not recorded | 2026-11-21
+"""The shortest prefix that shared-prefix attention looks for."""
+
+MIN_SAVED_BYTES: Final = 3 << 20  # bytes per layer | CPU, not recorded | 2026-11-21
+"""The least saving that pays for the second call of shared-prefix attention. Both ways are equally fast at 2 to 3 MiB,
+and the second is twice as fast from 6 MiB on (12 heads, and 4 key heads for 32, of width 64)."""
+
+# The trial of the cache dtype: keys and values of this size exceed the CPU cache.
+DTYPE_TRIAL_KEYS: Final = 1024  # keys per layer | not recorded | 2026-11-21
+DTYPE_TRIAL_LAYERS: Final = 8  # layers | not recorded | 2026-11-21
+DTYPE_TRIAL_BYTES: Final = 1 << 26  # bytes of float32 keys and values | not recorded | 2026-11-21
+
+WIDER_CACHE_GAIN: Final = 1.2  # ratio of times | not recorded | 2026-11-21
+"""The cache is widened to float32 only if attention in half precision takes longer by this factor. So timing noise does
+not change memory and rounding from run to run."""
+
+# --- linear layers --------------------------------------------------------------------------------------------------
+
+PACK_ROWS: Final = 16  # rows | CPU, not recorded | 2026-11-20
+"""oneDNN packs weights for this many rows: as fast for 1 row (within 5 %) as a weight packed for 1, and twice as fast
+for 5 rows."""
+
+PADDED_ROWS: Final = 4  # rows | CPU, not recorded | 2026-11-21
+"""Calls with fewer rows are padded to this many if that is faster: oneDNN has other kernels for one row."""
+
+SEVERAL_ROWS: Final = 5  # rows | not recorded | 2026-11-21
+"""The autotune trial of several rows, as five beams have."""
+
+TRIAL_ROUNDS: Final = 5  # rounds | not recorded | 2026-11-21
+"""The autotune trial takes the shortest time of this many rounds."""
+
+CLEARLY_FASTER: Final = 0.9  # ratio of times | not recorded | 2026-11-21
+"""A plan is replaced only by a plan that takes at most this part of its time. So noise does not change rounding."""
+
+LARGEST_TRIAL: Final = 1 << 24  # weights | not recorded | 2026-11-21
+"""Larger layers behave like layers of this size."""
+
+SMALLEST_PACKED: Final = 1 << 17  # weights | CPU, not recorded | 2026-11-20
+"""Smaller float32 layers stay plain: a call of oneDNN takes 12 microseconds longer than F.linear. In bfloat16 both
+calls take equally long."""
+
+USUAL_CPU_CACHE: Final = 32 << 20  # bytes | not recorded | not recorded
+"""The assumed last-level cache if the system does not report its size."""
+
+LARGEST_CPU_CACHE: Final = 64 << 20  # bytes | not recorded | not recorded
+"""The autotune trial assumes at most this last-level cache, to limit its memory."""
+
+ROUNDED_AT_ONCE: Final = 1 << 19  # numbers | not recorded | 2026-11-21
+"""Quantization rounds this many numbers at once."""
+
+INT4_SLAB: Final = 1 << 21  # numbers | not recorded | 2026-11-21
+"""int4 weights are unpacked to bfloat16 in slabs of this many numbers, at 3.5 bytes per number."""
+
+INT4_MANY_ROWS: Final = 128  # rows | CPU, not recorded | 2026-11-21
+"""From this many rows on, it is faster to unpack an int4 matrix once, slab by slab, than for each few rows."""

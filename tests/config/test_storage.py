@@ -67,7 +67,7 @@ def test_a_watermark_in_a_transformers_object_is_not_lost(tmp_path):
     assert back["watermarking_config"]["bias"] == 3.0
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[1]", "must hold a JSON object")])
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[1]", "must contain a JSON object")])
 def test_a_broken_file_is_named(tmp_path, text, words):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ModelError, match=words):

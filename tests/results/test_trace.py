@@ -47,13 +47,13 @@ def test_every_token_has_its_text_and_every_move_its_words() -> None:
     tokens = [each for step in found.steps for row in step.rows for each in (*row.candidates, *row.best)]
     assert {(each.token, each.text) for each in tokens} == {(0, " a"), (1, " b"), (2, " c"), (3, "<end>")}
     assert [move.words for step in found.steps[:3] for move in step.moves] == [
-        "branch 0 goes on with ' b'",
+        "branch 0 continues with ' b'",
         "branch 1 becomes a copy of branch 0",
-        "branch 1 goes on with ' c'",
+        "branch 1 continues with ' c'",
         "branch 1 is dropped",
-        "branch 0 goes on with ' c'",
+        "branch 0 continues with ' c'",
         "branch 2 becomes a copy of branch 0",
-        "branch 2 goes on with ' a'",
+        "branch 2 continues with ' a'",
     ]
     shortened = trace_of(mixing_toy, [3, 1, 2, 3, 1, 2], prompt_lookup_num_tokens=3, max_new_tokens=12)
     keeps = [move for step in shortened.steps for move in step.moves if move.kind == "keep"]

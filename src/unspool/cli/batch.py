@@ -140,7 +140,7 @@ def _opened(
             raise OptionError("logprobs", options["logprobs"], "is only part of the JSON result", "add --json")
         return model.stream(record.values["prompt"], config=config, **options)
     except Exception as error:  # any error of one prompt must not stop the others
-        return record.told(error)
+        return record.message_of(error)
 
 
 def _read(record: Record, stream: Stream) -> Generation | str:
@@ -150,7 +150,7 @@ def _read(record: Record, stream: Stream) -> Generation | str:
                 pass
         return stream.generation
     except Exception as error:  # as above
-        return record.told(error)
+        return record.message_of(error)
 
 
 def generation_text(generation: Generation) -> str:

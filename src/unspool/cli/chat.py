@@ -61,7 +61,7 @@ def chat(
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     source: Source = Keyboard(complete) if at_terminal else Piped()
     screen = Screen(prompt="", echo=False)
-    desk = ChatSession(
+    session = ChatSession(
         dialogue=dialogue,
         source=source,
         load=choice.load_another,
@@ -70,69 +70,69 @@ def chat(
     )
     if source.interactive:
         screen.remark(f"{language_model.info.name}: /help lists the commands, Ctrl-D leaves")
-    converse(desk, quiet=quiet)
+    converse(session, quiet=quiet)
 
 
-def converse(desk: ChatSession, *, quiet: bool) -> None:
+def converse(session: ChatSession, *, quiet: bool) -> None:
     """Read and answer until the input ends. In a terminal, errors are shown and the loop continues."""
     following: Next = "read"
     while following != "leave":
         try:
-            following = _read(desk) if following == "read" else _answer(desk, following, quiet=quiet)
+            following = _read(session) if following == "read" else _answer(session, following, quiet=quiet)
         except EOFError:
-            if desk.source.interactive:
+            if session.source.interactive:
                 typer.echo()
             return
         except KeyboardInterrupt:
-            if not desk.source.interactive:
+            if not session.source.interactive:
                 raise
             typer.echo()
             following = "read"
         except (BrokenPipeError, typer.Exit):
             raise
         except Exception as error:
-            if not desk.source.interactive:
+            if not session.source.interactive:
                 raise
             report(error)
             following = "read"
 
 
-def _read(desk: ChatSession) -> Next:
+def _read(session: ChatSession) -> Next:
     """Read a message or a command, and return the next action."""
-    line = desk.source.message()
+    line = session.source.message()
     if not line.strip():
         return "read"
     if is_command(line):
-        return run_command(desk, line)
-    return partial(desk.dialogue.stream, line.removeprefix("/") if line.startswith("//") else line)
+        return run_command(session, line)
+    return partial(session.dialogue.stream, line.removeprefix("/") if line.startswith("//") else line)
 
 
-def _answer(desk: ChatSession, ask: Callable[..., TurnStream], *, quiet: bool) -> Next:
+def _answer(session: ChatSession, ask: Callable[..., TurnStream], *, quiet: bool) -> Next:
     """Stream an answer to the screen. The shown part of an interrupted answer stays in the conversation.
 
     Args:
         ask: returns the stream of the answer; has a keyword `tentative`.
     """
-    dialogue, screen = desk.dialogue, Screen(prompt="", echo=False)
-    said = False
+    dialogue, screen = session.dialogue, Screen(prompt="", echo=False)
+    shown = False
     try:
         with ask(tentative=screen.shows_tails) as chunks:
             try:
                 for chunk in chunks:
                     # In a transcript, leading blanks are not part of the answer.
-                    text = chunk.text.lstrip() if dialogue.plain and not said else chunk.text
-                    said = said or bool(text)
+                    text = chunk.text.lstrip() if dialogue.plain and not shown else chunk.text
+                    shown = shown or bool(text)
                     tail = chunk.tentative
-                    screen.text(text, tail=tail.lstrip() if tail and dialogue.plain and not said else tail)
+                    screen.text(text, tail=tail.lstrip() if tail and dialogue.plain and not shown else tail)
             finally:
                 screen.end_line()
         if not quiet:
             screen.remark(summary(chunks.generation))
     except KeyboardInterrupt:
-        if not desk.source.interactive:
+        if not session.source.interactive:
             raise KeyboardInterrupt(f"the current answer had --seed {dialogue.seed}") from None
-        if said:
-            screen.remark(f"stopped, seed {dialogue.seed}; /retry for another answer, /undo to take your message back")
+        if shown:
+            screen.remark(f"stopped, seed {dialogue.seed}; /retry for another answer, /undo to remove your message")
         else:
             screen.remark("stopped before the first text; the conversation is unchanged")
     return "read"

@@ -56,7 +56,7 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and not line.startswith("//")
 
 
-def run_command(desk: ChatSession, line: str) -> Next:
+def run_command(session: ChatSession, line: str) -> Next:
     """Run a command, and return the next action.
 
     Raises:
@@ -70,7 +70,7 @@ def run_command(desk: ChatSession, line: str) -> Next:
         close = difflib.get_close_matches(name, _COMMANDS, n=1)
         meant = f"did you mean /{close[0]}? " if close else ""
         raise PromptError(f"unknown command /{name}; {meant}/help lists the commands, // starts a message with a slash")
-    return command.run(desk, argument.strip())
+    return command.run(session, argument.strip())
 
 
 def complete(line: str) -> Sequence[str]:
@@ -85,96 +85,96 @@ def complete(line: str) -> Sequence[str]:
     return []
 
 
-def _help(desk: ChatSession, argument: str) -> Next:
+def _help(session: ChatSession, argument: str) -> Next:
     for command in _COMMANDS.values():
-        desk.show(f"  {f'/{command.name} {command.argument}':<22}{command.help}")
-    desk.show("End a line with \\ to continue it on the next. Ctrl-C stops an answer, Ctrl-D leaves.")
+        session.show(f"  {f'/{command.name} {command.argument}':<22}{command.help}")
+    session.show("End a line with \\ to continue it on the next. Ctrl-C stops an answer, Ctrl-D leaves.")
     return "read"
 
 
-def _system(desk: ChatSession, argument: str) -> Next:
+def _system(session: ChatSession, argument: str) -> Next:
     if argument:
-        desk.dialogue.system = None if argument == "off" else argument
-    desk.show(f"system: {desk.dialogue.system}" if desk.dialogue.system else "no system message")
+        session.dialogue.system = None if argument == "off" else argument
+    session.show(f"system: {session.dialogue.system}" if session.dialogue.system else "no system message")
     return "read"
 
 
-def _reset(desk: ChatSession, argument: str) -> Next:
-    desk.dialogue.reset()
-    desk.remark("a new conversation")
+def _reset(session: ChatSession, argument: str) -> Next:
+    session.dialogue.reset()
+    session.remark("a new conversation")
     return "read"
 
 
-def _undo(desk: ChatSession, argument: str) -> Next:
-    text = desk.dialogue.undo()
+def _undo(session: ChatSession, argument: str) -> Next:
+    text = session.dialogue.undo()
     if text is None:
         raise PromptError("there is nothing to undo")
-    desk.remark(f"undone: {text}")
+    session.remark(f"undone: {text}")
     return "read"
 
 
-def _retry(desk: ChatSession, argument: str) -> Next:
-    return lambda **shown: desk.dialogue.retry(stream=True, **shown)
+def _retry(session: ChatSession, argument: str) -> Next:
+    return lambda **shown: session.dialogue.retry(stream=True, **shown)
 
 
-def _edit(desk: ChatSession, argument: str) -> Next:
-    before = desk.dialogue.turn
+def _edit(session: ChatSession, argument: str) -> Next:
+    before = session.dialogue.turn
     if before is None:
         raise PromptError("there is no message to edit")
-    if not argument and not desk.source.interactive:
+    if not argument and not session.source.interactive:
         raise PromptError("in a pipe /edit needs the new text as its argument")
-    text = argument or desk.source.message(before)
+    text = argument or session.source.message(before)
     if not text.strip():
-        desk.remark("the message is unchanged")
+        session.remark("the message is unchanged")
         return "read"
-    return lambda **shown: desk.dialogue.edit(text, stream=True, **shown)
+    return lambda **shown: session.dialogue.edit(text, stream=True, **shown)
 
 
-def _save(desk: ChatSession, argument: str) -> Next:
+def _save(session: ChatSession, argument: str) -> Next:
     file = _file(argument, "/save")
-    desk.dialogue.save(file)
-    desk.remark(f"{len(desk.dialogue.messages)} messages saved to {file}")
+    session.dialogue.save(file)
+    session.remark(f"{len(session.dialogue.messages)} messages saved to {file}")
     return "read"
 
 
-def _load(desk: ChatSession, argument: str) -> Next:
+def _load(session: ChatSession, argument: str) -> Next:
     file = _file(argument, "/load")
-    desk.dialogue.take_up(file)
-    messages = desk.dialogue.messages
+    session.dialogue.resume(file)
+    messages = session.dialogue.messages
     waits = "; the last one waits for an answer: /retry" if messages and messages[-1]["role"] == "user" else ""
-    desk.remark(f"{len(messages)} messages loaded{waits}")
+    session.remark(f"{len(messages)} messages loaded{waits}")
     return "read"
 
 
-def _set(desk: ChatSession, argument: str) -> Next:
+def _set(session: ChatSession, argument: str) -> Next:
     name, _, text = argument.partition(" ")
     if not text.strip():
         raise PromptError("/set needs an option and a value: /set temperature 0.8, /set temperature off")
     try:
-        desk.dialogue.set_option(name, text.strip())
+        session.dialogue.set_option(name, text.strip())
     except OptionError as error:
         raise PromptError(spelled(error, SETTINGS)) from None
     return "read"
 
 
-def _options(desk: ChatSession, argument: str) -> Next:
-    known = {name: value for name, value in desk.dialogue.options.items() if name in OPTIONS}
+def _options(session: ChatSession, argument: str) -> Next:
+    known = {name: value for name, value in session.dialogue.options.items() if name in OPTIONS}
     for name, value in GenerationConfig(**known).to_dict().items():
-        desk.show(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+        session.show(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     if not known:
-        desk.show("no option is set; the model's config and the defaults apply")
+        session.show("no option is set; the model's config and the defaults apply")
     return "read"
 
 
-def _model(desk: ChatSession, argument: str) -> Next:
+def _model(session: ChatSession, argument: str) -> Next:
     if argument:
-        desk.dialogue.answer_with(desk.load(argument))
-    info = desk.dialogue.lm.info
-    desk.show(f"{info.name}: {info.backend}")
+        session.dialogue.switch_model(session.load(argument))
+    info = session.dialogue.lm.info
+    session.show(f"{info.name}: {info.backend}")
     return "read"
 
 
-def _exit(desk: ChatSession, argument: str) -> Next:
+def _exit(session: ChatSession, argument: str) -> Next:
     return "leave"
 
 

@@ -58,7 +58,7 @@ class Dialogue(Chat):
                 raise OptionError(name, options[name], "cannot be used in a conversation", hint)
         super()._check(lm, options)
 
-    def answer_with(self, model: ChatModel) -> None:
+    def switch_model(self, model: ChatModel) -> None:
         """Switch to another model; the conversation and the options stay.
 
         Raises:
@@ -96,7 +96,7 @@ class Dialogue(Chat):
         self._check(self.lm, wanted)
         self.options = wanted
 
-    def take_up(self, file: Path) -> None:
+    def resume(self, file: Path) -> None:
         """Load the conversation from a file and continue it; options stay the same.
 
         Raises:

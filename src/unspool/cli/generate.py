@@ -113,7 +113,7 @@ def show_chunks(screen: Screen, chunks: Iterable[Chunk]) -> None:
             screen.text(waiting.pop(current, ""), tail=chunk.tentative if chunk.index == current else None)
             while current in finished and current + 1 in waiting:
                 current += 1
-                screen.part()
+                screen.separate()
                 screen.text(waiting.pop(current))
     finally:
         screen.end_line()
@@ -124,7 +124,7 @@ def show_completions(screen: Screen, completions: Sequence[Completion]) -> None:
     screen.prompt()
     for completion in completions:
         if completion.index:
-            screen.part()
+            screen.separate()
         screen.text(completion.text)
     screen.end_line()
 

@@ -34,7 +34,7 @@ class Record:
     options: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
 
-    def told(self, error: Exception) -> str:
+    def message_of(self, error: Exception) -> str:
         """Return the message of an error about this line, on one line, with its place and JSON keys."""
         text = spelled(error, KEYS) if isinstance(error, UnspoolError) else f"{type(error).__name__}: {error}"
         return f"{self.place}: {' '.join(text.split())}"
@@ -98,7 +98,7 @@ def _from_json(place: str, line: str, main: str, others: Sequence[str]) -> Recor
     try:
         GenerationConfig(**options)
     except (OptionError, TypeError) as error:
-        return Record(place=place, values=values, error=record.told(error))
+        return Record(place=place, values=values, error=record.message_of(error))
     return record
 
 

@@ -139,4 +139,4 @@ def _score_alone(model: LanguageModel, record: Record, prompt: str) -> Scored | 
     try:
         return _scores(model, [record], prompt)[0]
     except Exception as error:  # any error of one text must not stop the others
-        return record.told(error)
+        return record.message_of(error)

@@ -67,7 +67,7 @@ class Screen:
         if not self._at_line_start:
             self.text("\n")
 
-    def part(self) -> None:
+    def separate(self) -> None:
         """Separate two outputs, and show the prompt of the second."""
         self.end_line()
         self._put(self._output, SEPARATOR, dim=True)

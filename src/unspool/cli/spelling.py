@@ -124,7 +124,7 @@ def spelled(error: UnspoolError, spelling: Spelling = FLAGS) -> str:
         allowed = row.kind.json_words or allowed
     if name is None and error.option in REFUSED and spelling is FLAGS:
         hint = "take it out of the model's generation_config.json"
-    got = "" if _is_told_by_its_name(error, spelling) else f", got {_as_json(error.option, error.given)}"
+    got = "" if _is_value_in_name(error, spelling) else f", got {_as_json(error.option, error.given)}"
     subject = name or f"`{error.option}`"
     return (
         f"{subject} {_values_spelled(allowed, error.option, spelling, none='null')}{got}; "
@@ -186,7 +186,7 @@ def _python_value(text: str) -> Any:
         return text
 
 
-def _is_told_by_its_name(error: OptionError, spelling: Spelling) -> bool:
+def _is_value_in_name(error: OptionError, spelling: Spelling) -> bool:
     """Return True if the message must not repeat the value: for a switch, the flag already is the value."""
     return spelling is FLAGS and (error.given is None or isinstance(error.given, bool))
 

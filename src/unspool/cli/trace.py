@@ -50,7 +50,7 @@ def trace(
     language_model = choice.load()
     with seeded(asked) as drawn:
         answer = language_model.generate(text, trace=True, **drawn).trace
-    assert answer is not None, "a traced generation brings its trace"
+    assert answer is not None, "a traced generation has a trace"
     if as_json:
         typer.echo(answer.to_json(indent=2))
     else:

@@ -45,7 +45,7 @@ def read_config(
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(stored, dict):
-        raise ModelError(f"{path} must hold a JSON object, not {type(stored).__name__}")
+        raise ModelError(f"{path} must contain a JSON object, not {type(stored).__name__}")
     return stored, stored.pop(_OFF, [])
 
 

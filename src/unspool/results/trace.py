@@ -192,4 +192,4 @@ def _words(move: TraceMove, texts: Sequence[str]) -> str:
         return f"branch {move.branch} keeps its first {count}"
     if move.kind == "fork":
         return f"branch {move.branch} becomes a copy of branch {move.parent}"
-    return f"branch {move.branch} goes on with {', '.join(map(repr, texts))}"
+    return f"branch {move.branch} continues with {', '.join(map(repr, texts))}"

@@ -1,6 +1,6 @@
-"""Work on tensors that stay where they are, made into what repeats it: CUDA graphs, and what those cannot hold.
+"""CUDA graph capture of work on tensors with fixed addresses, and a check for work that no graph can hold.
 
-Owns how a graph is captured, and how it is found out beforehand that work cannot be. Knows no models and no caches.
+Knows no models and no caches.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from unspool.runtimes.replay.operators import value_dependence
 
 Work: TypeAlias = Callable[[], tuple[torch.Tensor, ...]]
-"""Does something with tensors that it holds, and returns others."""
+"""Computes new tensors from tensors that it holds."""
 
-# What a layer sets up when it is first used, such as a library's workspace, must not become part of a graph.
+# The first run of a layer sets up workspaces of libraries, which must not become part of a graph.
 _WARM_UPS = 3
 
 _ATEN = torch.ops.aten
@@ -27,28 +27,28 @@ _COPIES = frozenset((_ATEN._to_copy, _ATEN.copy, _ATEN.copy_))
 
 
 class Uncapturable(Exception):
-    """Work does something that a graph cannot repeat; the message says what."""
+    """A CUDA graph cannot hold the work; the message says why."""
 
 
 class GraphMaker(Protocol):
-    """What turns work into its own repetition."""
+    """Turns work into its own repetition."""
 
     def make(self, work: Work) -> Work:
-        """Do the work a few times, and return what repeats it on whatever its tensors hold by then.
+        """Do the work some times, and return a function that repeats it on the present contents of its tensors.
 
-        What the repetition returns is overwritten by the next one of anything that was made here.
+        The next repetition of any work made here overwrites the returned tensors.
         """
         ...
 
 
 class CudaGraphs:
-    """Captures work in CUDA graphs. They share their memory, so what one returns must be copied before another runs.
+    """Captures work in CUDA graphs, which share their memory.
 
     Args:
-        device: the CUDA device that all of the work is done on.
+        device: the CUDA device of all tensors of the work.
     """
 
-    # The process may capture one graph at a time.
+    # A process can capture one graph at a time.
     _capturing = threading.Lock()
 
     def __init__(self, device: torch.device) -> None:
@@ -60,10 +60,10 @@ class CudaGraphs:
         """See GraphMaker.make.
 
         Raises:
-            RuntimeError: CUDA cannot capture it.
+            RuntimeError: if CUDA cannot capture the work.
         """
         here = torch.cuda.current_stream(self._device)
-        # A capture that breaks off may leave its own stream behind as the current one, hence the last of these.
+        # A capture that fails can leave its own stream as the current one, so the last context sets it back.
         with self._capturing, torch.cuda.device(self._device), torch.cuda.stream(here):
             stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(here)
@@ -72,10 +72,9 @@ class CudaGraphs:
                     work()
             here.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # Memory that no graph shares any more cannot be shared again.
+            # PyTorch frees a memory pool with its last graph, so only the pool of a living graph can be shared.
             alive = next(iter(self._graphs), None)
             memory = torch.cuda.graph_pool_handle() if alive is None else alive.pool()
-            # What other threads do meanwhile is no part of it.
             with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
                 results = work()
             self._graphs.add(graph)
@@ -88,37 +87,32 @@ class CudaGraphs:
 
 
 class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While the mode lasts, in this thread, raises Uncapturable for what would break a capture off.
+    """While the mode is on, each operator of this thread must be one that a CUDA graph can hold.
 
-    A capture that breaks off leaves PyTorch's memory in disorder, so work is done once under this check before.
+    A capture that fails leaves PyTorch's memory in disorder, so work runs under this check first.
+
+    Raises:
+        Uncapturable: if an operator reads values, draws random numbers, or copies between devices.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
         with self:
-            # What consists of other calls can be captured where they can.
+            # A composite operator can be captured if its parts can.
             result = func.decompose(*args, **options)
         if result is not NotImplemented:
             return result
-        _check(func, args)
+        if reason := value_dependence(func, args):
+            raise Uncapturable(f"it {reason} ({func})")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Uncapturable(f"it draws random numbers ({func})")
         result = func(*args, **options)
-        places = {each.device for each in tree_leaves((args, result)) if isinstance(each, torch.Tensor)}
-        if func.overloadpacket in _COPIES and len(places) > 1:
+        devices = {each.device for each in tree_leaves((args, result)) if isinstance(each, torch.Tensor)}
+        if func.overloadpacket in _COPIES and len(devices) > 1:
             raise Uncapturable(f"it copies from one device to another ({func})")
         return result
-
-
-def _check(func: Any, args: Sequence[Any]) -> None:
-    if reason := value_dependence(func, args):
-        raise Uncapturable(f"it {reason} ({func})")
-    if torch.Tag.nondeterministic_seeded in func.tags:
-        raise Uncapturable(f"it draws random numbers ({func})")

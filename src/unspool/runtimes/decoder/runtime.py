@@ -6,6 +6,7 @@ Shell, the arithmetic in passes and attention.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from unspool.errors import ModelError
+from unspool.errors import ModelError, OptionError
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from unspool.runtimes.decoder.capture import GraphMaker
     from unspool.runtimes.decoder.cuda_graphs import Graphs
 
+_VARIABLE = "UNSPOOL_CUDA_GRAPHS"
+
 
 class DecoderRuntime(Runtime):
     """A causal language model over a cache of slots. Follows the contract of every Runtime.
@@ -51,10 +54,12 @@ class DecoderRuntime(Runtime):
         max_sequences: limit on live sequences.
         attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
             a CPU and "masked" elsewhere.
-        graph_maker: makes graphs of decode steps; None for CUDA's own, where the model lies on one CUDA device.
+        graph_maker: makes graphs of decode steps. None for CUDA graphs if the model lies on one CUDA device and the
+            environment variable `UNSPOOL_CUDA_GRAPHS` is 1, else for no graphs. Experimental.
 
     Raises:
         ModelError: the model cannot run here; the message says why.
+        OptionError: if `UNSPOOL_CUDA_GRAPHS` is neither 0 nor 1.
     """
 
     has_prefix_caching = True
@@ -222,11 +227,19 @@ class DecoderRuntime(Runtime):
 
 
 def _graphs_over(decoder_model: DecoderModel, maker: GraphMaker | None) -> Graphs | None:
-    if maker is None and decoder_model.device.type != "cuda":
-        return None  # nothing is imported that a CPU has no use for
+    if maker is None and not (_wants_cuda_graphs() and decoder_model.device.type == "cuda"):
+        return None
+    # Imported late, because most processes never need it.
     from unspool.runtimes.decoder.cuda_graphs import graphs_over
 
     return graphs_over(decoder_model, maker)
+
+
+def _wants_cuda_graphs() -> bool:
+    given = os.environ.get(_VARIABLE) or "0"
+    if given not in ("0", "1"):
+        raise OptionError(_VARIABLE, given, "must be 0 or 1", "unset it for no CUDA graphs")
+    return given == "1"
 
 
 def _finite_spans(cache: SlotCache, spans: Sequence[Segment]) -> list[bool]:

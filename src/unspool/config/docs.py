@@ -60,7 +60,8 @@ _NULL = {"type": "null"}
 
 _INTRODUCTION = """Every option, in Python (`lm.generate(prompt, top_p=0.9)`) and on the command line (`--top-p 0.9`).
 `None` turns an option off and overrides the model's stored config. An option that is left out takes the model's stored
-value, then the default. A requested option that the strategy does not read is an error.
+value, then the default. A requested option that the strategy does not read is an error in the
+native API. transformers-style calls ignore it with a warning, unless it is `num_return_sequences` or `strict=True`.
 [configs.md](configs.md#off-unset-and-default) explains off, unset and default. This page is generated:
 `python tools/write_option_docs.py`."""
 

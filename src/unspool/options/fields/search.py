@@ -21,7 +21,7 @@ class SearchOptions:
         group=_SEARCH,
         off=False,
         help="Sample tokens instead of taking the best. If unset, a requested sampling option turns it on; in the "
-        "drop-in it is then off.",
+        "drop-in it stays off.",
         hint="leave it out to let the other options decide",
     )
     strategy: str | None = option(

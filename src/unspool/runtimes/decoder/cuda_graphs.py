@@ -47,7 +47,7 @@ class Graphs:
         maker: makes the graphs.
 
     Attributes:
-        obstacle: why graphs are no longer used; "" if no reason is known.
+        obstacle: why graphs are off; "" if they are on.
     """
 
     def __init__(self, decoder_model: DecoderModel, maker: GraphMaker) -> None:
@@ -61,7 +61,7 @@ class Graphs:
         return sum(map(len, self._graphs.values()))
 
     def describe(self) -> str:
-        """Return in words whether decode steps are captured."""
+        """Return in words if decode steps are captured."""
         if self.obstacle:
             return f"no CUDA graphs: {self.obstacle}"
         return f"CUDA graphs of decode steps of up to {MOST_ROWS} sequences (experimental)"
@@ -80,7 +80,7 @@ class Graphs:
         return self._repeat(graph, batch, plain)
 
     def forget(self) -> None:
-        """Drop all graphs: the weights that they read are no longer the model's."""
+        """Drop all graphs: the weights that they read have changed."""
         self._version = self._decoder_model.version
         self._graphs.clear()
         self._weights.clear()

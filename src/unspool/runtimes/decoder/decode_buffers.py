@@ -42,7 +42,7 @@ class DecodeBuffers:
 
     Attributes:
         ids, positions, slots: [rows], int64, of each token.
-        keep: [rows], int64, rows whose logits are asked for, in order, then zeros.
+        keep: [rows], int64, rows of the logits to return, in order, then zeros.
         filled: the present contents, as lists in this order.
     """
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 _ATEN = torch.ops.aten
 _INDEXING = frozenset((_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index))
-_DYNAMIC_SHAPE = "makes a tensor whose size depends on values"
+_DYNAMIC_SHAPE = "makes a tensor with a size that depends on values"
 
 
 class Unrecordable(Exception):

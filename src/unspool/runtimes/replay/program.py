@@ -53,7 +53,7 @@ class Program:
         self._run = partial(names["forward"], None, *first.constants)
 
     def __call__(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Run the pass. ids, positions: [1, rows]. keep: [asked], rows whose logits are returned."""
+        """Run the pass. ids, positions: [1, rows]. keep: [asked], rows of the logits to return."""
         result: torch.Tensor = self._run(cache, ids, positions, keep, ids.shape[1], keep.shape[0])
         return result
 

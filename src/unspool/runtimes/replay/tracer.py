@@ -37,7 +37,7 @@ class Tracer(TorchFunctionMode):
 
     Args:
         ids, positions: [1, rows], the tokens of the pass.
-        keep: [asked], rows whose logits are returned.
+        keep: [asked], rows of the logits to return.
 
     Attributes:
         graph: the calls, in order. Its inputs are the constants, then cache, ids, positions, keep, rows and asked.

@@ -1,6 +1,6 @@
-"""A model as it stands: which runtime serves it is looked at again whenever a sequence begins.
+"""A runtime for a model that can change: the backend is chosen again whenever a sequence begins.
 
-Hooks, adapters and other patches come and go between calls. Sequences that have begun stay on their runtime.
+Hooks, adapters and other patches can come and go between calls. Each sequence stays on the runtime that it began on.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from unspool.protocols import Runtime
+from unspool.runtimes.generic.row_buffer import join_rows, split_rows
 from unspool.runtimes.kv.attention import ATTENTION_NAME
 from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, modules_of, restore_attention, structure
 from unspool.runtimes.wrap.patches import find_patch
@@ -22,19 +21,22 @@ if TYPE_CHECKING:
 
 
 class _State(NamedTuple):
-    """How a model stands. patch: see `find_patch`. parts: see `structure`, or `modules_of` for a patched model."""
+    """The state of a model. patch: see `find_patch`. parts: see `structure`, or `modules_of` for a patched model."""
 
     patch: str
     parts: tuple[Any, ...]
 
 
 class CurrentRuntime(Runtime):
-    """One runtime for a plain model, and another one while it is patched. Follows the contract of every Runtime.
+    """One runtime for the plain model, and another one for the patched model. Follows the contract of every Runtime.
 
     Args:
         model: a loaded transformers model.
-        own: whether the model is ours; it is then kept alive.
-        make: makes a runtime over the model as it stands, given its attention implementations.
+        own: True if the model is ours; it is then kept alive.
+        make: makes a runtime for the current state of the model, given its attention implementations.
+
+    Attributes:
+        newest: the runtime that new sequences begin on.
     """
 
     def __init__(self, model: Any, make: Callable[[Any, AttentionNames], Runtime], *, own: bool) -> None:
@@ -49,7 +51,7 @@ class CurrentRuntime(Runtime):
 
     @property
     def info(self) -> ModelInfo:
-        """What the newest runtime says of the model."""
+        """The info of the newest runtime."""
         return self.newest.info
 
     @info.setter
@@ -58,24 +60,24 @@ class CurrentRuntime(Runtime):
 
     @property
     def source(self) -> SourceInfo | None:  # type: ignore[override]
-        """How the model reads the input of its encoder; None for a decoder."""
+        """The input format of the encoder; None for a decoder."""
         return self.newest.source
 
     @property
     def has_prefix_caching(self) -> bool:  # type: ignore[override]
-        """Whether keys of earlier prompts can serve; not while the model is patched, for its hooks can change."""
+        """True if keys of earlier prompts can be used again; False for a patched model, because hooks can change."""
         return self.newest.has_prefix_caching
 
     @property
     def in_place(self) -> bool:  # type: ignore[override]
-        """Whether the caller's own modules run, which this runtime then holds."""
+        """True if the caller's own modules run, which this runtime then holds."""
         return self.newest.in_place
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append the feeds and return the asked rows; see Runtime.forward.
 
         Raises:
-            CapacityError, ModelError: as the runtime of the model as it stands.
+            CapacityError, ModelError: as the newest runtime.
         """
         opened = {feed.seq for feed in feeds if feed.seq not in self._homes}
         if opened or not feeds:
@@ -116,7 +118,7 @@ class CurrentRuntime(Runtime):
         return count
 
     def refresh(self) -> None:
-        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        """Apply a user's weights after they were written through `.data`; other changes are found automatically."""
         for runtime in {id(each): each for each in (self.newest, *self._homes.values())}.values():
             runtime.refresh()  # type: ignore[attr-defined]
 
@@ -125,10 +127,10 @@ class CurrentRuntime(Runtime):
         self.newest.check()  # type: ignore[attr-defined]
 
     def _look(self) -> None:
-        """See how the model stands now, and choose the runtime that sequences begin on.
+        """Check the state of the model, and choose the runtime for new sequences.
 
         Raises:
-            ModelError: no path can run the model as it stands.
+            ModelError: if no runtime can run the model in its current state.
         """
         model = self._model()
         if model is None or (state := _state_of(model)) == self._state:
@@ -152,7 +154,7 @@ class CurrentRuntime(Runtime):
         return next((name for known, name in self._attention if known is config), ATTENTION_NAME)
 
     def _forward_apart(self, feeds: Sequence[Feed], homes: Sequence[Runtime], opened: set[Seq]) -> Rows:
-        """Run feeds of several runtimes. Sequences that begin go first, since they can be taken back exactly."""
+        """Run feeds of several runtimes. New sequences go first, because they can be undone exactly."""
         groups: dict[int, list[int]] = {}
         for index in sorted(range(len(feeds)), key=lambda index: feeds[index].seq not in opened):
             groups.setdefault(id(homes[index]), []).append(index)
@@ -162,7 +164,7 @@ class CurrentRuntime(Runtime):
             for group in groups.values():
                 group.sort()
                 rows = homes[group[0]].forward([feeds[index] for index in group])
-                parts |= _divided(rows, [feeds[index] for index in group], group)
+                parts |= zip(group, split_rows(rows, [feeds[index] for index in group]), strict=True)
                 done += group
         except BaseException:
             for index in done:
@@ -172,32 +174,9 @@ class CurrentRuntime(Runtime):
                 else:
                     homes[index].truncate(seq, self._lengths[seq])
             raise
-        return _joined([parts[index] for index in range(len(feeds))])
+        return join_rows([parts[index] for index in range(len(feeds))])
 
 
 def _state_of(model: Any) -> _State:
     patch = find_patch(model)
     return _State(patch, modules_of(model) if patch else structure(model))
-
-
-def _divided(rows: Rows, feeds: Sequence[Feed], indices: Sequence[int]) -> dict[int, Rows]:
-    """Return the rows of each feed by its index."""
-    found, asked, shown, looks = {}, 0, 0, 0
-    for feed, index in zip(feeds, indices, strict=True):
-        logits = rows.logits[asked : asked + len(feed.asked)]
-        hidden = rows.hidden[shown : shown + len(feed.tokens)] if feed.hidden and rows.hidden is not None else None
-        count = len(feed.asked) * len(feed.layers)
-        inner = rows.inner[looks : looks + count] if feed.layers and rows.inner is not None else None
-        found[index] = Rows(logits, hidden, inner)
-        asked, shown, looks = asked + len(feed.asked), shown + (len(feed.tokens) if feed.hidden else 0), looks + count
-    return found
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    hidden = [part.hidden for part in parts if part.hidden is not None]
-    inner = [part.inner for part in parts if part.inner is not None]
-    return Rows(
-        torch.cat([part.logits for part in parts]),
-        torch.cat(hidden) if hidden else None,
-        torch.cat(inner) if inner else None,
-    )

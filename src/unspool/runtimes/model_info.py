@@ -1,4 +1,4 @@
-"""What can be read off a transformers model without running it: whether the slot cache can serve it, and its limits."""
+"""Facts about a transformers model that need no forward: its limits, and obstacles to the slot cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unspool.runtimes.kv.limits import Limits
 from unspool.types import ModelInfo
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-# The rotary embedding of tokens already cached changes when a sequence passes the original length.
+# With these, the rotary embedding of cached tokens changes if a sequence passes the original length.
 _GROWING_ROPE = {"dynamic", "longrope"}
 _LENGTHS = ("max_position_embeddings", "max_seq_len")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "layers_num_experts")
@@ -25,9 +25,9 @@ def text_config(model: Any) -> Any:
 
 
 def slot_cache_obstacle(model: Any) -> str | None:
-    """Return None where the slot cache can serve the model by all it says of itself, else the reason in words.
+    """Return why the slot cache cannot run the model, in words; None if its class and config show no reason.
 
-    The last word has a short trial when a `DecoderRuntime` is made: see Shell.
+    A probe in `DecoderModel` decides in the end.
     """
     name = type(model).__name__
     if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
@@ -58,19 +58,19 @@ def forward_parameters(model: Any) -> frozenset[str]:
 
 
 def sliding_layers(model: Any) -> set[int]:
-    """Return the indices of the layers whose config calls for a sliding window."""
+    """Return the indices of the layers with a sliding window in the config."""
     types = getattr(text_config(model), "layer_types", None) or ()
     return {index for index, kind in enumerate(types) if kind == "sliding_attention"}
 
 
 def num_hidden_layers(model: Any) -> int | None:
-    """Return how many layers the config says the text decoder has; None where it does not say."""
+    """Return the number of the text decoder's layers in the config; None if the config does not tell it."""
     count = getattr(text_config(model), "num_hidden_layers", None)
     return count if isinstance(count, int) else None
 
 
 def has_experts(model: Any) -> bool:
-    """Return whether the model routes tokens to experts, whose matrix products then see any number of rows."""
+    """Return True if the model routes tokens to experts."""
     config = text_config(model)
     parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
     return any(_largest(getattr(part, name, None)) > 1 for part in parts for name in _EXPERTS)
@@ -88,10 +88,10 @@ def _rope_settings(config: Any) -> Iterable[dict[str, Any]]:
 
 
 class GrowingRope(NamedTuple):
-    """A rotary embedding that turns all tokens otherwise once the sequence is longer than `original` tokens.
+    """A rotary embedding with other angles for all tokens if the sequence is longer than `original` tokens.
 
-    kind: "longrope" has one more set of angles for all longer sequences, "dynamic" another one for each length.
-    longest: the most tokens that the config has angles for.
+    kind: "longrope" has a second set of angles for all longer sequences, "dynamic" another set for each length.
+    longest: the largest number of tokens that the config has angles for.
     """
 
     kind: str
@@ -100,7 +100,7 @@ class GrowingRope(NamedTuple):
 
 
 def growing_rope(model: Any) -> GrowingRope | None:
-    """Return what the config says of a rotary embedding that grows within the model's length; None for none."""
+    """Return the rotary embedding that changes within the model's length; None for none."""
     config, limit = text_config(model), max_positions(model)
     for rope in _rope_settings(config):
         if (kind := rope.get("rope_type", rope.get("type"))) in _GROWING_ROPE:
@@ -115,7 +115,7 @@ def growing_rope(model: Any) -> GrowingRope | None:
 
 
 def max_positions(model: Any) -> int | None:
-    """Return the most tokens in one sequence that the config allows; None for no bound."""
+    """Return the maximum tokens per sequence by the config; None for no limit."""
     config = text_config(model)
     for name in _LENGTHS:
         limit = getattr(config, name, None)
@@ -125,14 +125,14 @@ def max_positions(model: Any) -> int | None:
 
 
 def probe_length(limit: int | None, length: int) -> int:
-    """Return how many tokens a trial reads: `length`, a power of two, halved until it is within the model's limit."""
+    """Return the number of tokens of a probe: `length`, a power of two, halved until the model's limit allows it."""
     while limit is not None and length > max(1, limit):
         length //= 2
     return length
 
 
 def length_limit(model: Any) -> tuple[int | None, str]:
-    """Return the most tokens in one sequence (None for no bound), and why it is less than the config says, or ""."""
+    """Return the maximum tokens per sequence (None for no limit), and why it is below the config's, or ""."""
     rope = growing_rope(model)
     if rope is None:
         return max_positions(model), ""
@@ -157,7 +157,7 @@ def describe(
     reads_whole: bool = False,
     bytes_per_token: int | None,
 ) -> ModelInfo:
-    """Return what the engine must know; token ids come from the generation config, else from the config."""
+    """Return the facts for the engine. Token ids come from the generation config, else from the config."""
     generation, config = getattr(model, "generation_config", None), text_config(model)
 
     def special(name: str) -> Any:

@@ -147,9 +147,9 @@ class DecoderModel:
         Args:
             cache: a SlotCache (or ShapeProbeCache) made for this pass.
             tokens, positions: token id and position of each row.
-            asked: rows whose logits to return, in this order; can be empty, and can repeat.
-            hidden: rows whose input of the head to return; None for none.
-            inner: rows and layers whose logits to return; None for none.
+            asked: rows that need logits, in this order; can be empty, and can repeat.
+            hidden: rows that need the input of the head; None for none.
+            inner: rows and layers that need logits; None for none.
             invariant: True if the bits of a row must not depend on other rows. Such a pass is never a replay.
 
         Returns:
@@ -182,7 +182,7 @@ class DecoderModel:
         Args:
             cache: the attention target.
             ids, positions: int64 [1, rows].
-            keep: int64 [asked], rows whose logits to return.
+            keep: int64 [asked], rows that need logits.
 
         Returns:
             [asked, vocab], in the model's own dtype.

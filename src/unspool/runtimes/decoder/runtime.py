@@ -1,7 +1,7 @@
-"""Any causal language model of transformers that uses the attention interface, behind the four methods of a Runtime.
+"""The slot-cache backend: any causal language model that uses transformers' attention interface.
 
-Owns the order of one forward: room, plan, pass, advance. Tokens and lengths are in the SlotTable, the model in the
-Shell, the arithmetic in passes and attention.
+Owns the order of one forward: room, plan, pass, advance. Tokens and lengths are in the `SlotTable`, the model is in the
+`DecoderModel`.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class DecoderRuntime(Runtime):
 
     Args:
         model: a loaded transformers model.
-        own: whether the model is ours to change. Where False it stays untouched, training steps in between are seen
-            when a sequence is opened, and several runtimes share one shell over it.
-        pack: whether linear layers are packed on a CPU, which takes seconds for large models and makes decoding two
-            to four times faster; "auto" packs where it can be done and, beside a user's own weights, where the copy
-            takes at most half of the free memory.
+        own: True if the model is ours to change. Otherwise it stays as it is, the runtime follows its training steps
+            whenever a sequence begins, and all runtimes over it share one `DecoderModel`.
+        pack: whether to pack linear layers on a CPU. That takes seconds for large models and makes decoding two to four
+            times faster. "auto" packs if the CPU supports it and, beside a user's own weights, if the copy takes at
+            most half of the free memory.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`. See `bytes_per_token`.
         max_sequences: limit on live sequences.
         attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
             a CPU and "masked" elsewhere.
-        graph_maker: makes graphs of decode steps. None for CUDA graphs if the model lies on one CUDA device and the
+        graph_maker: makes graphs of decode steps. None for CUDA graphs if the model is on one CUDA device and the
             environment variable `UNSPOOL_CUDA_GRAPHS` is 1, else for no graphs. Experimental.
 
     Raises:
-        ModelError: the model cannot run here; the message says why.
+        ModelError: if the model cannot run here; the message says why.
         OptionError: if `UNSPOOL_CUDA_GRAPHS` is neither 0 nor 1.
     """
 
@@ -85,14 +85,14 @@ class DecoderRuntime(Runtime):
         self._configure()
 
     def _configure(self) -> None:
-        """Read everything that depends on the shell as it now is."""
+        """Set everything that depends on the current `DecoderModel`."""
         decoder_model = self._decoder_model
         self._version = decoder_model.version
         per_token, device = self.bytes_per_token, decoder_model.layout[0].device
         limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
         self._slots = SlotTable(decoder_model.layout, limits)
         devices = {layer.device for layer in decoder_model.layout}
-        # Index tensors on the CPU serve tensors of any device; a model on one device need not wait for them.
+        # Index tensors on the CPU work for tensors of any device, but a model on one device would wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         self._graphs = _graphs_over(decoder_model, self._graph_maker)
         obstacle = decoder_model.batch_invariance.obstacle
@@ -115,16 +115,16 @@ class DecoderRuntime(Runtime):
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values that one cached token takes, over all layers."""
+        """Bytes of keys and values per cached token, over all layers."""
         return sum(layer.bytes_per_token for layer in self._decoder_model.layout)
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append the feeds and return the asked rows; see Runtime.forward.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
-            ModelError: a feed brings a source, or wants what `info` says cannot be had: invariance, hidden states,
-                inner layers.
+            CapacityError: if the limits on tokens or sequences leave no room.
+            ModelError: if a feed brings a source, or needs a capability that `info` excludes: batch invariance, hidden
+                states, inner layers.
         """
         if not feeds:
             return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._index_device))
@@ -146,14 +146,14 @@ class DecoderRuntime(Runtime):
         return rows
 
     def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
-        """Open a sequence with its leading tokens that any slot holds; see Runtime.match_prefix.
+        """Begin a sequence with the longest prefix that a slot holds; see Runtime.match_prefix.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
+            CapacityError: if the limits on tokens or sequences leave no room.
         """
         if self._slots.find(tokens, least=least, invariant=invariant) is None:
             return 0
-        # What was found is of no use where the weights have changed since.
+        # A change of the weights makes the cached prefix invalid.
         self._sync_weights()
         return self._slots.match_prefix(seq, tokens, least=least, invariant=invariant)
 
@@ -161,7 +161,7 @@ class DecoderRuntime(Runtime):
         """Copy a sequence; see Runtime.fork.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
+            CapacityError: if the limits on tokens or sequences leave no room.
         """
         self._slots.fork(seq, child)
 
@@ -174,7 +174,7 @@ class DecoderRuntime(Runtime):
         self._slots.release(seq)
 
     def refresh(self) -> None:
-        """Take over a user's weights after they were written through `.data`; any other change is seen by itself."""
+        """Apply a user's weights after they were written through `.data`; other changes are found automatically."""
         self._decoder_model.refresh()
         self._sync_weights()
 
@@ -183,7 +183,7 @@ class DecoderRuntime(Runtime):
         self._slots.check()
 
     def _sync_weights(self) -> None:
-        """Take over changes of a user's own model; what free slots hold was computed with the weights before."""
+        """Apply changes of a user's own model; the contents of free slots are then out of date."""
         self._decoder_model.sync_weights()
         if self._decoder_model.version == self._version:
             return
@@ -196,7 +196,7 @@ class DecoderRuntime(Runtime):
             self._configure()
 
     def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
-        """Run the pass. Returns the rows, and for each feed whether its values were finite."""
+        """Run the pass. Returns the rows, and per feed True if its values are finite."""
         batch = Batch(feeds, slots, self._decoder_model.report.least_rows)
         if self._graphs is None:
             return self._plain_pass(batch)

@@ -1,8 +1,8 @@
-"""What a model remembers of the tokens it has read, whatever its form: transformers' caches, recurrent states, tuples.
+"""Caches of any form as pytrees: transformers' caches, recurrent states, tuples.
 
-A *tree* is such a memory: containers and objects with tensors at their leaves. A `BatchedCache` is the tree of several
-sequences of one length side by side, a `CacheSlice` one sequence of a stack. Trees are never changed once they are in a
-stack: calls are given a copy, so a fork is another name for the same share. Knows no model.
+A *tree* is one cache: containers and objects with tensors as leaves. A `BatchedCache` is the tree of several sequences
+of one length, a `CacheSlice` one sequence of it. A tree in a `BatchedCache` never changes, because calls get a copy. So
+a fork is another reference to the same slice. Knows no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ATOMS = (nn.Module, PreTrainedConfig, type, FunctionType, torch.dtype, torch.de
 
 
 def _children(tree: Tree) -> Mapping[Any, Any] | None:
-    """Return what a container or object holds by key, or None for an atom."""
+    """Return the parts of a container or object by key; None for an atom."""
     if tree is None or isinstance(tree, _ATOMS):
         return None
     if isinstance(tree, (list, tuple)):
@@ -55,7 +55,7 @@ def _walk(tree: Tree, path: Path, seen: set[int]) -> Iterator[tuple[Path, torch.
 
 
 def rebuild(tree: Tree, change: Callable[[Path, torch.Tensor], torch.Tensor]) -> Tree:
-    """Return a copy of the tree whose tensors are what `change` returns for them; what was one stays one."""
+    """Return a copy of the tree with `change(path, tensor)` for each tensor; shared objects stay shared."""
     return _rebuild(tree, (), change, {})
 
 
@@ -84,19 +84,21 @@ def _rebuild(
 
 
 class Kind(NamedTuple):
-    """What a leaf is. batch: its dimension of sequences, None where they share it. grows: whether it has the tokens."""
+    """The layout of a leaf. batch: its batch dimension; None if shared. grows: True if it grows with each token."""
 
     batch: int | None
     grows: bool
 
 
 class CacheSchema:
-    """What the leaves of a model's trees are, learnt from three of them.
+    """The layout of the leaves of a model's trees, learned from three examples.
 
     Args:
-        one, two: trees of one sequence and of two, of the same length; `two` is None where sequences cannot be put
-            side by side.
-        longer: a tree of one sequence that is longer.
+        one, two: trees of one sequence and of two, of the same length; `two` is None if sequences cannot be batched.
+        longer: the tree of one longer sequence.
+
+    Attributes:
+        can_stack: True if sequences of one length can be batched.
     """
 
     def __init__(self, one: Tree, two: Tree | None, longer: Tree) -> None:
@@ -111,7 +113,7 @@ class CacheSchema:
             self._kinds[path] = Kind(wider[0] if wider else None, grows)
 
     def copied(self, tree: Tree) -> Tree:
-        """Return a copy that a call may change. What grows is replaced by every call, so it need not be copied."""
+        """Return a copy that a call can change. Every call replaces the leaves that grow, so they are not copied."""
 
         def own(path: Path, tensor: torch.Tensor) -> torch.Tensor:
             kind = self._kinds.get(path)
@@ -120,7 +122,7 @@ class CacheSchema:
         return rebuild(tree, own)
 
     def gathered(self, shares: Sequence[CacheSlice], length: int) -> Tree:
-        """Return one tree that a call may change, of the first `length` tokens of each share, in their order."""
+        """Return one tree that a call can change, of the first `length` tokens of each share, in their order."""
         stacks = list({id(share.stack): share.stack for share in shares}.values())
         trees = {id(stack): shortened(stack, length) for stack in stacks}
         if len(stacks) == 1 and [share.row for share in shares] == list(range(stacks[0].rows)):
@@ -145,7 +147,7 @@ class CacheSchema:
 
 
 def _differing(one: torch.Tensor, two: torch.Tensor) -> list[int] | None:
-    """Return the dimensions that are 1 in the first and 2 in the second; None where others differ."""
+    """Return the dimensions that are 1 in the first and 2 in the second; None if others differ."""
     if one.ndim != two.ndim:
         return None
     dims = [dim for dim in range(one.ndim) if one.shape[dim] != two.shape[dim]]
@@ -153,7 +155,7 @@ def _differing(one: torch.Tensor, two: torch.Tensor) -> list[int] | None:
 
 
 def _runs(shares: Sequence[CacheSlice]) -> Iterator[tuple[BatchedCache, list[int]]]:
-    """Yield neighboring shares of one stack together."""
+    """Yield adjacent shares of one stack together."""
     stack, rows = shares[0].stack, [shares[0].row]
     for share in shares[1:]:
         if share.stack is stack:
@@ -168,9 +170,9 @@ class BatchedCache:
     """The tree of several sequences of one length.
 
     Args:
-        tree: never changed from now on.
-        rows: how many sequences.
-        length: tokens of each.
+        tree: must not change later.
+        rows: number of sequences.
+        length: tokens per sequence.
     """
 
     __slots__ = ("length", "rows", "tree")
@@ -188,7 +190,7 @@ class CacheSlice(NamedTuple):
 
 
 def can_shorten(tree: Tree) -> bool:
-    """Return whether any number of tokens can be taken off the end of the tree."""
+    """Return True if any number of tokens can be removed from the end of the tree."""
     return isinstance(tree, Cache) and all(_can_shorten(layer) for layer in tree.layers)
 
 
@@ -196,13 +198,13 @@ def _can_shorten(layer: Any) -> bool:
     if not getattr(layer, "is_croppable", hasattr(layer, "keys") and not hasattr(layer, "recurrent_states")):
         return False
     if hasattr(layer, "conv_states"):
-        return False  # would need the states before, which are not kept
+        return False  # it would need the earlier states, which are not kept
     window = getattr(layer, "sliding_window", None)
     return window is None or layer.get_seq_length() < window
 
 
 def shortened(stack: BatchedCache, length: int) -> Tree:
-    """Return the stack's tree with the first `length` tokens alone; it shares the stack's tensors."""
+    """Return the stack's tree with only the first `length` tokens; it shares the stack's tensors."""
     if length == stack.length:
         return stack.tree
     tree = rebuild(stack.tree, lambda path, tensor: tensor)

@@ -210,7 +210,7 @@ class _CacheProbe(_Probe):
             return "returns no cache"
         if not (self._agrees(one, (0, opening)) and self._agrees(other, (1, opening))):
             return "gives other results when it fills its cache"
-        # Copy all of the tree: the schema, which tells what a call changes, is not known yet.
+        # Copy all of the tree: the parts that a call changes are not known yet.
         bare = CacheSchema(one.tree, None, one.tree)
         step = self._read(ids[:1, : opening + 1], bare.copied(one.tree), 1)
         # The other sequence was read in between: state that the model keeps outside of its cache would show here.

@@ -39,8 +39,8 @@ class SequenceCache:
 class Job:
     """Tokens to read for one feed, in one or several calls.
 
-    tokens: the whole sequence, up to the last token to read. asked: positions whose logits to return. start: first
-    position whose hidden state to return. share: the cache so far; None for none. done: number of tokens read so far.
+    tokens: the whole sequence, up to the last token to read. asked: positions that need logits. start: first
+    position that needs its hidden state. share: the cache so far; None for none. done: number of tokens read so far.
     passed: caches of earlier calls, oldest first. found: the rows so far.
     """
 

@@ -1,8 +1,8 @@
-"""A model whose rotary embedding changes beyond its original length: one runtime up to there, another one behind.
+"""Long rotary embeddings (longrope, dynamic NTK): one runtime up to the original length, another one beyond.
 
-Up to the original length every token is turned by fixed angles, and the fast path serves. Beyond it the angles of all
-tokens are others, so what was cached is of no use: the sequence is read again, once for "longrope", whose new angles
-are fixed, and in every forward for "dynamic", whose angles change with each token.
+Up to the original length the angles are fixed, and the fast backend runs. Beyond it the angles of all tokens change, so
+the cache is invalid. The sequence is then read again: once for "longrope", which has a second set of fixed angles, and
+in every forward for "dynamic", which changes its angles with each token.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from unspool.protocols import Runtime
+from unspool.runtimes.generic.row_buffer import join_rows, split_rows
 from unspool.runtimes.generic.sequence_table import SequenceTable
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, hard
@@ -21,9 +22,9 @@ from unspool.types import Feed, ModelInfo, Rows, Seq
 
 @dataclass(slots=True)
 class _Part:
-    """A feed's share in one of the two runtimes.
+    """The part of a feed for one of the two runtimes.
 
-    skipped: tokens of it before the feed's own whose hidden states nobody wants.
+    skipped: number of its first tokens with hidden states that are not returned.
     """
 
     feed: Feed
@@ -31,17 +32,17 @@ class _Part:
 
 
 class LongRopeRuntime(Runtime):
-    """Two runtimes over one model. What follows the first n tokens comes from `short` for n <= original, else `long`.
+    """Two runtimes over one model: `short` gives the logits behind the first n <= original tokens, `long` the others.
 
     Follows the contract of every Runtime.
 
     Args:
-        short: serves sequences of at most `original` tokens.
-        long: serves longer ones; is never asked about what follows `original` tokens or fewer, and is given all tokens
-            up to behind `original` at once.
-        original: the length where the rotary embedding changes, in tokens.
-        max_length: most tokens in one sequence; None for no bound.
-        max_cache_tokens, max_sequences: limits, see `limits`; `short` has the same ones.
+        short: runs sequences of at most `original` tokens.
+        long: runs longer sequences. It gets the first `original` tokens and the next one in one feed, and returns
+            logits only behind longer prefixes.
+        original: the length up to which the first angles hold, in tokens.
+        max_length: maximum tokens per sequence; None for no limit.
+        max_cache_tokens, max_sequences: limits, see `limits`; the same as those of `short`.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class LongRopeRuntime(Runtime):
         """Append the feeds and return the asked rows; see Runtime.forward.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
-            ModelError: a feed brings a source, or wants what `info` says cannot be had.
+            CapacityError: if the limits on tokens or sequences leave no room.
+            ModelError: if a feed brings a source, or needs a capability that `info` excludes.
         """
         check_feeds(self.info, feeds)
         self._table.check_room([(feed.seq, len(feed.tokens)) for feed in feeds])
@@ -89,23 +90,26 @@ class LongRopeRuntime(Runtime):
         try:
             found = [self._run(runtime, [pair[side] for pair in parts]) for side, runtime in enumerate(self._both)]
         except BaseException:
-            # What the first of them has read may not be what is fed next time.
+            # The first runtime has read tokens that the next call can replace.
             for seq, length in before.items():
                 self._cut(seq, length)
             raise
         for feed in feeds:
             self._table.live[feed.seq] = self._table.grown(feed)
-        return _joined(
-            found,
-            torch.empty(0, self.info.vocab_size, dtype=torch.float32, device="cpu"),
-            any(feed.layers for feed in feeds),
-        )
+        return self._joined(found, has_layers=any(feed.layers for feed in feeds))
+
+    def _joined(self, found: Sequence[Sequence[Rows | None]], *, has_layers: bool) -> Rows:
+        """Return the rows feed by feed, those of `short` first."""
+        parts = [rows for pair in zip(*found, strict=True) for rows in pair if rows is not None]
+        empty = torch.empty(0, self.info.vocab_size, dtype=torch.float32, device="cpu")
+        rows = join_rows(parts) if parts else Rows(empty)
+        return rows._replace(inner=empty) if has_layers and rows.inner is None else rows
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.
 
         Raises:
-            CapacityError: the limits on tokens or sequences leave no room.
+            CapacityError: if the limits on tokens or sequences leave no room.
         """
         self._table.fork(seq, child)
         for runtime in self._both:
@@ -132,7 +136,7 @@ class LongRopeRuntime(Runtime):
         return self._short, self._long
 
     def _cut(self, seq: Seq, keep: int) -> None:
-        """Let neither runtime hold more than the first `keep` tokens, nor the long one fewer than it may."""
+        """Cut both runtimes to the first `keep` tokens; release the long one if it would hold `original` or fewer."""
         for runtime in self._both:
             cached = self._cached[runtime]
             if seq not in cached:
@@ -154,7 +158,7 @@ class LongRopeRuntime(Runtime):
         return self._part(self._long, feed, tokens, self._original) if len(tokens) > self._original else None
 
     def _part(self, runtime: Runtime, feed: Feed, tokens: list[int], floor: int) -> _Part | None:
-        """Return what a runtime is fed of it: what it lacks of `tokens`; asked are positions from `floor` on."""
+        """Return the feed for a runtime: the tokens it lacks, with the asked positions from `floor` on."""
         start = len(self._table.live.get(feed.seq, ()))
         cached = self._cached[runtime].get(feed.seq, 0)
         if cached >= len(tokens):
@@ -163,55 +167,20 @@ class LongRopeRuntime(Runtime):
         wanted = replace(feed, tokens=tokens[cached:], asked=asked, layers=feed.layers if asked else ())
         return _Part(wanted, max(start, floor) - cached)
 
-    def _run(self, runtime: Runtime, parts: Sequence[_Part | None]) -> list[_Found]:
-        """Run the parts there are. Returns what each feed gets of it."""
-        there = [part for part in parts if part is not None]
-        if not there:
-            return [_Found() for _ in parts]
-        rows = runtime.forward([part.feed for part in there])
-        for part in there:
-            cached = self._cached[runtime]
-            cached[part.feed.seq] = cached.get(part.feed.seq, 0) + len(part.feed.tokens)
-        return _divided(rows, parts)
+    def _run(self, runtime: Runtime, parts: Sequence[_Part | None]) -> list[Rows | None]:
+        """Run the parts that are not None. Returns the rows of each part."""
+        feeds = [part.feed for part in parts if part is not None]
+        if not feeds:
+            return [None for _ in parts]
+        rows = iter(split_rows(runtime.forward(feeds), feeds))
+        cached = self._cached[runtime]
+        for feed in feeds:
+            cached[feed.seq] = cached.get(feed.seq, 0) + len(feed.tokens)
+        return [None if part is None else _without_first(next(rows), part.skipped) for part in parts]
 
 
-@dataclass(slots=True)
-class _Found:
-    """What one runtime brings for one feed; None for nothing."""
-
-    logits: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
-    inner: torch.Tensor | None = None
-
-
-def _divided(rows: Rows, parts: Sequence[_Part | None]) -> list[_Found]:
-    found, asked, shown, looks = [], 0, 0, 0
-    for part in parts:
-        each = _Found()
-        if part is not None:
-            count = len(part.feed.asked)
-            each.logits, asked = rows.logits[asked : asked + count], asked + count
-            if part.feed.hidden and rows.hidden is not None:
-                stop = shown + len(part.feed.tokens)
-                each.hidden, shown = rows.hidden[shown + part.skipped : stop], stop
-            if part.feed.layers and rows.inner is not None:
-                stop = looks + count * len(part.feed.layers)
-                each.inner, looks = rows.inner[looks:stop], stop
-        found.append(each)
-    return found
-
-
-def _joined(found: Sequence[Sequence[_Found]], nothing: torch.Tensor, has_layers: bool) -> Rows:
-    """Return the rows feed by feed; those of shorter sequences come first in each."""
-    pairs = [each for pair in zip(*found, strict=True) for each in pair]
-    logits = [each.logits for each in pairs if each.logits is not None]
-    hidden = [each.hidden for each in pairs if each.hidden is not None]
-    inner = [each.inner for each in pairs if each.inner is not None]
-    return Rows(
-        torch.cat(logits) if logits else nothing,
-        torch.cat(hidden) if hidden else None,
-        (torch.cat(inner) if inner else nothing) if has_layers else None,
-    )
+def _without_first(rows: Rows, skipped: int) -> Rows:
+    return rows if rows.hidden is None else rows._replace(hidden=rows.hidden[skipped:])
 
 
 def _most(first: int | None, second: int | None) -> int | None:

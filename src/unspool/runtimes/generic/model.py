@@ -1,7 +1,7 @@
-"""How transformers itself calls a causal model: through the model's own `prepare_inputs_for_generation`.
+"""Calls of a causal model as in transformers' `generate`: through its own `prepare_inputs_for_generation`.
 
-Owns the arguments of a call and what is read off its result. A call is a batch of sequences of one length; nothing is
-padded. Knows nothing of sequences beyond a call.
+Owns the arguments of a call and the tensors of its result. A call is a batch of sequences of one length; nothing is
+padded. Knows no sequences beyond a call.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
 class ModelOutput(NamedTuple):
-    """What a call brings, on the model's device.
+    """The result of a call, on the model's device.
 
-    logits: [kept rows, vocab] float32. hidden: [batch, new tokens, width] float32, what the head reads, or None where
-    it cannot be read. inner: [places, vocab] float32 or None. tree: what the model remembers, or None.
+    logits: [kept rows, vocab] float32. hidden: [batch, new tokens, width] float32, the input of the head, or None if it
+    cannot be read. inner: [places, vocab] float32 or None. tree: the cache, or None.
     """
 
     logits: torch.Tensor
@@ -37,11 +37,11 @@ class ModelOutput(NamedTuple):
 
 
 class CausalModel:
-    """Calls a hosted model.
+    """Calls a wrapped model.
 
     Attributes:
-        senses: see `Readable`; nothing before `learn` was called.
-        cache_name: the argument and result that carries the model's memory; None where there is none.
+        readable: the states that can be read; none before `learn`.
+        cache_name: the argument and result that carries the cache; None if there is none.
     """
 
     def __init__(self, wrapped: WrappedModel) -> None:
@@ -55,13 +55,13 @@ class CausalModel:
         return int(self.wrapped.module.get_input_embeddings().weight.shape[0])
 
     def next_row(self, ids: torch.Tensor) -> ModelOutput:
-        """Return what follows each sequence's last token, as the first step of transformers' `generate` computes it.
+        """Return the logits behind each sequence's last token, as in the first step of transformers' `generate`.
 
         Args:
             ids: [batch, length], the whole sequences.
 
         Returns:
-            logits [batch, vocab], hidden [batch, 1, width]; nothing is remembered.
+            logits [batch, vocab], hidden [batch, 1, width]; no cache.
         """
         with self.wrapped.calling() as module, ExitStack() as taps:
             head = taps.enter_context(HeadHook(self._head)) if self.readable.reads_last else None
@@ -89,19 +89,19 @@ class CausalModel:
 
         Args:
             ids: [batch, length], the whole sequences.
-            tree: what the model remembers of the tokens before, which the call may change; None for nothing.
-            keep: rows whose logits are wanted, at least one; row n * num_new is the first new token of sequence n.
-            hidden: whether the states that the head reads are wanted, where they can be had.
-            inner: rows and layers whose logits are wanted too; for a batch of one alone.
-            remembers: whether to return a tree.
+            tree: the cache of the tokens before, which the call can change; None for an empty one.
+            keep: rows with logits to return, at least one; row n * num_new is the first new token of sequence n.
+            hidden: True to return the input of the head, if it can be read.
+            inner: rows and layers with logits to return too; only for a batch of one.
+            remembers: True to return the cache.
         """
-        assert keep and (not inner or ids.shape[0] == 1), "a call keeps a row, and inner ones of one sequence alone"
+        assert keep and (not inner or ids.shape[0] == 1), "a call keeps a row, and inner rows of one sequence only"
         kept = torch.tensor(keep, device=self.wrapped.device)
         with self.wrapped.calling() as module:
             inputs = self._inputs(ids, tree, num_new, use_cache=remembers)
             narrows = self._narrows(inputs, keep, ids.shape[0], num_new, reads=hidden or bool(inner))
             with ExitStack() as taps:
-                # A hook of the caller's on the head must see the shapes of transformers' `generate`.
+                # The caller's hook on the head must see the shapes of transformers' `generate`.
                 through = None if self.wrapped.patch else kept
                 taps_head = self.readable.reads_head and (hidden or not self.wrapped.patch)
                 head = taps.enter_context(HeadHook(self._head, through)) if taps_head else None
@@ -118,9 +118,9 @@ class CausalModel:
             return ModelOutput(logits.float(), shown, looks, memory)
 
     def _narrows(self, inputs: dict[str, Any], keep: Sequence[int], batch: int, num_new: int, *, reads: bool) -> bool:
-        """Let a patched model compute the last row of each sequence alone, as `generate` does; return whether it will.
+        """Make a patched model compute only the last row of each sequence, as `generate` does; return True if done.
 
-        reads: whether more than logits is wanted of the call.
+        reads: True if the call must return more than logits.
         """
         lasts = range(num_new - 1, batch * num_new, num_new)
         if not self.wrapped.patch or reads or "logits_to_keep" not in inputs or list(keep) != list(lasts):
@@ -138,11 +138,11 @@ class CausalModel:
     @property
     def _head(self) -> nn.Module:
         head: nn.Module | None = self.wrapped.module.get_output_embeddings()
-        assert head is not None, "a model without an output layer was asked what it reads"
+        assert head is not None, "the model has no output layer to read"
         return head
 
     def _inputs(self, ids: torch.Tensor, tree: Tree | None, num_new: int, *, use_cache: bool) -> dict[str, Any]:
-        """Return the arguments of a forward, as transformers' `generate` makes them for sequences without padding."""
+        """Return the arguments of a forward, as transformers' `generate` makes them without padding."""
         options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "use_cache": use_cache}
         if "position_ids" in self._accepted:
             options["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
@@ -157,14 +157,14 @@ class CausalModel:
             **options,
         )
         if "logits_to_keep" in self._accepted:
-            inputs["logits_to_keep"] = 0  # all: what is not wanted is kept from the head itself
+            inputs["logits_to_keep"] = 0  # all: a hook on the head selects the rows
         for name in ("next_sequence_length", "is_first_iteration", "attention_mask"):
             if name not in self._accepted:
                 inputs.pop(name, None)
         return inputs
 
     def _empty(self) -> Tree | None:
-        """Return the cache that transformers' `generate` starts with; None where the model makes its own."""
+        """Return the cache that transformers' `generate` starts with; None if the model makes its own."""
         module = self.wrapped.module
         if self.cache_name == "state" or not getattr(module, "_supports_default_dynamic_cache", lambda: True)():
             return None

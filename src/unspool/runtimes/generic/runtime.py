@@ -123,7 +123,7 @@ class GenericRuntime(Runtime):
             parts.append("tokens of a prompt see each other")
         if not self._can.shows_all:
             parts.append("one pass for each position")
-        parts.append("rows depend on their company by rounding")
+        parts.append("rows differ by rounding in other batches")
         return ", ".join(parts)
 
     def forward(self, feeds: Sequence[Feed]) -> Rows:

@@ -1,4 +1,4 @@
-"""The live sequences of a runtime that has no slots: their tokens, and the limits on them. Knows no model."""
+"""The live sequences of a runtime without slots: their tokens, and the limits on them. Knows no model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class SequenceTable:
     """The tokens of every live sequence.
 
     Args:
-        max_tokens: most tokens over all live sequences; None for no bound.
-        max_sequences: most live sequences; None for no bound.
+        max_tokens: limit on tokens over all live sequences; None for no limit.
+        max_sequences: limit on live sequences; None for no limit.
     """
 
     def __init__(self, *, max_tokens: int | None = None, max_sequences: int | None = None) -> None:
@@ -21,10 +21,10 @@ class SequenceTable:
         self.live: dict[Seq, list[int]] = {}
 
     def check_room(self, needs: Sequence[tuple[Seq, int]]) -> None:
-        """Raise unless every sequence has room for so many more tokens; unknown ones count as new.
+        """Check that every sequence has room for this number of new tokens. Unknown sequences count as new.
 
         Raises:
-            CapacityError: the limits leave no room.
+            CapacityError: if the limits leave no room.
         """
         check_room(
             num_sequences=len(self.live.keys() | {seq for seq, _ in needs}),
@@ -34,14 +34,14 @@ class SequenceTable:
         )
 
     def grown(self, feed: Feed) -> list[int]:
-        """Return the tokens of a sequence with those of the feed behind them."""
+        """Return the tokens of a sequence, followed by those of the feed."""
         return [*self.live.get(feed.seq, ()), *feed.tokens]
 
     def fork(self, seq: Seq, child: Seq) -> None:
-        """Let `child` hold the same tokens.
+        """Give `child` the same tokens.
 
         Raises:
-            CapacityError: the limits leave no room.
+            CapacityError: if the limits leave no room.
         """
         assert child not in self.live, f"sequence {child} exists"
         self.check_room([(child, len(self.live[seq]))])

@@ -5,7 +5,6 @@ Owns how the wrapped model is called. Knows no sequences: a pass is a batch of r
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -35,7 +34,12 @@ from unspool.runtimes.seq2seq.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook
-from unspool.runtimes.wrap.model_copy import AttentionNames, set_attention
+from unspool.runtimes.wrap.model_copy import (
+    AttentionNames,
+    restore_attention,
+    separate_encoder_attention,
+    set_attention,
+)
 from unspool.runtimes.wrap.probe import difference, probe_tokens
 from unspool.runtimes.wrap.wrapped import WrappedModel
 from unspool.types import Rows, Source
@@ -157,7 +161,8 @@ class Seq2SeqModel:
             reason = f"does not run on a source of ours: {type(error).__name__}: {error}"
             raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version") from error
         self._wrapped.pack()
-        self._given = [(config, config._attn_implementation_internal) for config in self._part_decoder_from_encoder()]
+        can_change = not self._wrapped.in_place and not self.has_prefix
+        self._given = separate_encoder_attention(self.module) if can_change else []
         self._settle(probe)
 
     def _prepare_probe(self) -> _Probe:
@@ -174,24 +179,12 @@ class Seq2SeqModel:
         self.vocab_size = reference.shape[-1]
         return _Probe(states, rows, reference, opening)
 
-    def _part_decoder_from_encoder(self) -> list[Any]:
-        """Give the encoder configs of its own, so that the decoder's can be changed. Returns the decoder's."""
-        if self._wrapped.in_place or self.has_prefix:
-            return []
-        copies: dict[int, Any] = {}
-        for module in self.module.get_encoder().modules():
-            if hasattr(module, "config"):
-                config = module.config
-                module.config = copies.setdefault(id(config), copy.deepcopy(config))
-        configs = [module.config for module in self._decoder.modules() if hasattr(module, "config")]
-        return list({id(config): config for config in configs}.values())
-
     @property
     def _decoder(self) -> Any:
         return self.module.get_decoder()
 
     def _settle(self, probe: _Probe) -> None:
-        """Take our attention where the decoder comes through it unharmed, else its own."""
+        """Use our attention if the decoder passes the probe with it, else its own."""
         choices: tuple[Attention, ...] = ("ours", "own") if self._wanted == "auto" else (self._wanted,)
         self._why = ""
         for choice in choices:
@@ -207,13 +200,12 @@ class Seq2SeqModel:
     def _adopt(self, attention: Attention, probe: _Probe) -> None:
         self.attention = attention
         self.layout = _layout(probe.opening.own, converts=attention == "ours")
-        for config, before in self._given:
-            config._attn_implementation_internal = before
+        restore_attention(self._given)
         if attention == "ours":
             set_attention(self._decoder, ATTENTION_NAME)
 
     def _obstacle(self, probe: _Probe) -> str:
-        """Return why the decoder cannot be given our attention, or ""."""
+        """Return why the decoder cannot use our attention; "" if it can."""
         if self.has_prefix:
             return "keeps its source among its tokens"
         if self._wrapped.in_place:
@@ -228,7 +220,7 @@ class Seq2SeqModel:
         return "" if first.num_calls == 2 * len(self.layout) else "has a decoder that attends by other means"
 
     def _difference(self, probe: _Probe) -> str:
-        """Feed both rows in two passes and compare with what the model says by itself. Returns what is wrong, or ""."""
+        """Feed both rows in two passes, and compare with the model's own logits. Returns the difference, or ""."""
         table, num_tokens = SourceTable(), len(probe.tokens[0])
         encoded = [
             table.make(Source(inputs={}), self._kept(visible(probe.opening.source, row, None)), 0) for row in (0, 1)
@@ -251,7 +243,7 @@ class Seq2SeqModel:
     # --- running ------------------------------------------------------------------------------------------------
 
     def encode(self, group: Sequence[Source]) -> list[KeysValues]:
-        """Read sources whose inputs have the same shapes. Returns the keys and values of each."""
+        """Encode sources with inputs of the same shapes. Returns the keys and values of each."""
         inputs = stacked(group, self._wrapped.device, next(self.module.parameters()).dtype)
         with self._wrapped.calling(), self._attending(FirstTokenAttention()):
             opening = self._reader.open(self._reader.states(inputs), 0)
@@ -259,7 +251,7 @@ class Seq2SeqModel:
             return [self._kept(visible(opening.source, row, mask)) for row in range(len(group))]
 
     def _kept(self, pairs: KeysValues) -> KeysValues:
-        """Return a copy, so that what was computed together need not live together."""
+        """Return a copy, so that each source of a batch can be freed alone."""
         return [
             (key.to(layer.dtype, copy=True).contiguous(), value.to(layer.dtype, copy=True).contiguous())
             for (key, value), layer in zip(pairs, self.layout, strict=True)
@@ -269,7 +261,7 @@ class Seq2SeqModel:
         return encoded.length if self.has_prefix else 0
 
     def lay_prefix(self, slot: Slot, encoded: EncodedSource) -> int:
-        """Write a source into the slot of a sequence that begins, if that is its place. Returns the positions taken."""
+        """Write a source into the slot of a new sequence if it belongs there. Returns the number of positions."""
         count = self._num_prefixed(encoded)
         for layer, (key, value) in enumerate(zip(encoded.keys, encoded.values, strict=True)):
             slot.pool.keys[layer][slot.index, :, :count] = key[0, :, :count]
@@ -289,11 +281,11 @@ class Seq2SeqModel:
         Args:
             bucket: the rows.
             tokens: [rows, width], the new tokens of each row.
-            asked, hidden: indices into all new tokens, row by row, of which logits are wanted, and what the head reads.
-            stacks: of the runtime, for a model that attends by itself.
+            asked, hidden: indices into all new tokens, row by row, to return logits and inputs of the head for.
+            stacks: of the runtime, for a model with its own attention.
 
         Returns:
-            logits [asked, vocab] and hidden [hidden, head width] or None; and which rows were finite, bool [rows].
+            logits [asked, vocab] and hidden [hidden, head width] or None; and bool [rows], True for finite rows.
         """
         own = SelfCache(batch, len(self.layout), returns_all=self.attention == "own")
         cache = own if self.has_prefix else joint_cache(own, self._sources(batch, stacks))
@@ -302,7 +294,7 @@ class Seq2SeqModel:
         with ExitStack() as stack:
             stack.enter_context(self._wrapped.calling())
             stack.enter_context(self._attending(EqualLengthAttention(own)))
-            # A hook of the caller's on the head must see the shapes of transformers' `generate`.
+            # The caller's hook on the head must see the shapes of transformers' `generate`.
             patched = bool(self._wrapped.patch)
             head = self.module.get_output_embeddings() if self.reads_head and (hidden or not patched) else None
             tap = None if head is None else stack.enter_context(HeadHook(head, None if patched else keep))

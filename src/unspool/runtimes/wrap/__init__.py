@@ -1,1 +1,1 @@
-"""A user's model, untouched: copies of its module tree, changes and patches, hooks, agreement of logits."""
+"""Wrappers of a user's model, which stays untouched: copies, changes, patches, hooks, and probes."""

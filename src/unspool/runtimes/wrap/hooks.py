@@ -1,7 +1,6 @@
-"""What can be read off a model while it runs: the states its head reads, and those between its layers.
+"""Hooks that read a model's hidden states during one pass: the input of its head, and the states between layers.
 
-Owns the hooks, which are there for the length of one pass alone. Knows nothing of caches or sequences: rows are rows of
-the pass.
+Knows no caches and no sequences: rows are rows of the pass.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 
 class LayerRow(NamedTuple):
-    """A row of the pass, as it is before layer number `layer`."""
+    """A row of the pass at the input of layer number `layer`."""
 
     row: int
     layer: int
 
 
 class _Hook:
-    """Hooks that act while the context lasts, in the thread that made them: another may run the same modules."""
+    """Hooks that act inside the context, in the thread that made them: other threads can run the same modules."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -31,7 +30,7 @@ class _Hook:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the pass that is being run is the one this tap was made for."""
+        """True in the thread that made the hook."""
         return threading.get_ident() == self._thread
 
     def __exit__(self, *_: object) -> None:
@@ -40,14 +39,14 @@ class _Hook:
 
 
 class HeadHook(_Hook):
-    """Keeps what goes into the language-model head, and lets some of it through.
+    """Keeps the input of the language-model head, and passes some of its rows on.
 
     Args:
         head: the output layer.
-        keep: rows that the head shall read; None for all.
+        keep: rows for the head to read; None for all.
 
     Attributes:
-        states: [rows, width], all rows of the pass, sequence by sequence; None where the head was not called.
+        states: [rows, width], all rows of the pass, sequence by sequence; None if the head was not called.
     """
 
     def __init__(self, head: nn.Module, keep: torch.Tensor | None = None) -> None:
@@ -73,11 +72,11 @@ class HeadHook(_Hook):
 
 
 class LayerHook(_Hook):
-    """Keeps some rows of what goes into some layers.
+    """Keeps some rows of the inputs of some layers.
 
     Args:
         layers: all decoder layers, in order.
-        places: what to keep; at least one.
+        places: rows and layers to keep; at least one.
     """
 
     def __init__(self, layers: Sequence[nn.Module], places: Sequence[LayerRow]) -> None:
@@ -104,7 +103,7 @@ class LayerHook(_Hook):
         return note
 
     def states(self) -> torch.Tensor:
-        """Return what was kept, in the order of the places. --> [places, width]"""
+        """Return the kept rows, in the order of the places. --> [places, width]"""
         assert self._found.keys() == self._rows.keys(), "a layer was not called"
         found = [self._found[layer] for layer in self._rows]
         device = found[0].device
@@ -112,11 +111,11 @@ class LayerHook(_Hook):
 
 
 class LayerSearch(_Hook):
-    """Finds the decoder layers: the list of modules each of which hands its states, as they are, to the next.
+    """Finds the decoder layers: a list of modules, each of which passes its states unchanged to the next.
 
     Args:
-        model: whose modules are searched.
-        num_layers: how many there are by the model's config; None where it does not say.
+        model: the module tree to search.
+        num_layers: number of layers in the model's config; None if the config does not tell it.
     """
 
     def __init__(self, model: nn.Module, num_layers: int | None) -> None:
@@ -135,7 +134,7 @@ class LayerSearch(_Hook):
             self._calls.append((module, _states(args, kwargs), output[0] if isinstance(output, tuple) else output))
 
     def found(self, head_width: int) -> tuple[nn.Module, ...] | None:
-        """Return the layers, or None where there are none whose states a head of this width can read."""
+        """Return the layers; None if no list has states that a head of this width can read."""
         return next((stack for stack in self._stacks if self._is_chain(stack, head_width)), None)
 
     def _is_chain(self, stack: tuple[nn.Module, ...], head_width: int) -> bool:

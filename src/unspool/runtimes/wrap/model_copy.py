@@ -1,6 +1,6 @@
-"""A second module tree over the same tensors, and the fingerprint that shows changes of the first one.
+"""Copies of a module tree over the same tensors, the fingerprint that shows changes, and attention settings.
 
-Reads a user's own model without changing it. Knows nothing of caches.
+Reads a user's own model without changing it. Knows no caches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AttentionNames: TypeAlias = "Sequence[tuple[Any, str | None]]"
 """Every config of a tree with the name of its attention implementation."""
 
 _SIMPLE: Final = frozenset({bool, int, float, str, type(None), torch.dtype})
-# Attributes that a forward, a training step or transformers' `generate` changes without another result.
+# A forward, a training step or transformers' `generate` can change these attributes without changing results.
 _VOLATILE: Final = frozenset(
     {
         "training",
@@ -50,11 +50,11 @@ _HOOKS: Final = (
 
 
 class Fingerprint(NamedTuple):
-    """What a model consists of.
+    """The parts of a model, and the versions of their values.
 
     structure: its modules, their classes' forwards, and simple attributes of modules and configs. tensors: identity of
-    parameters and buffers. values: of parameters, as far as PyTorch counts changes: writes through `.data` are not
-    counted, nor those to tensors made in inference mode.
+    parameters and buffers. values: address and version of each parameter. PyTorch counts neither writes through `.data`
+    nor writes to tensors made in inference mode.
     """
 
     structure: tuple[Any, ...]
@@ -62,12 +62,12 @@ class Fingerprint(NamedTuple):
     values: tuple[tuple[int, int], ...]
 
     def has_other_parts(self, before: Fingerprint | None) -> bool:
-        """Return whether more has changed than the values of the same tensors in the same modules."""
+        """Return True if modules or tensors have changed, and not only values."""
         return before is None or self.tensors != before.tensors or self.structure != before.structure
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of a model as it is now."""
+    """Return the current fingerprint of a model."""
     parameters = list(model.parameters())
     tensors = tuple(id(tensor) for tensor in (*parameters, *model.buffers()))
     values = tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters)
@@ -75,7 +75,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 
 def structure(model: nn.Module) -> tuple[Any, ...]:
-    """Return what of a plain tree decides its results besides the values of its tensors."""
+    """Return everything in a plain tree that affects its results, except the values of its tensors."""
     found: list[Any] = []
     configs: dict[int, Any] = {}
     for module in model.modules():
@@ -106,12 +106,12 @@ def modules_of(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _comparable(value: Any) -> Any:
-    """Return what `==` compares at once: tensors in a tuple by identity."""
+    """Return a value that `==` compares fast: tensors in a tuple by identity."""
     return tuple(part if type(part) in _SIMPLE else id(part) for part in value) if type(value) is tuple else value
 
 
 def _version(tensor: torch.Tensor) -> int:
-    """Return how often the tensor was written to; PyTorch does not count it for one made in inference mode."""
+    """Return the number of writes to the tensor; 0 for a tensor made in inference mode."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -119,23 +119,23 @@ def copy_tree(model: Any) -> Any:
     """Return a copy of the module tree and its config in evaluation mode; parameters and buffers are the same objects.
 
     Raises:
-        ModelError: the tree cannot be copied.
+        ModelError: if the tree cannot be copied.
     """
     return _copied(model, {})
 
 
 def copy_bare(model: Any) -> Any:
-    """Return a copy as of `copy_tree` without the hooks and the replaced methods of the modules.
+    """Return a copy as `copy_tree` does, without hooks and replaced methods.
 
     Raises:
-        ModelError: the tree cannot be copied.
+        ModelError: if the tree cannot be copied.
     """
     memo: dict[int, Any] = {}
     replaced: list[tuple[str, str]] = []
     for path, module in model.named_modules():
         memo |= {id(module.__dict__[name]): OrderedDict() for name in _HOOKS if name in module.__dict__}
         if isinstance(module, PackedLinear):
-            memo[id(module)] = module  # cannot be copied, and holds no state of a call
+            memo[id(module)] = module  # cannot be copied, and keeps no state
         for name, value in module.__dict__.items():
             if callable(value) and not isinstance(value, nn.Module):
                 memo[id(value)] = value
@@ -157,12 +157,12 @@ def _copied(model: Any, memo: dict[int, Any]) -> Any:
 
 
 def is_dispatched(model: nn.Module) -> bool:
-    """Return whether accelerate moves this model's tensors about with hooks, which must not be copied."""
+    """Return True if accelerate moves this model's tensors with hooks, which must not be copied."""
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """Return every config in the tree, sub-configs included, each once."""
+    """Return every config in the tree once, with sub-configs."""
     found: dict[int, Any] = {}
     pending: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     while pending:
@@ -174,7 +174,7 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 def set_attention(model: nn.Module, name: str) -> None:
-    """Make every layer of the model attend through the registered function of this name."""
+    """Set the registered attention function `name` in every config of the model."""
     for config in _configs(model):
         config._attn_implementation_internal = name
 
@@ -190,9 +190,24 @@ def restore_attention(names: AttentionNames) -> None:
         config._attn_implementation_internal = name
 
 
+def separate_encoder_attention(model: Any) -> AttentionNames:
+    """Copy the configs of the encoder, so that those of the decoder can change.
+
+    Returns:
+        The attention implementation of every config of the decoder.
+    """
+    copies: dict[int, Any] = {}
+    for module in model.get_encoder().modules():
+        if hasattr(module, "config"):
+            config = module.config
+            module.config = copies.setdefault(id(config), copy.deepcopy(config))
+    configs = [module.config for module in model.get_decoder().modules() if hasattr(module, "config")]
+    return [(config, config._attn_implementation_internal) for config in {id(each): each for each in configs}.values()]
+
+
 @contextmanager
 def attention_of(names: AttentionNames) -> Iterator[None]:
-    """Do as `restore_attention` while the context lasts."""
+    """Do as `restore_attention` inside the context."""
     current = [(config, config._attn_implementation_internal) for config, _ in names]
     restore_attention(names)
     try:
@@ -202,7 +217,7 @@ def attention_of(names: AttentionNames) -> Iterator[None]:
 
 
 def input_device(model: Any) -> torch.device:
-    """Return where the model expects its token ids."""
+    """Return the device of the model's token ids."""
     weight = model.get_input_embeddings().weight
     device: torch.device = weight.device
     return device if device.type != "meta" else torch.device("cpu")
@@ -214,9 +229,9 @@ def _is_window(name: str, value: Any, least: int) -> bool:
 
 @contextmanager
 def narrow_windows(model: nn.Module, width: int) -> Iterator[None]:
-    """Let sliding windows and chunks be `width` tokens at most while the context lasts.
+    """Limit sliding windows and chunks to `width` tokens inside the context.
 
-    A trial of a few tokens lies inside any common window, and would not see one that is applied wrongly.
+    A probe of a few tokens fits into any common window, and would not show a window that is applied wrongly.
     """
     owners = [*model.modules(), *_configs(model)]
     before = [(each, name, value) for each in owners for name, value in vars(each).items()]

@@ -1,8 +1,7 @@
-"""Whether a module tree is plain: whether its classes and its tensors alone say what a forward computes.
+"""Patches of a module tree: hooks, replaced methods, adapters, parametrizations and attention functions.
 
-Only a plain tree can be copied, packed, fused or replayed, and only its keys and values can serve later prompts. Owns
-the search for what Python code can add to a tree: hooks, replaced methods, adapters, parametrizations, attention
-functions. Changes nothing.
+The classes and tensors of a plain tree define its forward. Only a plain tree can be copied, packed, fused or replayed,
+and only its keys and values can be cached for later prompts. Changes nothing.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _LIBRARIES: Final = {"torch", "transformers", "unspool", "bitsandbytes", "torchao"}
-"""Packages whose modules compute from their tensors and simple attributes alone."""
+"""Packages with modules that compute from their tensors and simple attributes only."""
 
 _HELPERS: Final = _LIBRARIES | {"huggingface_hub", "functools", "contextlib", "typing", "abc", "dataclasses"}
-"""Packages whose functions stand in classes of these libraries."""
+"""Packages with functions that are used in classes of these libraries."""
 
 _HARMLESS: Final = {"transformers.utils.output_capturing", "transformers.modeling_utils"}
-"""Homes of transformers' own hooks, which stay in a tree: to collect hidden states, and to train with checkpoints."""
+"""Modules with transformers' own hooks, which stay in a tree: for hidden states and gradient checkpoints."""
 
 _BASES: Final = frozenset({*nn.Module.__mro__, dict, list, str, int})
 _SCALARS: Final = frozenset({bool, int, float, str, type(None)})
 
 
 def find_patch(model: nn.Module) -> str:
-    """Return what makes the tree more than its classes and tensors, in words; "" for a plain tree."""
+    """Return the first patch of the tree, in words; "" for a plain tree."""
     everywhere = torch.nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return "hooks on all modules"
@@ -71,20 +70,20 @@ def _are_harmless(hooks: Mapping[int, Any]) -> bool:
 
 
 def _is_expected(module: nn.Module, key: str, value: Any) -> bool:
-    """Return whether a callable attribute is one that the libraries themselves set."""
+    """Return True if the libraries themselves set this callable attribute."""
     if isinstance(value, nn.Module):
-        return False  # hidden from `modules()`, and hooks on it too
+        return False  # `modules()` does not yield it, so its hooks are not checked
     if key in ("forward", "_old_forward") and _is_dispatching(module):
         return True
     if key != "forward" and _root(_home(value)) == "accelerate":
-        return True  # methods such as `to`, which warn for a model that is spread over devices
+        return True  # methods such as `to`, which warn if a model is spread over devices
     if isinstance(value, type):
         return _root(value.__module__) in _HELPERS
     return _root(_home(value)) in _HELPERS and not hasattr(type(module), key)
 
 
 def _is_dispatching(module: nn.Module) -> bool:
-    """Return whether accelerate alone has replaced the module's forward, to move tensors between devices."""
+    """Return True if only accelerate has replaced the module's forward, to move tensors between devices."""
     state = module.__dict__
     current, original = state.get("forward"), state.get("_old_forward")
     if "_hf_hook" not in state or not isinstance(current, partial) or _root(_home(current)) != "accelerate":
@@ -93,7 +92,7 @@ def _is_dispatching(module: nn.Module) -> bool:
 
 
 def _home(function: Any) -> str:
-    """Return the module that a callable's code is from. What functools.wraps copies does not count."""
+    """Return the module of a callable's code. Names that functools.wraps copies do not count."""
     while isinstance(function, partial):
         function = function.func
     if isinstance(function, MethodType):
@@ -110,7 +109,7 @@ def _root(name: str | None) -> str:
 
 
 def _patched_class(kind: type) -> str:
-    """Return which function of a class is from elsewhere."""
+    """Return a function of a class that comes from another package; "" for none."""
     for key, value in vars(kind).items():
         if type(value) is FunctionType and _root(value.__globals__.get("__name__")) not in _HELPERS:
             return f"a replaced `{kind.__name__}.{key}`"
@@ -122,7 +121,7 @@ def _files_of(classes: set[type]) -> set[str]:
 
 
 def _patched_file(name: str) -> str:
-    """Return which function that a model's file names is from elsewhere."""
+    """Return a function in a model's file that comes from another package; "" for none."""
     for key, value in vars(sys.modules[name]).items():
         if type(value) is FunctionType and _root(value.__globals__.get("__name__")) not in _HELPERS:
             return f"a replaced `{name}.{key}`"
@@ -130,7 +129,7 @@ def _patched_file(name: str) -> str:
 
 
 def _attention(configs: dict[int, Any]) -> str:
-    """Return which attention or mask function of a config is from elsewhere."""
+    """Return an attention or mask function of a config that comes from another package; "" for none."""
     for config in list(configs.values()):
         parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
         for each in (config, *parts):

@@ -1,6 +1,6 @@
-"""Models of peft: which transformers model runs the adapters, and which kinds of adapter lie outside of it.
+"""Models of peft: the transformers model inside, and the adapters that it cannot run.
 
-Knows peft by the names of its classes alone: this module imports no part of it.
+Recognizes peft by the names of its classes, without importing it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any, Final
 from unspool.errors import ModelError
 
 _OUTSIDE: Final = {"XLORA", "POLY"}
-"""Kinds of adapter that need an argument or a pass of peft's own in every call."""
+"""Types of adapter that need an argument or a pass of peft's own in every call."""
 
 
 def base_of(model: Any) -> Any:
-    """Return the transformers model inside a model of peft, with the adapters in its layers; any other model as it is.
+    """Return the transformers model inside a model of peft, with the adapters in its layers; any other model unchanged.
 
     Raises:
-        ModelError: an active adapter acts outside of the model's layers.
+        ModelError: if an active adapter acts outside of the model's layers.
     """
     if not _is_of_peft(model):
-        # While peft's own `generate` runs, a model inside can prepare its inputs through the model around it.
+        # During peft's own `generate`, the inner model can prepare its inputs through the outer one.
         around = getattr(getattr(model, "__dict__", {}).get("prepare_inputs_for_generation"), "__self__", model)
         if around is not model and _is_of_peft(around):
             base_of(around)
@@ -48,5 +48,5 @@ def _check(name: str, config: Any) -> None:
         return
     raise ModelError(
         f"the adapter {name!r} ({kind}) {reason}: not supported; adapters inside of layers are (LoRA and its like), "
-        "and `merge_and_unload()` gives a plain model where peft can merge"
+        "and `merge_and_unload()` gives a plain model if peft can merge"
     )

@@ -244,7 +244,7 @@ def shared(model: Any, make: Callable[..., AnyWrapper], **options: Any) -> AnyWr
 def refresh(model: Any) -> None:
     """Apply the weights of a user's own model after they were written through `.data`.
 
-    Every other change is found automatically. A model that is not in use here is no error.
+    Every other change is found automatically. An unknown model is ignored.
     """
     with _LOCK:
         for wrapper in _SHARED.get(model, {}).values():

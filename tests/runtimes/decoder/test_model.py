@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
 from typing import Any
 
 import pytest
@@ -130,10 +128,6 @@ def test_a_model_and_a_cache_made_in_inference_mode_serve_outside_of_it_too() ->
     assert same(next_row(runtime, seq=2), own_row(tiny_model("llama")))
 
 
-def test_refreshing_a_model_never_seen_before_is_no_error() -> None:
-    refresh(tiny_model("gpt2"))
-
-
 def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
     model = tiny_model("gpt2")
     first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
@@ -141,15 +135,6 @@ def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
     first.forward([Feed(seq=0, tokens=TEXT, asked=())])
     assert same(next_row(second), own_row(model))
     assert first.truncate(0, 99) == len(TEXT)
-
-
-def test_the_shell_does_not_keep_the_users_model_alive() -> None:
-    model = tiny_model("gpt2")
-    shared(model, DecoderModel, pack="auto")
-    alive = weakref.ref(model)
-    del model
-    gc.collect()
-    assert alive() is None
 
 
 @pytest.mark.usefixtures("packed_layers")

@@ -450,6 +450,15 @@ def test_writes_through_data_are_seen_after_refresh() -> None:
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("length", [5, 97])
+def test_xlnet_writes_at_any_length_what_transformers_writes_without_its_memory(length: int) -> None:
+    """By default `generate` uses XLNet's memory of earlier steps, which gives other logits than a whole forward."""
+    ids = torch.randint(5, VOCAB_SIZE, (1, length), generator=torch.Generator().manual_seed(length))
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model_of("xlnet").generate(ids, attention_mask=torch.ones_like(ids), use_mems=False, **options)
+    assert torch.equal(unspool.generate(model_of("xlnet"), ids, **options), expected)
+
+
 @pytest.mark.parametrize("family", ["bloom", "mamba"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_stay_near_their_float32_selves(family: str, dtype: torch.dtype) -> None:

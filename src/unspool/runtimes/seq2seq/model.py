@@ -40,7 +40,7 @@ from unspool.runtimes.wrap.model_copy import (
     separate_encoder_attention,
     set_attention,
 )
-from unspool.runtimes.wrap.probe import difference, probe_tokens
+from unspool.runtimes.wrap.probe import difference, failure, probe_tokens
 from unspool.runtimes.wrap.wrapped import WrappedModel
 from unspool.types import Rows, Source
 
@@ -158,8 +158,8 @@ class Seq2SeqModel:
             self._reader = adapter_of(self.module)
             probe = self._prepare_probe()
         except Exception as error:
-            reason = f"does not run on a source of ours: {type(error).__name__}: {error}"
-            raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version") from error
+            reason = failure(self.module, "a source of ours", error)
+            raise ModelError(f"{reason}: not supported in this version") from error
         self._wrapped.pack()
         can_change = not self._wrapped.in_place and not self.has_prefix
         self._given = separate_encoder_attention(self.module) if can_change else []
@@ -178,10 +178,6 @@ class Seq2SeqModel:
         self.reads_head = tap.states is not None and len(tap.states) >= 2 * len(tokens)
         self.vocab_size = reference.shape[-1]
         return _Probe(states, rows, reference, opening)
-
-    @property
-    def _decoder(self) -> Any:
-        return self.module.get_decoder()
 
     def _settle(self, probe: _Probe) -> None:
         """Use our attention if the decoder passes the probe with it, else its own."""
@@ -202,7 +198,7 @@ class Seq2SeqModel:
         self.layout = _layout(probe.opening.own, converts=attention == "ours")
         restore_attention(self._given)
         if attention == "ours":
-            set_attention(self._decoder, ATTENTION_NAME)
+            set_attention(self.module.get_decoder(), ATTENTION_NAME)
 
     def _obstacle(self, probe: _Probe) -> str:
         """Return why the decoder cannot use our attention; "" if it can."""

@@ -1,7 +1,7 @@
-"""Autotune linear layers: plain or packed weights, and the fewest rows of a call, by the time they take here.
+"""Autotuning of linear layers: plain or packed weights, and the fewest rows of a call, whichever is faster here.
 
-Owns the trial and the environment variable `UNSPOOL_LINEAR`. Knows shapes, types and threads; no modules. A result
-holds for the rest of the process.
+Owns the trial and the environment variable `UNSPOOL_LINEAR`. Knows shapes, dtypes and threads. Does not know modules. A
+result holds for the rest of the process.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from unspool.tuning import (
 Choice: TypeAlias = Literal["auto", "plain", "packed"]
 
 VARIABLE: Final = "UNSPOOL_LINEAR"
-"""Environment variable, a `Choice`: "auto" times both forms of each layer, the others force one for all layers."""
+"""Environment variable, a `Choice`: "auto" times both forms of each layer; the others force one form for all layers."""
 
 _SMALLEST = {torch.float32: SMALLEST_PACKED}
 
 
 class LinearPlan(NamedTuple):
-    """The form of a layer. packed: its weight is packed. least_rows: calls with fewer rows are padded to these."""
+    """The form of a layer. packed: True for a packed weight. least_rows: shorter calls are padded to this many rows."""
 
     packed: bool
     least_rows: int
@@ -50,7 +50,7 @@ PLAIN, PACKED = LinearPlan(packed=False, least_rows=1), LinearPlan(packed=True, 
 
 
 class Shape(NamedTuple):
-    """What the speed of a layer depends on."""
+    """The properties of a layer that its speed depends on."""
 
     in_features: int
     out_features: int
@@ -105,8 +105,8 @@ def _measured(shape: Shape) -> LinearPlan:
 def _works(shape: Shape) -> list[Callable[[], object]]:
     """Return the calls to time: 1 packed row, 4, 1 plain row, 5 packed rows, 5 plain.
 
-    Each call takes the next of many equal weights. Together these are larger than the last-level cache, so that each
-    call reads its weight from memory, as a decode step does.
+    Each call takes the next of many equal weights. Together these exceed the last-level cache, so that each call
+    reads its weight from memory, as a decode step does.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     weight = torch.empty(shape.out_features, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(

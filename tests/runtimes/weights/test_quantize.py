@@ -173,7 +173,7 @@ def test_products_with_4_bits_are_those_of_the_formula(size: tuple[int, int], ro
 @pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
 @pytest.mark.parametrize("slab", [1 << 21, 64 * 96])
 def test_many_rows_are_multiplied_with_the_same_numbers(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int4_weight, "_SLAB", slab)
+    monkeypatch.setattr(int4_weight, "INT4_SLAB", slab)
     weight, inputs = made(200, 96), made(128, 96, seed=1)
     held = Int4Weight(weight)
     few, many = held.times(inputs[:5]), held.times(inputs)
@@ -185,8 +185,8 @@ def test_many_rows_are_multiplied_with_the_same_numbers(slab: int, monkeypatch: 
 
 @pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
 @pytest.mark.parametrize("slab", [1 << 21, 2 * 64 * 96, 1], ids=str)
-def test_the_matrix_that_is_written_out_is_the_formula_s(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int4_weight, "_SLAB", slab)
+def test_the_matrix_that_is_unpacked_is_the_formula_s(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_weight, "INT4_SLAB", slab)
     weight = made(300, 96) + 0.3
     found = Int4Weight(weight)._times_many(torch.eye(96, dtype=torch.bfloat16), half_tile())
     assert torch.equal(found, rounded(weight, "int4").T.bfloat16())
@@ -195,7 +195,7 @@ def test_the_matrix_that_is_written_out_is_the_formula_s(slab: int, monkeypatch:
 @pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
 def test_the_memory_that_is_written_to_is_of_one_slab_and_serves_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4_weight, "_SCRATCH", int4_weight._Scratch())
-    monkeypatch.setattr(int4_weight, "_SLAB", 2 * 64 * 96)
+    monkeypatch.setattr(int4_weight, "INT4_SLAB", 2 * 64 * 96)
     first, second = Int4Weight(made(1000, 96)), Int4Weight(made(700, 64, seed=1))
     inputs = made(128, 96, seed=2)
     with torch.inference_mode():
@@ -228,7 +228,7 @@ def test_rows_in_4_bits_have_the_same_bits_in_any_company_where_they_must() -> N
 def test_a_weight_packed_in_blocks_is_packed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = made(300, 64)
     whole = Int4Weight(weight)
-    monkeypatch.setattr(int4_weight, "_BLOCK", 1)
+    monkeypatch.setattr(int4_weight, "ROUNDED_AT_ONCE", 1)
     parts = Int4Weight(weight)
     assert torch.equal(whole._packed, parts._packed) and torch.equal(whole._scales, parts._scales)
 

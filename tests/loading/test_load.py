@@ -205,7 +205,7 @@ def test_a_speech_models_language_is_heard_and_can_be_said() -> None:
         lm.generate(audio, language="xx")
     both = lm.generate([audio, audio], language=["de", "en"], max_new_tokens=2)
     assert [each.prompt_token_ids[1] for each in both] == [21, 20]
-    with pytest.raises(OptionError, match=r"language.*one for each prompt"):
+    with pytest.raises(OptionError, match=r"language.*one per prompt"):
         lm.generate([audio, audio], language=["en"])
     with pytest.raises(OptionError, match=r"language.*must be a name"):
         lm.generate(audio, language=3)

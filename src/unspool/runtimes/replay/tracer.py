@@ -171,7 +171,7 @@ class TracedCache(UnmaskedCache):
 
 
 def _has_tensors(tree: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(tree))
+    return isinstance(tree, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(tree))
 
 
 def _check_numbers(func: Callable[..., Any], arguments: Any) -> None:

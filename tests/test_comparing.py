@@ -341,7 +341,7 @@ def test_presets_that_a_stored_temperature_of_zero_leaves_unread_are_no_remark()
 
 
 def test_the_line_up_cannot_be_told_its_strategy() -> None:
-    with pytest.raises(OptionError, match="`strategy` is what the line-up varies"):
+    with pytest.raises(OptionError, match="`strategy` is set by each entry"):
         model().compare(PROMPT, strategy="beam")
 
 

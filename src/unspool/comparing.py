@@ -1,7 +1,7 @@
-"""Comparing strategies: which entries there are, what options each runs under, and all of them in one batch.
+"""Comparison of strategies: several entries, each with its own options, run in one batch.
 
-Owns: the built-in line-up and how options shared by all entries reach each. Does not know: how options resolve
-(unspool.config), how jobs run, or how the answers are drawn.
+Owns: the built-in line-up, and the rules for options shared by all entries. Does not know: how options resolve
+(unspool.config), how requests run, or how the answers are rendered.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ LINE_UP: Final[Mapping[str, Mapping[str, Any]]] = {
     for name, strategy in STRATEGIES.items()
     for entry, options in (strategy.facts.line_up or {name: {}}).items()
 }
-"""The built-in entries in order: the strategy is fixed, the other options are what they are unless the call differs."""
+"""The built-in entries in order. The strategy is fixed; the call can override the other options."""
 
 _OBJECTS: Final = ("processors", "criteria", "assistant_model", "decoder_input_ids", "language", "task")
-"""What a call may hold besides options of the table."""
+"""Arguments of a call that are not in the option table."""
 
 _SUPERSEDES: Final = {
     "max_new_tokens": "max_length",
@@ -49,7 +49,7 @@ _SUPERSEDES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """One entry to be planned. own: options of its own, all to be read. presets: below everything the caller gives."""
+    """One entry. own: its own options, which its strategy must read. presets: defaults that the caller can override."""
 
     name: str
     own: Mapping[str, Any]
@@ -58,7 +58,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
-    """An entry ready to run. jobs: one per prompt. unread: shared options that its strategy does not read."""
+    """A planned entry. jobs: one per prompt. unread: shared options that its strategy does not read."""
 
     entry: _Entry
     jobs: list[PlannedRequest]
@@ -71,10 +71,10 @@ def line_up() -> tuple[str, ...]:
 
 
 def check_names(names: Iterable[Any]) -> None:
-    """Refuse names that are not in the line-up.
+    """Check that all names are in the line-up.
 
     Raises:
-        OptionError: there is one, or one is named twice.
+        OptionError: if a name is not, or is given twice.
     """
     seen: list[Any] = []
     for name in names:
@@ -98,18 +98,18 @@ def compare(
     """Answer every prompt in several ways, all in one batch.
 
     Args:
-        strategies: entries by name, names of the line-up, or None for all of it that this model and call can run.
-        groups: prompts with their options, which reach every entry whose strategy reads them.
+        strategies: entries by name, names of the line-up, or None for all entries that this model and call can run.
+        groups: prompts with their options, which reach every entry with a strategy that reads them.
         stored: the model's config.
         info: of the model.
-        plan: makes the jobs of a group from a config and the options above it.
-        run: runs jobs together.
+        plan: plans the requests of a group, from a config and the options that override it.
+        run: runs requests together.
 
     Returns:
         One comparison per prompt, in order.
 
     Raises:
-        OptionError: before any work starts; it names the entry if it is about one.
+        OptionError: if an option is invalid, before any work starts. It names the entry, if one is at fault.
     """
     planned: list[list[_Planned]] = []
     for group in groups:
@@ -133,7 +133,7 @@ def _row(planned: _Planned, generation: Generation) -> Compared:
 def _plan_group(
     strategies: Entries | None, group: Group, *, stored: GenerationConfig, info: ModelInfo, plan: Planner
 ) -> list[_Planned]:
-    """Return every entry with the jobs of the group's prompts."""
+    """Return every entry with one request per prompt of the group."""
     config, shared = group.config, group.options
     if config is not None and not isinstance(config, GenerationConfig):
         raise OptionError("config", config, "must be an unspool.GenerationConfig", "give options as keywords instead")
@@ -163,11 +163,11 @@ def _entries(
     elif strategies is None or (isinstance(strategies, Sequence) and not isinstance(strategies, str)):
         if "strategy" in below.explicit or "strategy" in objects:
             given = objects.get("strategy", below.strategy)
-            raise OptionError("strategy", given, "is what the line-up varies", "name entries in `strategies` instead")
+            raise OptionError("strategy", given, "is set by each entry", "name entries in `strategies` instead")
         check_names(strategies or ())
         names = line_up() if strategies is None else dict.fromkeys(strategies)
         entries = [_built_in(name, below) for name in names]
-        if strategies is None:  # what is named is tried, so that the error says what is missing
+        if strategies is None:  # planning a named entry raises an error with the missing need
             entries = [entry for entry in entries if _can_run(entry, below, objects, info)]
     else:
         allowed = "must be a mapping of names to options, or a list of names of the line-up"
@@ -181,17 +181,17 @@ def _own_entry(name: Any, options: Any) -> _Entry:
     if not isinstance(name, str) or not name:
         raise OptionError("strategies", name, "must have texts as names", 'such as {"narrow": {"num_beams": 2}}')
     if isinstance(options, GenerationConfig):
-        # Attributes with an underscore are notes on where a stored config came from.
+        # Names with an underscore describe the origin of a stored config.
         extras = {name: value for name, value in options.extras.items() if not name.startswith("_")}
         options = {**extras, **_given(options)}
     if not isinstance(options, Mapping):
-        allowed = f"has under {name!r} what is neither a mapping of options nor a GenerationConfig"
+        allowed = f"must have a mapping of options or a GenerationConfig under {name!r}"
         raise OptionError("strategies", options, allowed, 'such as {"narrow": {"num_beams": 2}}')
     return _Entry(name=name, own=options, presets={})
 
 
 def _built_in(name: str, below: GenerationConfig) -> _Entry:
-    """Return an entry of the line-up, its presets fitted to what the caller gives."""
+    """Return an entry of the line-up, with presets that fit the caller's options."""
     presets = dict(LINE_UP[name])
     own = {"strategy": presets.pop("strategy")}
     for width in ("num_beams", "best_of"):
@@ -203,7 +203,7 @@ def _built_in(name: str, below: GenerationConfig) -> _Entry:
 
 
 def _can_run(entry: _Entry, below: GenerationConfig, objects: Mapping[str, Any], info: ModelInfo) -> bool:
-    """Return whether the model and the call have what the entry needs."""
+    """Return True if the model and the call meet the needs of the entry."""
     name = entry.own["strategy"]
     strategy = STRATEGIES[name]
     if strategy.hidden_states and not info.hidden_states:
@@ -224,7 +224,7 @@ def _plan(
     stored: GenerationConfig,
     plan: Callable[[GenerationConfig, dict[str, Any]], list[PlannedRequest]],
 ) -> _Planned:
-    """Return the entry's jobs, without the shared options that its strategy does not read."""
+    """Plan the entry, without the shared options that its strategy does not read."""
     whole = below.replace(**entry.presets)
     layer, own = whole, {**objects, **entry.own}
     refusals: dict[str, OptionError] = {}
@@ -241,7 +241,7 @@ def _plan(
             else:
                 raise _named(error, entry.name) from None
             refusals[option] = error
-    # An option may have been refused for another reason than that nobody reads it; that is an error after all.
+    # The refusal stands if its reason was not that the strategy ignores the option.
     values = {**_values(stored), **_given(whole), **_checked(own)}
     for option, refusal in refusals.items():
         if not _is_unread(option, jobs[0], values, named="strategy" in own):
@@ -254,13 +254,13 @@ def _reads_assistant(strategy: Any) -> bool:
 
 
 def _is_unread(option: str, job: PlannedRequest, values: Mapping[str, Any], *, named: bool) -> bool:
-    """Return whether the strategy that the options lead to does not read this one.
+    """Return True if the selected strategy does not read this option.
 
     Args:
-        option: one that was refused and left out.
-        job: what came of it without.
-        values: every option, those left out included.
-        named: whether the entry names its strategy.
+        option: was refused, and removed.
+        job: the request that was planned without it.
+        values: all options, with the removed ones.
+        named: True if the entry names its strategy.
     """
     config = job.request.config
     assistant = option == "assistant_model" or job.request.assistant is not None
@@ -283,7 +283,7 @@ def _named(error: OptionError, name: str) -> OptionError:
 
 
 def _layered(config: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
-    """Return the config with options of a higher layer, each of which takes the place of its counterpart too."""
+    """Return the config with overriding options. Each of them also replaces its counterpart (max_length, ...)."""
     counterparts = {_SUPERSEDES[name]: UNSET for name in options if name in _SUPERSEDES}
     return (config or GenerationConfig()).replace(**{**counterparts, **options})
 
@@ -293,7 +293,7 @@ def _given(config: GenerationConfig) -> dict[str, Any]:
 
 
 def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values among an entry's own options, normalized; a strategy is no value where it is an object."""
+    """Return the normalized values among an entry's own options, without the strategy."""
     values = {name: value for name, value in own.items() if name in OPTIONS and name != "strategy"}
     return _given(GenerationConfig(**values))
 
@@ -306,7 +306,7 @@ def _values(config: GenerationConfig) -> dict[str, Any]:
 
 
 def _check_read(planned: Sequence[_Planned], shared: Mapping[str, Any]) -> None:
-    """Refuse a shared option that no entry reads."""
+    """Raise OptionError for a shared option that no entry reads."""
     for option in sorted({option for each in planned for option in each.unread}):
         if all(option in each.unread or option in each.entry.own for each in planned):
             unread = ", ".join(each.entry.name for each in planned if option in each.unread)
@@ -314,12 +314,12 @@ def _check_read(planned: Sequence[_Planned], shared: Mapping[str, Any]) -> None:
                 option,
                 shared[option],
                 f"is not read by any entry that it would reach ({unread})",
-                "leave it out, or add an entry whose strategy reads it",
+                "leave it out, or add an entry with a strategy that reads it",
             )
 
 
 def _under_one_seed(jobs: Sequence[PlannedRequest]) -> list[PlannedRequest]:
-    """Give the jobs whose options hold no seed the same one."""
+    """Give all requests without a seed the same one."""
     first = next((job.request.seed for job in jobs if job.request.config.seed is None), None)
     return [
         job

@@ -1,6 +1,6 @@
 """Optional packages: the extras of this project, and the error that says how to install them.
 
-Owns: which packages an extra needs. Does not know: what they are used for.
+Owns: which packages an extra needs. Does not know: their use.
 """
 
 from __future__ import annotations

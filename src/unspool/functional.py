@@ -1,4 +1,4 @@
-"""Decoding steps as pure functions on logits, for loops of your own over `model(input_ids).logits`.
+"""Decoding steps as pure functions on logits, for your own loops over `model(input_ids).logits`.
 
     from unspool import functional as F
 
@@ -6,8 +6,8 @@
     logits = F.top_p(F.temperature(logits, 0.8), 0.92)
     ids = torch.cat([ids, F.sample(logits)[:, None]], dim=1)
 
-Logits are tensors [..., vocab] of any floating type on any device; -inf stands for a token that is forbidden. What
-comes back is new, float32 and without gradients. The arithmetic is that of the processors of every strategy.
+Logits are tensors [..., vocab] of any floating type on any device; -inf is a forbidden token. Every function returns a
+new tensor, without gradients; logits are returned in float32. The strategies' logits processors do the arithmetic.
 
 Owns: shapes and argument checks. Does not know: requests, caches, or text.
 """
@@ -34,7 +34,7 @@ __all__ = ["greedy", "min_p", "repetition_penalty", "sample", "temperature", "to
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the best token of each row; of several that are equal, the one with the lowest id.
+    """Return the best token of each row; ties go to the lowest id.
 
     Worked example: logits (1, 3, 3, 0) --> 1.
 
@@ -43,18 +43,27 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
 
     Returns:
         [...] int64.
+
+    Raises:
+        OptionError: if a row is all -inf, or has NaN or +inf.
     """
     return _choosable(logits).argmax(-1)
 
 
 def temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Divide by the temperature: above 1 flattens the distribution, below 1 sharpens it, 1 leaves it as it is.
+    """Divide the logits by the temperature: above 1 flattens the distribution, below 1 sharpens it, 1 is off.
 
     Worked example: logits (2, 1, -inf) at temperature 0.5 --> (4, 2, -inf).
 
     Args:
         logits: [..., vocab]
         temperature: above 0.
+
+    Returns:
+        [..., vocab] float32.
+
+    Raises:
+        OptionError: if the temperature is not above 0.
     """
     value = _checked_value("temperature", temperature)
     if not value:
@@ -63,14 +72,20 @@ def temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def top_k(logits: torch.Tensor, k: int, *, min_tokens_to_keep: int = 1) -> torch.Tensor:
-    """Keep the k highest logits of each row, and every one equal to the k-th; forbid the others.
+    """Keep the k highest logits of each row, with ties of the k-th; forbid the others.
 
     Worked example: logits (1, 3, 2, 2, 0) with k=2 --> (-inf, 3, 2, 2, -inf).
 
     Args:
         logits: [..., vocab]
-        k: at least 0; 0 keeps all.
-        min_tokens_to_keep: keep so many at least.
+        k: in tokens, at least 0; 0 keeps all.
+        min_tokens_to_keep: lower limit of k, at least 1.
+
+    Returns:
+        [..., vocab] float32.
+
+    Raises:
+        OptionError: if an argument is out of range.
 
     Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.4.
     """
@@ -82,15 +97,21 @@ def top_k(logits: torch.Tensor, k: int, *, min_tokens_to_keep: int = 1) -> torch
 
 
 def top_p(logits: torch.Tensor, p: float, *, min_tokens_to_keep: int = 1) -> torch.Tensor:
-    """Keep the best tokens up to and including the one with which their probabilities reach p; forbid the others.
+    """Keep the smallest set of best tokens with a total probability of at least p; forbid the others.
 
     Worked example: probabilities (0.1, 0.6, 0.3) with p=0.8 keep tokens 1 and 2: 0.6 is less than 0.8, so the next
-    best, which crosses it, stays. Tokens are forbidden by id, wherever they stand in the row.
+    best token, which crosses 0.8, stays.
 
     Args:
         logits: [..., vocab]
         p: in (0, 1]; 1 keeps all.
-        min_tokens_to_keep: keep so many at least.
+        min_tokens_to_keep: fewest tokens to keep, at least 1.
+
+    Returns:
+        [..., vocab] float32.
+
+    Raises:
+        OptionError: if an argument is out of range.
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
@@ -101,14 +122,20 @@ def top_p(logits: torch.Tensor, p: float, *, min_tokens_to_keep: int = 1) -> tor
 
 
 def min_p(logits: torch.Tensor, p: float, *, min_tokens_to_keep: int = 1) -> torch.Tensor:
-    """Keep the tokens at least p times as probable as the best one of the row; forbid the others.
+    """Keep the tokens at least p times as probable as the best token of the row; forbid the others.
 
     Worked example: probabilities (0.5, 0.3, 0.15, 0.05) with p=0.4 keep those from 0.2 up: the first two.
 
     Args:
         logits: [..., vocab]
         p: in [0, 1]; 0 keeps all.
-        min_tokens_to_keep: keep so many at least.
+        min_tokens_to_keep: fewest tokens to keep, at least 1.
+
+    Returns:
+        [..., vocab] float32.
+
+    Raises:
+        OptionError: if an argument is out of range.
 
     Source: Nguyen et al. 2024, "Turning Up the Heat", section 3.
     """
@@ -121,14 +148,21 @@ def min_p(logits: torch.Tensor, p: float, *, min_tokens_to_keep: int = 1) -> tor
 def repetition_penalty(
     logits: torch.Tensor, tokens: torch.Tensor | Sequence[int] | Sequence[Sequence[int]], penalty: float
 ) -> torch.Tensor:
-    """Divide the positive logits of tokens that occurred by the penalty and multiply the negative ones, once a token.
+    """Divide positive logits of earlier tokens by the penalty and multiply negative ones, once per distinct token.
 
     Worked example: logits (3, -1, 2) after tokens 0, 1, 1 with penalty=2 --> (1.5, -2, 2).
 
     Args:
         logits: [vocab] or [batch, vocab]
-        tokens: ids so far: one sequence for [vocab], one for each row for [batch, vocab], of any lengths.
-        penalty: above 0; 1 changes nothing, below 1 encourages repetition.
+        tokens: ids so far: one sequence for [vocab], one per row for [batch, vocab], of any lengths.
+        penalty: above 0; 1 is off, below 1 encourages repetition.
+
+    Returns:
+        [vocab] or [batch, vocab] float32.
+
+    Raises:
+        OptionError: if the penalty is out of range, a token id is outside the vocabulary, or the sequences do not match
+            the rows.
 
     Source: Keskar et al. 2019, "CTRL", section 4.1, with the correction for negative logits.
     """
@@ -136,8 +170,8 @@ def repetition_penalty(
     given: Any = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
     sequences: list[Sequence[int]] = [given] if logits.ndim == 1 else list(given)
     if logits.ndim > 2 or len(sequences) != logits[..., 0].numel():
-        allowed = f"must be one sequence for each row of logits {tuple(logits.shape)}"
-        raise OptionError("tokens", f"{len(sequences)} sequences", allowed, "leave out the positions that are done")
+        allowed = f"must be one sequence per row of logits {tuple(logits.shape)}"
+        raise OptionError("tokens", f"{len(sequences)} sequences", allowed, "give the logits of the last position only")
     vocab_size = logits.shape[-1]
     for token in (token for sequence in sequences for token in sequence):
         if not 0 <= token < vocab_size:
@@ -157,7 +191,7 @@ def sample(
 ) -> torch.Tensor:
     """Draw one token of each row from softmax(logits).
 
-    Without a seed, torch's own generator (or the one given) draws, so that `torch.manual_seed` repeats a loop. With a
+    Without a seed, PyTorch's default generator or `generator` draws, so that `torch.manual_seed` repeats a loop. With a
     seed, a draw is a pure function of (seed, prompt, row, position, token), as everywhere in Unspool. Row r draws the
     token that output r of `lm.generate(prompt, seed=seed, num_return_sequences=...)` draws at the same position.
 
@@ -165,14 +199,18 @@ def sample(
 
     Args:
         logits: [..., vocab], no row all -inf. Leading dimensions count as rows in their order.
-        generator: a generator on the device of `logits`; not together with `seed`.
-        seed: any integer; needs `position`.
-        position: number of tokens before the one that is drawn.
-        prompt: token ids of the prompt, without the tokens drawn since; needs `seed`. Empty: the draws are those of
+        generator: a generator on the device of `logits`; not together with `seed`. None for PyTorch's default.
+        seed: any integer; needs `position`. None for no seed.
+        position: number of tokens before the drawn token; needs `seed`.
+        prompt: token ids of the prompt, without the tokens drawn since; needs `seed`. If empty, the draws are those of
             `lm.generate(..., seed_prompt_tokens=0)`, the same for all prompts.
 
     Returns:
         [...] int64.
+
+    Raises:
+        OptionError: if a row is all -inf or has NaN or +inf, if `seed` and `generator` are both given, if only one of
+            `seed` and `position` is given, or if `prompt` is given without `seed`.
     """
     if generator is not None and seed is not None:
         raise OptionError("seed", seed, "cannot be given together with `generator`", "leave out one of the two")
@@ -199,14 +237,14 @@ def sample(
 
 
 def _processed(name: str, logits: torch.Tensor, states: Callable[[int], list[Any]]) -> torch.Tensor:
-    """Return what the processor makes of the logits. states: number of rows --> a state for each."""
+    """Apply a processor to the logits. states: number of rows --> one state per row."""
     scores = _fresh(logits)
     rows = scores.view(-1, scores.shape[-1])
     return PROCESSORS[name].apply(states(len(rows)), rows, ()).view(logits.shape)
 
 
 def _fresh(logits: torch.Tensor) -> torch.Tensor:
-    """Return a float32 copy that may be changed. --> as `logits`, contiguous"""
+    """Return a contiguous float32 copy. --> the shape of `logits`"""
     shape = tuple(logits.shape)
     if not logits.is_floating_point() or logits.ndim == 0 or logits.numel() == 0:
         found = f"{logits.dtype} {shape}"
@@ -215,19 +253,19 @@ def _fresh(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _choosable(logits: torch.Tensor) -> torch.Tensor:
-    """Return the logits in float32, or refuse a row from which nothing can be chosen."""
+    """Return the logits in float32, or raise OptionError for a row without a finite maximum."""
     scores = _fresh(logits)
     best = scores.amax(-1)
     if not bool(best.isfinite().all()):
         found = next(value for value in best.flatten().tolist() if not math.isfinite(value))
-        allowed = "must have in each row a greatest value that is a number"
-        hint = "forbid fewer tokens" if found == -math.inf else "mend the model or its precision"
+        allowed = "must have a finite greatest value in each row"
+        hint = "forbid fewer tokens" if found == -math.inf else "check the model's weights and dtype"
         raise OptionError("logits", found, allowed, hint)
     return scores
 
 
 def _checked_value(option: str, given: Any) -> Any:
-    """Return the value of an option, normalized; None is none here, where off means not to call."""
+    """Return the normalized value of an option. None is refused, because a function that is off is not called."""
     kind = OPTIONS[option].kind
     try:
         return kind.parse(given)

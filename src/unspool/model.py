@@ -1,4 +1,4 @@
-"""LanguageModel: text in, text out. The thin driver that ties prompts, options, engine and results together."""
+"""LanguageModel: generates text from prompts. Connects inputs, options, engine and results."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ if TYPE_CHECKING:
 
 
 class LanguageModel:
-    """A model ready to write: made by `unspool.load`, or from any runtime. Safe to use from several threads.
+    """A model with its tokenizer and default options. Made by `unspool.load`, or from any runtime. Thread-safe.
 
     Args:
         runtime: runs the model.
-        tokenizer: one of transformers', or anything with its `__call__` and `decode`; None for token ids alone.
-        processor: one of transformers', where the model reads audio or images.
-        config: the model's stored generation config.
+        tokenizer: of transformers, or any object with `__call__` and `decode` like it; None for token ids only.
+        processor: of transformers, for models that read audio or images; else None.
+        config: the model's stored generation config; None for the defaults.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
-        checkpoint: what `save_pretrained` writes; None where there is nothing.
+        checkpoint: written by `save_pretrained`; None if there is nothing to write.
+
+    Raises:
+        OptionError: if `max_batch_tokens` is not an integer of at least 1.
     """
 
     def __init__(
@@ -64,14 +67,14 @@ class LanguageModel:
 
     @property
     def info(self) -> ModelInfo:
-        """What the model is, what it can hold, and which path runs it."""
+        """Facts about the model, its limits, and the backend that runs it."""
         return self.runtime.info
 
     @property
     def model(self) -> Any:
-        """The transformers model itself; None if there is none, or if it was the user's and is gone.
+        """The transformers model; None if there is none, or if the user's model was deleted.
 
-        Hooks and other changes of its modules act from the next request on.
+        Hooks and other changes of its modules take effect at the next request.
         """
         return None if self._checkpoint is None else self._checkpoint.model
 
@@ -120,26 +123,31 @@ class LanguageModel:
         trace: bool = False,
         **options: Any,
     ) -> Generation | list[Generation]:
-        """Write on from one prompt or several; several share every forward pass.
+        """Continue one prompt or several. Several prompts share the forward passes.
 
         Args:
             prompt: a text, a list of token ids (one prompt), or a list of either (several).
-            config: the user's own options; those given in the call come before it, the model's stored ones after. A
-                list has one config per prompt.
-            progress: show a progress bar over the prompts; None for a bar in a terminal from 16 prompts on.
-            trace: record every token that the strategy tried, as `trace` of each Generation; slower.
-            options: any option of GenerationConfig, and besides `strategy` (a name or an object), `processors` and
-                `criteria` (objects of the protocols in unspool.protocols, in the order they are to act), and
-                `assistant_model` (a LanguageModel, a Runtime or a transformers model that drafts for this one). For
-                several prompts a list is one value per prompt: `temperature=[0.2, 1.2]`. An option whose value can be a
-                list, such as `stop_strings`, differs per prompt through `config`.
+            config: options; those in the call override it, and it overrides the model's stored config. A list has one
+                config per prompt.
+            progress: True shows a progress bar over the prompts; None shows it in a terminal from 16 prompts on.
+            trace: True records every token that the strategy tried, as `trace` of each Generation; slower.
+            options: any option of GenerationConfig. Besides, `strategy` (a name or an object), `processors` and
+                `criteria` (lists of objects of the classes in unspool.protocols, in the order in which they act), and
+                `assistant_model` (a draft model: a LanguageModel, a Runtime or a transformers model). For several
+                prompts, a list is one value per prompt: `temperature=[0.2, 1.2]`. Options that take a list themselves,
+                such as `stop_strings`, can differ per prompt through `config`.
 
         Returns:
             One Generation for one prompt; a list in the order of the prompts for several.
 
         Raises:
-            PromptError, OptionError, CapacityError: before any work starts, for any of the prompts.
-            NumericsError: the model's logits are not numbers, or every token is forbidden.
+            PromptError: if a prompt cannot be read or is too long. Raised before any work starts, as are the next two.
+            OptionError: if an option is invalid or not read by the strategy.
+            CapacityError: if a request needs more memory than the model's limits allow.
+            NumericsError: if the model's logits are not numbers, or if every token is forbidden.
+            StrategyError: if a strategy, processor or criterion breaks its contract.
+            ModelError: if the model cannot run.
+            CancelledRequest: if another thread interrupts the engine.
         """
         prompts = self._reader.split(prompt)
         jobs = self._jobs(prompts, config, options, trace=trace)
@@ -155,16 +163,18 @@ class LanguageModel:
         trace: bool = False,
         **options: Any,
     ) -> Stream:
-        """Write on from one prompt or several and hand the text out as it is committed.
-
-        Arguments and errors as in `generate`; what is wrong with them raises here, not at the first chunk.
+        """Continue one prompt or several, and stream the text as it is committed.
 
         Args:
-            tentative: hand out as well what the leading beam holds beyond the committed text, as `Chunk.tentative`,
-                which the next one replaces.
+            prompt, config, trace, options: as in `generate`.
+            tentative: True adds the uncommitted text of the leading beam, as `Chunk.tentative`. Each one replaces the
+                one before.
 
         Returns:
-            A Stream of Chunks; `stream.generation` (or `.generations`) is the whole result at the end.
+            A Stream of Chunks; `stream.generation` (or `.generations`) is the full result at the end.
+
+        Raises:
+            PromptError, OptionError, CapacityError: as in `generate`, at once. Other errors are raised by the stream.
         """
         jobs = self._jobs(self._reader.split(prompt), config, options, tentative=tentative, trace=trace)
         return Stream(self._driver, jobs, self._detokenizer)
@@ -178,7 +188,7 @@ class LanguageModel:
         trace: bool = False,
         **options: Any,
     ) -> Stream:
-        """Return what `stream` returns, to be read with `async for`; the event loop stays free meanwhile."""
+        """Return a Stream for `async for`, which does not block the event loop. Arguments and errors as in `stream`."""
         return self.stream(prompt, config=config, tentative=tentative, trace=trace, **options)
 
     @overload
@@ -216,27 +226,27 @@ class LanguageModel:
         config: Configs = None,
         **options: Any,
     ) -> ChatGeneration | list[ChatGeneration] | ChatStream:
-        """Answer a conversation, or several at once, written down by the model's own chat template.
+        """Answer a conversation, or several at once, with the model's chat template.
 
-        An answer ends at the model's end-of-sequence tokens and at the token that ends a turn in the template, unless
-        `eos_token_id` or `ignore_eos` says otherwise.
+        An answer ends at the model's end-of-sequence tokens and at the template's end-of-turn token. `eos_token_id` and
+        `ignore_eos` override this.
 
         Args:
-            messages: dicts of "role" and "content", oldest first; or a text, which is one turn of the user's. A list of
-                such lists or texts is several conversations. `unspool.Chat` keeps one conversation from turn to turn.
-            tools: functions with docstrings, or their JSON schemas, that the template tells the model of.
-            continue_final_message: go on with the last message in place of a new turn.
-            chat_template: in Jinja, or the name of one of the tokenizer's own; None for its default.
+            messages: dicts of "role" and "content", oldest first; or a text, which is one message of the user. A list
+                of such lists or texts is several conversations. `unspool.Chat` keeps a conversation over several turns.
+            tools: functions with docstrings, or their JSON schemas, for the template; None for none.
+            continue_final_message: True continues the last message, instead of a new turn.
+            chat_template: in Jinja, or the name of one of the tokenizer's templates; None for its default.
             chat_template_kwargs: further variables of the template, such as `enable_thinking`.
-            stream: return a ChatStream of Chunks at once, to be read with `for` or `async for`.
-            config, options: as in `generate`, or in `stream`.
+            stream: True returns a ChatStream of Chunks at once, for `for` or `async for`.
+            config, options: as in `generate`, or as in `stream`.
 
         Returns:
-            A ChatGeneration, which has `message` (the answer) and `messages` (the conversation with it); a list of
-            them for several.
+            A ChatGeneration, with `message` (the answer) and `messages` (the conversation with the answer); a list of
+            them for several conversations.
 
         Raises:
-            PromptError: there is no chat template, or it does not take the messages; else as in `generate`.
+            PromptError: if there is no chat template, or if it refuses the messages. Otherwise as in `generate`.
         """
         return chat(
             self,
@@ -280,12 +290,12 @@ class LanguageModel:
         progress: bool | None = None,
         **options: Any,
     ) -> NextTokens | list[NextTokens]:
-        """Return the exact distribution that the next token would be drawn from under these options.
+        """Return the exact distribution of the next token under these options.
 
         Args:
-            prompt: as in `generate`. Each result holds two tensors of the size of the vocabulary.
+            prompt: as in `generate`. Each result has two tensors of the size of the vocabulary.
             config, progress, options: as in `generate`.
-            limit: how many tokens are shown, at least 1; the full tensors are there whatever it is.
+            limit: number of tokens to show, at least 1. The tensors always cover the full vocabulary.
 
         Returns:
             One result for one prompt; a list in the order of the prompts for several.
@@ -298,7 +308,7 @@ class LanguageModel:
         found: list[NextTokens] = []
         for job, done in zip(jobs, self._finish(jobs, progress, "reading"), strict=True):
             distribution = done.rows[0].distribution
-            assert distribution is not None, "a Whole ask is answered with a distribution"
+            assert distribution is not None, "a FullDistribution ask is answered with a distribution"
             shown = NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
             found.append(shown)
         return found[0] if prompts.single else found
@@ -345,31 +355,32 @@ class LanguageModel:
         progress: bool | None = None,
         **shared_options: Any,
     ) -> Comparison | list[Comparison]:
-        """Go on from each prompt in several ways, all in one batch, and return the answers side by side.
+        """Answer each prompt with several strategies in one batch, for a comparison side by side.
 
-        Each answer is the one that `generate` gives with the entry's options over the shared ones.
+        Each answer equals the result of `generate` with the shared options, overridden by the entry's options.
 
         Args:
             prompt: as in `generate`.
             strategies: entries, name --> options or a GenerationConfig; or names from the built-in line-up; None for
-                all of the line-up that this model and call can run (see docs/compare.md).
+                all entries of the line-up that this model and call can run (see docs/compare.md).
             config, progress: as in `generate`; the bar counts answers.
-            shared_options: as in `generate`, for every entry whose strategy reads them; an entry's own come before
-                them. Entries without a seed share one.
+            shared_options: as in `generate`, for all entries with a strategy that reads them. Entries without a seed
+                share one.
 
         Returns:
             One Comparison for one prompt; a list in the order of the prompts for several.
 
         Raises:
-            PromptError, OptionError, CapacityError: before any work starts; an entry's own options must all be read,
-                a shared one by at least one entry.
+            OptionError: if an option is invalid, an entry does not read one of its own options, or no entry reads a
+                shared option. Raised before any work starts.
+            PromptError, CapacityError: as in `generate`.
         """
         prompts = self._reader.split(prompt)
 
         def plan(group: Group, layer: GenerationConfig, options: dict[str, Any]) -> list[PlannedRequest]:
             jobs = self._plan(group, *resolve_options(options, layer, self.config))
             for job in jobs:
-                context_of(job.request, self.info)  # here, where it is known which entry an error is about
+                context_of(job.request, self.info)  # raises here, where the entry is known
             return jobs
 
         comparisons = compare(
@@ -418,18 +429,18 @@ class LanguageModel:
         """Return the model's own log-probability of each token of a given continuation.
 
         Args:
-            prompt: a text (empty for the beginning-of-sequence token alone), token ids, or a list of either; for a
-                model with an encoder, what the encoder reads.
-            continuation: a text, token ids, or a list of either; a text is encoded by itself, without special tokens.
-                Of two lists each prompt goes with its own continuation. One prompt goes with every continuation of a
-                list, and one continuation with every prompt of a list.
-            progress: show a progress bar over the continuations; None for a bar in a terminal from 16 on.
+            prompt: a text (an empty text for the begin-of-sequence token), token ids, or a list of either; the
+                encoder's input for a model with an encoder.
+            continuation: a text, token ids, or a list of either. A text is encoded separately, without special tokens.
+                Two lists are paired in order. One prompt is paired with every continuation of a list, and one
+                continuation with every prompt of a list.
+            progress: True shows a progress bar over the continuations; None shows it in a terminal from 16 on.
 
         Returns:
             One TextScore, or a list in the given order if either argument is a list.
 
         Raises:
-            PromptError: if there is nothing to score, or the two together are longer than the model holds.
+            PromptError: if there is nothing to score, or if prompt and continuation are too long for the model.
             OptionError: if the two lists differ in length.
         """
         pairs, single = read_scores(prompt, continuation, self._reader)
@@ -441,30 +452,30 @@ class LanguageModel:
         return scores[0] if single else scores
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model as transformers does: weights, config, generation config, tokenizer and processor.
+        """Write the model in transformers' format: weights, config, generation config, tokenizer and processor.
 
-        Weights are written bit for bit as they were loaded, in the type they were loaded in. Meanwhile packed ones are
-        in memory a second time. A tokenizer that has no `save_pretrained` is left to you.
+        Weights are saved bit for bit as they were loaded, in the same dtype. Packed weights are in memory twice during
+        the call. A tokenizer without `save_pretrained` is not saved.
 
         Args:
-            folder: where to; made where it is missing. It must not hold a model yet.
+            folder: is created if it is missing. It must not have a model yet.
 
         Raises:
-            ModelError: the folder holds a model or cannot be written, the weights are quantized, or this LanguageModel
-                was not made by `unspool.load`.
+            ModelError: if the folder has a model or cannot be written, if the weights are quantized, or if this
+                LanguageModel was not made by `unspool.load`.
         """
         if self._checkpoint is None:
-            raise ModelError(f"cannot save {self.info.name!r}: save what its runtime was made from")
+            raise ModelError(f"cannot save {self.info.name!r}: it has no transformers model; save the original model")
         self._checkpoint.save(folder, self.tokenizer, self.processor)
 
-    # --- between the doors and the engine -----------------------------------------------------------------------
+    # --- from options to requests to results --------------------------------------------------------------------
 
     @property
     def _reader(self) -> Reader:
         return Reader(as_runtime(self.runtime), self.tokenizer, self.processor)
 
     def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[PlannedRequest]:
-        """Return one job per prompt, under the options of its group."""
+        """Return one planned request per prompt, with the options of its group."""
         jobs: list[PlannedRequest] = []
         for group in group_prompts(prompts, config, options):
             with group.naming():
@@ -486,12 +497,12 @@ class LanguageModel:
     def _finish(
         self, work: Sequence[PlannedRequest | ToScore], progress: bool | None, verb: str, unit: str = "prompt"
     ) -> list[Finished]:
-        """Run requests that write nothing to their end."""
+        """Run requests without generated text to their end."""
         with progress_bar(len(work), progress, work=verb, unit=unit) as bar:
             return self._driver.collect(self._driver.submit_whole([each.request for each in work]), bar.update)
 
     def _run(self, jobs: Sequence[PlannedRequest], progress: bool | None, unit: str = "prompt") -> list[Generation]:
-        """Run jobs to their end; the first error cancels the others and is raised."""
+        """Run requests to their end. The first error cancels the others and is raised."""
         tickets = self._driver.submit_whole([job.request for job in jobs])
         listeners = {
             ticket.number: Listener(job, index, self._detokenizer)

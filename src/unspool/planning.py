@@ -1,6 +1,6 @@
-"""From what a caller gives to requests: options resolved, prompts encoded, seeds chosen, criteria built.
+"""Plans requests: resolves options, encodes prompts, draws seeds and builds stopping criteria.
 
-Shared by every door (generate, stream, next_tokens, the drop-in), so that an option means one thing everywhere.
+Shared by all entry points (generate, stream, next_tokens, the drop-in), so that an option has the same meaning in all.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from unspool.types import ModelInfo, Source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerObjects:
-    """What a caller passes beside options: a strategy, processors and criteria of the caller's own, a draft model.
+    """Objects that a caller passes beside options: a strategy, processors, criteria and a draft model.
 
-    negative_prompts: token ids, one for each prompt, where they do not come as an option. beginning: how outputs of a
-    model with an encoder begin.
+    negative_prompts: token ids, one per prompt; None if the option `negative_prompt` applies. beginning: options for
+    the start of the output.
     """
 
     strategy: Strategy | None = None
@@ -46,10 +46,10 @@ class CallerObjects:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRequest:
-    """One prompt ready to submit.
+    """One request, ready to submit.
 
-    prompt_text: as given; None where token ids were given. config: resolved, with texts where the request has token ids
-    in their place. model: its name.
+    prompt_text: as given; None for token ids. config: resolved, as the user sees it: with texts for options that the
+    request has as token ids. model: its name.
     """
 
     request: Request
@@ -66,11 +66,11 @@ def resolve_options(
     drop_in: bool = False,
     ignored: list[OptionError] | None = None,
 ) -> tuple[GenerationConfig, CallerObjects]:
-    """Split a call's keyword arguments into a resolved config and the caller's own objects.
+    """Split a call's keyword arguments into a resolved config and the caller's objects.
 
-    `strategy` may be a name or an object; an object may read any option, so only values are checked then.
+    `strategy` can be a name or an object. An object can read any option, so only values are checked then.
     `assistant_model` is a LanguageModel, a Runtime, or a loaded transformers model. `decoder_input_ids`, `language` and
-    `task` say how outputs of models with an encoder begin.
+    `task` set the start of the output for models with an encoder.
 
     Args:
         drop_in: True for transformers' rules and defaults.
@@ -116,7 +116,7 @@ def resolve_options(
 
 
 def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the caller's own objects as a tuple, once each is seen to have what its protocol asks for."""
+    """Return the caller's objects as a tuple, after a check that each has the attributes of its base class."""
     if given is None:
         return ()
     protocol = {"processors": "Processor", "criteria": "Criterion", "strategy": "Strategy"}[option]
@@ -144,16 +144,20 @@ def plan_requests(
     trace: bool = False,
     stops_in_prompt: bool = False,
 ) -> list[PlannedRequest]:
-    """Return one job for each prompt.
+    """Return one planned request per prompt, in order.
 
     Args:
         prompts: items as `reader.split` returns them.
-        first: place of the first of them in the call.
+        config, own: as `resolve_options` returns them.
+        reader: of the model.
+        detokenizer: for stop strings; None without a tokenizer.
+        first: index of the first prompt in the call.
         tentative, trace: as in Request.
-        stops_in_prompt: whether a stop string can begin in the prompt.
+        stops_in_prompt: True if a stop string can begin in the prompt.
 
     Raises:
-        PromptError: a prompt cannot be read. OptionError: an option needs what the model has not.
+        PromptError: if a prompt cannot be read.
+        OptionError: if the model lacks something that an option needs.
     """
     told, tokenizer, info = config, reader.tokenizer, reader.info
     beginning = own.beginning
@@ -162,9 +166,9 @@ def plan_requests(
     if "bos_token_id" in config.requested:
         beginning = beginning._replace(bos_token_id=config.bos_token_id)
     if config.echo and reader.source is not None:
-        hint = "leave it out; `prompt` of the result is what was read"
+        hint = "leave it out; `prompt` of the result is the encoder's input"
         raise OptionError(
-            "echo", True, f"has no meaning for {info.name}, whose output does not go on from the prompt", hint
+            "echo", True, f"is not possible for {info.name}: its output does not continue the prompt", hint
         )
     config = _with_forced_words(_with_token_breakers(config, tokenizer), tokenizer)
     if own.assistant is not None:
@@ -200,10 +204,10 @@ def plan_requests(
 def _negative(
     ids: tuple[int, ...], config: GenerationConfig, own: CallerObjects, reader: Reader, index: int
 ) -> tuple[tuple[int, ...] | None, Source | None]:
-    """Return what guidance moves away from: token ids, and a source where the model reads one; None where it is off.
+    """Return the negative prompt of classifier-free guidance: token ids and encoder input; None for each if it is off.
 
     Raises:
-        OptionError: a model with an encoder needs something else to read.
+        OptionError: if the model has an encoder and no `negative_prompt` is given for it.
     """
     scale = config.guidance_scale
     if scale is None or scale == 1.0:
@@ -215,13 +219,13 @@ def _negative(
         asked = config.bos_token_id if "bos_token_id" in config.requested else None
         return encode(given, reader.tokenizer, reader.bos_token_id(DecoderPrompt(bos_token_id=asked))), None
     if given is None:
-        allowed = f"needs `negative_prompt` for {reader.info.name}, as something else for its encoder to read"
+        allowed = f"needs `negative_prompt` for {reader.info.name}, as input of its encoder"
         raise OptionError("guidance_scale", scale, allowed, "give one, or leave this out")
     return ids, reader.read(given).source
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return a seed for each prompt: the given one for all, one each, or fresh ones."""
+    """Return one seed per prompt: the given one for all, the given ones, or fresh ones."""
     if seed is None:
         return [fresh_seed() for _ in range(count)]
     if isinstance(seed, int):
@@ -239,12 +243,12 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
 def _criteria(
     config: GenerationConfig, own: CallerObjects, detokenizer: Detokenizer | None, *, in_prompt: bool
 ) -> tuple[Criterion, ...]:
-    """Return the reasons to stop: stop strings first, then the caller's own."""
+    """Return the stopping criteria: stop strings first, then the caller's."""
     if not config.stop_strings:
         return own.criteria
     if detokenizer is None:
         hint = "give `tokenizer=` to load(), or stop at token ids with `eos_token_id`"
-        raise OptionError("stop_strings", config.stop_strings, "needs a tokenizer to read text with", hint)
+        raise OptionError("stop_strings", config.stop_strings, "needs a tokenizer", hint)
     return (StopStrings(config.stop_strings, detokenizer, in_prompt=in_prompt), *own.criteria)
 
 
@@ -254,7 +258,7 @@ _MISSED: Final[Mapping[str, str]] = {
     "forced_eos_token_id": "nothing is forced",
     "force_words_ids": "nothing is forced",
 }
-"""Stored options that users miss if the model cannot write any of their tokens, and the effect."""
+"""Stored options that have no effect if the vocabulary lacks their tokens, and the effect that users miss."""
 
 
 def _without_unknown_ids(config: GenerationConfig, info: ModelInfo) -> GenerationConfig:
@@ -273,25 +277,25 @@ def _without_unknown_ids(config: GenerationConfig, info: ModelInfo) -> Generatio
 
 
 def _with_forced_words(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:
-    """Turn forced words that are text into token ids, behind those given as such."""
+    """Encode forced words that are text, and append them to those given as token ids."""
     if not config.force_words:
         return config
     if tokenizer is None:
         hint = "give `tokenizer=` to load(), or `force_words_ids`"
-        raise OptionError("force_words", config.force_words, "needs a tokenizer to read text with", hint)
+        raise OptionError("force_words", config.force_words, "needs a tokenizer", hint)
     ids = forced_word_ids(config.force_words, tokenizer)
     return config.replace(force_words_ids=(*(config.force_words_ids or ()), *ids), force_words=None)
 
 
 def _with_token_breakers(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:
-    """Turn DRY's sequence breakers that are text into token ids, each by its last token, for the processor."""
+    """Replace DRY's sequence breakers that are text by their last token id, for the processor."""
     breakers = config.dry_sequence_breakers
     if not config.dry_multiplier or not any(isinstance(breaker, str) for breaker in breakers or ()):
         return config
     if tokenizer is None:
         hint = "give `tokenizer=` to load(), or token ids as breakers"
         raise OptionError("dry_sequence_breakers", breakers, "holds text and needs a tokenizer", hint)
-    # The "a" keeps tokenizers that mark the beginning of a text from adding their mark to the breaker.
+    # The "a" prevents a tokenizer from adding its mark for the start of a text to the breaker.
     encoded = [
         tokenizer("a" + breaker, add_special_tokens=False)["input_ids"][-1] if isinstance(breaker, str) else breaker
         for breaker in breakers or ()

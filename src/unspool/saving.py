@@ -1,6 +1,6 @@
 """save_pretrained(): writes a LanguageModel to a folder that transformers and `unspool.load` can read.
 
-Owns: the model whose weights are written, and the reasons to refuse. Does not know: how layers are packed.
+Owns: the saved model, and the reasons to refuse. Does not know: how layers are packed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _plain_state(model: Any) -> dict[str, torch.Tensor]:
                 unpacked[id(module)] = module.unpacked().detach()
             state[f"{name}.weight"] = unpacked[id(module)]
     for name, source in getattr(model, "all_tied_weights_keys", {}).items():
-        # A checkpoint can have two different weights where the config allows tied ones.
+        # A checkpoint can have two different weights, even if the config allows tied ones.
         if name in state and source in state and torch.equal(state[name], state[source]):
             state[name] = state[source]
     return state

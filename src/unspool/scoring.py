@@ -82,7 +82,6 @@ class ToScore(NamedTuple):
 def read_scores(prompt: Any, continuation: Any, reader: Reader) -> tuple[list[ToScore], bool]:
     """Return the pairs to score, in order, and True if the caller gave one prompt and one continuation.
 
-
     One prompt goes with every continuation of a list, and one continuation with every prompt of a list.
 
     Raises:

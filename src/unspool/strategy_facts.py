@@ -13,7 +13,7 @@ Values: TypeAlias = Mapping[str, Any]
 """The value of every option by name."""
 
 ASSISTANT = "assistant_model"
-"""Stands among the options that a strategy reads or is selected by; a draft model is an object, not an option."""
+"""The name of the draft model among options. It is an object, so the option table does not have it."""
 
 
 def always(values: Values, assistant: bool) -> bool:

@@ -1,6 +1,6 @@
-"""From the engine's events to what a caller sees: chunks as they come, and the whole Generation at the end.
+"""Streaming: turns the engine's events into chunks of text, and into a Generation at the end.
 
-Owns the text of outputs under way. Knows no model and no options.
+Owns the text of unfinished outputs. Knows neither models nor options.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unspool.types import Committed, Failed, Finished, Tentative
 
 
 class Tail(NamedTuple):
-    """What an output may go on with, as the leading branch stands."""
+    """The tentative tokens of an output: those of the leading branch that are not committed."""
 
     token_ids: tuple[int, ...] = ()
     text: str = ""
@@ -33,9 +33,9 @@ class Listener:
     """Collects the events of one request.
 
     Args:
-        job: what was submitted.
+        job: the submitted request.
         prompt: its index among the prompts of the call.
-        detokenizer: None where there is no tokenizer; texts are empty then.
+        detokenizer: None without a tokenizer; texts are then empty.
     """
 
     def __init__(self, job: PlannedRequest, prompt: int, detokenizer: Detokenizer | None) -> None:
@@ -48,7 +48,7 @@ class Listener:
         self._first: float | None = None
 
     def chunk(self, event: Committed | Tentative) -> Chunk:
-        """Return what is new; its text may be empty."""
+        """Return the new tokens and text as a chunk. The text is empty if no character is complete."""
         if isinstance(event, Tentative):
             text, emitter = self._emitter(event.output)
             tail = emitter.tentative(event.token_ids) if emitter else ""
@@ -71,7 +71,7 @@ class Listener:
         )
 
     def _emitter(self, output: int) -> tuple[str, TextEmitter | None]:
-        """Return what makes an output's text, if anything does, and the text that comes before, the first time."""
+        """Return (text before the output, emitter of its text). The text is empty after the first call."""
         if self._detokenizer is None:
             return "", None
         if output in self._emitters:
@@ -82,13 +82,13 @@ class Listener:
         return (self._prompt_text() or "") if request.config.echo else "", emitter
 
     def _tail(self, output: int, token_ids: tuple[int, ...], text: str) -> str | None:
-        """Remember what an output may go on with; returns its text, or None where that is what was said before."""
+        """Store an output's tentative tokens; returns their text, or None if it has not changed."""
         before = self._tails.get(output, Tail())
         self._tails[output] = Tail(token_ids, text)
         return None if text == before.text else text
 
     def _tail_behind(self, event: Committed, emitter: TextEmitter | None) -> str | None:
-        """Take what has just been committed off the output's tail, or all of it where another branch has won."""
+        """Remove committed tokens from the output's tail, or all tokens if another branch was committed."""
         if event.output not in self._tails:
             return None
         if event.finish_reason is not None or emitter is None:
@@ -98,21 +98,21 @@ class Listener:
         return self._tail(event.output, rest, emitter.tentative(rest))
 
     def _prompt_text(self) -> str | None:
-        """Return the prompt as it was given, or read back from its ids where there is a tokenizer."""
+        """Return the prompt as given, or decoded from its ids; None without a tokenizer."""
         if self._job.prompt_text is not None or self._detokenizer is None:
             return self._job.prompt_text
         return self._detokenizer.decode(self._job.request.prompt)
 
     def note(self, event: Committed) -> None:
-        """Remember when the first token came."""
+        """Store the time of the first token."""
         if self._first is None and event.token_ids:
             self._first = time.perf_counter() - self._started
 
     def generation(self, event: Finished) -> Generation:
-        """Return the whole result.
+        """Return the final result.
 
         Raises:
-            StrategyError: the strategy returned no hypothesis.
+            StrategyError: if the strategy returned no hypothesis.
         """
         request = self._job.request
         if not event.outputs:
@@ -145,7 +145,7 @@ class Listener:
         )
 
     def _trace(self, event: Finished) -> Trace | None:
-        """Return what was recorded, with its texts, where it was asked for."""
+        """Return the trace with its texts; None if it was not requested."""
         if event.trace is None:
             return None
         request = self._job.request
@@ -163,9 +163,10 @@ class Listener:
 def _read(
     driver: Driver, tickets: list[Ticket], listeners: list[Listener], generations: list[Generation | None]
 ) -> Iterator[Chunk]:
-    """Yield chunks until every request is over; an output's last one waits to see whether it is the last of all.
+    """Yield chunks until every request has ended.
 
-    Knows nothing of the Stream, so that dropping the Stream drops this as well.
+    Holds back the last chunk of each output until the next one, to mark the last chunk of the stream. Has no reference
+    to the Stream, so that the garbage collector can free both.
     """
     prompts = {ticket.number: index for index, ticket in enumerate(tickets)}
     held: Chunk | None = None
@@ -190,16 +191,17 @@ def _read(
 
 
 class Stream:
-    """Chunks of text as they are committed; iterate over it once, in a `for` or an `async for`.
+    """Chunks of committed text. Iterate over it once, with `for` or `async for`. Made by `LanguageModel.stream`.
 
-    Requests with `tentative=True` bring chunks between these that say what the leading branch holds beyond
-    (`Chunk.tentative`); a chunk without text and token ids brings nothing else.
+    With `tentative=True`, chunks also contain the uncommitted text of the leading branch (`Chunk.tentative`). Such a
+    chunk can have neither text nor token ids.
 
-    Leaving the loop early, `close()`, or dropping the stream cancels what is still being written; so does cancelling
-    a task that waits for a chunk. An error of a request is raised where its chunk would have come, and cancels the
-    others. An `async for` that is left early is cleaned up when the event loop next runs; `async with` does it at once.
+    Leaving the loop early, `close()`, or dropping the stream cancels all unfinished requests. Cancelling a task that
+    waits for a chunk does so too. The error of a request is raised in place of its next chunk, and cancels the other
+    requests. After an early exit, `async for` cleans up when the event loop next runs; `async with` does so at once.
 
-    generations: one a prompt, in order, once the stream has ended; None for those not finished.
+    Attributes:
+        generations: one per prompt, in order; None for unfinished prompts.
     """
 
     def __init__(self, driver: Driver, jobs: Sequence[PlannedRequest], detokenizer: Detokenizer | None) -> None:
@@ -213,10 +215,10 @@ class Stream:
 
     @property
     def generation(self) -> Generation:
-        """The result of the first prompt, once the stream has ended.
+        """The result of the first prompt.
 
         Raises:
-            RuntimeError: it has not.
+            RuntimeError: if the stream has not ended.
         """
         if not self.generations or self.generations[0] is None:
             raise RuntimeError("the stream has not ended: read it to its end first")
@@ -249,7 +251,7 @@ class Stream:
         return chunk
 
     def _next(self) -> Chunk | None:
-        """Return the next chunk, or None at the end. One thread reads at a time."""
+        """Return the next chunk, or None at the end. Thread-safe: one thread reads at a time."""
         with self._reading:
             try:
                 return next(self._chunks, None)
@@ -265,7 +267,7 @@ class Stream:
             raise
 
     def close(self) -> None:
-        """Cancel what is still being written and free its memory; a stream that has ended is no error."""
+        """Cancel unfinished requests and free their memory. Does nothing for a finished stream."""
         for ticket in self._tickets:
             self._driver.cancel(ticket)
 

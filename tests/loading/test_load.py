@@ -125,7 +125,7 @@ def test_how_the_output_begins_can_be_said_for_models_with_an_encoder_alone() ->
             decoder.generate([5, 6], max_new_tokens=3, **options)
     with pytest.raises(OptionError, match=r"language.*speech models"):
         lm.generate([5, 6], language="de")
-    with pytest.raises(OptionError, match="echo.*does not go on from the prompt"):
+    with pytest.raises(OptionError, match="echo.*does not continue the prompt"):
         lm.generate([5, 6], echo=True)
 
 

@@ -252,7 +252,6 @@ def _remember(place: Place, row: Row) -> None:
     node = place.branch.tip.at(place.length)
     for each in row.candidates:
         # Branches on the same node ask in turn, and the first ask has no tokens to avoid: keep its figures.
-
         node.known.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
         node.whole = row.distribution

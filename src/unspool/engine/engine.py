@@ -180,7 +180,7 @@ class Engine:
         return events
 
     def _plan(self, runtime: Runtime, events: list[Event], *, drafts: bool = False) -> list[Planned]:
-        """Return the feeds of a runtime's next pass. Fails requests whose prefix-cache lookup raises."""
+        """Return the feeds of a runtime's next pass. Fails requests if their prefix-cache lookup raises."""
         while True:
             try:
                 return self._scheduler.plan(self._running.values(), runtime, drafts=drafts)

@@ -55,7 +55,6 @@ def prompt_key_of(request: Request) -> int:
     The hash always includes the encoder's input. It excludes the negative prompt, so that different guidance scales can
     be compared under the same noise.
     """
-
     return prompt_key(request.prompt[: request.config.seed_prompt_tokens], _source_parts(request.source))
 
 

@@ -63,7 +63,7 @@ def top_k_list(scores: torch.Tensor, k: int, log_norm_offset: torch.Tensor | Non
     Args:
         scores: [rows, vocab].
         k: at least 1.
-        log_norm_offset: [rows, 1], subtracted from the listed scores only, where rounding can create ties; None for 0.
+        log_norm_offset: [rows, 1], subtracted from listed scores only, because rounding can create ties; None for 0.
     """
     if log_norm_offset is None:
         return TopKList(*_foremost(scores, k), scores.__getitem__)

@@ -42,7 +42,6 @@ def detect_language(runtime: Runtime, source: Source, speech: Speech) -> int:
 
     Encodes the source once, and releases the sequence afterwards.
 
-
     Source: Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision, section 2.3.
     """
     seq = next(_DETECTIONS)

@@ -1,1 +1,1 @@
-"""What this machine gives a process: CPUs, threads and memory."""
+"""The resources of this machine: CPUs, threads and memory."""

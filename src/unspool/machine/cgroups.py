@@ -1,6 +1,6 @@
 """The control groups of this process on Linux (cgroup v1 and v2): the folders that hold their limits.
 
-Imports nothing of ours. Does not know: which limits there are, or what they mean.
+Imports nothing of ours. Does not know: which limits there are, or their meaning.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many CPUs this process can use, and PyTorch's thread count.
 
-Owns: CPU affinity and the CPU quota of the control group (cgroup v1 and v2). Does not know: what the threads compute.
+Owns: CPU affinity and the CPU quota of the control group (cgroup v1 and v2). Does not know: the work of the threads.
 """
 
 from __future__ import annotations

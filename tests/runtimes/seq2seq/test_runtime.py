@@ -147,7 +147,7 @@ def test_a_decoder_may_be_deeper_than_its_encoder(family: str, depth: str) -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_attention_is_used_where_the_decoder_lets_us(family: str) -> None:
     runtime = runtime_of(family)
-    assert runtime._model.attention == ("own" if family in OWN_ATTENTION else "ours")
+    assert runtime._model.forward.attention == ("own" if family in OWN_ATTENTION else "ours")
     assert ("uses its own attention" in runtime.info.backend) is (family in OWN_ATTENTION)
     assert runtime.info.needs_source and not runtime.info.batch_invariant and runtime.info.num_layers is None
     assert runtime.info.vocab_size == VOCAB_SIZE and runtime.info.eos_token_ids == (2,)
@@ -365,7 +365,7 @@ def test_models_that_do_not_fit_are_refused_by_name() -> None:
         import transformers
 
         Seq2SeqRuntime(transformers.T5EncoderModel(tiny_seq2seq("t5").config), own=False)
-    with pytest.raises(ModelError, match="does not run on our attention|attends by other means"):
+    with pytest.raises(ModelError, match="does not run on our attention|does not use the attention interface"):
         Seq2SeqRuntime(tiny_seq2seq("trocr"), own=False, attention="ours")
 
 
@@ -377,7 +377,7 @@ def test_a_model_that_wants_more_of_its_encoder_is_refused_by_name() -> None:
     config = transformers.SwitchTransformersConfig(
         **fields, num_decoder_layers=2, num_experts=2, decoder_start_token_id=0
     )
-    with pytest.raises(ModelError, match="SwitchTransformers.* does not run on a source of ours.*router_logits"):
+    with pytest.raises(ModelError, match="SwitchTransformers.* does not run on a probe input.*router_logits"):
         Seq2SeqRuntime(transformers.SwitchTransformersForConditionalGeneration(config), own=False)
 
 

@@ -48,7 +48,6 @@ class RowStats(NamedTuple):
     @classmethod
     def of(cls, cut: Distribution, log_norm: float, num_best: int) -> RowStats:
         """Summarize a distribution. log_norm: logsumexp of its scores. num_best: number of best tokens to keep."""
-
         probabilities = cut.logprobs.exp()
         counts = torch.bincount(cut.cut_by[cut.cut_by >= 0], minlength=len(cut.processors)).tolist()
         (best,) = sampler.top(cut.logprobs[None], num_best)
@@ -160,5 +159,4 @@ def _candidate(candidate: Candidate, perturbed: float | None, log_norm: float, n
 
 def _exp(logprob: float) -> float:
     """Return the probability, clipped to 1 because of rounding."""
-
     return min(1.0, math.exp(logprob))

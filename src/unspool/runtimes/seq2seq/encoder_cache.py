@@ -105,7 +105,7 @@ class EncoderAdapter(Protocol):
         """Return the encoder's output, or the inputs if the decoder encodes them. --> [sources, positions, width]"""
         ...
 
-    def trial_states(self, count: int) -> torch.Tensor:
+    def probe_states(self, count: int) -> torch.Tensor:
         """Return random states of `count` sources, for the probe."""
         ...
 
@@ -141,7 +141,7 @@ class CrossAttentionAdapter:
         states: torch.Tensor = self._encoder(**inputs, return_dict=True).last_hidden_state
         return states
 
-    def trial_states(self, count: int) -> torch.Tensor:
+    def probe_states(self, count: int) -> torch.Tensor:
         """Return a random encoder output."""
         states = torch.randn(
             count, 5, self._width, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
@@ -189,7 +189,7 @@ class PrefixAdapter:
         """Return the pixels; `open` encodes the image."""
         return inputs["pixel_values"]
 
-    def trial_states(self, count: int) -> torch.Tensor:
+    def probe_states(self, count: int) -> torch.Tensor:
         """Return random pixels."""
         vision = self._module.config.vision_config
         shape = (count, vision.num_channels, vision.image_size, vision.image_size)
@@ -228,7 +228,7 @@ def adapter_of(module: Any) -> EncoderAdapter:
 
 
 def batches(sources: Sequence[Source]) -> Iterator[list[Source]]:
-    """Yield the sources in groups whose inputs have the same shapes, each source once."""
+    """Yield the sources in groups with inputs of the same shapes, each source once."""
     groups: dict[Any, list[Source]] = {}
     for source in {id(source): source for source in sources}.values():
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(source.inputs.items()))

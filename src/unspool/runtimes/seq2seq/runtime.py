@@ -22,7 +22,8 @@ from unspool.runtimes.model_info import describe
 from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, SourceTable, batches
 from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
-from unspool.runtimes.seq2seq.model import Attention, Seq2SeqModel
+from unspool.runtimes.seq2seq.forward import Attention
+from unspool.runtimes.seq2seq.model import Seq2SeqModel
 from unspool.runtimes.seq2seq.source_info import decoder_limit, source_info, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import AttentionNames
@@ -93,7 +94,7 @@ class Seq2SeqRuntime(Runtime):
         """Set everything that depends on the current state of the model."""
         model = self._model
         self._version = model.version
-        self._sources, self._stacks = SourceTable(), CrossBatchCache()
+        self._sources, self._cross_batch = SourceTable(), CrossBatchCache()
         # Slots count the image before the tokens, but the engine does not. So only the number of sequences is limited.
         per_token, device = self.bytes_per_token, model.layout[0].device
         limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
@@ -104,7 +105,7 @@ class Seq2SeqRuntime(Runtime):
             vocab_size=model.vocab_size,
             backend=model.describe(),
             batch_invariance_obstacle="it has an encoder, and batches of encoder inputs are not invariant",
-            hidden_states=model.reads_head,
+            hidden_states=model.forward.reads_head,
             num_layers=None,
             reads_whole=self._model.is_patched,
             limits=limits,
@@ -138,7 +139,7 @@ class Seq2SeqRuntime(Runtime):
                 if feed.seq in fresh:
                     self._sources.hold(feed.seq, fresh[feed.seq])
                     slot.context = fresh[feed.seq].number
-                    prefix = [_PREFIX] * self._model.lay_prefix(slot, fresh[feed.seq])
+                    prefix = [_PREFIX] * self._model.forward.write_prefix(slot, fresh[feed.seq])
                     self._slots.advance(feed.seq, prefix, invariant=False, nonfinite=False)
             rows, finite = self._run(feeds, slots)
         except BaseException:
@@ -162,7 +163,7 @@ class Seq2SeqRuntime(Runtime):
 
     def truncate(self, seq: Seq, keep: int) -> int:
         """Shorten a sequence; it keeps its source. See Runtime.truncate."""
-        prefix = self._prefix_of(self._sources.of[seq])
+        prefix = self._model.forward.num_prefixed(self._sources.of[seq])
         return self._slots.truncate(seq, prefix + keep) - prefix
 
     def release(self, seq: Seq) -> None:
@@ -170,7 +171,7 @@ class Seq2SeqRuntime(Runtime):
         self._slots.release(seq)
         self._sources.release(seq)
         if not self._sources.of:
-            self._stacks.clear()
+            self._cross_batch.clear()
 
     def refresh(self) -> None:
         """Apply a user's weights after they were written through `.data`. Other changes are detected automatically."""
@@ -219,15 +220,12 @@ class Seq2SeqRuntime(Runtime):
             else:
                 found[id(feed.source)] = known
         for group in batches(unread):
-            for source, pairs in zip(group, self._model.encode(group), strict=True):
+            for source, pairs in zip(group, self._model.forward.encode(group), strict=True):
                 found[id(source)] = self._sources.make(source, pairs, self._version)
         return {feed.seq: found[id(feed.source)] for feed in opened}
 
-    def _prefix_of(self, encoded: EncodedSource) -> int:
-        return encoded.length if self._model.has_prefix else 0
-
     def _num_prefixed(self, feed: Feed, fresh: dict[Seq, EncodedSource]) -> int:
-        return self._prefix_of(fresh[feed.seq]) if feed.seq in fresh else 0
+        return self._model.forward.num_prefixed(fresh[feed.seq]) if feed.seq in fresh else 0
 
     # --- passes -------------------------------------------------------------------------------------------------
 
@@ -236,7 +234,7 @@ class Seq2SeqRuntime(Runtime):
 
         With the model's own attention, the sources of a pass must have equal length too.
         """
-        own = self._model.attention == "own"
+        own = self._model.forward.attention == "own"
         groups: dict[tuple[int, int, int], list[int]] = {}
         encoded = [self._sources.of[feed.seq] for feed in feeds]
         for index, (feed, slot) in enumerate(zip(feeds, slots, strict=True)):
@@ -264,7 +262,7 @@ class Seq2SeqRuntime(Runtime):
                 logits.expect(index, len(feed.asked))
                 hidden.expect(index, batch.width if feed.hidden else 0)
             tokens = [feeds[index].tokens for index in indices]
-            rows, flags = self._model.run(batch, tokens, asked, shown or None, self._stacks)
+            rows, flags = self._model.forward.run(batch, tokens, asked, shown or None, self._cross_batch)
             logits.parts.append(rows.logits)
             hidden.parts += [] if rows.hidden is None else [rows.hidden]
             for index, flag in zip(indices, flags.tolist(), strict=True):

@@ -1,0 +1,127 @@
+"""Forward passes of a model with an encoder: encoding of sources, and decoder passes over rows of equal length.
+
+Knows slots and encoded sources. Knows neither sequences nor how the attention was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from unspool.runtimes.kv.attention import Attends, attending
+from unspool.runtimes.kv.pool import Layout
+from unspool.runtimes.kv.slot import Slot
+from unspool.runtimes.seq2seq.attention import EqualLengthAttention, FirstTokenAttention
+from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache, joint_cache
+from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, EncoderAdapter, KeysValues, stacked, visible
+from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
+from unspool.runtimes.seq2seq.self_cache import SelfCache
+from unspool.runtimes.wrap.call_state import usable_rows
+from unspool.runtimes.wrap.hooks import HeadHook
+from unspool.runtimes.wrap.wrapped import WrappedModel
+from unspool.types import Rows, Source
+
+Attention: TypeAlias = Literal["ours", "own"]
+"""The attention of the decoder: "ours" reads keys and values in their slots; "own" is the model's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seq2SeqForward:
+    """Calls a wrapped model.
+
+    wrapped: the model. reader: how it encodes. layout: shape and dtype of each decoder layer's keys and values.
+    attention: of the decoder. reads_head: True if the input of the head can be read.
+    """
+
+    wrapped: WrappedModel
+    reader: EncoderAdapter
+    layout: Layout
+    attention: Attention
+    reads_head: bool
+
+    def encode(self, group: Sequence[Source]) -> list[KeysValues]:
+        """Encode sources with inputs of equal shapes. Returns the keys and values per source."""
+        inputs = stacked(group, self.wrapped.device, next(self.wrapped.module.parameters()).dtype)
+        with self.wrapped.calling(), self._attending(FirstTokenAttention()):
+            opening = self.reader.open(self.reader.states(inputs), 0)
+            mask = inputs.get("attention_mask")
+            return [self.copied(visible(opening.source, row, mask)) for row in range(len(group))]
+
+    def copied(self, pairs: KeysValues) -> KeysValues:
+        """Return a copy in the layout's dtypes, so that one source does not keep the memory of its batch."""
+        return [
+            (key.to(layer.dtype, copy=True).contiguous(), value.to(layer.dtype, copy=True).contiguous())
+            for (key, value), layer in zip(pairs, self.layout, strict=True)
+        ]
+
+    def num_prefixed(self, encoded: EncodedSource) -> int:
+        """Return how many positions of a slot the source takes before the tokens: 0 with cross-attention."""
+        return encoded.length if self.reader.has_prefix else 0
+
+    def write_prefix(self, slot: Slot, encoded: EncodedSource) -> int:
+        """Write a source into the slot of a new sequence, unless the model uses cross-attention.
+
+        Returns:
+            The number of positions that it takes.
+        """
+        count = self.num_prefixed(encoded)
+        for layer, (key, value) in enumerate(zip(encoded.keys, encoded.values, strict=True)):
+            slot.pool.keys[layer][slot.index, :, :count] = key[0, :, :count]
+            slot.pool.values[layer][slot.index, :, :count] = value[0, :, :count]
+        return count
+
+    def run(
+        self,
+        batch: EqualLengthBatch,
+        tokens: Sequence[Sequence[int]],
+        asked: Sequence[int],
+        hidden: Sequence[int] | None,
+        cross: CrossBatchCache,
+    ) -> tuple[Rows, torch.Tensor]:
+        """Run one decoder pass.
+
+        Args:
+            batch: the rows.
+            tokens: [rows, width], the new tokens of each row.
+            asked: indices into all new tokens, row by row, to return logits for.
+            hidden: such indices, to return the input of the head for; None for none.
+            cross: of the runtime; used with the model's own attention.
+
+        Returns:
+            Logits [asked, vocab], and hidden states [hidden, head width] or None.
+            Whether each row was finite, bool [rows].
+        """
+        own = SelfCache(batch, len(self.layout), returns_all=self.attention == "own")
+        cache = own if self.reader.has_prefix else joint_cache(own, self._sources(batch, cross))
+        module, device = self.wrapped.module, self.wrapped.device
+        keep = torch.tensor(asked, dtype=torch.int64, device=device)
+        with ExitStack() as stack:
+            stack.enter_context(self.wrapped.calling())
+            stack.enter_context(self._attending(EqualLengthAttention(own)))
+            # The caller's hooks on the head must see the shapes of transformers' `generate`.
+            patched = bool(self.wrapped.patch)
+            head = module.get_output_embeddings() if self.reads_head and (hidden or not patched) else None
+            hook = None if head is None else stack.enter_context(HeadHook(head, None if patched else keep))
+            start = batch.start - self.num_prefixed(batch.encoded[0])
+            arguments = self.reader.arguments(torch.tensor(tokens, device=device), start)
+            output: Any = module(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
+            logits = output.logits.flatten(0, 1)
+            if hook is None or patched:
+                logits = logits[keep.to(logits.device)]
+            states = hook.rows(hidden) if hook is not None and hidden is not None else None
+        assert own.finite is not None, "the last layer was not reached"
+        return Rows(usable_rows(logits), None if states is None else usable_rows(states)), own.finite
+
+    def _sources(self, batch: EqualLengthBatch, cross: CrossBatchCache) -> KeysValues:
+        if self.attention == "own":
+            return cross.layers_of(batch.encoded)
+        # Stand-ins: our attention reads the sources themselves.
+        first = batch.encoded[0]
+        return [(key[:, :, :1], value[:, :, :1]) for key, value in zip(first.keys, first.values, strict=True)]
+
+    def _attending(self, target: Attends) -> AbstractContextManager[None]:
+        return attending(target) if self.attention == "ours" else nullcontext()

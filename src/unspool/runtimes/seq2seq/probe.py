@@ -1,0 +1,98 @@
+"""The probe of a model with an encoder: compares decoder passes over our cache with the model's own forward."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from unspool.errors import ModelError
+from unspool.runtimes.kv.attention import attending, cache_dtype
+from unspool.runtimes.kv.pool import LayerLayout, Layout, SlotPool
+from unspool.runtimes.kv.slot import Slot
+from unspool.runtimes.model_info import probe_length
+from unspool.runtimes.seq2seq.attention import FirstTokenAttention
+from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache
+from unspool.runtimes.seq2seq.encoder_cache import EncoderAdapter, FirstStepKV, SourceTable, visible
+from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
+from unspool.runtimes.seq2seq.forward import Attention, Seq2SeqForward
+from unspool.runtimes.seq2seq.source_info import decoder_limit
+from unspool.runtimes.wrap.hooks import HeadHook
+from unspool.runtimes.wrap.probe import difference, probe_tokens
+from unspool.runtimes.wrap.wrapped import WrappedModel
+from unspool.types import Source
+
+
+class Probe(NamedTuple):
+    """Two rows of tokens after random sources, and the model's own results for them.
+
+    reference: logits, [2, tokens, vocab]. opening: keys and values of the first token and of the sources. reads_head:
+    True if the input of the head can be read.
+    """
+
+    states: torch.Tensor
+    tokens: list[list[int]]
+    reference: torch.Tensor
+    opening: FirstStepKV
+    reads_head: bool
+
+    @classmethod
+    def of(cls, wrapped: WrappedModel, reader: EncoderAdapter) -> Probe:
+        """Run the model's own forward on a few tokens."""
+        module = wrapped.module
+        tokens = probe_tokens(module, probe_length(decoder_limit(module), 4), 6)
+        rows = [tokens, tokens[::-1]]
+        head = module.get_output_embeddings()
+        with wrapped.calling():
+            states = reader.probe_states(2)
+            with HeadHook(nn.Identity() if head is None else head) as hook:
+                reference = reader.whole(states, torch.tensor(rows, device=wrapped.device)).float()
+            opening = reader.open(states, tokens[0])
+        reads_head = hook.states is not None and len(hook.states) >= 2 * len(tokens)
+        return cls(states, rows, reference, opening, reads_head)
+
+    def layout(self, attention: Attention) -> Layout:
+        """Return the layout of the decoder's cache under this attention."""
+        return tuple(
+            LayerLayout(
+                key.shape[1],
+                key.shape[-1],
+                value.shape[-1],
+                cache_dtype(key.dtype, key.device.type) if attention == "ours" else key.dtype,
+                key.device,
+            )
+            for key, value in self.opening.own
+        )
+
+    def attention_obstacle(self, wrapped: WrappedModel, reader: EncoderAdapter) -> str:
+        """Return why the decoder, set to our attention, does not call it once per attention layer; "" if it does."""
+        first = FirstTokenAttention()
+        try:
+            with wrapped.calling(), attending(first):
+                reader.open(self.states, self.tokens[0][0])
+        except ModelError as error:
+            return str(error)
+        # Self-attention and cross-attention.
+        num_layers = 2 * len(self.opening.own)
+        return "" if first.num_calls == num_layers else "has a decoder that does not use the attention interface"
+
+    def difference(self, forward: Seq2SeqForward) -> str:
+        """Run both rows in two passes, and compare with the model's own logits. Returns the fault, or ""."""
+        table, num_tokens = SourceTable(), len(self.tokens[0])
+        pairs = [forward.copied(visible(self.opening.source, row, None)) for row in (0, 1)]
+        encoded = [table.make(Source(inputs={}), each, 0) for each in pairs]
+        pool = SlotPool(forward.layout, forward.num_prefixed(encoded[0]) + num_tokens, 2)
+        slots = [Slot(pool, row, row) for row in (0, 1)]
+        prefix = [forward.write_prefix(slot, each) for slot, each in zip(slots, encoded, strict=True)][0]
+        half, found = max(1, num_tokens // 2), []
+        for start in range(0, num_tokens, half):
+            batch = EqualLengthBatch(list(zip(slots, encoded, strict=True)), prefix + start, half, spans_gaps=False)
+            part = [row[start : start + half] for row in self.tokens]
+            hidden = [0] if self.reads_head and start else None
+            try:
+                rows, _ = forward.run(batch, part, list(range(2 * half)), hidden, CrossBatchCache())
+                found.append(rows.logits.view(2, half, -1))
+            except Exception as error:
+                return f"does not run on our cache: {type(error).__name__}: {error}"
+        return difference(forward.wrapped.module, torch.cat(found, 1), self.reference, "our cache")

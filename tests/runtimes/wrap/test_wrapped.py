@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -120,21 +120,17 @@ def test_versions_count_changes_of_values_and_parts() -> None:
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_calls_overlap_only_if_they_can(exclusive: bool) -> None:
-    wrapped, entered = WrappedModel(tiny_model("llama"), own=False, exclusive=exclusive), threading.Event()
+def test_a_call_locks_only_an_exclusive_model(exclusive: bool) -> None:
+    wrapped = WrappedModel(tiny_model("llama"), own=False, exclusive=exclusive)
 
-    def call() -> None:
-        with wrapped.calling():
-            entered.set()
+    def is_free() -> bool:
+        free = wrapped._lock.acquire(blocking=False)
+        if free:
+            wrapped._lock.release()
+        return free
 
-    with wrapped.calling():
-        thread = threading.Thread(target=call)
-        thread.start()
-        assert not entered.is_set() or not exclusive
-        if not exclusive:
-            assert entered.wait(60)
-    thread.join(60)
-    assert entered.is_set()
+    with ThreadPoolExecutor(1) as other_thread, wrapped.calling():
+        assert other_thread.submit(is_free).result(60) is not exclusive
 
 
 def test_an_own_cache_and_no_cache_share_a_wrapper() -> None:

@@ -32,7 +32,7 @@ from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_inv
 from unspool.runtimes.weights.fuse_activation import fuse_activations, replace_activations
 from unspool.runtimes.weights.packed_linear import Pack, PackReport
 from unspool.runtimes.wrap.call_state import usable_rows
-from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow
+from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.model_copy import is_dispatched, narrow_windows
 from unspool.runtimes.wrap.probe import difference, failure, observe, probe_tokens
 from unspool.runtimes.wrap.wrapped import WrappedModel
@@ -161,7 +161,7 @@ class DecoderModel:
         recorded = self._recorded if hidden is None and not inner and not invariant else None
         with attending(cache), self._wrapped.calling():
             with ExitStack() as hooks:
-                head = hooks.enter_context(HeadHook(self._head, keep)) if hidden is not None else None
+                head = hooks.enter_context(HeadHook(output_layer(self.module), keep)) if hidden is not None else None
                 layers = hooks.enter_context(LayerHook(self.layers or (), inner)) if inner else None
                 if head is not None:
                     logits = self._call(cache, ids, places)
@@ -172,7 +172,7 @@ class DecoderModel:
             states = None if head is None else head.rows(hidden or ())
             between = None if inner is None else logits[:0]
             if layers is not None:
-                between = self._head(layers.states()[None])[0]
+                between = output_layer(self.module)(layers.states()[None])[0]
         states, between = (None if rows is None else usable_rows(rows) for rows in (states, between))
         return Rows(usable_rows(logits), states, between)
 
@@ -189,12 +189,6 @@ class DecoderModel:
         """
         with attending(cache), self._wrapped.calling():
             return self._logits(cache, ids, positions, keep)
-
-    @property
-    def _head(self) -> nn.Module:
-        head: nn.Module | None = self.module.get_output_embeddings()
-        assert head is not None, "the model has no output layer to read"
-        return head
 
     def _logits(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Return the logits of the kept rows."""

@@ -11,12 +11,11 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from unspool.runtimes.generic.cache_pytree import Tree
 from unspool.runtimes.model_info import forward_parameters, text_config
-from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow
+from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.probe import Readable, observe
 from unspool.runtimes.wrap.wrapped import WrappedModel
 
@@ -63,8 +62,8 @@ class CausalModel:
         Returns:
             logits [batch, vocab], hidden [batch, 1, width]; no cache.
         """
-        with self.wrapped.calling() as module, ExitStack() as taps:
-            head = taps.enter_context(HeadHook(self._head)) if self.readable.reads_last else None
+        with self.wrapped.calling() as module, ExitStack() as hooks:
+            head = hooks.enter_context(HeadHook(output_layer(module))) if self.readable.reads_last else None
             inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
             if self.wrapped.patch and "logits_to_keep" in inputs:
                 inputs["logits_to_keep"] = 1
@@ -100,12 +99,12 @@ class CausalModel:
         with self.wrapped.calling() as module:
             inputs = self._inputs(ids, tree, num_new, use_cache=remembers)
             narrows = self._narrows(inputs, keep, ids.shape[0], num_new, reads=hidden or bool(inner))
-            with ExitStack() as taps:
+            with ExitStack() as hooks:
                 # The caller's hook on the head must see the shapes of transformers' `generate`.
                 through = None if self.wrapped.patch else kept
-                taps_head = self.readable.reads_head and (hidden or not self.wrapped.patch)
-                head = taps.enter_context(HeadHook(self._head, through)) if taps_head else None
-                layers = taps.enter_context(LayerHook(self.readable.layers or (), inner)) if inner else None
+                hooks_head = self.readable.reads_head and (hidden or not self.wrapped.patch)
+                head = hooks.enter_context(HeadHook(output_layer(module), through)) if hooks_head else None
+                layers = hooks.enter_context(LayerHook(self.readable.layers or (), inner)) if inner else None
                 output = module(**inputs, return_dict=True)
             logits = output.logits.reshape(-1, output.logits.shape[-1])
             if not narrows and (head is None or self.wrapped.patch):
@@ -113,9 +112,9 @@ class CausalModel:
             shown = None
             if hidden and head is not None and head.states is not None:
                 shown = head.states.reshape(ids.shape[0], num_new, -1).float()
-            looks = None if layers is None else self._head(layers.states()[None])[0].float()
+            between = None if layers is None else output_layer(module)(layers.states()[None])[0].float()
             memory = getattr(output, self.cache_name, None) if remembers and self.cache_name else None
-            return ModelOutput(logits.float(), shown, looks, memory)
+            return ModelOutput(logits.float(), shown, between, memory)
 
     def _narrows(self, inputs: dict[str, Any], keep: Sequence[int], batch: int, num_new: int, *, reads: bool) -> bool:
         """Make a patched model compute only the last row of each sequence, as `generate` does; return True if done.
@@ -134,12 +133,6 @@ class CausalModel:
         with self.wrapped.calling() as module:
             inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
             _, self.readable = observe(module, len(tokens), lambda: module(**inputs, return_dict=True))
-
-    @property
-    def _head(self) -> nn.Module:
-        head: nn.Module | None = self.wrapped.module.get_output_embeddings()
-        assert head is not None, "the model has no output layer to read"
-        return head
 
     def _inputs(self, ids: torch.Tensor, tree: Tree | None, num_new: int, *, use_cache: bool) -> dict[str, Any]:
         """Return the arguments of a forward, as transformers' `generate` makes them without padding."""

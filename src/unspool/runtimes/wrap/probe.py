@@ -91,9 +91,9 @@ class Readable(NamedTuple):
 
 def observe(module: Any, num_rows: int, call: Callable[[], Output]) -> tuple[Output, Readable]:
     """Run a call of the module over `num_rows` tokens of one sequence, and find the states that can be read."""
-    output_layer: nn.Module | None = module.get_output_embeddings()
+    head_layer: nn.Module | None = module.get_output_embeddings()
     search = LayerSearch(module, num_hidden_layers(module))
-    with HeadHook(nn.Identity() if output_layer is None else output_layer) as head, search:
+    with HeadHook(nn.Identity() if head_layer is None else head_layer) as head, search:
         output = call()
     if head.states is None:
         return output, Readable()

@@ -135,3 +135,34 @@ INT4_SLAB: Final = 1 << 21  # numbers | not recorded | 2026-11-21
 
 INT4_MANY_ROWS: Final = 128  # rows | CPU, not recorded | 2026-11-21
 """From this many rows on, it is faster to unpack an int4 matrix once, slab by slab, than for each few rows."""
+
+# --- replay and CUDA graphs -----------------------------------------------------------------------------------------
+
+REPLAY_MAX_ROWS: Final = 64  # rows | not recorded | 2026-11-21
+"""The most rows of a replayed pass: with more rows, the module tree costs little beside the arithmetic."""
+
+REPLAY_MIN_PASSES: Final = 24  # passes | AMD EPYC, 2 cores | 2026-11-29
+"""Passes before a pass is recorded, which takes about 60 ms for the embedded model: too long for a short text."""
+
+GRAPH_MAX_ROWS: Final = 64  # rows | not measured on a GPU yet | 2026-11-21
+"""The most rows of a CUDA graph: with more rows, launching kernels costs little beside running them."""
+
+# --- generic and seq2seq runtimes -----------------------------------------------------------------------------------
+
+TOKENS_PER_CALL: Final = 16  # tokens | not recorded | 2026-11-21
+"""A call over this many tokens costs about as much as a call over one. If a model reads one token per call on top of
+its cache, reading the whole sequence again is faster for many new tokens."""
+
+MAX_EARLIER_STATES: Final = 8  # states | not recorded | 2026-11-21
+"""Earlier recurrent states that are kept while a feed is read. Each is as large as the newest."""
+
+MAX_BATCH_SOURCES: Final = 16  # sources | not recorded | 2026-11-21
+"""Sources per encoder pass. Larger passes are hardly faster, and their activations take more memory."""
+
+# --- doors ----------------------------------------------------------------------------------------------------------
+
+MAX_LAZY_REQUESTS: Final = 32  # requests | not recorded | 2026-11-29
+"""The most running requests if a pipeline reads inputs from an iterator and `batch_size` is not given."""
+
+SCORED_TEXTS: Final = 64  # texts | not recorded | 2026-11-29
+"""`unspool score` scores this many texts of a file at once."""

@@ -17,12 +17,11 @@ from unspool.cli.options import OutputFlag, with_model
 from unspool.cli.records import Record, read_records
 from unspool.cli.sources import ModelChoice, read_prompt
 from unspool.errors import PromptError
+from unspool.tuning import SCORED_TEXTS
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
     from unspool.results import TextScore
-
-_TOGETHER = 64
 
 
 @guarded
@@ -121,7 +120,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
     waiting: list[Record] = []
     for one in records:
         waiting.append(one)
-        if len(waiting) == _TOGETHER:
+        if len(waiting) == SCORED_TEXTS:
             yield waiting
             waiting = []
     yield waiting

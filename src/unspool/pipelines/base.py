@@ -18,7 +18,7 @@ from unspool.interop.arguments import ENCODER, REFUSED, read_config
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.pipelines.inputs import Input, Inputs, Prepared, read_input, read_inputs
-from unspool.pipelines.requests import MAX_LAZY_REQUESTS, answers, ended_on_failure, streamed
+from unspool.pipelines.requests import answers, ended_on_failure, streamed
 from unspool.pipelines.settings import Settings, merged_options, settings_of, split, with_truncation, without_options
 from unspool.pipelines.tasks import Task
 from unspool.planning import resolve_options
@@ -27,6 +27,7 @@ from unspool.results import Completion, Generation
 from unspool.seeds import shared_seed
 from unspool.text.detokenize import Detokenizer
 from unspool.text.emit import text_of
+from unspool.tuning import MAX_LAZY_REQUESTS
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel

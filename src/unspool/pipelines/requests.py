@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from unspool.pipelines.inputs import Prepared
 from unspool.results import Generation
@@ -17,9 +17,6 @@ from unspool.streaming import Stream
 if TYPE_CHECKING:
     from unspool.config import GenerationConfig
     from unspool.model import LanguageModel
-
-MAX_LAZY_REQUESTS: Final = 32
-"""Most running requests if inputs come from an iterator and `batch_size` is not given."""
 
 
 def answers(

@@ -17,11 +17,12 @@ from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from unspool.errors import OptionError
 from unspool.runtimes.decoder.capture import Work
 from unspool.runtimes.decoder.cuda_graphs import Graphs
-from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, bucket_of
+from unspool.runtimes.decoder.decode_buffers import bucket_of
 from unspool.runtimes.decoder.runtime import DecoderRuntime, _graphs_over
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool
 from unspool.runtimes.kv.slot import Slot
+from unspool.tuning import GRAPH_MAX_ROWS
 from unspool.types import Feed, Seq
 
 CORE = ["gpt2", "llama", "gemma2", "gemma3"]
@@ -200,8 +201,8 @@ def test_buckets_are_powers_of_two_and_leave_out_passes_that_are_no_decode_step(
     layout = (LayerLayout(1, 2, 2, torch.float32, CPU),)
     pool, other = SlotPool(layout, 64, 80), SlotPool(layout, 128, 1)
     slots = [Slot(pool, index, index, tokens=[0] * (index % 64)) for index in range(80)]
-    assert [bucket_of(batch_of(slots[:count])) for count in (1, 2, 3, 5, 64)] == [1, 2, 4, 8, MOST_ROWS]
-    assert bucket_of(batch_of(slots[: MOST_ROWS + 1])) is None
+    assert [bucket_of(batch_of(slots[:count])) for count in (1, 2, 3, 5, 64)] == [1, 2, 4, 8, GRAPH_MAX_ROWS]
+    assert bucket_of(batch_of(slots[: GRAPH_MAX_ROWS + 1])) is None
     assert bucket_of(batch_of([slots[0], Slot(other, 0, 80)])) is None
     assert bucket_of(Batch([feed(0, [3])], slots[:1], least_rows=4)) == 4
     for options in ({"hidden": True}, {"layers": (1,)}, {"invariant": True}, {"asked": (0, 0, 0)}):

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import torch
 
 from unspool.runtimes.decoder.capture import CaptureCheck, CudaGraphs, GraphMaker, Work
-from unspool.runtimes.decoder.decode_buffers import MOST_ROWS, BufferedCache, DecodeBuffers, bucket_of
+from unspool.runtimes.decoder.decode_buffers import BufferedCache, DecodeBuffers, bucket_of
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
 from unspool.runtimes.wrap.model_copy import is_dispatched
 from unspool.runtimes.wrap.probe import allowed_distance, distance
+from unspool.tuning import GRAPH_MAX_ROWS
 from unspool.types import Rows
 
 Result: TypeAlias = tuple[Rows, list[bool]]
@@ -64,7 +65,7 @@ class Graphs:
         """Return in words if decode steps are captured."""
         if self.obstacle:
             return f"no CUDA graphs: {self.obstacle}"
-        return f"CUDA graphs of decode steps of up to {MOST_ROWS} sequences (experimental)"
+        return f"CUDA graphs of decode steps of up to {GRAPH_MAX_ROWS} sequences (experimental)"
 
     def run(self, batch: Batch, plain: Callable[[Batch], Result]) -> Result:
         """Run a pass, by a graph if one is trusted. plain: runs any pass."""

@@ -15,9 +15,7 @@ from unspool.runtimes.kv.attention_plan import Mask, seen
 from unspool.runtimes.kv.cache import UnmaskedCache
 from unspool.runtimes.kv.flat_batch import Batch
 from unspool.runtimes.kv.pool import SlotPool
-
-MOST_ROWS = 64
-"""Most rows of a bucket: with more rows, launching kernels costs little beside running them."""
+from unspool.tuning import GRAPH_MAX_ROWS
 
 
 def bucket_of(batch: Batch) -> int | None:
@@ -30,7 +28,7 @@ def bucket_of(batch: Batch) -> int | None:
     if any(span.width > 1 or span.pool is not batch.spans[0].pool for span in batch.spans):
         return None
     rows = 1 << (len(batch.tokens) - 1).bit_length()
-    return rows if len(batch.asked) <= rows <= MOST_ROWS else None
+    return rows if len(batch.asked) <= rows <= GRAPH_MAX_ROWS else None
 
 
 class DecodeBuffers:

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 
 from unspool.runtimes.generic.cache_pytree import CacheSlice
 from unspool.runtimes.generic.row_buffer import RowBuffer
+from unspool.tuning import MAX_EARLIER_STATES
 from unspool.types import Feed
-
-# Each earlier state is as large as the newest.
-_MAX_EARLIER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,6 @@ class Job:
         """Go on with another cache. The first of the earlier ones and the newest are kept."""
         if self.share is not None:
             self.passed.append(self.share)
-        if len(self.passed) > _MAX_EARLIER:
+        if len(self.passed) > MAX_EARLIER_STATES:
             del self.passed[1]
         self.share, self.done = share, done

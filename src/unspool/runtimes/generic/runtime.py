@@ -26,11 +26,8 @@ from unspool.runtimes.model_info import describe, text_config
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.runtimes.wrap.wrapped import WrappedModel, shared
+from unspool.tuning import TOKENS_PER_CALL
 from unspool.types import Feed, ModelInfo, Rows, Seq
-
-# A call over so many tokens costs about as much as a call over one. If a model reads one token per call on top of its
-# cache, reading the whole sequence again is faster for many new tokens.
-_TOKENS_PER_STEP = 16
 
 
 class GenericRuntime(Runtime):
@@ -221,7 +218,7 @@ class GenericRuntime(Runtime):
         """Read a sequence from its first token if that takes less time than token by token."""
         if self._can.continues or self._wrapped.patch or self._can.both_ways:
             return  # a hook must see every token once, and a token must see the same other tokens
-        if job.share is not None and len(job.tokens) < _TOKENS_PER_STEP * (job.num_left - 1):
+        if job.share is not None and len(job.tokens) < TOKENS_PER_CALL * (job.num_left - 1):
             job.advance(None, 0)
 
     def _num_next(self, job: Job) -> int:

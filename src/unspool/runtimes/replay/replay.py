@@ -16,15 +16,10 @@ from unspool.runtimes.kv.attention import attending
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.program import SIZES, Program, Size
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
+from unspool.tuning import REPLAY_MAX_ROWS, REPLAY_MIN_PASSES
 
 Pass: TypeAlias = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(cache, ids [1, rows], positions [1, rows], keep [asked]) --> logits [asked, vocab]"""
-
-MOST_ROWS = 64
-"""Most rows of a replayed pass: with more rows, the module tree costs little beside the arithmetic."""
-
-_WARM_UP = 24
-"""Passes before the recording, which takes about 60 ms for the embedded model: too long for a short text."""
 
 
 def patience(size: Size) -> int:
@@ -62,11 +57,11 @@ class Replay:
         """Run the pass. model: always the same function. given: its arguments."""
         _, ids, positions, keep = given
         size = Size(ids.shape[1], keep.shape[0])
-        if self.obstacle or not self._least <= size.asked <= size.rows <= MOST_ROWS:
+        if self.obstacle or not self._least <= size.asked <= size.rows <= REPLAY_MAX_ROWS:
             return model(*given)
         if self._program is None:
             self._num_passes += 1
-            if self._num_passes > _WARM_UP:
+            if self._num_passes > REPLAY_MIN_PASSES:
                 self.record(model, ids, positions)
         if self._program is None:
             return model(*given)

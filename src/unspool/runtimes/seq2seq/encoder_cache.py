@@ -16,13 +16,11 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from unspool.errors import ModelError
+from unspool.tuning import MAX_BATCH_SOURCES
 from unspool.types import Seq, Source
 
 KeysValues: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
 """A pair per layer, each [sources, heads, positions, width]."""
-
-# Sources per encoder pass. Larger passes are hardly faster, and their activations take more memory.
-_MAX_BATCH_SOURCES = 16
 
 
 @dataclass(eq=False, slots=True)
@@ -234,8 +232,8 @@ def batches(sources: Sequence[Source]) -> Iterator[list[Source]]:
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(source.inputs.items()))
         groups.setdefault(shapes, []).append(source)
     for group in groups.values():
-        for start in range(0, len(group), _MAX_BATCH_SOURCES):
-            yield group[start : start + _MAX_BATCH_SOURCES]
+        for start in range(0, len(group), MAX_BATCH_SOURCES):
+            yield group[start : start + MAX_BATCH_SOURCES]
 
 
 def stacked(group: Sequence[Source], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

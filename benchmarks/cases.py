@@ -142,7 +142,7 @@ def _texts(checkpoint: Checkpoint, count: int, tokens: int) -> Case:
 
 
 def _tale(tokens: int) -> list[Case]:
-    """Return what the embedded model has a draft model for: both know the same tales."""
+    """Return the cases with a draft model, on the embedded model: both were trained on the same tales."""
     plain = Work(prompts=(TALE_PROMPT,), new_tokens=tokens)
     assisted = replace(plain, assisted=True)
     load = {"assistant": "draft", "dtype": "float32"}

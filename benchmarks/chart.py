@@ -72,7 +72,7 @@ def _height(panels: Sequence[_Panel]) -> int:
 
 
 def _panels(record: Mapping[str, Any]) -> list[_Panel]:
-    """Return what to draw: cases in which somebody can be compared with."""
+    """Return the cases to draw: those with a result of a peer."""
     groups: dict[str, dict[tuple[str, str], list[Figure]]] = {}
     for figure in figures(record, "peers"):
         of_checkpoint = groups.setdefault(figure.case["checkpoint"], {})

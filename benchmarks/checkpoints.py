@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def longest(self) -> int:
-        """How many tokens a sequence may have."""
+        """The maximum length of a sequence, in tokens."""
         return int(self.shape.get("max_position_embeddings", 1024))
 
 
@@ -81,7 +81,7 @@ def checkpoints(*, quick: bool) -> dict[str, Checkpoint]:
 
 
 def folder_of(checkpoint: Checkpoint, cache: Path, *, quick: bool) -> Path:
-    """Return where a checkpoint lies in the cache folder, written or not."""
+    """Return the path of a checkpoint in the cache folder; it can be absent."""
     return cache / ("quick" if quick else "full") / checkpoint.name
 
 
@@ -100,7 +100,7 @@ def weights_read(folder: Path) -> int:
 
 
 def tokenizer_folder(checkpoint: Path) -> Path:
-    """Return where the tokenizer lies whose words are token ids."""
+    """Return the path of the tokenizer with token ids as words."""
     return checkpoint / "words"
 
 

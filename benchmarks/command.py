@@ -1,4 +1,4 @@
-"""The command: choose cases, make what they need, run them one after another, and report.
+"""The command: select cases, prepare checkpoints and environments, run the cases in order, and report.
 
 python -m benchmarks                        # everything, about a quarter of an hour
 python -m benchmarks --quick                # tiny models, to see that everything works
@@ -102,7 +102,7 @@ def _line(record: dict[str, Any]) -> str:
     return f"{record['name']}: {', '.join(entries)}"
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,7 +157,7 @@ def _with_peers(chosen: Sequence[Case], peers: set[str]) -> list[Case]:
     ]
 
 
-# --- what is needed ---------------------------------------------------------------------------------------------------
+# --- preparation ------------------------------------------------------------------------------------------------------
 
 
 def _pythons(chosen: Sequence[Case], options: Any, console: Console) -> dict[str, Path]:
@@ -172,7 +172,7 @@ def _pythons(chosen: Sequence[Case], options: Any, console: Console) -> dict[str
 
 
 def _folders(chosen: Sequence[Case], sizes: dict[str, Checkpoint], options: Any, console: Console) -> dict[str, Path]:
-    """Return where each checkpoint lies, after writing those that are missing."""
+    """Return the path of each checkpoint, after writing the absent ones."""
     folders = {TALE: _TALE}
     for name in dict.fromkeys(case.checkpoint for case in chosen if case.checkpoint != TALE):
         if not folder_of(sizes[name], options.cache, quick=options.quick).exists():

@@ -1,4 +1,4 @@
-"""One case: every entry warms up, then they take turns, round after round. What fails is recorded; the rest goes on."""
+"""One case: entries warm up, then take turns, round after round. Failures are recorded; other entries continue."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Contest:
     """Runs cases on a crew.
 
     Args:
-        crew: who does the work.
-        folders: where each checkpoint lies.
-        weights_read: how many weights a pass of each checkpoint reads, where somebody counts.
+        crew: the workers.
+        folders: the path of each checkpoint.
+        weights_read: the number of weights that a pass of each checkpoint reads, if known.
         bandwidth: how many bytes the yardstick reads at a time.
     """
 
@@ -33,7 +33,7 @@ class Contest:
         self._yardstick: str | None = None
 
     def run(self, case: Case, *, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
-        """Return the record of a case after `runs` counted rounds. say: hears what is going on, in a few words."""
+        """Return the record of a case after `runs` counted rounds. say: called with progress messages."""
         players = [self._player(entry, case) for entry in case.entries]
         say(f"{case.name}, warming up")
         for player in players:
@@ -63,7 +63,7 @@ class Contest:
         return Player(entry, self._crew, self._folders[case.checkpoint], bytes_per_pass)
 
     def _read_memory(self) -> list[float]:
-        """Return the machine's bandwidth of this minute, in bytes a second; nothing where it cannot be measured."""
+        """Return the machine's bandwidth of this minute, in bytes per second; empty if it cannot be measured."""
         try:
             self._yardstick = self._crew.load("bandwidth", Path("memory"), {"bytes": self._bandwidth})
             answer = self._crew.run(self._yardstick, _NOTHING.to_dict())
@@ -77,7 +77,7 @@ class Contest:
 
 
 class Player:
-    """An entry under way: its runs so far, or why there are none."""
+    """A running entry: its runs so far, or the reason for their absence."""
 
     def __init__(self, entry: Entry, crew: Crew, checkpoint: Path, bytes_per_pass: float | None) -> None:
         self._entry, self._crew, self._checkpoint = entry, crew, checkpoint
@@ -88,7 +88,7 @@ class Player:
         self._status, self._reason = "ok", ""
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do it unless something went wrong before; note what goes wrong now."""
+        """Call it unless the entry has failed; record an error."""
         if self._status != "ok":
             return
         try:
@@ -99,7 +99,7 @@ class Player:
             self._status, self._reason = "failed", str(error)
 
     def warm_up(self) -> None:
-        """Load what is needed, and do a little of the work without counting it."""
+        """Load the checkpoint, and run a short piece of the work without counting it."""
         self._key = self._crew.load(self._entry.side, self._checkpoint, self._entry.load)
         self._facts = self._crew.facts(self._key)
         self._crew.run(self._key, self._entry.work.brief().to_dict())
@@ -110,7 +110,7 @@ class Player:
         self._runs.append(self._crew.run(self._key, self._entry.work.turned(number).to_dict()))
 
     def record(self, first: Player) -> dict[str, Any]:
-        """Return what is known of the entry as plain values; first: whose tokens the others are compared with."""
+        """Return the entry as plain values; first: the entry with the reference tokens."""
         work = self._entry.work
         facts = self._facts
         return {
@@ -134,7 +134,7 @@ class Player:
         }
 
     def _differences(self, first: Player) -> list[list[int]] | None:
-        """Return [round, prompt, token] of each output's first place that differs; None where nothing is compared."""
+        """Return [round, prompt, token] of the first difference of each output; None if tokens are not compared."""
         rounds = list(zip(self._runs, first._runs, strict=False))
         if self is first or not rounds or self._entry.work.prompts != first._entry.work.prompts:
             return None

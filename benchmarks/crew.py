@@ -1,4 +1,4 @@
-"""The workers as the command sees them: started when first needed, quiet while another one works, stopped for sure."""
+"""The worker processes: started on first use, idle while another worker works, always stopped at the end."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Hand:
     """One worker process from the outside.
 
     Args:
-        python: the interpreter that has what the side needs.
-        side: what the worker is.
-        threads: how many it may compute on.
-        log: where what it prints goes.
+        python: the interpreter with the packages of the side.
+        side: the name of the side.
+        threads: number of threads for its computation.
+        log: the file for its output.
     """
 
     def __init__(self, python: Path, side: str, *, threads: int, log: Path) -> None:
@@ -88,11 +88,11 @@ class Hand:
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is nobody to ask any more."""
+        """True if the process has ended."""
         return self._process.poll() is not None
 
     def cpu_seconds(self) -> float:
-        """Return what all its threads have computed so far; 0 where the system does not tell."""
+        """Return the CPU time of all its threads; 0 if the system does not report it."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -122,8 +122,8 @@ class Crew:
 
     Args:
         pythons: the interpreter for each side.
-        threads: how many each worker may compute on.
-        logs: the folder for what they print.
+        threads: number of threads per worker.
+        logs: the folder for their output.
     """
 
     def __init__(self, pythons: Mapping[str, Path], *, threads: int, logs: Path) -> None:
@@ -159,7 +159,7 @@ class Crew:
         return key
 
     def facts(self, key: str) -> dict[str, Any]:
-        """Return what the worker said when it had loaded."""
+        """Return the worker's answer to the load request."""
         return self._loaded[key]
 
     def run(self, key: str, work: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Crew:
         return sum(hand.cpu_seconds() for hand in self._hands.values())
 
     def dismiss(self, *, but: str | None = None) -> None:
-        """Stop all workers and give their memory back. but: the key of one that stays."""
+        """Stop all workers to free their memory. but: the key of a worker to keep."""
         leaving = [key for key in self._hands if key != but]
         for key in leaving:
             self._hands[key].hang_up()
@@ -197,7 +197,7 @@ class Crew:
 
 
 def _check_memory(checkpoint: Path) -> None:
-    """Refuse a checkpoint that would leave the machine without memory; a side may hold it twice while it loads."""
+    """Refuse a checkpoint that would leave the machine without memory; a side can hold it twice during loading."""
     needed = 2 * sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     available = available_bytes()
     if available is not None and available < needed:

@@ -1,4 +1,4 @@
-"""The peers' own environment: made where it is missing, and again when what it must hold has changed."""
+"""The peers' own environment: created if it is absent, and updated if the requirements have changed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LLAMA_CPP = _HERE / "requirements-llama-cpp.txt"
 
 
 def peers_python(folder: Path, *, with_llama_cpp: bool, say: Callable[[str], None]) -> Path:
-    """Return the interpreter of the peers' environment in that folder, after installing what it lacks.
+    """Return the interpreter of the peers' environment in that folder, after installing absent packages.
 
     Raises:
-        SystemExit: pip could not install something; the message says what to do.
+        SystemExit: if pip failed; the message has the remedy.
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     try:

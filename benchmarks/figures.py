@@ -1,4 +1,4 @@
-"""From a record to the figures that people read: speeds, ratios, shares of the bandwidth."""
+"""From a record to figures: speeds, ratios, shares of the bandwidth."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MEASURE_TITLES: dict[Measure, str] = {"whole": "", "first": "to the first token"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What one entry of a case came to, by one measure.
+    """The result of one entry of a case, by one measure.
 
     seconds: one value a round. ratio: how many times as long it took as the case's first entry, pair by pair; None for
     that entry itself. share: of the machine's bandwidth, for reading the weights as often as it did in the median of
-    those seconds; None where nobody counted. tokens: how many were written in those seconds.
+    those seconds; None if they were not counted. tokens: how many were written in those seconds.
     """
 
     case: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Figure:
 
     @property
     def title(self) -> str:
-        """The case in words, and what of it was measured."""
+        """The case in words, and the measure."""
         measure = MEASURE_TITLES[self.measure]
         return str(self.case["title"]) + (f": {measure}" if measure else "")
 
@@ -47,7 +47,7 @@ class Figure:
 
     @property
     def speed(self) -> str:
-        """The speed in words: a time where one token is waited for, else tokens a second."""
+        """The speed in words: a time for a single token, else tokens per second."""
         if self.tokens == 1 and self.measure != "rest":
             return duration(self.typical)
         return f"{self.tokens / self.typical:.1f} tokens/s"
@@ -72,7 +72,7 @@ def figures(record: Mapping[str, Any], kind: str) -> Iterator[Figure]:
 
 
 def figures_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Iterator[Figure]:
-    """Yield a case's figures; entries without a run have none."""
+    """Yield the figures of a case; entries without a run are omitted."""
     first = case["entries"][0]
     for measure in case["measures"]:
         for entry in case["entries"]:
@@ -90,13 +90,13 @@ def figures_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Iterator[F
 
 
 def missing(record: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Yield case and entry where something was not measured, or not in every round."""
+    """Yield (case, entry) for entries without a result in every round."""
     for case in record["cases"]:
         yield from ((case, entry) for entry in case["entries"] if entry["status"] != "ok")
 
 
 def outside_forward(record: Mapping[str, Any], name: str) -> float | None:
-    """Return which part of a case's time Unspool spends outside of the model's forward; None where nobody knows."""
+    """Return the share of a case's time that Unspool spends outside of the model's forward; None if unknown."""
     for case in record["cases"]:
         entry = case["entries"][0]
         if case["name"] == name and entry["seconds"]:
@@ -106,7 +106,7 @@ def outside_forward(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def _seconds(entry: Mapping[str, Any], measure: Measure) -> tuple[float, ...]:
-    """Return what a measure says of each run."""
+    """Return the value of a measure for each run."""
     if measure == "whole":
         return tuple(entry["seconds"])
     first = entry["first_seconds"]

@@ -1,4 +1,4 @@
-"""What the project wants of its speed on a CPU, to be held against what was measured."""
+"""The goals for the speed on a CPU, and their comparison with the measurements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Goal(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A goal in words, what was measured, and whether that will do; None where nothing was measured."""
+    """A goal in words, the measurement, and whether it meets the goal; None if it was not measured."""
 
     goal: str
     bound: str

@@ -1,4 +1,4 @@
-"""Cases that set one way of using Unspool against another: what its strategies cost, and what a step pays for."""
+"""Cases that compare two ways to use Unspool: the cost of strategies, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cases(checkpoint: Checkpoint, tokens: int) -> list[Case]:
 
 
 def beam_step(checkpoint: Checkpoint, tokens: int) -> Case:
-    """Return what a step of five beams costs in greedy steps."""
+    """Return the cost of a step of five beams, relative to a greedy step."""
     ways: dict[str, Mapping[str, Any]] = {"greedy": {}, "5 beams": {"num_beams": 5}}
     return _ways(checkpoint, "beam-step", "a step of 5 beams against a greedy one", ways, tokens)
 
@@ -50,7 +50,7 @@ def beam_step(checkpoint: Checkpoint, tokens: int) -> Case:
 def _ways(
     checkpoint: Checkpoint, name: str, title: str, ways: Mapping[str, Mapping[str, Any]], tokens: int, note: str = ""
 ) -> Case:
-    """Return different options on a prompt of one token, whose pass is a step like all others."""
+    """Return different options on a prompt of one token, so that prefill is like any other step."""
     entries = tuple(
         _entry(checkpoint, label, Work(prompts=(prompt(checkpoint, 1),), new_tokens=tokens, options=options))
         for label, options in ways.items()
@@ -59,7 +59,7 @@ def _ways(
 
 
 def _shared_prefix(checkpoint: Checkpoint, length: int, tokens: int) -> Case:
-    """Return beams and samples after one long prompt, whose keys and values a step reads once for all rows.
+    """Return beams and samples after one long prompt; a step reads its keys and values once for all rows.
 
     Without shared-prefix attention, a step of 16 samples would read these keys and values 16 times.
     """
@@ -77,7 +77,7 @@ def _shared_prefix(checkpoint: Checkpoint, length: int, tokens: int) -> Case:
 
 
 def _step_parts(checkpoint: Checkpoint, tokens: int) -> Case:
-    """Return 1, 16 and 64 requests with prompts of one token, to be looked at by what their steps pay for."""
+    """Return 1, 16 and 64 requests with prompts of one token, measured by the parts of their steps."""
     crowds = {count: tuple(prompt(checkpoint, 1, number=number) for number in range(count)) for count in (1, 16, 64)}
     entries = tuple(
         _entry(checkpoint, f"{count} request{'s' * (count > 1)}", Work(prompts=prompts, new_tokens=tokens))

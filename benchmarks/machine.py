@@ -1,4 +1,4 @@
-"""What machine the figures are of."""
+"""Facts of the machine of the figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GIB = 2**30
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process can use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -21,7 +21,7 @@ def num_cores() -> int:
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Return the machine's facts by name. memory_gib: all of it, None where the system does not tell."""
+    """Return the machine's facts by name. memory_gib: total memory, None if unknown."""
     return {
         "cpu": cpu_name(),
         "vector": vector_units(),
@@ -41,7 +41,7 @@ def short_name(facts: dict[str, Any]) -> str:
 
 
 def available_bytes() -> int | None:
-    """Return how much memory could be had now; None where the system does not tell."""
+    """Return the available memory in bytes; None if unknown."""
     return _meminfo("MemAvailable")
 
 
@@ -51,7 +51,7 @@ def cpu_name() -> str:
 
 
 def vector_units() -> str:
-    """Return the widest vector instructions that matrix products may use here, in words; "" where nobody tells."""
+    """Return the widest vector instructions that matrix products can use here, in words; "" if unknown."""
     flags = set((_cpuinfo("flags") or "").split())
     names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_bf16": "AMX"}
     return ", ".join(name for flag, name in names.items() if flag in flags)

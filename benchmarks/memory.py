@@ -1,4 +1,4 @@
-"""What this process holds in memory, as the kernel counts it: resident pages, mapped files included."""
+"""Resident memory of this process, with mapped files, from the kernel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _REFERENCES = Path("/proc/self/clear_refs")
 
 
 def resident_bytes() -> int | None:
-    """Return what is resident now; None where the system does not tell."""
+    """Return the resident bytes now; None if unknown."""
     return _field("VmRSS")
 
 
 def peak_bytes() -> int | None:
-    """Return the most that was resident since `forget_peak`, or since the start where that is not offered."""
+    """Return the most that was resident since `forget_peak`, or since the start if the system cannot reset the peak."""
     if _STATUS.exists():
         return _field("VmHWM")
     try:
@@ -28,7 +28,7 @@ def peak_bytes() -> int | None:
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew from what is resident now, where the system offers that."""
+    """Reset the peak to the memory that is resident now, if the system can."""
     if _REFERENCES.exists():
         _REFERENCES.write_text("5")
 

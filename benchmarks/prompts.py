@@ -1,4 +1,4 @@
-"""What the models are given: random token ids, the same in every run. Each round turns them (`Work.turned`)."""
+"""The prompts of the models: random token ids, the same in every run. Each round turns them (`Work.turned`)."""
 
 from __future__ import annotations
 

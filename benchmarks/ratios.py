@@ -16,7 +16,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio | None:
-    """Return how many times as long theirs took, pair by pair; None where there is no pair.
+    """Return how many times as long theirs took, pair by pair; None if there is not a single pair.
 
     A pair was measured within the same minute, so that a machine that slows down slows both.
     """

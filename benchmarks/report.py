@@ -1,8 +1,8 @@
-"""What a record says, in Markdown: for the terminal, and for docs/performance.md.
+"""A record as Markdown: for the terminal, and for docs/performance.md.
 
     python -m benchmarks.report [FILE]     # from the newest record of a full run, or this one
 
-writes what stands between the marks in docs/performance.md, and the chart beside it.
+writes the text between the marks in docs/performance.md, and the chart beside it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 
 def _against_peers(record: Mapping[str, Any]) -> str:
-    """Return a table for each checkpoint, and below it what a reader must know."""
+    """Return a table for each checkpoint, and notes below it."""
     parts = []
     found = list(figures(record, "peers"))
     for name in dict.fromkeys(figure.case["checkpoint"] for figure in found):
@@ -104,7 +104,7 @@ def _peer_rows(found: Sequence[Figure]) -> list[tuple[str, ...]]:
 
 
 def _once(titles: Iterable[str]) -> Iterator[str]:
-    """Yield each title, but "" where it is the one before."""
+    """Yield each title, or "" if it equals the one before."""
     last = None
     for title in titles:
         yield title if title != last else ""
@@ -120,7 +120,7 @@ def _range(ratio: Ratio | None) -> str:
 
 
 def _tokens(figure: Figure) -> str:
-    """Return whether the tokens are those of the first entry, where they should be."""
+    """Return whether the tokens equal those of the first entry, if they must."""
     differences = figure.entry["differences"]
     if differences is None or not figure.case["same_tokens"]:
         return ""
@@ -162,7 +162,7 @@ def _is_step_parts(figure: Figure) -> bool:
 
 
 def _parts(record: Mapping[str, Any]) -> str:
-    """Return milliseconds a step, by what they pay for."""
+    """Return milliseconds per step, by part."""
     rows = []
     for figure in figures(record, "cost"):
         if _is_step_parts(figure):
@@ -174,7 +174,7 @@ def _parts(record: Mapping[str, Any]) -> str:
 
 
 def _memory(record: Mapping[str, Any]) -> str:
-    """Return, for each checkpoint and side, what its process held once loaded, and the most while it worked."""
+    """Return, for each checkpoint and side, the memory of its process after loading, and its peak during work."""
     held: dict[tuple[str, str], tuple[int, int]] = {}
     for figure in [*figures(record, "peers"), *figures(record, "cost")]:
         loaded, peak = figure.entry["loaded_bytes"], figure.entry["peak_bytes"]
@@ -186,7 +186,7 @@ def _memory(record: Mapping[str, Any]) -> str:
 
 
 def _who(figure: Figure) -> str:
-    """Return whose process it is: different works of a side with the same weights share one."""
+    """Return the owner of the process: different works of a side with the same weights share one."""
     load = figure.entry["load"]
     return " ".join([str(figure.entry["side"]), *(load[name] for name in ("weights", "quantize") if name in load)])
 
@@ -201,7 +201,7 @@ def _goals(record: Mapping[str, Any]) -> str:
 
 
 def _missing(record: Mapping[str, Any]) -> str:
-    """Return what was not measured, and why, each reason once."""
+    """Return the cases without a measurement, with each reason once."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for case, entry in missing(record):
         reasons.setdefault((entry["label"], entry["reason"]), []).append(case["name"])
@@ -221,7 +221,7 @@ def _sides(record: Mapping[str, Any]) -> str:
 
 
 def with_results(page: str, record: Mapping[str, Any]) -> str:
-    """Return the page with the report between its marks. Raises ValueError where the marks are missing."""
+    """Return the page with the report between its marks. Raises ValueError if the marks are absent."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file, written anew after each case, so that whatever ends a run loses nothing.
+"""The record of a run: one JSON file, written anew after each case, so that an interrupted run keeps its results.
 
     {"schema": 1, "date": "2026-11-22", "quick": false, "finished": true, "seconds": 812.0,
      "machine": {"cpu": ..., "cores": 2, "threads": 2, "memory_gib": ..., "bandwidth": {"best": ..., "median": ...}},
@@ -7,7 +7,7 @@
      "cases": [{"name", "title", "checkpoint", "kind", "measures", "note", "same_tokens", "bandwidths",
                 "entries": [{"label", "side", "status", "reason", "seconds", "first_seconds", ...}]}]}
 
-Times are in seconds, memory in bytes, bandwidths in bytes a second; a list has one value a round.
+Times are in seconds, memory in bytes, bandwidths in bytes per second; a list has one value per round.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Results:
     """A record that grows.
 
     Args:
-        file: where it is kept.
+        file: its path.
         machine: facts of the machine.
         checkpoints: title and count of weights, by name.
         quick: whether the models are tiny, so that the figures mean nothing.
@@ -84,7 +84,7 @@ def today() -> str:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return a record. Raises ValueError for one that this version does not understand."""
+    """Return a record. Raises ValueError if this version cannot read it."""
     record: dict[str, Any] = json.loads(file.read_text())
     if record.get("schema") != SCHEMA:
         raise ValueError(f"{file} has schema {record.get('schema')}, and this version reads {SCHEMA}")
@@ -92,5 +92,5 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path = FOLDER) -> Path | None:
-    """Return the newest record of a full run; None where there is none. Names begin with the date."""
+    """Return the newest record of a full run; None if there is not one. Names begin with the date."""
     return max(folder.glob("*.json"), default=None, key=lambda file: file.name)

@@ -1,4 +1,4 @@
-"""What is measured, as plain data: a piece of work, who does it, and the case that sets them side by side."""
+"""Measurements as plain data: a piece of work, the entry that does it, and the case that compares entries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 Measure: TypeAlias = Literal["whole", "first", "rest"]
-"""What of a run is compared: all of its time, the time to the first token, or the time of each token after it."""
+"""The compared time of a run: all of its time, the time to the first token, or the time of each token after it."""
 
 Kind: TypeAlias = Literal["peers", "cost"]
 """Whether a case sets peers against Unspool, or one way of using Unspool against another."""
 
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "bf16": 2.0, "f16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
-"""How wide a weight is in each form, what is kept to scale it included."""
+"""Bytes per weight of each form, with its scales."""
 
 _BRIEF_PROMPT, _BRIEF_TOKENS = 32, 32
 
@@ -25,7 +25,7 @@ class Work:
     prompts: token ids. new_tokens: of each output, exactly. options: of the search, under transformers' names.
     batch_size: how many prompts a side that pads puts together; None for all of them.
     watch_first: whether the time to the first token is wanted as well; for one prompt without beams.
-    text: whether prompts go in and outputs come out as text, where a side has a way for that.
+    text: true if prompts and outputs are text, for sides that support it.
     assisted: whether the draft model helps that was loaded.
     """
 
@@ -61,8 +61,8 @@ class Work:
 class Entry:
     """One competitor of a case.
 
-    label: how the report calls it. side: which worker does it. work: what it does. load: options of loading.
-    bytes_per_weight: how wide it stores the matrices that every pass reads; None where nobody counts.
+    label: its name in the report. side: its worker. work: the piece of work. load: options of loading.
+    bytes_per_weight: how wide it stores the matrices that every pass reads; None if unknown.
     """
 
     label: str
@@ -74,10 +74,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Entries that take turns on one checkpoint. The first one is what the others are compared with.
+    """Entries that take turns on one checkpoint. The others are compared with the first one.
 
     name: for `--only`, the checkpoint's name and a word or two. title: for the report. runs: counted rounds.
-    same_tokens: whether every entry must write the same tokens. note: what a reader of the figures must know.
+    same_tokens: true if all entries must generate the same tokens. note: a remark for readers of the figures.
     """
 
     name: str

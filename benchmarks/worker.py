@@ -65,7 +65,7 @@ class Worker:
 
 
 def serve(worker: Worker, requests: TextIO, answers: TextIO) -> None:
-    """Answer line after line until there are no more."""
+    """Answer each line of the input until its end."""
     for line in requests:
         answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
         answers.flush()

@@ -1,8 +1,8 @@
-"""Measure what fewer bits cost the embedded model in perplexity, and write the table of docs/quantized.md.
+"""Measure the perplexity of the embedded model with fewer bits, and write the table of docs/quantized.md.
 
     python tools/measure_quantized.py            # all 32 held-out tales: about two minutes
 
-Each token of the tales is scored behind at least half a context. Another processor may round the last digit otherwise.
+Each token of the tales is scored after at least half a context. Another CPU can round the last digit differently.
 """
 
 from __future__ import annotations

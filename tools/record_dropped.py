@@ -1,4 +1,4 @@
-"""Record what transformers 4 wrote with the strategies that transformers 5 dropped: contrastive, group beams, DoLa.
+"""Record outputs of transformers 4 with the strategies that transformers 5 dropped: contrastive, group beams, DoLa.
 
 Run with transformers 4.48.3 and the torch of this project, in an environment of its own:
 
@@ -52,7 +52,7 @@ def penalties(draw: random.Random) -> dict[str, Any]:
 
 
 def record(model: Any, prompt: list[int], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the outputs behind the prompt, and their scores where there are any."""
+    """Return the outputs after the prompt, and their scores if there are any."""
     beams = "num_beams" in options
     out = model.generate(
         torch.tensor([prompt]),
@@ -69,7 +69,7 @@ def record(model: Any, prompt: list[int], options: dict[str, Any]) -> dict[str, 
 
 
 def main(path: str) -> None:
-    """Write the cases, one a line."""
+    """Write the cases, one per line."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     cases = []

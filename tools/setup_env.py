@@ -1,6 +1,6 @@
-"""Bring `.venv` to the state that pyproject.toml and constraints.txt describe, from whatever state it is in.
+"""Bring `.venv` to the state that pyproject.toml and constraints.txt describe, from any state.
 
-    python3 tools/setup_env.py          (what `make install` runs)
+    python3 tools/setup_env.py          (`make install` runs this)
 
 Does nothing where the stamp in `.venv` matches and the environment still works. Installs over an environment that
 somebody else made. Makes a new one where Python is gone, the folder has moved, an install was interrupted, or the
@@ -25,7 +25,7 @@ STAMP = VENV / ".unspool-installed"
 UNFINISHED = VENV / ".unspool-installing"
 LOWEST = (3, 11)
 
-# Run inside `.venv`. Finding packages costs milliseconds where importing them costs seconds.
+# Run inside `.venv`. Finding packages takes milliseconds; importing them takes seconds.
 USABLE = "import sys, pip; assert sys.version_info >= (3, 11) and sys.prefix != sys.base_prefix"
 FOUND = "import sys; from importlib.util import find_spec; sys.exit(any(find_spec(n) is None for n in sys.argv[1:]))"
 IMPORTS = "import torch, transformers, huggingface_hub, typer, rich, pytest, xdist, hypothesis, unspool"
@@ -38,7 +38,7 @@ def say(text: str) -> None:
 
 
 def wanted_stamp() -> str:
-    """Return what the stamp says of an up-to-date environment; a moved folder or a changed file changes it."""
+    """Return the stamp of an up-to-date environment; a moved folder or a changed file changes it."""
     digest = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update((ROOT / name).read_bytes())
@@ -46,7 +46,7 @@ def wanted_stamp() -> str:
 
 
 def runs(code: str, *arguments: str) -> bool:
-    """Return whether the code ends well in the environment's Python."""
+    """Return True if the code succeeds in the environment's Python."""
     try:
         done = subprocess.run([PYTHON, "-c", code, *arguments], capture_output=True, cwd=VENV)
     except OSError:
@@ -63,7 +63,7 @@ def is_current() -> bool:
 
 
 def fault() -> str | None:
-    """Return why nothing can be installed into the environment as it stands, or None where that can be tried."""
+    """Return why packages cannot be installed into this environment, or None if they can."""
     if not VENV.exists():
         return "there is none"
     if UNFINISHED.exists():
@@ -76,7 +76,7 @@ def fault() -> str | None:
 
 
 def made_for() -> Path | None:
-    """Return the folder the environment was made in; None where it does not say."""
+    """Return the folder in which the environment was created; None if unknown."""
     for line in (VENV / "pyvenv.cfg").read_text().splitlines():
         key, _, command = line.partition(" = ")
         if key == "command" and " -m venv " in command:
@@ -85,7 +85,7 @@ def made_for() -> Path | None:
 
 
 def make_environment(why: str) -> None:
-    """Put a new, empty environment in the place of what is there, if anything."""
+    """Replace the environment, if any, by a new and empty one."""
     if importlib.util.find_spec("ensurepip") is None:
         raise SystemExit(f"{sys.executable} cannot make environments: install its venv and ensurepip modules first")
     if VENV.is_symlink() or VENV.is_file():
@@ -101,14 +101,14 @@ def make_environment(why: str) -> None:
 
 
 def pip_install(what: str, *arguments: str) -> None:
-    """Run pip, silent but for what goes wrong; in a terminal a bar shows a long download."""
+    """Run pip and show only errors; in a terminal a bar shows long downloads."""
     say(what)
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     command = [PYTHON, "-m", "pip", "install", *quiet, "--constraint", "constraints.txt", *arguments]
     try:
         subprocess.run(command, check=True, cwd=ROOT)
     except subprocess.CalledProcessError:
-        UNFINISHED.unlink()  # pip gave up in good order: what is installed so far can be built upon
+        UNFINISHED.unlink()  # pip stopped in order, so the packages installed so far can be kept
         raise
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     if why is None and not runs(IMPORTS):
         make_environment("its packages do not import")
         install()
-    # Unlike `runs`, this shows what is wrong.
+    # Unlike `runs`, this shows the error.
     subprocess.run([PYTHON, "-c", IMPORTS], check=True, cwd=VENV)
     STAMP.write_text(wanted_stamp())
     UNFINISHED.unlink()

@@ -175,7 +175,7 @@ def batches(stream: torch.Tensor, length: int, rows: int, seed: int) -> Iterator
 
 
 def batch_loss(model: LlamaForCausalLM, teacher: LlamaForCausalLM | None, batch: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy to the next token, or to the teacher's distribution where there is a teacher."""
+    """Cross-entropy to the next token, or to the teacher's distribution if there is a teacher."""
     inputs, targets = batch[:, :-1], batch[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(inputs, use_cache=False).logits.flatten(0, 1)  # --> [rows * length, vocab]

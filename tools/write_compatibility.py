@@ -1,9 +1,9 @@
 """Write docs/compatibility.md from a run of every family by every option; takes a few minutes.
 
-    python tools/write_compatibility.py            # examine every cell and write what was found
+    python tools/write_compatibility.py            # examine every cell and write the page
     python tools/write_compatibility.py --check    # examine nothing; exit 1 if the page is not the tests' table
 
-Where a cell is not as the tests' table has it, nothing is written: tests/parity/families.py names the reasons.
+If a cell differs from the table of the tests, the page is not written: tests/parity/families.py has the reasons.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ OPTION_TEXTS = {
 
 
 def main() -> int:
-    """Return the exit code: 1 where --check finds the page stale, or a cell is not as the tests' table has it."""
+    """Return the exit code: 1 if --check finds the page stale, or if a cell differs from the table of the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="examine and change nothing; exit 1 if the page is stale")
     if parser.parse_args().check:

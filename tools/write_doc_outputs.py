@@ -1,10 +1,10 @@
-"""Write the outputs shown in README.md and docs/ anew, from what their code prints now.
+"""Update the outputs in README.md and docs/ to the output of their code.
 
     python tools/write_doc_outputs.py            # every page
     python tools/write_doc_outputs.py docs/guide.md
 
-Changed are `text output` blocks and what stands below the commands of `console check` blocks. One that holds `...` is
-left alone: somebody has chosen what it shows.
+It updates `text output` blocks, and the output below the commands of `console check` blocks. Blocks with `...` are not
+changed, because their text was selected by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.docs.blocks import Block, _run_python, find_blocks, run_command  # no
 
 
 def checked_commands(block: Block) -> str:
-    """Return a console block with what its commands print below them."""
+    """Return a console block with the output below its commands."""
     lines = [line for line in block.text.splitlines() if line.startswith("$ ")]
     return "".join(f"{line}\n{tidy(run_command(line.removeprefix('$ '), line))}" for line in lines)
 
@@ -33,7 +33,7 @@ def tidy(text: str) -> str:
 
 
 def rewrite(page: str, name: str) -> str:
-    """Return the page with its outputs as they are now."""
+    """Return the page with current outputs."""
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     lines = page.splitlines(keepends=True)

@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 
 
 def main() -> int:
-    """Return the exit code: 1 where --check finds the page stale."""
+    """Return the exit code: 1 if --check finds the page stale."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is stale")
     text = option_table_markdown()

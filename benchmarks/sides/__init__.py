@@ -1,1 +1,1 @@
-"""The sides of a comparison, one a file, each imported in its own worker alone."""
+"""The sides of a comparison, one per file, each imported only in its own worker."""

@@ -89,7 +89,7 @@ class _Watch:
 
 
 class _Converter(TransformersConverter):  # type: ignore[misc]
-    """Takes the tokenizer from where it lies, beside the weights."""
+    """Takes the tokenizer from the folder of the weights."""
 
     def load_tokenizer(self, tokenizer_class: Any, model_name_or_path: str, **options: Any) -> Any:
         return tokenizer_class.from_pretrained(tokenizer_folder(Path(model_name_or_path)), **options)

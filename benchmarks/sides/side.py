@@ -1,4 +1,4 @@
-"""What a worker needs of a side: load a checkpoint, do a piece of work. Knows no process and no clock but its own."""
+"""The interface of a side: load a checkpoint, do a piece of work."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a side has done.
+    """The result of a piece of work.
 
     token_ids: of each prompt's first output, without the prompt.
-    first_seconds: until the first token was there; None where nobody watched.
-    passes: how often the weights were read; None where nobody counts.
+    first_seconds: until the first token was there; None if it was not measured.
+    passes: number of passes over the weights; None if unknown.
     parts: further figures by name, such as seconds spent in parts of the work.
     """
 
@@ -48,14 +48,14 @@ class Side(Protocol):
         """Load a checkpoint and return in words how it will be run. Raises Unavailable."""
 
     def run(self, work: Work) -> Run:
-        """Do a piece of work on what is loaded. Raises Unavailable."""
+        """Do a piece of work with the loaded checkpoint. Raises Unavailable."""
 
     def versions(self) -> Mapping[str, str]:
         """Return the versions of the packages that do the work."""
 
 
 def side_of(name: str, threads: int) -> Side:
-    """Return a new side. Raises Unavailable where its package is not installed."""
+    """Return a new side. Raises Unavailable if its package is not installed."""
     try:
         module = importlib.import_module(f"benchmarks.sides.{_MODULES[name]}")
     except ModuleNotFoundError as error:

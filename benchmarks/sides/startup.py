@@ -1,4 +1,4 @@
-"""A new Python that runs a line: what a user waits for before anything is written."""
+"""A new Python process that runs a line: the time before the first output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.work import Work
 class Startup:
     """Options of the work: `code`, a line that the new Python runs. The time ends with the line: then it is killed.
 
-    What Python does at its end, for about a second with all of PyTorch loaded, keeps no user waiting for a token.
+    Python's exit takes about a second with PyTorch loaded; a user does not wait for it.
     """
 
     def __init__(self, threads: int) -> None:

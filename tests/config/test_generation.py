@@ -238,7 +238,7 @@ def test_every_attribute_of_transformers_is_honored_without_effect_or_refused():
     assert standing("watermarking_config") == "refused"
     assert standing("never_heard_of") == "unknown"
     ours = {name for name, row in OPTIONS.items() if row.source == "transformers"} - names
-    assert not ours, f"transformers does not have {sorted(ours)}: declare source=\"unspool\""
+    assert not ours, f'transformers does not have {sorted(ours)}: declare source="unspool"'
     assert not {name for name, row in OPTIONS.items() if row.source == "unspool"} & names
 
 

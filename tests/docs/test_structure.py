@@ -67,6 +67,12 @@ def test_every_file_is_listed_once_and_every_listed_file_exists():
     assert set(present) == set(listed), f"{sorted(set(present) ^ set(listed))}: {hint}"
 
 
+def test_every_path_in_the_text_exists():
+    paths = set(re.findall(r"`((?:[a-z0-9_]+/)*[a-z0-9_]+(?:\.py|/))`", PAGE))
+    roots = (PACKAGE, PACKAGE / "runtimes", PACKAGE / "engine", ROOT)
+    assert paths and not {path for path in paths if not any((root / path).exists() for root in roots)}
+
+
 def test_the_picture_has_every_folder_and_module():
     rooms = {name.split("/")[0] + "/" if "/" in name else name.removesuffix(".py") for name in listed_files()}
     assert set(layers()) == rooms - {"tale/", "py.typed"}

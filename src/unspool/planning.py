@@ -159,7 +159,7 @@ def plan_requests(
         PromptError: if a prompt cannot be read.
         OptionError: if the model lacks something that an option needs.
     """
-    told, tokenizer, info = config, reader.tokenizer, reader.info
+    shown, tokenizer, info = config, reader.tokenizer, reader.info
     beginning = own.beginning
     if "decoder_start_token_id" in config.requested:  # the model's own is known to its reader
         beginning = beginning._replace(decoder_start_token_id=config.decoder_start_token_id)
@@ -197,7 +197,7 @@ def plan_requests(
             tentative=tentative,
             trace=trace,
         )
-        jobs.append(PlannedRequest(request=request, prompt_text=text, config=told, model=info.name))
+        jobs.append(PlannedRequest(request=request, prompt_text=text, config=shown, model=info.name))
     return jobs
 
 

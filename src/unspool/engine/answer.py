@@ -96,7 +96,7 @@ def _rows(
     """Return the rows that answer all asks about logits. Adds the errors of flawed rows to `answers`."""
     if not asked:
         return []
-    jobs = [_job(place) for place in places]
+    jobs = [_row_context(place) for place in places]
     scored = process(_gather([place.branch.main.rows[place.length] for place in places]), jobs)
     result = find([_query(each) for each in asked], jobs, scored, _num_alternatives(places))
     norms, score_norms = result.norms, result.score_norms
@@ -148,10 +148,10 @@ def _prepare_criteria(asked: Sequence[Asked], found: Sequence[RowResult]) -> Non
         branch_states = each.place.branch.branch_states[each.place.length]
         for criterion, state in zip(each.place.conversation.request.criteria, branch_states.criteria, strict=True):
             if criterion.prepares:
-                _, told = pairs.setdefault(id(criterion), (criterion, []))
-                told += [(state, token) for token in result.tokens]
-    for criterion, told in pairs.values():
-        criterion.prepare(told)
+                _, prepared = pairs.setdefault(id(criterion), (criterion, []))
+                prepared += [(state, token) for token in result.tokens]
+    for criterion, prepared in pairs.values():
+        criterion.prepare(prepared)
 
 
 def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:
@@ -183,7 +183,7 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
     return torch.stack([ref.source[ref.row] for ref in refs])
 
 
-def _job(place: Place) -> RowContext:
+def _row_context(place: Place) -> RowContext:
     conversation, request = place.conversation, place.conversation.request
     key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.avoid)
     log_probs = request.strategy.space == "log_probs"

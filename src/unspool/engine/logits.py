@@ -84,10 +84,10 @@ def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequ
     beams = [line for line, row in enumerate(rows) if jobs[row].log_probs]
     if len(beams) == len(rows):
         return Block(rows, logits, logits, norm[:, None])
-    return Block(rows, logits, logits, _shift(norm, beams) if beams else None)
+    return Block(rows, logits, logits, _log_norm_offset(norm, beams) if beams else None)
 
 
-def _shift(norm: torch.Tensor, beams: Sequence[int]) -> torch.Tensor:
+def _log_norm_offset(norm: torch.Tensor, beams: Sequence[int]) -> torch.Tensor:
     """Return the offset that turns the rows `beams` into log-probabilities, and 0 for other rows. --> [rows, 1]"""
     index = indices(beams, norm.device)
     return torch.zeros_like(norm).index_copy_(0, index, norm[index])[:, None]
@@ -103,7 +103,7 @@ def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowConte
         norm = norm.index_copy(0, index, log_norm(scores[index]))
     beams = [row for row, job in enumerate(jobs) if job.log_probs]
     if beams:
-        scores -= _shift(norm, beams)
+        scores -= _log_norm_offset(norm, beams)
     for rows in _by_order(jobs):
         scores = _apply_group(scores, jobs, rows)
     return scores

@@ -14,8 +14,8 @@ from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import functional as F
 from unspool.runtimes.kv.attention import can_merge_parts
-from unspool.runtimes.weights.int4 import half_tile
-from unspool.runtimes.weights.int8 import whole_digit
+from unspool.runtimes.quantized.int4 import half_tile
+from unspool.runtimes.quantized.int8 import whole_digit
 from unspool.runtimes.weights.packed_linear import packing_obstacle
 
 SHAPED: dict[str, Any] = {"temperature": 0.8, "seed": 3}

@@ -14,8 +14,8 @@ from typing import Any, Final
 import torch
 
 from unspool.errors import ModelError
+from unspool.runtimes.quantized.info import quantized_linears
 from unspool.runtimes.weights.packed_linear import PackedLinear
-from unspool.runtimes.weights.quantized_info import quantized_linears
 
 _WEIGHT_FILES: Final = ("*.safetensors", "*.bin", "*.index.json")
 

@@ -56,7 +56,7 @@ def quantize_weights(model: Any, quantize: Literal["int8", "int4"]) -> None:
         OptionError: if a weight is not on the CPU.
         ModelError: if it lacks linear layers, or this PyTorch lacks the kernel.
     """
-    from unspool.runtimes.weights.quantize import quantize_linears
+    from unspool.runtimes.quantized.quantize import quantize_linears
     from unspool.runtimes.wrap.model_copy import is_dispatched
 
     if is_dispatched(model):

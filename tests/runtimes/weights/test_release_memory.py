@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from unspool.runtimes.weights import packed_linear, quantize
+from unspool.runtimes.quantized import quantize
+from unspool.runtimes.quantized.quantize import quantize_linears
+from unspool.runtimes.weights import packed_linear
 from unspool.runtimes.weights.packed_linear import pack_linears, packing_obstacle
-from unspool.runtimes.weights.quantize import quantize_linears
 from unspool.runtimes.weights.release_memory import trim_heap
 
 HAS_TRIM = sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "malloc_trim")

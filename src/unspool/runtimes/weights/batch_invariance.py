@@ -15,10 +15,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
+from unspool.runtimes.quantized.info import shares_rounding
+from unspool.runtimes.quantized.linear import QuantizedLinear
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
-from unspool.runtimes.weights.quantized_info import shares_rounding
-from unspool.runtimes.weights.quantized_linear import QuantizedLinear
 
 _PROBE_ROWS = (2, 3, 5, 17, 33)
 # The first rows, in the largest call, of the smaller calls.

@@ -19,10 +19,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.machine.memory import available_memory
+from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.autotune import VARIABLE, best_plan, choice, is_small
 from unspool.runtimes.weights.invariant_rows import INVARIANT, invariant_rows
 from unspool.runtimes.weights.lazy_weight import LazyWeight
-from unspool.runtimes.weights.quantized_info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.release_memory import trim_heap
 from unspool.tuning import PACK_ROWS
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.runtimes.quantized.info import taken_up
 from unspool.runtimes.weights.packed_linear import PackedLinear
-from unspool.runtimes.weights.quantized_info import taken_up
 
 AttentionNames: TypeAlias = "Sequence[tuple[Any, str | None]]"
 """Every config of a tree with the name of its attention implementation."""

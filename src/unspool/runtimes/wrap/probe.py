@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unspool.runtimes.model_info import num_hidden_layers
-from unspool.runtimes.weights.quantized_info import quantized_linears
+from unspool.runtimes.quantized.info import quantized_linears
 from unspool.runtimes.wrap.hooks import HeadHook, LayerSearch
 
 _EXACT: Final = 1e-3

@@ -26,16 +26,16 @@ from tests.tiny_models import FAMILIES, GENERAL, RECOMPUTED, tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import ModelError, OptionError
 from unspool.runtimes.choose import runtime_of
+from unspool.runtimes.quantized import int4 as int4_weight
+from unspool.runtimes.quantized import int8 as int8_weight
+from unspool.runtimes.quantized import quantize as weight_only
+from unspool.runtimes.quantized.int4 import Int4Weight, half_tile
+from unspool.runtimes.quantized.int8 import Int8Weight, whole_digit
+from unspool.runtimes.quantized.linear import Bits, QuantizedLinear
+from unspool.runtimes.quantized.quantize import quantize_linears
 from unspool.runtimes.weights import batch_invariance as trials
-from unspool.runtimes.weights import int4 as int4_weight
-from unspool.runtimes.weights import int8 as int8_weight
-from unspool.runtimes.weights import quantize as weight_only
 from unspool.runtimes.weights.batch_invariance import batch_invariance
-from unspool.runtimes.weights.int4 import Int4Weight, half_tile
-from unspool.runtimes.weights.int8 import Int8Weight, whole_digit
 from unspool.runtimes.weights.invariant_rows import invariant_rows
-from unspool.runtimes.weights.quantize import quantize_linears
-from unspool.runtimes.weights.quantized_linear import Bits, QuantizedLinear
 
 BITS: tuple[Bits, Bits] = ("int8", "int4")
 

@@ -17,7 +17,7 @@ from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
 from unspool import LanguageModel, MissingExtra, ModelError
 from unspool.loading.load import EMBEDDED
-from unspool.runtimes.weights.quantized_info import quantized_linears
+from unspool.runtimes.quantized.info import quantized_linears
 from unspool.runtimes.wrap.probe import allowed_distance
 
 pytestmark = [

@@ -14,10 +14,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.errors import ModelError
-from unspool.runtimes.weights.int4 import GROUP
-from unspool.runtimes.weights.int8 import MAX_WIDTH
+from unspool.runtimes.quantized.int4 import GROUP
+from unspool.runtimes.quantized.int8 import MAX_WIDTH
+from unspool.runtimes.quantized.linear import Bits, QuantizedLinear
 from unspool.runtimes.weights.packed_linear import is_plain
-from unspool.runtimes.weights.quantized_linear import Bits, QuantizedLinear
 from unspool.runtimes.weights.release_memory import trim_heap
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unspool.runtimes.weights.quantized_linear import QuantizedLinear
+from unspool.runtimes.quantized.linear import QuantizedLinear
 
 _MUCH: Final = 0.1
 """The share of weights outside of linear layers that the report mentions."""

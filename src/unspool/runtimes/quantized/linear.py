@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unspool.runtimes.weights.int4 import Int4Weight
-from unspool.runtimes.weights.int8 import Int8Weight
+from unspool.runtimes.quantized.int4 import Int4Weight
+from unspool.runtimes.quantized.int8 import Int8Weight
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 Bits: TypeAlias = Literal["int8", "int4"]

@@ -112,19 +112,19 @@ _HOMES = {
 }
 """The module of every public name. The imports above say the same to type checkers; a test compares the two."""
 
-__all__ = list(_HOMES)
+if not TYPE_CHECKING:  # type checkers read the imports above, and so find a name that does not exist
+    __all__ = list(_HOMES)
 
-
-def __getattr__(name: str) -> _Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'unspool' has no attribute {name!r}")
-    with _gc_paused():
-        module = _import_module(_HOMES[name])
-    value = module if name == "functional" else getattr(module, name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> _Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'unspool' has no attribute {name!r}")
+        with _gc_paused():
+            module = _import_module(_HOMES[name])
+        value = module if name == "functional" else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
     """Return the public names. Submodules and helpers are attributes too, but a user does not call them."""
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+    return sorted({*_HOMES, *(name for name in globals() if name.startswith("__"))})

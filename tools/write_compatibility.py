@@ -47,8 +47,8 @@ HEADINGS = {
         "The fastest path: models that use transformers' attention interface. Nothing is padded, and forks copy what "
         "differs.",
     ),
-    "general path": (
-        "On the general path",
+    "generic backend": (
+        "On the generic backend",
         "transformers' own caches and recurrent states, sequences of one length side by side.",
     ),
     "recomputation": (

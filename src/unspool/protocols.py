@@ -168,14 +168,14 @@ class RowKey(NamedTuple):
     """The noise key of one row for processors that draw, and the tokens that the diversity processor penalizes.
 
     seed, prompt, output, position: the fields of `unspool.noise.NoiseKey`; the processor adds its name as the lane.
-    avoid: as in `Ask`.
+    taken_tokens: as in `Ask`.
     """
 
     seed: int
     prompt: int
     output: int
     position: int
-    avoid: tuple[int, ...] = ()
+    taken_tokens: tuple[int, ...] = ()
 
 
 class Processor:

@@ -80,13 +80,13 @@ class Ask:
     before the branch is extended. The reply then has the model's own log-probabilities, because processors apply to
     output positions only.
 
-    avoid: tokens that other branches chose for this position, once per choice; the diversity processor makes them less
-        likely.
+    taken_tokens: tokens that other branches chose for this position, once per choice; the diversity processor makes
+        them less likely.
     """
 
     branch: int
     back: int = field(default=0, kw_only=True)
-    avoid: tuple[int, ...] = field(default=(), kw_only=True)
+    taken_tokens: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

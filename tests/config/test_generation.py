@@ -18,8 +18,8 @@ from unspool.config import (
     UNSET,
     GenerationConfig,
     json_schema,
+    option_status,
     resolve,
-    standing,
 )
 from unspool.errors import OptionError
 
@@ -232,11 +232,11 @@ def test_every_attribute_of_transformers_is_honored_without_effect_or_refused():
     transformers = pytest.importorskip("transformers")
     config = transformers.GenerationConfig()
     names = set(vars(config)) | set(config.to_dict()) | set(config._get_default_generation_params())
-    assert {name for name in names if standing(name) == "unknown"} == set()
-    assert standing("temperature") == "honored"
-    assert standing("use_cache") == "no_effect"
-    assert standing("watermarking_config") == "refused"
-    assert standing("never_heard_of") == "unknown"
+    assert {name for name in names if option_status(name) == "unknown"} == set()
+    assert option_status("temperature") == "honored"
+    assert option_status("use_cache") == "no_effect"
+    assert option_status("watermarking_config") == "refused"
+    assert option_status("never_heard_of") == "unknown"
     ours = {name for name, row in OPTIONS.items() if row.source == "transformers"} - names
     assert not ours, f'transformers does not have {sorted(ours)}: declare source="unspool"'
     assert not {name for name, row in OPTIONS.items() if row.source == "unspool"} & names

@@ -144,7 +144,7 @@ QUERIES: dict[str, Any] = {
     "looks at everything in turn": Scripted(
         [
             Turn(asks=(ask,))
-            for ask in (Top(ROOT, 3), FullDistribution(ROOT), Score(ROOT, (5,)), Top(ROOT, 1, avoid=(3,)))
+            for ask in (Top(ROOT, 3), FullDistribution(ROOT), Score(ROOT, (5,)), Top(ROOT, 1, taken_tokens=(3,)))
         ]
     ),
 }

@@ -25,7 +25,7 @@ from unspool.types import Feed, Rows, Seq, Source
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "slot cache": tuple(FAMILIES),
-    "general path": tuple(GENERAL),
+    "generic backend": tuple(GENERAL),
     "recomputation": tuple(RECOMPUTED),
     "passes over equal lengths": tuple(SOURCED),
 }

@@ -112,11 +112,11 @@ def applied(
     states: Sequence[Any],
     scores: torch.Tensor,
     position: int = 0,
-    avoid: Sequence[tuple[int, ...]] = AVOIDED,
+    taken_tokens: Sequence[tuple[int, ...]] = AVOIDED,
 ) -> torch.Tensor:
     """Return what the processor makes of a copy of the scores; row r draws under seed r and avoids `avoid[r]`."""
-    avoid = [*avoid, *[()] * len(states)]
-    keys = [RowKey(row, 0, 0, position, avoid[row]) for row in range(len(states))]
+    taken_tokens = [*taken_tokens, *[()] * len(states)]
+    keys = [RowKey(row, 0, 0, position, taken_tokens[row]) for row in range(len(states))]
     return PROCESSORS[name].apply(states, scores.clone(), keys)
 
 

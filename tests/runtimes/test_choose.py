@@ -79,7 +79,7 @@ def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own
     runtime = runtime_of(model, own=own)
     assert type(runtime) is GenericRuntime
     assert isinstance(runtime, Runtime) and not runtime.info.needs_source
-    name = "general path" if family in GENERAL else "recomputation"
+    name = "generic backend" if family in GENERAL else "recomputation"
     assert runtime.info.backend.startswith(name) and type(model).__name__ in runtime.info.backend
     assert "not supported in this version" not in runtime.info.backend or family == "bert"
     assert runtime.info.vocab_size == VOCAB_SIZE and runtime.info.eos_token_ids

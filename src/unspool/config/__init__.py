@@ -5,7 +5,7 @@ Importing this package loads neither torch nor transformers.
 
 from unspool.config.docs import help_for, json_schema, option_table_markdown
 from unspool.config.foreign import NO_EFFECT, REFUSED
-from unspool.config.generation import OPTIONS, GenerationConfig, nearest_option, standing
+from unspool.config.generation import OPTIONS, GenerationConfig, nearest_option, option_status
 from unspool.config.layers import resolve
 from unspool.config.strategies import STRATEGIES
 from unspool.options.option import GROUPS, UNSET, Option
@@ -27,5 +27,5 @@ __all__ = [
     "nearest_option",
     "option_table_markdown",
     "resolve",
-    "standing",
+    "option_status",
 ]

@@ -342,7 +342,7 @@ def nearest_option(name: str) -> str | None:
     return close[0] if close else None
 
 
-def standing(name: str) -> Standing:
+def option_status(name: str) -> Standing:
     """Return the handling of an attribute: honored, without effect, refused or unknown."""
     if name in OPTIONS:
         return "honored"

@@ -26,14 +26,14 @@ class Place(NamedTuple):
     """One row of logits: a position of a branch.
 
     length: output tokens before the position; below 0 in the prompt. output: selects the noise that processors draw.
-    avoid: tokens that the diversity penalty counts.
+    taken_tokens: tokens that the diversity penalty counts.
     """
 
     conversation: Conversation
     branch: Branch
     length: int
     output: int
-    avoid: tuple[int, ...]
+    taken_tokens: tuple[int, ...]
 
     @property
     def in_prompt(self) -> bool:
@@ -101,18 +101,18 @@ def _rows(
     result = find([_query(each) for each in asked], jobs, scored, _num_alternatives(places))
     norms, score_norms = result.norms, result.score_norms
     _note_flaws(places, jobs, scored.logits, (norms, score_norms), answers)
-    for number, others in result.alternatives.items():
+    for number, others in result.top_logprobs.items():
         node = places[number].branch.tip.at(places[number].length)
         pairs = zip(others.tokens, others.logits, strict=True)
-        node.alternatives = tuple((token, logit - norms[number]) for token, logit in pairs)
+        node.top_logprobs = tuple((token, logit - norms[number]) for token, logit in pairs)
     _prepare_criteria(asked, result.found)
     rows: list[tuple[Row, Distribution | None]] = []
     for each, found in zip(asked, result.found, strict=True):
         candidates = _candidates(each.place, found, norms[each.row], now)
-        row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.whole)
+        row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.distribution)
         _remember(each.place, row)
         traced = each.place.conversation.recorder is not None and not each.place.in_prompt
-        cut = found.whole or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
+        cut = found.distribution or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
         rows.append((row, cut if traced else None))
     return rows
 
@@ -165,8 +165,8 @@ def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[P
                 continue
             branch = conversation.branches[ask.branch]
             output = ask.output if isinstance(ask, Sample | GumbelTopK) else 0
-            place = Place(conversation, branch, branch.length - ask.back, output, ask.avoid)
-            key = (conversation.number, branch.number, place.length, output, ask.avoid)
+            place = Place(conversation, branch, branch.length - ask.back, output, ask.taken_tokens)
+            key = (conversation.number, branch.number, place.length, output, ask.taken_tokens)
             row = rows.setdefault(key, len(places))
             if row == len(places):
                 places.append(place)
@@ -185,7 +185,7 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
 
 def _row_context(place: Place) -> RowContext:
     conversation, request = place.conversation, place.conversation.request
-    key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.avoid)
+    key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.taken_tokens)
     log_probs = request.strategy.space == "log_probs"
     if place.in_prompt:
         return RowContext((), (), None, log_probs, key)
@@ -252,6 +252,6 @@ def _remember(place: Place, row: Row) -> None:
     node = place.branch.tip.at(place.length)
     for each in row.candidates:
         # Branches on the same node ask in turn, and the first ask has no tokens to avoid: keep its figures.
-        node.known.setdefault(each.token, (each.logprob, each.score))
+        node.scored.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
-        node.whole = row.distribution
+        node.distribution = row.distribution

@@ -24,28 +24,28 @@ from unspool.types import Distribution, Seq, Source
 class Node:
     """One output token in the token tree that all branches of a request share. The root is the whole prompt.
 
-    Three fields describe the next token. known: (log-probability, score) of each replied candidate. whole: the
-    distribution, if one was replied. alternatives: the best tokens for the option `logprobs`.
+    Three fields describe the next token. scored: (log-probability, score) of each replied candidate. distribution: the
+    distribution, if one was replied. top_logprobs: the best tokens for the option `logprobs`.
     `hidden` and `context` belong to engine/similarity.py.
     """
 
-    __slots__ = ("alternatives", "context", "hidden", "known", "length", "parent", "token", "whole")
+    __slots__ = ("top_logprobs", "context", "hidden", "scored", "length", "parent", "token", "distribution")
 
     def __init__(self, parent: Node | None, token: int) -> None:
         self.parent = parent
         self.token = token
         self.length: int = parent.length + 1 if parent else 0
-        self.known: dict[int, tuple[float, float]] = {}
-        self.whole: Distribution | None = None
-        self.alternatives: tuple[tuple[int, float], ...] | None = None
+        self.scored: dict[int, tuple[float, float]] = {}
+        self.distribution: Distribution | None = None
+        self.top_logprobs: tuple[tuple[int, float], ...] | None = None
         self.hidden: torch.Tensor | None = None
         self.context: Any = None
 
     def follow(self, token: int) -> Node:
         """Return a new child. Keeps only this token's figures of a whole distribution, to free its memory."""
-        if self.whole is not None and token not in self.known:
-            self.known[token] = (float(self.whole.logprobs[token]), float(self.whole.scores[token]))
-        self.whole = None
+        if self.distribution is not None and token not in self.scored:
+            self.scored[token] = (float(self.distribution.logprobs[token]), float(self.distribution.scores[token]))
+        self.distribution = None
         return Node(self, token)
 
     def at(self, length: int) -> Node:
@@ -74,7 +74,7 @@ class Node:
     def figures(self) -> tuple[float, float]:
         """Return (logprob, score) of this token as the engine replied them; NaN if it was never a candidate."""
         assert self.parent is not None, "the root node is not a token"
-        return self.parent.known.get(self.token, (float("nan"), float("nan")))
+        return self.parent.scored.get(self.token, (float("nan"), float("nan")))
 
 
 class RowRef(NamedTuple):

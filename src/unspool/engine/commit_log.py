@@ -97,11 +97,11 @@ class CommitLog:
         nodes = tip.since(0)
         tokens = [node.token for node in nodes]
         figures = [node.figures() for node in nodes]
-        alternatives = [node.parent.alternatives or () for node in nodes if node.parent]
+        alternatives = [node.parent.top_logprobs or () for node in nodes if node.parent]
         if hypothesis.last is not None:
             tokens.append(hypothesis.last.token)
             figures.append((hypothesis.last.logprob, hypothesis.last.score))
-            alternatives.append(tip.alternatives or ())
+            alternatives.append(tip.top_logprobs or ())
         return Output(
             token_ids=tuple(tokens),
             logprobs=tuple(logprob for logprob, _ in figures),

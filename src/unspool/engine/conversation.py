@@ -325,7 +325,7 @@ class Conversation:
                 raise StrategyError(f"{ask}: positions inside the prompt can only be scored")
             if isinstance(ask, Top | GumbelTopK) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
-            named = (*ask.avoid, *(ask.tokens if isinstance(ask, Score) else ()))
+            named = (*ask.taken_tokens, *(ask.tokens if isinstance(ask, Score) else ()))
             if not all(0 <= token < self.context.info.vocab_size for token in named):
                 raise StrategyError(f"{ask}: a token is outside the vocabulary of {self.context.info.vocab_size}")
             if isinstance(ask, Sample | GumbelTopK) and ask.output < 0:

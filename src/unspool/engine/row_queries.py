@@ -31,27 +31,28 @@ class RowQuery(NamedTuple):
 class RowResult(NamedTuple):
     """The answer to one ask: tokens, best or first drawn first, with their raw logits and scores.
 
-    perturbed: score + noise of each token if they were drawn; else empty. whole: for FullDistribution; else None.
+    perturbed: score + noise of each token if they were drawn; else empty. distribution: for FullDistribution; else
+    None.
     """
 
     tokens: Sequence[int]
     logits: Sequence[float]
     scores: Sequence[float]
     perturbed: Sequence[float] = ()
-    whole: Distribution | None = None
+    distribution: Distribution | None = None
 
 
 class BatchResult(NamedTuple):
     """The answers to all queries about a pass.
 
-    found: one per query. norms, score_norms: by row, logsumexp of the logits and of the scores. alternatives: by row,
+    found: one per query. norms, score_norms: by row, logsumexp of the logits and of the scores. top_logprobs: by row,
     the tokens with the greatest logits, for rows that need them.
     """
 
     found: list[RowResult]
     norms: list[float]
     score_norms: list[float]
-    alternatives: dict[int, RowResult]
+    top_logprobs: dict[int, RowResult]
 
 
 def find(

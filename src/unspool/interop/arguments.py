@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from unspool.config import GenerationConfig, standing
+from unspool.config import GenerationConfig, option_status
 from unspool.config.foreign import is_set
 from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
@@ -164,7 +164,7 @@ def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None
         raise OptionError("generation_config", _shown(given), allowed, "give options as keywords: max_new_tokens=20")
     config = GenerationConfig.from_transformers(given)
     for name, value in config.extras.items():
-        if standing(name) == "unknown" and is_set(value) and value != stored.extras.get(name):
+        if option_status(name) == "unknown" and is_set(value) and value != stored.extras.get(name):
             check_foreign(name, value)
     return config
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unspool.config import OPTIONS, standing
+from unspool.config import OPTIONS, option_status
 from unspool.errors import OptionError
 
 
@@ -18,7 +18,7 @@ def lenient(options: Mapping[str, Any]) -> dict[str, Any]:
     As in transformers, an unknown argument is left out if it is None. A value that its option refuses is converted if
     this loses nothing: 1 to True, 6.0 to 6, a tensor to numbers. All other values stay, so that the table refuses them.
     """
-    given = {name: value for name, value in options.items() if value is not None or standing(name) != "unknown"}
+    given = {name: value for name, value in options.items() if value is not None or option_status(name) != "unknown"}
     return {name: _accepted(name, value) if name in OPTIONS else value for name, value in given.items()}
 
 

@@ -15,9 +15,9 @@ from unspool.protocols import Context, RowKey
 
 
 class Diversity(Fixed[float]):
-    """Subtract `diversity_penalty` from a token's score for each time it occurs in the row's `avoid`. Off at 0.
+    """Subtract `diversity_penalty` from a token's score for each time it occurs in the row's `taken_tokens`. Off at 0.
 
-    Worked example: penalty 0.5, avoid (7, 2, 7): token 7 loses 1.0, token 2 loses 0.5.
+    Worked example: penalty 0.5, taken_tokens (7, 2, 7): token 7 loses 1.0, token 2 loses 0.5.
 
     Source: transformers 4, `HammingDiversityLogitsProcessor`; Vijayakumar et al. 2018, Diverse Beam Search, section 3.
     """
@@ -33,7 +33,7 @@ class Diversity(Fixed[float]):
         cells = [
             (row, token, penalty * count)
             for row, (penalty, key) in enumerate(zip(states, keys, strict=True))
-            for token, count in Counter(key.avoid).items()
+            for token, count in Counter(key.taken_tokens).items()
         ]
         if cells:
             rows, tokens, penalties = zip(*cells, strict=True)

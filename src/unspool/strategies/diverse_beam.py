@@ -143,20 +143,20 @@ def choose_in_turn(
         Per group, the continuations that stay live, best first; empty if the group is finished.
     """
     running: list[list[Choice]] = []
-    avoid: list[int] = []
+    taken_tokens: list[int] = []
     # An empty Score only computes a branch's row, so the first Turn computes all groups in one pass.
     waiting = tuple(Score(beam.branch, ()) for group in groups for beam in group.beams)
     for group in groups:
         if not group.beams:
             running.append([])
-            avoid += padding * group.pool.size
+            taken_tokens += padding * group.pool.size
             continue
-        asks = tuple(Top(beam.branch, count, avoid=tuple(avoid)) for beam in group.beams)
+        asks = tuple(Top(beam.branch, count, taken_tokens=tuple(taken_tokens)) for beam in group.beams)
         reply = yield replace(turn, asks=asks + waiting[len(asks) :])
         choices = by_total(continuations(group.beams, reply[: len(asks)]))[:count]
         running.append(group.pool.finish_and_filter(choices))
         tokens = (each.candidate.token for each in choices if each.candidate.ends in (None, *CUT_OFF))
-        avoid += islice(tokens, group.pool.size)
+        taken_tokens += islice(tokens, group.pool.size)
         turn, waiting = Turn(), ()
     return running
 

@@ -1,4 +1,4 @@
-"""The general path and recomputation: each family against its own forward, and in any company."""
+"""The generic backend and recomputation: each family against its own forward, and in any company."""
 
 from __future__ import annotations
 

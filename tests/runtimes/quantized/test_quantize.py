@@ -354,7 +354,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 PATHS = {
     "gpt2": "slot cache",
     "llama": "slot cache",
-    "bloom": "general path",
+    "bloom": "generic backend",
     "openai": "recomputation",
     "t5": "passes",
 }

@@ -108,7 +108,7 @@ class GenericRuntime(Runtime):
 
     def _describe(self) -> str:
         if self._use_cache:
-            parts, slower = ["general path: transformers' own cache"], "not the slot cache"
+            parts, slower = ["generic backend: transformers' own cache"], "not the slot cache"
         else:
             parts, slower = ["recomputation: every forward reads the whole sequence"], "no faster path"
         parts += [f"{slower} ({self._reason})"] if self._reason else []

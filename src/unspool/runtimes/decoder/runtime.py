@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from unspool.errors import ModelError, OptionError
+from unspool.errors import OptionError
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan
@@ -187,11 +187,8 @@ class DecoderRuntime(Runtime):
         self._decoder_model.sync_weights()
         if self._decoder_model.version == self._version:
             return
-        if self._decoder_model.layout == self._slots.layout:
-            self._slots.forget_free()
+        if self._slots.renew(self._decoder_model.layout):
             self._version = self._decoder_model.version
-        elif self._slots.live:
-            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
         else:
             self._configure()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+from unspool.errors import ModelError
 from unspool.runtimes.kv.limits import NO_LIMITS, Limits, check_room
 from unspool.runtimes.kv.pool import Layout, SlotPool, next_pool_size, size_class
 from unspool.runtimes.kv.slot import PrefixMatch, Slot, longest_prefix_match
@@ -171,6 +172,22 @@ class SlotTable:
             slot.take(source, length)
         self._open(seq, slot)
         return length
+
+    def renew(self, layout: Layout) -> bool:
+        """Start over after a weight change: forget the K/V of free slots.
+
+        Returns:
+            False if the model's layout is another one now: then a new table is needed.
+
+        Raises:
+            ModelError: if the layout is another one while sequences are cached.
+        """
+        if layout == self.layout:
+            self.forget_free()
+            return True
+        if self.live:
+            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
+        return False
 
     def forget_free(self) -> None:
         """Clear the prefix cache after the weights have changed.

@@ -198,11 +198,8 @@ class Seq2SeqRuntime(Runtime):
         self._model.sync_weights()
         if self._model.version == self._version:
             return
-        if self._model.layout == self._slots.layout:
-            self._slots.forget_free()
+        if self._slots.renew(self._model.layout):
             self._version = self._model.version
-        elif self._slots.live:
-            raise ModelError("the model's shape has changed while sequences are cached: finish or cancel them first")
         else:
             self._configure()
 

@@ -34,7 +34,7 @@ def read_assistant(given: Any) -> Assistant | None:
     if given is None:
         return None
     if hasattr(given, "runtime") and hasattr(given, "tokenizer"):
-        return Assistant(given.runtime, given.tokenizer)
+        return Assistant(as_runtime(given.runtime), given.tokenizer)
     if is_runtime(given):
         return Assistant(as_runtime(given), None)
     if hasattr(given, "generation_config") and hasattr(given, "forward"):
@@ -82,7 +82,7 @@ def check_source(assistant: Assistant, source: SourceInfo | None) -> None:
     Raises:
         OptionError: if it does not.
     """
-    theirs = as_runtime(assistant.runtime).source
+    theirs = assistant.runtime.source
     if source is not None and theirs is not None and theirs.kind != source.kind:
         allowed = f"must read {source.kind}, as the model does, and reads {theirs.kind}"
         raise OptionError(_OPTION, assistant.runtime.info.name, allowed, "leave it out")

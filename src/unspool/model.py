@@ -57,10 +57,10 @@ class LanguageModel:
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.runtime = runtime
+        self.runtime = as_runtime(runtime)
         self.tokenizer, self.processor = tokenizer, processor
         self.config = config or GenerationConfig()
-        self.engine = Engine(runtime, max_batch_tokens=max_batch_tokens)
+        self.engine = Engine(self.runtime, max_batch_tokens=max_batch_tokens)
         self._driver = Driver(self.engine)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer is not None else None
         self._checkpoint = checkpoint
@@ -472,7 +472,7 @@ class LanguageModel:
 
     @property
     def _reader(self) -> Reader:
-        return Reader(as_runtime(self.runtime), self.tokenizer, self.processor)
+        return Reader(self.runtime, self.tokenizer, self.processor)
 
     def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[PlannedRequest]:
         """Return one planned request per prompt, with the options of its group."""

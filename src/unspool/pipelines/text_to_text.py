@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from unspool.adapters import as_runtime
 from unspool.errors import PromptError
 from unspool.pipelines.base import Call, Pipeline, Record
 from unspool.pipelines.inputs import Input, Prepared, encode_input
@@ -57,7 +56,7 @@ class TextToTextPipeline(Pipeline):
         requested = call.resolved.decoder_start_token_id
         if requested is not None:
             return requested
-        source = as_runtime(self.model.runtime).source
+        source = self.model.runtime.source
         start = None if source is None else source.decoder_start_token_id
         return () if start is None else (start,)
 

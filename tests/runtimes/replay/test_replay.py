@@ -21,6 +21,8 @@ from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.program import SIZES, Program, Size
 from unspool.runtimes.replay.replay import Replay, patience
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
+from unspool.runtimes.weights import packed_linear
+from unspool.runtimes.weights.autotune import PACKED, PLAIN, LinearPlan
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Feed
 
@@ -85,6 +87,24 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
     for _ in range(3):
         recorded.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in range(900, 937)])
     assert len(calls) == 1, "the first pass of a size is proven, the others need no model"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("family", ["ctrl", "opt", "llama"])
+def test_a_recorded_pass_of_packed_and_plain_layers_gives_the_models_own_bits(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packed layer pads a single row, and the plain layer behind the attention chooses its kernel by the strides."""
+
+    def square_is_plain(in_features: int, out_features: int, dtype: torch.dtype) -> LinearPlan:
+        return PLAIN if in_features == out_features else PACKED
+
+    monkeypatch.setattr(packed_linear, "best_plan", square_is_plain)
+    recorded = runtime_over(tiny_model(family, dtype=torch.bfloat16), recorded=True, own=True)
+    for feeds in script(seed=1, steps=40):
+        recorded.forward(feeds)
+    recording = recorded._decoder_model._recorded
+    assert recording is not None and recording.obstacle == ""
 
 
 @pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows

@@ -78,16 +78,18 @@ class SlotCache(UnmaskedCache):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
-        """Attend every token of the pass over its own slot. --> [rows, heads, value width]"""
+        """Attend every token of the pass over its own slot. --> [rows, heads, value width], contiguous
+
+        The layer behind the attention can choose another kernel for other strides, so the strides never vary.
+        """
         plan, layer = self.plan, self._layer
         queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]
         if plan.is_all_runs:
-            padding = plan.num_rows - plan.num_tokens
-            if not padding:
-                return self._attend_runs(queries, layer, params)
+            found = self._attend_runs(queries[: plan.num_tokens], layer, params)
             if plan.num_tokens == 1:  # padding repeats this token
-                return self._attend_runs(queries[:1], layer, params).expand(plan.num_rows, -1, -1)
-            return F.pad(self._attend_runs(queries[: plan.num_tokens], layer, params), (0, 0, 0, 0, 0, padding))
+                return found.expand(plan.num_rows, -1, -1).contiguous()
+            padding = plan.num_rows - plan.num_tokens
+            return (F.pad(found, (0, 0, 0, 0, 0, padding)) if padding else found).contiguous()
         out = torch.empty(plan.num_rows, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
         out[plan.num_tokens :] = 0
         if plan.groups:

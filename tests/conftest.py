@@ -87,18 +87,18 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture
-def packed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def unforced_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers have their default form: plain if they are small, else by a trial, which the test must replace."""
+    monkeypatch.delenv("UNSPOOL_LINEAR", raising=False)
+
+
+@pytest.fixture
+def packed_layers(unforced_layers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that this test prepares have packed linear layers, whatever is fastest on this CPU."""
     monkeypatch.setenv("UNSPOOL_LINEAR", "packed")
 
 
 @pytest.fixture
-def plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_layers(unforced_layers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that this test prepares have plain linear layers."""
     monkeypatch.setenv("UNSPOOL_LINEAR", "plain")
-
-
-@pytest.fixture
-def unforced_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linear layers have their default form: plain if they are small, else by a trial, which the test must replace."""
-    monkeypatch.delenv("UNSPOOL_LINEAR", raising=False)

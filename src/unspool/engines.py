@@ -58,4 +58,4 @@ def driver_of(model: Any) -> Driver:
 
 def _runtime_of(model: Any) -> Runtime:
     """Return a runtime under the soft limits of `load`."""
-    return runtime_of(model, own=False, max_cache_tokens="auto", max_sequences="auto")
+    return runtime_of(model, owns_model=False, max_cache_tokens="auto", max_sequences="auto")

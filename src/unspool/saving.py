@@ -25,11 +25,11 @@ class Checkpoint:
 
     Args:
         model: as `unspool.load` loaded or received it.
-        own: True if `unspool.load` loaded it; False for the user's model, which is not kept alive.
+        owns_model: True if `unspool.load` loaded it; False for the user's model, which is not kept alive.
     """
 
-    def __init__(self, model: Any, *, own: bool) -> None:
-        self._model: Callable[[], Any] = (lambda: model) if own else weakref.ref(model)
+    def __init__(self, model: Any, *, owns_model: bool) -> None:
+        self._model: Callable[[], Any] = (lambda: model) if owns_model else weakref.ref(model)
 
     @property
     def model(self) -> Any:

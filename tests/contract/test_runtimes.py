@@ -31,13 +31,13 @@ class Case(NamedTuple):
 
 
 def decoder(family: str, **options: Any) -> Case:
-    make = lambda: DecoderRuntime(tiny_model(family), own=True, **options)  # noqa: E731
+    make = lambda: DecoderRuntime(tiny_model(family), owns_model=True, **options)  # noqa: E731
     return Case(make, lambda runtime: len(runtime._slots.live), 3e-5)
 
 
 def chosen(family: str, **changes: Any) -> Case:
     """A family that the slot cache refuses, on the path that is chosen for it."""
-    make = lambda: runtime_of(tiny_model(family, **changes), own=True)  # noqa: E731
+    make = lambda: runtime_of(tiny_model(family, **changes), owns_model=True)  # noqa: E731
     return Case(make, lambda runtime: len(runtime._table.live), 1e-4)
 
 
@@ -58,7 +58,7 @@ LONG_ROPE = {
 def sourced(family: str, **options: Any) -> Case:
     """A model that reads a source, the same one for every sequence."""
     make = lambda: Sourced(  # noqa: E731
-        Seq2SeqRuntime(tiny_seq2seq(family), own=True, **options), random_source(family)
+        Seq2SeqRuntime(tiny_seq2seq(family), owns_model=True, **options), random_source(family)
     )
     return Case(make, lambda runtime: len(runtime.live), 3e-5)
 

@@ -142,8 +142,8 @@ def test_a_drafts_rows_have_the_models_width(vocab: int) -> None:
 @pytest.mark.parametrize("vocab_size", [80, 97, 128])
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "num_return_sequences": 3}])
 def test_real_models_of_different_padding(vocab_size: int, sampling: dict[str, Any]) -> None:
-    model = DecoderRuntime(tiny_model("llama"), own=True)
-    draft = DecoderRuntime(tiny_model("gpt2", vocab_size=vocab_size), own=True)
+    model = DecoderRuntime(tiny_model("llama"), owns_model=True)
+    draft = DecoderRuntime(tiny_model("gpt2", vocab_size=vocab_size), owns_model=True)
     options = {"max_new_tokens": 12, "batch_invariant": True, "ignore_eos": True, "seed": 3} | sampling
     engine = Engine(model)
     drafted = engine.submit(request([5, 7, 9], own={"assistant": draft}, **SURE | options))
@@ -300,7 +300,7 @@ def toy_pair() -> tuple[Any, Any]:
 
 
 def real_pair() -> tuple[Any, Any]:
-    model, draft = (DecoderRuntime(tiny_model("llama"), own=True) for _ in range(2))
+    model, draft = (DecoderRuntime(tiny_model("llama"), owns_model=True) for _ in range(2))
     return model, draft
 
 

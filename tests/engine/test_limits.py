@@ -118,7 +118,7 @@ def test_none_lifts_a_limit_and_a_number_is_a_hard_one() -> None:
     ids=["general", "recomputation", "encoder-decoder", "state"],
 )
 def test_every_path_has_the_default_limits(model: Any, has_tokens: bool) -> None:
-    info = runtime_of(model, own=True, max_sequences="auto", max_cache_tokens="auto").info
+    info = runtime_of(model, owns_model=True, max_sequences="auto", max_cache_tokens="auto").info
     assert info.soft_max_sequences == 256
     assert (info.soft_max_tokens is not None) == has_tokens
 

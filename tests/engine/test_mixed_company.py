@@ -212,7 +212,7 @@ def tiny(family: str) -> Callable[..., tuple[DecoderRuntime, DecoderRuntime]]:
 
     def make(max_sequences: int | None = None, max_tokens: int | None = None) -> tuple[DecoderRuntime, DecoderRuntime]:
         model, near = (
-            DecoderRuntime(each, own=False, max_sequences=max_sequences, max_cache_tokens=max_tokens)
+            DecoderRuntime(each, owns_model=False, max_sequences=max_sequences, max_cache_tokens=max_tokens)
             for each in weights()
         )
         return model, near

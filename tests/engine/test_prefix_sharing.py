@@ -101,7 +101,7 @@ class Counted:
 
 
 def counted(family: str = "gpt2", *, plain: bool = False, **options: Any) -> Counted:
-    return Counted(DecoderRuntime(tiny_model(family), own=True, **options), plain=plain)
+    return Counted(DecoderRuntime(tiny_model(family), owns_model=True, **options), plain=plain)
 
 
 def outputs_of(runtime: Any, wanted: Sequence[Request], *, gap: int | None = 0, budget: int = 512) -> list[Any]:
@@ -296,7 +296,7 @@ def test_rows_in_the_middle_of_a_prompt_are_computed_and_what_stands_before_is_n
 
 def test_what_was_computed_with_other_weights_is_not_shared() -> None:
     model = tiny_model("llama")
-    runtime = Counted(DecoderRuntime(model, own=False))
+    runtime = Counted(DecoderRuntime(model, owns_model=False))
     engine = Engine(runtime)
     (first, second) = questions(2, max_new_tokens=8, ignore_eos=True)
     engine.submit(first)
@@ -308,7 +308,7 @@ def test_what_was_computed_with_other_weights_is_not_shared() -> None:
     assert runtime.passes[1] == (1, len(second.prompt))
     drain(engine)
     found = outputs_of(runtime, [second])
-    fresh = outputs_of(Counted(DecoderRuntime(model, own=False), plain=True), [second])
+    fresh = outputs_of(Counted(DecoderRuntime(model, owns_model=False), plain=True), [second])
     assert tokens_of(found) == tokens_of(fresh)
     runtime.check()
 
@@ -358,7 +358,7 @@ def test_the_second_turn_of_a_chat_computes_what_is_new() -> None:
     tokenizer = type(plain)(
         tokenizer_object=plain.backend_tokenizer, eos_token="<|end|>", extra_special_tokens=["<|turn|>"]
     )
-    runtime = Counted(DecoderRuntime(tiny_model("gpt2", vocab_size=len(tokenizer)), own=True))
+    runtime = Counted(DecoderRuntime(tiny_model("gpt2", vocab_size=len(tokenizer)), owns_model=True))
     lm = LanguageModel(runtime, tokenizer)
     options: dict[str, Any] = {"chat_template": TURNS, "max_new_tokens": 12}
     first = lm.chat([{"role": "user", "content": "Tell me of a king who had a daughter."}], **options)

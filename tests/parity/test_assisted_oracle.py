@@ -25,12 +25,12 @@ FAMILIES = ("gpt2", "llama", "gemma2", "qwen2")
 
 @cache
 def recorded(name: str) -> DecoderRuntime:
-    return DecoderRuntime(oracle_model(name), own=False)
+    return DecoderRuntime(oracle_model(name), owns_model=False)
 
 
 @cache
 def tiny(family: str) -> DecoderRuntime:
-    return DecoderRuntime(tiny_model(family, seed=7), own=True)
+    return DecoderRuntime(tiny_model(family, seed=7), owns_model=True)
 
 
 @cache
@@ -41,7 +41,7 @@ def tiny_draft(family: str) -> DecoderRuntime:
         torch.manual_seed(1)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.004)
-    return DecoderRuntime(model, own=True)
+    return DecoderRuntime(model, owns_model=True)
 
 
 def run_together(runtime: DecoderRuntime, draft: DecoderRuntime | None, wanted: list[Any]) -> tuple[list[Any], Engine]:

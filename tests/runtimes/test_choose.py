@@ -62,21 +62,21 @@ def own_rows(model: Any, tokens: Sequence[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", sampled(list(FAMILIES), 6))
 def test_what_the_slot_cache_can_serve_runs_there(family: str) -> None:
-    runtime = runtime_of(tiny_model(family), own=True, max_cache_tokens=50, max_sequences=3)
+    runtime = runtime_of(tiny_model(family), owns_model=True, max_cache_tokens=50, max_sequences=3)
     assert isinstance(runtime, DecoderRuntime)
     assert (runtime.info.max_tokens, runtime.info.max_sequences) == (50, 3)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
 def test_sliding_windows_stay_on_the_slot_cache(family: str) -> None:
-    assert isinstance(runtime_of(tiny_model(family), own=False), DecoderRuntime)
+    assert isinstance(runtime_of(tiny_model(family), owns_model=False), DecoderRuntime)
 
 
 @pytest.mark.parametrize("family", sampled(list(OTHERS), 8))
-@pytest.mark.parametrize("own", [True, False])
-def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own: bool) -> None:
+@pytest.mark.parametrize("owns_model", [True, False])
+def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, owns_model: bool) -> None:
     model = tiny_model(family)
-    runtime = runtime_of(model, own=own)
+    runtime = runtime_of(model, owns_model=owns_model)
     assert type(runtime) is GenericRuntime
     assert isinstance(runtime, Runtime) and not runtime.info.needs_source
     name = "generic backend" if family in GENERAL else "recomputation"
@@ -86,20 +86,20 @@ def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own
 
 
 def test_what_was_tried_before_is_told() -> None:
-    paths = {family: runtime_of(tiny_model(family), own=True).info.backend for family in RECOMPUTED}
+    paths = {family: runtime_of(tiny_model(family), owns_model=True).info.backend for family in RECOMPUTED}
     assert {family for family, path in paths.items() if "takes no cache" in path} == {"openai", "xlnet", "xlm"}
     assert {family for family, path in paths.items() if "returns no cache" in path} == {"recurrent_gemma", "bert"}
     assert {family for family, path in paths.items() if "one pass for each position" in path} == READING_A_PLACE
 
 
 def test_a_model_with_a_source_has_a_runtime_of_its_own() -> None:
-    assert isinstance(runtime_of(tiny_seq2seq("t5"), own=False, max_sequences=5), Seq2SeqRuntime)
+    assert isinstance(runtime_of(tiny_seq2seq("t5"), owns_model=False, max_sequences=5), Seq2SeqRuntime)
 
 
 def test_a_model_that_fails_its_trial_on_the_slot_cache_falls_back_to_its_own_cache() -> None:
     model, tokens = tiny_model("phimoe"), text(9)
     expected, implementation = own_rows(model, tokens), model.config._attn_implementation
-    runtime = runtime_of(model, own=True)
+    runtime = runtime_of(model, owns_model=True)
     assert isinstance(runtime, GenericRuntime) and "other results on the slot cache" in runtime.info.backend
     assert model.config._attn_implementation == implementation
     rows = runtime.forward([feed(0, tokens)]).logits
@@ -110,32 +110,32 @@ def test_a_model_that_runs_nowhere_is_refused_with_every_reason() -> None:
     model = tiny_model("bloom")
     model.lm_head = nn.Linear(3, 5)
     with pytest.raises(ModelError, match="attention interface; .*mat1 and mat2.*; .*mat1 and mat2"):
-        runtime_of(model, own=False)
+        runtime_of(model, owns_model=False)
 
 
 def test_what_is_no_generating_model_is_refused() -> None:
     with pytest.raises(ModelError, match="not a transformers model"):
-        runtime_of(nn.Linear(2, 2), own=False)
+        runtime_of(nn.Linear(2, 2), owns_model=False)
     with pytest.raises(ModelError, match="no language-model head"):
-        runtime_of(tiny_model("bloom").transformer, own=False)
+        runtime_of(tiny_model("bloom").transformer, owns_model=False)
 
 
 def test_a_model_that_cannot_be_copied_runs_as_it_is_and_is_left_as_it_was() -> None:
     model = tiny_model("bloom").train()
     expected = own_rows(tiny_model("bloom"), text(6))
     model.cached_loss = model(torch.tensor([[5, 6]])).logits.sum()
-    runtime: Any = runtime_of(model, own=False)
+    runtime: Any = runtime_of(model, owns_model=False)
     assert runtime.in_place and "caller's own module" in runtime.info.backend
     rows = runtime.forward([feed(0, text(6))]).logits
     torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
     assert model.training and all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("owns_model", [True, False])
 @pytest.mark.parametrize("family", STRETCHED)
-def test_rows_on_both_sides_of_the_original_length_are_the_models_own(family: str, own: bool) -> None:
+def test_rows_on_both_sides_of_the_original_length_are_the_models_own(family: str, owns_model: bool) -> None:
     changes = STRETCHED[family]
-    runtime = runtime_of(tiny_model(family, **changes), own=own)
+    runtime = runtime_of(tiny_model(family, **changes), owns_model=owns_model)
     assert isinstance(runtime, LongRopeRuntime) and f"up to {ORIGINAL} tokens slot cache" in runtime.info.backend
     model, rng = tiny_model(family, **changes), random.Random(1)
     texts = [text(26), text(ORIGINAL + 1), text(5)]
@@ -156,7 +156,7 @@ def test_the_two_lengths_differ() -> None:
 @pytest.mark.parametrize("family", STRETCHED)
 @pytest.mark.parametrize("length", [5, ORIGINAL, 20])
 def test_a_stretched_model_writes_what_transformers_writes(family: str, length: int) -> None:
-    runtime, ids = runtime_of(tiny_model(family, **STRETCHED[family]), own=False), torch.tensor([text(length)])
+    runtime, ids = runtime_of(tiny_model(family, **STRETCHED[family]), owns_model=False), torch.tensor([text(length)])
     for options in ({"max_new_tokens": 16}, {"max_new_tokens": 16, "num_beams": 3}):
         # A model of its own, since angles stay what the longest sequence before needed; and no cache, since that goes
         # on with keys that were turned by the angles of a shorter one.
@@ -170,9 +170,9 @@ def test_a_stretched_model_writes_what_transformers_writes(family: str, length: 
 
 
 def test_limits_of_a_stretched_model() -> None:
-    runtime = runtime_of(tiny_model("phi3", **LONGROPE), own=True, max_cache_tokens=40, max_sequences=2)
+    runtime = runtime_of(tiny_model("phi3", **LONGROPE), owns_model=True, max_cache_tokens=40, max_sequences=2)
     assert (runtime.info.max_length, runtime.info.max_tokens, runtime.info.max_sequences) == (256, 40, 2)
-    assert runtime_of(tiny_model("llama", **DYNAMIC), own=True).info.max_length == 4 * ORIGINAL
+    assert runtime_of(tiny_model("llama", **DYNAMIC), owns_model=True).info.max_length == 4 * ORIGINAL
     runtime.forward([feed(0, [5] * 30)])
     with pytest.raises(CapacityError, match="at most 40 tokens; 41"):
         runtime.forward([feed(1, [5] * 11)])
@@ -181,7 +181,7 @@ def test_limits_of_a_stretched_model() -> None:
 
 
 def test_a_stretched_forward_that_raises_leaves_every_sequence_as_it_was() -> None:
-    runtime: Any = runtime_of(tiny_model("phi3", **LONGROPE), own=False)
+    runtime: Any = runtime_of(tiny_model("phi3", **LONGROPE), owns_model=False)
     model, first, second = tiny_model("phi3", **LONGROPE), text(10), text(15)
     runtime.forward([feed(0, first), feed(1, second)])
 

@@ -15,9 +15,9 @@ from unspool.runtimes.current import CurrentRuntime
 from unspool.types import Feed, Rows
 
 
-def current(model: Any, *, own: bool = False, **options: Any) -> CurrentRuntime:
-    make = partial(runtime_of, own=own, **options)
-    return CurrentRuntime(model, lambda model, attention: make(model, attention=attention), own=own)
+def current(model: Any, *, owns_model: bool = False, **options: Any) -> CurrentRuntime:
+    make = partial(runtime_of, owns_model=owns_model, **options)
+    return CurrentRuntime(model, lambda model, attention: make(model, attention=attention), owns_model=owns_model)
 
 
 def negate(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -38,15 +38,15 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_one_forward_serves_sequences_from_before_and_after_a_hook(own: bool) -> None:
+@pytest.mark.parametrize("owns_model", [False, True])
+def test_one_forward_serves_sequences_from_before_and_after_a_hook(owns_model: bool) -> None:
     model = tiny_model("llama")
-    runtime = current(model, own=own)
+    runtime = current(model, owns_model=owns_model)
     runtime.forward([feed(0, [5, 6]), feed(1, [9])])
     handle = model.lm_head.register_forward_hook(negate)
     options: dict[str, Any] = {"asked": (0, 1), "hidden": True, "layers": (1,)}
     rows: Rows = runtime.forward([feed(0, [7]), feed(2, [8, 9], **options), feed(1, [3], **options | {"asked": (0,)})])
-    sign = -1 if own else 1  # the modules of our own model are the ones that carry the hook
+    sign = -1 if owns_model else 1  # the modules of our own model are the ones that carry the hook
     close(rows.logits[0], sign * own_rows([5, 6, 7])[-1])
     close(rows.logits[1:3], -own_rows([8, 9]))
     close(rows.logits[3], sign * own_rows([9, 3])[-1])

@@ -96,7 +96,7 @@ def load(
     given = base_of(name_or_path)
     if isinstance(given, PreTrainedModel):
         model = _given_model(given, device, dtype, quantize, {"gguf_file": gguf_file, **from_pretrained_options})
-        own, read_tokenizer = False, _tokenizer(tokenizer, {})
+        owns_model, read_tokenizer = False, _tokenizer(tokenizer, {})
         read_processor = _processor(processor, model, {})
     elif name_or_path is not None and not isinstance(name_or_path, str | os.PathLike):
         raise ModelError(
@@ -114,13 +114,13 @@ def load(
         if called is not None:
             model.config.name_or_path = called  # instead of the folder that it was read from
         stored_one = source if _has_tokenizer(source, options) else None
-        own, read_tokenizer = (
-            True,
-            _tokenizer(tokenizer or stored_one, from_pretrained_options if tokenizer else options),
-        )
+        owns_model = True
+        read_tokenizer = _tokenizer(tokenizer or stored_one, from_pretrained_options if tokenizer else options)
         read_processor = _processor(processor or source, model, options)
-    make = partial(runtime_of, own=own, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences)
-    runtime = CurrentRuntime(model, lambda model, attention: make(model, attention=attention), own=own)
+    make = partial(
+        runtime_of, owns_model=owns_model, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences
+    )
+    runtime = CurrentRuntime(model, lambda model, attention: make(model, attention=attention), owns_model=owns_model)
     whole: Any = name_or_path if given is model else model
     stored = GenerationConfig.from_transformers(whole.generation_config)
     return LanguageModel(
@@ -129,7 +129,7 @@ def load(
         processor=read_processor,
         config=stored,
         max_batch_tokens=max_batch_tokens,
-        checkpoint=Checkpoint(whole, own=own),
+        checkpoint=Checkpoint(whole, owns_model=owns_model),
     )
 
 

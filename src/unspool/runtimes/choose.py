@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def runtime_of(
     model: Any,
     *,
-    own: bool,
+    owns_model: bool,
     pack: Pack = "auto",
     max_cache_tokens: Limit = None,
     max_sequences: Limit = None,
@@ -41,8 +41,8 @@ def runtime_of(
 
     Args:
         model: a causal language model or an encoder-decoder.
-        own: True if the model is ours to change. Otherwise it stays as it is, and the runtime follows its training
-            steps whenever a sequence begins.
+        owns_model: True if the model is ours to change. Otherwise it stays as it is, and the runtime follows its
+            training steps whenever a sequence begins.
         pack: whether to pack linear layers on a CPU; "auto" packs if the CPU supports it and memory allows it.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`.
         max_sequences: limit on live sequences.
@@ -53,7 +53,7 @@ def runtime_of(
     """
     _check(model)
     options: dict[str, Any] = {
-        "own": own,
+        "owns_model": owns_model,
         "pack": pack,
         "max_cache_tokens": max_cache_tokens,
         "max_sequences": max_sequences,
@@ -63,7 +63,7 @@ def runtime_of(
     if getattr(model.config, "is_encoder_decoder", False) or has_prefix_image(model):
         from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 
-        runtime: Runtime = Seq2SeqRuntime(model, **options, names=names if own and patch else None, patch=patch)
+        runtime: Runtime = Seq2SeqRuntime(model, **options, names=names if owns_model and patch else None, patch=patch)
         return runtime
     runtime = _patched(model, options, names, patch) if patch else _fastest(model, options, names)
     rope = growing_rope(model)
@@ -73,7 +73,7 @@ def runtime_of(
 
     return LongRopeRuntime(
         runtime,
-        _beyond(model, rope, own=own, attention=names, patch=patch),
+        _beyond(model, rope, owns_model=owns_model, attention=names, patch=patch),
         original=rope.original,
         max_length=rope.longest,
         max_cache_tokens=max_cache_tokens,
@@ -103,7 +103,9 @@ def _patched(model: Any, options: dict[str, Any], attention: AttentionNames, pat
     """Return a runtime that runs the model's own modules, with the patches of the moment."""
     from unspool.runtimes.wrap.wrapped import WrappedModel
 
-    wrapped = WrappedModel(model, own=options["own"], attention=attention if options["own"] else None, patch=patch)
+    wrapped = WrappedModel(
+        model, owns_model=options["owns_model"], attention=attention if options["owns_model"] else None, patch=patch
+    )
     return _first((_generic, _recompute), model, {**options, "wrapped": wrapped}, attention)
 
 
@@ -117,7 +119,7 @@ def _first(
             return make(model, **options, **({"reason": "; ".join(reasons)} if reasons else {}))
         except ModelError as error:
             reasons.append(str(error))
-            if options["own"]:
+            if options["owns_model"]:
                 restore_attention(attention)  # the slot cache can have changed it
     raise ModelError(f"{type(model).__name__} cannot be run here: {'; '.join(reasons)}")
 
@@ -133,16 +135,18 @@ def _recompute(model: Any, **options: Any) -> Runtime:
     return _generic(model, use_cache=False, **options)
 
 
-def _beyond(model: Any, rope: GrowingRope, *, own: bool, attention: AttentionNames, patch: str) -> Runtime:
+def _beyond(model: Any, rope: GrowingRope, *, owns_model: bool, attention: AttentionNames, patch: str) -> Runtime:
     """Return the runtime for sequences that are longer than the rotary embedding's original length."""
     from unspool.runtimes.wrap.wrapped import WrappedModel
 
     # A model of ours has its packed layers already; beside a user's own weights one packed copy is enough.
-    wrapped = WrappedModel(model, own=own, pack=False, attention=attention if own else None, patch=patch)
+    wrapped = WrappedModel(
+        model, owns_model=owns_model, pack=False, attention=attention if owns_model else None, patch=patch
+    )
     reason = "the angles of all tokens change with each one"
     if rope.kind == "longrope":
         try:
-            return _generic(model, own=own, wrapped=wrapped)
+            return _generic(model, owns_model=owns_model, wrapped=wrapped)
         except ModelError as error:
             reason = str(error)
-    return _recompute(model, own=own, wrapped=wrapped, row_by_row=True, reason=reason)
+    return _recompute(model, owns_model=owns_model, wrapped=wrapped, row_by_row=True, reason=reason)

@@ -32,16 +32,16 @@ class CurrentRuntime(Runtime):
 
     Args:
         model: a loaded transformers model.
-        own: True if the model is ours; it is then kept alive.
+        owns_model: True if the model is ours; it is then kept alive.
         make: makes a runtime for the current state of the model, given its attention implementations.
 
     Attributes:
         newest: the runtime that new sequences begin on.
     """
 
-    def __init__(self, model: Any, make: Callable[[Any, AttentionNames], Runtime], *, own: bool) -> None:
-        self._model: Callable[[], Any] = (lambda: model) if own else weakref.ref(model)
-        self._make, self._own = make, own
+    def __init__(self, model: Any, make: Callable[[Any, AttentionNames], Runtime], *, owns_model: bool) -> None:
+        self._model: Callable[[], Any] = (lambda: model) if owns_model else weakref.ref(model)
+        self._make, self._own = make, owns_model
         self._attention = attention_names(model)
         self._homes: dict[Seq, Runtime] = {}
         self._lengths: dict[Seq, int] = {}

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def make(family: str, maker: Any = None, **options: Any) -> DecoderRuntime:
-    return DecoderRuntime(tiny_model(family), own=True, graph_maker=maker, **options)
+    return DecoderRuntime(tiny_model(family), owns_model=True, graph_maker=maker, **options)
 
 
 def graphs_of(runtime: DecoderRuntime) -> Graphs:
@@ -240,7 +240,7 @@ def test_a_graph_dies_with_its_pool_and_does_not_keep_it() -> None:
 @pytest.mark.parametrize("told", [False, True], ids=["seen", "told"])
 def test_graphs_die_with_the_weights(told: bool) -> None:
     model, maker = tiny_model("llama"), Replays()
-    runtime = DecoderRuntime(model, own=False, graph_maker=maker)
+    runtime = DecoderRuntime(model, owns_model=False, graph_maker=maker)
     settle(runtime)
     assert len(graphs_of(runtime)) == 1
     kept = graphs_of(runtime)
@@ -255,18 +255,18 @@ def test_graphs_die_with_the_weights(told: bool) -> None:
         runtime.refresh()
     for seq in (0, 1):
         runtime.release(seq)
-    expected = settle(DecoderRuntime(model, own=False), steps=0)
+    expected = settle(DecoderRuntime(model, owns_model=False), steps=0)
     torch.testing.assert_close(settle(runtime, steps=0), expected, atol=2e-5, rtol=0)
     assert graphs_of(runtime) is kept and len(kept) == 0 and not kept.obstacle
     for seq in (0, 1):
         runtime.release(seq)
-    torch.testing.assert_close(settle(runtime), settle(DecoderRuntime(model, own=False)), atol=2e-5, rtol=0)
+    torch.testing.assert_close(settle(runtime), settle(DecoderRuntime(model, owns_model=False)), atol=2e-5, rtol=0)
     assert len(graphs_of(runtime)) == 1 and maker.made == 2
 
 
 def test_what_a_graph_reads_stays_in_memory_until_it_is_dropped() -> None:
     model = tiny_model("llama")
-    runtime = DecoderRuntime(model, own=False, pack=False, graph_maker=Replays())
+    runtime = DecoderRuntime(model, owns_model=False, pack=False, graph_maker=Replays())
     expected = settle(runtime)
     before = {parameter.data_ptr() for parameter in model.parameters()}
     for parameter in model.parameters():
@@ -373,7 +373,7 @@ def test_what_cannot_be_captured_or_repeated_goes_the_plain_way_and_says_why(whe
 def test_a_model_that_looks_at_values_is_found_out_before_anything_is_captured() -> None:
     maker, model = Replays(), tiny_model("llama")
     model.model.norm.register_forward_hook(lambda _, __, states: states if bool(states.isfinite().all()) else None)
-    runtime = DecoderRuntime(model, own=True, graph_maker=maker)
+    runtime = DecoderRuntime(model, owns_model=True, graph_maker=maker)
     torch.testing.assert_close(settle(runtime), settle(make("llama")), atol=2e-5, rtol=0)
     assert maker.made == 0 and "it reads values of tensors" in runtime.info.backend
 
@@ -408,7 +408,7 @@ def test_on_a_gpu_graphs_give_what_the_model_gives(
     monkeypatch.setenv("UNSPOOL_CUDA_GRAPHS", "1")
     device = torch.device("cuda", 0)
     model = tiny_model(family, dtype=dtype).to(device)
-    runtime, rng = DecoderRuntime(model, own=False), random.Random(16)
+    runtime, rng = DecoderRuntime(model, owns_model=False), random.Random(16)
     assert "CUDA graphs of decode steps" in runtime.info.backend
     texts = [text(rng, length) for length in (3, 9, 20, 1, 12)]
     feeds = [feed(seq, each) for seq, each in enumerate(texts)]

@@ -44,7 +44,7 @@ def test_the_users_model_stays_as_it_is(family: str) -> None:
     config = model.config.to_dict()
     implementation = model.config._attn_implementation
     expected = own_row(model)
-    runtime = DecoderRuntime(model, own=False, pack=True)
+    runtime = DecoderRuntime(model, owns_model=False, pack=True)
     assert same(next_row(runtime), expected)
     assert {n: (id(t), t._version) for n, t in model.state_dict(keep_vars=True).items()} == state
     assert {name: type(module) for name, module in model.named_modules()} == modules
@@ -59,7 +59,7 @@ def test_the_users_model_stays_as_it_is(family: str) -> None:
 
 def test_a_training_step_is_seen_when_the_next_sequence_opens() -> None:
     model = tiny_model("gpt2")
-    runtime = DecoderRuntime(model, own=False, pack=True)
+    runtime = DecoderRuntime(model, owns_model=False, pack=True)
     before = next_row(runtime)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model(torch.tensor([TEXT]), labels=torch.tensor([TEXT])).loss.backward()
@@ -70,7 +70,7 @@ def test_a_training_step_is_seen_when_the_next_sequence_opens() -> None:
 
 def test_what_a_free_slot_holds_from_before_a_training_step_is_not_reused() -> None:
     model = tiny_model("gpt2")
-    runtime = DecoderRuntime(model, own=False)
+    runtime = DecoderRuntime(model, owns_model=False)
     next_row(runtime)
     next_row(runtime, seq=9)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_what_a_free_slot_holds_from_before_a_training_step_is_not_reused() -> N
 )
 def test_every_counted_change_of_weights_is_seen(change: Any) -> None:
     model = tiny_model("llama")
-    runtime = DecoderRuntime(model, own=False, pack=True)
+    runtime = DecoderRuntime(model, owns_model=False, pack=True)
     before = next_row(runtime)
     change(model)
     after = next_row(runtime)
@@ -108,7 +108,7 @@ def test_every_counted_change_of_weights_is_seen(change: Any) -> None:
 @pytest.mark.usefixtures("packed_layers")
 def test_writes_through_data_are_seen_after_refresh() -> None:
     model = tiny_model("llama")
-    runtime = DecoderRuntime(model, own=False, pack=True)
+    runtime = DecoderRuntime(model, owns_model=False, pack=True)
     before = next_row(runtime)
     model.model.layers[0].mlp.down_proj.weight.data.mul_(3)
     assert torch.equal(next_row(runtime), before)
@@ -121,7 +121,7 @@ def test_writes_through_data_are_seen_after_refresh() -> None:
 def test_a_model_and_a_cache_made_in_inference_mode_serve_outside_of_it_too() -> None:
     with torch.inference_mode():
         model = tiny_model("llama")
-        runtime = DecoderRuntime(model, own=False, pack=True)
+        runtime = DecoderRuntime(model, owns_model=False, pack=True)
         runtime.forward([Feed(seq=0, tokens=TEXT, asked=())])
     runtime.fork(0, 1)
     runtime.release(0)
@@ -130,7 +130,7 @@ def test_a_model_and_a_cache_made_in_inference_mode_serve_outside_of_it_too() ->
 
 def test_several_runtimes_share_one_shell_and_no_sequences() -> None:
     model = tiny_model("gpt2")
-    first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
+    first, second = DecoderRuntime(model, owns_model=False), DecoderRuntime(model, owns_model=False)
     assert first._decoder_model is second._decoder_model is shared(model, DecoderModel, pack="auto")
     first.forward([Feed(seq=0, tokens=TEXT, asked=())])
     assert same(next_row(second), own_row(model))
@@ -149,7 +149,7 @@ def test_a_layer_that_is_more_than_a_plain_linear_one_is_not_packed_and_keeps_it
             return super().forward(inputs) * 2
 
     mlp.up_proj.__class__ = Louder
-    runtime = DecoderRuntime(model, own=False, pack=True)
+    runtime = DecoderRuntime(model, owns_model=False, pack=True)
     assert same(next_row(runtime), own_row(model))
     inner = runtime._decoder_model.module.model.layers[0]
     assert not any(
@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_reason() -> None:
     model = tiny_model("gpt2")
     model.cached_loss = model(torch.tensor([TEXT])).logits.sum()
     with pytest.raises(ModelError, match="cannot be copied"):
-        DecoderRuntime(model, own=False)
+        DecoderRuntime(model, owns_model=False)
 
 
 def test_the_shell_cannot_be_run_from_outside() -> None:
@@ -178,12 +178,12 @@ def test_a_model_with_accelerate_hooks_runs_as_it_is_and_is_left_as_it_was() -> 
     model = tiny_model("llama")
     expected = own_row(model)
     hooks.add_hook_to_module(model.model.layers[0], hooks.AlignDevicesHook(execution_device="cpu"))
-    runtime = DecoderRuntime(model, own=False)
+    runtime = DecoderRuntime(model, owns_model=False)
     assert runtime._decoder_model.module is model
     assert same(next_row(runtime), expected)
     assert "caller's own module" in runtime.info.backend
     assert model.config._attn_implementation != ATTENTION_NAME
-    assert same(next_row(DecoderRuntime(model.train(), own=False)), expected)
+    assert same(next_row(DecoderRuntime(model.train(), owns_model=False)), expected)
     assert all(module.training for module in model.modules())
 
 
@@ -194,7 +194,7 @@ def test_a_model_spread_over_devices_is_read_through_hooks_that_do_not_stay() ->
         expected = model.lm_head(theirs[1][0, -1:])
     hooks = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
     model.model.layers[0]._hf_hook = object()  # what accelerate marks a module with
-    runtime = DecoderRuntime(model, own=False)
+    runtime = DecoderRuntime(model, owns_model=False)
     assert runtime._decoder_model.module is model
     rows = runtime.forward([Feed(seq=0, tokens=TEXT, asked=(len(TEXT) - 1,), hidden=True, layers=(1,))])
     assert rows.hidden is not None and same(rows.hidden, theirs[-1][0])

@@ -21,7 +21,7 @@ INVARIANT_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "gpt_
 
 
 def make(family: str, **options: Any) -> DecoderRuntime:
-    return DecoderRuntime(tiny_model(family), own=True, **options)
+    return DecoderRuntime(tiny_model(family), owns_model=True, **options)
 
 
 def prompts(rng: random.Random, lengths: Sequence[int]) -> list[list[int]]:
@@ -127,7 +127,7 @@ def test_invariant_rows_stay_bit_equal_beside_rows_that_are_not() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_invariant_rows_of_a_wider_model_are_bit_equal_on_several_threads(dtype: torch.dtype) -> None:
     changes = {"hidden_size": 448, "intermediate_size": 1376, "num_attention_heads": 7, "num_key_value_heads": 1}
-    runtime = DecoderRuntime(tiny_model("llama", dtype=dtype, **changes), own=True)
+    runtime = DecoderRuntime(tiny_model("llama", dtype=dtype, **changes), owns_model=True)
     texts = prompts(random.Random(10), (150, 60, 37))
     torch.set_num_threads(2)
     try:
@@ -155,7 +155,7 @@ def test_a_family_outside_the_attention_interface_is_refused_by_name(family: str
     reason = slot_cache_obstacle(model)
     assert reason is not None and type(model).__name__ in reason
     with pytest.raises(ModelError, match=type(model).__name__):
-        DecoderRuntime(model, own=False)
+        DecoderRuntime(model, owns_model=False)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_model_that_does_not_do_what_it_declares_is_found_out_by_the_trial() -
 
     model.model.layers[0].self_attn.forward = forward.__get__(model.model.layers[0].self_attn)
     with pytest.raises(ModelError, match="other results"):
-        DecoderRuntime(model, own=True)
+        DecoderRuntime(model, owns_model=True)
 
 
 def test_it_is_a_runtime_and_says_what_it_is() -> None:
@@ -202,7 +202,7 @@ def test_it_is_a_runtime_and_says_what_it_is() -> None:
 
 def test_a_rotary_embedding_that_grows_bounds_the_length() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-    runtime = DecoderRuntime(tiny_model("llama", rope_parameters=rope), own=True)
+    runtime = DecoderRuntime(tiny_model("llama", rope_parameters=rope), owns_model=True)
     assert runtime.info.max_length == 64
     assert "at most 64 tokens" in runtime.info.backend
 
@@ -260,7 +260,7 @@ def test_inner_rows_are_what_the_head_of_transformers_makes_of_the_hidden_states
 def test_what_the_user_owns_is_read_like_what_is_ours_and_keeps_no_hook(tied: bool, family: str) -> None:
     model = tiny_model(family, tie_word_embeddings=tied)
     expected = own_looks(model, [5, 9, 11], 1)[-1:], own_states(model, [5, 9, 11])[-1]
-    runtime = DecoderRuntime(model, own=False, pack=True)
+    runtime = DecoderRuntime(model, owns_model=False, pack=True)
     assert runtime.info.tied_head is tied
     rows = runtime.forward([last(0, [5, 9, 11], layers=(1,), hidden=True)])
     for found, wanted in zip((rows.inner, rows.hidden), expected, strict=True):
@@ -302,23 +302,23 @@ def test_layers_whose_states_are_not_as_wide_as_the_head_are_not_offered() -> No
         runtime.forward([feed(0, [5], layers=(0,))])
     assert runtime.truncate(0, 99) == 6
     plain = tiny_model("opt", word_embed_proj_dim=32)
-    inner = DecoderRuntime(plain, own=False).forward([feed(0, text, layers=(1,))]).inner
+    inner = DecoderRuntime(plain, owns_model=False).forward([feed(0, text, layers=(1,))]).inner
     torch.testing.assert_close(inner, own_looks(plain, text, 1), atol=2e-5, rtol=0)
 
 
 def test_layers_that_do_not_hand_their_states_on_as_they_are_are_not_offered() -> None:
     model = tiny_model("llama")
     model.model.layers[1].register_forward_pre_hook(lambda module, args: (args[0] * 1.5, *args[1:]))
-    assert DecoderRuntime(model, own=False).info.num_layers is None
+    assert DecoderRuntime(model, owns_model=False).info.num_layers is None
     model = tiny_model("llama")
     model.config.num_hidden_layers = 3
-    assert DecoderRuntime(model, own=False).info.num_layers is None
+    assert DecoderRuntime(model, owns_model=False).info.num_layers is None
 
 
 def test_a_head_that_is_not_named_is_not_read() -> None:
     model = tiny_model("llama")
     model.get_output_embeddings = lambda: None
-    runtime, (text,) = DecoderRuntime(model, own=True), prompts(random.Random(8), (5,))
+    runtime, (text,) = DecoderRuntime(model, owns_model=True), prompts(random.Random(8), (5,))
     assert (runtime.info.hidden_states, runtime.info.num_layers) == (False, None)
     with pytest.raises(ModelError, match="hidden states"):
         runtime.forward([feed(0, text, hidden=True)])
@@ -329,7 +329,7 @@ def test_a_head_that_is_not_named_is_not_read() -> None:
 
 def test_a_pass_in_another_thread_is_not_read() -> None:
     model = tiny_model("gpt2")
-    first, second = DecoderRuntime(model, own=False), DecoderRuntime(model, own=False)
+    first, second = DecoderRuntime(model, owns_model=False), DecoderRuntime(model, owns_model=False)
     assert first._decoder_model is second._decoder_model
     found: list[torch.Tensor] = []
 
@@ -367,7 +367,7 @@ def test_rows_can_be_used_where_gradients_are_recorded() -> None:
 def test_half_precision_models_stay_near_their_float32_selves(dtype: torch.dtype) -> None:
     model = tiny_model("llama", dtype=dtype)
     widened = tiny_model("llama", dtype=dtype).float()
-    runtime = DecoderRuntime(model, own=True)
+    runtime = DecoderRuntime(model, owns_model=True)
     (text,) = prompts(random.Random(7), (20,))
     rows = torch.cat([runtime.forward([feed(0, text[:12])]).logits, runtime.forward([feed(0, text[12:])]).logits])
     assert rows.dtype == torch.float32
@@ -420,7 +420,7 @@ def test_numbers_that_are_not_finite_do_not_outlive_their_sequence(attention: An
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[50] = torch.nan
-    runtime, healthy = DecoderRuntime(model, own=True, attention=attention), tiny_model("llama")
+    runtime, healthy = DecoderRuntime(model, owns_model=True, attention=attention), tiny_model("llama")
     texts = prompts(random.Random(9), (5, 9, 7))
     texts = [[token for token in text if token != 50] or [3] for text in texts]
     runtime.forward([feed(seq, text) for seq, text in enumerate(texts)])

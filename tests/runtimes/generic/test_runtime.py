@@ -113,7 +113,7 @@ def wander(runtime: Runtime, texts: list[list[int]], rng: random.Random) -> list
 @pytest.mark.parametrize("family", sampled(list(OTHERS), 7))
 def test_rows_are_the_models_own_in_any_pieces_and_company(family: str) -> None:
     rng = random.Random(family)
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     texts = prompts(rng, (18, 3, 10, 10))
     for text, rows in zip(texts, wander(runtime, texts, rng), strict=True):
         expected = own_rows(family, text)
@@ -157,20 +157,20 @@ SINGLE = [(family, options) for family in OTHERS for options in (GREEDY, BEAM, P
 
 @pytest.mark.parametrize(("family", "options"), sampled(SINGLE, 16))
 def test_a_single_prompt_gives_the_tokens_of_transformers(family: str, options: dict[str, Any]) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     assert written(runtime, PROMPTS[:1], **options) == new_tokens(family, PROMPTS[:1], **options)
 
 
 @pytest.mark.parametrize("family", sampled([each for each in OTHERS if each not in MISLED_BY_PADDING], 5))
 def test_a_batch_gives_the_tokens_of_transformers_left_padded_one(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     for options in (GREEDY, BEAM):
         assert written(runtime, PROMPTS, **options) == new_tokens(family, PROMPTS, **options)
 
 
 @pytest.mark.parametrize("family", sorted(MISLED_BY_PADDING))
 def test_a_batch_gives_each_prompt_what_it_gets_alone(family: str) -> None:
-    runtime, unlike = runtime_of(model_of(family), own=False), [*PROMPTS, PROMPTS[1][:2]]
+    runtime, unlike = runtime_of(model_of(family), owns_model=False), [*PROMPTS, PROMPTS[1][:2]]
     alone = [new_tokens(family, [prompt], **GREEDY)[0] for prompt in unlike]
     assert written(runtime, unlike, **GREEDY) == alone
     assert new_tokens(family, unlike, **GREEDY) != alone, "transformers is right by now: test it as the others are"
@@ -178,7 +178,7 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["bloom", "falcon_alibi", "mamba", "jamba", "llama4", "rwkv", "openai", "xlnet"])
 def test_drafts_from_the_prompt_change_no_token_of_a_greedy_output(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     prompt = PROMPTS[1] * 3
     plain = written(runtime, [prompt, PROMPTS[0]], max_new_tokens=24)
     assert written(runtime, [prompt, PROMPTS[0]], max_new_tokens=24, prompt_lookup_num_tokens=4) == plain
@@ -186,7 +186,7 @@ def test_drafts_from_the_prompt_change_no_token_of_a_greedy_output(family: str) 
 
 @pytest.mark.parametrize("family", ["gptj", "mamba2", "bamba", "xlm"])
 def test_a_draw_is_the_same_alone_and_in_company(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     options: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "num_return_sequences": 3, "max_new_tokens": 10}
     alone = [row for prompt in PROMPTS for row in written(runtime, [prompt], **options)]
     assert written(runtime, PROMPTS, **options) == alone
@@ -201,7 +201,7 @@ RECORDED = [case for kind in ("greedy", "beam", "contrastive", "group_beam") for
 def test_recorded_runs_of_transformers_are_repeated(case: dict[str, Any], use_cache: bool) -> None:
     """These models run on the slot cache; here their recorded outputs judge this runtime, whatever the strategy."""
     model = oracle_model(case["model"])
-    runtime = GenericRuntime(model, own=False, use_cache=use_cache)
+    runtime = GenericRuntime(model, owns_model=False, use_cache=use_cache)
     lm = LanguageModel(runtime, None, config=GenerationConfig.from_transformers(model.generation_config))
     generations = lm.generate(real_prompts(case), **case["kwargs"])
     found = [list(each.token_ids) for generation in generations for each in generation.completions]
@@ -233,14 +233,14 @@ def contrastive(model: Any, prompt: list[int], *, alpha: float, k: int, count: i
 
 @pytest.mark.parametrize("family", ["bloom", "gptj", "mamba", "jamba", "openai"])
 def test_contrastive_search_is_what_it_is_written_out(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     found = written(runtime, PROMPTS[:1], penalty_alpha=0.6, top_k=4, max_new_tokens=8, eos_token_id=0)
     assert found == [contrastive(model_of(family), PROMPTS[0], alpha=0.6, k=4, count=8)]
 
 
 @pytest.mark.parametrize("family", ["falcon", "mamba2", "xlnet"])
 def test_diverse_beams_of_one_group_are_beams(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     options: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 4, "num_return_sequences": 4}
     groups = written(runtime, PROMPTS[:1], num_beam_groups=2, diversity_penalty=1e-9, **options)
     # Groups that hardly disturb one another find the beams of half the width, each twice.
@@ -258,7 +258,7 @@ def test_diverse_beams_of_one_group_are_beams(family: str) -> None:
     ],
 )
 def test_hidden_states_and_inner_rows_are_what_the_head_reads(family: str, layers: str) -> None:
-    model, runtime = tiny_model(family), runtime_of(tiny_model(family), own=True)
+    model, runtime = tiny_model(family), runtime_of(tiny_model(family), owns_model=True)
     first, second = prompts(random.Random(3), (7, 5))
     assert runtime.info.hidden_states and runtime.info.num_layers == model.config.num_hidden_layers
     rows = runtime.forward([feed(0, first, hidden=True), feed(1, second, asked=(1, 4), layers=(1,))])
@@ -291,7 +291,7 @@ def passes_of(runtime: Any) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("family", ["bloom", "mamba"])
 def test_sequences_of_one_length_share_a_call(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     calls = passes_of(runtime)
     runtime.forward([feed(seq, [5 + seq] * 4) for seq in range(3)])
     runtime.fork(1, 7)
@@ -303,14 +303,14 @@ def test_sequences_of_one_length_share_a_call(family: str) -> None:
 
 def test_a_model_that_mixes_up_a_batch_is_run_one_sequence_at_a_time() -> None:
     """RWKV's step broadcasts the states of all sequences over each."""
-    runtime = runtime_of(model_of("rwkv"), own=False)
+    runtime = runtime_of(model_of("rwkv"), owns_model=False)
     calls = passes_of(runtime)
     runtime.forward([feed(0, [5, 6]), feed(1, [7, 8])])
     assert calls == [(1, 2), (1, 2)] and "one sequence at a time" in runtime.info.backend
 
 
 def test_a_recurrent_state_goes_back_to_any_token_of_its_last_feed() -> None:
-    runtime = runtime_of(model_of("mamba"), own=False)
+    runtime = runtime_of(model_of("mamba"), owns_model=False)
     calls = passes_of(runtime)
     runtime.forward([feed(0, range(3, 90))])
     runtime.forward([feed(0, [5, 6, 7])])
@@ -320,7 +320,7 @@ def test_a_recurrent_state_goes_back_to_any_token_of_its_last_feed() -> None:
 
 
 def test_many_tokens_on_top_of_a_state_that_takes_one_at_a_time_are_read_with_those_before() -> None:
-    runtime = runtime_of(model_of("mamba"), own=False)
+    runtime = runtime_of(model_of("mamba"), owns_model=False)
     calls = passes_of(runtime)
     runtime.forward([feed(0, range(3, 20))])
     row = runtime.forward([feed(0, range(20, 40), asked=(19,))]).logits[0]
@@ -330,7 +330,7 @@ def test_many_tokens_on_top_of_a_state_that_takes_one_at_a_time_are_read_with_th
 
 
 def test_a_full_window_goes_back_to_before_the_last_feed_alone() -> None:
-    runtime = runtime_of(model_of("llama4"), own=False)
+    runtime = runtime_of(model_of("llama4"), owns_model=False)
     runtime.forward([feed(0, [5] * 6)])
     assert runtime.truncate(0, 4) == 4
     runtime.forward([feed(0, [6] * 20)])
@@ -345,7 +345,7 @@ class Failure(Exception):
 
 @pytest.mark.parametrize("family", ["bloom", "mamba", "jamba", "openai"])
 def test_a_forward_that_raises_leaves_every_sequence_as_it_was(family: str) -> None:
-    runtime: Any = runtime_of(tiny_model(family), own=True)
+    runtime: Any = runtime_of(tiny_model(family), owns_model=True)
     first, second = prompts(random.Random(8), (9, 12))
     runtime.forward([feed(0, first), feed(1, second)])
     calls = [0]
@@ -367,7 +367,7 @@ def test_a_forward_that_raises_leaves_every_sequence_as_it_was(family: str) -> N
 
 @pytest.mark.parametrize("family", ["bloom", "openai"])
 def test_limits_are_kept_to_the_token_and_what_is_refused_changes_nothing(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False, max_cache_tokens=100, max_sequences=3)
+    runtime = runtime_of(model_of(family), owns_model=False, max_cache_tokens=100, max_sequences=3)
     assert (runtime.info.max_tokens, runtime.info.max_sequences) == (100, 3)
     runtime.forward([feed(0, [5] * 60), feed(1, [6] * 30)])
     with pytest.raises(CapacityError, match="at most 100 tokens; 101"):
@@ -383,7 +383,7 @@ def test_limits_are_kept_to_the_token_and_what_is_refused_changes_nothing(family
 
 @pytest.mark.parametrize("family", ["bloom", "xlm"])
 def test_what_cannot_be_had_is_refused(family: str) -> None:
-    runtime = runtime_of(model_of(family), own=False)
+    runtime = runtime_of(model_of(family), owns_model=False)
     assert not runtime.info.batch_invariant
     with pytest.raises(ModelError, match="independent of other rows: it runs"):
         runtime.forward([feed(0, [5], invariant=True)])
@@ -392,14 +392,14 @@ def test_what_cannot_be_had_is_refused(family: str) -> None:
 
 
 def test_layers_that_the_head_cannot_read_are_refused() -> None:
-    runtime = runtime_of(model_of("xlnet"), own=False)
+    runtime = runtime_of(model_of("xlnet"), owns_model=False)
     with pytest.raises(ModelError, match="no inner layers"):
         runtime.forward([feed(0, [5], layers=(0,))])
 
 
 def test_rows_can_be_used_where_gradients_are_recorded() -> None:
     for family in ("bloom", "xlnet", "rwkv"):
-        rows = runtime_of(tiny_model(family), own=True).forward([feed(0, [5, 6], hidden=True)])
+        rows = runtime_of(tiny_model(family), owns_model=True).forward([feed(0, [5, 6], hidden=True)])
         for each in (rows.logits, rows.hidden):
             assert each is not None and not each.is_inference() and not each.requires_grad
             (each * torch.ones(each.shape[-1], requires_grad=True)).sum().backward()
@@ -412,7 +412,7 @@ def test_the_users_model_stays_as_it_is(family: str) -> None:
     modules = {name: (type(module), module.training) for name, module in model.named_modules()}
     hooks = {name: (len(each._forward_hooks), len(each._forward_pre_hooks)) for name, each in model.named_modules()}
     config = model.config.to_dict()
-    runtime = runtime_of(model, own=False, pack=True)
+    runtime = runtime_of(model, owns_model=False, pack=True)
     row = runtime.forward([feed(0, PROMPTS[0], asked=(10,), hidden=True)]).logits[0]
     torch.testing.assert_close(row, own_rows(family, PROMPTS[0])[-1], atol=TOLERANCE, rtol=0)
     assert {name: (type(module), module.training) for name, module in model.named_modules()} == modules
@@ -424,7 +424,7 @@ def test_the_users_model_stays_as_it_is(family: str) -> None:
 @pytest.mark.parametrize("family", ["bloom", "mamba", "openai", "rwkv"])
 def test_a_training_step_is_seen_when_the_next_sequence_opens(family: str) -> None:
     model = tiny_model(family)
-    runtime = runtime_of(model, own=False, pack=True)
+    runtime = runtime_of(model, owns_model=False, pack=True)
     before = runtime.forward([feed(0, PROMPTS[0])]).logits
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(1.5)
@@ -438,7 +438,7 @@ def test_a_training_step_is_seen_when_the_next_sequence_opens(family: str) -> No
 @pytest.mark.usefixtures("packed_layers")
 def test_writes_through_data_are_seen_after_refresh() -> None:
     model = tiny_model("bloom")
-    runtime = runtime_of(model, own=False, pack=True)
+    runtime = runtime_of(model, owns_model=False, pack=True)
     before = runtime.forward([feed(0, [5, 6])]).logits
     model.transformer.h[0].mlp.dense_4h_to_h.weight.data.mul_(0.3)
     assert torch.equal(runtime.forward([feed(1, [5, 6])]).logits, before)
@@ -462,7 +462,7 @@ def test_xlnet_writes_at_any_length_what_transformers_writes_without_its_memory(
 @pytest.mark.parametrize("family", ["bloom", "mamba"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_stay_near_their_float32_selves(family: str, dtype: torch.dtype) -> None:
-    runtime = runtime_of(tiny_model(family, dtype=dtype), own=True)
+    runtime = runtime_of(tiny_model(family, dtype=dtype), owns_model=True)
     assert "own cache" in runtime.info.backend
     widened = tiny_model(family, dtype=dtype).float()
     rows = torch.cat([runtime.forward([feed(0, PROMPTS[0][:6])]).logits, runtime.forward([feed(0, [7, 8])]).logits])
@@ -473,7 +473,7 @@ def test_half_precision_models_stay_near_their_float32_selves(family: str, dtype
 
 
 def test_of_the_states_on_the_way_through_a_feed_the_first_and_the_newest_are_kept() -> None:
-    runtime: Any = runtime_of(model_of("mamba"), own=False)
+    runtime: Any = runtime_of(model_of("mamba"), owns_model=False)
     runtime.forward([feed(0, [5] * 300)])
     runtime.forward([feed(0, [6] * 12)])
     assert runtime.truncate(0, 308) == 308

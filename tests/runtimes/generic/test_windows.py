@@ -64,19 +64,19 @@ def test_tokens_beyond_a_window_are_those_of_transformers(family: str) -> None:
 
 @pytest.mark.parametrize("window", [WINDOW, 3, 64, 4096])
 def test_a_window_of_any_width_that_the_mask_alone_applies_is_not_for_slots(window: int) -> None:
-    runtime = runtime_of(model_of("phimoe", window), own=False)
+    runtime = runtime_of(model_of("phimoe", window), owns_model=False)
     assert isinstance(runtime, GenericRuntime) and "own cache" in runtime.info.backend
-    assert isinstance(runtime_of(tiny_model("phimoe", sliding_window=None), own=False), DecoderRuntime)
+    assert isinstance(runtime_of(tiny_model("phimoe", sliding_window=None), owns_model=False), DecoderRuntime)
     for family in ("mistral", "gemma2"):
         model = model_of(family, window)
-        assert isinstance(runtime_of(model, own=True), DecoderRuntime)
+        assert isinstance(runtime_of(model, owns_model=True), DecoderRuntime)
         assert model.config.sliding_window == window, "the trial gives back what it narrows"
     assert model.model.layers[0].self_attn.sliding_window == window
 
 
 def test_a_prompt_in_pieces_is_read_right_beyond_a_window_of_the_mask() -> None:
     model, tokens = model_of("phimoe", WINDOW), [(7 * place) % 90 + 3 for place in range(30)]
-    runtime, found = runtime_of(model, own=False), []
+    runtime, found = runtime_of(model, owns_model=False), []
     for start in range(0, 30, 6):
         found.append(runtime.forward([Feed(seq=0, tokens=tokens[start : start + 6], asked=tuple(range(6)))]).logits)
     with torch.no_grad():

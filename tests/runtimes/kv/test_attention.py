@@ -155,7 +155,7 @@ def test_a_model_s_own_heads_are_tried(
     clock: Any, family: str, seconds: float, expected: torch.dtype, asked: list[Heads]
 ) -> None:
     made = clock(bfloat16=seconds, float32=1.0)
-    runtime = DecoderRuntime(tiny_model(family, dtype=torch.bfloat16), own=True)
+    runtime = DecoderRuntime(tiny_model(family, dtype=torch.bfloat16), owns_model=True)
     assert made.asked == asked
     runtime.forward([Feed(seq=0, tokens=(5, 9, 11), asked=(2,))])
     (pools,) = runtime._slots._pools.values()

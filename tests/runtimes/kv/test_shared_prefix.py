@@ -163,7 +163,7 @@ def test_a_model_gives_the_same_with_and_without(parts: Parts, monkeypatch: pyte
     logits = []
     for spared in (1, 1 << 60):
         monkeypatch.setattr(prefixes, "MIN_SAVED_BYTES", spared)
-        runtime = DecoderRuntime(tiny_model("llama"), own=True)
+        runtime = DecoderRuntime(tiny_model("llama"), owns_model=True)
         runtime.forward([Feed(seq=0, tokens=tokens, asked=())])
         for child in range(1, 4):
             runtime.fork(0, child)
@@ -181,7 +181,7 @@ def test_a_model_gives_the_same_with_and_without(parts: Parts, monkeypatch: pyte
 
 def test_what_is_invariant_or_not_finite_is_not_shared(parts: Parts) -> None:
     tokens = [3 + (7 * place) % 60 for place in range(50)]
-    runtime = DecoderRuntime(tiny_model("llama"), own=True)
+    runtime = DecoderRuntime(tiny_model("llama"), owns_model=True)
     for seq in (0, 1):
         runtime.forward([Feed(seq=seq, tokens=tokens, asked=())])
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,), invariant=True) for seq in (0, 1)])

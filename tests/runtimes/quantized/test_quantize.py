@@ -323,7 +323,7 @@ def test_a_quantized_family_says_what_it_says_with_rounded_weights(family: str, 
     with torch.no_grad():
         found, expected = model(ids).logits[0], twin(ids).logits[0]
     assert distance(found, expected) < (1e-2 if bits == "int8" else 0.1)
-    info = runtime_of(model, own=True).info
+    info = runtime_of(model, owns_model=True).info
     assert "quantized as int8" in info.backend and ("quantized as int4" in info.backend) == (bits == "int4")
 
 
@@ -412,7 +412,10 @@ def test_info_counts_what_was_quantized(folders: dict[str, Path]) -> None:
     assert counted["int4"].endswith(f"0 of 9 linear layers packed {both}")
     experts = tiny_model("mixtral")
     quantize_linears(experts, "int8")
-    assert "% of the weights are in no linear layer and stay as they are" in runtime_of(experts, own=True).info.backend
+    assert (
+        "% of the weights are in no linear layer and stay as they are"
+        in runtime_of(experts, owns_model=True).info.backend
+    )
 
 
 def test_stored_half_precision_is_widened_once_its_layers_are_quantized(folders: dict[str, Path]) -> None:

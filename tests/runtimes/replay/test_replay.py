@@ -29,8 +29,8 @@ from unspool.types import Feed
 EXPERTS = {"mixtral", "gpt_oss", "qwen3_moe"}
 
 
-def runtime_over(model: Any, *, recorded: bool, own: bool = False) -> DecoderRuntime:
-    runtime = DecoderRuntime(model, own=own)
+def runtime_over(model: Any, *, recorded: bool, owns_model: bool = False) -> DecoderRuntime:
+    runtime = DecoderRuntime(model, owns_model=owns_model)
     if recorded:
         recording = runtime._decoder_model._recorded
         assert recording is not None
@@ -39,7 +39,7 @@ def runtime_over(model: Any, *, recorded: bool, own: bool = False) -> DecoderRun
 
 
 def without_recording(model: Any) -> DecoderRuntime:
-    runtime = DecoderRuntime(model, own=True)
+    runtime = DecoderRuntime(model, owns_model=True)
     runtime._decoder_model._recorded = None
     return runtime
 
@@ -78,7 +78,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dtype) -> None:
     plain = without_recording(tiny_model(family, dtype=dtype))
-    recorded = runtime_over(tiny_model(family, dtype=dtype), recorded=True, own=True)
+    recorded = runtime_over(tiny_model(family, dtype=dtype), recorded=True, owns_model=True)
     for feeds in script(seed=1, steps=40):
         assert torch.equal(recorded.forward(feeds).logits, plain.forward(feeds).logits)
     recording = recorded._decoder_model._recorded
@@ -100,7 +100,7 @@ def test_a_recorded_pass_of_packed_and_plain_layers_gives_the_models_own_bits(
         return PLAIN if in_features == out_features else PACKED
 
     monkeypatch.setattr(packed_linear, "best_plan", square_is_plain)
-    recorded = runtime_over(tiny_model(family, dtype=torch.bfloat16), recorded=True, own=True)
+    recorded = runtime_over(tiny_model(family, dtype=torch.bfloat16), recorded=True, owns_model=True)
     for feeds in script(seed=1, steps=40):
         recorded.forward(feeds)
     recording = recorded._decoder_model._recorded
@@ -109,7 +109,7 @@ def test_a_recorded_pass_of_packed_and_plain_layers_gives_the_models_own_bits(
 
 @pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_short_texts_do_not_pay_for_a_recording() -> None:
-    runtime = DecoderRuntime(tiny_model("gpt2"), own=True)
+    runtime = DecoderRuntime(tiny_model("gpt2"), owns_model=True)
     recording = runtime._decoder_model._recorded
     assert recording is not None
     calls = calls_of(runtime)
@@ -138,7 +138,7 @@ def few_experts(family: str) -> Any:
 @pytest.mark.parametrize("family", ["dbrx", "mixtral"])
 def test_models_with_experts_are_not_recorded(family: str) -> None:
     model = few_experts(family)
-    runtime = DecoderRuntime(model, own=False)
+    runtime = DecoderRuntime(model, owns_model=False)
     assert runtime._decoder_model._recorded is None
     # Nor could they be: the recorder refuses them by what their passes do.
     recording = Replay(2)
@@ -159,7 +159,7 @@ def test_models_with_experts_are_not_recorded(family: str) -> None:
 def test_a_small_vocabulary_and_few_positions_are_recorded(family: str, vocab_size: int) -> None:
     lengths = {"n_positions": 8} if family == "gpt2" else {"max_position_embeddings": 8}
     model = tiny_model(family, vocab_size=vocab_size, **lengths)
-    runtime = DecoderRuntime(model, own=False)
+    runtime = DecoderRuntime(model, owns_model=False)
     recording = runtime._decoder_model._recorded
     assert recording is not None
     for seq in range(30):
@@ -171,7 +171,7 @@ def test_a_small_vocabulary_and_few_positions_are_recorded(family: str, vocab_si
 
 def test_sizes_that_come_once_are_not_tried() -> None:
     """A batch whose requests end one by one would otherwise pay for a second pass each time."""
-    runtime = runtime_over(tiny_model("gpt2"), recorded=True, own=True)
+    runtime = runtime_over(tiny_model("gpt2"), recorded=True, owns_model=True)
     recording = runtime._decoder_model._recorded
     assert recording is not None
     calls = calls_of(runtime)

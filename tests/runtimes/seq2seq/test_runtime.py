@@ -46,7 +46,7 @@ def model_of(family: str) -> Any:
 
 @cache
 def runtime_of(family: str, way: Any = "auto") -> Seq2SeqRuntime:
-    runtime = Seq2SeqRuntime(model_of(family), own=False, attention="auto" if way == "spans" else way)
+    runtime = Seq2SeqRuntime(model_of(family), owns_model=False, attention="auto" if way == "spans" else way)
     runtime._spans_gaps = way == "spans"
     return runtime
 
@@ -137,7 +137,7 @@ def test_every_step_says_what_the_models_own_forward_says(family: str, attention
 @pytest.mark.parametrize(("family", "depth"), [("t5", "num_decoder_layers"), ("bart", "decoder_layers")])
 def test_a_decoder_may_be_deeper_than_its_encoder(family: str, depth: str) -> None:
     model, source = tiny_seq2seq(family, **{depth: 3}), random_source(family)
-    runtime = Seq2SeqRuntime(model, own=False)
+    runtime = Seq2SeqRuntime(model, owns_model=False)
     rows = torch.cat(
         [runtime.forward([feed(0, (3, 5), source=source)]).logits, runtime.forward([feed(0, (7,))]).logits]
     )
@@ -193,7 +193,7 @@ def own_hidden(model: Any, source: Source, tokens: Sequence[int]) -> torch.Tenso
 
 
 def test_a_source_is_read_once_for_all_sequences_and_forks_and_forgotten_with_the_last() -> None:
-    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), own=True)
+    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), owns_model=True)
     source = random_source("bart")
     with Counted(runtime._model.module.get_encoder()) as encoder:
         runtime.forward([feed(0, (3,), source=source), feed(1, (3, 4), source=source)])
@@ -216,7 +216,7 @@ def test_a_source_is_read_once_for_all_sequences_and_forks_and_forgotten_with_th
 
 
 def test_sources_of_one_shape_are_read_together() -> None:
-    runtime = Seq2SeqRuntime(tiny_seq2seq("t5"), own=True)
+    runtime = Seq2SeqRuntime(tiny_seq2seq("t5"), owns_model=True)
     sources = [random_source("t5", n, length) for n, length in enumerate((5, 9, 5, 5, 9))]
     with Counted(runtime._model.module.get_encoder()) as encoder:
         rows = runtime.forward([feed(n, (0,), source=source) for n, source in enumerate(sources)]).logits
@@ -230,7 +230,7 @@ def test_sources_of_one_shape_are_read_together() -> None:
 )
 def test_sequences_of_equal_length_share_a_pass(family: str, attention: Any, passes: int) -> None:
     """Whatever they read, where the attention is ours; else those whose sources are as long."""
-    runtime = Seq2SeqRuntime(tiny_seq2seq(family), own=True, attention=attention)
+    runtime = Seq2SeqRuntime(tiny_seq2seq(family), owns_model=True, attention=attention)
     long, short = random_source(family, 0, 9), random_source(family, 1, 4)
     runtime.forward([feed(0, (3, 4), source=long), feed(1, (3, 5), source=short)])
     for child in range(2, 6):
@@ -245,7 +245,7 @@ def test_sequences_of_equal_length_share_a_pass(family: str, attention: Any, pas
 
 def test_slots_of_different_sources_are_never_taken_for_one_another() -> None:
     """Equal tokens have other keys and values behind another source: a fork must not reuse those."""
-    runtime, model = Seq2SeqRuntime(tiny_seq2seq("bart"), own=True), tiny_seq2seq("bart")
+    runtime, model = Seq2SeqRuntime(tiny_seq2seq("bart"), owns_model=True), tiny_seq2seq("bart")
     one, other = random_source("bart", 0), random_source("bart", 1)
     tokens = (3, 5, 7, 9)
     runtime.forward([feed(0, tokens, source=one), feed(1, tokens, source=other)])
@@ -284,7 +284,7 @@ def test_what_a_mask_hides_is_not_attended() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_and_leaves_everything_as_it_was(wanted: dict[str, Any], message: str) -> None:
-    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), own=True)
+    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), owns_model=True)
     source = random_source("bart")
     runtime.forward([feed(0, (3, 4), source=source)])
     with pytest.raises(ModelError, match=message):
@@ -296,7 +296,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_everything_as_it_was(wanted: 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize("family", ["t5", "git"])
 def test_a_pass_that_raises_leaves_lengths_and_sources_as_they_were(family: str, part: str) -> None:
-    runtime, model = Seq2SeqRuntime(tiny_seq2seq(family), own=True), tiny_seq2seq(family)
+    runtime, model = Seq2SeqRuntime(tiny_seq2seq(family), owns_model=True), tiny_seq2seq(family)
     source, other = random_source(family, 0), random_source(family, 1, 4)
     runtime.forward([feed(0, (3, 4), source=source)])
     module = runtime._model.module
@@ -331,7 +331,7 @@ class target_hook:  # noqa: N801
 
 
 def test_limits_are_kept_and_a_refusal_leaves_nothing_behind() -> None:
-    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), own=True, max_cache_tokens=6, max_sequences=2)
+    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), owns_model=True, max_cache_tokens=6, max_sequences=2)
     source = random_source("bart")
     with pytest.raises(CapacityError, match="at most 6 tokens"):
         runtime.forward([feed(0, (3, 4, 5, 6, 7, 8, 9), source=source)])
@@ -344,7 +344,7 @@ def test_limits_are_kept_and_a_refusal_leaves_nothing_behind() -> None:
 
 
 def test_a_source_of_nonsense_spoils_no_neighbor() -> None:
-    runtime, model = Seq2SeqRuntime(tiny_seq2seq("whisper"), own=True), tiny_seq2seq("whisper")
+    runtime, model = Seq2SeqRuntime(tiny_seq2seq("whisper"), owns_model=True), tiny_seq2seq("whisper")
     good = random_source("whisper")
     bad = Source(inputs={"input_features": torch.full_like(good.inputs["input_features"], math.nan)})
     for step in range(3):
@@ -360,13 +360,13 @@ def test_a_source_of_nonsense_spoils_no_neighbor() -> None:
 def test_models_that_do_not_fit_are_refused_by_name() -> None:
     assert "has no encoder" in str(source_obstacle(tiny_model("gpt2")))
     with pytest.raises(ModelError, match="GPT2LMHeadModel has no encoder"):
-        Seq2SeqRuntime(tiny_model("gpt2"), own=False)
+        Seq2SeqRuntime(tiny_model("gpt2"), owns_model=False)
     with pytest.raises(ModelError, match="T5EncoderModel has no language-model head"):
         import transformers
 
-        Seq2SeqRuntime(transformers.T5EncoderModel(tiny_seq2seq("t5").config), own=False)
+        Seq2SeqRuntime(transformers.T5EncoderModel(tiny_seq2seq("t5").config), owns_model=False)
     with pytest.raises(ModelError, match="does not run on our attention|does not use the attention interface"):
-        Seq2SeqRuntime(tiny_seq2seq("trocr"), own=False, attention="ours")
+        Seq2SeqRuntime(tiny_seq2seq("trocr"), owns_model=False, attention="ours")
 
 
 def test_a_model_that_wants_more_of_its_encoder_is_refused_by_name() -> None:
@@ -378,7 +378,7 @@ def test_a_model_that_wants_more_of_its_encoder_is_refused_by_name() -> None:
         **fields, num_decoder_layers=2, num_experts=2, decoder_start_token_id=0
     )
     with pytest.raises(ModelError, match="SwitchTransformers.* does not run on a probe input.*router_logits"):
-        Seq2SeqRuntime(transformers.SwitchTransformersForConditionalGeneration(config), own=False)
+        Seq2SeqRuntime(transformers.SwitchTransformersForConditionalGeneration(config), owns_model=False)
 
 
 def test_positions_that_begin_behind_the_pad_leave_room_for_fewer_tokens() -> None:
@@ -397,7 +397,7 @@ def test_positions_that_begin_behind_the_pad_leave_room_for_fewer_tokens() -> No
     decoder = transformers.RobertaConfig(**fields, is_decoder=True, add_cross_attention=True)
     config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, tie_word_embeddings=False)
     model = transformers.EncoderDecoderModel(config).eval()
-    runtime = Seq2SeqRuntime(model, own=False)
+    runtime = Seq2SeqRuntime(model, owns_model=False)
     assert runtime.info.max_length == runtime.source.max_length == 18
     source = random_source("bart", 0, 18)
     tokens = draw_tokens(random.Random(0), 18)
@@ -414,7 +414,7 @@ def test_a_users_model_stays_as_it_was(family: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modules = [(name, type(module)) for name, module in model.named_modules()]
     implementations = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
-    runtime = Seq2SeqRuntime(model, own=False)
+    runtime = Seq2SeqRuntime(model, owns_model=False)
     runtime.forward([feed(0, (3, 4), source=random_source(family))])
     assert model.training and [(name, type(module)) for name, module in model.named_modules()] == modules
     after = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
@@ -424,7 +424,7 @@ def test_a_users_model_stays_as_it_was(family: str) -> None:
 
 def test_a_training_step_is_seen_when_the_next_sequence_opens() -> None:
     model, source = tiny_seq2seq("bart"), random_source("bart")
-    runtime = Seq2SeqRuntime(model, own=False)
+    runtime = Seq2SeqRuntime(model, owns_model=False)
     runtime.forward([feed(0, (3, 4), source=source)])
     with torch.no_grad():
         for parameter in model.parameters():
@@ -446,7 +446,7 @@ def test_a_training_step_is_seen_when_the_next_sequence_opens() -> None:
 def test_a_fork_takes_over_nothing_that_older_weights_made() -> None:
     """A free slot may hold the very tokens of the parent, from before a training step that the parent lived through."""
     model, source = tiny_seq2seq("bart"), random_source("bart")
-    runtime = Seq2SeqRuntime(model, own=False)
+    runtime = Seq2SeqRuntime(model, owns_model=False)
     runtime.forward([feed(9, (3,), source=source)])
     runtime.forward([feed(0, (3, 4), source=source)])
     runtime.fork(0, 1)
@@ -464,7 +464,7 @@ def test_a_fork_takes_over_nothing_that_older_weights_made() -> None:
 
 def test_a_model_with_other_tensors_than_before_is_followed() -> None:
     model, source = tiny_seq2seq("t5"), random_source("t5")
-    runtime = Seq2SeqRuntime(model, own=False)
+    runtime = Seq2SeqRuntime(model, owns_model=False)
     runtime.forward([feed(0, (3, 4), source=source)])
     runtime.release(0)
     model.load_state_dict(tiny_seq2seq("t5", seed=1).state_dict(), assign=True)
@@ -474,7 +474,7 @@ def test_a_model_with_other_tensors_than_before_is_followed() -> None:
 
 def test_runtimes_over_one_model_share_what_runs_and_no_sequences() -> None:
     model, source = tiny_seq2seq("bart"), random_source("bart")
-    first, second = Seq2SeqRuntime(model, own=False), Seq2SeqRuntime(model, own=False)
+    first, second = Seq2SeqRuntime(model, owns_model=False), Seq2SeqRuntime(model, owns_model=False)
     assert first._model is second._model
     rows = [each.forward([feed(0, (3, 4), source=source)]).logits for each in (first, second)]
     assert torch.equal(*rows)
@@ -484,7 +484,7 @@ def test_runtimes_over_one_model_share_what_runs_and_no_sequences() -> None:
 def test_packed_weights_are_not_unpacked_in_a_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 looks at the type of a weight in every forward; unpacked for that, it would cost more than the product."""
     monkeypatch.setenv(VARIABLE, "packed")
-    runtime, source = Seq2SeqRuntime(tiny_seq2seq(family), own=True, pack=True), random_source(family)
+    runtime, source = Seq2SeqRuntime(tiny_seq2seq(family), owns_model=True, pack=True), random_source(family)
     packed = [module for module in runtime._model.module.modules() if isinstance(module, PackedLinear)]
     if not packed:
         pytest.skip(f"nothing is packed here: {runtime.info.backend}")
@@ -499,7 +499,7 @@ def test_packed_weights_are_not_unpacked_in_a_forward(family: str, monkeypatch: 
 @pytest.mark.parametrize("pack", [False, True])
 def test_bfloat16_weights(family: str, pack: bool) -> None:
     model, source = tiny_seq2seq(family, dtype=torch.bfloat16), random_source(family)
-    runtime = Seq2SeqRuntime(model, own=False, pack=pack)
+    runtime = Seq2SeqRuntime(model, owns_model=False, pack=pack)
     rows = runtime.forward([feed(0, (3, 4, 5), source=source)]).logits
     typed = {
         name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in source.inputs.items()
@@ -529,7 +529,7 @@ def test_two_threads_run_two_runtimes_over_one_model() -> None:
     faults: list[float] = []
 
     def work(number: int) -> None:
-        runtime = Seq2SeqRuntime(model, own=False)
+        runtime = Seq2SeqRuntime(model, owns_model=False)
         source = random_source("bart", number)
         for trial in range(10):
             opening = {"source": source}
@@ -666,7 +666,7 @@ def draft_of(family: str) -> Seq2SeqRuntime:
         torch.manual_seed(1)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.004)
-    return Seq2SeqRuntime(model, own=True)
+    return Seq2SeqRuntime(model, owns_model=True)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
@@ -700,7 +700,7 @@ def test_source_and_prompt_must_fit_the_model() -> None:
 
 @cache
 def recorded(name: str) -> Seq2SeqRuntime:
-    return Seq2SeqRuntime(oracle_model(name), own=False)
+    return Seq2SeqRuntime(oracle_model(name), owns_model=False)
 
 
 def outputs_of(case: dict[str, Any]) -> list[Output]:

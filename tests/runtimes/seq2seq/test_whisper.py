@@ -69,7 +69,7 @@ def test_the_prompt_is_the_one_transformers_makes(stored: dict[str, Any], asked:
     assert info.speech is not None
     ours = info.speech.prompt(**asked)
     if None in ours:
-        language = detect_language(Seq2SeqRuntime(made, own=False), source, info.speech)
+        language = detect_language(Seq2SeqRuntime(made, owns_model=False), source, info.speech)
         assert language in LANGUAGES.values()
         ours = tuple(language if token is None else token for token in ours)
     assert ours == theirs(made, source, **asked)
@@ -94,7 +94,7 @@ def test_unknown_languages_and_tasks_are_refused_by_name() -> None:
 
 def test_finding_the_language_out_leaves_nothing_behind() -> None:
     made, source = model(), random_source("whisper")
-    runtime = Seq2SeqRuntime(made, own=False)
+    runtime = Seq2SeqRuntime(made, owns_model=False)
     speech = speech_of(made, 3)
     assert speech is not None
     found = {detect_language(runtime, source, speech) for _ in range(2)}

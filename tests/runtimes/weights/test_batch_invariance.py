@@ -53,7 +53,7 @@ def nothing_tried_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_keep_their_bits_in_any_company(monkeypatch: pytest.MonkeyPatch, family: str, form: str) -> None:
     monkeypatch.setenv("UNSPOOL_LINEAR", form)
     with OtherKernels():
-        runtime = DecoderRuntime(tiny_model(family), own=True)
+        runtime = DecoderRuntime(tiny_model(family), owns_model=True)
         assert runtime.info.batch_invariant and "row by row" in runtime.info.backend
         tokens = [5, 9, 3, 7, 11]
         alone = runtime.forward([Feed(seq=0, tokens=tokens, asked=(4,), invariant=True)]).logits
@@ -77,7 +77,7 @@ def test_the_reason_names_the_layers_and_a_way_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("UNSPOOL_LINEAR", form)
     model = tiny_model("llama")
     with OtherKernels(is_hopeless=True):
-        runtime = DecoderRuntime(model, own=False)
+        runtime = DecoderRuntime(model, owns_model=False)
         assert not runtime.info.batch_invariant
         with pytest.raises(ModelError, match="independent of other rows.*32 x 48 .*float32, . thread.*UNSPOOL_LINEAR"):
             runtime.forward([Feed(seq=0, tokens=[5], asked=(0,), invariant=True)])
@@ -138,5 +138,5 @@ def test_row_by_row_gives_the_same_up_to_rounding() -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"mixtral", "gpt_oss", "qwen3_moe"}))
 def test_every_family_of_the_slot_cache_is_batch_invariant(family: str) -> None:
-    runtime = DecoderRuntime(tiny_model(family), own=True)
+    runtime = DecoderRuntime(tiny_model(family), owns_model=True)
     assert runtime.info.batch_invariance_obstacle == ""

@@ -46,7 +46,7 @@ def test_families_pass_in_half_precision_with_room(family: str, dtype: torch.dty
 
     monkeypatch.setattr("unspool.runtimes.wrap.probe.distance", noted)
     model = tiny_model(family, dtype=dtype)
-    DecoderRuntime(model, own=True)
+    DecoderRuntime(model, owns_model=True)
     assert max(found) < allowed_distance(model) / 2
 
 
@@ -90,7 +90,7 @@ def test_a_fault_in_a_pass_is_refused(
 ) -> None:
     changes = {"n_layer" if family == "gpt2" else "num_hidden_layers": num_layers}
     model = tiny_model(family, dtype=dtype, **changes)
-    DecoderRuntime(model, own=False)
+    DecoderRuntime(model, owns_model=False)
     fault(monkeypatch)
     with pytest.raises(ModelError, match="other results on the slot cache"):
-        DecoderRuntime(tiny_model(family, dtype=dtype, **changes), own=False)
+        DecoderRuntime(tiny_model(family, dtype=dtype, **changes), owns_model=False)

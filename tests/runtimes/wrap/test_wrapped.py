@@ -49,14 +49,14 @@ def next_row(runtime: Runtime, seq: int, source: Source | None) -> torch.Tensor:
 def test_refresh_reaches_every_backend(backend: str) -> None:
     model = MODELS[backend]()
     source = random_source("bart", 0, 5) if backend == "encoder" else None
-    runtime = runtime_of(model, own=False, pack=True)
+    runtime = runtime_of(model, owns_model=False, pack=True)
     before = next_row(runtime, 0, source)
     for parameter in model.parameters():
         parameter.data.mul_(0.9)
     refresh(model)
     after = next_row(runtime, 1, source)
     assert not torch.allclose(after, before, atol=1e-3)
-    fresh = next_row(runtime_of(model, own=False, pack=False), 0, source)
+    fresh = next_row(runtime_of(model, owns_model=False, pack=False), 0, source)
     torch.testing.assert_close(after, fresh, atol=1e-3, rtol=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_versions_count_changes_of_values_and_parts() -> None:
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_a_call_locks_only_an_exclusive_model(exclusive: bool) -> None:
-    wrapped = WrappedModel(tiny_model("llama"), own=False, exclusive=exclusive)
+    wrapped = WrappedModel(tiny_model("llama"), owns_model=False, exclusive=exclusive)
 
     def is_free() -> bool:
         free = wrapped._lock.acquire(blocking=False)
@@ -135,7 +135,7 @@ def test_a_call_locks_only_an_exclusive_model(exclusive: bool) -> None:
 
 def test_an_own_cache_and_no_cache_share_a_wrapper() -> None:
     model = tiny_model("bloom")
-    first, second = (GenericRuntime(model, own=False, use_cache=use_cache) for use_cache in (True, False))
+    first, second = (GenericRuntime(model, owns_model=False, use_cache=use_cache) for use_cache in (True, False))
     assert first._wrapped is second._wrapped
     rows = [next_row(each, 0, None) for each in (first, second)]
     torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-4)

@@ -47,8 +47,8 @@ class DecoderModel:
 
     Args:
         model: a loaded causal language model.
-        own: True if the model is ours to change; see `WrappedModel`. A model that accelerate spread over devices runs
-            in place; any other model must allow a copy.
+        owns_model: True if the model is ours to change; see `WrappedModel`. A model that accelerate spread over devices
+            runs in place; any other model must allow a copy.
         pack: see `pack_linears`.
 
     Attributes:
@@ -68,10 +68,10 @@ class DecoderModel:
     reads_head: bool
     layers: tuple[nn.Module, ...] | None
 
-    def __init__(self, model: Any, *, own: bool, pack: Pack = "auto") -> None:
+    def __init__(self, model: Any, *, owns_model: bool, pack: Pack = "auto") -> None:
         if reason := slot_cache_obstacle(model):
             raise ModelError(reason)
-        self._wrapped = WrappedModel(model, own=own, pack=pack, exclusive=False)
+        self._wrapped = WrappedModel(model, owns_model=owns_model, pack=pack, exclusive=False)
         self._configure()
 
     @property

@@ -45,8 +45,8 @@ class DecoderRuntime(Runtime):
 
     Args:
         model: a loaded transformers model.
-        own: True if the model is ours to change. Otherwise it stays as it is, the runtime follows its training steps
-            whenever a sequence begins, and all runtimes over it share one `DecoderModel`.
+        owns_model: True if the model is ours to change. Otherwise it stays as it is, the runtime follows its training
+            steps whenever a sequence begins, and all runtimes over it share one `DecoderModel`.
         pack: whether to pack linear layers on a CPU. That takes seconds for large models and makes decoding two to four
             times faster. "auto" packs if the CPU supports it and, beside a user's own weights, if the copy takes at
             most half of the free memory.
@@ -68,7 +68,7 @@ class DecoderRuntime(Runtime):
         self,
         model: Any,
         *,
-        own: bool,
+        owns_model: bool,
         pack: Pack = "auto",
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
@@ -76,7 +76,7 @@ class DecoderRuntime(Runtime):
         graph_maker: GraphMaker | None = None,
     ) -> None:
         self._decoder_model = (
-            DecoderModel(model, own=True, pack=pack) if own else shared(model, DecoderModel, pack=pack)
+            DecoderModel(model, owns_model=True, pack=pack) if owns_model else shared(model, DecoderModel, pack=pack)
         )
         on_cpu = all(layer.device.type == "cpu" for layer in self._decoder_model.layout)
         self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention

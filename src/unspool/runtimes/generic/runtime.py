@@ -38,7 +38,7 @@ class GenericRuntime(Runtime):
 
     Args:
         model: a loaded transformers model.
-        own: True if the model is ours to change; see `WrappedModel`.
+        owns_model: True if the model is ours to change; see `WrappedModel`.
         pack: see `pack_linears`.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`; bytes per token are estimated.
         max_sequences: limit on live sequences.
@@ -57,7 +57,7 @@ class GenericRuntime(Runtime):
         self,
         model: Any,
         *,
-        own: bool,
+        owns_model: bool,
         pack: Pack = "auto",
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
@@ -68,7 +68,11 @@ class GenericRuntime(Runtime):
     ) -> None:
         assert not (use_cache and row_by_row), "`row_by_row` is for a model without a cache"
         if wrapped is None:
-            wrapped = WrappedModel(model, own=True, pack=pack) if own else shared(model, WrappedModel, pack=pack)
+            wrapped = (
+                WrappedModel(model, owns_model=True, pack=pack)
+                if owns_model
+                else shared(model, WrappedModel, pack=pack)
+            )
         self._wrapped, self._reason = wrapped, reason
         self._use_cache, self._row_by_row = use_cache, row_by_row
         self._limits = (max_sequences, max_cache_tokens)

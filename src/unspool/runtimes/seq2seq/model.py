@@ -31,7 +31,7 @@ class Seq2SeqModel:
 
     Args:
         model: a loaded encoder-decoder, or GIT.
-        own: True if the model is ours to change; see `WrappedModel`.
+        owns_model: True if the model is ours to change; see `WrappedModel`.
         pack: see `pack_linears`.
         attention: "ours" reads the decoder's keys and values in their slots; "own" is the model's, which needs those of
             all rows in one tensor; "auto" is "ours" if the decoder supports it.
@@ -52,7 +52,7 @@ class Seq2SeqModel:
         self,
         model: Any,
         *,
-        own: bool,
+        owns_model: bool,
         pack: Pack = "auto",
         attention: Attention | Literal["auto"] = "auto",
         names: AttentionNames | None = None,
@@ -61,7 +61,7 @@ class Seq2SeqModel:
         if reason := source_obstacle(model):
             raise ModelError(reason)
         self._requested: Attention | Literal["auto"] = attention
-        self._wrapped = WrappedModel(model, own=own, pack=pack, attention=names, patch=patch)
+        self._wrapped = WrappedModel(model, owns_model=owns_model, pack=pack, attention=names, patch=patch)
         self._configure()
 
     @property

@@ -52,8 +52,8 @@ class Seq2SeqRuntime(Runtime):
 
     Args:
         model: a loaded encoder-decoder of transformers, or GIT.
-        own: True if the model is ours to change. False leaves it unmodified, and applies its weight changes when the
-            next sequence starts.
+        owns_model: True if the model is ours to change. False leaves it unmodified, and applies its weight changes
+            when the next sequence starts.
         pack: True packs linear layers on a CPU. "auto" packs them if that is possible and, for a user's own model, if
             the copy takes at most half of the free memory.
         max_cache_tokens: limit on cached decoder tokens over all live sequences, see `limits`. Encoder outputs do not
@@ -74,7 +74,7 @@ class Seq2SeqRuntime(Runtime):
         self,
         model: Any,
         *,
-        own: bool,
+        owns_model: bool,
         pack: Pack = "auto",
         max_cache_tokens: Limit = None,
         max_sequences: Limit = None,
@@ -82,8 +82,10 @@ class Seq2SeqRuntime(Runtime):
         names: AttentionNames | None = None,
         patch: str = "",
     ) -> None:
-        if own or patch:
-            self._model = Seq2SeqModel(model, own=own, pack=pack, attention=attention, names=names, patch=patch)
+        if owns_model or patch:
+            self._model = Seq2SeqModel(
+                model, owns_model=owns_model, pack=pack, attention=attention, names=names, patch=patch
+            )
         else:
             self._model = shared(model, Seq2SeqModel, pack=pack, attention=attention)
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences

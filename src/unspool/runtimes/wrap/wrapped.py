@@ -36,8 +36,8 @@ class WrappedModel:
 
     Args:
         model: a loaded transformers model.
-        own: True if the model is ours: the wrapper then changes it in place. Otherwise the wrapper makes a second
-            module tree over the same tensors. A model that accelerate spread over devices, that rescales its own
+        owns_model: True if the model is ours: the wrapper then changes it in place. Otherwise the wrapper makes a
+            second module tree over the same tensors. A model that accelerate spread over devices, that rescales its own
             weights, or that cannot be copied, runs in place, in evaluation mode during each call.
         pack: see `pack_linears`.
         attention: attention implementations for calls; None for those of the model's configs.
@@ -67,13 +67,13 @@ class WrappedModel:
         self,
         model: Any,
         *,
-        own: bool,
+        owns_model: bool,
         pack: Pack = "auto",
         attention: AttentionNames | None = None,
         exclusive: bool = True,
         patch: str = "",
     ) -> None:
-        self._source = None if own else weakref.ref(model)
+        self._source = None if owns_model else weakref.ref(model)
         self._pack, self._names, self._exclusive, self.patch = pack, attention, exclusive, patch
         self.builds = self.version = 0
         self._lock = threading.RLock()
@@ -222,7 +222,7 @@ _LOCK = threading.Lock()
 
 
 def shared(model: Any, make: Callable[..., AnyWrapper], **options: Any) -> AnyWrapper:
-    """Return `make(model, own=False, **options)` over a user's own model: one per `make` and options, in sync.
+    """Return `make(model, owns_model=False, **options)` over a user's own model: one per `make` and options, in sync.
 
     Raises:
         ModelError: if the model cannot run so.
@@ -232,7 +232,7 @@ def shared(model: Any, make: Callable[..., AnyWrapper], **options: Any) -> AnyWr
         wrappers = _SHARED.setdefault(model, {})
         found: AnyWrapper | None = wrappers.pop(key, None)
         if found is None:
-            found = make(model, own=False, **options)
+            found = make(model, owns_model=False, **options)
         else:
             found.sync_weights()
         # A wrapper in place holds the model, and would keep its own key alive.

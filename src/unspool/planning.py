@@ -181,7 +181,7 @@ def plan_requests(
         ids, text, source = reader.read(prompt, beginning, index)
         strategy = own.strategy or STRATEGIES[config.strategy or "greedy"]
         if config.echo and config.logprobs is not None:
-            strategy = WithPromptScores(strategy)
+            strategy = WithPromptScores(strategy, config.logprobs)
         negative, negative_source = _negative(ids, config, own, reader, index)
         request = Request(
             prompt=ids,

@@ -16,10 +16,11 @@ from unspool.engine.driver import Driver, Ticket
 from unspool.errors import StrategyError
 from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation, Timing, Trace, Usage
+from unspool.results.generation import named_tokens
 from unspool.strategies import WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.emit import TextEmitter
-from unspool.types import Committed, Failed, Finished, Tentative
+from unspool.types import Committed, Event, Failed, Finished, Tentative
 
 
 class Tail(NamedTuple):
@@ -68,6 +69,7 @@ class Listener:
             logprobs=event.logprobs,
             finish_reason=event.finish_reason,
             tentative=self._tail_behind(event, emitter),
+            top_logprobs=None if event.top_logprobs is None else named_tokens(event.top_logprobs, self._detokenizer),
         )
 
     def _emitter(self, output: int) -> tuple[str, TextEmitter | None]:
@@ -130,6 +132,7 @@ class Listener:
         written = sum(len(output.token_ids) for output in event.outputs)
         seconds = time.perf_counter() - self._started
         strategy = request.strategy
+        of_prompt = strategy if isinstance(strategy, WithPromptScores) else None
         return Generation(
             prompt=self._prompt_text(),
             prompt_token_ids=request.prompt,
@@ -140,7 +143,10 @@ class Listener:
             config=self._job.config,
             strategy=strategy.name,
             echo=bool(request.config.echo),
-            prompt_logprobs=(None, *strategy.prompt_logprobs) if isinstance(strategy, WithPromptScores) else None,
+            prompt_logprobs=(None, *of_prompt.prompt_logprobs) if of_prompt else None,
+            prompt_top_logprobs=(None, *named_tokens(of_prompt.prompt_top_logprobs, self._detokenizer))
+            if of_prompt
+            else None,
             trace=self._trace(event),
         )
 
@@ -160,34 +166,61 @@ class Listener:
         )
 
 
-def _read(
-    driver: Driver, tickets: list[Ticket], listeners: list[Listener], generations: list[Generation | None]
-) -> Iterator[Chunk]:
-    """Yield chunks until every request has ended.
+class ChunkReader:
+    """Turns the events of requests that were submitted together into chunks.
 
-    Holds back the last chunk of each output until the next one, to mark the last chunk of the stream. Has no reference
-    to the Stream, so that the garbage collector can free both.
+    Holds back the last chunk of each output until the next one, to mark the last chunk of the stream.
+
+    Args:
+        tickets: of the requests.
+        jobs: the requests, in the order of the tickets.
+        detokenizer: None without a tokenizer.
+
+    Attributes:
+        generations: one per request, in order; None for unfinished ones.
     """
-    prompts = {ticket.number: index for index, ticket in enumerate(tickets)}
-    held: Chunk | None = None
-    while tickets and not tickets[0].event_queue.is_done:
-        event = driver.wait(tickets[0].event_queue)
-        prompt = prompts[event.request]
+
+    def __init__(
+        self, tickets: Sequence[Ticket], jobs: Sequence[PlannedRequest], detokenizer: Detokenizer | None
+    ) -> None:
+        self.generations: list[Generation | None] = [None] * len(jobs)
+        self._listeners = [Listener(job, index, detokenizer) for index, job in enumerate(jobs)]
+        self._prompts = {ticket.number: index for index, ticket in enumerate(tickets)}
+        self._held: Chunk | None = None
+
+    def push(self, event: Event) -> list[Chunk]:
+        """Return the chunks that are complete after this event: at most two.
+
+        Raises:
+            Exception: the error of a request that failed.
+        """
+        prompt = self._prompts[event.request]
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Finished):
-            generations[prompt] = listeners[prompt].generation(event)
-            continue
-        if held is not None:
-            yield held
-            held = None
-        chunk = listeners[prompt].chunk(event)
+            self.generations[prompt] = self._listeners[prompt].generation(event)
+            return []
+        held, self._held = [] if self._held is None else [self._held], None
+        chunk = self._listeners[prompt].chunk(event)
         if chunk.finish_reason is not None:
-            held = chunk
-        elif chunk.text or chunk.token_ids or chunk.tentative is not None:
-            yield chunk
-    if held is not None:
-        yield replace(held, is_last=True)
+            self._held = chunk
+            return held
+        return [*held, chunk] if chunk.text or chunk.token_ids or chunk.tentative is not None else held
+
+    def finish(self) -> list[Chunk]:
+        """Return the last chunk, after every request has ended."""
+        held, self._held = self._held, None
+        return [] if held is None else [replace(held, is_last=True)]
+
+
+def _read(driver: Driver, tickets: list[Ticket], reader: ChunkReader) -> Iterator[Chunk]:
+    """Yield chunks until every request has ended.
+
+    Has no reference to the Stream, so that the garbage collector can free both.
+    """
+    while tickets and not tickets[0].event_queue.is_done:
+        yield from reader.push(driver.wait(tickets[0].event_queue))
+    yield from reader.finish()
 
 
 class Stream:
@@ -207,11 +240,11 @@ class Stream:
     def __init__(self, driver: Driver, jobs: Sequence[PlannedRequest], detokenizer: Detokenizer | None) -> None:
         self._tickets: list[Ticket] = []
         self._driver = driver
-        self.generations: list[Generation | None] = [None] * len(jobs)
         self._tickets = driver.submit([job.request for job in jobs])
-        listeners = [Listener(job, index, detokenizer) for index, job in enumerate(jobs)]
+        reader = ChunkReader(self._tickets, jobs, detokenizer)
+        self.generations = reader.generations
         self._reading = threading.Lock()
-        self._chunks = _read(driver, self._tickets, listeners, self.generations)
+        self._chunks = _read(driver, self._tickets, reader)
 
     @property
     def generation(self) -> Generation:

@@ -76,8 +76,8 @@ Move: TypeAlias = Drop | Keep | Fork | Extend
 class Ask:
     """A question about the next-token distribution at the position `back` tokens before the branch's newest token.
 
-    back=0 asks for the token after the newest one. Only `Score` can ask about positions inside the prompt, and only
-    before the branch is extended. The reply then has the model's own log-probabilities, because processors apply to
+    back=0 asks for the token after the newest one. Only `Score` and `Top` can ask about positions inside the prompt,
+    and only before the branch is extended. The reply then has the model's own log-probabilities, because processors apply to
     output positions only.
 
     taken_tokens: tokens that other branches chose for this position, once per choice; the diversity processor makes
@@ -359,13 +359,17 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """Final tokens of one output; `finish_reason` is set with the output's last tokens."""
+    """Final tokens of one output; `finish_reason` is set with the output's last tokens.
+
+    logprobs, top_logprobs: as in Output.
+    """
 
     request: int
     output: int
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str | None = None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

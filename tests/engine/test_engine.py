@@ -344,7 +344,7 @@ LAST = Hypothesis(ROOT, 0, None, 0.0)
         ([Turn()], "must ask something"),
         ([Turn(asks=(Top(7, 1),))], "branch 7 is not alive"),
         ([Turn(asks=(Top(ROOT, 0),))], "k must be at least 1"),
-        ([Turn(asks=(Top(ROOT, 1, back=1),))], "inside the prompt can only be scored"),
+        ([Turn(asks=(FullDistribution(ROOT, back=1),))], "about positions inside the prompt"),
         ([Turn(asks=(Score(ROOT, (1,), back=2),))], "no such position"),
         ([Turn(asks=(Top(ROOT, 1),)), Turn(moves=(Extend(ROOT, (99,)),), asks=(Top(ROOT, 1),))], "outside the vocab"),
         ([Turn(asks=(Top(ROOT, 1),)), Turn(moves=(Drop(ROOT),), asks=(Top(ROOT, 1),))], "not alive"),

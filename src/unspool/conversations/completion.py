@@ -171,23 +171,56 @@ def chat(
     options: Mapping[str, Any],
 ) -> ChatGeneration | list[ChatGeneration] | ChatStream:
     """Answer one conversation or several; see LanguageModel.chat."""
-    for name, value in (("continue_final_message", continue_final_message), ("stream", stream)):
-        if not isinstance(value, bool):
-            raise OptionError(name, value, "must be True or False", "leave it out for False")
-    check_template(lm.tokenizer, chat_template)
+    if not isinstance(stream, bool):
+        raise OptionError("stream", stream, "must be True or False", "leave it out for False")
     several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], str | list | tuple)
-    conversations = [
-        _conversation(read_turns(each), lm, tools, continue_final_message, chat_template, chat_template_kwargs)
-        for each in (messages if several else [messages])
-    ]
+    conversations, config = encode_conversations(
+        lm,
+        messages if several else [messages],
+        tools=tools,
+        continue_final_message=continue_final_message,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        config=config,
+        options=options,
+    )
     prompts = [conversation.prompt_ids for conversation in conversations]
-    ending = partial(_ending, options=options, end=_unknown_end(lm, chat_template, chat_template_kwargs))
-    config = [ending(each) for each in config] if isinstance(config, list | tuple) else ending(config)
     if stream:
         return ChatStream(lm.stream(prompts, config=config, **options), conversations)
     generations = lm.generate(prompts, config=config, **options)
     results = [one.result(generation) for one, generation in zip(conversations, generations, strict=True)]
     return results if several else results[0]
+
+
+def encode_conversations(
+    lm: ChatModel,
+    conversations: Sequence[Any],
+    *,
+    tools: Sequence[Any] | None = None,
+    continue_final_message: bool = False,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    config: Configs = None,
+    options: Mapping[str, Any],
+) -> tuple[list[EncodedConversation], Configs]:
+    """Return conversations ready to be answered, and the config that ends their answers at the end of the turn.
+
+    Args: as in LanguageModel.chat. conversations: a list of conversations.
+
+    Raises:
+        PromptError, OptionError: as in LanguageModel.chat.
+    """
+    if not isinstance(continue_final_message, bool):
+        raise OptionError(
+            "continue_final_message", continue_final_message, "must be True or False", "leave it out for False"
+        )
+    check_template(lm.tokenizer, chat_template)
+    encoded = [
+        _conversation(read_turns(each), lm, tools, continue_final_message, chat_template, chat_template_kwargs)
+        for each in conversations
+    ]
+    ending = partial(_ending, options=options, end=_unknown_end(lm, chat_template, chat_template_kwargs))
+    return encoded, [ending(each) for each in config] if isinstance(config, list | tuple) else ending(config)
 
 
 def chat_plain(

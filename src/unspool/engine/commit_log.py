@@ -51,10 +51,13 @@ class CommitLog:
         if not _goes_on(node, before.node):
             raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
         self._progress[commit.output] = _Progress(node, commit.finished is not None)
-        steps = [(each.token, each.figures()[0]) for each in node.since(before.node.length)]
+        nodes = node.since(before.node.length)
+        steps = [(each.token, each.figures()[0]) for each in nodes]
+        alternatives = [each.parent.top_logprobs if each.parent else None for each in nodes]
         last = commit.finished.last if commit.finished else None
         if last is not None:
             steps.append((last.token, last.logprob))
+            alternatives.append(node.top_logprobs)
         if not steps and not commit.finished:
             return None
         return Committed(
@@ -63,6 +66,7 @@ class CommitLog:
             token_ids=tuple(token for token, _ in steps),
             logprobs=tuple(logprob for _, logprob in steps),
             finish_reason=finish_reason(commit.finished) if commit.finished else None,
+            top_logprobs=tuple(each or () for each in alternatives) if any(alternatives) else None,
         )
 
     def beyond(self, output: int, tip: Node) -> list[Node] | None:

@@ -321,8 +321,8 @@ class Conversation:
             for cached_seq in branch.cached_seqs if length >= 0 else branch.cached_seqs[:1]:
                 if len(cached_seq.prompt) + length <= cached_seq.cached and length not in cached_seq.rows:
                     raise StrategyError(f"{ask}: that row was computed before the branch last grew and is gone")
-            if length < 0 and not isinstance(ask, Score):
-                raise StrategyError(f"{ask}: positions inside the prompt can only be scored")
+            if length < 0 and not isinstance(ask, Score | Top):
+                raise StrategyError(f"{ask}: only Score and Top can ask about positions inside the prompt")
             if isinstance(ask, Top | GumbelTopK) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
             named = (*ask.taken_tokens, *(ask.tokens if isinstance(ask, Score) else ()))

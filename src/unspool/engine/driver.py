@@ -22,10 +22,21 @@ from unspool.types import Committed, Event, Failed, Finished, Tentative
 
 @dataclass(eq=False, slots=True)
 class EventQueue:
-    """The events of requests that were submitted together. num_open: requests that have not ended."""
+    """The events of requests that were submitted together.
+
+    num_open: requests that have not ended. notify: called after each new event, by the thread that runs the engine, or
+    that cancels.
+    """
 
     events: deque[Event] = field(default_factory=deque)
     num_open: int = 0
+    notify: Callable[[], object] | None = None
+
+    def add(self, event: Event) -> None:
+        """Add an event and call `notify`."""
+        self.events.append(event)
+        if self.notify is not None:
+            self.notify()
 
     @property
     def is_done(self) -> bool:
@@ -78,8 +89,11 @@ class Driver:
             finally:
                 self._engine_lock.release()
 
-    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+    def submit(self, requests: Sequence[Request], notify: Callable[[], object] | None = None) -> list[Ticket]:
         """Queue requests together: all of them, or none if one is refused.
+
+        Args:
+            notify: see `EventQueue`; None if a thread waits for the events.
 
         Returns:
             One ticket per request, in order.
@@ -88,7 +102,7 @@ class Driver:
             PromptError, OptionError, CapacityError: if `Engine.submit` refuses a request.
         """
         tickets: list[Ticket] = []
-        event_queue = EventQueue()
+        event_queue = EventQueue(notify=notify)
         with self._holding_engine():
             try:
                 for request in requests:
@@ -170,6 +184,17 @@ class Driver:
                 self._driving = True
             self._drive()
 
+    def step(self) -> bool:
+        """Run one step, for a thread that does nothing else. Returns False, at once, if no request is open."""
+        with self._changed:
+            while self._driving:
+                self._changed.wait()
+            if not self._tickets:
+                return False
+            self._driving = True
+        self._drive()
+        return True
+
     def _drive(self) -> None:
         """Run one step and deliver its events."""
         events: Sequence[Event] = ()
@@ -203,13 +228,13 @@ class Driver:
         if ticket is None:
             return
         if isinstance(event, Committed | Tentative):
-            ticket.event_queue.events.append(event)
+            ticket.event_queue.add(event)
         else:
             self._end(ticket, event)
 
     def _end(self, ticket: Ticket, event: Finished | Failed) -> None:
         if not ticket.over:
-            ticket.event_queue.events.append(event)
             ticket.event_queue.num_open -= 1
             ticket.over = True
+            ticket.event_queue.add(event)
             self._tickets.pop(ticket.number, None)

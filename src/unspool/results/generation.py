@@ -110,7 +110,7 @@ class Completion(JsonText):
             scores=output.scores,
             score=output.score,
             finish_reason=reason,
-            top_logprobs=_named(output, detokenizer),
+            top_logprobs=None if output.top_logprobs is None else named_tokens(output.top_logprobs, detokenizer),
             unmet=output.unmet,
         )
 
@@ -209,7 +209,8 @@ class Generation(JsonText):
     config: the resolved config. strategy: name of the decoding strategy.
     echo: True if `text` starts with the prompt.
     prompt_logprobs: with `echo` and `logprobs`, natural-log probability of each prompt token under the model, with
-        None for the first token. Else None.
+        None for the first token. Else None. prompt_top_logprobs: the most probable tokens at the same positions, best
+        first.
     trace: all tokens that the strategy tried, if `trace=True`; else None.
     """
 
@@ -223,6 +224,7 @@ class Generation(JsonText):
     strategy: str
     echo: bool = False
     prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top_logprobs: tuple[tuple[TopLogprob, ...] | None, ...] | None = None
     trace: Trace | None = None
 
     @property
@@ -259,6 +261,8 @@ class Generation(JsonText):
             "prompt": self.prompt,
             "prompt_token_ids": list(self.prompt_token_ids),
             "prompt_logprobs": self.prompt_logprobs and [p and finite_or_none(p) for p in self.prompt_logprobs],
+            "prompt_top_logprobs": self.prompt_top_logprobs
+            and [position and [_top(entry) for entry in position] for position in self.prompt_top_logprobs],
             "text": self.text,
             "completions": [completion.to_dict() for completion in self.completions],
             "seed": self.seed,
@@ -277,7 +281,7 @@ class Chunk(JsonText):
     text: new text; can be "" in the last chunk of an output, which has the finish_reason.
     index: index of the output, from 0. prompt: index of the prompt in the call, from 0.
     token_ids, logprobs: tokens committed since the output's previous chunk. Their text can come in a later chunk, after
-        the character is complete and no stop string can start in it.
+        the character is complete and no stop string can start in it. top_logprobs: as in Completion, for these tokens.
     finish_reason: as in Completion in the last chunk of an output; None in earlier chunks.
     is_last: True for the last chunk of the stream.
     tentative: preview of the text after this chunk, from the leading branch, if it is on. It is not final: each preview
@@ -292,6 +296,7 @@ class Chunk(JsonText):
     finish_reason: str | None = None
     is_last: bool = False
     tentative: str | None = None
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -307,6 +312,7 @@ class Chunk(JsonText):
             "finish_reason": self.finish_reason,
             "is_last": self.is_last,
             "tentative": self.tentative,
+            "top_logprobs": self.top_logprobs and [[_top(entry) for entry in each] for each in self.top_logprobs],
         }
 
 
@@ -323,13 +329,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _named(output: Output, detokenizer: Detokenizer | None) -> tuple[tuple[TopLogprob, ...], ...] | None:
-    if output.top_logprobs is None:
-        return None
+def named_tokens(
+    positions: Sequence[Sequence[tuple[int, float]]], detokenizer: Detokenizer | None
+) -> tuple[tuple[TopLogprob, ...], ...]:
+    """Return pairs of token and log-probability with the texts of the tokens; in: one list per position."""
     tokenizer = None if detokenizer is None else detokenizer.tokenizer
     return tuple(
         tuple(TopLogprob(token, token_label(tokenizer, token), logprob) for token, logprob in best)
-        for best in output.top_logprobs
+        for best in positions
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unspool.adapters import as_strategy
 from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
-from unspool.types import ROOT, FullDistribution, Hypothesis, Score, Space, Turn
+from unspool.types import ROOT, FullDistribution, Hypothesis, Score, Space, Top, Turn
 
 if TYPE_CHECKING:
     from unspool.options.fields.options import Options
@@ -67,25 +67,34 @@ class WithPromptScores(WrappedStrategy):
     """A wrapper that adds log-probabilities of the prompt's tokens to another strategy's first Turn.
 
     Use one object per request. After the request, `prompt_logprobs` has one log-probability per prompt token, in order,
-    without the first token.
+    without the first token. `prompt_top_logprobs` has the most probable tokens at the same positions, best first.
 
     Args:
         inner: the strategy that generates.
+        num_top: number of most probable tokens per position, at least 0.
     """
 
-    def __init__(self, inner: Strategy) -> None:
+    def __init__(self, inner: Strategy, num_top: int = 0) -> None:
         super().__init__(as_strategy(inner))
+        self._num_top = num_top
         self.prompt_logprobs: tuple[float, ...] = ()
+        self.prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def run(self, context: Context) -> Conversation:
         """Run the inner conversation; returns its hypotheses."""
         prompt = context.prompt
-        scores = tuple(Score(ROOT, (prompt[i],), back=len(prompt) - i) for i in range(1, len(prompt)))
+        backs = range(len(prompt) - 1, 0, -1)
+        scores = tuple(Score(ROOT, (prompt[-back],), back=back) for back in backs)
+        tops = tuple(Top(ROOT, self._num_top, back=back) for back in backs) if self._num_top else ()
         conversation = self.inner.run(context)
         first = next(conversation)
-        reply = yield replace(first, asks=scores + first.asks)
+        reply = yield replace(first, asks=(*scores, *tops, *first.asks))
         self.prompt_logprobs = tuple(row.candidates[0].logprob for row in reply[: len(scores)])
-        reply = reply[len(scores) :]
+        self.prompt_top_logprobs = tuple(
+            tuple((each.token, each.logprob) for each in row.candidates)
+            for row in reply[len(scores) : len(scores) + len(tops)]
+        )
+        reply = reply[len(scores) + len(tops) :]
         while True:
             try:
                 turn = conversation.send(reply)

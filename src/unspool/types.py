@@ -77,8 +77,8 @@ class Ask:
     """A question about the next-token distribution at the position `back` tokens before the branch's newest token.
 
     back=0 asks for the token after the newest one. Only `Score` and `Top` can ask about positions inside the prompt,
-    and only before the branch is extended. The reply then has the model's own log-probabilities, because processors apply to
-    output positions only.
+    and only before the branch is extended. The reply then has the model's own log-probabilities, because processors
+    apply to output positions only.
 
     taken_tokens: tokens that other branches chose for this position, once per choice; the diversity processor makes
         them less likely.

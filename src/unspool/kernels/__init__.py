@@ -1,0 +1,1 @@
+"""Kernels: products of few rows with a packed weight, in C++."""

@@ -1,0 +1,80 @@
+// What the parts of the library share: a packed weight, a call, and one instruction set level.
+//
+// A packed weight holds y = x W^T in blocks of 32 outputs, as one sequential stream:
+//
+//     [unit][piece][block of the unit][bytes of the piece]
+//
+// A piece is a range of inputs whose weights fit the first-level cache. The blocks of a unit read the same piece of x.
+//
+//     float32   [inputs][32]                                        4 bytes
+//     bfloat16  [inputs / 2][32][2]                                 two inputs side by side
+//     int8      [inputs / 4][32][4]                                 plus 128 if the level multiplies unsigned bytes
+//     int4      [inputs / 32]{ (scale, zero) bfloat16 [32][2], nibbles [4][32][4] }
+//
+// The low nibbles of byte row j are the inputs 4 j to 4 j + 3 of a group of 32, the high ones are 16 inputs further.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace unspool {
+
+constexpr int BLOCK = 32;          // outputs side by side
+constexpr int GROUP = 32;          // inputs of int4 that share a scale and a zero
+constexpr int GROUP_BYTES = 640;   // one group of one block
+constexpr int MAX_UNIT = 4;        // blocks of a unit, at most
+constexpr int PASS = 64;           // rows that share one reading of the weights
+
+enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
+enum Type : int32_t { X_FLOAT32, X_BFLOAT16 };
+enum Activation : int32_t { NONE, RELU, SILU, GELU, GELU_TANH };
+
+constexpr int PIECE[] = {128, 256, 512, 1024};     // inputs of a piece, per kind
+constexpr int MULTIPLE[] = {1, 2, 4, GROUP};       // inputs are filled up with zeros to a multiple, per kind
+
+// Mirrored by `_Weight` in packed.py.
+struct Weight {
+    uint8_t* data;        // the stream, aligned to 64 bytes
+    const float* scale;   // int8: one per output, filled up to whole blocks; otherwise null
+    const float* bias;    // float32, filled up to whole blocks; or null
+    int64_t outputs;      // of one matrix
+    int64_t inputs;
+    int32_t kind;
+    int32_t unit;         // blocks of a unit: 1, 2 or 4
+    int32_t gated;        // 1: two matrices, block by block in turn; y = activation(x A^T + a) * (x B^T + b)
+    int32_t activation;
+};
+
+// The tensors of a call are contiguous.
+struct Call {
+    const void* x;          // [rows, inputs]
+    void* y;                // [rows, outputs]
+    const void* residual;   // [rows, outputs], added to y; or null
+    int64_t rows;
+    int32_t type;           // of x, y and residual
+    int32_t threads;
+};
+
+inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
+inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK) << w.gated; }
+inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
+
+// The bytes of `inputs` inputs of one block.
+inline int64_t bytes_of(int kind, int64_t inputs) {
+    return kind == INT4 ? inputs / GROUP * GROUP_BYTES : inputs * BLOCK * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1);
+}
+
+// Runs body(argument) in each thread of PyTorch's pool.
+void parallel(int threads, void (*body)(void*), void* argument);
+
+// An integer that the threads of one call count up: each takes the next piece of work.
+inline int64_t take(int64_t* next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+
+struct Level {
+    const char* name;
+    uint8_t flip;   // int8 weights are stored with these bits inverted
+    bool (*runs_here)();
+    int (*linear)(const Weight&, const Call&);   // 0, or 1 without memory
+    float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
+};
+
+}  // namespace unspool

@@ -1,0 +1,566 @@
+// Products of few rows with a packed weight, for one instruction set: compiled once per level (see build.py).
+//
+// Each output of each row is summed in one order, whatever the number of rows: pieces in turn, and the inputs of a piece
+// in turn. Integers are summed exactly. So all levels and all numbers of rows give a row the same bits.
+//
+// Only static functions: an inline function with external linkage could replace that of a lower level.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#endif
+
+namespace unspool {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 64;
+#elif defined(__AVX2__)
+constexpr int WIDTH = 32;
+#else
+constexpr int WIDTH = 16;
+#endif
+constexpr int LANES = WIDTH / 4;
+constexpr int VECS = BLOCK / LANES;   // vectors of one block
+
+typedef float F __attribute__((vector_size(WIDTH), may_alias));
+typedef int32_t I __attribute__((vector_size(WIDTH), may_alias));
+typedef uint32_t U __attribute__((vector_size(WIDTH), may_alias));
+typedef float LooseF __attribute__((vector_size(WIDTH), aligned(4), may_alias));
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
+
+// Rows of a tile: their accumulators fill the registers.
+#if defined(__AVX512VNNI__)
+constexpr int TILE[] = {8, 8, 6, 6};
+#elif defined(__AVX512F__)
+constexpr int TILE[] = {8, 8, 8, 6};
+#elif defined(__AVX2__)
+constexpr int TILE[] = {3, 3, 2, 2};
+#else
+constexpr int TILE[] = {3, 3, 1, 1};
+#endif
+
+#ifndef AHEAD
+#define AHEAD 6144   // bytes; farther than a hardware prefetcher looks, which stops at 4 KB
+#endif
+INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + AHEAD, 0, 2); }
+
+INLINE F same(float x) { return F{} + x; }
+INLINE F converted(I x) { return __builtin_convertvector(x, F); }
+INLINE F low_half(U pair) { return (F)(pair << 16); }
+INLINE F high_half(U pair) { return (F)(pair & 0xffff0000u); }
+
+// ---- float32 and bfloat16 weights: x is float32 [inputs][R] -------------------------------------------------------
+
+template <int R> static void float32_piece(const uint8_t* weight, const float* x, float* total, int inputs) {
+    F sum[R][VECS] = {};
+    for (int k = 0; k < inputs; k++, weight += 4 * BLOCK, x += R) {
+        prefetch(weight);
+        prefetch(weight + 64);
+        UNROLL for (int v = 0; v < VECS; v++) {
+            F w = reinterpret_cast<const F*>(weight)[v];
+            UNROLL for (int r = 0; r < R; r++) sum[r][v] += w * x[r];
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < VECS; v++) reinterpret_cast<F*>(total + r * BLOCK)[v] += sum[r][v];
+}
+
+template <int R> static void bfloat16_piece(const uint8_t* weight, const float* x, float* total, int inputs) {
+    F sum[R][VECS] = {};
+    for (int k = 0; k < inputs; k += 2, weight += 4 * BLOCK, x += 2 * R) {
+        prefetch(weight);
+        prefetch(weight + 64);
+        UNROLL for (int v = 0; v < VECS; v++) {
+            U pair = reinterpret_cast<const U*>(weight)[v];
+            F first = low_half(pair), second = high_half(pair);
+            UNROLL for (int r = 0; r < R; r++) sum[r][v] += first * x[r];
+            UNROLL for (int r = 0; r < R; r++) sum[r][v] += second * x[R + r];
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < VECS; v++) reinterpret_cast<F*>(total + r * BLOCK)[v] += sum[r][v];
+}
+
+// ---- products of bytes --------------------------------------------------------------------------------------------
+//
+// int8: x has 16 bits, x = 256 * high + low with two signed bytes. A level with byte products multiplies both; the
+// others multiply 16-bit numbers. The sum of a piece fits 32 bits: 512 * 127 * (127 * 256 + 128) < 2**31.
+// int4: x has 8 bits and a scale per group; nibbles are unsigned.
+
+#if defined(__AVX512VNNI__)
+constexpr int DIGITS = 2;
+constexpr uint8_t FLIP = 128;
+INLINE I dot(I sum, I bytes, int32_t x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, _mm512_set1_epi32(x)); }
+INLINE I nibble_dot(I sum, I bytes, int32_t x) { return dot(sum, bytes, x); }
+INLINE I nibble_sum(I sum) { return sum; }
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int DIGITS = 2;
+constexpr uint8_t FLIP = 0;
+INLINE I dot(I sum, I bytes, int32_t x) {
+    return (I)vdotq_s32((int32x4_t)sum, vreinterpretq_s8_s32((int32x4_t)bytes), vreinterpretq_s8_s32(vdupq_n_s32(x)));
+}
+INLINE I nibble_dot(I sum, I bytes, int32_t x) { return dot(sum, bytes, x); }
+INLINE I nibble_sum(I sum) { return sum; }
+#else
+constexpr int DIGITS = 1;
+constexpr uint8_t FLIP = 0;
+#if defined(__AVX512F__)
+INLINE I pairs(I a, I b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+INLINE I byte_pairs(I a, I b) { return (I)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
+INLINE I add16(I a, I b) { return (I)_mm512_add_epi16((__m512i)a, (__m512i)b); }
+INLINE I even_bytes(I a) { return (I)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)a, 8), 8); }
+INLINE I odd_bytes(I a) { return (I)_mm512_srai_epi16((__m512i)a, 8); }
+#else
+INLINE I pairs(I a, I b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+INLINE I byte_pairs(I a, I b) { return (I)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+INLINE I add16(I a, I b) { return (I)_mm256_add_epi16((__m256i)a, (__m256i)b); }
+INLINE I even_bytes(I a) { return (I)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)a, 8), 8); }
+INLINE I odd_bytes(I a) { return (I)_mm256_srai_epi16((__m256i)a, 8); }
+#endif
+// Sums of 8 pairs of products fit 16 bits: 8 * 2 * 15 * 127 < 2**15.
+INLINE I nibble_dot(I sum, I bytes, int32_t x) { return add16(sum, byte_pairs(bytes, I{} + x)); }
+INLINE I nibble_sum(I sum) { return pairs(sum, I{} + 0x10001); }
+#endif
+
+template <int R>
+static void int8_piece(const uint8_t* weight, const int32_t* x, const int32_t* offset, float* total, int inputs) {
+    I sum[R][DIGITS][VECS] = {};
+    for (int k = 0; k < inputs; k += 4, weight += 4 * BLOCK, x += 2 * R) {
+        prefetch(weight);
+        prefetch(weight + 64);
+        UNROLL for (int v = 0; v < VECS; v++) {
+            I w = reinterpret_cast<const I*>(weight)[v];
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
+            UNROLL for (int r = 0; r < R; r++) {
+                sum[r][0][v] = dot(sum[r][0][v], w, x[2 * r]);
+                sum[r][1][v] = dot(sum[r][1][v], w, x[2 * r + 1]);
+            }
+#else
+            I even = even_bytes(w), odd = odd_bytes(w);
+            UNROLL for (int r = 0; r < R; r++)
+                sum[r][0][v] += pairs(even, I{} + x[2 * r]) + pairs(odd, I{} + x[2 * r + 1]);
+#endif
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < VECS; v++) {
+            // Unsigned arithmetic wraps: only the last result must fit 32 bits.
+            U whole = (U)sum[r][0][v];
+            if (DIGITS == 2) whole = (whole << 8) + (U)sum[r][DIGITS - 1][v];
+            if (FLIP) whole -= (uint32_t)offset[r];
+            reinterpret_cast<F*>(total + r * BLOCK)[v] += converted((I)whole);
+        }
+}
+
+// x: bytes [inputs / 4][R][4]; facts: [groups][R][2], the scale of x and the sum of x.
+template <int R>
+static void int4_piece(const uint8_t* weight, const int32_t* x, const float* facts, float* total, int inputs) {
+    F found[R][VECS];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < VECS; v++) found[r][v] = reinterpret_cast<F*>(total + r * BLOCK)[v];
+    for (int k = 0; k < inputs; k += GROUP, weight += GROUP_BYTES, x += 8 * R, facts += 2 * R) {
+        UNROLL for (int line = 0; line < GROUP_BYTES; line += 64) prefetch(weight + line);
+        const I* numbers = reinterpret_cast<const I*>(weight + 4 * BLOCK);
+        UNROLL for (int v = 0; v < VECS; v++) {
+            I sum[R] = {};
+            UNROLL for (int j = 0; j < 4; j++) {
+                I both = numbers[j * VECS + v], low = both & 0x0f0f0f0f, high = (I)((U)both >> 4) & 0x0f0f0f0f;
+                UNROLL for (int r = 0; r < R; r++) sum[r] = nibble_dot(sum[r], low, x[j * R + r]);
+                UNROLL for (int r = 0; r < R; r++) sum[r] = nibble_dot(sum[r], high, x[(j + 4) * R + r]);
+            }
+            U pair = reinterpret_cast<const U*>(weight)[v];
+            F scale = low_half(pair), zero = high_half(pair) - 8.0f * scale;
+            UNROLL for (int r = 0; r < R; r++) {
+                found[r][v] += converted(nibble_sum(sum[r])) * (scale * facts[2 * r]);
+                found[r][v] += zero * facts[2 * r + 1];
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < VECS; v++) reinterpret_cast<F*>(total + r * BLOCK)[v] = found[r][v];
+}
+
+// ---- x in the form that the pieces read ---------------------------------------------------------------------------
+
+// Rows are split into tiles of about equal size.
+struct Tile {
+    int64_t first;
+    int rows;
+};
+
+struct Input {
+    int64_t padded, groups;   // inputs; pieces (int8) or groups (int4)
+    const float* numbers;     // float weights: per tile [padded][rows]
+    int32_t* bytes;           // integers: per tile [padded / 4][rows][2], or [padded / 4][rows] for int4
+    void* facts;              // per tile [groups][rows]: the offset (int8), or scale and sum (int4)
+    float* step;              // int8: the scale of each row
+};
+
+INLINE float wide(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float found;
+    memcpy(&found, &bits, 4);
+    return found;
+}
+INLINE float value(const float* x) { return *x; }
+INLINE float value(const uint16_t* x) { return wide(*x); }
+
+template <class X> static void float_tile(const X* x, float* to, int64_t inputs, int64_t padded, int rows) {
+    for (int r = 0; r < rows; r++) {
+        for (int64_t k = 0; k < inputs; k++) to[k * rows + r] = value(x + r * inputs + k);
+        for (int64_t k = inputs; k < padded; k++) to[k * rows + r] = 0;
+    }
+}
+
+// The largest absolute value of x; NaN if a value is not finite.
+template <class X> static float largest(const X* x, int64_t count) {
+    float most = 0, finite = 0;
+    for (int64_t k = 0; k < count; k++) {
+        float size = __builtin_fabsf(value(x + k));
+        most = size > most ? size : most;
+        finite += size * 0.0f;
+    }
+    return most + finite;
+}
+
+// The nearest integer, ties to even; |x| < 2**22.
+INLINE int32_t nearest(float x) {
+    float moved = x + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &moved, 4);
+    return bits - 0x4b400000;
+}
+
+template <class X>
+static void int8_tile(const X* x, int32_t* to, int32_t* offset, float* step, int64_t inputs, int64_t padded, int rows) {
+    for (int r = 0; r < rows; r++, x += inputs) {
+        float most = largest(x, inputs);
+        step[r] = most / 32512.0f;
+        bool regular = most > 0 && most < __builtin_inff();
+        float inverse = regular ? 32512.0f / most : 0.0f;
+        for (int64_t piece = 0, start = 0; start < padded; piece++, start += PIECE[INT8]) {
+            int64_t end = start + PIECE[INT8] < padded ? start + PIECE[INT8] : padded;
+            int32_t sum = 0;
+            for (int64_t k = start; k < end; k += 4) {
+                int32_t n[4];
+                for (int i = 0; i < 4; i++) {
+                    n[i] = regular && k + i < inputs ? nearest(value(x + k + i) * inverse) : 0;
+                    sum += n[i];
+                }
+                int32_t* quad = to + (k / 4 * rows + r) * 2;
+                if (DIGITS == 2) {
+                    uint32_t high = 0, low = 0;
+                    for (int i = 0; i < 4; i++) {
+                        high |= (uint32_t)(uint8_t)((n[i] + 128) >> 8) << 8 * i;
+                        low |= (uint32_t)(uint8_t)n[i] << 8 * i;
+                    }
+                    quad[0] = (int32_t)high, quad[1] = (int32_t)low;
+                } else {
+                    quad[0] = (int32_t)((uint32_t)(uint16_t)n[0] | (uint32_t)(uint16_t)n[2] << 16);
+                    quad[1] = (int32_t)((uint32_t)(uint16_t)n[1] | (uint32_t)(uint16_t)n[3] << 16);
+                }
+            }
+            offset[piece * rows + r] = (int32_t)((uint32_t)sum * FLIP);
+        }
+    }
+}
+
+template <class X> static void int4_tile(const X* x, int32_t* to, float* facts, int64_t inputs, int rows) {
+    for (int r = 0; r < rows; r++, x += inputs)
+        for (int64_t group = 0; group < inputs / GROUP; group++) {
+            const X* from = x + group * GROUP;
+            float most = largest(from, GROUP), scale = most / 127.0f;
+            bool regular = most > 0 && most < __builtin_inff();
+            float inverse = regular ? 127.0f / most : 0.0f;
+            int8_t n[GROUP];
+            int32_t sum = 0;
+            for (int i = 0; i < GROUP; i++) {
+                int32_t number = regular ? nearest(value(from + i) * inverse) : 0;
+                n[i] = (int8_t)number;
+                sum += number;
+            }
+            for (int j = 0; j < 8; j++) memcpy(to + (group * 8 + j) * rows + r, n + 4 * j, 4);
+            facts[(group * rows + r) * 2] = scale;
+            facts[(group * rows + r) * 2 + 1] = scale * (float)sum;
+        }
+}
+
+// ---- the end of a block: scales, bias, activation, gate, residual -------------------------------------------------
+
+// e to the x; x is clamped to the range of finite results. Taylor series on [-log 2 / 2, log 2 / 2].
+INLINE F exponential(F x) {
+    x = x > 88.0f ? same(88.0f) : x;
+    x = x < -87.0f ? same(-87.0f) : x;
+    F moved = x * 1.44269504f + 12582912.0f, whole = moved - 12582912.0f;
+    F r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    F sum = same(1.0f / 5040);
+    sum = sum * r + 1.0f / 720;
+    sum = sum * r + 1.0f / 120;
+    sum = sum * r + 1.0f / 24;
+    sum = sum * r + 1.0f / 6;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1.0f;
+    sum = sum * r + 1.0f;
+    return sum * (F)(((I)moved - 0x4b400000 + 127) << 23);
+}
+
+// Half of erfc(|x| / sqrt 2), to 1e-7: Abramowitz and Stegun, 7.1.26.
+INLINE F half_erfc(F x) {
+    F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+    F sum = same(1.061405429f);
+    sum = sum * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    return 0.5f * sum * t * exponential(-z * z);
+}
+
+INLINE F activated(F x, int activation) {
+    switch (activation) {
+        case RELU: return x < 0.0f ? F{} : x;
+        case SILU: return x / (1.0f + exponential(-x));
+        case GELU: {
+            F tail = half_erfc(x);
+            return x * (x < 0.0f ? tail : 1.0f - tail);
+        }
+        case GELU_TANH: return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+        default: return x;
+    }
+}
+
+INLINE uint16_t narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// ---- a call -------------------------------------------------------------------------------------------------------
+
+struct Work {
+    const Weight* weight;
+    const Call* call;
+    Input input;
+    int64_t first;   // row of this pass
+    int rows, num_tiles;
+    int64_t next_tile, next_unit;
+};
+
+INLINE Tile tile_of(const Work& work, int index) {
+    int size = work.rows / work.num_tiles, larger = work.rows % work.num_tiles;
+    return {(int64_t)index * size + (index < larger ? index : larger), size + (index < larger)};
+}
+
+template <class X> static void prepare_tile(const Work& work, int index, const X* x) {
+    const Input& in = work.input;
+    Tile tile = tile_of(work, index);
+    int64_t inputs = work.weight->inputs;
+    x += (work.first + tile.first) * inputs;
+    switch (work.weight->kind) {
+        case INT8:
+            return int8_tile(x, in.bytes + tile.first * in.padded / 2, static_cast<int32_t*>(in.facts) + tile.first * in.groups,
+                             in.step + tile.first, inputs, in.padded, tile.rows);
+        case INT4:
+            return int4_tile(x, in.bytes + tile.first * in.padded / 4, static_cast<float*>(in.facts) + tile.first * in.groups * 2,
+                             inputs, tile.rows);
+        default: return float_tile(x, const_cast<float*>(in.numbers) + tile.first * in.padded, inputs, in.padded, tile.rows);
+    }
+}
+
+static void prepare(void* argument) {
+    Work& work = *static_cast<Work*>(argument);
+    for (int64_t index; (index = take(&work.next_tile)) < work.num_tiles;) {
+        if (work.call->type == X_FLOAT32)
+            prepare_tile(work, (int)index, static_cast<const float*>(work.call->x));
+        else
+            prepare_tile(work, (int)index, static_cast<const uint16_t*>(work.call->x));
+    }
+}
+
+template <int R>
+static void run_piece(const Work& work, const uint8_t* weight, int64_t start, int inputs, int64_t first, float* total) {
+    const Input& in = work.input;
+    int64_t begin = first * in.padded + start * R;
+    switch (work.weight->kind) {
+        case FLOAT32:
+            if constexpr (R <= TILE[FLOAT32]) float32_piece<R>(weight, in.numbers + begin, total, inputs);
+            break;
+        case BFLOAT16:
+            if constexpr (R <= TILE[BFLOAT16]) bfloat16_piece<R>(weight, in.numbers + begin, total, inputs);
+            break;
+        case INT8:
+            if constexpr (R <= TILE[INT8])
+                int8_piece<R>(weight, in.bytes + begin / 2,
+                              static_cast<int32_t*>(in.facts) + first * in.groups + start / PIECE[INT8] * R, total, inputs);
+            break;
+        case INT4:
+            if constexpr (R <= TILE[INT4])
+                int4_piece<R>(weight, in.bytes + begin / 4,
+                              static_cast<float*>(in.facts) + 2 * (first * in.groups + start / GROUP * R), total, inputs);
+            break;
+    }
+}
+
+static void run_tile(const Work& work, const uint8_t* weight, int64_t start, int inputs, Tile tile, float* total) {
+    switch (tile.rows) {
+#define CASE(R) case R: return run_piece<R>(work, weight, start, inputs, tile.first, total);
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+    }
+}
+
+INLINE F finished(const Work& work, const float* total, int64_t block, int v, int64_t row) {
+    const Weight& w = *work.weight;
+    int64_t n = block * BLOCK + v * LANES;
+    F found = reinterpret_cast<const F*>(total)[v];
+    if (w.kind == INT8) found *= *reinterpret_cast<const LooseF*>(w.scale + n) * work.input.step[row];
+    return w.bias ? found + *reinterpret_cast<const LooseF*>(w.bias + n) : found;
+}
+
+// total: [block of the unit][PASS][BLOCK]
+static void finish_block(const Work& work, const float* total, int64_t block, int64_t row) {
+    const Weight& w = *work.weight;
+    const Call& call = *work.call;
+    alignas(64) float y[BLOCK];
+    UNROLL for (int v = 0; v < VECS; v++) {
+        F found = activated(finished(work, total, block, v, row), w.activation);
+        if (w.gated) found *= finished(work, total + PASS * BLOCK, block + 1, v, row);
+        reinterpret_cast<F*>(y)[v] = found;
+    }
+    int64_t n = (block >> w.gated) * BLOCK, count = w.outputs - n < BLOCK ? w.outputs - n : BLOCK;
+    int64_t place = (work.first + row) * w.outputs + n;
+    if (call.type == X_FLOAT32) {
+        const float* residual = static_cast<const float*>(call.residual);
+        if (residual)
+            for (int64_t i = 0; i < count; i++) y[i] += residual[place + i];
+        memcpy(static_cast<float*>(call.y) + place, y, 4 * count);
+    } else {
+        const uint16_t* residual = static_cast<const uint16_t*>(call.residual);
+        uint16_t* to = static_cast<uint16_t*>(call.y) + place;
+        for (int64_t i = 0; i < count; i++) to[i] = narrow(residual ? y[i] + wide(residual[place + i]) : y[i]);
+    }
+}
+
+static void run_unit(const Work& work, int64_t unit) {
+    const Weight& w = *work.weight;
+    alignas(64) float total[MAX_UNIT * PASS * BLOCK];
+    int64_t first = unit * w.unit, left = blocks_of(w) - first;
+    int blocks = (int)(left < w.unit ? left : w.unit);
+    for (int block = 0; block < blocks; block++) memset(total + block * PASS * BLOCK, 0, sizeof(float) * work.rows * BLOCK);
+    const uint8_t* weight = w.data + first * bytes_of(w.kind, work.input.padded);
+    for (int64_t start = 0; start < work.input.padded; start += PIECE[w.kind]) {
+        int64_t rest = work.input.padded - start;
+        int inputs = (int)(rest < PIECE[w.kind] ? rest : PIECE[w.kind]);
+        for (int block = 0; block < blocks; block++, weight += bytes_of(w.kind, inputs))
+            for (int index = 0; index < work.num_tiles; index++) {
+                Tile tile = tile_of(work, index);
+                run_tile(work, weight, start, inputs, tile, total + (block * PASS + tile.first) * BLOCK);
+            }
+    }
+    for (int block = 0; block < blocks; block += 1 + w.gated)
+        for (int row = 0; row < work.rows; row++)
+            finish_block(work, total + (block * PASS + row) * BLOCK, first + block, row);
+}
+
+static void run_units(void* argument) {
+    Work& work = *static_cast<Work*>(argument);
+    int64_t units = up(blocks_of(*work.weight), work.weight->unit);
+    for (int64_t unit; (unit = take(&work.next_unit)) < units;) run_unit(work, unit);
+}
+
+constexpr int64_t WORTH_A_THREAD = 1 << 14;   // numbers of x
+
+static void run_pass(const Weight& w, const Call& call, int64_t first, int rows, char* memory) {
+    Work work = {&w, &call, {}, first, rows, (int)up(rows, TILE[w.kind]), 0, 0};
+    Input& in = work.input;
+    in.padded = padded_inputs(w);
+    in.groups = w.kind == INT4 ? in.padded / GROUP : up(in.padded, PIECE[w.kind]);
+    if (w.kind <= BFLOAT16 && rows == 1 && call.type == X_FLOAT32 && in.padded == w.inputs) {
+        in.numbers = static_cast<const float*>(call.x) + first * w.inputs;   // one row has this form already
+    } else {
+        in.step = reinterpret_cast<float*>(memory);
+        in.facts = in.step + PASS;
+        in.numbers = in.step + PASS + 2 * rows * in.groups;
+        in.bytes = reinterpret_cast<int32_t*>(const_cast<float*>(in.numbers));
+        parallel(rows * w.inputs < WORTH_A_THREAD ? 1 : call.threads, prepare, &work);
+    }
+    parallel(call.threads, run_units, &work);
+}
+
+static int linear(const Weight& w, const Call& call) {
+    int64_t most = call.rows < PASS ? call.rows : PASS, padded = padded_inputs(w);
+    size_t bytes = 4 * (PASS + most * (2 * up(padded, GROUP) + padded));
+    alignas(64) char near[1 << 15];
+    char* memory = bytes <= sizeof near ? near : static_cast<char*>(malloc(bytes));
+    if (!memory) return 1;
+    for (int64_t first = 0; first < call.rows; first += PASS)
+        run_pass(w, call, first, (int)(call.rows - first < PASS ? call.rows - first : PASS), memory);
+    if (memory != near) free(memory);
+    return 0;
+}
+
+// ---- the yardstick ------------------------------------------------------------------------------------------------
+
+struct Reading {
+    const float* data;
+    int64_t count, next;
+    float sum;
+};
+
+constexpr int64_t PORTION = 1 << 16;
+
+static void read_portions(void* argument) {
+    Reading& reading = *static_cast<Reading*>(argument);
+    F sum[4] = {};
+    for (int64_t i; (i = take(&reading.next) * PORTION) < reading.count;)
+        for (const float* at = reading.data + i, *end = at + PORTION; at < end; at += 4 * LANES)
+            UNROLL for (int j = 0; j < 4; j++) sum[j] += reinterpret_cast<const F*>(at)[j];
+    F all = sum[0] + sum[1] + sum[2] + sum[3];
+    reading.sum = all[0];   // used, so that nothing is left out
+}
+
+static float read_all(const float* data, int64_t count, int threads) {
+    Reading reading = {data, count / PORTION * PORTION, 0, 0};
+    parallel(threads, read_portions, &reading);
+    return reading.sum;
+}
+
+static bool runs_here() {
+#if defined(__AVX512VNNI__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+#elif defined(__AVX512F__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;   // every ARM Mac has dot products
+#endif
+#endif
+}
+
+}  // namespace
+
+#define JOIN(a, b) a##b
+#define LEVEL_OF(name) JOIN(LEVEL_, name)
+#define TEXT_OF(name) TEXT(name)
+#define TEXT(name) #name
+extern const Level LEVEL_OF(NAME);
+const Level LEVEL_OF(NAME) = {TEXT_OF(NAME), FLIP, runs_here, linear, read_all};
+
+}  // namespace unspool

@@ -1,0 +1,227 @@
+"""Products with packed weights: compared with float64 products, at each instruction set, alone and in company."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from unspool.kernels.build import LEVELS, machine
+from unspool.kernels.library import VARIABLE, kernels, obstacle
+from unspool.kernels.packed import PackedWeight, linear
+
+pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
+
+HERE = list(LEVELS.get(machine(), ()))
+KINDS = ("float32", "bfloat16", "int8", "int4")
+SIZES = ((1, 1), (7, 5), (33, 70), (64, 257), (100, 1056), (257, 32), (300, 544))
+"""(outputs, inputs): below, at and above one block of outputs, one piece of inputs, and their multiples."""
+ROWS = (0, 1, 2, 3, 5, 8, 9, 16, 17, 65)
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=HERE)
+def level(request, monkeypatch):
+    monkeypatch.setenv(VARIABLE, request.param)
+    if kernels() is None:
+        pytest.skip(obstacle())
+    return request.param
+
+
+def made(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight_of(
+    kind: str, outputs: int, inputs: int, seed: int = 0
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """Return the numbers of a weight, its scales, and its values in float64, [outputs, inputs]."""
+    random = torch.Generator().manual_seed(seed)
+    if kind in ("float32", "bfloat16"):
+        numbers = made(outputs, inputs, seed=seed).to(getattr(torch, kind))
+        return numbers, [], numbers.double()
+    if kind == "int8":
+        numbers = torch.randint(-127, 128, (outputs, inputs), generator=random, dtype=torch.int8)
+        scale = torch.rand(outputs, generator=random) / 64
+        return numbers, [scale], numbers.double() * scale.double()[:, None]
+    numbers = torch.randint(0, 16, (outputs, inputs), generator=random, dtype=torch.uint8)
+    pair = ((torch.rand(inputs // 32, outputs, 2, generator=random) - 0.5) / 4).bfloat16()
+    scale, zero = (pair[..., index].T.double()[..., None] for index in (0, 1))
+    values = (numbers.double().view(outputs, -1, 32) - 8) * scale + zero
+    return numbers, [pair], values.view(outputs, inputs)
+
+
+def cases():
+    return [(kind, *size) for kind, size in itertools.product(KINDS, SIZES) if kind != "int4" or size[1] % 32 == 0]
+
+
+def most_error(kind: str, inputs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the largest error that the rounding of inputs and sums explains. --> [rows, outputs]"""
+    sizes = inputs.double().abs() @ values.abs().T
+    if kind in ("float32", "bfloat16"):
+        return 1e-6 * sizes + 1e-12
+    if kind == "int8":
+        steps = inputs.double().abs().amax(1, keepdim=True) / 32512
+        return steps / 2 * values.abs().sum(1) + 1e-6 * sizes
+    groups = inputs.double().abs().view(len(inputs), inputs.shape[1] // 32, 32).amax(2) / 127
+    return groups / 2 @ values.abs().view(len(values), -1, 32).sum(2).T + 1e-6 * sizes
+
+
+@pytest.mark.parametrize(("kind", "outputs", "inputs"), cases())
+def test_products_equal_those_in_float64(level, kind, outputs, inputs):
+    numbers, scales, values = weight_of(kind, outputs, inputs)
+    bias = made(outputs, seed=1)
+    packed = PackedWeight(numbers, scales=scales, bias=[bias])
+    for rows in ROWS:
+        x = made(rows, inputs, seed=2)
+        found = linear(x, packed)
+        assert found.shape == (rows, outputs) and found.dtype == torch.float32
+        error = (found.double() - (x.double() @ values.T + bias.double())).abs()
+        assert (error <= most_error(kind, x, values) + 1e-6).all()
+
+
+@pytest.mark.parametrize(("kind", "outputs", "inputs"), cases())
+def test_a_row_has_the_same_bits_in_any_company(level, kind, outputs, inputs):
+    numbers, scales, _ = weight_of(kind, outputs, inputs)
+    packed = PackedWeight(numbers, scales=scales)
+    x = made(17, inputs)
+    whole = linear(x, packed)
+    for start, end in itertools.combinations((0, 1, 2, 4, 7, 9, 17), 2):
+        assert torch.equal(linear(x[start:end], packed), whole[start:end])
+    assert torch.equal(linear(x.flip(0), packed), whole.flip(0))
+    others = torch.cat([x[:1], made(15, inputs, seed=9) * 1e6])
+    assert torch.equal(linear(others, packed)[:1], whole[:1])
+
+
+@pytest.mark.parametrize(("kind", "outputs", "inputs"), cases())
+def test_all_instruction_sets_and_thread_counts_give_the_same_bits(monkeypatch, kind, outputs, inputs):
+    numbers, scales, _ = weight_of(kind, outputs, inputs)
+    x, found = made(9, inputs), []
+    for name in HERE:
+        monkeypatch.setenv(VARIABLE, name)
+        if kernels() is None:
+            continue
+        for threads in (1, 2):
+            with num_threads(threads):
+                found.append(linear(x, PackedWeight(numbers, scales=scales)))
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize(("kind", "outputs", "inputs"), cases())
+def test_unpacking_returns_the_same_bits(level, kind, outputs, inputs):
+    numbers, scales, _ = weight_of(kind, outputs, inputs)
+    packed = PackedWeight(numbers, scales=scales, bias=[made(outputs)])
+    assert torch.equal(packed.unpacked()[0], numbers)
+    assert len(packed.scales()) == len(scales)
+    assert all(torch.equal(a, b) for a, b in zip(packed.scales(), scales, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transposed_weight_is_packed_alike(kind):
+    numbers, scales, _ = weight_of(kind, 70, 96)
+    strided = numbers.T.contiguous().T
+    assert not strided.is_contiguous()
+    x = made(3, 96)
+    assert torch.equal(linear(x, PackedWeight(strided, scales=scales)), linear(x, PackedWeight(numbers, scales=scales)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_can_have_any_strides_and_dimensions(kind):
+    numbers, scales, _ = weight_of(kind, 40, 64)
+    packed = PackedWeight(numbers, scales=scales)
+    x = made(2, 64, 3).transpose(1, 2)
+    found = linear(x, packed)
+    assert found.shape == (2, 3, 40)
+    assert torch.equal(found, linear(x.contiguous().view(6, 64), packed).view(2, 3, 40))
+    assert torch.equal(linear(x[0, 0], packed), found[0, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_inputs_are_multiplied_exactly_and_only_the_result_is_rounded(level, kind):
+    numbers, scales, _ = weight_of(kind, 40, 64)
+    bias, x, residual = made(40), made(5, 64).bfloat16(), made(5, 40, seed=3).bfloat16()
+    packed = PackedWeight(numbers, scales=scales, bias=[bias])
+    assert torch.equal(linear(x, packed), linear(x.float(), packed).bfloat16())
+    assert torch.equal(linear(x, packed, residual), (linear(x.float(), packed) + residual.float()).bfloat16())
+
+
+FUNCTIONS = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_activations_equal_those_of_pytorch(level, name):
+    """Weights of one column give the activation of 4,000 values in [-100, 100]."""
+    values = torch.cat([torch.linspace(-100, 100, 2000), torch.linspace(-6, 6, 2000)])
+    found = linear(torch.ones(1, 1), PackedWeight(values[:, None], activation=name))[0]
+    expected = FUNCTIONS[name](values.double())
+    assert ((found - expected).abs() <= 4e-7 * expected.abs().clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [1, 32, 70, 320])
+def test_a_gated_product_equals_two_products(level, kind, outputs):
+    gate, up = (weight_of(kind, outputs, 96, seed) for seed in (0, 1))
+    bias = [made(outputs, seed=2), made(outputs, seed=3)]
+    packed = PackedWeight(gate[0], up[0], scales=gate[1] + up[1], bias=bias, activation="silu")
+    x, residual = made(5, 96), made(5, outputs, seed=4)
+    parts = [linear(x, PackedWeight(n, scales=s, bias=[b])) for (n, s, _), b in zip((gate, up), bias, strict=True)]
+    expected = torch.nn.functional.silu(parts[0]) * parts[1] + residual
+    torch.testing.assert_close(linear(x, packed, residual), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(packed.unpacked()[0], gate[0]) and torch.equal(packed.unpacked()[1], up[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_gives_nan_and_leaves_other_rows_alone(level, kind, bad):
+    numbers, scales, _ = weight_of(kind, 40, 64)
+    packed = PackedWeight(numbers, scales=scales)
+    x = made(3, 64)
+    expected = linear(x, packed)
+    x[1, 7] = bad
+    found = linear(x, packed)
+    assert not found[1].isfinite().any()
+    assert torch.equal(found[::2], expected[::2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_zeros_gives_the_bias(level, kind):
+    numbers, scales, _ = weight_of(kind, 40, 64)
+    bias = made(40)
+    assert torch.equal(linear(torch.zeros(1, 64), PackedWeight(numbers, scales=scales, bias=[bias]))[0], bias)
+
+
+def test_tracers_see_one_call():
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    calls: list = []
+    packed, x = PackedWeight(made(8, 4)), made(2, 4)
+    with Seen():
+        found = linear(x, packed)
+    assert calls == [linear] and torch.equal(found, linear(x, packed))
+
+
+def test_unfit_arguments_are_refused():
+    packed = PackedWeight(made(8, 4))
+    for inputs in (made(2, 5), made(2, 4).double()):
+        with pytest.raises(ValueError, match=r"inputs must be float32 or bfloat16 \[..., 4\]"):
+            linear(inputs, packed)
+    with pytest.raises(ValueError, match=r"a residual must be torch.float32 \[2, 8\]"):
+        linear(made(2, 4), packed, made(2, 7))

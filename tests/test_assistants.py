@@ -237,8 +237,8 @@ def test_the_drop_in_writes_the_same_with_a_draft_model(way: str) -> None:
     ids = torch.tensor([[0, 0, *PROMPT], [3, 9, *PROMPT]])
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     options = {"max_new_tokens": 12, "batch_invariant": True, "pad_token_id": 0} | WAYS[way]
-    plain = unspool.generate(model, ids, mask, **options)
-    found = unspool.generate(model, ids, mask, assistant_model=similar("gpt2"), **options)
+    plain = unspool.generate(model, ids, attention_mask=mask, **options)
+    found = unspool.generate(model, ids, attention_mask=mask, assistant_model=similar("gpt2"), **options)
     assert torch.equal(found, plain)  # type: ignore[arg-type]
 
 

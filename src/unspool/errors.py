@@ -13,6 +13,7 @@ UnspoolError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 _LONGEST_SHOWN: Final = 200
@@ -35,10 +36,7 @@ class OptionError(UnspoolError, ValueError):
 
     def __init__(self, option: str, given: Any, allowed: str, hint: str) -> None:
         self.option, self.given, self.allowed, self.hint = option, given, allowed, hint
-        shown = repr(given)
-        if len(shown) > _LONGEST_SHOWN:
-            shown = f"{shown[:_LONGEST_SHOWN]}…"
-        super().__init__(f"`{option}` {allowed}, got {shown}; {hint}")
+        super().__init__(f"`{option}` {allowed}, got {_shown(given)}; {hint}")
 
 
 class PromptError(UnspoolError, ValueError):
@@ -87,3 +85,21 @@ class MissingExtra(UnspoolError, ImportError):
     def __init__(self, extra: str, package: str, reason: str) -> None:
         self.extra, self.package, self.reason = extra, package, reason
         super().__init__(f'{reason}, which needs {package}: pip install "unspool[{extra}]"')
+
+
+def _shown(value: Any) -> str:
+    """Return a short form of a value for a message; values that hold tensors or arrays as their types and shapes."""
+    shown = repr(value)
+    if ("tensor(" in shown or "array(" in shown) and getattr(value, "shape", None) != ():
+        shown = _kind(value)
+        if isinstance(value, Mapping):
+            shown += f" with the keys {', '.join(map(str, value))}"
+        elif isinstance(value, list | tuple):
+            shown += f" of {', '.join(dict.fromkeys(map(_kind, value)))}"
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
+
+
+def _kind(value: Any) -> str:
+    """Return the type of a value, and its shape if it has one."""
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 import unspool
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
+from tests.tiny_seq2seq import IMAGE_SIZE, tiny_seq2seq
 from unspool.errors import NumericsError, OptionError, PromptError
 from unspool.protocols import Context
 from unspool.strategies import Greedy
@@ -57,7 +59,7 @@ def refusal(*args: Any, **options: Any) -> OptionError:
 
 
 def test_a_left_padded_batch_equals_its_prompts_one_by_one():
-    found = unspool.generate(MODEL, PADDED, MASK, max_new_tokens=20, eos_token_id=[2, 40, 41, 42])
+    found = unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=20, eos_token_id=[2, 40, 41, 42])
     assert found.dtype == torch.int64 and found[:, :5].equal(PADDED)
     for row, prompt in zip(found.tolist(), PROMPTS, strict=True):
         alone = unspool.generate(MODEL, torch.tensor([prompt]), max_new_tokens=20, eos_token_id=[2, 40, 41, 42])
@@ -92,15 +94,22 @@ def test_no_prompt_starts_from_the_begin_of_sequence_token(model: Any):
 def test_rows_of_different_length_are_filled_with_pads_or_else_ends(model: Any):
     first = int(theirs(MODEL, PADDED[1:2, 3:], max_new_tokens=1)[0, -1])
     ends = {"eos_token_id": [first, 2], "max_new_tokens": 4}
-    assert unspool.generate(MODEL, PADDED, MASK, pad_token_id=7, **ends)[1, 5:].tolist() == [first, 7, 7, 7]
+    assert unspool.generate(MODEL, PADDED, attention_mask=MASK, pad_token_id=7, **ends)[1, 5:].tolist() == [
+        first,
+        7,
+        7,
+        7,
+    ]
     model.generation_config.pad_token_id = None
-    assert unspool.generate(model, PADDED, MASK, **ends)[1, 5:].tolist() == [first] * 4
-    assert unspool.generate(model, PADDED, MASK, **ends).equal(theirs(model, PADDED, attention_mask=MASK, **ends))
+    assert unspool.generate(model, PADDED, attention_mask=MASK, **ends)[1, 5:].tolist() == [first] * 4
+    assert unspool.generate(model, PADDED, attention_mask=MASK, **ends).equal(
+        theirs(model, PADDED, attention_mask=MASK, **ends)
+    )
 
 
 def test_without_any_pad_rows_of_different_length_are_refused(model: Any):
     model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
-    assert unspool.generate(model, PADDED, MASK, max_new_tokens=4).shape == (3, 9)
+    assert unspool.generate(model, PADDED, attention_mask=MASK, max_new_tokens=4).shape == (3, 9)
 
     class OnceLong:
         name = "long"
@@ -115,20 +124,20 @@ def test_without_any_pad_rows_of_different_length_are_refused(model: Any):
             return state == 6
 
     with pytest.raises(OptionError) as caught:
-        unspool.generate(model, PADDED, MASK, max_new_tokens=4, criteria=[OnceLong()])
+        unspool.generate(model, PADDED, attention_mask=MASK, max_new_tokens=4, criteria=[OnceLong()])
     assert caught.value.option == "pad_token_id"
 
 
 def test_the_outputs_of_a_prompt_are_adjacent():
-    found = unspool.generate(MODEL, PADDED, MASK, num_return_sequences=3, seed=4, **DRAWS)
+    found = unspool.generate(MODEL, PADDED, attention_mask=MASK, num_return_sequences=3, seed=4, **DRAWS)
     assert found[:, :5].equal(PADDED.repeat_interleave(3, 0))
     assert len({tuple(row) for row in found.tolist()}) == 9
 
 
 def test_transformers_own_output_class_comes_back():
-    found = unspool.generate(MODEL, PADDED, MASK, max_new_tokens=4, return_dict_in_generate=True)
+    found = unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=4, return_dict_in_generate=True)
     assert isinstance(found, GenerateDecoderOnlyOutput) and found.past_key_values is None
-    assert found.sequences.equal(unspool.generate(MODEL, PADDED, MASK, max_new_tokens=4))
+    assert found.sequences.equal(unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=4))
 
 
 def test_tensors_are_ordinary_ones():
@@ -154,13 +163,13 @@ def test_tensors_are_ordinary_ones():
 )
 def test_lengths_count_the_width_of_the_batch_as_in_transformers(options: dict[str, Any]):
     options = {"eos_token_id": list(range(40, 70)), "pad_token_id": 0, **options}
-    found = unspool.generate(MODEL, PADDED, MASK, **options)
+    found = unspool.generate(MODEL, PADDED, attention_mask=MASK, **options)
     assert found.equal(theirs(MODEL, PADDED, attention_mask=MASK, **options))
 
 
 @pytest.mark.parametrize("length", [1, 5])
 def test_a_longest_length_that_the_pads_fill_is_refused(length: int):
-    assert refusal(PADDED[1:], MASK[1:], max_length=length).option == "max_length"
+    assert refusal(PADDED[1:], attention_mask=MASK[1:], max_length=length).option == "max_length"
 
 
 def test_a_forced_first_token_counts_the_width_too():
@@ -218,9 +227,9 @@ def test_nothing_asked_is_ignored(options: dict[str, Any], option: str):
 @pytest.mark.parametrize("set_seed", [torch.manual_seed, transformers.set_seed])
 def test_a_global_seed_makes_calls_repeatable(set_seed: Any):
     set_seed(3)
-    first = [unspool.generate(MODEL, PADDED, MASK, **DRAWS).tolist() for _ in range(2)]
+    first = [unspool.generate(MODEL, PADDED, attention_mask=MASK, **DRAWS).tolist() for _ in range(2)]
     set_seed(3)
-    assert [unspool.generate(MODEL, PADDED, MASK, **DRAWS).tolist() for _ in range(2)] == first
+    assert [unspool.generate(MODEL, PADDED, attention_mask=MASK, **DRAWS).tolist() for _ in range(2)] == first
     assert first[0] != first[1]
 
 
@@ -241,7 +250,7 @@ def test_the_generator_is_left_alone_where_nothing_is_drawn_from_it():
 
 
 def test_a_seed_gives_in_company_what_it_gives_alone():
-    together = unspool.generate(MODEL, PADDED, MASK, seed=6, **DRAWS)
+    together = unspool.generate(MODEL, PADDED, attention_mask=MASK, seed=6, **DRAWS)
     for row, prompt in zip(together.tolist(), PROMPTS, strict=True):
         alone = unspool.generate(MODEL, torch.tensor([prompt]), seed=6, **DRAWS)[0].tolist()
         assert row[5:][: len(alone) - len(prompt)] == alone[len(prompt) :]
@@ -344,3 +353,38 @@ def test_our_own_global_seed_reaches_the_drop_in():
         assert first[0] != first[1]
     finally:
         unspool.set_seed(None)
+
+
+# --- positional arguments -------------------------------------------------------------------------------------------
+
+
+def test_positional_arguments_are_those_of_transformers() -> None:
+    config = transformers.GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2)
+    no_forty = transformers.LogitsProcessorList([transformers.SuppressTokensLogitsProcessor(list(range(0, 97, 3)))])
+    stop = transformers.StoppingCriteriaList([transformers.MaxLengthCriteria(9)])
+    arguments = (PADDED, config, no_forty, stop, lambda row, ids: list(range(1, 97)), False, None, None)
+    found = unspool.generate(MODEL, *arguments, attention_mask=MASK)
+    assert found.equal(theirs(MODEL, *arguments, attention_mask=MASK))
+    assert found.equal(unspool.generate(MODEL, *arguments, attention_mask=MASK, strict=True)) and found.shape == (3, 9)
+
+
+def test_a_mask_in_the_place_of_the_config_is_refused_without_its_numbers() -> None:
+    error = refusal(PADDED, MASK)
+    assert error.option == "generation_config" and "attention_mask=mask" in error.hint
+    assert "got Tensor of shape (3, 5)" in str(error)
+
+
+def test_parameters_have_the_order_of_model_generate() -> None:
+    ours = list(inspect.signature(unspool.generate).parameters.values())
+    expected = list(inspect.signature(transformers.GenerationMixin.generate).parameters.values())
+    positional = [each.name for each in ours if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert positional[1:] == [each.name for each in expected if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
+
+
+def test_an_image_can_be_the_first_argument_beside_a_prompt() -> None:
+    model = tiny_seq2seq("vit-gpt2")
+    image, prompt = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE), torch.tensor([[3, 5], [3, 7]])
+    expected = theirs(model, image, decoder_input_ids=prompt, max_new_tokens=4)
+    assert unspool.generate(model, image, input_ids=prompt, max_new_tokens=4).equal(expected)
+    with pytest.raises(OptionError, match="`inputs` cannot be given beside `input_ids`"):
+        unspool.generate(MODEL, image, input_ids=prompt)

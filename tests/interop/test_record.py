@@ -148,7 +148,7 @@ def test_beams_have_the_scores_logits_and_indices_of_transformers(options: dict[
 def test_recorded_scores_of_beams_are_the_sums_of_their_transitions(case: dict[str, Any]):
     model = oracle_model(case["model"])
     ids, mask = torch.tensor(case["input_ids"]), torch.tensor(case["attention_mask"])
-    found = unspool.generate(model, ids, mask, **case["kwargs"], do_sample=False, **BOTH)
+    found = unspool.generate(model, ids, attention_mask=mask, **case["kwargs"], do_sample=False, **BOTH)
     sums = model.compute_transition_scores(found.sequences, found.scores, found.beam_indices).sum(1)
     lengths = (found.beam_indices >= 0).sum(1) ** case["kwargs"].get("length_penalty", 1.0)
     for score, expected in zip((sums / lengths).tolist(), case["expected"]["sequences_scores"], strict=True):

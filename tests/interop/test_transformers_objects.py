@@ -68,7 +68,7 @@ def both(**options: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def refusal(**options: Any) -> OptionError:
     with pytest.raises(OptionError) as caught:
-        unspool.generate(MODEL, PADDED, MASK, **options)
+        unspool.generate(MODEL, PADDED, attention_mask=MASK, **options)
     return caught.value
 
 
@@ -102,13 +102,17 @@ def test_what_a_processor_keeps_is_its_own():
             self.kept.append((scores, scores.clone()))
             return scores.clone()
 
-    unspool.generate(MODEL, PADDED, MASK, max_new_tokens=4, logits_processor=[Keep()], do_sample=True, top_k=3)
+    unspool.generate(
+        MODEL, PADDED, attention_mask=MASK, max_new_tokens=4, logits_processor=[Keep()], do_sample=True, top_k=3
+    )
     assert all(scores.equal(copy) and not scores.is_inference() for scores, copy in Keep.kept)
 
 
 def test_rows_that_have_ended_stay_as_pads_with_uniform_scores():
     spy = Spy()
-    unspool.generate(MODEL, PADDED, MASK, max_new_tokens=10, pad_token_id=1, eos_token_id=ENDS, logits_processor=[spy])
+    unspool.generate(
+        MODEL, PADDED, attention_mask=MASK, max_new_tokens=10, pad_token_id=1, eos_token_id=ENDS, logits_processor=[spy]
+    )
     ids, scores = spy.seen[-1]
     ended = torch.isin(ids[:, 5:], torch.tensor(ENDS)).any(1)
     assert ended.any() and not ended.all() and (ids[ended, -1] == 1).any()
@@ -211,7 +215,7 @@ def test_an_error_of_an_object_is_raised_and_leaves_nothing_behind():
 
     for given in ({"logits_processor": [Once()]}, {"stopping_criteria": [OnceStopping()]}):
         with pytest.raises(KeyError, match="once"):
-            unspool.generate(MODEL, PADDED, MASK, max_new_tokens=5, **given)
+            unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=5, **given)
     engine = driver_of(MODEL).engine
     engine.check()
     assert engine.idle
@@ -244,7 +248,7 @@ def test_the_function_gets_the_index_of_the_prompt_whatever_outputs_that_has():
         return [40 + batch_id]
 
     options: dict[str, Any] = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 2, "eos_token_id": None}
-    found = unspool.generate(MODEL, PADDED, MASK, prefix_allowed_tokens_fn=allowed, **options)
+    found = unspool.generate(MODEL, PADDED, attention_mask=MASK, prefix_allowed_tokens_fn=allowed, **options)
     assert seen == {0, 1, 2}
     assert found[:, 5:].tolist() == [[40, 40]] * 3 + [[41, 41]] * 3 + [[42, 42]] * 3
 
@@ -347,7 +351,7 @@ def test_a_criterion_that_returns_something_else_is_named():
             return torch.zeros(2, dtype=torch.bool)
 
     with pytest.raises(OptionError, match="(?s)stopping_criteria.*3 rows.*Odd"):
-        unspool.generate(MODEL, PADDED, MASK, stopping_criteria=[Odd()])
+        unspool.generate(MODEL, PADDED, attention_mask=MASK, stopping_criteria=[Odd()])
 
 
 # --- other strategies, and company ----------------------------------------------------------------------------------
@@ -370,17 +374,19 @@ def test_a_criterion_that_returns_something_else_is_named():
 def test_every_strategy_lets_objects_take_part(options: dict[str, Any]):
     """An object that does what an option does leads to the same tokens as the option, under every strategy."""
     plain = {"max_new_tokens": 9, "pad_token_id": 1, "eos_token_id": ENDS, **options}
-    by_option = unspool.generate(MODEL, PADDED, MASK, suppress_tokens=[*range(60, 97, 2)], **plain)
+    by_option = unspool.generate(MODEL, PADDED, attention_mask=MASK, suppress_tokens=[*range(60, 97, 2)], **plain)
     suppress = transformers.SuppressTokensLogitsProcessor([*range(60, 97, 2)])
     stop = transformers.EosTokenCriteria(torch.tensor(ENDS))
-    found = unspool.generate(MODEL, PADDED, MASK, logits_processor=[suppress], stopping_criteria=[stop], **plain)
+    found = unspool.generate(
+        MODEL, PADDED, attention_mask=MASK, logits_processor=[suppress], stopping_criteria=[stop], **plain
+    )
     assert found.equal(by_option)
 
     class Ends(StoppingCriteria):
         def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
             return torch.isin(input_ids[:, -1], torch.tensor([70, 71, 72, 73, 74, 75]))
 
-    ends = unspool.generate(MODEL, PADDED, MASK, stopping_criteria=[Ends()], **plain)
+    ends = unspool.generate(MODEL, PADDED, attention_mask=MASK, stopping_criteria=[Ends()], **plain)
     for row in ends[:, 5:].tolist():
         assert not set(row[:-1]) & {70, 71, 72, 73, 74, 75} or row[-1] == 1
 
@@ -412,4 +418,4 @@ def test_a_strategy_of_the_callers_own_takes_none(name: str):
 def test_what_cannot_be_found_for_all_outputs_is_warned_of():
     options: dict[str, Any] = {"num_beams": 2, "force_words_ids": [[60]], "suppress_tokens": [60], "max_new_tokens": 3}
     with pytest.warns(UserWarning, match=r"row 0: the forced word \[60\] is missing.*row 1: "):
-        unspool.generate(MODEL, PADDED[:2], MASK[:2], **options)
+        unspool.generate(MODEL, PADDED[:2], attention_mask=MASK[:2], **options)

@@ -175,7 +175,7 @@ def test_every_door_draws_the_same_for_one_prompt_and_seed() -> None:
     padded = torch.tensor([[0, 5, 6, 7], [5, 6, 8, 9]])
     mask = (padded != 0).long()
     plain = {"max_new_tokens": 6, "do_sample": True, "top_k": 0, "eos_token_id": None, "seed": 7}
-    rows = unspool.generate(model, padded, mask, **plain)
+    rows = unspool.generate(model, padded, attention_mask=mask, **plain)
     assert [tuple(row) for row in rows[:, 4:].tolist()] == expected
 
 

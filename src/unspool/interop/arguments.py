@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import torch
+
 from unspool.config import GenerationConfig, option_status
 from unspool.config.foreign import is_set
 from unspool.config.generation import check_foreign
@@ -89,13 +91,15 @@ _OBJECTS: Final = ("tokenizer", "logits_processor", "stopping_criteria", "prefix
 class Arguments:
     """The arguments of one call.
 
-    input_ids, attention_mask, position_ids: the prompts, as given. negative_prompt_ids, negative_prompt_attention_mask:
-    the negative prompts of classifier-free guidance, as given. tokenizer: for options that hold text. logits_processor,
+    input_ids, attention_mask, position_ids: the prompts, as given. encoder_input: an image or audio that is the first
+    positional argument beside `input_ids`; else None. negative_prompt_ids, negative_prompt_attention_mask: the negative
+    prompts of classifier-free guidance, as given. tokenizer: for options that hold text. logits_processor,
     stopping_criteria, prefix_allowed_tokens_fn, streamer: objects of transformers, or with the same methods. encoder:
     name --> value of the arguments that only models with an encoder read. options: all other arguments.
     """
 
     input_ids: Any
+    encoder_input: Any = None
     attention_mask: Any
     position_ids: Any
     negative_prompt_ids: Any
@@ -110,7 +114,7 @@ class Arguments:
 
 
 def sort_arguments(given: Mapping[str, Any]) -> Arguments:
-    """Return the arguments of a call sorted, `inputs` as another name for `input_ids`.
+    """Return the arguments of a call sorted. `inputs` is another name for `input_ids`, or an encoder's input beside it.
 
     Raises:
         OptionError: if an argument is refused, or needs another one.
@@ -120,31 +124,32 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
     for name, (reason, remedy) in REFUSED.items():
         value = options.pop(name, None)
         if is_set(value):
-            raise OptionError(name, _shown(value), reason, remedy)
+            raise OptionError(name, value, reason, remedy)
     tensors = {name: options.pop(name, None) for name in _TENSORS}
     encoder = {name: value for name in (*ENCODER, *SPEECH) if (value := options.pop(name, None)) is not None}
     if says_no:
         encoder[TIMESTAMPS] = False
-    inputs = tensors.pop("inputs")
-    if inputs is not None:
-        if tensors["input_ids"] is not None:
-            raise OptionError("inputs", _shown(inputs), "is another name for `input_ids`", "leave out one of the two")
+    inputs, encoder_input = tensors.pop("inputs"), None
+    if tensors["input_ids"] is None:
         tensors["input_ids"] = inputs
+    elif isinstance(inputs, torch.Tensor) and inputs.is_floating_point():
+        encoder_input = inputs
+    elif inputs is not None:
+        raise OptionError("inputs", inputs, "is another name for `input_ids`", "leave out one of the two")
     if tensors["negative_prompt_attention_mask"] is not None and tensors["negative_prompt_ids"] is None:
-        shown = _shown(tensors["negative_prompt_attention_mask"])
-        allowed = "cannot be given without `negative_prompt_ids`"
-        raise OptionError("negative_prompt_attention_mask", shown, allowed, "give the negative prompts as well")
+        allowed, given = "cannot be given without `negative_prompt_ids`", tensors["negative_prompt_attention_mask"]
+        raise OptionError("negative_prompt_attention_mask", given, allowed, "give the negative prompts as well")
     for name, value in tensors.items():
         if value is not None and tensors["input_ids"] is None and not encoder:
-            raise OptionError(name, _shown(value), "cannot be given without `input_ids`", "give the prompts as well")
+            raise OptionError(name, value, "cannot be given without `input_ids`", "give the prompts as well")
     objects = {name: options.pop(name, None) for name in _OBJECTS}
     for name in ("logits_processor", "stopping_criteria"):
         objects[name] = callables(name, objects[name])
     prefix = objects["prefix_allowed_tokens_fn"]
     if prefix is not None and not callable(prefix):
         allowed = "must be a function of (batch_id, input_ids)"
-        raise OptionError("prefix_allowed_tokens_fn", _shown(prefix), allowed, "give one, or leave it out")
-    return Arguments(**tensors, **objects, encoder=encoder, options=options)
+        raise OptionError("prefix_allowed_tokens_fn", prefix, allowed, "give one, or leave it out")
+    return Arguments(**tensors, **objects, encoder_input=encoder_input, encoder=encoder, options=options)
 
 
 def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None:
@@ -161,14 +166,10 @@ def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None
         return given
     if not hasattr(given, "to_diff_dict"):
         allowed = "must be a GenerationConfig of transformers or of unspool"
-        raise OptionError("generation_config", _shown(given), allowed, "give options as keywords: max_new_tokens=20")
+        hint = "give all other arguments by name: attention_mask=mask, max_new_tokens=20"
+        raise OptionError("generation_config", given, allowed, hint)
     config = GenerationConfig.from_transformers(given)
     for name, value in config.extras.items():
         if option_status(name) == "unknown" and is_set(value) and value != stored.extras.get(name):
             check_foreign(name, value)
     return config
-
-
-def _shown(value: Any) -> Any:
-    """Return a short form of a value for a message: plain values as they are, others as their type."""
-    return value if isinstance(value, bool | int | float | str) else type(value)

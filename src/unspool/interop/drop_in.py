@@ -30,14 +30,22 @@ from unspool.runtimes.wrap.peft_models import base_of
 
 def generate(
     model: Any,
-    input_ids: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
-    *,
+    inputs: torch.Tensor | None = None,
     generation_config: Any = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    prefix_allowed_tokens_fn: Any = None,
+    synced_gpus: bool | None = None,
+    assistant_model: Any = None,
+    streamer: Any = None,
+    negative_prompt_ids: torch.Tensor | None = None,
+    negative_prompt_attention_mask: torch.Tensor | None = None,
+    custom_generate: Any = None,
+    *,
     strict: bool = False,
     **options: Any,
 ) -> Returned:
-    """Continue a batch of prompts as `model.generate(input_ids, ...)` does: the same options, the same tokens.
+    """Continue a batch of prompts as `model.generate(inputs, ...)` does: the same arguments, the same tokens.
 
     The model stays untouched and always runs in evaluation mode. Each call uses the model's current weights.
 
@@ -50,24 +58,25 @@ def generate(
     Args:
         model: a loaded causal language model of transformers, or a model with an encoder: a text encoder-decoder,
             Whisper, or an image captioning model.
-        input_ids: [rows, width] of integers, left-padded; None for one row with the model's begin-of-sequence token.
+        inputs: [rows, width] of integers, left-padded; None for one row with the model's begin-of-sequence token.
             For an encoder-decoder these are the encoder inputs, padded on either side. Audio and images can be given
-            here, or as `input_features` and `pixel_values`. `inputs=` is another name for it.
-        attention_mask: [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also works if
-            `pad_token_id` marks the pads and is not an end-of-sequence token.
+            here, or as `input_features` and `pixel_values`. `input_ids=` is another name for it.
         generation_config: transformers' GenerationConfig or ours; overrides the model's own.
+        logits_processor, stopping_criteria, prefix_allowed_tokens_fn: get the same batch as in transformers.
+        synced_gpus, custom_generate: refused if set.
+        assistant_model: a loaded model with the same vocabulary, to draft tokens; None for none.
+        streamer: an object with put and end, for every strategy; None for none.
+        negative_prompt_ids, negative_prompt_attention_mask: the negative prompts for `guidance_scale`.
         strict: True to raise an OptionError instead of ignoring an option or converting a value, such as 6.0 to 6.
-        options: options of GenerationConfig, which override all configs. Rules and defaults are transformers': 20 new
-            tokens, greedy unless do_sample=True, `max_length` and `min_length` count pads. Further options: `seed`;
-            `tokenizer`, for options that hold text; `streamer`, an object with put and end, for every strategy;
-            `logits_processor`, `stopping_criteria` and `prefix_allowed_tokens_fn`, which get the same batch as in
-            transformers; `assistant_model`, a loaded model with the same vocabulary; `negative_prompt_ids` and
-            `negative_prompt_attention_mask` for `guidance_scale`; `strategy`, `processors` and `criteria` as in
-            LanguageModel.generate. For encoder-decoders `decoder_input_ids` [rows, width], one length for all rows. For
-            Whisper `language` and `task`.
+        options: `attention_mask` [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also
+            works if `pad_token_id` marks the pads and is not an end-of-sequence token. Options of GenerationConfig,
+            which override all configs. Rules and defaults are transformers': 20 new tokens, greedy unless
+            do_sample=True, `max_length` and `min_length` count pads. Further options: `seed`; `tokenizer`, for options
+            that hold text; `strategy`, `processors` and `criteria` as in LanguageModel.generate. For encoder-decoders
+            `decoder_input_ids` [rows, width], one length for all rows. For Whisper `language` and `task`.
 
     Returns:
-        [rows * num_return_sequences, width + longest output] int64 on the device of `input_ids`: each prompt as given,
+        [rows * num_return_sequences, width + longest output] int64 on the device of `inputs`: each prompt as given,
         then its output, then pads. Outputs of one prompt are adjacent. The pad is `pad_token_id`, else the first
         end-of-sequence token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; if requested,
         `scores` (after the processors) and `logits` (before them), one [rows, vocab] float32 per step. Rows that have
@@ -94,9 +103,20 @@ def generate(
         sequences = unspool.generate(model, **inputs, max_new_tokens=30)
     """
     ignored = ignored_options(strict)
-    with streaming(options.get("streamer")):
-        options = options if strict else lenient(options)
-        arguments = sort_arguments({"input_ids": input_ids, "attention_mask": attention_mask, **options})
+    options |= {
+        "inputs": inputs,
+        "logits_processor": logits_processor,
+        "stopping_criteria": stopping_criteria,
+        "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
+        "synced_gpus": synced_gpus,
+        "assistant_model": assistant_model,
+        "streamer": streamer,
+        "negative_prompt_ids": negative_prompt_ids,
+        "negative_prompt_attention_mask": negative_prompt_attention_mask,
+        "custom_generate": custom_generate,
+    }
+    with streaming(streamer):
+        arguments = sort_arguments(options if strict else lenient(options))
         check_model(model)
         inner = base_of(model)
         stored = GenerationConfig.from_transformers(model.generation_config)
@@ -130,7 +150,7 @@ def _read(
     config, own = resolve_options(arguments.options, user, stored, drop_in=True, ignored=ignored)
     info = encoder_of(model)
     if info is None:
-        check_plain(arguments.encoder, model)
+        check_plain(arguments, model)
         batch = _batch(arguments, config, input_device(model))
     else:
         runtime = partial(_runtime_of, model)

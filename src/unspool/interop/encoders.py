@@ -154,13 +154,16 @@ def _sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, 
         if other != name and arguments.encoder.get(other) is not None:
             raise OptionError(other, "a tensor", f"is not read by {info.model}, which reads `{name}`", "leave it out")
     if name == "input_ids":
+        _check_no_encoder_input(arguments, info.model)
         main, prompt = ids, None
     else:
-        main, prompt = arguments.encoder.get(name), ids
+        main, prompt, first = arguments.encoder.get(name), ids, arguments.encoder_input
         if isinstance(ids, torch.Tensor) and ids.is_floating_point():
+            first, prompt = ids, None
+        if first is not None:
             if main is not None:
-                raise OptionError("inputs", "a tensor", f"is another name for `{name}`", "leave out one of the two")
-            main, prompt = ids, None
+                raise OptionError("inputs", first, f"is another name for `{name}`", "leave out one of the two")
+            main = first
     if not isinstance(main, torch.Tensor):
         got = "nothing" if main is None else type(main).__name__
         raise PromptError(f"{info.model} needs `{name}`, a tensor with one row per output; got {got}")
@@ -268,13 +271,21 @@ def _heard(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str
     return [(each, task) for each in languages]
 
 
-def check_plain(encoder: Mapping[str, Any], model: Any) -> None:
+def check_plain(arguments: Arguments, model: Any) -> None:
     """Check that a plain decoder gets no arguments for models with an encoder.
 
     Raises:
         OptionError: if one is given.
     """
-    for name, value in encoder.items():
+    name = type(model).__name__
+    _check_no_encoder_input(arguments, name)
+    for option, value in arguments.encoder.items():
         if is_set(value):
-            allowed = f"belongs to encoder-decoder models, and {type(model).__name__} is not one"
-            raise OptionError(name, type(value), allowed, "give the prompt as `input_ids`")
+            allowed = f"belongs to encoder-decoder models, and {name} is not one"
+            raise OptionError(option, value, allowed, "give the prompt as `input_ids`")
+
+
+def _check_no_encoder_input(arguments: Arguments, model: str) -> None:
+    if arguments.encoder_input is not None:
+        allowed = f"cannot be given beside `input_ids`: {model} reads nothing else"
+        raise OptionError("inputs", arguments.encoder_input, allowed, "leave out one of the two")

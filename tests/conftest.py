@@ -11,6 +11,8 @@ from typing import Any
 # Read by torch, tokenizers and huggingface_hub when they are first imported. The models are too small for more threads,
 # and the test processes would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test depends on the speed of this CPU, or on times that another program has kept.
+os.environ["UNSPOOL_AUTOTUNE"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -88,7 +90,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture
 def unforced_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linear layers have their default form: plain if they are small, else by a trial, which the test must replace."""
+    """Linear layers have their default form: plain, unless the test replaces the trial."""
     monkeypatch.delenv("UNSPOOL_LINEAR", raising=False)
 
 

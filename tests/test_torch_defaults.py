@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from unspool import functional as F
 from unspool.runtimes.kv.attention import can_merge_parts
 from unspool.runtimes.quantized.int4 import half_tile
 from unspool.runtimes.quantized.int8 import whole_digit
-from unspool.runtimes.weights.packed_linear import packing_obstacle
+from unspool.runtimes.weights.forms import packing_obstacle
 
 SHAPED: dict[str, Any] = {"temperature": 0.8, "seed": 3}
 BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2}
@@ -128,13 +128,22 @@ def test_no_default_changes_a_model_on_transformers_own_cache(changed: AbstractC
         assert tokens(lm, names) == plain
 
 
-@pytest.mark.parametrize("trial", [packing_obstacle, can_merge_parts, half_tile, whole_digit])
+TRIALS: dict[str, Callable[[], Any]] = {
+    "float32": lambda: packing_obstacle.__wrapped__(torch.float32),
+    "bfloat16": lambda: packing_obstacle.__wrapped__(torch.bfloat16),
+    "parts": can_merge_parts.__wrapped__,
+    "int4": half_tile.__wrapped__,
+    "int8": whole_digit.__wrapped__,
+}
+
+
+@pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
 def test_no_default_changes_the_result_of_a_trial_of_the_machine(
     trial: Any, changed: AbstractContextManager[None]
 ) -> None:
-    plain = trial.__wrapped__()
+    plain = trial()
     with changed:
-        assert trial.__wrapped__() == plain
+        assert trial() == plain
 
 
 def test_no_default_changes_a_model_with_an_encoder(changed: AbstractContextManager[None]) -> None:

@@ -204,7 +204,6 @@ def test_buckets_are_powers_of_two_and_leave_out_passes_that_are_no_decode_step(
     assert [bucket_of(batch_of(slots[:count])) for count in (1, 2, 3, 5, 64)] == [1, 2, 4, 8, GRAPH_MAX_ROWS]
     assert bucket_of(batch_of(slots[: GRAPH_MAX_ROWS + 1])) is None
     assert bucket_of(batch_of([slots[0], Slot(other, 0, 80)])) is None
-    assert bucket_of(Batch([feed(0, [3])], slots[:1], least_rows=4)) == 4
     for options in ({"hidden": True}, {"layers": (1,)}, {"invariant": True}, {"asked": (0, 0, 0)}):
         assert bucket_of(batch_of(slots[:2], **options)) is None
     assert bucket_of(Batch([feed(0, [3, 4])], slots[:1])) is None

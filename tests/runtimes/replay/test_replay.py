@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +22,8 @@ from unspool.runtimes.replay.program import SIZES, Program, Size
 from unspool.runtimes.replay.replay import Replay, patience
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
 from unspool.runtimes.weights import packed_linear
-from unspool.runtimes.weights.autotune import PACKED, PLAIN, LinearPlan
+from unspool.runtimes.weights.forms import Form
+from unspool.runtimes.weights.trial import Shape
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Feed
 
@@ -94,12 +95,13 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
 def test_a_recorded_pass_of_packed_and_plain_layers_gives_the_models_own_bits(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A packed layer pads a single row, and the plain layer behind the attention chooses its kernel by the strides."""
+    """The plain layer behind the attention chooses its kernel by the strides."""
 
-    def square_is_plain(in_features: int, out_features: int, dtype: torch.dtype) -> LinearPlan:
-        return PLAIN if in_features == out_features else PACKED
+    def square_is_plain(shapes: Iterable[Shape]) -> dict[Shape, Form]:
+        return {shape: "plain" if shape.in_features == shape.out_features else "packed" for shape in shapes}
 
-    monkeypatch.setattr(packed_linear, "best_plan", square_is_plain)
+    monkeypatch.setattr(packed_linear, "is_small", lambda *_: False)
+    monkeypatch.setattr(packed_linear, "best_forms", square_is_plain)
     recorded = runtime_over(tiny_model(family, dtype=torch.bfloat16), recorded=True, owns_model=True)
     for feeds in script(seed=1, steps=40):
         recorded.forward(feeds)
@@ -107,7 +109,6 @@ def test_a_recorded_pass_of_packed_and_plain_layers_gives_the_models_own_bits(
     assert recording is not None and recording.obstacle == ""
 
 
-@pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_short_texts_do_not_pay_for_a_recording() -> None:
     runtime = DecoderRuntime(tiny_model("gpt2"), owns_model=True)
     recording = runtime._decoder_model._recorded

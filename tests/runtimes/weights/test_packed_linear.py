@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.errors import OptionError
-from unspool.runtimes.weights import autotune as forms
+from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.weights import packed_linear as linear
-from unspool.runtimes.weights.autotune import LinearPlan
+from unspool.runtimes.weights.autotune import VARIABLE
+from unspool.runtimes.weights.forms import Form, packed_forms
 from unspool.runtimes.weights.invariant_rows import invariant_rows
-from unspool.runtimes.weights.packed_linear import PackedLinear, pack_linears, packing_obstacle
+from unspool.runtimes.weights.packed_linear import PackedLinear, pack_linears
+from unspool.runtimes.weights.trial import Shape
 
 pytestmark = [
-    pytest.mark.skipif(bool(packing_obstacle()), reason=packing_obstacle() or "packing works"),
+    pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here"),
     pytest.mark.usefixtures("unforced_layers"),
 ]
 
@@ -33,18 +33,19 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
     return made.to(dtype)
 
 
-@pytest.mark.parametrize("form", [forms.PLAIN, forms.PACKED], ids=["plain", "packed"])
+@pytest.mark.parametrize("form", ["plain", "packed"])
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 33])
 @pytest.mark.parametrize("size", [(24, 7), (300, 500)], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["biased", "bare", "Conv1D"])
 @torch.no_grad()
 def test_a_packed_layer_equals_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: LinearPlan
+    kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: Form
 ) -> None:
-    monkeypatch.setattr(linear, "best_plan", lambda *_: form)
+    if not packed_forms(dtype):
+        pytest.skip(f"no packed form of {dtype} weights here")
     plain = layer_of(kind, dtype, *size)
-    packed = PackedLinear(plain, keep=False)
+    packed = PackedLinear(plain, form, keep=False)
     inputs = torch.randn(1, rows, 2 * size[0]).to(dtype)[..., ::2]
     expected = plain(inputs)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
@@ -55,17 +56,16 @@ def test_a_packed_layer_equals_the_plain_one(
 
 
 def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
-    packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), keep=True)
+    packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), "packed", keep=True)
     for attempt in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             attempt(packed)
     assert list(packed.state_dict()) == ["bias"]
 
 
-@pytest.mark.usefixtures("packed_layers")
 def test_repacking_takes_over_new_values() -> None:
     plain = layer_of("bare", torch.float32, 300, 500)
-    packed = PackedLinear(plain, keep=True)
+    packed = PackedLinear(plain, "packed", keep=True)
     with torch.no_grad():
         plain.weight.mul_(2)
         assert not torch.allclose(packed(torch.ones(1, 300)), plain(torch.ones(1, 300)), atol=1e-4)
@@ -104,142 +104,90 @@ def test_auto_packs_beside_the_users_weights_while_memory_allows(
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=False, pack="auto").packed == 1
 
 
-def formed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> LinearPlan:
-    """Return what is chosen where a trial takes so long: 1 packed row, 4, 1 plain, 5 packed, 5 plain."""
+def replaced_choice(monkeypatch: pytest.MonkeyPatch, *plain_heights: int) -> list[Shape]:
+    """Replace the choice: layers with these numbers of outputs stay plain. Returns the shapes that are asked for."""
+    seen: list[Shape] = []
 
-    def fastest(works: Sequence[Callable[[], object]]) -> list[float]:
-        for work in works:
-            work()
-        return list(seconds)
+    def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
+        seen.extend(shapes)
+        return {shape: "plain" if shape.out_features in plain_heights else "packed" for shape in seen}
 
-    monkeypatch.setattr(forms, "_fastest", fastest)
-    monkeypatch.setattr(forms, "_FORMS", {})
-    return forms.best_plan(512, 512, torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        ((2.0, 1.0, 3.0, 1.0, 3.0), LinearPlan(packed=True, least_rows=4)),
-        ((1.0, 2.0, 3.0, 1.0, 3.0), LinearPlan(packed=True, least_rows=1)),
-        ((0.95, 1.0, 3.0, 1.0, 3.0), LinearPlan(packed=True, least_rows=4)),  # hardly faster: noise may be as large
-        ((2.0, 2.0, 1.0, 2.0, 1.0), LinearPlan(packed=False, least_rows=1)),
-        ((2.0, 2.0, 1.0, 1.0, 2.0), LinearPlan(packed=True, least_rows=4)),  # plain loses with several rows
-    ],
-)
-def test_the_fastest_form_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: LinearPlan
-) -> None:
-    assert formed(monkeypatch, *seconds) == expected
+    monkeypatch.setattr(linear, "best_forms", best_forms)
+    return seen
 
 
-def test_a_shape_is_measured_once_and_small_layers_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[object] = []
-    monkeypatch.setattr(forms, "_FORMS", {})
-    monkeypatch.setattr(forms, "_measured", lambda shape: measured.append(shape) or LinearPlan(True, 4))
-    assert not forms.best_plan(64, 64, torch.float32).packed
-    for _ in range(2):
-        forms.best_plan(512, 512, torch.float32)
-        forms.best_plan(512, 50_000, torch.float32)
-        forms.best_plan(512, 60_000, torch.float32)  # as large as is worth trying, like the one before
-    assert len(measured) == 2
-
-
-@pytest.mark.parametrize("form", [LinearPlan(True, 4), LinearPlan(True, 1), LinearPlan(False, 1)], ids=str)
 @torch.no_grad()
-def test_whatever_the_form_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch, form: LinearPlan) -> None:
-    monkeypatch.setattr(linear, "best_plan", lambda *_: form)
-    plain = layer_of("biased", torch.float32, 300, 500)
-    packed = PackedLinear(plain, keep=False)
-    for rows in (0, 1, 3, 4, 9):
-        inputs = torch.randn(2, rows, 300)
-        torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-5, rtol=1e-5)
-    report = pack_linears(nn.Sequential(plain), keep=False)
-    assert (report.packed, report.least_rows) == (int(form.packed), form.least_rows)
-    assert ("faster as they are" in report.reason) is not form.packed
-
-
-@pytest.mark.parametrize(("choice", "packed"), [("plain", 0), ("packed", 3), ("auto", 2), ("", 2)])
-@torch.no_grad()
-def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str, packed: int) -> None:
-    """A small and two large layers; by their times, the first of these would stay plain."""
-    monkeypatch.setenv(forms.VARIABLE, choice)
-    monkeypatch.setattr(forms, "_FORMS", {})
-    monkeypatch.setattr(
-        forms,
-        "_measured",
-        lambda shape: forms.PLAIN if shape.out_features == 512 else LinearPlan(packed=True, least_rows=1),
-    )
-    model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512), nn.Linear(512, 300))
+def test_each_layer_has_the_form_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small and three large layers: the first of these stays plain, one is a `Conv1D`."""
+    seen = replaced_choice(monkeypatch, 512)
+    model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512), nn.Linear(512, 300), Conv1D(600, 300))
     inputs = torch.randn(3, 8)
     expected = model(inputs)
     report = pack_linears(model, keep=False)
-    assert (report.packed, report.total) == (packed, 3)
-    assert [type(layer) is PackedLinear for layer in model].count(True) == packed
-    assert (f"UNSPOOL_LINEAR={choice}" in str(report)) is (choice in ("plain", "packed"))
-    assert report.least_rows == (forms.PADDED_ROWS if choice == "packed" else 1)
+    assert report[:2] == (3, 4) and report.reason == "some are faster as they are"
+    assert [shape[:2] for shape in seen] == [(512, 512), (512, 300), (300, 600)], "a small layer needs no trial"
+    assert [getattr(layer, "form", None) for layer in model] == ["plain", None, "packed", "packed"]
+    torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("choice", "forms"), [("plain", [None, None]), ("packed", ["packed", "packed"])])
+@torch.no_grad()
+def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str, forms: list[str | None]) -> None:
+    monkeypatch.setenv(VARIABLE, choice)
+    model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512))
+    inputs = torch.randn(3, 8)
+    expected = model(inputs)
+    report = pack_linears(model, keep=False)
+    assert [getattr(layer, "form", None) for layer in model] == forms
+    assert report == (forms.count("packed"), 2, f"UNSPOOL_LINEAR={choice}")
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
     assert not pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False, pack=False).packed
 
 
+@torch.no_grad()
+def test_plain_weights_of_ours_go_on_huge_pages_and_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "plain")
+    copied: list[torch.Size] = []
+    copy_weight = HugePages.copy
+
+    def copying(self: HugePages, tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.shape)
+        return copy_weight(self, tensor)
+
+    monkeypatch.setattr(HugePages, "copy", copying)
+    embedding = nn.Embedding(900, 800)
+    head = nn.Linear(800, 900, bias=False)
+    head.weight = embedding.weight
+    model = nn.Sequential(embedding, nn.Linear(800, 800), head)
+    expected, addresses = model(torch.arange(7)), [parameter.data_ptr() for parameter in model.parameters()]
+    for pack, keep in ((True, True), (False, False)):
+        pack_linears(model, keep=keep, pack=pack)
+        assert not copied and [parameter.data_ptr() for parameter in model.parameters()] == addresses
+    pack_linears(model, keep=False)
+    assert copied == [(800, 800), (900, 800)]
+    assert head.weight is embedding.weight, "tied weights stay tied"
+    assert torch.equal(model(torch.arange(7)), expected)
+
+
 def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(forms.VARIABLE, "dense")
+    monkeypatch.setenv(VARIABLE, "dense")
     with pytest.raises(OptionError, match="UNSPOOL_LINEAR.*auto, plain, packed.*got 'dense'"):
         pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_a_trial_reads_weights_that_no_cache_holds(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(forms, "last_level_cache", lambda: 1 << 20)
-    read: dict[str, list[torch.Tensor]] = {"plain": [], "packed": []}
-    multiply, pack = F.linear, torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(F, "linear", lambda rows, weight: (read["plain"].append(weight), multiply(rows, weight))[1])
-    packed: list[torch.Tensor] = []
-
-    def packing(weight: torch.Tensor, rows: int) -> torch.Tensor:
-        packed.append(pack(weight, rows))
-        return packed[-1]
-
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", packing)
-    works = forms._works(forms.Shape(256, 256, dtype, 1))
-    for _ in range(40):
-        for work in works:
-            work()
-    plain = {weight.data_ptr(): weight for weight in read["plain"]}
-    size = 256 * 256 * dtype.itemsize
-    assert len(plain) * size >= 1 << 20 and len(packed) == len(plain)
-    numbers = {float(weight.float().std()) for weight in plain.values()}
-    assert len(numbers) == 1 and min(numbers) > 0.5, "no zeros, which the system need not read"
-    first = [weight.data_ptr() for weight in read["plain"]][: len(plain)]
-    assert len(set(first)) == len(plain), "no weight comes again before all others"
-
-
-def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
-    assert forms.last_level_cache.__wrapped__(tmp_path) == 32 << 20
-    for index, size in enumerate(("48K", "2048K", "24576K")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
-    assert forms.last_level_cache.__wrapped__(tmp_path) == 24 << 20
-    (tmp_path / "index2" / "size").write_text("524288K\n")
-    assert forms.last_level_cache.__wrapped__(tmp_path) == 64 << 20
-    (tmp_path / "index2" / "size").write_text("much\n")
-    assert forms.last_level_cache.__wrapped__(tmp_path) == 32 << 20
-
-
 def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not packing_obstacle()
-    monkeypatch.setattr(linear, "best_plan", lambda *_: LinearPlan(packed=True, least_rows=1))
+    assert packed_forms(torch.float32)
+    monkeypatch.setenv(VARIABLE, "packed")
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive: list[int] = []
-    pack = PackedLinear._pack
+    made = PackedLinear._made
 
     def counting(self: PackedLinear, weight: torch.Tensor) -> object:
         alive.append(sum(weight() is not None for weight in weights))
-        return pack(self, weight)
+        return made(self, weight)
 
-    monkeypatch.setattr(PackedLinear, "_pack", counting)
+    monkeypatch.setattr(PackedLinear, "_made", counting)
     pack_linears(model, keep=False)
     assert alive == [4, 3, 2, 1]
     assert not any(weight() for weight in weights)

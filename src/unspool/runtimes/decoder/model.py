@@ -29,8 +29,8 @@ from unspool.runtimes.model_info import (
 )
 from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_invariance
-from unspool.runtimes.weights.fuse_activation import fuse_activations, replace_activations
 from unspool.runtimes.weights.packed_linear import Pack, PackReport
+from unspool.runtimes.weights.replace_activations import replace_activations
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.model_copy import is_dispatched, narrow_windows
@@ -113,15 +113,13 @@ class DecoderModel:
         wrapped.pack()
         if self.report.packed:
             replace_activations(self.module)
-            with torch.inference_mode():
-                fuse_activations(self.module)
         with narrow_windows(self.module, _PROBE_WINDOW):
             self._compare(reference, tokens)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
         if on_cpu and not spread and not has_experts(self.module):
-            self._recorded = Replay(len(self.layout), self.report.least_rows)
+            self._recorded = Replay(len(self.layout))
         self._builds, self._seen = wrapped.builds, wrapped.version
 
     def _invariance(self, *, on_cpu: bool) -> BatchInvariance:

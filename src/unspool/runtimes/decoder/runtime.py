@@ -194,7 +194,7 @@ class DecoderRuntime(Runtime):
 
     def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
         """Run the pass. Returns the rows, and per feed True if its values are finite."""
-        batch = Batch(feeds, slots, self._decoder_model.report.least_rows)
+        batch = Batch(feeds, slots)
         if self._graphs is None:
             return self._plain_pass(batch)
         result = self._graphs.run(batch, self._plain_pass)

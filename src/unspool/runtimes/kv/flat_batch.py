@@ -22,7 +22,6 @@ class Batch:
     Args:
         feeds: of the pass.
         slots: the slot of each feed.
-        least_rows: the batch is padded to this many rows.
 
     Attributes:
         spans: the segment of each feed, in the order of the feeds.
@@ -33,7 +32,7 @@ class Batch:
         invariant: True if a feed is batch-invariant.
     """
 
-    def __init__(self, feeds: Sequence[Feed], slots: Sequence[Slot], least_rows: int = 1) -> None:
+    def __init__(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> None:
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.asked: list[int] = []
@@ -49,7 +48,8 @@ class Batch:
         for feed, segment in zip(feeds, self.spans, strict=True):
             self._ask(feed, segment.row)
         self._num_asked, self._num_inner = len(self.asked), len(self.inner or ())
-        self._pad(max(least_rows, 2) if self.invariant else least_rows)
+        if self.invariant:
+            self._pad(2)
 
     def _append(self, feed: Feed, slot: Slot) -> Segment:
         row, count, length = len(self.tokens), len(feed.tokens), slot.length

@@ -39,14 +39,13 @@ class Replay:
 
     Args:
         num_layers: number of layers of the model's cache.
-        least: fewest rows, and rows of logits, that run the same kernels as more rows do.
 
     Attributes:
         obstacle: why the pass is not replayed; "" if no reason is known.
     """
 
-    def __init__(self, num_layers: int, least: int = 1) -> None:
-        self._num_layers, self._least = num_layers, least
+    def __init__(self, num_layers: int) -> None:
+        self._num_layers = num_layers
         self.obstacle = ""
         self._program: Program | None = None
         self._num_passes = 0
@@ -57,7 +56,7 @@ class Replay:
         """Run the pass. model: always the same function. given: its arguments."""
         _, ids, positions, keep = given
         size = Size(ids.shape[1], keep.shape[0])
-        if self.obstacle or not self._least <= size.asked <= size.rows <= REPLAY_MAX_ROWS:
+        if self.obstacle or not 1 <= size.asked <= size.rows <= REPLAY_MAX_ROWS:
             return model(*given)
         if self._program is None:
             self._num_passes += 1

@@ -1,149 +1,180 @@
-"""Autotuning of linear layers: plain or packed weights, and the fewest rows of a call, whichever is faster here.
+"""Autotuning of linear layers: the fastest form per shape, from times on this machine.
 
-Owns the trial and the environment variable `UNSPOOL_LINEAR`. Knows shapes, dtypes and threads. Does not know modules. A
-result holds for the rest of the process.
+Owns the environment variables `UNSPOOL_LINEAR` and `UNSPOOL_AUTOTUNE`, the decision, and the time that trials can take.
+Knows shapes, dtypes and threads. Does not know modules.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import cycle
-from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 import torch
-import torch.nn.functional as F
 
 from unspool.errors import OptionError
-from unspool.tuning import (
-    CLEARLY_FASTER,
-    LARGEST_CPU_CACHE,
-    LARGEST_TRIAL,
-    PACK_ROWS,
-    PADDED_ROWS,
-    SEVERAL_ROWS,
-    SMALLEST_PACKED,
-    TRIAL_ROUNDS,
-    USUAL_CPU_CACHE,
-)
+from unspool.runtimes.weights.forms import Form, packed_forms
+from unspool.runtimes.weights.trial import Shape, Times, Trial
+from unspool.runtimes.weights.tuning_file import TuningFile
+from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_PACKED, TUNING_SECONDS
 
 Choice: TypeAlias = Literal["auto", "plain", "packed"]
 
 VARIABLE: Final = "UNSPOOL_LINEAR"
-"""Environment variable, a `Choice`: "auto" times both forms of each layer; the others force one form for all layers."""
+"""Environment variable, a `Choice`: "auto" takes the fastest form of each layer; the others force one form for all."""
 
-_SMALLEST = {torch.float32: SMALLEST_PACKED}
-
-
-class LinearPlan(NamedTuple):
-    """The form of a layer. packed: True for a packed weight. least_rows: shorter calls are padded to this many rows."""
-
-    packed: bool
-    least_rows: int
-
-
-PLAIN, PACKED = LinearPlan(packed=False, least_rows=1), LinearPlan(packed=True, least_rows=PADDED_ROWS)
-
-
-class Shape(NamedTuple):
-    """The properties of a layer that its speed depends on."""
-
-    in_features: int
-    out_features: int
-    dtype: torch.dtype
-    threads: int
-
-
-_FORMS: dict[Shape, LinearPlan] = {}
+AUTOTUNE: Final = "UNSPOOL_AUTOTUNE"
+"""Environment variable: 0 turns autotuning off, so that large layers stay plain; 1 turns it on; not set is 1."""
 
 
 def choice() -> Choice:
     """Return the value of the environment variable `UNSPOOL_LINEAR`; "auto" if it is not set.
 
     Raises:
-        OptionError: if it has another value than "auto", "plain" or "packed".
+        OptionError: if its value is not allowed.
     """
     given = os.environ.get(VARIABLE) or "auto"
     if given not in get_args(Choice):
-        raise OptionError(VARIABLE, given, "must be one of auto, plain, packed", 'unset it for "auto"')
+        raise OptionError(VARIABLE, given, f"must be one of {', '.join(get_args(Choice))}", 'unset it for "auto"')
     return cast(Choice, given)
 
 
-def is_small(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
+def is_small(in_features: int, out_features: int) -> bool:
     """Return whether a layer is too small for a trial: it uses its plain weight unless a form is forced."""
-    return in_features * out_features < _SMALLEST.get(dtype, 0)
+    return in_features * out_features < SMALLEST_PACKED
 
 
-def best_plan(in_features: int, out_features: int, dtype: torch.dtype) -> LinearPlan:
-    """Return the form of a layer of this shape on a CPU that can pack it: the forced one, else the fastest.
+def shape_of(in_features: int, out_features: int, dtype: torch.dtype) -> Shape:
+    """Return the shape to time for a layer, with the current number of threads. Very large layers are cut."""
+    most = max(1, LARGEST_TRIAL // in_features)
+    return Shape(in_features, min(out_features, most), dtype, torch.get_num_threads())
+
+
+def forced_form(dtype: torch.dtype) -> Form | None:
+    """Return the form that `UNSPOOL_LINEAR` forces for a dtype: plain if this machine lacks it. None for "auto".
 
     Raises:
-        OptionError: if `UNSPOOL_LINEAR` has no allowed value.
+        OptionError: if the value of the variable is not allowed.
     """
-    if (forced := choice()) != "auto":
-        return PACKED if forced == "packed" else PLAIN
-    if is_small(in_features, out_features, dtype):
-        return PLAIN
-    shape = Shape(in_features, min(out_features, max(1, LARGEST_TRIAL // in_features)), dtype, torch.get_num_threads())
-    if shape not in _FORMS:
-        _FORMS[shape] = _measured(shape)
-    return _FORMS[shape]
+    if (forced := choice()) == "auto":
+        return None
+    return forced if forced in packed_forms(dtype) else "plain"
 
 
-def _measured(shape: Shape) -> LinearPlan:
-    with torch.no_grad():
-        lone, filled, plain, several, plain_several = _fastest(_works(shape))
-    if plain < CLEARLY_FASTER * min(lone, filled) and plain_several < CLEARLY_FASTER * several:
-        return PLAIN
-    return LinearPlan(packed=True, least_rows=1 if lone < CLEARLY_FASTER * filled else PADDED_ROWS)
+def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
+    """Return the form of each shape: the forced one, else the fastest. New shapes are timed if there is time left.
 
+    Trials take at most `TUNING_SECONDS` on a machine, in all processes together. A shape without times has the form of
+    the most similar shape, or else the plain form.
 
-def _works(shape: Shape) -> list[Callable[[], object]]:
-    """Return the calls to time: 1 packed row, 4, 1 plain row, 5 packed rows, 5 plain.
+    Args:
+        shapes: large ones only; see `is_small`.
 
-    Each call takes the next of many equal weights. Together these exceed the last-level cache, so that each call
-    reads its weight from memory, as a decode step does.
+    Raises:
+        OptionError: if the value of an environment variable is not allowed.
     """
-    generator = torch.Generator("cpu").manual_seed(0)
-    weight = torch.empty(shape.out_features, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(
-        -1, 1, generator=generator
-    )
-    count = -(-last_level_cache() // weight.nbytes)
-    plain = cycle([weight, *(weight.clone() for _ in range(count - 1))])
-    packed = cycle([torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS) for _ in range(count)])
-    one, least, many = (
-        torch.empty(n, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)
-        for n in (1, PADDED_ROWS, SEVERAL_ROWS)
-    )
-
-    def by_packed(rows: torch.Tensor) -> Callable[[], object]:
-        return lambda: torch.ops.mkldnn._linear_pointwise(rows, next(packed), None, "none", [], "")
-
-    def by_plain(rows: torch.Tensor) -> Callable[[], object]:
-        return lambda: F.linear(rows, next(plain))
-
-    return [by_packed(one), by_packed(least), by_plain(one), by_packed(many), by_plain(many)]
+    wanted = list(dict.fromkeys(shapes))
+    forms: dict[Shape, Form] = {}
+    unforced = []
+    for shape in wanted:
+        forced = forced_form(shape.dtype)
+        if forced is not None:
+            forms[shape] = forced
+        elif not packed_forms(shape.dtype) or not is_autotuned():
+            forms[shape] = "plain"
+        else:
+            unforced.append(shape)
+    if unforced:
+        tune(unforced, tuning_file())
+        forms |= {shape: _form_of(shape, tuning_file()) for shape in unforced}
+    return forms
 
 
 @cache
-def last_level_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Return the bytes of the CPU's largest cache, at most 64 MiB; 32 MiB if the system does not tell."""
-    sizes = [USUAL_CPU_CACHE]
-    with suppress(OSError, ValueError):
-        sizes = [int(file.read_text().strip().removesuffix("K")) << 10 for file in folder.glob("index*/size")] or sizes
-    return min(max(sizes), LARGEST_CPU_CACHE)
+def tuning_file() -> TuningFile:
+    """Return the times of this machine, read once per process."""
+    return TuningFile()
 
 
-def _fastest(works: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the shortest time of each, in seconds, tried in turn."""
-    best = [float("inf")] * len(works)
-    for _ in range(TRIAL_ROUNDS):
-        for index, work in enumerate(works):
-            started = time.perf_counter()
-            work()
-            best[index] = min(best[index], time.perf_counter() - started)
-    return best
+def tune(
+    shapes: Iterable[Shape], file: TuningFile, *, again: bool = False, tell: Callable[[Shape], None] | None = None
+) -> None:
+    """Time shapes and keep the times.
+
+    Args:
+        shapes: to time.
+        file: the known times, which grow.
+        again: True to time known shapes too, for as long as it takes; False for unknown ones within the time limit.
+        tell: called before each shape; None for no call.
+    """
+    # The largest ones first: they take most of the time of a step.
+    pending = sorted(
+        (shape for shape in shapes if again or _is_unknown(shape, file)),
+        key=lambda shape: shape.in_features * shape.out_features,
+        reverse=True,
+    )
+    if not pending or (not again and file.seconds >= TUNING_SECONDS):
+        return
+    started = time.perf_counter()
+    end = math.inf if again else started + TUNING_SECONDS - file.seconds
+    trial = Trial()
+    longest = 0.0
+    for shape in pending:
+        before = time.perf_counter()
+        if before + longest > end:
+            break
+        if tell is not None:
+            tell(shape)
+        file.times[shape] = trial.times(shape, ("plain", *packed_forms(shape.dtype)), until=end)
+        longest = max(longest, time.perf_counter() - before)
+    if not again:
+        file.seconds += time.perf_counter() - started
+    file.write()
+
+
+def is_autotuned() -> bool:
+    """Return whether `UNSPOOL_AUTOTUNE` allows autotuning.
+
+    Raises:
+        OptionError: if it is neither 0 nor 1.
+    """
+    given = os.environ.get(AUTOTUNE) or "1"
+    if given not in ("0", "1"):
+        raise OptionError(AUTOTUNE, given, "must be 0 or 1", "unset it for 1")
+    return given == "1"
+
+
+def _is_unknown(shape: Shape, file: TuningFile) -> bool:
+    return set(file.times.get(shape, ())) != {"plain", *packed_forms(shape.dtype)}
+
+
+def _form_of(shape: Shape, file: TuningFile) -> Form:
+    alike = [known for known in file.times if known[2:] == shape[2:] and not _is_unknown(known, file)]
+    if not alike:
+        return "plain"
+    return fastest(file.times[min(alike, key=lambda known: _distance(known, shape))])
+
+
+def _distance(one: Shape, other: Shape) -> float:
+    """Return how much two shapes differ: the sum of the differences of the logarithms of their sides."""
+    pairs = ((one.in_features, other.in_features), (one.out_features, other.out_features))
+    return sum(abs(math.log(first / second)) for first, second in pairs)
+
+
+def fastest(times: Times) -> Form:
+    """Return the fastest form if it is clearly faster than the plain one, else the plain one.
+
+    A form is clearly faster if it takes at most 0.9 of the plain form's time in the geometric mean over the numbers of
+    rows, and for no number of rows longer than the plain form divided by 0.9.
+    """
+    ratios = {
+        form: [own / plain for own, plain in zip(found, times["plain"], strict=True)] for form, found in times.items()
+    }
+    means = {
+        form: math.prod(found) ** (1 / len(found)) for form, found in ratios.items() if max(found) <= 1 / CLEARLY_FASTER
+    }
+    best = min(means, key=means.__getitem__)
+    return best if means[best] <= CLEARLY_FASTER else "plain"

@@ -138,8 +138,6 @@ def _shape_of(layer: nn.Linear | Conv1D | PackedLinear | QuantizedLinear) -> _Sh
     kind, dtype = type(layer).__name__, layer.weight.dtype if not isinstance(layer, PackedLinear) else layer.dtype
     if isinstance(layer, QuantizedLinear):
         kind = layer.bits
-    if isinstance(layer, PackedLinear):
-        kind = f"packed {layer.activation.name}".removesuffix(" none")
     return _Shape(kind, width, height, dtype, layer.bias is not None, torch.get_num_threads())
 
 

@@ -1,97 +1,75 @@
-"""Packed linear layers: weights in the memory layout of oneDNN.
+"""Packed linear layers: modules that hold their weight in the form that autotune.py chose.
 
-Owns the packed weights and the choice of layers to pack. Does not know attention, caches or sequences.
+Owns the choice of layers to pack, and the report of it. Does not know attention, caches or sequences.
 
-A decode step on a CPU reads every weight from memory for a few rows. oneDNN reads a packed weight two to four times
-faster than `torch.nn.functional.linear` reads a plain one, with equal results up to rounding. autotune.py measures the
-fastest form per shape.
+A decode step on a CPU reads every weight from memory for a few rows. A packed weight is one sequential stream, which a
+CPU reads faster than the rows of a plain one; results are equal up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
-from unspool.runtimes.weights.autotune import VARIABLE, best_plan, choice, is_small
-from unspool.runtimes.weights.invariant_rows import INVARIANT, invariant_rows
+from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, forced_form, is_small, shape_of
+from unspool.runtimes.weights.forms import Form, Weight, make_weight, packed_forms, packing_obstacle
+from unspool.runtimes.weights.invariant_rows import INVARIANT
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.release_memory import trim_heap
-from unspool.tuning import PACK_ROWS
+from unspool.runtimes.weights.trial import Shape
 
 Pack: TypeAlias = bool | Literal["auto"]
 
-_PACKABLE = (torch.float32, torch.bfloat16)
-
 
 class PackReport(NamedTuple):
-    """How many linear layers were packed, of how many, and why the others were not ("" if all were).
-
-    least_rows: passes with fewer rows are padded to these; 1 for no padding.
-    """
+    """How many linear layers were packed, of how many, and why the others were not ("" if all were)."""
 
     packed: int
     total: int
     reason: str = ""
-    least_rows: int = 1
 
     def __str__(self) -> str:
         text = f"{self.packed} of {self.total} linear layers packed"
-        if self.least_rows > 1:
-            text += f" for {self.least_rows} rows or more"
         return f"{text} ({self.reason})" if self.reason else text
 
 
-class Activation(NamedTuple):
-    """An activation that oneDNN can apply to the output of a layer. name, algorithm: oneDNN's names for it."""
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    name: str
-    algorithm: str = ""
-
-
-NO_ACTIVATION = Activation(lambda states: states, "none")
-
-
 class PackedLinear(nn.Module):
-    """`nn.Linear` or `Conv1D` with a packed copy of its weight, and optionally a fused activation.
+    """`nn.Linear` or `Conv1D` with a packed copy of its weight.
 
-    Copy, pickle and state_dict cannot read the packed tensor. So it is a plain attribute, and copying or pickling the
+    Copy, pickle and state_dict cannot read the packed memory. So it is a plain attribute, and copying or pickling the
     module raises `TypeError`. A layer with the plain form uses its plain weight, except inside `invariant_rows`.
 
     Args:
-        layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16.
+        layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16, of a dtype that can be packed here.
+        form: of the weight in calls. The plain form needs a packed copy for `invariant_rows`.
         keep: True if the plain weight stays in memory; False unpacks it whenever the values of `weight` are read.
-
-    Attributes:
-        activation: applied to the output; see fuse_activation.py.
+        pages: memory for packed weights; None for memory of its own.
     """
 
-    activation = NO_ACTIVATION
-
-    def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D, form: Form, *, keep: bool, pages: HugePages | None = None) -> None:
         super().__init__()
         self._transposed = isinstance(layer, Conv1D)
         weight = layer.weight
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
-        self.dtype, self.shape, self.bias = weight.dtype, weight.shape, layer.bias
-        self.form = best_plan(self.in_features, self.out_features, weight.dtype)
+        self.dtype, self.shape, self.form = weight.dtype, weight.shape, form
+        self._pages = pages or HugePages()
         # In tuples, so that a parameter of the user's model is not registered here, and access needs no search.
-        self._source: tuple[torch.Tensor, ...] = (weight,) if keep or not self.form.packed else ()
-        self._tensors = self._pack(weight)
+        self._source: tuple[torch.Tensor, ...] = (weight,) if keep or form == "plain" else ()
+        self.bias = layer.bias
+        self._weights = self._made(weight)
 
-    def _pack(self, weight: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
-        """Return the packed weight, the plain weight if the layer uses it, and the bias."""
+    def _made(self, weight: torch.Tensor) -> tuple[Weight, Weight]:
+        """Return the weight for calls, and the one for calls inside `invariant_rows`."""
         plain = weight.detach().T if self._transposed else weight.detach()
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), PACK_ROWS)
-        return packed, None if self.form.packed else plain, self.bias
+        packed = make_weight(packed_forms(self.dtype)[0] if self.form == "plain" else self.form, plain, self._pages)
+        return (make_weight("plain", plain, self._pages) if self.form == "plain" else packed), packed
 
     @property
     def weight(self) -> torch.Tensor:
@@ -102,51 +80,22 @@ class PackedLinear(nn.Module):
         """Return the plain weight with its values."""
         if self._source:
             return self._source[0]
-        plain: torch.Tensor = self._tensors[0].to_dense()
+        plain = self._weights[0].dense()
         return plain.T if self._transposed else plain
 
     def repack(self) -> None:
         """Pack the kept weight again after its values have changed."""
         assert self._source, "only a layer that keeps its plain weight can be packed again"
-        self._tensors = self._pack(self._source[0])
+        self._weights = self._made(self._source[0])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        _, plain, bias = self._tensors
-        if plain is not None and not INVARIANT.get():
-            return self.activation.function(F.linear(inputs, plain, bias))
-        count, least = inputs.shape[:-1].numel(), self.form.least_rows
-        if count >= least:
-            return self._product(inputs)
-        rows = F.pad(inputs.reshape(-1, self.in_features), (0, 0, 0, least - count))
-        return self._product(rows)[:count].view(*inputs.shape[:-1], self.out_features)
-
-    def _product(self, inputs: torch.Tensor) -> torch.Tensor:
-        packed, _, bias = self._tensors
-        _, name, algorithm = self.activation
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, name, [], algorithm)
-        return result
+        return self._weights[INVARIANT.get()].times(inputs, self.bias)
 
     def extra_repr(self) -> str:
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return sizes if self.activation is NO_ACTIVATION else f"{sizes}, activation={self.activation.name}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a packed linear layer cannot be copied or pickled: copy or save the model it was made from")
-
-
-@cache
-def packing_obstacle() -> str:
-    """Return why this machine cannot pack weights; "" if it can. Found by packing and using a small weight."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return "this PyTorch has no oneDNN"
-    layer = nn.Linear(32, 16, dtype=torch.float32, device="cpu")
-    inputs = torch.randn(3, 32, dtype=torch.float32, device="cpu")
-    try:
-        with torch.no_grad(), invariant_rows():
-            alike = torch.allclose(PackedLinear(layer, keep=False)(inputs), layer(inputs), atol=1e-5)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        return f"oneDNN packing does not run here: {type(error).__name__}"
-    return "" if alike else "oneDNN packing gives other results here"
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -156,19 +105,37 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def _obstacle(layer: nn.Linear | Conv1D) -> str:
+    """Return why a layer cannot be packed; "" if it can."""
     weight = layer.weight
     if not is_plain(layer):
         return "some carry hooks"
-    if type(weight) not in (nn.Parameter, torch.Tensor) or type(weight.data) is not torch.Tensor:
-        return "some hold weights of a special tensor type"
     if weight.device.type != "cpu":
         return f"packing is for the CPU, weights are on {weight.device.type}"
-    if weight.dtype not in _PACKABLE:
-        return f"{str(weight.dtype).removeprefix('torch.')} weights cannot be packed"
-    width, height = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
-    if not is_small(width, height, weight.dtype) and not best_plan(width, height, weight.dtype).packed:
-        return "some are faster as they are"
-    return ""
+    if not _is_ordinary(weight):
+        return "some hold weights of a special tensor type"
+    return "" if packed_forms(weight.dtype) else packing_obstacle(weight.dtype)
+
+
+def _sides(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs."""
+    width, height = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.shape[::-1]
+    return width, height
+
+
+def _forms_of(layers: Mapping[int, nn.Linear | Conv1D]) -> dict[int, Form]:
+    """Return the form of each layer that becomes a `PackedLinear`.
+
+    Small layers become one in the plain form, so that they have a packed weight for `invariant_rows`.
+    """
+    forms: dict[int, Form] = {}
+    shapes: dict[int, Shape] = {}
+    for key, layer in layers.items():
+        if is_small(*_sides(layer)):
+            forms[key] = forced_form(layer.weight.dtype) or "plain"
+        else:
+            shapes[key] = shape_of(*_sides(layer), layer.weight.dtype)
+    found = best_forms(shapes.values())
+    return forms | {key: found[shape] for key, shape in shapes.items() if found[shape] != "plain"}
 
 
 def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
@@ -189,7 +156,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
             "auto" does the same, but if the plain weights stay, the copy must take at most half of the free memory.
 
     Raises:
-        OptionError: if `UNSPOOL_LINEAR` has no allowed value.
+        OptionError: if the value of `UNSPOOL_LINEAR` is not allowed.
     """
     sites = list(_linear_sites(model))
     layers = {id(layer): layer for _, _, layer in sites}
@@ -198,40 +165,56 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     if not pack:
         return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
     forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantized.keys() else []
-    if choice() == "plain":
-        return PackReport(0, total, "; ".join([*forced, *kinds_in_words(model)]))
-    if reason := packing_obstacle():
-        return PackReport(0, total, "; ".join([reason, *kinds_in_words(model)]))
-    obstacles = {key: _obstacle(layer) for key, layer in layers.items()}
-    able = {key for key, reason in obstacles.items() if not reason}
-    if pack == "auto" and keep and (reason := _too_large([layers[key] for key in able])):
+    obstacles = {key: _obstacle(layer) for key, layer in layers.items() if key not in quantized}
+    able = {key: layer for key, layer in layers.items() if not obstacles.get(key, "quantized")}
+    forms = {} if choice() == "plain" else _forms_of(able)
+    if pack == "auto" and keep and (reason := _too_large([able[key] for key in forms])):
         return PackReport(0, total, reason)
-    packed: dict[int, PackedLinear] = {}
+    reasons = {reason for reason in obstacles.values() if reason}
+    if choice() == "auto" and len(forms) < len(able):
+        reasons.add("some are faster as they are")
     # Drop each plain layer before the next one is packed, to limit peak memory.
-    del layers
+    del layers, able
+    count = _replace(sites, forms, keep=keep)
+    return PackReport(count, total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]))
+
+
+def _replace(sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], *, keep: bool) -> int:
+    """Replace layers by packed ones, and empty the list; return their number.
+
+    The other plain weights go on huge pages, unless they belong to the caller.
+    """
+    packed: dict[int, PackedLinear] = {}
+    moved: set[int] = set()
+    pages = HugePages()
     sites.reverse()
     while sites:
         parent, name, layer = sites.pop()
-        if id(layer) in able:
-            if id(layer) not in packed:
-                packed[id(layer)] = PackedLinear(layer, keep=keep)
-            setattr(parent, name, packed[id(layer)])
-    if packed and not keep:
+        key = id(layer)
+        if key in forms:
+            if key not in packed:
+                packed[key] = PackedLinear(layer, forms[key], keep=keep, pages=pages)
+            setattr(parent, name, packed[key])
+        elif not keep and key not in moved and _is_ordinary(layer.weight):
+            moved.add(key)
+            layer.weight.data = pages.copy(layer.weight.data)
+    if (packed or moved) and not keep:
         trim_heap()
-    reasons = sorted({reason for key, reason in obstacles.items() if reason and key not in quantized})
-    reasons += forced + kinds_in_words(model)
-    least_rows = max((layer.form.least_rows for layer in packed.values()), default=1)
-    return PackReport(len(packed), total, "; ".join(reasons), least_rows)
+    return len(packed)
+
+
+def _is_ordinary(weight: torch.Tensor) -> bool:
+    """Return whether a weight is a plain tensor on the CPU."""
+    is_plain_type = type(weight) in (nn.Parameter, torch.Tensor) and type(weight.data) is torch.Tensor
+    return is_plain_type and weight.device.type == "cpu"
 
 
 def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
     """Do as `pack_linears` for a model that can have packed layers already, and count those in the report."""
-    before = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    before = sum(isinstance(module, PackedLinear) for module in model.modules())
     report = pack_linears(model, keep=keep, pack=pack)
     reason = report.reason if report.total or not before else ""
-    least_rows = max((layer.form.least_rows for layer in before), default=1)
-    count = len(before)
-    return PackReport(count + report.packed, count + report.total, reason, max(least_rows, report.least_rows))
+    return PackReport(before + report.packed, before + report.total, reason)
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:

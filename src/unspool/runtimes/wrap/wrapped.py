@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.weights.fuse_activation import parted
 from unspool.runtimes.weights.packed_linear import Pack, PackReport, pack_rest, repack
 from unspool.runtimes.wrap.call_state import evaluating, growing_ropes, without_memory
 from unspool.runtimes.wrap.model_copy import (
@@ -122,8 +121,6 @@ class WrappedModel:
                 stack.enter_context(attention_of(self._attention))
             if self.in_place:
                 stack.enter_context(evaluating(self.module))
-            if self.patch:
-                stack.enter_context(parted(self.module))
             # A caller's module can keep a tensor of the call, which must allow gradients later.
             stack.enter_context(torch.no_grad() if self.in_place else torch.inference_mode())
             if self._ropes:

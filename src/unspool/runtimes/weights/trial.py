@@ -1,0 +1,98 @@
+"""The trial of a linear layer: the time of each form for few and for many rows, with a weight that no cache holds.
+
+Owns the timing. Does not know how the times are judged and kept (autotune.py, tuning_file.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+import torch
+
+from unspool.machine.huge_pages import HugePages
+from unspool.machine.memory import available_memory
+from unspool.runtimes.weights.forms import Form, Weight, make_weight
+from unspool.tuning import LARGEST_CPU_CACHE, TRIAL_ROUNDS, TRIAL_ROWS, USUAL_CPU_CACHE
+
+Times: TypeAlias = "dict[Form, tuple[float, ...]]"
+"""Seconds of each form, one number per entry of `TRIAL_ROWS`."""
+
+Clock: TypeAlias = Callable[[], float]
+_SHARE_OF_MEMORY: Final = 8
+
+
+class Shape(NamedTuple):
+    """The properties of a layer that its speed depends on."""
+
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    threads: int
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.in_features} x {self.out_features}, {str(self.dtype).removeprefix('torch.')}, {threads}"
+
+
+class Trial:
+    """Times the forms of layers. Its memory, as large as the last-level cache, is freed with it.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
+        size = min(last_level_cache(), (available_memory() or 1 << 40) // _SHARE_OF_MEMORY)
+        # Not zeros, which the system need not hold in memory.
+        self._filler = torch.ones(max(1, size // 4), dtype=torch.float32, device="cpu")
+
+    @torch.no_grad()
+    def times(self, shape: Shape, forms: Sequence[Form], *, until: float = float("inf")) -> Times:
+        """Return the shortest time of each form for each number of rows.
+
+        Args:
+            shape: of the layer.
+            forms: to time.
+            until: no round begins after this time of the clock, except the first.
+        """
+        generator, pages = torch.Generator("cpu").manual_seed(0), HugePages()
+        plain = pages.empty((shape.out_features, shape.in_features), shape.dtype)
+        plain.uniform_(-1, 1, generator=generator)
+        weights = {form: make_weight(form, plain, pages) for form in forms}
+        inputs = [
+            torch.empty(rows, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)
+            for rows in TRIAL_ROWS
+        ]
+        best = {form: [float("inf")] * len(inputs) for form in forms}
+        for number in range(TRIAL_ROUNDS):
+            if number and self._clock() >= until:
+                break
+            for index, rows in enumerate(inputs):
+                self._empty_caches()
+                for form, weight in weights.items():
+                    best[form][index] = min(best[form][index], self._seconds(weight, rows))
+        return {form: tuple(found) for form, found in best.items()}
+
+    def _empty_caches(self) -> None:
+        """Read other memory, so that the next product reads its weight from memory, as a decode step does."""
+        self._filler.sum()
+
+    def _seconds(self, weight: Weight, rows: torch.Tensor) -> float:
+        started = self._clock()
+        weight.times(rows, None)
+        return self._clock() - started
+
+
+@cache
+def last_level_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Return the bytes of the CPU's largest cache, at most 512 MiB; 32 MiB if the system does not tell."""
+    sizes = [USUAL_CPU_CACHE]
+    with suppress(OSError, ValueError):
+        sizes = [int(file.read_text().strip().removesuffix("K")) << 10 for file in folder.glob("index*/size")] or sizes
+    return min(max(sizes), LARGEST_CPU_CACHE)

@@ -1,0 +1,95 @@
+"""The tuning file: times of linear layers on this machine, kept in the user's cache folder.
+
+One file per CPU, PyTorch and Unspool version and kernel library. A damaged file counts as empty, and a folder that
+cannot be written means that times last for this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from unspool.machine.cpu import cpu_name
+from unspool.runtimes.weights.trial import Shape, Times
+from unspool.tuning import TRIAL_ROWS
+
+_DIGEST: Final = 16
+
+
+class TuningFile:
+    """The times of this machine.
+
+    Args:
+        path: the file; None for the one of this machine.
+
+    Attributes:
+        path: the file.
+        seconds: time that automatic trials have taken so far, over all processes.
+        times: per shape.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or tuning_folder() / f"linear-{_digest(machine())}.json"
+        self.seconds = 0.0
+        self.times: dict[Shape, Times] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._read(json.loads(self.path.read_text(encoding="utf-8")))
+
+    def _read(self, content: dict[str, Any]) -> None:
+        if content["machine"] != machine() or content["rows"] != list(TRIAL_ROWS):
+            return
+        times: dict[Shape, Times] = {}
+        for entry in content["layers"]:
+            shape = Shape(entry["in"], entry["out"], getattr(torch, entry["dtype"]), entry["threads"])
+            times[shape] = {form: tuple(map(float, found)) for form, found in entry["seconds"].items()}
+        self.seconds, self.times = float(content["spent"]), times
+
+    def write(self) -> None:
+        """Write the file at once, if the folder can be written."""
+        layers = [
+            {
+                "in": shape.in_features,
+                "out": shape.out_features,
+                "dtype": str(shape.dtype).removeprefix("torch."),
+                "threads": shape.threads,
+                "seconds": times,
+            }
+            for shape, times in self.times.items()
+        ]
+        content = {"machine": machine(), "rows": TRIAL_ROWS, "spent": self.seconds, "layers": layers}
+        partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, self.path)
+
+
+def tuning_folder() -> Path:
+    """Return the folder of tuning files: "unspool/tuning" in the assets of the Hugging Face cache.
+
+    It follows HF_ASSETS_CACHE, HF_HOME and XDG_CACHE_HOME.
+    """
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "unspool" / "tuning"
+
+
+def machine() -> dict[str, str]:
+    """Return the facts that times depend on: CPU, PyTorch, Unspool."""
+    try:
+        ours = version("unspool")
+    except PackageNotFoundError:  # a source tree that is not installed
+        ours = "source"
+    return {"cpu": cpu_name(), "torch": torch.__version__, "unspool": ours}
+
+
+def _digest(facts: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:_DIGEST]

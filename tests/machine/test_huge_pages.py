@@ -1,0 +1,110 @@
+"""Huge pages: tensors keep their values, memory is aligned and shared, and nothing raises if the kernel refuses."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import sys
+import weakref
+
+import pytest
+import torch
+
+from unspool.errors import OptionError
+from unspool.machine import huge_pages
+from unspool.machine.huge_pages import PAGE, VARIABLE, HugePages, collapse, wants_huge_pages
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="huge pages are for Linux")
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@linux_only
+def test_tensors_share_chunks_at_the_start_of_huge_pages() -> None:
+    pages = HugePages()
+    first = pages.empty((3, 5), torch.float32)
+    second = pages.empty((7,), torch.bfloat16)
+    large = pages.empty((40 << 20,), torch.uint8)
+    assert first.data_ptr() % PAGE == 0 and large.data_ptr() % PAGE == 0
+    assert second.data_ptr() == first.data_ptr() + 64, "aligned behind the first one"
+    first.fill_(1.5)
+    second.fill_(2)
+    assert first.shape == (3, 5) and bool((first == 1.5).all()) and bool((second == 2).all())
+
+
+@linux_only
+def test_a_chunk_is_freed_with_its_last_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[object]] = []
+
+    class Watched(mmap.mmap):
+        pass
+
+    def watching(*args: object, **options: object) -> mmap.mmap:
+        memory = Watched(*args, **options)  # type: ignore[arg-type]
+        made.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(huge_pages.mmap, "mmap", watching)
+    pages = HugePages()
+    first, second = pages.empty((4,), torch.float32), pages.empty((4,), torch.float32)
+    del pages, first
+    gc.collect()
+    assert made[0]() is not None
+    second.fill_(1)
+    del second
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
+
+
+def test_a_large_tensor_is_copied_and_a_small_one_is_not() -> None:
+    pages = HugePages()
+    small, large = torch.randn(10), torch.randn(600, 1024)
+    assert pages.copy(small) is small
+    copied = pages.copy(large)
+    assert torch.equal(copied, large)
+    assert (copied is large) is not wants_huge_pages()
+    transposed = pages.copy(large.T)
+    assert torch.equal(transposed, large.T)
+
+
+@linux_only
+def test_memory_can_be_written_outside_of_inference_mode() -> None:
+    pages = HugePages()
+    with torch.inference_mode():
+        made = pages.empty((4,), torch.float32)
+    made.zero_()
+    made += 1
+    assert made.tolist() == [1] * 4
+
+
+def test_a_kernel_that_refuses_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: object) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(huge_pages.mmap, "mmap", Refusing)
+    made = HugePages().empty((3,), torch.float32).fill_(2)
+    assert made.tolist() == [2, 2, 2]
+    assert collapse(1 << 40, 4 * PAGE) is False, "an address that is not mapped"
+
+
+def test_huge_pages_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "0")
+    assert not wants_huge_pages()
+    large = torch.randn(600, 1024)
+    assert HugePages().copy(large) is large
+    assert collapse(large.data_ptr(), large.nbytes) is False
+    assert HugePages().empty((2, 3), torch.bfloat16).shape == (2, 3)
+    monkeypatch.setenv(VARIABLE, "yes")
+    with pytest.raises(OptionError, match=r"UNSPOOL_HUGE_PAGES.*must be 0 or 1.*'yes'"):
+        wants_huge_pages()
+
+
+def test_collapsing_keeps_the_values() -> None:
+    large = torch.arange(8 << 20, dtype=torch.int32)
+    collapse(large.data_ptr() + 4, large.nbytes - 4)  # neither end is the end of a page
+    assert torch.equal(large, torch.arange(8 << 20, dtype=torch.int32))
+    assert collapse(large.data_ptr(), PAGE - 1) is False, "less than a page"

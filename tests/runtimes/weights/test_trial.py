@@ -1,0 +1,100 @@
+"""The trial of a linear layer, with a clock that counts calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from unspool.machine.huge_pages import HugePages
+from unspool.runtimes.weights import trial
+from unspool.runtimes.weights.trial import Shape, Trial
+from unspool.tuning import TRIAL_ROUNDS, TRIAL_ROWS
+
+SHAPE = Shape(24, 40, torch.float32, 1)
+
+
+class Recording:
+    """A weight that notes its calls."""
+
+    def __init__(self, name: str, notes: list[tuple[str, int]]) -> None:
+        self._name, self._notes = name, notes
+
+    def times(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        assert rows.shape[1] == SHAPE.in_features and bool(rows.std() > 0.1 or len(rows) == 1)
+        self._notes.append((self._name, len(rows)))
+        return rows
+
+    def dense(self) -> torch.Tensor:
+        raise AssertionError("not needed")
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Return the products and the readings of other memory, in order."""
+    found: list[tuple[str, int]] = []
+
+    def making(form: str, weight: torch.Tensor, pages: HugePages) -> Recording:
+        assert weight.shape == (SHAPE.out_features, SHAPE.in_features) and bool(weight.std() > 0.1), "no zeros"
+        return Recording(form, found)
+
+    monkeypatch.setattr(trial, "make_weight", making)
+    monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)
+    monkeypatch.setattr(Trial, "_empty_caches", lambda self: found.append(("other", self._filler.nbytes)))
+    return found
+
+
+def test_other_memory_is_read_before_each_number_of_rows(notes: list[tuple[str, int]]) -> None:
+    Trial().times(SHAPE, ("plain", "packed"))
+    one = [each for rows in TRIAL_ROWS for each in (("other", 1 << 12), ("plain", rows), ("packed", rows))]
+    assert notes == one * TRIAL_ROUNDS
+
+
+@pytest.mark.usefixtures("notes")
+def test_the_shortest_time_of_each_counts() -> None:
+    rounds = ([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0], [7.0] * 8, [2.0, 8.0, 3.0, 3.0, 5.0, 5.0, 1.0, 9.0])
+    # The clock is read before and after each product, and between rounds.
+    readings = [[0.0, *(each for length in lengths for each in (0.0, length))] for lengths in rounds]
+    times = itertools.accumulate(itertools.chain(readings[0][1:], *readings[1:]))
+    found = Trial(clock=lambda: next(times)).times(SHAPE, ("plain", "packed"))
+    assert found == {"plain": (2.0, 3.0, 5.0, 1.0), "packed": (1.0, 1.0, 5.0, 6.0)}
+
+
+def test_one_round_is_always_run_and_no_more_after_the_end(notes: list[tuple[str, int]]) -> None:
+    found = Trial(clock=lambda: 10.0).times(SHAPE, ("plain",), until=5.0)
+    assert [name for name, _ in notes].count("plain") == len(TRIAL_ROWS)
+    assert found == {"plain": (0.0,) * len(TRIAL_ROWS)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_real_trial_times_real_products(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)
+    found = Trial().times(Shape(64, 48, dtype, 1), ("plain",))
+    assert len(found["plain"]) == len(TRIAL_ROWS) and all(0 < seconds < 60 for seconds in found["plain"])
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1 << 13, 1 << 10), (1 << 20, 1 << 12), (None, 1 << 12)])
+def test_memory_of_a_trial_is_bounded(free: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)
+    monkeypatch.setattr(trial, "available_memory", lambda: free)
+    assert Trial()._filler.nbytes == expected
+
+
+def files_of(folder: Path, sizes: Sequence[str]) -> None:
+    for index, size in enumerate(sizes):
+        (folder / f"index{index}").mkdir(exist_ok=True)
+        (folder / f"index{index}" / "size").write_text(size + "\n")
+
+
+def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
+    found = trial.last_level_cache.__wrapped__
+    assert found(tmp_path) == 32 << 20
+    files_of(tmp_path, ("48K", "2048K", "266240K"))
+    assert found(tmp_path) == 260 << 20
+    files_of(tmp_path, ("48K", "2048K", "1048576K"))
+    assert found(tmp_path) == 512 << 20
+    files_of(tmp_path, ("48K", "2048K", "much"))
+    assert found(tmp_path) == 32 << 20

@@ -31,6 +31,9 @@ FEW_ALLOWED_TOKENS: Final = 64  # tokens | not recorded | 2026-11-21
 NOISE_TOKENS_PER_CALL: Final = 1 << 18  # tokens | not recorded | 2026-11-21
 """Noise is computed for this many tokens in one call, with 2 MiB of intermediate numbers."""
 
+PROMPT_LOGITS_PER_CALL: Final = 1 << 21  # logits | Intel Xeon (Sapphire Rapids), 2 cores | 2026-11-30
+"""Prompt positions are scored for this many logits in one call, with 8 MiB of intermediate numbers."""
+
 POLL_SECONDS: Final = 0.001  # seconds | not recorded | 2026-11-21
 """Time between checks if another engine holds the memory of a shared draft model."""
 

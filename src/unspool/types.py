@@ -78,7 +78,7 @@ class Ask:
 
     back=0 asks for the token after the newest one. Only `Score` and `Top` can ask about positions inside the prompt,
     and only before the branch is extended. The reply then has the model's own log-probabilities, because processors
-    apply to output positions only.
+    apply to output positions only. All asks about such a position belong in one turn: its logits are not kept.
 
     taken_tokens: tokens that other branches chose for this position, once per choice; the diversity processor makes
         them less likely.

@@ -23,9 +23,9 @@ from unspool.types import Ask, Candidate, Distribution, GumbelTopK, Reply, Row, 
 
 
 class Place(NamedTuple):
-    """One row of logits: a position of a branch.
+    """One row of logits: an output position of a branch.
 
-    length: output tokens before the position; below 0 in the prompt. output: selects the noise that processors draw.
+    length: output tokens before the position. output: selects the noise that processors draw.
     taken_tokens: tokens that the diversity penalty counts.
     """
 
@@ -34,10 +34,6 @@ class Place(NamedTuple):
     length: int
     output: int
     taken_tokens: tuple[int, ...]
-
-    @property
-    def in_prompt(self) -> bool:
-        return self.length < 0
 
     @property
     def position(self) -> int:
@@ -75,13 +71,30 @@ def answer(conversations: Sequence[Conversation], now: float) -> Answers:
     rows = iter(_rows(asked, places, answers, now))
     for conversation in conversations:
         similar = iter(_similarities(conversation))
-        pairs = [
-            (Row((), math.nan, similarity=next(similar)), None) if isinstance(ask, Similarity) else next(rows)
-            for ask in conversation.turn.asks
-        ]
+        pairs: list[tuple[Row, Distribution | None]] = []
+        for ask in conversation.turn.asks:
+            if isinstance(ask, Similarity):
+                pairs.append((Row((), math.nan, similarity=next(similar)), None))
+            elif _is_in_prompt(conversation, ask):
+                pairs.append((_prompt_row(conversation, ask, answers), None))
+            else:
+                pairs.append(next(rows))
         cuts = tuple(cut for _, cut in pairs) if conversation.recorder is not None else ()
         answers.setdefault(conversation.number, Answer(tuple(row for row, _ in pairs), cuts))
     return answers
+
+
+def _is_in_prompt(conversation: Conversation, ask: Ask) -> bool:
+    return ask.back > conversation.branches[ask.branch].length
+
+
+def _prompt_row(conversation: Conversation, ask: Ask, answers: Answers) -> Row:
+    """Return the answer to an ask about a position inside the prompt. Adds the error of a flawed row to `answers`."""
+    branch = conversation.branches[ask.branch]
+    row, norm = branch.main.prompt_rows[branch.length - ask.back][ask]
+    if reason := _flaw(norm, norm):
+        answers[conversation.number] = NumericsError(branch.number, branch.total - ask.back, reason)
+    return row
 
 
 def _similarities(conversation: Conversation) -> list[float]:
@@ -111,7 +124,7 @@ def _rows(
         candidates = _candidates(each.place, found, norms[each.row], now)
         row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.distribution)
         _remember(each.place, row)
-        traced = each.place.conversation.recorder is not None and not each.place.in_prompt
+        traced = each.place.conversation.recorder is not None
         cut = found.distribution or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
         rows.append((row, cut if traced else None))
     return rows
@@ -143,8 +156,6 @@ def _prepare_criteria(asked: Sequence[Asked], found: Sequence[RowResult]) -> Non
     """Pass all candidate tokens at once to criteria that prepare for them."""
     pairs: dict[int, tuple[Criterion, list[tuple[Any, int]]]] = {}
     for each, result in zip(asked, found, strict=True):
-        if each.place.in_prompt:
-            continue
         branch_states = each.place.branch.branch_states[each.place.length]
         for criterion, state in zip(each.place.conversation.request.criteria, branch_states.criteria, strict=True):
             if criterion.prepares:
@@ -161,7 +172,7 @@ def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[P
     places: list[Place] = []
     for conversation in conversations:
         for ask in conversation.turn.asks:
-            if isinstance(ask, Similarity):
+            if isinstance(ask, Similarity) or _is_in_prompt(conversation, ask):
                 continue
             branch = conversation.branches[ask.branch]
             output = ask.output if isinstance(ask, Sample | GumbelTopK) else 0
@@ -187,8 +198,6 @@ def _row_context(place: Place) -> RowContext:
     conversation, request = place.conversation, place.conversation.request
     key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.taken_tokens)
     log_probs = request.strategy.space == "log_probs"
-    if place.in_prompt:
-        return RowContext((), (), None, log_probs, key)
     branch_states, cached_seqs = place.branch.branch_states[place.length], place.branch.cached_seqs
     main = cached_seqs[0].rows[place.length]
     negative = cached_seqs[1].rows[place.length] if len(cached_seqs) > 1 else None
@@ -228,14 +237,11 @@ def _query(asked: Asked) -> RowQuery:
 def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:
     """Return, by row, how many of the model's own best tokens the option `logprobs` asks for."""
     counts = (place.conversation.request.config.logprobs for place in places)
-    return {row: count for row, count in enumerate(counts) if count and not places[row].in_prompt}
+    return {row: count for row, count in enumerate(counts) if count}
 
 
 def _candidates(place: Place, found: RowResult, norm: float, now: float) -> tuple[Candidate, ...]:
     """Return the tokens as the strategy receives them. norm: logsumexp of the raw logits."""
-    if place.in_prompt:
-        pairs = zip(found.tokens, found.logits, strict=True)
-        return tuple(Candidate(token, logit - norm, logit - norm, None) for token, logit in pairs)
     conversation = place.conversation
     late = conversation.deadline is not None and now >= conversation.deadline
     branch_states = place.branch.branch_states[place.length]
@@ -247,8 +253,6 @@ def _candidates(place: Place, found: RowResult, norm: float, now: float) -> tupl
 
 def _remember(place: Place, row: Row) -> None:
     """Store the log-probability and score of each candidate on the branch, for the outputs."""
-    if place.in_prompt:
-        return
     node = place.branch.tip.at(place.length)
     for each in row.candidates:
         # Branches on the same node ask in turn, and the first ask has no tokens to avoid: keep its figures.

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unspool.engine.prompt_rows import PromptRow
 from unspool.protocols import Criterion, Processor, Runtime
-from unspool.types import Distribution, Seq, Source
+from unspool.types import Ask, Distribution, Seq, Source
 
 
 class Node:
@@ -113,9 +114,10 @@ class BranchState(NamedTuple):
 class CachedSequence:
     """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
 
-    pending: tokens [cached, total), not in the KV cache yet. rows: by length, computed since the branch last grew.
-    source: input of the encoder, until the first feed has passed it on. prefix_checked: True if the prefix cache was
-    asked, or cannot hold anything for this sequence.
+    pending: tokens [cached, total), not in the KV cache yet. rows: by length, of output positions, computed since the
+    branch last grew. prompt_rows: answers about positions inside the prompt. source: input of the encoder, until the
+    first feed has passed it on. prefix_checked: True if the prefix cache was asked, or cannot hold anything for this
+    sequence.
     """
 
     seq: Seq
@@ -124,6 +126,7 @@ class CachedSequence:
     pending: list[int]
     cached: int = 0
     rows: dict[int, RowRef] = field(default_factory=dict)
+    prompt_rows: dict[int, dict[Ask, PromptRow]] = field(default_factory=dict)
     source: Source | None = None
     prefix_checked: bool = False
 
@@ -136,6 +139,14 @@ class CachedSequence:
     def has_prompt(self) -> bool:
         """True if the whole prompt is cached."""
         return self.cached >= len(self.prompt)
+
+    def has_row(self, length: int) -> bool:
+        """Return True if the row of this length was computed since the branch last grew."""
+        return length in (self.rows if length >= 0 else self.prompt_rows)
+
+    def forget_rows(self) -> None:
+        """Forget all rows: the branch grows, so that they are not asked about again."""
+        self.rows, self.prompt_rows = {}, {}
 
     def match_prefix(self, limit: int, *, least: int, invariant: bool) -> bool:
         """Reuse a cached prefix of `least` to `limit` tokens; returns False if the prefix cache has none."""
@@ -156,6 +167,7 @@ class CachedSequence:
             list(self.pending),
             self.cached,
             dict(self.rows),
+            dict(self.prompt_rows),
             self.source,
             prefix_checked=self.cached > 0,
         )
@@ -171,7 +183,8 @@ class CachedSequence:
 
     def release(self) -> None:
         """Free its memory."""
-        self.rows, self.pending = {}, []
+        self.forget_rows()
+        self.pending = []
         self.runtime.release(self.seq)
 
 

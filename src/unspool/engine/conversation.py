@@ -5,7 +5,7 @@ Owns the branches, and applies the moves of a turn to them and to the runtime. K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from unspool.engine.branches import Branch, BranchState, CachedSequence, Node
 from unspool.engine.commit_log import CommitLog
+from unspool.engine.prompt_rows import PromptRow
 from unspool.engine.request import Request, prompt_key_of
 from unspool.engine.similarity import HiddenStates
 from unspool.engine.trace.recorder import Recorder
@@ -23,6 +24,7 @@ from unspool.protocols import Context, Processor, Runtime
 from unspool.types import (
     DRAFT,
     ROOT,
+    Ask,
     Committed,
     Distribution,
     Drop,
@@ -99,6 +101,7 @@ class Conversation:
         self.recorder = Recorder(request.prompt, root) if request.trace else None
         self.turn = Turn()
         self._backs: dict[int, set[int]] = {}
+        self._prompt_asks: dict[tuple[int, int], list[Ask]] = {}
         self.outcome: list[Hypothesis] | None = None
         self.empty_row_error: Exception | None = None
         self._live = dict(self.branches)
@@ -146,7 +149,7 @@ class Conversation:
         if not turn.asks:
             raise StrategyError(f"{name}: a Turn must ask something or the strategy must return")
         self.turn = turn
-        self._backs = {}
+        self._backs, self._prompt_asks = {}, {}
         for ask in turn.asks:
             backs = self._backs.setdefault(ask.branch, set())
             if not isinstance(ask, Similarity):
@@ -299,7 +302,7 @@ class Conversation:
         kept[branch.length] = branch_states
         branch.branch_states = kept
         for cached_seq in branch.cached_seqs:
-            cached_seq.rows = {}
+            cached_seq.forget_rows()
             cached_seq.pending.extend(tokens)
         if branch.length > self.context.max_new_tokens:
             raise StrategyError(f"branch {branch.number} is longer than {self.context.max_new_tokens} tokens")
@@ -319,10 +322,11 @@ class Conversation:
                 self._check_similarity(ask, branch)
                 continue
             for cached_seq in branch.cached_seqs if length >= 0 else branch.cached_seqs[:1]:
-                if len(cached_seq.prompt) + length <= cached_seq.cached and length not in cached_seq.rows:
+                if len(cached_seq.prompt) + length <= cached_seq.cached and not cached_seq.has_row(length):
                     raise StrategyError(f"{ask}: that row was computed before the branch last grew and is gone")
-            if length < 0 and not isinstance(ask, Score | Top):
-                raise StrategyError(f"{ask}: only Score and Top can ask about positions inside the prompt")
+            if length < 0:
+                self._check_prompt_ask(ask, branch.main.prompt_rows.get(length))
+                self._prompt_asks.setdefault((ask.branch, length), []).append(ask)
             if isinstance(ask, Top | GumbelTopK) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
             named = (*ask.taken_tokens, *(ask.tokens if isinstance(ask, Score) else ()))
@@ -330,6 +334,13 @@ class Conversation:
                 raise StrategyError(f"{ask}: a token is outside the vocabulary of {self.context.info.vocab_size}")
             if isinstance(ask, Sample | GumbelTopK) and ask.output < 0:
                 raise StrategyError(f"{ask}: output must be at least 0")
+
+    def _check_prompt_ask(self, ask: Ask, known: Mapping[Ask, PromptRow] | None) -> None:
+        """Check an ask about a position inside the prompt. known: its answers, if the position is computed."""
+        if not isinstance(ask, Score | Top):
+            raise StrategyError(f"{ask}: only Score and Top can ask about positions inside the prompt")
+        if known is not None and ask not in known:
+            raise StrategyError(f"{ask}: ask about a position inside the prompt in one turn: its logits are not kept")
 
     def _check_similarity(self, ask: Similarity, branch: Branch) -> None:
         if self.hidden is None:
@@ -346,7 +357,11 @@ class Conversation:
         lengths = {branch.length - back for back in self._backs[branch.number]}
         if cached_seq is not branch.main:
             lengths = {length for length in lengths if length >= 0}  # only the main sequence scores the prompt
-        return lengths - cached_seq.rows.keys()
+        return {length for length in lengths if not cached_seq.has_row(length)}
+
+    def prompt_asks(self, branch: Branch, length: int) -> Sequence[Ask]:
+        """Return the open turn's asks about a position inside the prompt."""
+        return self._prompt_asks[branch.number, length]
 
     def num_unread(self, branch: Branch, cached_seq: CachedSequence) -> int:
         """Return the number of leading tokens for which the open turn needs neither a row nor a hidden state."""

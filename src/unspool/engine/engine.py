@@ -16,10 +16,11 @@ import torch
 
 from unspool.adapters import as_criterion, as_strategy
 from unspool.engine.answer import Answers, answer
-from unspool.engine.branches import RowRef
+from unspool.engine.branches import CachedSequence, RowRef
 from unspool.engine.conversation import Conversation
 from unspool.engine.locked_runtime import locked
 from unspool.engine.prefix_admission import PrefixError
+from unspool.engine.prompt_rows import prompt_rows
 from unspool.engine.request import Request
 from unspool.engine.scheduler import Planned, Scheduler, Waiting
 from unspool.engine.validate import check_limit, context_of
@@ -27,7 +28,7 @@ from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Runtime
 from unspool.tuning import MAX_BATCH_TOKENS
-from unspool.types import Event, Failed, Rows
+from unspool.types import Ask, Event, Failed, Rows
 
 _MAX_DRAFT_ROUNDS = 1000
 """Most rounds of draft passes and re-queries before the model's own pass, so that no strategy can block the others."""
@@ -223,6 +224,7 @@ class Engine:
     def _take_in(self, planned: list[Planned], rows: Rows) -> None:
         """Give the rows of a pass to the sequences that asked for them, and update their cached lengths."""
         row = inner = hidden = 0
+        in_prompt: list[tuple[CachedSequence, int, Ask, int]] = []
         for conversation, branch, cached_seq, feed, lengths in planned:
             start, count = cached_seq.cached, len(feed.tokens)
             cached_seq.cached += count
@@ -234,12 +236,24 @@ class Engine:
                     assert rows.inner is not None, "the runtime left out the inner layers"
                     layers = rows.inner[inner : inner + len(feed.layers)]
                     inner += len(feed.layers)
-                cached_seq.rows[length] = RowRef(rows.logits, row, layers)
+                if length >= 0:
+                    cached_seq.rows[length] = RowRef(rows.logits, row, layers)
+                else:
+                    in_prompt += ((cached_seq, length, ask, row) for ask in conversation.prompt_asks(branch, length))
                 row += 1
             if feed.hidden:
                 assert rows.hidden is not None, "the runtime left out the hidden states"
                 conversation.remember(branch, start, rows.hidden[hidden : hidden + count])
                 hidden += count
+        self._answer_in_prompt(rows.logits, in_prompt)
+
+    def _answer_in_prompt(self, logits: torch.Tensor, asked: list[tuple[CachedSequence, int, Ask, int]]) -> None:
+        """Give the answers about prompt positions to their sequences; their rows of logits are then freed."""
+        started = time.perf_counter()
+        answers = prompt_rows(logits, [(ask, row) for _, _, ask, row in asked])
+        for (cached_seq, length, ask, _), found in zip(asked, answers, strict=True):
+            cached_seq.prompt_rows.setdefault(length, {})[ask] = found
+        self.timing.vocabulary += time.perf_counter() - started
 
     def _select(self) -> Answers:
         """Answer the turns of requests that have all their rows; a lockstep group waits for its slowest member."""

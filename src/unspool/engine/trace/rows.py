@@ -95,8 +95,6 @@ class TraceRowSource(NamedTuple):
         """Return the row for the trace. taken: see Children.became."""
         ask, row, view = self.ask, self.row, self.view
         noisy: Sequence[float | None] = row.perturbed or (None,) * len(row.candidates)
-        # In the prompt, scores are log-probabilities, even if the row's norm is of logits.
-        log_norm = row.log_norm if self.length >= 0 else 0.0
         return TraceRow(
             kind=_KINDS[type(ask)],
             branch=ask.branch,
@@ -105,7 +103,7 @@ class TraceRowSource(NamedTuple):
             node=self.node,
             length=self.length,
             candidates=tuple(
-                _candidate(each, perturbed, log_norm, children.became(self.node, each.token, self.draft, taken))
+                _candidate(each, perturbed, row.log_norm, children.became(self.node, each.token, self.draft, taken))
                 for each, perturbed in zip(row.candidates, noisy, strict=True)
             ),
             log_norm=finite(row.log_norm),

@@ -26,6 +26,7 @@ NEEDLESS = (
     "jax",
     "numpy.ma",
     "IPython",
+    "llguidance",
     "rich",
     "typer",
     "transformers.pipelines",

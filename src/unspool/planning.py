@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unspool.adapters import as_strategy
 from unspool.assistants import Assistant, check_source, check_vocabulary, read_assistant
@@ -19,6 +19,7 @@ from unspool.engine import Request
 from unspool.errors import OptionError
 from unspool.inputs.prompts import encode
 from unspool.inputs.reader import DEFAULT_DECODER_PROMPT, DecoderPrompt, Reader, read_decoder_prompt
+from unspool.options.grammar_kinds import grammar_option
 from unspool.protocols import Criterion, Processor, Strategy
 from unspool.seeds import fresh_seed
 from unspool.strategies import STRATEGIES, WithPromptScores
@@ -26,6 +27,9 @@ from unspool.text.detokenize import Detokenizer
 from unspool.text.forced_words import forced_word_ids
 from unspool.text.stops import StopStrings
 from unspool.types import ModelInfo, Source
+
+if TYPE_CHECKING:
+    from unspool.grammars import CompiledGrammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +180,7 @@ def plan_requests(
         check_source(own.assistant, reader.source)
     config = _without_unknown_ids(config, info)
     criteria = _criteria(config, own, detokenizer, in_prompt=stops_in_prompt)
+    grammar = _grammar(config, tokenizer, info)
     jobs = []
     for index, (prompt, seed) in enumerate(zip(prompts, _seeds(config.seed, len(prompts)), strict=True), first):
         ids, text, source = reader.read(prompt, beginning, index)
@@ -196,9 +201,20 @@ def plan_requests(
             negative_source=negative_source,
             tentative=tentative,
             trace=trace,
+            grammar=grammar,
         )
         jobs.append(PlannedRequest(request=request, prompt_text=text, config=shown, model=info.name))
     return jobs
+
+
+def _grammar(config: GenerationConfig, tokenizer: Any, info: ModelInfo) -> CompiledGrammar | None:
+    """Return the compiled grammar of the output; None if no option sets one."""
+    option = grammar_option(config)
+    if option is None:
+        return None
+    from unspool.grammars import compile_grammar  # loads llguidance, which most requests do not need
+
+    return compile_grammar(option, getattr(config, option), tokenizer, info.vocab_size)
 
 
 def _negative(

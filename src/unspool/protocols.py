@@ -16,6 +16,7 @@ from unspool.types import Feed, Hypothesis, ModelInfo, Reply, Rows, Seq, Space, 
 if TYPE_CHECKING:
     import torch
 
+    from unspool.grammars import CompiledGrammar
     from unspool.options.fields.options import Options
     from unspool.source_info import SourceInfo
 
@@ -91,6 +92,7 @@ class Context:
     draft: the properties of the draft model; None without a draft model.
     layers: inner layers to contrast with the model's output (DoLa); empty for none.
     source_ids: token ids of the encoder's input; the prompt for decoder-only models.
+    grammar: the formal language of the output; None for any text.
     """
 
     config: Options
@@ -103,6 +105,7 @@ class Context:
     draft: ModelInfo | None = None
     layers: tuple[int, ...] = ()
     source_ids: tuple[int, ...] = ()
+    grammar: CompiledGrammar | None = None
 
 
 Conversation: TypeAlias = Generator[Turn, Reply, list[Hypothesis]]
@@ -208,6 +211,14 @@ class Processor:
             keys: one per row.
         """
         raise NotImplementedError
+
+    def support(self, state: Any, vocab_size: int) -> torch.Tensor | None:
+        """Return the tokens that this processor allows in this state; None if that depends on the scores.
+
+        Returns:
+            [vocab] bool, on the CPU.
+        """
+        return None
 
 
 class Criterion:

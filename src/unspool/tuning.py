@@ -37,6 +37,9 @@ PROMPT_LOGITS_PER_CALL: Final = 1 << 21  # logits | Intel Xeon (Sapphire Rapids)
 POLL_SECONDS: Final = 0.001  # seconds | not recorded | 2026-11-21
 """Time between checks if another engine holds the memory of a shared draft model."""
 
+COMPILED_GRAMMARS: Final = 64  # grammars | not recorded | 2026-11-30
+"""Compiled grammars that are kept per tokenizer, the most recently used ones."""
+
 # --- processors -----------------------------------------------------------------------------------------------------
 
 TOP_K_BLOCK: Final = 64  # tokens | not recorded | 2026-11-20

@@ -22,6 +22,7 @@ from unspool.config import (
     resolve,
 )
 from unspool.errors import OptionError
+from unspool.options.grammar_kinds import JsonSchema
 
 TINY = 1e-12
 NAN, INF = math.nan, math.inf
@@ -115,6 +116,17 @@ STRUCTURES = {
         ],
         [[1], [[]], [[[]]], [[[1], 2]], [[1, None]], [[None, 1]], [[None]], [[[1], [None, 2]]], [[-1]], [[True]]],
     ),
+    "json_schema": (
+        [
+            ({"type": "object"}, JsonSchema('{"type": "object"}')),
+            ('{"type":"object"}', JsonSchema('{"type": "object"}')),
+        ],
+        ["{", "[]", "7", "", [], True, 5, int, {"minimum": math.nan}, {"a": {1}}],
+    ),
+    "json_object": ([(True, True), (False, False)], [1, "yes"]),
+    "regex": ([("a+", "a+"), ("[ ]", "[ ]")], ["", " ", 5, ["a"], b"a"]),
+    "choice": ([(["yes", "no"], ("yes", "no")), (("b", "a", "b"), ("b", "a"))], ["yes", [], [""], [1], {"a": 1}, 5]),
+    "grammar": ([('start: "a"', 'start: "a"')], ["", "\n", 5, ["a"]]),
     "force_words": (
         [("cat", ("cat",)), (["cat", ["dog", "wolf"]], ("cat", ("dog", "wolf"))), ([], ())],
         ["", [""], [[]], [["dog", ""]], [5], 5, [[["dog"]]], {"cat": 1}],

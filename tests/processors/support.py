@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tests.grammars.toys import compiled
 from unspool.processors import PROCESSORS
 from unspool.protocols import Context, RowKey
 from unspool.types import ModelInfo
@@ -23,7 +24,8 @@ OPTIONS = (
 
 INF = float("inf")
 
-VARIANTS: dict[str, list[dict[str, Any]]] = {
+VARIANTS: dict[str, list[Any]] = {
+    "grammar": [compiled(regex=pattern) for pattern in ("b(d|ab)*", "[ab]*bc?", "(d|b|c)+-")],
     "sequence_bias": [{(3,): 1.5, (4, 5): 2.0, (1, 4, 5): -3.0}, {(2,): -1.0}, {(5, 6): 4.0, (6,): 1.0}],
     "diversity_penalty": [0.5, 10.0, 0.1],
     "encoder_repetition_penalty": [1.5, 0.8, 3.0],
@@ -80,6 +82,7 @@ def context(
     **options: Any,
 ) -> Context:
     """Return the context of a request with the given options on, every other one off; source: None for the prompt."""
+    grammar = options.pop("grammar", None)
     unknown = options.keys() - set(OPTIONS)
     assert not unknown, unknown
     return Context(
@@ -91,6 +94,7 @@ def context(
         eos_token_ids=tuple(eos),
         min_tokens_to_keep=min_tokens_to_keep,
         source_ids=tuple(prompt if source is None else source),
+        grammar=grammar,
     )
 
 

@@ -51,6 +51,7 @@ def test_it_is_off_where_its_option_is_not_set(name: str):
 
 
 OFF = {
+    "grammar": [None],
     "sequence_bias": [{}],
     "diversity_penalty": [0.0],
     "encoder_repetition_penalty": [1.0],

@@ -25,6 +25,7 @@ from unspool.config.strategies import (
 )
 from unspool.config.vocabulary import with_negative_ids
 from unspool.errors import OptionError
+from unspool.options.grammar_kinds import GRAMMAR_OPTIONS
 from unspool.options.option import UNSET, Option
 from unspool.options.order import complete_order
 
@@ -95,6 +96,7 @@ class _Resolution:
         self._check_extras()
         self._settle_pair("max_new_tokens", "max_length")
         self._settle_pair("min_new_tokens", "min_length")
+        self._settle_grammar()
         requested = frozenset(name for name in OPTIONS if self._is_requested(name))
         self._limit_length()
         strategy, do_sample = self._decide()
@@ -174,6 +176,23 @@ class _Resolution:
             allowed = f"cannot be given together with `{preferred}`"
             raise OptionError(other, self.values[other], allowed, "leave out one of the two")
         self.values[preferred if second < first and not self.drop_in else other] = None
+
+    def _settle_grammar(self) -> None:
+        """Turn off all grammar options but one. The highest layer with one wins; two in one layer are an error."""
+        found = sorted((self.layer[name], name) for name in GRAMMAR_OPTIONS if name in self.layer and self._is_on(name))
+        if not found:
+            return
+        (first, kept), *others = found
+        for layer, name in others:
+            if layer == first:
+                allowed = f"cannot be given together with `{kept}`"
+                raise OptionError(name, self.values[name], allowed, "leave out one of the two")
+            self.values[name] = OPTIONS[name].off_value
+        if not self._by_user("forced_eos_token_id"):
+            self.values["forced_eos_token_id"] = None  # it would end a text that is not complete
+        elif self._is_on("forced_eos_token_id"):
+            allowed = f"cannot be given together with `{kept}`, because it ends a text that is not complete"
+            raise OptionError("forced_eos_token_id", self.values["forced_eos_token_id"], allowed, "leave it out")
 
     def _limit_length(self) -> None:
         if self.values["max_new_tokens"] is None and self.values["max_length"] is None:

@@ -14,7 +14,7 @@ import torch
 from unspool.engine.branches import Branch, RowRef
 from unspool.engine.combine_logits import combine_logits
 from unspool.engine.conversation import Conversation
-from unspool.engine.logits import RowContext, culprit, distribution, process
+from unspool.engine.logits import RowContext, culprit, distribution, process, support_of
 from unspool.engine.row_queries import RowQuery, RowResult, find
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
@@ -204,7 +204,10 @@ def _row_context(place: Place) -> RowContext:
     read = None
     if negative is not None or main.inner is not None:
         scale = request.config.guidance_scale
-        read = combine_logits(main, negative, 1.0 if scale is None else scale)
+        allowed = None
+        if main.inner is not None:
+            allowed = support_of(conversation.chain, branch_states.processors, conversation.context.info.vocab_size)
+        read = combine_logits(main, negative, 1.0 if scale is None else scale, allowed)
         # As in transformers, beams add up the guided sums of log-probabilities without normalizing them.
         log_probs = log_probs and negative is None
     return RowContext(

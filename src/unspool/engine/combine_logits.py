@@ -40,13 +40,14 @@ def layers_of(named: str | tuple[int, ...], info: ModelInfo) -> tuple[int, ...]:
     return (first,) if first >= last else tuple(range(first, last, 2))
 
 
-def dola_logits(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+def dola_logits(final: torch.Tensor, inner: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
     """Return log P(final layer) - log P(premature layer), for tokens that are plausible to the final layer.
 
     The premature layer is the inner layer with the largest Jensen-Shannon divergence from the final layer.
 
     Args:
         final: [vocab] logits. inner: [layers, vocab] logits.
+        allowed: [vocab] bool, the tokens that a grammar allows: plausible is measured among them. None for all.
 
     Returns:
         [vocab]; implausible tokens are forbidden.
@@ -63,7 +64,8 @@ def dola_logits(final: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
         early = early[int(divergence.argmax())]
     else:
         early = early[0]
-    implausible = mature < mature.max() + math.log(RELATIVE_TOP)
+    best = mature.max() if allowed is None else mature.where(allowed.to(mature.device), FORBIDDEN).max()
+    implausible = mature < best + math.log(RELATIVE_TOP)
     early = early.masked_fill(implausible, _BASE_LOGPROB)
     # A token that is impossible in the inner layer must not get an infinite score.
     return mature.masked_fill(implausible, FORBIDDEN) - early.masked_fill(early == FORBIDDEN, 0.0)
@@ -91,7 +93,12 @@ def cfg_logits(logits: torch.Tensor, negative: torch.Tensor, scale: float) -> to
     return torch.where((wanted == FORBIDDEN) | (unwanted == FORBIDDEN), wanted, moved)
 
 
-def combine_logits(main: RowRef, negative: RowRef | None, scale: float) -> torch.Tensor:
-    """Return one row per position: DoLa on the prompt's own row if it has inner layers, then guidance. --> [vocab]"""
-    row = main.logits if main.inner is None else dola_logits(main.logits, main.inner)
+def combine_logits(
+    main: RowRef, negative: RowRef | None, scale: float, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return one row per position: DoLa on the prompt's own row if it has inner layers, then guidance. --> [vocab]
+
+    allowed: as in `dola_logits`.
+    """
+    row = main.logits if main.inner is None else dola_logits(main.logits, main.inner, allowed)
     return row if negative is None else cfg_logits(row, negative.logits, scale)

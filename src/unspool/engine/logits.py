@@ -141,6 +141,17 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowContext], rows: Sequenc
     return scores
 
 
+def support_of(chain: Sequence[Processor], states: Sequence[Any], vocab_size: int) -> torch.Tensor | None:
+    """Return the tokens that a branch's processors allow, whatever the scores; None for all. --> [vocab] bool"""
+    allowed: torch.Tensor | None = None
+    for processor, state in zip(chain, states, strict=True):
+        # A user's processor can lack the base class, and with it this ability.
+        own = processor.support(state, vocab_size) if isinstance(processor, Processor) else None
+        if own is not None:
+            allowed = own if allowed is None else allowed & own
+    return allowed
+
+
 def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
     """Return the scores after one processor.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from unspool.config import GenerationConfig
 from unspool.noise import prompt_key, token_bytes
 from unspool.protocols import Criterion, Processor, Runtime, Strategy
 from unspool.types import Source
+
+if TYPE_CHECKING:
+    from unspool.grammars import CompiledGrammar
 
 
 class LockstepGroup:
@@ -31,7 +35,7 @@ class Request:
     encoder. assistant: the draft model's runtime.
     negative_prompt: token ids of the negative prompt for `guidance_scale`; None without guidance. negative_source:
     input of the encoder for it. tentative: True for Tentative events. trace: True for a trace. lockstep_group: the
-    requests it runs in lockstep with.
+    requests it runs in lockstep with. grammar: the formal language of the output; None for any text.
     """
 
     prompt: tuple[int, ...]
@@ -47,6 +51,7 @@ class Request:
     tentative: bool = False
     trace: bool = False
     lockstep_group: LockstepGroup | None = None
+    grammar: CompiledGrammar | None = None
 
 
 def prompt_key_of(request: Request) -> int:

@@ -51,6 +51,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
         draft=request.assistant.info if request.assistant is not None else None,
         layers=_layers(config, info),
         source_ids=request.prompt if request.source is None else request.source.token_ids,
+        grammar=request.grammar,
     )
 
 

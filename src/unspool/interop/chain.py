@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unspool.engine.logits import RowContext, processed
+from unspool.engine.logits import RowContext, processed, support_of
 from unspool.interop.batch_layout import BatchLayout, TokenPath
 from unspool.interop.record import Record
 from unspool.processors import PROCESSORS
@@ -89,6 +89,10 @@ class ProcessorChain(Processor):
         self._record.keep("scores", paths, keys, self._scores)
         self._rows = {path: row for row, path in enumerate(paths)}
         return self._scores
+
+    def support(self, state: ChainState, vocab_size: int) -> torch.Tensor | None:
+        """Return the tokens that all processors allow, as far as this does not depend on scores. --> [vocab] bool"""
+        return support_of(state.chain, state.states, vocab_size)
 
     def values(self, pairs: Sequence[tuple[TokenPath, int]]) -> list[float]:
         """Return the scores of (path, token) pairs in the last application. Each path must have exactly one row."""

@@ -41,6 +41,7 @@ class Kind:
     dump: returns a normalized value as plain JSON.
     parse_stored: parses a value of a stored config, which can contain negative token ids. None for kinds without token
         ids.
+    reads_file: True if the command line accepts the name of a file with the value.
     """
 
     words: str
@@ -53,6 +54,7 @@ class Kind:
     json_words: str = ""
     dump: Callable[[Any], Any] = lambda value: value
     parse_stored: Callable[[Any], Any] | None = None
+    reads_file: bool = False
 
 
 def whole(value: Any) -> int:

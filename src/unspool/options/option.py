@@ -36,6 +36,7 @@ GROUPS: Final = (
     "Search",
     "Sampling",
     "Penalties",
+    "Structured output",
     "Constraints on tokens",
     "Special tokens",
     "Output",

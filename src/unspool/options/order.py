@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-# Penalties and constraints come first, on the scale of the model's logits. User processors come before temperature and
-# truncation, so that they see the scores of all allowed tokens.
+# The grammar comes first, so that truncation keeps shares of the allowed tokens only. Penalties and constraints follow,
+# on the scale of the model's logits. User processors come before temperature and truncation, so that they see the
+# scores of all allowed tokens.
 PROCESSOR_ORDER: Final[tuple[str, ...]] = (
+    "grammar",
     "sequence_bias",
     "diversity_penalty",
     "encoder_repetition_penalty",

@@ -15,6 +15,7 @@ from unspool.processors.bias import SequenceBias
 from unspool.processors.diversity import Diversity
 from unspool.processors.dry import Dry
 from unspool.processors.entropy import EpsilonCutoff, EtaCutoff, TypicalP
+from unspool.processors.grammar import Grammar
 from unspool.processors.length import ExponentialDecay, MinLength, MinNewTokens
 from unspool.processors.masks import BadWords, BeginSuppressTokens, ForcedBos, ForcedEos, SuppressTokens
 from unspool.processors.ngrams import EncoderNoRepeatNgram, NoRepeatNgram
@@ -30,6 +31,7 @@ from unspool.processors.xtc import Xtc
 from unspool.protocols import Processor
 
 _ALL: tuple[Processor, ...] = (
+    Grammar(),
     SequenceBias(),
     Diversity(),
     EncoderRepetitionPenalty(),

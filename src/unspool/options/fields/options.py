@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unspool.options.fields.grammars import GrammarOptions
 from unspool.options.fields.length import LengthOptions, StoppingOptions
 from unspool.options.fields.models import EncoderOptions, SpeculationOptions
 from unspool.options.fields.output import EngineOptions, OutputOptions
@@ -25,6 +26,7 @@ class Options(
     OutputOptions,
     SpecialTokenOptions,
     TokenOptions,
+    GrammarOptions,
     PenaltyOptions,
     SamplingOptions,
     SearchOptions,

@@ -217,18 +217,31 @@ class Turn:
     note: str | None = None
 
 
+class PromptInputs(dict[str, Any]):
+    """The inputs of a batch of prompts, by name. It equals itself only, because a runtime reads each object once."""
+
+    __slots__ = ("__weakref__",)
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Source:
-    """The encoder input of an encoder-decoder model, used once per request.
+    """The inputs of a request beside its prompt's token ids: for an encoder, or embeddings, images and audio.
 
-    inputs: arguments of the model's encoder by name, tensors with a batch dimension of 1 (`input_ids`,
-        `input_features`, `pixel_values`, their `attention_mask`); or only `encoder_outputs`, the encoder's last hidden
-        state.
-    token_ids: the token ids of a text input; empty for other inputs.
+    inputs: for an encoder its arguments by name, tensors with a batch dimension of 1 (`input_ids`, `input_features`,
+        `pixel_values`, their `attention_mask`); or only `encoder_outputs`, the encoder's last hidden state. For a
+        decoder the arguments of its own `generate` by name (`input_ids`, `inputs_embeds`, `pixel_values`, ...), with
+        `attention_mask`. Requests of one batch share a `PromptInputs`, and `row` tells them apart.
+    token_ids: the known token ids of the text: of an encoder's input, or of a decoder's prompt. Processors read them.
+        Can be empty.
+    row: of the request in `inputs`.
     """
 
     inputs: Mapping[str, Any]
     token_ids: tuple[int, ...] = ()
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +254,7 @@ class Feed:
         0 <= n < `ModelInfo.num_layers`; layer 0 is the embedding.
     invariant: True for batch-invariant rows: they must not depend on other feeds in the pass, or on the division of the
         sequence into feeds.
-    source: encoder input, only in a sequence's first feed.
+    source: input beside the tokens, only in a sequence's first feed. For a decoder this feed is the whole prompt.
     """
 
     seq: Seq
@@ -279,6 +292,7 @@ class ModelInfo:
     bytes_per_token: bytes of the KV cache per token, over all layers; 0 without a KV cache, None if the model manages
         its own cache.
     needs_source: True if a request must have an encoder input.
+    takes_source: True if a decoder's prompt can have embeddings, images or audio.
     batch_invariant: True if the runtime supports `Feed.invariant`.
     batch_invariance_obstacle: the reason if it is not supported, and a way out; else "".
     hidden_states: True if the runtime supports `Feed.hidden`.
@@ -301,6 +315,7 @@ class ModelInfo:
     soft_max_tokens: int | None = None
     bytes_per_token: int | None = None
     needs_source: bool = False
+    takes_source: bool = False
     batch_invariant: bool = False
     batch_invariance_obstacle: str = ""
     hidden_states: bool = False

@@ -113,7 +113,8 @@ class Conversation:
 
     def _first(self, number: int, runtime: Runtime, prompts: list[tuple[int, ...]], root: Node) -> Branch:
         """Return a branch without output tokens."""
-        sources = (self.request.source, self.request.negative_source) if runtime.info.needs_source else (None, None)
+        reads = runtime.info.needs_source or number == ROOT
+        sources = (self.request.source, self.request.negative_source) if reads else (None, None)
         cached_seqs = tuple(
             CachedSequence(self._new_seq(), runtime, prompt, list(prompt), source=source)
             for prompt, source in zip(prompts, sources, strict=False)

@@ -16,6 +16,9 @@ from unspool.types import Source
 if TYPE_CHECKING:
     from unspool.grammars import CompiledGrammar
 
+_DETERMINED = ("input_ids", "attention_mask", "encoder_outputs")
+"""Inputs that the token ids determine."""
+
 
 class LockstepGroup:
     """The identity of requests that run in lockstep: they start together, and their turns are answered together.
@@ -64,12 +67,19 @@ def prompt_key_of(request: Request) -> int:
 
 
 def _source_parts(source: Source | None) -> Iterator[bytes]:
-    """Yield the encoder's input as bytes: token ids if it is text, else its tensors in the order of their names."""
+    """Yield the inputs beside the prompt as bytes: known token ids, then the tensors in the order of their names.
+
+    Left out are ids, masks, and states that the token ids determine. The tensors of a batch are left out too, because a
+    request must not depend on the others.
+    """
     if source is None:
         return
     if source.token_ids:
         yield token_bytes(source.token_ids)
+    if len(source.inputs.get("attention_mask", ())) > 1:
         return
+    known = _DETERMINED if source.token_ids else ()
     for name, value in sorted(source.inputs.items()):
-        yield name.encode()
-        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        if isinstance(value, torch.Tensor) and name not in known:
+            yield name.encode()
+            yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -210,11 +210,11 @@ class Scheduler:
     def _chunk(self, cached_seq: CachedSequence, budget: int, *, invariant: bool, first: bool) -> int:
         """Return the number of pending tokens to feed now; 0 for none.
 
-        A batch-invariant request is fed in full chunks only, so that other requests never change its chunks. Some
-        models need every prompt in one chunk. The first prompt of a pass always gets a chunk, so that every pass makes
-        progress.
+        A batch-invariant request is fed in full chunks only, so that other requests never change its chunks. A prompt
+        with a source is one chunk; for some models every prompt is. The first prompt of a pass always gets a chunk, so
+        that every pass makes progress.
         """
-        whole = cached_seq.runtime.info.reads_whole
+        whole = cached_seq.runtime.info.reads_whole or cached_seq.source is not None
         count = len(cached_seq.pending) if whole else min(len(cached_seq.pending), self._max_batch_tokens)
         if invariant or whole:
             return count if first or count <= budget else 0

@@ -41,7 +41,7 @@ def context_of(request: Request, info: ModelInfo) -> Context:
     eos = () if config.ignore_eos else (config.eos_token_id or _in_vocabulary(info.eos_token_ids, info))
     return Context(
         config=config,
-        prompt=request.prompt,
+        prompt=known_prompt(request, info),
         max_new_tokens=_room(request, info),
         seed=request.seed,
         info=info,
@@ -55,11 +55,26 @@ def context_of(request: Request, info: ModelInfo) -> Context:
     )
 
 
+def known_prompt(request: Request, info: ModelInfo) -> tuple[int, ...]:
+    """Return the known token ids of the prompt: all, or those of its source."""
+    if request.source is None or info.needs_source:
+        return request.prompt
+    return request.source.token_ids
+
+
 def _check_strategy(request: Request, info: ModelInfo) -> None:
     """Check that the model has everything that the strategy, the draft model and the negative prompt need."""
     name = request.strategy.name
     if info.needs_source and request.source is None:
         raise PromptError(f"{info.name} needs an encoder input; pass a text, audio or image")
+    if request.source is not None and not (info.needs_source or info.takes_source):
+        raise PromptError(
+            f"{info.name} reads neither an encoder's input nor embeddings, images or audio ({info.backend}); give the "
+            "prompt as a text or token ids"
+        )
+    if request.source is not None and request.config.batch_invariant:
+        allowed = "is not possible for prompts with embeddings, images or audio: the model's own forward reads them"
+        raise OptionError("batch_invariant", True, allowed, "leave it unset")
     for option in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
         value = getattr(request.config, option)
         if request.source is not None and not request.source.token_ids and option in request.config.requested:
@@ -67,8 +82,6 @@ def _check_strategy(request: Request, info: ModelInfo) -> None:
             raise OptionError(option, value, allowed, "leave it out")
     if info.needs_source and request.negative_prompt is not None and request.negative_source is None:
         raise PromptError(f"{info.name} needs an encoder input for the negative prompt; pass a text, audio or image")
-    if request.source is not None and not info.needs_source:
-        raise PromptError(f"{info.name} has no encoder, so it cannot read a source; pass a text or token ids as prompt")
     if request.strategy.hidden_states and not info.hidden_states:
         raise OptionError(
             "strategy",
@@ -121,7 +134,7 @@ def _check_prompt(request: Request, info: ModelInfo) -> None:
 def _origin(request: Request, index: int, info: ModelInfo) -> str:
     """Return a hint about the origin of a prompt token that was not in the caller's prompt, or ""."""
     stored = "stored in model.generation_config (generation_config.json) or model.config (config.json)"
-    if request.source is not None and index == 0:
+    if info.needs_source and index == 0:
         return f"; outputs begin with `decoder_start_token_id`, which is {stored} unless you give it"
     if len(request.prompt) == 1 and request.prompt[0] == info.bos_token_id:
         return f"; it is the `bos_token_id` {stored}, which replaces an empty prompt: give a prompt"

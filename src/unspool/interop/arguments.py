@@ -94,8 +94,9 @@ class Arguments:
     input_ids, attention_mask, position_ids: the prompts, as given. encoder_input: an image or audio that is the first
     positional argument beside `input_ids`; else None. negative_prompt_ids, negative_prompt_attention_mask: the negative
     prompts of classifier-free guidance, as given. tokenizer: for options that hold text. logits_processor,
-    stopping_criteria, prefix_allowed_tokens_fn, streamer: objects of transformers, or with the same methods. encoder:
-    name --> value of the arguments that only models with an encoder read. options: all other arguments.
+    stopping_criteria, prefix_allowed_tokens_fn, streamer: objects of transformers, or with the same methods. embedded:
+    name --> value of embeddings, images, audio and further inputs of the prompts. encoder: name --> value of the
+    arguments that only models with an encoder read. options: all other arguments.
     """
 
     input_ids: Any
@@ -109,12 +110,17 @@ class Arguments:
     stopping_criteria: tuple[Any, ...] = ()
     prefix_allowed_tokens_fn: Any = None
     streamer: Any = None
+    embedded: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any]
 
 
-def sort_arguments(given: Mapping[str, Any]) -> Arguments:
+def sort_arguments(given: Mapping[str, Any], embedded: Mapping[str, Any] | None = None) -> Arguments:
     """Return the arguments of a call sorted. `inputs` is another name for `input_ids`, or an encoder's input beside it.
+
+    Args:
+        given: all arguments but those of `embedded`.
+        embedded: embeddings, images, audio and further inputs of the prompts; None for none.
 
     Raises:
         OptionError: if an argument is refused, or needs another one.
@@ -140,7 +146,7 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
         allowed, given = "cannot be given without `negative_prompt_ids`", tensors["negative_prompt_attention_mask"]
         raise OptionError("negative_prompt_attention_mask", given, allowed, "give the negative prompts as well")
     for name, value in tensors.items():
-        if value is not None and tensors["input_ids"] is None and not encoder:
+        if value is not None and tensors["input_ids"] is None and not encoder and not embedded:
             raise OptionError(name, value, "cannot be given without `input_ids`", "give the prompts as well")
     objects = {name: options.pop(name, None) for name in _OBJECTS}
     for name in ("logits_processor", "stopping_criteria"):
@@ -149,7 +155,14 @@ def sort_arguments(given: Mapping[str, Any]) -> Arguments:
     if prefix is not None and not callable(prefix):
         allowed = "must be a function of (batch_id, input_ids)"
         raise OptionError("prefix_allowed_tokens_fn", prefix, allowed, "give one, or leave it out")
-    return Arguments(**tensors, **objects, encoder_input=encoder_input, encoder=encoder, options=options)
+    return Arguments(
+        **tensors,
+        **objects,
+        encoder_input=encoder_input,
+        embedded=embedded or {},
+        encoder=encoder,
+        options=options,
+    )
 
 
 def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None:

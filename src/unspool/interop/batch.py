@@ -24,20 +24,22 @@ from unspool.types import Source
 class Batch:
     """A batch of prompts.
 
-    input_ids: [rows, width] int64, as given. prompts: each row's real tokens. sources: each row's encoder input; empty
-    for models without an encoder. task: "continue" for decoders; "rewrite" for encoder-decoders; "transcribe" for
+    input_ids: [rows, width] int64, as given. prompts: each row's real tokens. sources: each row's encoder input, or
+    embeddings, images and audio; empty without. embedded_width: columns of prompts that are embeddings without ids;
+    `input_ids` is [rows, 0] then. task: "continue" for decoders; "rewrite" for encoder-decoders; "transcribe" for
     Whisper: its transcripts hold neither decoder prompt nor end token, and its `max_length` counts output only.
     """
 
     input_ids: torch.Tensor
     prompts: tuple[tuple[int, ...], ...]
     sources: tuple[Source, ...] = ()
+    embedded_width: int | None = None
     task: Literal["continue", "rewrite", "transcribe"] = "continue"
 
     @property
     def width(self) -> int:
         """Tokens of a row, pads included."""
-        return self.input_ids.shape[1]
+        return self.input_ids.shape[1] if self.embedded_width is None else self.embedded_width
 
     def sequences(self, outputs: Sequence[Sequence[int]], pad_token_id: int | None) -> torch.Tensor:
         """Return each prompt as it was given, then its output, then pads.

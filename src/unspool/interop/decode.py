@@ -157,7 +157,8 @@ class _EncodedReader(Reader):
         """Return the encoded prompt. given: an EncodedPrompt, or a negative prompt, which has only a source"""
         if isinstance(given, EncodedPrompt):
             return given
-        assert self.source is not None, "models with a source read here"
+        if self.source is None:
+            return super().read(given, beginning, index)
         return EncodedPrompt((), None, read_source(given, self.source, tokenizer=self.tokenizer))
 
 

@@ -19,6 +19,7 @@ from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.encoders import check_plain, encoder_of, read_sources
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
+from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs
 from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
@@ -116,10 +117,10 @@ def generate(
         "custom_generate": custom_generate,
     }
     with streaming(streamer):
-        arguments = sort_arguments(options if strict else lenient(options))
         check_model(model)
-        inner = base_of(model)
-        stored = GenerationConfig.from_transformers(model.generation_config)
+        inner, given = decoding_call(base_of(model), options if strict else lenient(options))
+        arguments = sort_arguments(*split_inputs(inner, given))
+        stored = GenerationConfig.from_transformers(inner.generation_config)
         call = _read(inner, arguments, read_config(generation_config, stored), stored, ignored)
         warn_of_ignored(ignored, stacklevel=2)
         return decode(driver_of(inner), call)
@@ -151,7 +152,8 @@ def _read(
     info = encoder_of(model)
     if info is None:
         check_plain(arguments, model)
-        batch = _batch(arguments, config, input_device(model))
+        is_embedded = bool(arguments.embedded)
+        batch = read_embedded(arguments, config) if is_embedded else _batch(arguments, config, input_device(model))
     else:
         runtime = partial(_runtime_of, model)
         batch = read_sources(model, arguments, config, info=info, runtime=runtime)

@@ -58,10 +58,14 @@ def read_sources(
         PromptError: if the tensors do not fit together or do not fit the model.
         OptionError: if an option does not fit the model or the decoder prompts.
     """
-    main, prompt = _sort_inputs(arguments, info)
-    if has_prefix_image(model):
-        return _captions(main, prompt, arguments, config, info)
-    sources = _sources(main, arguments, info)
+    embeds = arguments.embedded.get("inputs_embeds")
+    if embeds is not None:
+        main, prompt, sources = embeds, None, _embedded_sources(embeds, arguments, info)
+    else:
+        main, prompt = _sort_inputs(arguments, info)
+        if has_prefix_image(model):
+            return _captions(main, prompt, arguments, config, info)
+        sources = _sources(main, arguments, info)
     _check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     given = arguments.encoder.get("decoder_input_ids")
     given = prompt if given is None else given
@@ -183,6 +187,22 @@ def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list
     if arguments.position_ids is not None:
         raise OptionError("position_ids", "a tensor", f"has no meaning for {info.model}", "leave it out")
     return source_rows(inputs, info)
+
+
+def _embedded_sources(embeds: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list[Source]:
+    """Return one source per row of embeddings, without masked positions."""
+    if info.kind != "text":
+        raise OptionError("inputs_embeds", "a tensor", f"is not read by {info.model}", f"give `{info.input_name}`")
+    if arguments.input_ids is not None:
+        allowed = "cannot be given together with `input_ids`: the encoder reads one of them"
+        raise OptionError("inputs_embeds", "a tensor", allowed, "leave out one of the two")
+    mask = arguments.attention_mask
+    mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+    if embeds.ndim != 3 or mask.shape != embeds.shape[:2] or not bool(mask.any(dim=1).all()):
+        shapes = f"{tuple(embeds.shape)} and `attention_mask` {tuple(mask.shape)}"
+        raise PromptError(f"`inputs_embeds` {shapes} must have as many rows and positions, and a position per row")
+    rows = zip(embeds.detach(), mask, strict=True)
+    return [Source(inputs={"inputs_embeds": row[kept.to(row.device)][None]}) for row, kept in rows]
 
 
 def _captions(

@@ -45,6 +45,8 @@ def slot_cache_obstacle(model: Any) -> str | None:
         return f"{name} attends in both directions"
     if others := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
         return f"{name} has layers of other kinds ({', '.join(others)})"
+    if getattr(config, "cross_attention_layers", None):
+        return f"{name} has layers that attend to images"
     if getattr(config, "attention_chunk_size", None):
         return f"{name} attends in chunks"
     return None
@@ -155,6 +157,7 @@ def describe(
     num_layers: int | None,
     limits: Limits,
     reads_whole: bool = False,
+    takes_source: bool = False,
     bytes_per_token: int | None,
 ) -> ModelInfo:
     """Return the facts for the engine. Token ids come from the generation config, else from the config."""
@@ -179,6 +182,7 @@ def describe(
         hidden_states=hidden_states,
         num_layers=num_layers,
         reads_whole=reads_whole,
+        takes_source=takes_source,
         tied_head=bool(getattr(model.config, "tie_word_embeddings", False)),
         backend=backend,
     )

@@ -15,7 +15,7 @@ from unspool.errors import CapacityError, ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.model_info import slot_cache_obstacle
-from unspool.types import Feed, Seq
+from unspool.types import Feed, Seq, Source
 
 INVARIANT_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "gpt_oss", "qwen3_moe"}]
 
@@ -410,9 +410,32 @@ def test_a_token_outside_the_vocabulary_raises_and_changes_nothing() -> None:
     runtime.check()
 
 
-def test_a_source_is_refused() -> None:
-    with pytest.raises(ModelError, match="source"):
-        make("gpt2").forward([feed(0, [5], source=object())])
+def test_inputs_that_the_model_does_not_read_are_refused() -> None:
+    runtime = make("gpt2")
+    source = Source(inputs={"pixel_values": torch.zeros(1, 3, 4, 4), "attention_mask": torch.ones(1, 1)})
+    with pytest.raises(ModelError, match="cannot read the prompt"):
+        runtime.forward([feed(0, [5], source=source), feed(1, [6])])
+    runtime.check()
+    assert runtime.forward([feed(0, [5])]).logits.shape[0] == 1
+
+
+def test_rows_of_embeddings_are_those_of_their_tokens() -> None:
+    model = tiny_model("llama")
+    runtime, tokens = DecoderRuntime(model, owns_model=False), [5, 6, 7, 8, 9]
+    embeds = model.get_input_embeddings()(torch.tensor([[0, *tokens]])).detach()
+    source = Source(inputs={"inputs_embeds": embeds, "attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])})
+    options: dict[str, Any] = {"asked": (1, 3, 4), "hidden": True, "layers": (0, 1)}
+    pairs = [
+        runtime.forward([feed(0, tokens, **options), feed(1, [4], asked=(0,))]),
+        runtime.forward([feed(2, tokens, **options, source=source), feed(3, [4], asked=(0,))]),
+        runtime.forward([feed(0, [11, 12])]),
+        runtime.forward([feed(2, [11, 12])]),
+    ]
+    runtime.check()
+    for plain, embedded in (pairs[:2], pairs[2:]):
+        for one, other in zip(plain, embedded, strict=True):
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["loop", "masked"])

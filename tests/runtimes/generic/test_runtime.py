@@ -26,7 +26,7 @@ from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.runtime import GenericRuntime
 from unspool.runtimes.weights.forms import packed_forms
 from unspool.runtimes.wrap.wrapped import refresh
-from unspool.types import Feed, Seq
+from unspool.types import Feed, Seq, Source
 
 TOLERANCE = 3e-4
 # What follows a token cannot be read off a pass over more tokens: they attend in both directions.
@@ -387,8 +387,10 @@ def test_what_cannot_be_had_is_refused(family: str) -> None:
     assert not runtime.info.batch_invariant
     with pytest.raises(ModelError, match="independent of other rows: it runs"):
         runtime.forward([feed(0, [5], invariant=True)])
-    with pytest.raises(ModelError, match="no source"):
-        runtime.forward([feed(0, [5], source=object())])
+    source = Source(inputs={"pixel_values": torch.zeros(1, 3, 4, 4), "attention_mask": torch.ones(1, 1)})
+    with pytest.raises(ModelError, match="no source|cannot read the prompt"):
+        runtime.forward([feed(0, [5], source=source)])
+    runtime.check()  # type: ignore[attr-defined]
 
 
 def test_layers_that_the_head_cannot_read_are_refused() -> None:

@@ -25,6 +25,8 @@ def bucket_of(batch: Batch) -> int | None:
     """
     if batch.hidden is not None or batch.inner is not None or batch.invariant:
         return None
+    if any(batch.positions[span.row] != span.start for span in batch.spans):
+        return None  # images take fewer positions than tokens
     if any(span.width > 1 or span.pool is not batch.spans[0].pool for span in batch.spans):
         return None
     rows = 1 << (len(batch.tokens) - 1).bit_length()

@@ -5,12 +5,14 @@ Owns how the wrapped model is called. Knows no sequences: a pass is tokens, thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 from unspool.errors import ModelError
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
@@ -33,10 +35,18 @@ from unspool.runtimes.weights.packed_linear import Pack, PackReport
 from unspool.runtimes.weights.replace_activations import replace_activations
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
-from unspool.runtimes.wrap.model_copy import is_dispatched, narrow_windows
+from unspool.runtimes.wrap.model_copy import (
+    attention_names,
+    attention_of,
+    copy_bare,
+    is_dispatched,
+    narrow_windows,
+    set_attention_names,
+)
 from unspool.runtimes.wrap.probe import difference, failure, observe, probe_tokens
+from unspool.runtimes.wrap.prompt_reader import PromptBatch, PromptReader
 from unspool.runtimes.wrap.wrapped import WrappedModel
-from unspool.types import Rows
+from unspool.types import Feed, Rows
 
 _PROBE_LENGTH, _PROBE_WINDOW = 4, 2
 """Tokens of a probe, and the widest sliding window in it: half of the tokens, so that a wrong window is found."""
@@ -72,6 +82,7 @@ class DecoderModel:
         if reason := slot_cache_obstacle(model):
             raise ModelError(reason)
         self._wrapped = WrappedModel(model, owns_model=owns_model, pack=pack, exclusive=False)
+        self._prompt_lock = threading.Lock()
         self._configure()
 
     @property
@@ -108,6 +119,8 @@ class DecoderModel:
         self._keeps = "logits_to_keep" in forward_parameters(self.module)
         with narrow_windows(self.module, _PROBE_WINDOW):
             reference, tokens = self._reference()
+        self._own_attention = attention_names(self.module)
+        self._twin: PromptReader | None = None
         wrapped.set_attention(ATTENTION_NAME)
         self.layout = self._learn_layout()
         wrapped.pack()
@@ -187,6 +200,29 @@ class DecoderModel:
         """
         with attending(cache), self._wrapped.calling():
             return self._logits(cache, ids, positions, keep)
+
+    def read(self, inputs: Mapping[str, Any], feeds: Sequence[Feed]) -> PromptBatch:
+        """Read a batch of prompts by the model's own forward and attention; see `PromptReader.read`.
+
+        The cache of the result holds keys and values of all tokens in every layer, sliding windows included.
+        """
+        with self._wrapped.calling(), self._prompt_lock:
+            if self.in_place:
+                with attention_of(self._own_attention):
+                    return self._reader(self.module).read(inputs, feeds, DynamicCache())
+            if self._twin is None:
+                # A module tree of its own: its attention is not that of the slots, and it remembers positions.
+                module = copy_bare(self.module)
+                set_attention_names(module, [name for _, name in self._own_attention])
+                self._twin = self._reader(module)
+            return self._twin.read(inputs, feeds, DynamicCache())
+
+    def _reader(self, module: Any) -> PromptReader:
+        layers = self.layers
+        if layers is not None and module is not self.module:
+            names = {id(each): name for name, each in self.module.named_modules()}
+            layers = tuple(module.get_submodule(names[id(layer)]) for layer in layers)
+        return PromptReader(module, layers, reads_head=self.reads_head, narrows=True)
 
     def _logits(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Return the logits of the kept rows."""

@@ -17,6 +17,8 @@ import torch
 from unspool.errors import OptionError
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.model import DecoderModel
+from unspool.runtimes.decoder.prompts import SlotPrompts
+from unspool.runtimes.generic.row_buffer import join_rows, split_rows
 from unspool.runtimes.kv.attention_plan import AttentionPath, AttentionPlan
 from unspool.runtimes.kv.cache import SlotCache
 from unspool.runtimes.kv.check_feeds import check_feeds
@@ -91,6 +93,7 @@ class DecoderRuntime(Runtime):
         per_token, device = self.bytes_per_token, decoder_model.layout[0].device
         limits = limits_of(self._max_sequences, self._max_tokens, bytes_per_token=per_token, device=device)
         self._slots = SlotTable(decoder_model.layout, limits)
+        self._prompts = SlotPrompts(decoder_model)
         devices = {layer.device for layer in decoder_model.layout}
         # Index tensors on the CPU work for tensors of any device, but a model on one device would wait for them.
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
@@ -105,6 +108,7 @@ class DecoderRuntime(Runtime):
             batch_invariance_obstacle=obstacle,
             hidden_states=decoder_model.reads_head,
             num_layers=None if decoder_model.layers is None else len(decoder_model.layers),
+            takes_source=True,
             limits=limits,
             bytes_per_token=per_token,
         )
@@ -123,18 +127,18 @@ class DecoderRuntime(Runtime):
 
         Raises:
             CapacityError: if the limits on tokens or sequences leave no room.
-            ModelError: if a feed brings a source, or needs a capability that `info` excludes: batch invariance, hidden
-                states, inner layers.
+            ModelError: if a prompt's source cannot be read, or if a feed needs a capability that `info` excludes: batch
+                invariance, hidden states, inner layers.
         """
         if not feeds:
             return Rows(torch.empty(0, self.info.vocab_size, dtype=torch.float32, device=self._index_device))
-        check_feeds(self.info, feeds)
+        check_feeds(self.info, feeds, takes_source=True)
         opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
         if opened:
             self._sync_weights()
         slots = self._slots.reserve([(feed.seq, len(feed.tokens)) for feed in feeds])
         try:
-            rows, finite = self._pass(feeds, slots)
+            rows, finite = self._run(feeds, slots)
         except BaseException:
             for feed, slot in zip(feeds, slots, strict=True):
                 slot.pool.zero(slot.index, slot.length, slot.length + len(feed.tokens))
@@ -191,6 +195,23 @@ class DecoderRuntime(Runtime):
             self._version = self._decoder_model.version
         else:
             self._configure()
+
+    def _run(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
+        """Read the prompts that have a source, and run one pass for all other feeds."""
+        plain = [index for index, feed in enumerate(feeds) if feed.source is None]
+        if len(plain) == len(feeds):
+            return self._pass(feeds, slots)
+        parts: dict[int, Rows] = {}
+        finite = [True] * len(feeds)
+        for index in sorted(set(range(len(feeds))) - set(plain)):
+            parts[index], finite[index] = self._prompts.read(feeds[index], feeds, slots[index])
+        if plain:
+            rest = [feeds[index] for index in plain]
+            rows, flags = self._pass(rest, [slots[index] for index in plain])
+            parts |= zip(plain, split_rows(rows, rest), strict=True)
+            for index, flag in zip(plain, flags, strict=True):
+                finite[index] = flag
+        return join_rows([parts[index] for index in range(len(feeds))]), finite
 
     def _pass(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
         """Run the pass. Returns the rows, and per feed True if its values are finite."""

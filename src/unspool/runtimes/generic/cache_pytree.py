@@ -131,8 +131,9 @@ class CacheSchema:
         runs = list(_runs(shares))
 
         def gather(path: Path, tensor: torch.Tensor) -> torch.Tensor:
-            kind = self._kinds.get(path)
-            if kind is None or kind.batch is None:
+            # Tensors that text alone does not make, such as keys of an image, have a row per sequence.
+            kind = self._kinds.get(path, Kind(0 if tensor.shape[:1] == (shares[0].stack.rows,) else None, False))
+            if kind.batch is None:
                 return tensor.clone()
             dim = kind.batch
             parts = [

@@ -6,7 +6,7 @@ padded. Knows no sequences beyond a call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -17,9 +17,8 @@ from unspool.runtimes.generic.cache_pytree import Tree
 from unspool.runtimes.model_info import forward_parameters, text_config
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.probe import Readable, observe
+from unspool.runtimes.wrap.prompt_reader import CACHE_NAMES
 from unspool.runtimes.wrap.wrapped import WrappedModel
-
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
 class ModelOutput(NamedTuple):
@@ -46,7 +45,7 @@ class CausalModel:
     def __init__(self, wrapped: WrappedModel) -> None:
         self.wrapped, self.readable = wrapped, Readable()
         self._accepted = forward_parameters(wrapped.module)
-        self.cache_name = next((name for name in _CACHE_NAMES if name in self._accepted), None)
+        self.cache_name = next((name for name in CACHE_NAMES if name in self._accepted), None)
 
     @property
     def num_embeddings(self) -> int:
@@ -83,6 +82,7 @@ class CausalModel:
         hidden: bool = True,
         inner: Sequence[LayerRow] = (),
         remembers: bool = True,
+        later: Mapping[str, Any] | None = None,
     ) -> ModelOutput:
         """Read the last `num_new` tokens of each sequence.
 
@@ -93,11 +93,12 @@ class CausalModel:
             hidden: True to return the input of the head, if it can be read.
             inner: rows and layers with logits to return too; only for a batch of one.
             remembers: True to return the cache.
+            later: arguments of the call after a prompt with embeddings, images or audio; None for a plain prompt.
         """
         assert keep and (not inner or ids.shape[0] == 1), "a call keeps a row, and inner rows of one sequence only"
         kept = torch.tensor(keep, device=self.wrapped.device)
         with self.wrapped.calling() as module:
-            inputs = self._inputs(ids, tree, num_new, use_cache=remembers)
+            inputs = self._inputs(ids, tree, num_new, use_cache=remembers, later=later)
             narrows = self._narrows(inputs, keep, ids.shape[0], num_new, reads=hidden or bool(inner))
             with ExitStack() as hooks:
                 # The caller's hook on the head must see the shapes of transformers' `generate`.
@@ -134,13 +135,22 @@ class CausalModel:
             inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
             _, self.readable = observe(module, len(tokens), lambda: module(**inputs, return_dict=True))
 
-    def _inputs(self, ids: torch.Tensor, tree: Tree | None, num_new: int, *, use_cache: bool) -> dict[str, Any]:
+    def _inputs(
+        self,
+        ids: torch.Tensor,
+        tree: Tree | None,
+        num_new: int,
+        *,
+        use_cache: bool,
+        later: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Return the arguments of a forward, as transformers' `generate` makes them without padding."""
         options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "use_cache": use_cache}
         if "position_ids" in self._accepted:
             options["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
         if "use_mems" in self._accepted:
             options["use_mems"] = False
+        options |= later or {}
         if use_cache and self.cache_name is not None:
             options[self.cache_name] = self._empty() if tree is None else tree
         inputs: dict[str, Any] = self.wrapped.module.prepare_inputs_for_generation(

@@ -18,6 +18,7 @@ from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSlice, can_
 from unspool.runtimes.generic.capabilities import learn
 from unspool.runtimes.generic.job import Job, SequenceCache
 from unspool.runtimes.generic.model import CausalModel, ModelOutput
+from unspool.runtimes.generic.prompts import ReadPrompts
 from unspool.runtimes.generic.row_buffer import rows_of
 from unspool.runtimes.generic.sequence_table import SequenceTable
 from unspool.runtimes.kv.check_feeds import check_feeds
@@ -89,6 +90,7 @@ class GenericRuntime(Runtime):
         """Probe the wrapped model, and set everything that depends on it."""
         self._model = CausalModel(self._wrapped)
         self._can, vocab_size = learn(self._model, use_cache=self._use_cache)
+        self._prompts = ReadPrompts(self._model, batches=self._can.batches)
         if self._row_by_row or (self._wrapped.patch and not self._use_cache):
             self._can = self._can._replace(shows_all=False)
         readable, module = self._model.readable, self._wrapped.module
@@ -105,6 +107,7 @@ class GenericRuntime(Runtime):
             hidden_states=readable.reads_head if self._can.shows_all else readable.reads_last,
             num_layers=None if layers is None else len(layers),
             reads_whole=bool(self._wrapped.patch) or not self._can.continues,
+            takes_source=self._use_cache,
             limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._wrapped.device),
             bytes_per_token=None if self._use_cache else 0,
         )
@@ -132,16 +135,14 @@ class GenericRuntime(Runtime):
 
         Raises:
             CapacityError: if the limits on tokens or sequences leave no room.
-            ModelError: if a feed brings a source, or needs a capability that `info` excludes.
+            ModelError: if a prompt's source cannot be read, or if a feed needs a capability that `info` excludes.
         """
-        check_feeds(self.info, feeds)
+        check_feeds(self.info, feeds, takes_source=self._use_cache)
         if any(feed.seq not in self._table.live for feed in feeds):
             self._sync_weights()
         self._table.check_room([(feed.seq, len(feed.tokens)) for feed in feeds])
-        jobs = [job for feed in feeds for job in self._jobs(feed)]
-        while waiting := [job for job in jobs if job.num_left]:
-            for group in self._groups(waiting):
-                self._call(group)
+        with self._prompts.opening(feeds):
+            jobs = self._done(feeds)
         for feed in feeds:
             self._table.live[feed.seq] = self._table.grown(feed)
         for job in jobs:
@@ -149,6 +150,14 @@ class GenericRuntime(Runtime):
                 earlier = () if self._can_shorten(job.share) else tuple(job.passed)
                 self._caches[job.feed.seq] = SequenceCache(job.share, earlier)
         return rows_of(feeds, [job.found for job in jobs], self.info.vocab_size)
+
+    def _done(self, feeds: Sequence[Feed]) -> list[Job]:
+        """Return the jobs of the feeds, after all of their calls."""
+        jobs = [job for feed in feeds for job in self._jobs(feed)]
+        while waiting := [job for job in jobs if job.num_left]:
+            for group in self._groups(waiting):
+                self._call(group)
+        return jobs
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.
@@ -159,6 +168,7 @@ class GenericRuntime(Runtime):
         self._table.fork(seq, child)
         if seq in self._caches:
             self._caches[child] = self._caches[seq]
+        self._prompts.fork(seq, child)
 
     def truncate(self, seq: Seq, keep: int) -> int:
         """Shorten a sequence; see Runtime.truncate. A cache that cannot be cut goes back to an earlier one."""
@@ -177,6 +187,7 @@ class GenericRuntime(Runtime):
         """Forget a sequence; see Runtime.release."""
         self._table.live.pop(seq, None)
         self._caches.pop(seq, None)
+        self._prompts.release(seq)
 
     def refresh(self) -> None:
         """Apply a user's weights after they were written through `.data`; other changes are found automatically."""
@@ -215,23 +226,30 @@ class GenericRuntime(Runtime):
         for job in jobs:
             self._start_again_if_faster(job)
             alone = bool(job.feed.layers) or not self._can.batches
-            groups.setdefault((job.done, self._num_next(job), id(job) if alone else None), []).append(job)
+            prompt = self._prompts.group(job.feed.seq, is_read=job.share is not None)
+            groups.setdefault((job.done, self._num_next(job), id(job) if alone else None, prompt), []).append(job)
         return list(groups.values())
 
     def _start_again_if_faster(self, job: Job) -> None:
         """Read a sequence from its first token if that takes less time than token by token."""
-        if self._can.continues or self._wrapped.patch or self._can.both_ways:
+        has_source = self._prompts.length(job.feed.seq) is not None
+        if self._can.continues or self._wrapped.patch or self._can.both_ways or has_source:
             return  # a hook must see every token once, and a token must see the same other tokens
         if job.share is not None and len(job.tokens) < TOKENS_PER_CALL * (job.num_left - 1):
             job.advance(None, 0)
 
     def _num_next(self, job: Job) -> int:
         """Return the number of tokens that the next call reads."""
-        return job.num_left if self._can.continues or job.share is None else 1
+        if job.share is None:
+            return self._prompts.length(job.feed.seq) or job.num_left
+        return job.num_left if self._can.continues else 1
 
     def _call(self, jobs: Sequence[Job]) -> None:
         """Run one call for jobs of the same lengths, and distribute its rows."""
         start, stop = jobs[0].done, jobs[0].done + self._num_next(jobs[0])
+        if start == 0 and self._prompts.length(jobs[0].feed.seq) is not None:
+            self._prompts.read(jobs)
+            return
         ids = torch.tensor([job.tokens[:stop] for job in jobs], device=self._wrapped.device)
         asked = [[at - start for at in job.asked if start <= at < stop] for job in jobs]
         output = self._output(ids, jobs, asked) if self._can.shows_all else self._last_rows(ids, asked)
@@ -261,7 +279,10 @@ class GenericRuntime(Runtime):
             with self._wrapped.calling():
                 tree = self._can.schema.gathered(shares, start)
         hidden = any(job.feed.hidden for job in jobs)
-        return self._model.run(ids, tree, count, keep, hidden=hidden, inner=inner, remembers=self._use_cache)
+        later = self._prompts.later(jobs[0].feed.seq, ids)
+        return self._model.run(
+            ids, tree, count, keep, hidden=hidden, inner=inner, remembers=self._use_cache, later=later
+        )
 
     def _can_shorten(self, share: CacheSlice) -> bool:
         return self._can.shortens and can_shorten(share.stack.tree)

@@ -54,7 +54,8 @@ class Batch:
     def _append(self, feed: Feed, slot: Slot) -> Segment:
         row, count, length = len(self.tokens), len(feed.tokens), slot.length
         self.tokens += feed.tokens
-        self.positions += range(length, length + count)
+        position = length + slot.position_offset
+        self.positions += range(position, position + count)
         return Segment(slot.pool, slot.index, length, count, row, feed.invariant)
 
     def _ask(self, feed: Feed, row: int) -> None:

@@ -30,6 +30,7 @@ class Slot:
         nonfinite: True if some K/V can be NaN or infinite.
         context: identifies everything besides the tokens that K/V depend on (weights, encoder source). Slots with
             different contexts share no K/V.
+        position_offset: the position of the next token, minus `length`. Images can take fewer positions than tokens.
         lru_epoch: the epoch in which the slot became free; see SlotTable.
     """
 
@@ -40,6 +41,7 @@ class Slot:
     num_invariant_tokens: int = 0
     nonfinite: bool = False
     context: int = 0
+    position_offset: int = 0
     lru_epoch: int = 0
 
     @property
@@ -68,6 +70,7 @@ class Slot:
         self.pool.copy(self.index, source.pool, source.index, start, length)
         self.tokens = source.tokens[:length]
         self.num_invariant_tokens, self.nonfinite, self.context = invariant, source.nonfinite, source.context
+        self.position_offset = source.position_offset
 
     def num_shared(self, other: Slot) -> int:
         """Return the number of leading positions that hold the same K/V in both slots."""

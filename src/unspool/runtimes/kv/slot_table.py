@@ -83,7 +83,8 @@ class SlotTable:
         slot = self.live.get(seq)
         if slot is None:
             slot = self._take_free(size_class(count))
-            slot.tokens, slot.num_invariant_tokens, slot.context = [], 0, self._context
+            slot.tokens, slot.num_invariant_tokens = [], 0
+            slot.context, slot.position_offset = self._context, 0
         elif slot.length + count > slot.pool.capacity:
             larger = self._take_free(size_class(slot.length + count), slot)
             larger.take(slot)

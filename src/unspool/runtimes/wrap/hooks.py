@@ -105,7 +105,7 @@ class LayerHook(_Hook):
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states = _states(args, kwargs)
             if self.is_mine and states is not None:
-                self._found[layer] = states[0, torch.tensor(self._rows[layer], device=states.device)]
+                self._found[layer] = states.flatten(0, -2)[torch.tensor(self._rows[layer], device=states.device)]
 
         return note
 

@@ -144,6 +144,9 @@ def copy_bare(model: Any) -> Any:
     tree = _copied(model, memo)
     for path, name in replaced:
         tree.get_submodule(path).__dict__.pop(name, None)
+    for module in tree.modules():
+        # transformers installs its own hooks again in the next call that needs them.
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
     return tree
 
 
@@ -182,6 +185,12 @@ def set_attention(model: nn.Module, name: str) -> None:
 def attention_names(model: nn.Module) -> AttentionNames:
     """Return the attention implementation of every config in the tree."""
     return [(config, config._attn_implementation_internal) for config in _configs(model)]
+
+
+def set_attention_names(model: nn.Module, names: Sequence[str | None]) -> None:
+    """Set the attention implementation of every config in the tree, in the order of `attention_names`."""
+    for config, name in zip(_configs(model), names, strict=True):
+        config._attn_implementation_internal = name
 
 
 def restore_attention(names: AttentionNames) -> None:

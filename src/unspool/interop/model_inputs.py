@@ -1,0 +1,145 @@
+"""Prompts of decoders with embeddings, images or audio: which arguments they are, and the batch that they make.
+
+Owns: the choice of the arguments that the model's own forward reads, and of the module that decodes. Does not know: the
+meaning of these arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from transformers import GenerationMixin
+
+from unspool.config import GenerationConfig
+from unspool.errors import PromptError
+from unspool.interop.arguments import ENCODER, Arguments
+from unspool.interop.batch import Batch, read_batch
+from unspool.interop.encoders import encoder_of
+from unspool.interop.semantics import pad_token
+from unspool.runtimes.wrap.prompt_reader import CACHE_NAMES, prepared_call
+from unspool.types import PromptInputs, Source
+
+_BESIDE: Final = ("token_type_ids", "position_ids")
+"""Arguments that belong to the tokens of a prompt. Alone they do not make it a prompt with media."""
+
+_NOT_INPUTS: Final = frozenset(
+    {
+        *CACHE_NAMES,
+        *("self", "args", "kwargs", "input_ids", "attention_mask", "labels", "use_cache", "cache_position"),
+        *("next_sequence_length", "is_first_iteration", "logits_to_keep", "return_dict"),
+        *("output_attentions", "output_hidden_states", "output_router_logits", "encoder_outputs"),
+        *(name for name in ENCODER if name.startswith("decoder_")),
+    }
+)
+
+
+def decoding_call(model: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the module that decodes, and the arguments of the call for it.
+
+    Some models, such as BLIP-2, have a `generate` of their own: it makes embeddings, and calls the `generate` of their
+    language model. All other models decode themselves.
+
+    Raises:
+        ModelError: if the model's `generate` refuses the arguments, or decodes by other means.
+    """
+    given = _named(model, given)
+    if not _passes_on(model):
+        return model, given
+    names = _parameters(type(model).generate) | {"input_ids", "attention_mask"}
+    inputs = {name: value for name, value in given.items() if name in names and value is not None}
+    with torch.no_grad():
+        call = prepared_call(model, inputs)
+    rest = {name: value for name, value in given.items() if name not in inputs}
+    arguments = {name: call.arguments[name] for name in input_names(call.module) & call.arguments.keys()}
+    mask = call.arguments.get("attention_mask")
+    if call.module.config.is_encoder_decoder:
+        return call.module, {**rest, **arguments, "attention_mask": mask}
+    if mask is None:  # transformers drops a mask of ones
+        columns = call.ids if call.ids.numel() else arguments["inputs_embeds"][..., 0]
+        mask = torch.ones_like(columns, dtype=torch.int64)
+    return call.module, {**rest, **arguments, "input_ids": call.ids, "attention_mask": mask}
+
+
+def _named(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with an image or audio that is the first positional argument under its own name."""
+    inputs, name = given.get("inputs"), model.main_input_name
+    if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or name == "input_ids":
+        return dict(given)
+    if given.get(name) is not None or not (_passes_on(model) or encoder_of(model) is None):
+        return dict(given)  # refused, or read with the other inputs of an encoder
+    return {**given, "inputs": None, name: inputs}
+
+
+def _passes_on(model: Any) -> bool:
+    """Return True if the model's class has its own `generate`, and a part of the model could decode instead."""
+    is_own = type(model).generate is not GenerationMixin.generate
+    return is_own and any(isinstance(child, GenerationMixin) for child in model.children())
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def input_names(model: Any) -> set[str]:
+    """Return the arguments that the model's own `generate` passes on to its forward, beside ids, mask and cache."""
+    return (_parameters(model.prepare_inputs_for_generation) | _parameters(model.forward)) - _NOT_INPUTS
+
+
+def split_inputs(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a call in two parts: ids, options and encoder inputs; further inputs of the prompts."""
+    names = input_names(model) if encoder_of(model) is None else {"inputs_embeds"}
+    inputs = {name: value for name, value in given.items() if name in names and value is not None}
+    if not inputs.keys() - {*_BESIDE}:
+        return dict(given), {}
+    return {name: value for name, value in given.items() if name not in inputs}, inputs
+
+
+def read_embedded(arguments: Arguments, config: GenerationConfig) -> Batch:
+    """Return the prompts of a decoder that reads further inputs beside token ids.
+
+    Args:
+        arguments: of the call, with `embedded`; without `input_ids` the prompts are `inputs_embeds` alone.
+        config: resolved.
+
+    Raises:
+        PromptError: if the tensors do not fit together.
+    """
+    ids, inputs = arguments.input_ids, arguments.embedded
+    embeds = inputs.get("inputs_embeds")
+    if ids is None or (isinstance(ids, torch.Tensor) and not ids.numel()):
+        return _read_embeds(embeds, arguments)
+    batch = read_batch(
+        ids, arguments.attention_mask, pad_token_id=pad_token(config), eos_token_ids=config.eos_token_id or ()
+    )
+    if embeds is not None and embeds.shape[:2] != ids.shape:
+        shapes = f"{tuple(embeds.shape)} and `input_ids` {tuple(ids.shape)}"
+        raise PromptError(f"`inputs_embeds` {shapes} must have as many rows and columns; leave out one of the two")
+    mask = torch.zeros_like(batch.input_ids)
+    for row, prompt in enumerate(batch.prompts):
+        mask[row, mask.shape[1] - len(prompt) :] = 1
+    shared = PromptInputs(inputs, input_ids=batch.input_ids, attention_mask=mask)
+    sources = [Source(inputs=shared, token_ids=prompt, row=row) for row, prompt in enumerate(batch.prompts)]
+    return Batch(input_ids=batch.input_ids, prompts=batch.prompts, sources=tuple(sources))
+
+
+def _read_embeds(embeds: Any, arguments: Arguments) -> Batch:
+    """Return prompts of embeddings alone. The runtime is fed zeros in place of token ids."""
+    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or not embeds.shape[1]:
+        got = "nothing" if embeds is None else f"shape {tuple(getattr(embeds, 'shape', ()))}"
+        names = ", ".join(f"`{name}`" for name in arguments.embedded)
+        raise PromptError(f"give `input_ids` beside {names}, or `inputs_embeds` [rows, width, size]; got {got}")
+    rows, width = embeds.shape[:2]
+    mask = arguments.attention_mask
+    mask = torch.ones(rows, width, dtype=torch.int64, device=embeds.device) if mask is None else mask
+    if mask.shape != (rows, width) or not bool(mask.bool().any(dim=1).all()):
+        raise PromptError(f"`attention_mask` must have the shape {(rows, width)} of `inputs_embeds`, with a 1 per row")
+    shared = PromptInputs(arguments.embedded, attention_mask=mask)
+    return Batch(
+        input_ids=torch.empty(rows, 0, dtype=torch.int64, device=embeds.device),
+        prompts=tuple((0,) * count for count in mask.bool().sum(dim=1).tolist()),
+        sources=tuple(Source(inputs=shared, row=row) for row in range(rows)),
+        embedded_width=width,
+    )

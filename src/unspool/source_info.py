@@ -20,7 +20,12 @@ class Speech:
 
     start: the first token. stored: the ids after it that an older checkpoint stores; None in it for a language to be
     detected. languages: "<|en|>" --> id; empty for a model of one language. tasks: "transcribe" --> id.
-    no_timestamps: the token that turns timestamps off; None if unknown. language, task: as stored; None if not stored.
+    no_timestamps: the token that turns timestamps off; None if unknown. Timestamp tokens have the ids above it, and the
+    token below it means "no speech". language, task: as stored; None if not stored.
+    previous: the token before the text of previous windows; None if unknown. max_initial_timestamp: greatest first
+    timestamp, in timestamp tokens from 0; None for no limit. alignment_heads: (layer, head) pairs with cross-attention
+    that follows the audio; empty if unknown. frames_per_position: feature frames per position of the encoder's output.
+    median_filter_width: of the cross-attention, in positions, odd.
     """
 
     start: int
@@ -30,8 +35,15 @@ class Speech:
     no_timestamps: int | None = None
     language: str | None = None
     task: str | None = None
+    previous: int | None = None
+    max_initial_timestamp: int | None = None
+    alignment_heads: tuple[tuple[int, int], ...] = ()
+    frames_per_position: int = 2
+    median_filter_width: int = 7
 
-    def prompt(self, language: str | None = None, task: str | None = None) -> tuple[int | None, ...]:
+    def prompt(
+        self, language: str | None = None, task: str | None = None, *, timestamps: bool = False
+    ) -> tuple[int | None, ...]:
         """Return the decoder's prompt, with None in the place of a language that must be detected.
 
         Args:
@@ -39,6 +51,7 @@ class Speech:
                 stored, for any language.
             task: "transcribe" or "translate" (into English). None for the stored task; if none is stored, for
                 "transcribe" if a language is given.
+            timestamps: True for a prompt after which the model writes timestamps.
 
         Raises:
             OptionError: if the model does not know the language or the task.
@@ -57,7 +70,9 @@ class Speech:
             ids = [each for each in ids if each is None or each not in self.tasks.values()] + [self._task_id(task)]
         elif language is not None and self.tasks and not set(ids) & set(self.tasks.values()):
             ids.append(self._task_id("transcribe"))
-        if self.no_timestamps is not None and ids[-1] != self.no_timestamps:
+        if timestamps:
+            ids = ids[:-1] if ids[-1] == self.no_timestamps else ids
+        elif self.no_timestamps is not None and ids[-1] != self.no_timestamps:
             ids.append(self.no_timestamps)
         # A model of one language can store None, and needs no language token.
         return tuple(ids) if self.languages else tuple(each for each in ids if each is not None)

@@ -165,6 +165,10 @@ MAX_EARLIER_STATES: Final = 8  # states | not recorded | 2026-11-21
 MAX_BATCH_SOURCES: Final = 16  # sources | not recorded | 2026-11-21
 """Sources per encoder pass. Larger passes are hardly faster, and their activations take more memory."""
 
+MAX_IDLE_SOURCES: Final = 8  # sources | not recorded | 2026-11-30
+"""Encoder outputs that wait for another request with the same audio or image. One of Whisper large takes 0.5 GB in
+float32, and one of Whisper tiny 18 MB."""
+
 # --- doors ----------------------------------------------------------------------------------------------------------
 
 MAX_LAZY_REQUESTS: Final = 32  # requests | not recorded | 2026-11-29

@@ -226,7 +226,7 @@ class PromptInputs(dict[str, Any]):
     __ne__ = object.__ne__
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Source:
     """The inputs of a request beside its prompt's token ids: for an encoder, or embeddings, images and audio.
 

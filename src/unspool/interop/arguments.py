@@ -18,12 +18,6 @@ from unspool.errors import OptionError
 from unspool.interop.transformers_objects import callables
 
 _FEEDS_IDS: Final = "is not read: only the token ids of `input_ids` are fed"
-_TRANSCRIPT: Final = "is not supported: audio is transcribed in one piece, without timestamps"
-_CUT: Final = "leave it out; cut longer audio into pieces, or use model.generate"
-
-TIMESTAMPS: Final = "return_timestamps"
-"""Refused if True; False overrides True in the model's own config."""
-
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "assistant_tokenizer": (
         "is not supported: a draft model must have the model's own tokenizer",
@@ -44,32 +38,31 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "token_type_ids": (_FEEDS_IDS, "leave it out: tokenizer(..., return_token_type_ids=False)"),
     "past_key_values": ("is not read: the engine has its own KV cache", "give the whole prompt as `input_ids`"),
     "encoder_outputs": ("is not read: the engine runs the encoder itself", "give the encoder's input"),
-    "prompt_ids": (
-        "is not supported: nothing is prepended to a transcript's decoder prompt",
-        "give the whole decoder prompt as `decoder_input_ids`",
-    ),
-    **dict.fromkeys(
-        (
-            TIMESTAMPS,
-            "return_token_timestamps",
-            "return_segments",
-            "condition_on_prev_tokens",
-            "compression_ratio_threshold",
-            "logprob_threshold",
-            "no_speech_threshold",
-            "prompt_condition_type",
-            "force_unique_generate_call",
-            "monitor_progress",
-        ),
-        (_TRANSCRIPT, _CUT),
-    ),
+    "num_segment_frames": ("is not read: the model reads windows of one length", "leave it out"),
 }
 """Refused if set: argument --> (reason, remedy)."""
 
 ENCODER: Final = ("decoder_input_ids", "decoder_attention_mask", "input_features", "pixel_values")
 """Arguments that only models with an encoder read."""
 
-SPEECH: Final = ("language", "task")
+SPEECH: Final = (
+    "language",
+    "task",
+    "is_multilingual",
+    "return_timestamps",
+    "return_token_timestamps",
+    "return_segments",
+    "prompt_ids",
+    "prompt_condition_type",
+    "condition_on_prev_tokens",
+    "compression_ratio_threshold",
+    "logprob_threshold",
+    "no_speech_threshold",
+    "time_precision",
+    "time_precision_features",
+    "force_unique_generate_call",
+    "monitor_progress",
+)
 """Arguments that only speech models read."""
 
 NO_EFFECT: Final = frozenset({"cache_position", "logits_to_keep", "return_dict", "trust_remote_code"})
@@ -126,15 +119,12 @@ def sort_arguments(given: Mapping[str, Any], embedded: Mapping[str, Any] | None 
         OptionError: if an argument is refused, or needs another one.
     """
     options = {name: value for name, value in given.items() if name not in NO_EFFECT}
-    says_no = options.get(TIMESTAMPS) is False
     for name, (reason, remedy) in REFUSED.items():
         value = options.pop(name, None)
         if is_set(value):
             raise OptionError(name, value, reason, remedy)
     tensors = {name: options.pop(name, None) for name in _TENSORS}
     encoder = {name: value for name in (*ENCODER, *SPEECH) if (value := options.pop(name, None)) is not None}
-    if says_no:
-        encoder[TIMESTAMPS] = False
     inputs, encoder_input = tensors.pop("inputs"), None
     if tensors["input_ids"] is None:
         tensors["input_ids"] = inputs
@@ -183,6 +173,8 @@ def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None
         raise OptionError("generation_config", given, allowed, hint)
     config = GenerationConfig.from_transformers(given)
     for name, value in config.extras.items():
+        if name in SPEECH:
+            continue  # read together with the call's own arguments
         if option_status(name) == "unknown" and is_set(value) and value != stored.extras.get(name):
             check_foreign(name, value)
     return config

@@ -6,10 +6,10 @@ Owns: the order of a call. Does not know: the origin of its arguments, and how t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from transformers.generation.utils import (
@@ -46,8 +46,11 @@ Returned: TypeAlias = (
     | GenerateBeamDecoderOnlyOutput
     | GenerateEncoderDecoderOutput
     | GenerateBeamEncoderDecoderOutput
+    | dict[str, Any]
 )
-"""The result of a call: sequences alone, or the output class of transformers for the model and strategy."""
+"""The result of a call: sequences alone, or the output class of transformers for the model and strategy.
+
+A transcript in segments is a dict."""
 
 _RECORDED_BEAMS = BEAMS - {"diverse_beam"}
 
@@ -58,7 +61,8 @@ class Call:
 
     batch: the prompts. config: resolved, with lengths that count output only. caller_objects: strategy, processors and
     criteria of our protocols. transformers_objects: processors and criteria of transformers. streamer: an object with
-    put and end, or None. tokenizer: for options that hold text. pad_token_id: fills rows behind their end.
+    put and end, or None. tokenizer: for options that hold text. pad_token_id: fills rows behind their end. prepare:
+    changes each request before it is submitted; None for no change.
     """
 
     batch: Batch
@@ -68,6 +72,7 @@ class Call:
     streamer: Any = None
     tokenizer: Any = None
     pad_token_id: int | None = None
+    prepare: Callable[[Request], Request] | None = None
 
     @property
     def kept(self) -> tuple[RowKind, ...]:
@@ -112,11 +117,30 @@ class Call:
 
 def decode(driver: Driver, call: Call) -> Returned:
     """Decode the prompts of a call and return a tensor, or an output class of transformers."""
+    return returned(call, run(driver, call))
+
+
+class Outputs(NamedTuple):
+    """The outputs of a call. groups: per prompt, all with the same number of outputs. record: None without rows."""
+
+    groups: list[Sequence[Output]]
+    record: Record | None
+
+
+def run(driver: Driver, call: Call) -> Outputs:
+    """Decode the prompts of a call."""
     requests = _requests(call, driver.engine.runtime)
+    if call.prepare is not None:
+        requests = list(map(call.prepare, requests))
     record = None
     if call.transformers_objects or call.kept or call.has_beam_indices:
         requests, record = _with_chain(call, requests)
-    groups = _checked([finished.outputs for finished in _run(driver, requests, call)], call)
+    return Outputs(_checked([finished.outputs for finished in _run(driver, requests, call)], call), record)
+
+
+def returned(call: Call, found: Outputs) -> Returned:
+    """Return the outputs of a call as a tensor, or as an output class of transformers."""
+    groups, record = found
     outputs = [output.token_ids for group in groups for output in group]
     if call.config.return_dict_in_generate:
         return _output(call, call.batch.sequences(outputs, call.pad_token_id), groups, record)
@@ -258,7 +282,7 @@ def _checked(groups: list[Sequence[Output]], call: Call) -> list[Sequence[Output
         if output.unmet is not None
     ]
     if unmet:
-        warnings.warn(f"some outputs lack forced words: {'; '.join(unmet)}", UserWarning, stacklevel=5)
+        warnings.warn(f"some outputs lack forced words: {'; '.join(unmet)}", UserWarning, stacklevel=6)
     return groups
 
 

@@ -23,6 +23,8 @@ from unspool.interop.model_inputs import decoding_call, read_embedded, split_inp
 from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
+from unspool.interop.whisper.arguments import windowed_call
+from unspool.interop.whisper.transcribe import transcribe
 from unspool.planning import resolve_options
 from unspool.protocols import Runtime
 from unspool.runtimes.wrap.model_copy import input_device
@@ -121,7 +123,12 @@ def generate(
         inner, given = decoding_call(base_of(model), options if strict else lenient(options))
         arguments = sort_arguments(*split_inputs(inner, given))
         stored = GenerationConfig.from_transformers(inner.generation_config)
-        call = _read(inner, arguments, read_config(generation_config, stored), stored, ignored)
+        user = read_config(generation_config, stored)
+        info = encoder_of(inner)
+        windows = None if info is None else windowed_call(inner, info, arguments, generation_config)
+        if info is not None and windows is not None:
+            return transcribe(inner, info, windows, user, stored, ignored)
+        call = _read(inner, arguments, user, stored, ignored)
         warn_of_ignored(ignored, stacklevel=2)
         return decode(driver_of(inner), call)
 

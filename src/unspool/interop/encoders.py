@@ -17,7 +17,7 @@ from unspool.config.foreign import is_set
 from unspool.errors import ModelError, OptionError, PromptError
 from unspool.inputs.sources import source_rows
 from unspool.inputs.speech import transcript_prompt
-from unspool.interop.arguments import REFUSED, SPEECH, TIMESTAMPS, Arguments
+from unspool.interop.arguments import SPEECH, Arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.protocols import Runtime
 from unspool.runtimes.seq2seq.source_info import has_prefix_image, source_info, source_obstacle
@@ -62,27 +62,20 @@ def read_sources(
     if embeds is not None:
         main, prompt, sources = embeds, None, _embedded_sources(embeds, arguments, info)
     else:
-        main, prompt = _sort_inputs(arguments, info)
+        main, prompt = sort_inputs(arguments, info)
         if has_prefix_image(model):
             return _captions(main, prompt, arguments, config, info)
         sources = _sources(main, arguments, info)
-    _check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
+    check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     given = arguments.encoder.get("decoder_input_ids")
     given = prompt if given is None else given
-    starts = _starts(config, info, len(sources))
+    starts = start_tokens(config, info, len(sources))
     speech = speech_of(model, starts[0]) if starts else None
-    _check_speech(arguments.encoder, speech, given, info)
-    if (
-        speech is not None
-        and getattr(model.generation_config, TIMESTAMPS, False)
-        and TIMESTAMPS not in arguments.encoder
-    ):
-        reason = f"is set in the model's generation_config and {REFUSED[TIMESTAMPS][0]}"
-        raise OptionError(TIMESTAMPS, True, reason, "give return_timestamps=False, or use model.generate")
+    check_speech(arguments.encoder, speech, given, info)
     if given is not None:
-        rows = _with_starts(_rows("decoder_input_ids", given, len(sources)), starts, info)
+        rows = _with_starts(token_rows("decoder_input_ids", given, len(sources)), starts, info)
     elif speech is not None:
-        heard = _heard(arguments.encoder, len(sources))
+        heard = languages_and_tasks(arguments.encoder, len(sources))
         pairs = zip(sources, heard, strict=True)
         rows = [list(transcript_prompt(source, speech, *each, runtime)) for source, each in pairs]
         if len(set(map(len, rows))) > 1:
@@ -112,7 +105,7 @@ def prepared_sources(
     Raises:
         PromptError: if `states` has another number of rows or positions than the ids or the mask.
     """
-    _check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
+    check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     if states is None:
         sources = _sources(main, arguments, info)
     else:
@@ -148,7 +141,7 @@ def _encoded_sources(states: torch.Tensor, mask: torch.Tensor | None, ids: torch
 # --- encoder inputs -------------------------------------------------------------------------------------------------
 
 
-def _sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, Any]:
+def sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, Any]:
     """Return the encoder input, and the decoder prompt if `input_ids` holds it, else None.
 
     As in transformers, the first positional argument is the encoder input, whatever its kind.
@@ -234,7 +227,7 @@ def _captions(
 # --- decoder prompts ------------------------------------------------------------------------------------------------
 
 
-def _starts(config: GenerationConfig, info: SourceInfo, count: int) -> list[int]:
+def start_tokens(config: GenerationConfig, info: SourceInfo, count: int) -> list[int]:
     """Return the start token of each row by transformers' rules; an empty list without any."""
     starts = config.decoder_start_token_id
     if starts is None and config.bos_token_id is not None:
@@ -247,7 +240,7 @@ def _starts(config: GenerationConfig, info: SourceInfo, count: int) -> list[int]
     return [] if starts is None else list(starts) * (count if len(starts) == 1 else 1)
 
 
-def _rows(name: str, given: Any, count: int) -> list[list[int]]:
+def token_rows(name: str, given: Any, count: int) -> list[list[int]]:
     """Return rows of token ids; a single row is repeated."""
     ids = torch.as_tensor(given)
     if ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or len(ids) not in (1, count):
@@ -263,24 +256,33 @@ def _with_starts(rows: list[list[int]], starts: Sequence[int], info: SourceInfo)
     return [[start, *row] for row, start in zip(rows, starts, strict=True)]
 
 
-def _check_decoder_mask(mask: Any) -> None:
+def check_decoder_mask(mask: Any) -> None:
+    """Check that a decoder mask masks nothing; None is accepted."""
     if mask is not None and not bool(torch.as_tensor(mask).all()):
         allowed = "must be all ones: pads are never fed to the decoder"
         raise OptionError("decoder_attention_mask", "a mask with zeros", allowed, "give rows of one length each time")
 
 
-def _check_speech(encoder: Mapping[str, Any], speech: Speech | None, given: Any, info: SourceInfo) -> None:
+def check_speech(encoder: Mapping[str, Any], speech: Speech | None, given: Any, info: SourceInfo) -> None:
+    """Check the arguments for speech models. given: the caller's decoder prompt, or None.
+
+    Raises:
+        OptionError: if the model does not read speech, or if the decoder prompt leaves no place for language and task.
+    """
     for name in SPEECH:
         value = encoder.get(name)
-        if value is not None and speech is None:
-            raise OptionError(name, value, f"is read by speech models, and {info.model} is not one", "leave it out")
+        if is_set(value) and speech is None:
+            allowed = f"is read by speech models, and {info.model} is not one"
+            raise OptionError(name, value, allowed, "leave it out")
+    for name in ("language", "task"):
+        value = encoder.get(name)
         if value is not None and given is not None:
             raise OptionError(name, value, "cannot be given together with `decoder_input_ids`", "leave one out")
 
 
-def _heard(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str | None]]:
+def languages_and_tasks(encoder: Mapping[str, Any], count: int) -> list[tuple[str | None, str | None]]:
     """Return (language, task) of each row. The language is one name for all rows, or a list with one per row."""
-    language, task = (encoder.get(name) for name in SPEECH)
+    language, task = encoder.get("language"), encoder.get("task")
     languages = list(language) if isinstance(language, list | tuple) else [language] * count
     if len(languages) != count or not all(isinstance(each, str) or language is None for each in languages):
         raise OptionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import random
 import threading
@@ -30,6 +31,7 @@ from unspool.runtimes.weights.autotune import VARIABLE
 from unspool.runtimes.weights.packed_linear import PackedLinear
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.strategies import STRATEGIES
+from unspool.tuning import MAX_IDLE_SOURCES
 from unspool.types import Feed, Output, Rows, Seq, Source
 
 OWN_ATTENTION = ("trocr", "git")
@@ -192,7 +194,7 @@ def own_hidden(model: Any, source: Source, tokens: Sequence[int]) -> torch.Tenso
 # --- sources are read once ------------------------------------------------------------------------------------------
 
 
-def test_a_source_is_read_once_for_all_sequences_and_forks_and_forgotten_with_the_last() -> None:
+def test_a_source_is_read_once_while_it_lives() -> None:
     runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), owns_model=True)
     source = random_source("bart")
     with Counted(runtime._model.module.get_encoder()) as encoder:
@@ -208,11 +210,30 @@ def test_a_source_is_read_once_for_all_sequences_and_forks_and_forgotten_with_th
         kept = weakref.ref(encoded.keys[0])
         del encoded
         for seq in range(4):
-            assert kept() is not None
             runtime.release(seq)
-        assert kept() is None, "what a source has become was kept"
+            runtime.check()
         runtime.forward([feed(4, (3,), source=source)])
-        assert encoder.num_calls == 2
+        assert encoder.num_calls == 1 and kept() is not None
+        runtime.release(4)
+        del source
+        gc.collect()
+        assert kept() is None, "the output of a deleted source was kept"
+
+
+def test_few_sources_wait_without_a_sequence() -> None:
+    runtime = Seq2SeqRuntime(tiny_seq2seq("bart"), owns_model=True)
+    sources = [random_source("bart", seed) for seed in range(MAX_IDLE_SOURCES + 2)]
+    with Counted(runtime._model.module.get_encoder()) as encoder:
+        for seq, source in enumerate(sources):
+            runtime.forward([feed(seq, (3,), source=source)])
+            runtime.release(seq)
+            runtime.check()
+        assert encoder.num_calls == len(sources)
+        for seq, source in enumerate(sources[2:], 100):
+            runtime.forward([feed(seq, (3,), source=source)])
+        assert encoder.num_calls == len(sources)
+        runtime.forward([feed(200, (3,), source=sources[0])])
+        assert encoder.num_calls == len(sources) + 1
 
 
 def test_sources_of_one_shape_are_read_together() -> None:

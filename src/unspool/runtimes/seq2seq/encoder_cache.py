@@ -1,12 +1,13 @@
 """The cache of encoder outputs: cross-attention keys and values per source, shared by all sequences that read it.
 
-Owns how each kind of model encodes a source, and which sequences still use the result. Knows neither slots nor
-decoding.
+Owns how each kind of model encodes a source, and which sequences use the result or can still use it. Knows neither
+slots nor decoding.
 """
 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -16,7 +17,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from unspool.errors import ModelError
-from unspool.tuning import MAX_BATCH_SOURCES
+from unspool.tuning import MAX_BATCH_SOURCES, MAX_IDLE_SOURCES
 from unspool.types import Seq, Source
 
 KeysValues: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
@@ -27,12 +28,12 @@ KeysValues: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
 class EncodedSource:
     """The encoder output of one source.
 
-    number: unique. keys, values: per layer, [1, heads, length, width]. version: of the weights that computed them.
-    num_uses: live sequences that read them.
+    number: unique. source: a weak reference. keys, values: per layer, [1, heads, length, width]. version: of the
+    weights that computed them. num_uses: live sequences that read them.
     """
 
     number: int
-    source: Source
+    source: weakref.ref[Source]
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     version: int
@@ -45,30 +46,40 @@ class EncodedSource:
 
 
 class SourceTable:
-    """The encoder outputs of live sequences. An output is freed with the last sequence that reads it."""
+    """The cache of encoder outputs.
 
-    def __init__(self) -> None:
+    After its last sequence has ended, an output waits for further requests with the same Source object. It is freed
+    with that object, or if more than `max_idle` outputs wait. So detecting the language of a window and transcribing it
+    at several temperatures encode it once.
+
+    Args:
+        max_idle: most outputs without a sequence, at least 0.
+    """
+
+    def __init__(self, max_idle: int = MAX_IDLE_SOURCES) -> None:
         self.of: dict[Seq, EncodedSource] = {}
-        self._known: dict[int, EncodedSource] = {}
+        self._known: weakref.WeakKeyDictionary[Source, EncodedSource] = weakref.WeakKeyDictionary()
+        self._max_idle = max_idle
         self._numbers = itertools.count(1)
 
     def find(self, source: Source, version: int) -> EncodedSource | None:
         """Return the output of this source object, if it was computed with these weights; else None."""
-        found = self._known.get(id(source))
+        found = self._known.get(source)
         return found if found is not None and found.version == version else None
 
     def make(self, source: Source, pairs: KeysValues, version: int) -> EncodedSource:
         """Return a new entry. Sequences take it by `hold`."""
         keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        return EncodedSource(next(self._numbers), source, keys, values, version)
+        return EncodedSource(next(self._numbers), weakref.ref(source), keys, values, version)
 
     def hold(self, seq: Seq, encoded: EncodedSource) -> None:
         """Assign the output to a new sequence."""
         assert seq not in self.of, f"sequence {seq} has a source"
         self.of[seq] = encoded
         encoded.num_uses += 1
-        # The entry keeps the source alive, so that its id stays unique.
-        self._known[id(encoded.source)] = encoded
+        source = encoded.source()
+        if source is not None:
+            self._known[source] = encoded
 
     def release(self, seq: Seq) -> None:
         """Release a sequence. Does nothing for an unknown one."""
@@ -76,14 +87,19 @@ class SourceTable:
         if encoded is None:
             return
         encoded.num_uses -= 1
-        if encoded.num_uses == 0 and self._known.get(id(encoded.source)) is encoded:
-            del self._known[id(encoded.source)]
+        if encoded.num_uses:
+            return
+        idle = [source for source, each in self._known.items() if not each.num_uses]
+        for source in sorted(idle, key=lambda each: self._known[each].number)[: max(0, len(idle) - self._max_idle)]:
+            del self._known[source]
 
     def check(self) -> None:
-        """Assert that the counts of uses are right, and that all kept outputs are in use."""
-        for encoded in {id(each): each for each in (*self.of.values(), *self._known.values())}.values():
+        """Assert that the counts of uses are right, and that few outputs wait."""
+        outputs = {id(each): each for each in (*self.of.values(), *self._known.values())}.values()
+        for encoded in outputs:
             count = sum(each is encoded for each in self.of.values())
-            assert encoded.num_uses == count > 0, f"source {encoded.number}: {encoded.num_uses} uses, {count} sequences"
+            assert encoded.num_uses == count, f"source {encoded.number}: {encoded.num_uses} uses, {count} sequences"
+        assert sum(not encoded.num_uses for encoded in outputs) <= self._max_idle, "too many sources wait"
 
 
 class FirstStepKV(NamedTuple):

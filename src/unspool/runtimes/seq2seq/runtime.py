@@ -48,7 +48,7 @@ class Seq2SeqRuntime(Runtime):
     """A model with an encoder, with the decoder's KV cache in slots. Follows the contract of `Runtime`.
 
     The first feed of a sequence encodes its source. All sequences with the same `Source` object, and their forks, share
-    one encoder output. It is freed with the last of them. Sequences of equal length share a pass.
+    one encoder output, see SourceTable. Sequences of equal length share a pass.
 
     Args:
         model: a loaded encoder-decoder of transformers, or GIT.
@@ -169,7 +169,7 @@ class Seq2SeqRuntime(Runtime):
         return self._slots.truncate(seq, prefix + keep) - prefix
 
     def release(self, seq: Seq) -> None:
-        """Free a sequence, and its encoder output if no other sequence reads it; see Runtime.release."""
+        """Free a sequence, and old encoder outputs that no sequence reads; see Runtime.release."""
         self._slots.release(seq)
         self._sources.release(seq)
         if not self._sources.of:

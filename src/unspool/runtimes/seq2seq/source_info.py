@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from unspool.runtimes.model_info import text_config
-from unspool.runtimes.seq2seq.whisper import speech_of
+from unspool.runtimes.seq2seq.whisper import frames_per_position, speech_of
 from unspool.source_info import SourceInfo, SourceKind
 
 _KINDS: dict[str, SourceKind] = {"input_ids": "text", "input_features": "audio", "pixel_values": "image"}
@@ -102,8 +102,7 @@ def _first(config: Any, names: tuple[str, ...]) -> int | None:
 def _shape(model: Any, kind: SourceKind) -> tuple[int, ...] | None:
     config = model.config
     if kind == "audio" and config.model_type == "whisper":
-        encoder = model.get_encoder()
-        return config.num_mel_bins, config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        return config.num_mel_bins, config.max_source_positions * frames_per_position(model)
     if kind == "image":
         vision = config.vision_config if has_prefix_image(model) else config.encoder
         size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", None)

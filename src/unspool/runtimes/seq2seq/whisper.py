@@ -28,7 +28,25 @@ def speech_of(model: Any, start: int | None) -> Speech | None:
         no_timestamps=getattr(generation, "no_timestamps_token_id", None),
         language=_name(getattr(generation, "language", None)),
         task=_name(getattr(generation, "task", None)),
+        previous=_previous(generation),
+        max_initial_timestamp=getattr(generation, "max_initial_timestamp_index", None),
+        alignment_heads=tuple((layer, head) for layer, head in getattr(generation, "alignment_heads", None) or ()),
+        frames_per_position=frames_per_position(model),
+        median_filter_width=model.config.median_filter_width,
     )
+
+
+def frames_per_position(model: Any) -> int:
+    """Return how many feature frames one position of a Whisper encoder's output covers."""
+    encoder = model.get_encoder()
+    return int(encoder.conv1.stride[0] * encoder.conv2.stride[0])
+
+
+def _previous(generation: Any) -> int | None:
+    """Return the token before the text of previous windows. Older checkpoints store it among the suppressed tokens."""
+    stored = getattr(generation, "prev_sot_token_id", None)
+    suppressed: list[int] = list(getattr(generation, "suppress_tokens", None) or ())
+    return suppressed[-2] if stored is None and len(suppressed) > 1 else stored
 
 
 def _name(value: Any) -> str | None:

@@ -1,0 +1,208 @@
+"""Whisper window by window: random calls of the drop-in return what transformers returns, segments and times too."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import unspool
+from tests.parity.test_dropin_fuzz import quietly
+from tests.sampling import sampled
+from tests.tiny_seq2seq import NUM_FRAMES, NUM_MEL_BINS, tiny_seq2seq
+
+LANGUAGES = {"<|en|>": 20, "<|de|>": 21, "<|fr|>": 22}
+TASKS = {"transcribe": 30, "translate": 31}
+NO_TIMESTAMPS, PREVIOUS, EOS, PAD = 70, 33, 2, 1  # transformers' beams take a pad of 0 for none
+NUMBERS = range(400)
+
+
+@cache
+def speaker(seed: int) -> PreTrainedModel:
+    """Return a tiny Whisper with the stored config of a released one.
+
+    Wider embeddings of its end and timestamp tokens make outputs end, and have several segments.
+    """
+    model = tiny_seq2seq("whisper", seed=seed)
+    with torch.no_grad():
+        # Noise in the positions and the first features makes outputs vary from token to token.
+        model.model.decoder.embed_positions.weight.mul_(3.0)
+    config = model.generation_config
+    config.lang_to_id, config.task_to_id, config.is_multilingual = LANGUAGES, TASKS, True
+    config.no_timestamps_token_id, config.prev_sot_token_id = NO_TIMESTAMPS, PREVIOUS
+    config.max_initial_timestamp_index, config.alignment_heads = 6, [[0, 1], [1, 2]]
+    config.suppress_tokens = [0, PAD, 3, *LANGUAGES.values(), *TASKS.values(), PREVIOUS, NO_TIMESTAMPS - 1]
+    config.eos_token_id, config.pad_token_id = EOS, PAD
+    return model
+
+
+def features(seed: int, *lengths: int) -> dict[str, torch.Tensor]:
+    """Return audio of these lengths in one batch, in frames, with its mask."""
+    generator, longest = torch.Generator().manual_seed(seed), max(lengths)
+    noise = torch.randn(len(lengths), NUM_MEL_BINS, longest, generator=generator)
+    mask = torch.tensor([[1] * length + [0] * (longest - length) for length in lengths])
+    return {"input_features": noise * mask[:, None], "attention_mask": mask}
+
+
+class Call(NamedTuple):
+    """A call of both sides."""
+
+    model: int
+    inputs: dict[str, torch.Tensor]
+    options: dict[str, Any]
+
+
+def draw_call(number: int) -> Call:
+    rng = random.Random(number)
+    is_long = rng.random() < 0.7
+    lengths = [rng.randint(NUM_FRAMES + 1, 4 * NUM_FRAMES)] if is_long else [NUM_FRAMES]
+    inputs = features(number, *lengths)
+    options: dict[str, Any] = {"return_timestamps": is_long or rng.random() < 0.7}
+    options["max_new_tokens"] = rng.randint(4, 16)
+    several: list[dict[str, Any]] = [
+        {"language": rng.choice(["de", "french", "<|en|>"])},
+        {"task": rng.choice(list(TASKS))},
+        {"num_beams": rng.randint(2, 3)},
+        {"condition_on_prev_tokens": True},
+        {"prompt_ids": torch.tensor([PREVIOUS, *rng.sample(range(40, 60), k=rng.randint(1, 4))])},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"return_token_timestamps": True},
+        {"compression_ratio_threshold": rng.choice([0.5, 0.9, 1.2]), "temperature": (0.0, 1e-6)},
+        {"logprob_threshold": rng.choice([-0.5, -1.5, -3.0]), "temperature": (0.0, 1e-6)},
+        {"logprob_threshold": -1.0, "no_speech_threshold": rng.choice([0.0, 1e-3]), "temperature": (0.0, 1e-6)},
+        {"temperature": rng.choice([0.0, 1e-6])},
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"begin_suppress_tokens": [EOS, 44]},
+        {"max_length": rng.randint(5, 12), "max_new_tokens": None},
+        {"force_unique_generate_call": True},
+        {"return_segments": True},
+        {"time_precision": 0.04},
+    ]
+    for chosen in rng.sample(several, k=rng.randint(1, 5)):
+        options |= chosen
+    if "condition_on_prev_tokens" in options and "prompt_ids" in options and rng.random() < 0.5:
+        options["prompt_condition_type"] = "all-segments"
+    if "no_speech_threshold" in options:
+        options.pop("force_unique_generate_call", None)  # transformers fails if the only window is silent
+    if options.get("temperature"):
+        options["top_k"] = 0  # transformers' thresholds read the scores after top-k
+    return Call(rng.randint(1, 4), inputs, options)
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """Yield the places where two results differ."""
+    if isinstance(theirs, torch.Tensor):
+        if ours.shape != theirs.shape or (ours.dtype != theirs.dtype and ours.numel()):
+            yield f"{path}: {ours.dtype} {tuple(ours.shape)}, not {theirs.dtype} {tuple(theirs.shape)}"
+        elif not torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=1e-4, equal_nan=True):
+            yield f"{path}: {ours}, not {theirs}"
+    elif isinstance(theirs, dict):
+        # The engine keeps neither caches nor attention maps.
+        names = {name for name in theirs if "attentions" not in name and name != "past_key_values"}
+        if set(ours) != names:
+            yield f"{path}: {sorted(ours)}, not {sorted(names)}"
+        for name in names & set(ours):
+            yield from differences(ours[name], theirs[name], f"{path}.{name}")
+    elif isinstance(theirs, list | tuple):
+        if len(ours) != len(theirs):
+            yield f"{path}: {len(ours)} entries, not {len(theirs)}"
+        for index, pair in enumerate(zip(ours, theirs, strict=False)):
+            yield from differences(*pair, f"{path}[{index}]")
+    elif ours != theirs:
+        yield f"{path}: {ours}, not {theirs}"
+
+
+def both(call: Call) -> tuple[Any, Any]:
+    """Return (our result, transformers'). transformers changes the model's config, so it gets a copy."""
+    model = speaker(call.model)
+    expected = quietly(copy.deepcopy(model).generate, **call.inputs, **call.options)
+    return quietly(unspool.generate, model, **call.inputs, **call.options), expected
+
+
+@pytest.mark.parametrize("number", sampled(NUMBERS, 40))
+def test_a_random_call_returns_what_transformers_returns(number: int) -> None:
+    call = draw_call(number)
+    ours, expected = both(call)
+    assert not list(differences(ours, expected)), call
+
+
+BATCHES: list[dict[str, Any]] = [
+    {},
+    {"num_beams": 2},
+    {"return_segments": True, "language": ["de", "en", "fr"]},
+    {"return_dict_in_generate": True, "return_timestamps": True},
+    {"prompt_ids": torch.tensor([PREVIOUS, 44, 45])},
+    {"return_token_timestamps": True},
+]
+
+
+@pytest.mark.parametrize("options", BATCHES, ids=str)
+def test_a_batch_of_different_lengths_is_transcribed(options: dict[str, Any]) -> None:
+    call = Call(2, features(7, 3 * NUM_FRAMES, 50, NUM_FRAMES), {"max_new_tokens": 10, **options})
+    ours, expected = both(call)
+    assert not list(differences(ours, expected))
+
+
+def test_a_row_of_a_batch_equals_its_audio_alone() -> None:
+    """Also with the text before and a retry, for which transformers' rows depend on each other."""
+    lengths, model = (3 * NUM_FRAMES, 50, 2 * NUM_FRAMES), speaker(2)
+    options = {"max_new_tokens": 10, "condition_on_prev_tokens": True, "return_segments": True}
+    options |= {"logprob_threshold": -1.5, "temperature": (0.0, 0.6), "seed": 3}
+    batch = features(7, *lengths)
+    together = unspool.generate(model, **batch, **options)
+    for row, length in enumerate(lengths):
+        alone = unspool.generate(model, batch["input_features"][row : row + 1, :, :length], **options)
+        found, wanted = together["segments"][row], alone["segments"][0]
+        assert [each["tokens"].tolist() for each in found] == [each["tokens"].tolist() for each in wanted]
+        assert [each["end"].item() for each in found] == [each["end"].item() for each in wanted]
+
+
+def test_the_encoder_reads_each_window_once() -> None:
+    model = speaker(1)
+    unspool.generate(model, **features(1, NUM_FRAMES), max_new_tokens=3)
+    encoder = unspool.engines.driver_of(model).engine.runtime._model.module.get_encoder()
+    calls: list[int] = []
+    handle = encoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        inputs, retries = features(2, 2 * NUM_FRAMES), {"temperature": (0.0, 0.5, 1.0), "logprob_threshold": 0.0}
+        found = unspool.generate(model, **inputs, **retries, max_new_tokens=3, return_segments=True)
+    finally:
+        handle.remove()
+    windows = {tuple(each["result"]["sequences"].tolist()) for each in found["segments"][0]}
+    assert len(calls) == len(windows) == 2, "detecting the language and three attempts encode a window once"
+
+
+def test_progress_is_reported_for_each_window() -> None:
+    seen: list[list[list[int]]] = []
+    call = Call(2, features(7, 90), {"max_new_tokens": 8})
+    unspool.generate(speaker(2), **call.inputs, **call.options, monitor_progress=lambda p: seen.append(p.tolist()))
+    theirs: list[list[list[int]]] = []
+    quietly(
+        copy.deepcopy(speaker(2)).generate,
+        **call.inputs,
+        **call.options,
+        monitor_progress=lambda p: theirs.append(p.tolist()),
+    )
+    assert seen == theirs and len(seen) > 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({**features(1, 40), "return_timestamps": False}, "`return_timestamps` must be True for more than 32 frames"),
+        ({"input_features": features(1, 40, 50)["input_features"]}, "need `attention_mask`"),
+        ({**features(1, 32), "no_speech_threshold": 0.5}, "needs `logprob_threshold`"),
+        ({**features(1, 32), "is_multilingual": False, "language": "de"}, "for a model of one language"),
+        ({**features(1, 32), "num_segment_frames": 20}, "`num_segment_frames` is not read"),
+    ],
+)
+def test_calls_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(unspool.UnspoolError, match=message):
+        unspool.generate(speaker(1), max_new_tokens=3, **given)

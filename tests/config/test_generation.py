@@ -79,6 +79,7 @@ NUMBERS = {
 STRUCTURES = {
     "do_sample": ([(True, True), (False, False)], [1, "yes"]),
     "renormalize_logits": ([(True, True)], [0, "no"]),
+    "remove_invalid_values": ([(True, True)], [0, "no"]),
     "echo": ([(True, True)], [1]),
     "ignore_eos": ([(True, True)], [1]),
     "batch_invariant": ([(True, True)], [1]),

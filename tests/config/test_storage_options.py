@@ -74,6 +74,7 @@ VALUES: dict[str, Any] = {
     "forced_bos_token_id": 12,
     "forced_eos_token_id": (2, 7),
     "exponential_decay_length_penalty": (5, 1.1),
+    "remove_invalid_values": True,
     "renormalize_logits": True,
     "eos_token_id": (2, 7),
     "bos_token_id": 1,

@@ -50,6 +50,7 @@ OTHERS: dict[str, st.SearchStrategy[Any]] = {
     "forced_eos_token_id": tokens,
     "eos_token_id": st.one_of(tokens, some),
     "exponential_decay_length_penalty": st.tuples(st.integers(0, 5), st.sampled_from([1.1, 2.0])),
+    "remove_invalid_values": st.booleans(),
     "renormalize_logits": st.booleans(),
     "ignore_eos": st.booleans(),
     "logprobs": st.integers(0, 4),

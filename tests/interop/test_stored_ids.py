@@ -97,7 +97,7 @@ def test_what_transformers_fails_on_has_no_effect(stored: dict[str, Any], effect
 def test_an_id_of_the_caller_is_an_error() -> None:
     model = storing(tiny_model("llama", seed=5), {"eos_token_id": 50256})
     with pytest.raises(OptionError, match=rf"`eos_token_id` must hold token ids in \[0, {VOCAB_SIZE}\), got 50257"):
-        unspool.generate(model, PROMPT, eos_token_id=50257)
+        unspool.generate(model, PROMPT, eos_token_id=50257, strict=True)
 
 
 def test_a_beginning_outside_the_vocabulary_names_the_stored_attribute() -> None:

@@ -80,6 +80,7 @@ def draw_constraints(rng: random.Random, is_padded: bool) -> dict[str, Any]:
         "suppress_tokens": rng.sample(range(FREE, VOCAB_SIZE), 20),
         "begin_suppress_tokens": rng.sample(range(FREE, VOCAB_SIZE), 20),
         "forced_bos_token_id": rng.randrange(3, FREE),
+        "remove_invalid_values": True,
         "renormalize_logits": True,
     }
     if not is_padded:

@@ -61,6 +61,7 @@ VARIANTS: dict[str, list[Any]] = {
         {"xtc_probability": 0.5, "xtc_threshold": 0.05},
         {"xtc_probability": 1.0, "xtc_threshold": 0.01, "xtc_exclude": (1,)},
     ],
+    "remove_invalid_values": [True, True, True],
     "renormalize_logits": [True, True, True],
 }
 """name --> three settings of each processor: values of the option of that name, or several options."""

@@ -116,6 +116,7 @@ THEIRS: dict[str, Theirs] = {
         lambda value, ids, keep: make("EtaLogitsWarper", min_tokens_to_keep=keep)(value),
         keeps=True,
     ),
+    "remove_invalid_values": Theirs(lambda rng: True, lambda value, ids, keep: make("InfNanRemoveLogitsProcessor")()),
     "renormalize_logits": Theirs(lambda rng: True, lambda value, ids, keep: make("LogitNormalization")()),
 }
 

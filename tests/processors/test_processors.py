@@ -75,6 +75,7 @@ OFF = {
     "eta_cutoff": [0.0, 1.0],
     "top_n_sigma": [0.0, -1.0],
     "xtc": [{"xtc_probability": 0.0}],
+    "remove_invalid_values": [False],
     "renormalize_logits": [False],
 }
 

@@ -13,19 +13,22 @@ from unspool.config.strategies import readers_of
 from unspool.errors import OptionError
 
 
-def check_conflicts(values: Mapping[str, Any], requested: frozenset[str], strategy: str) -> None:
+def check_conflicts(
+    values: dict[str, Any], requested: frozenset[str], strategy: str, *, ignored: list[OptionError] | None = None
+) -> None:
     """Check that the final values do not conflict.
 
     Args:
         values: final values of all options.
         requested: names of the requested options.
         strategy: name of the chosen strategy.
+        ignored: collects the errors of lengths, and the least length becomes the greatest one; None to raise.
 
     Raises:
         OptionError: if two values conflict and a requested option is one of them.
     """
-    _check_lengths(values, requested, "min_new_tokens", "max_new_tokens")
-    _check_lengths(values, requested, "min_length", "max_length")
+    _check_lengths(values, requested, "min_new_tokens", "max_new_tokens", ignored)
+    _check_lengths(values, requested, "min_length", "max_length", ignored)
     _check_forced(values, requested)
     if strategy in readers_of("num_beams", sampling=False):
         _check_beams(values, requested)
@@ -35,11 +38,17 @@ def check_conflicts(values: Mapping[str, Any], requested: frozenset[str], strate
         _check_best_of(values, requested)
 
 
-def _check_lengths(values: Mapping[str, Any], requested: frozenset[str], least: str, most: str) -> None:
+def _check_lengths(
+    values: dict[str, Any], requested: frozenset[str], least: str, most: str, ignored: list[OptionError] | None
+) -> None:
     if least not in requested or values[most] is None or values[least] <= values[most]:
         return
     allowed = f"must be at most `{most}`, which is {values[most]}"
-    raise OptionError(least, values[least], allowed, f"raise `{most}` or lower `{least}`")
+    error = OptionError(least, values[least], allowed, f"raise `{most}` or lower `{least}`")
+    if ignored is None:
+        raise error
+    ignored.append(error)
+    values[least] = values[most]
 
 
 def _check_forced(values: Mapping[str, Any], requested: frozenset[str]) -> None:

@@ -60,10 +60,6 @@ REFUSED: Final[Mapping[str, Refusal]] = {
         reason="takes constraint objects that transformers has removed",
         remedy="use `force_words_ids` with token ids",
     ),
-    "remove_invalid_values": Refusal(
-        reason="would hide NaN; NaN always raises here, with its position",
-        remedy="leave it out, and fix the model or its precision",
-    ),
     "use_mtp": Refusal(reason="is not supported: the model's MTP heads are not loaded", remedy=_DRAFT),
     "assistant_early_exit": Refusal(reason="is not supported: every forward pass runs all layers", remedy=_DRAFT),
     "speculation_type": Refusal(reason="is not supported", remedy=_DRAFT),

@@ -23,7 +23,7 @@ from unspool.config.strategies import (
     needs,
     selectors,
 )
-from unspool.config.vocabulary import with_negative_ids
+from unspool.config.vocabulary import config_with_any_ids, with_negative_ids
 from unspool.errors import OptionError
 from unspool.options.grammar_kinds import GRAMMAR_OPTIONS
 from unspool.options.option import UNSET, Option
@@ -57,13 +57,15 @@ def resolve(
         drop_in: True for transformers' rules and defaults instead of the native ones.
         assistant: True if the call has a draft model.
         custom: name of a user-defined strategy. It can read any option, so only values are checked.
-        ignored: collects the errors of unread options, which are then off; None to raise the first one.
+        ignored: collects the errors of unread options, which are then off, and of lengths in conflict; token ids can be
+            negative. None to raise the first error.
 
     Raises:
         OptionError: if an option is unknown, out of range, not read by the strategy, or in conflict with another.
     """
     stored = with_negative_ids(stored or GenerationConfig())
-    layers = [GenerationConfig(**call), with_negative_ids(user or GenerationConfig(), stored), stored]
+    first = GenerationConfig(**call) if ignored is None else config_with_any_ids(call)
+    layers = [first, with_negative_ids(user or GenerationConfig(), stored if ignored is None else None), stored]
     return _Resolution(layers, drop_in=drop_in, assistant=assistant, custom=custom, ignored=ignored).finish()
 
 
@@ -103,7 +105,7 @@ class _Resolution:
         requested = self._without_unread(requested, strategy, do_sample)
         final = {name: self._final(row, strategy, do_sample) for name, row in OPTIONS.items()}
         final["strategy"], final["do_sample"] = strategy, do_sample
-        check_conflicts(final, requested, strategy)
+        check_conflicts(final, requested, strategy, ignored=self.ignored)
         if "eos_token_id" in self.layer and final["eos_token_id"] is None:
             final["ignore_eos"] = True  # else the model's own end-of-sequence tokens would apply
         if final["processor_order"] is not None:

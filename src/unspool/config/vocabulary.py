@@ -1,15 +1,16 @@
-"""Token ids of a stored config outside the model's vocabulary.
+"""Token ids outside the model's vocabulary.
 
 Stored configs often contain such ids: -1 for "no token", or ids of a larger vocabulary. A model cannot generate them,
-so they have no effect, as in transformers. Ids from a caller are validated.
+so they have no effect, as in transformers. Ids from a caller are validated, except at transformers' doors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from unspool.config.generation import OPTIONS, GenerationConfig, build
+from unspool.errors import OptionError
 from unspool.options.kinds import Unfit
 from unspool.options.token_kinds import TokenBiases
 
@@ -21,31 +22,61 @@ def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None 
         config: a config from `GenerationConfig.from_stored`.
         stored: the model's config, if `config` is the user's; only values in both are moved then. Else None.
     """
+    found = {
+        name: ids
+        for name, value in config.extras.items()
+        if name not in config.explicit
+        and (ids := any_ids(name, value)) is not None
+        and (stored is None or (name in stored.explicit and getattr(stored, name) == ids))
+    }
+    return _with(config, found) if found else config
+
+
+def config_with_any_ids(options: Mapping[str, Any]) -> GenerationConfig:
+    """Return the config with these options of a caller, whose token ids can be negative.
+
+    Raises:
+        OptionError: as in the constructor, for all other faults.
+    """
     found: dict[str, Any] = {}
-    for name, value in config.extras.items():
-        read = OPTIONS[name].kind.parse_stored if name in OPTIONS else None
-        if read is None or name in config.explicit:
-            continue
+    for name, value in options.items():
         try:
-            ids = read(value)
-        except Unfit:
-            continue
-        if stored is None or (name in stored.explicit and getattr(stored, name) == ids):
+            GenerationConfig(**{name: value})
+        except OptionError:
+            ids = any_ids(name, value)
+            if ids is None:
+                raise
             found[name] = ids
-    if not found:
-        return config
+    return _with(GenerationConfig(**{name: value for name, value in options.items() if name not in found}), found)
+
+
+def any_ids(name: str, value: Any) -> Any:
+    """Return the option's value with negative ids allowed; None if it is not a value of token ids."""
+    read = OPTIONS[name].kind.parse_stored if name in OPTIONS else None
+    try:
+        return None if read is None else read(value)
+    except Unfit:
+        return None
+
+
+def _with(config: GenerationConfig, found: Mapping[str, Any]) -> GenerationConfig:
     extras = {name: value for name, value in config.extras.items() if name not in found}
-    return build({name: getattr(config, name) for name in config.explicit} | found, extras=extras)
+    return build({**{name: getattr(config, name) for name in config.explicit}, **found}, extras=extras)
 
 
-def without_unknown_ids(config: GenerationConfig, vocab_size: int) -> GenerationConfig:
-    """Return a resolved config without stored token ids outside [0, vocab_size). Ids from the caller stay.
+def without_unknown_ids(
+    config: GenerationConfig, vocab_size: int, names: Collection[str] | None = None
+) -> GenerationConfig:
+    """Return a resolved config without token ids outside [0, vocab_size) in these options.
 
     A sequence with such an id is removed as a whole, because it can never occur. If no end-of-sequence token remains,
     `ignore_eos` becomes True.
+
+    Args:
+        names: of the options; None for those with the value of the model's stored config.
     """
     changes: dict[str, Any] = {}
-    for name in config.stored:
+    for name in config.stored if names is None else names:
         value = getattr(config, name)
         if value is None or OPTIONS[name].kind.parse_stored is None:
             continue

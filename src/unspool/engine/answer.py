@@ -139,7 +139,8 @@ def _note_flaws(
 ) -> None:
     """Add an error for each request with a row that is not a distribution. norms: of the logits and of the scores."""
     for row, (place, norm, score_norm) in enumerate(zip(places, *norms, strict=True)):
-        reason = _flaw(norm, score_norm)
+        hides_nan = place.conversation.request.config.remove_invalid_values
+        reason = _flaw(score_norm if hides_nan else norm, score_norm)
         if reason is None:
             continue
         empty_row_error = score_norm == -math.inf and math.isfinite(norm)

@@ -15,6 +15,7 @@ from unspool.config import GenerationConfig, option_status
 from unspool.config.foreign import is_set
 from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
+from unspool.interop.lenient import lenient
 from unspool.interop.transformers_objects import callables
 
 _FEEDS_IDS: Final = "is not read: only the token ids of `input_ids` are fed"
@@ -155,12 +156,13 @@ def sort_arguments(given: Mapping[str, Any], embedded: Mapping[str, Any] | None 
     )
 
 
-def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None:
+def read_config(given: Any, stored: GenerationConfig, *, strict: bool = False) -> GenerationConfig | None:
     """Return a call's `generation_config`, transformers' or ours, as one of ours.
 
     Args:
         given: None for none.
         stored: the model's own; an unknown attribute is accepted if it has the stored value.
+        strict: True to convert no values.
 
     Raises:
         OptionError: if it is not a config, or holds an unknown attribute.
@@ -171,7 +173,8 @@ def read_config(given: Any, stored: GenerationConfig) -> GenerationConfig | None
         allowed = "must be a GenerationConfig of transformers or of unspool"
         hint = "give all other arguments by name: attention_mask=mask, max_new_tokens=20"
         raise OptionError("generation_config", given, allowed, hint)
-    config = GenerationConfig.from_transformers(given)
+    values = {name: value for name, value in vars(given).items() if not name.startswith("_")}
+    config = GenerationConfig.from_stored(values if strict else lenient(values))
     for name, value in config.extras.items():
         if name in SPEECH:
             continue  # read together with the call's own arguments

@@ -30,7 +30,8 @@ from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, prepared_sources
 from unspool.interop.ignored import ignored_options, warn_of_ignored
-from unspool.interop.semantics import build_call
+from unspool.interop.lenient import lenient
+from unspool.interop.semantics import build_call, with_known_ids
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import prepared
 from unspool.planning import resolve_options
@@ -90,8 +91,10 @@ def decoding_method(
     ignored = ignored_options(strict)
     with streaming(given.get("streamer")):
         call = _read(model, input_ids, generation_config, given, inputs_tensor, ignored)
+        driver = driver_of(model)
+        known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
         warn_of_ignored(ignored, stacklevel=4)  # of the caller of model.generate, behind its decorator
-        return decode(driver_of(model), call)
+        return decode(driver, replace(call, config=known))
 
 
 decoding_method.__signature__ = _signature(decoding_method)  # type: ignore[attr-defined]
@@ -140,6 +143,8 @@ def _read(
     given_options = {name: value for name, value in _public(generation_config) if name not in done}
     # transformers has merged the model's stored options already, so the caller turned an option off if it is None.
     off = {name for name, value in given_options.items() if value is None and name in OPTIONS}
+    if ignored is not None:
+        given_options = lenient(given_options)
     user = GenerationConfig.from_stored(given_options).replace(**dict.fromkeys(off))
     stored = GenerationConfig.from_transformers(model.generation_config)
     config, own = resolve_options(options, user, stored, drop_in=True, ignored=ignored)
@@ -150,7 +155,7 @@ def _read(
         batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
         if info is not None:
             batch = replace(batch, sources=tuple(source_rows(arguments.encoder, info)))
-    return build_call(arguments, batch, config, own, prepared(arguments.logits_processor, config))
+    return build_call(arguments, batch, config, own, prepared(arguments.logits_processor, config), ignored)
 
 
 def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:

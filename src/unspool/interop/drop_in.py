@@ -5,6 +5,7 @@ Owns: reading the arguments of a call. Does not know: decoding.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from unspool.interop.encoders import check_plain, encoder_of, read_sources
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs
-from unspool.interop.semantics import build_call, pad_token
+from unspool.interop.semantics import build_call, pad_token, with_known_ids
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
 from unspool.interop.whisper.arguments import windowed_call
@@ -123,14 +124,16 @@ def generate(
         inner, given = decoding_call(base_of(model), options if strict else lenient(options))
         arguments = sort_arguments(*split_inputs(inner, given))
         stored = GenerationConfig.from_transformers(inner.generation_config)
-        user = read_config(generation_config, stored)
+        user = read_config(generation_config, stored, strict=strict)
         info = encoder_of(inner)
         windows = None if info is None else windowed_call(inner, info, arguments, generation_config)
         if info is not None and windows is not None:
             return transcribe(inner, info, windows, user, stored, ignored)
         call = _read(inner, arguments, user, stored, ignored)
+        driver = driver_of(inner)
+        known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
         warn_of_ignored(ignored, stacklevel=2)
-        return decode(driver_of(inner), call)
+        return decode(driver, replace(call, config=known))
 
 
 def check_model(model: Any) -> None:
@@ -165,7 +168,8 @@ def _read(
         runtime = partial(_runtime_of, model)
         batch = read_sources(model, arguments, config, info=info, runtime=runtime)
     has_prefix = arguments.prefix_allowed_tokens_fn is not None
-    return build_call(arguments, batch, config, own, placed(arguments.logits_processor, config, prefix=has_prefix))
+    processors = placed(arguments.logits_processor, config, prefix=has_prefix)
+    return build_call(arguments, batch, config, own, processors, ignored)
 
 
 def _runtime_of(model: Any) -> Runtime:

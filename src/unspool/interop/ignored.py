@@ -1,4 +1,4 @@
-"""The warning about options without effect, which transformers accepts as well.
+"""The warning about options that are ignored or act only in part, which transformers accepts as well.
 
 Owns: its text. Does not know: which options have no effect.
 """
@@ -23,7 +23,7 @@ def ignored_options(strict: bool) -> list[OptionError] | None:
 
 
 def warn_of_ignored(errors: Sequence[OptionError] | None, *, stacklevel: int) -> None:
-    """Warn once about all options that a call ignores.
+    """Warn once about all options that a call ignores, wholly or in part.
 
     Args:
         errors: one per option, with the reason and the remedy; None or empty for no warning.
@@ -33,5 +33,5 @@ def warn_of_ignored(errors: Sequence[OptionError] | None, *, stacklevel: int) ->
         return
     reasons = "; ".join(f"`{error.option}` {error.allowed}: {error.hint}" for error in errors)
     names = ", ".join(f"`{error.option}`" for error in errors)
-    message = f"options without effect are ignored: {reasons}. To silence this warning, leave out {names}; "
+    message = f"these options are ignored or act only in part: {reasons}. To silence this warning, leave out {names}; "
     warnings.warn(f"{message}with strict=True it is an error", UserWarning, stacklevel=stacklevel + 1)

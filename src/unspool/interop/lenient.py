@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unspool.config import OPTIONS, option_status
+from unspool.config.vocabulary import any_ids
 from unspool.errors import OptionError
 
 
@@ -28,7 +29,8 @@ def _accepted(name: str, value: Any) -> Any:
         try:
             OPTIONS[name].check(form)
         except OptionError:
-            continue
+            if any_ids(name, form) is None:
+                continue
         return form
     return value
 

@@ -170,6 +170,7 @@ DEFAULTS: Final[dict[type, Default]] = {
     logits_process.PrefixConstrainedLogitsProcessor: Default(PREFIX),
     logits_process.ForcedBOSTokenLogitsProcessor: Default("forced_bos_token_id", "bos_token_id"),
     logits_process.ForcedEOSTokenLogitsProcessor: Default("forced_eos_token_id"),
+    logits_process.InfNanRemoveLogitsProcessor: Default("remove_invalid_values"),
     logits_process.ExponentialDecayLengthPenalty: Default("exponential_decay_length_penalty"),
     logits_process.SuppressTokensLogitsProcessor: Default("suppress_tokens"),
     logits_process.SuppressTokensAtBeginLogitsProcessor: Default("begin_suppress_tokens"),

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
+
+from transformers import ForcedEOSTokenLogitsProcessor
 
 from unspool.config import GenerationConfig
+from unspool.config.vocabulary import without_unknown_ids
 from unspool.errors import OptionError
 from unspool.interop.arguments import Arguments
 from unspool.interop.batch import Batch, read_batch
@@ -19,6 +22,9 @@ from unspool.interop.transformers_objects import TransformersObjects, with_crite
 from unspool.planning import CallerObjects
 from unspool.seeds import shared_seed
 
+_COMPARED: Final = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+"""Options whose ids transformers only compares with outputs, so that ids outside the vocabulary have no effect."""
+
 
 def build_call(
     arguments: Arguments,
@@ -26,11 +32,14 @@ def build_call(
     config: GenerationConfig,
     own: CallerObjects,
     processors: Mapping[str, tuple[Any, ...]],
+    ignored: list[OptionError] | None = None,
 ) -> Call:
     """Return the call.
 
     Args:
-        config: resolved, lengths as given. processors: objects of transformers by their place in the chain.
+        config: resolved, lengths as given.
+        processors: objects of transformers by their place in the chain.
+        ignored: as in `resolve_options`.
 
     Raises:
         OptionError: if options do not fit together, or do not fit the batch.
@@ -40,13 +49,18 @@ def build_call(
     if batch.task == "transcribe" and config.max_length is not None:
         config = config.replace(max_new_tokens=config.max_length, max_length=None)
     config = with_lengths_of(config, batch.width)
-    config, criteria = with_criteria(config, arguments.stopping_criteria, batch.width)
+    if ignored is not None:
+        config = with_feasible_lengths(config, ignored)
+    options = config
+    config, criteria = with_criteria(options, arguments.stopping_criteria, batch.width)
+    if config.max_new_tokens != options.max_new_tokens:
+        processors = with_forced_end(processors, options, batch)
     config = seeded(config, own, count)
     prefix = None if PREFIX in processors else arguments.prefix_allowed_tokens_fn
     call = Call(
         batch=batch,
         config=config,
-        caller_objects=with_negative_prompts(own, arguments, config, batch),
+        caller_objects=with_negative_prompts(own, arguments, config, batch, ignored),
         transformers_objects=TransformersObjects(
             processors=processors, criteria=criteria, prefix_allowed_tokens_fn=prefix
         ),
@@ -83,6 +97,33 @@ def with_lengths_of(config: GenerationConfig, width: int) -> GenerationConfig:
     return config.replace(**changes) if changes else config
 
 
+def with_feasible_lengths(config: GenerationConfig, ignored: list[OptionError]) -> GenerationConfig:
+    """Return the options with a least length within the length limit; collects the error of one beyond it."""
+    least, most = config.min_new_tokens, config.max_new_tokens
+    if least is None or most is None or least <= most:
+        return config
+    if not any(error.option in ("min_length", "min_new_tokens") for error in ignored):
+        allowed = f"is {least} new tokens and must be at most the length limit of {most} new tokens"
+        hint = "lower it, or raise `max_length` or `max_new_tokens`"
+        ignored.append(OptionError("min_length", least, allowed, hint))
+    return config.replace(min_new_tokens=most)
+
+
+def with_forced_end(
+    processors: Mapping[str, tuple[Any, ...]], config: GenerationConfig, batch: Batch
+) -> Mapping[str, tuple[Any, ...]]:
+    """Return the processors with an end forced at the options' own length, if a criterion sets another length.
+
+    transformers forces `forced_eos_token_id` at the length of the options, which MaxLengthCriteria does not change.
+    """
+    option, length = "forced_eos_token_id", config.max_new_tokens
+    if config.forced_eos_token_id is None or length is None or option in processors:
+        return processors
+    device = str(batch.input_ids.device)
+    forced = ForcedEOSTokenLogitsProcessor(batch.width + length, list(config.forced_eos_token_id), device)
+    return {**processors, option: (forced,)}
+
+
 def seeded(config: GenerationConfig, own: CallerObjects, count: int) -> GenerationConfig:
     """Return the options with a seed. Without sampling, torch's generator stays untouched."""
     if config.seed is not None:
@@ -92,8 +133,31 @@ def seeded(config: GenerationConfig, own: CallerObjects, count: int) -> Generati
     return config.replace(seed=tuple(shared_seed() for _ in range(count)))
 
 
+def with_known_ids(config: GenerationConfig, vocab_size: int, ignored: list[OptionError] | None) -> GenerationConfig:
+    """Return the options without the caller's token ids outside the vocabulary that transformers only compares.
+
+    Negative ids are the common form of "no token". Greater ids are collected as errors.
+
+    Args:
+        ignored: as in `resolve_options`; with None the ids stay and the engine raises.
+    """
+    if ignored is None:
+        return config
+    names = [name for name in _COMPARED if name not in config.stored]
+    for name in names:
+        beyond = [token for token in getattr(config, name) or () if token >= vocab_size]
+        if beyond:
+            allowed = f"holds {beyond}, outside the vocabulary of {vocab_size} tokens"
+            ignored.append(OptionError(name, beyond, allowed, "use ids of this model's own tokenizer"))
+    return without_unknown_ids(config, vocab_size, names)
+
+
 def with_negative_prompts(
-    own: CallerObjects, arguments: Arguments, config: GenerationConfig, batch: Batch
+    own: CallerObjects,
+    arguments: Arguments,
+    config: GenerationConfig,
+    batch: Batch,
+    ignored: list[OptionError] | None,
 ) -> CallerObjects:
     """Return the caller's objects with the negative prompts of the call: one for all rows, or one per row."""
     if arguments.negative_prompt_ids is None:
@@ -101,7 +165,11 @@ def with_negative_prompts(
     shown = f"shape {tuple(getattr(arguments.negative_prompt_ids, 'shape', ()))}"
     if config.guidance_scale is None or config.guidance_scale == 1.0:
         allowed = "is read only together with `guidance_scale`"
-        raise OptionError("negative_prompt_ids", shown, allowed, "set it, or leave this out")
+        error = OptionError("negative_prompt_ids", shown, allowed, "set it, or leave this out")
+        if ignored is None:
+            raise error
+        ignored.append(error)
+        return own
     mask, count = arguments.negative_prompt_attention_mask, len(batch.prompts)
     if batch.sources and mask is not None:
         rows = zip(arguments.negative_prompt_ids, mask.bool(), strict=True)  # sources are padded on either side

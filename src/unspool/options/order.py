@@ -27,6 +27,7 @@ PROCESSOR_ORDER: Final[tuple[str, ...]] = (
     "min_new_tokens",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "remove_invalid_values",
     "exponential_decay_length_penalty",
     "suppress_tokens",
     "begin_suppress_tokens",

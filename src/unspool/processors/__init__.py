@@ -25,7 +25,7 @@ from unspool.processors.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
-from unspool.processors.shaping import RenormalizeLogits, Temperature
+from unspool.processors.shaping import RemoveInvalidValues, RenormalizeLogits, Temperature
 from unspool.processors.truncation import MinP, TopH, TopK, TopNSigma, TopP
 from unspool.processors.xtc import Xtc
 from unspool.protocols import Processor
@@ -46,6 +46,7 @@ _ALL: tuple[Processor, ...] = (
     MinNewTokens(),
     ForcedBos(),
     ForcedEos(),
+    RemoveInvalidValues(),
     ExponentialDecay(),
     SuppressTokens(),
     BeginSuppressTokens(),

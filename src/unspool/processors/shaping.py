@@ -1,6 +1,6 @@
-"""Temperature and renormalization: processors that rescale the whole distribution.
+"""Temperature, finite scores and renormalization: processors that change the whole distribution.
 
-Owns: temperature, renormalize_logits. Does not know: the output so far.
+Owns: temperature, remove_invalid_values, renormalize_logits. Does not know: the output so far.
 """
 
 from __future__ import annotations
@@ -32,6 +32,25 @@ class Temperature(Fixed[float]):
     def apply(self, states: Sequence[float], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scaled scores, changed in place. scores: [rows, vocab]"""
         return scores.div_(column(states, scores))
+
+
+class RemoveInvalidValues(Fixed[bool]):
+    """Make all scores finite: NaN becomes 0, +inf the greatest and -inf the least number.
+
+    Off unless `remove_invalid_values` is true. Later processors can still forbid tokens.
+
+    Worked example: scores (NaN, 2, -inf) become (0, 2, -3.4e38).
+    """
+
+    name = "remove_invalid_values"
+
+    def start(self, context: Context) -> bool | None:
+        """Return True; None if it is off."""
+        return True if context.config.remove_invalid_values else None
+
+    def apply(self, states: Sequence[bool], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
+        """Return the finite scores, changed in place. scores: [rows, vocab]"""
+        return torch.nan_to_num_(scores, nan=0.0)
 
 
 class RenormalizeLogits(Fixed[bool]):

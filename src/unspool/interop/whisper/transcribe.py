@@ -17,7 +17,7 @@ from unspool.inputs.speech import transcript_prompt
 from unspool.interop.decode import Returned
 from unspool.interop.encoders import check_decoder_mask, check_speech, languages_and_tasks, start_tokens, token_rows
 from unspool.interop.ignored import warn_of_ignored
-from unspool.interop.semantics import pad_token
+from unspool.interop.semantics import pad_token, with_known_ids
 from unspool.interop.whisper.arguments import WindowedCall
 from unspool.interop.whisper.returned import (
     segment_dicts,
@@ -60,12 +60,16 @@ def transcribe(
     """
     temperatures = call.settings.temperature or (None,)
     options = resolve_temperatures(call.arguments, user, stored, temperatures, ignored)
+    driver = driver_of(model)
+    vocab_size = driver.engine.runtime.info.vocab_size
+    for temperature, each in options.items():
+        collected = ignored if temperature == temperatures[0] or ignored is None else []
+        options[temperature] = each._replace(config=with_known_ids(each.config, vocab_size, collected))
     warn_of_ignored(ignored, stacklevel=3)
     config = options[temperatures[0]].config
     start = start_tokens(config, info, 1)
     speech = speech_of(model, start[0] if start else None)
     assert speech is not None, "windowed calls are for speech models"
-    driver = driver_of(model)
     conversations, audios = _conversations(model, info, call, config, speech, lambda: driver.engine.runtime)
     align = _aligner(model, call, speech) if call.settings.return_token_timestamps else None
     decoder = WindowDecoder(driver, call, options, speech, align)

@@ -37,6 +37,12 @@ class TokenOptions:
     forced_eos_token_id: tuple[int, ...] | None = option(
         tokens(), group=_TOKENS, help="Token ids; one of them must be last if the length limit ends the output."
     )
+    remove_invalid_values: bool = option(
+        flag(),
+        group=_TOKENS,
+        default=False,
+        help="Replace NaN scores by 0 and infinite scores by the greatest and least number, instead of an error.",
+    )
     exponential_decay_length_penalty: tuple[int, float] | None = option(
         decay(),
         group=_TOKENS,

@@ -104,7 +104,7 @@ def _shape(model: Any, kind: SourceKind) -> tuple[int, ...] | None:
     if kind == "audio" and config.model_type == "whisper":
         return config.num_mel_bins, config.max_source_positions * frames_per_position(model)
     if kind == "image":
-        vision = config.vision_config if has_prefix_image(model) else config.encoder
+        vision = config.vision_config if has_prefix_image(model) else getattr(config, "encoder", config)
         size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", None)
         if isinstance(channels, int) and size is not None:
             return (channels, size, size) if isinstance(size, int) else (channels, *size)

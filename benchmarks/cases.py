@@ -51,8 +51,11 @@ def cases(checkpoints: Mapping[str, Checkpoint], *, quick: bool) -> list[Case]:
         _batch(narrow, 16, tokens),
         inside.beam_step(narrow, tokens),
         _greedy(llama, tokens, runs=3, llama_cpp=("f16", "bf16")),
-        _int8(llama, tokens),
+        _quantized(llama, tokens, "int8", "q8_0"),
+        _quantized(llama, tokens, "int4", "q4_0"),
         _beams(llama, tokens // 2, llama_cpp=("f16", "bf16")),
+        _quantized_beams(llama, tokens // 2, "int8", "q8_0"),
+        _quantized_beams(llama, tokens // 2, "int4", "q4_0"),
         _first_token(llama),
         _long_prompt(llama, 1500, tokens // 4, runs=1),
         inside.beam_step(llama, tokens // 2),
@@ -96,17 +99,32 @@ def _greedy(checkpoint: Checkpoint, tokens: int, *, runs: int, **further: Any) -
     return _case(checkpoint, "greedy", title, _entries(checkpoint, work, **further), runs=runs)
 
 
-def _int8(checkpoint: Checkpoint, tokens: int) -> Case:
+def _quantized(checkpoint: Checkpoint, tokens: int, bits: str, theirs: str) -> Case:
+    """Return a greedy case with quantized weights. theirs: llama.cpp's form of about as many bytes."""
     work = Work(prompts=(prompt(checkpoint, 32, number=1),), new_tokens=tokens)
-    ours: dict[str, Any] = {"load": {"quantize": "int8"}, "bytes_per_weight": WEIGHT_BYTES["int8"]}
-    entries = (
-        Entry(label="unspool int8", side="unspool", work=work, **ours),
-        Entry(label="transformers", side="transformers", work=work, bytes_per_weight=WEIGHT_BYTES[checkpoint.dtype]),
-        _converted("ctranslate2", work, "int8"),
-        _converted("llama.cpp", work, "q8_0"),
-    )
-    title = f"greedy in 8 bits, 1 prompt of 32, {tokens} new"
-    return _case(checkpoint, "int8-greedy", title, entries, note=_UNQUANTIZED)
+    width = WEIGHT_BYTES[checkpoint.dtype]
+    entries = [
+        _ours(work, bits),
+        Entry(label="transformers", side="transformers", work=work, bytes_per_weight=width),
+        _converted("llama.cpp", work, theirs),
+    ]
+    if bits == "int8":
+        entries.insert(2, _converted("ctranslate2", work, "int8"))
+    title = f"greedy in {bits.removeprefix('int')} bits, 1 prompt of 32, {tokens} new"
+    return _case(checkpoint, f"{bits}-greedy", title, tuple(entries), note=_UNQUANTIZED)
+
+
+def _quantized_beams(checkpoint: Checkpoint, tokens: int, bits: str, theirs: str) -> Case:
+    """Return beam search with quantized weights, against five sequences of llama.cpp."""
+    work = Work(prompts=(prompt(checkpoint, 32, number=2),), new_tokens=tokens, options={"num_beams": 5})
+    entries = (_ours(work, bits), _converted("llama.cpp", work, theirs))
+    title = f"beam search in {bits.removeprefix('int')} bits, 5 beams, 1 prompt of 32, {tokens} new"
+    return _case(checkpoint, f"{bits}-beam-5", title, entries, note=_NOT_A_BEAM_SEARCH)
+
+
+def _ours(work: Work, bits: str) -> Entry:
+    load = {"quantize": bits}
+    return Entry(label=f"unspool {bits}", side="unspool", work=work, load=load, bytes_per_weight=WEIGHT_BYTES[bits])
 
 
 def _beams(checkpoint: Checkpoint, tokens: int, **further: Any) -> Case:

@@ -51,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = run(chosen, sizes, options, console)
     console.print(report.markdown(found.record), markup=False)
     console.print(f"The figures are in {found.file}")
-    if any(entry["status"] == "failed" for case in found.record["cases"] for entry in case["entries"]):
+    failed = {
+        entry["side"] for case in found.record["cases"] for entry in case["entries"] if entry["status"] == "failed"
+    }
+    if peers := sorted(failed & set(PEERS)):
+        console.print(f"Failed, and left out: {', '.join(peers)}; the logs are in {options.cache / 'logs'}")
+    if failed - set(PEERS):
         raise SystemExit(f"something failed; the logs are in {options.cache / 'logs'}")
 
 
@@ -67,14 +72,16 @@ def run(chosen: Sequence[Case], sizes: dict[str, Checkpoint], options: Any, cons
     try:
         with Crew(pythons, threads=options.threads, logs=options.cache / "logs") as crew:
             bandwidth = _READ_BYTES_QUICK if options.quick else _READ_BYTES
-            _run_all(chosen, Contest(crew, folders, weights, bandwidth=bandwidth), found, options.runs, console)
+            contest = Contest(crew, folders, weights, bandwidth=bandwidth)
+            _run_all(chosen, contest, found, options.runs, console)
+            found.record["machine"]["yardstick"] = contest.yardstick
     except KeyboardInterrupt:
         console.print(f"Stopped; what was measured until then is in {found.file}")
         raise SystemExit(130) from None
     found.finish()
     if _is_whole(options):
         found.keep()
-        report.main([str(found.file)])
+        report.main()
     return found
 
 

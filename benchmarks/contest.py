@@ -62,6 +62,11 @@ class Contest:
         bytes_per_pass = weights * width if weights is not None and width is not None else None
         return Player(entry, self._crew, self._folders[case.checkpoint], bytes_per_pass)
 
+    @property
+    def yardstick(self) -> str:
+        """How the bandwidth was measured, in words; "" if it was not."""
+        return "" if self._yardstick is None else str(self._crew.facts(self._yardstick)["info"])
+
     def _read_memory(self) -> list[float]:
         """Return the machine's bandwidth of this minute, in bytes per second; empty if it cannot be measured."""
         try:
@@ -105,9 +110,14 @@ class Player:
         self._crew.run(self._key, self._entry.work.brief().to_dict())
 
     def play(self, number: int) -> None:
-        """Do the work of a round and count it."""
+        """Do the work of a round and count it, after a pass over all weights that is not counted.
+
+        Weights that were idle for a second are slow to read at first: 10 times as slow on some virtual machines.
+        """
         assert self._key is not None, "not warmed up"
-        self._runs.append(self._crew.run(self._key, self._entry.work.turned(number).to_dict()))
+        work = self._entry.work
+        before = None if self._entry.side == "startup" else work.one_pass().to_dict()
+        self._runs.append(self._crew.run(self._key, work.turned(number).to_dict(), before=before))
 
     def record(self, first: Player) -> dict[str, Any]:
         """Return the entry as plain values; first: the entry with the reference tokens."""

@@ -162,14 +162,17 @@ class Crew:
         """Return the worker's answer to the load request."""
         return self._loaded[key]
 
-    def run(self, key: str, work: Mapping[str, Any]) -> dict[str, Any]:
-        """Have a worker do a piece of work while all others sleep. Raises as `ask`."""
+    def run(self, key: str, work: Mapping[str, Any], *, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Have a worker do a piece of work while all others sleep. Raises as `ask`.
+
+        before: work that the worker does first, without a pause between the two, and does not time; None for none.
+        """
         self._settle()
         hand = self._hands.get(key)
         if hand is None:
             raise WorkerFailed("its process has ended")
         try:
-            return hand.ask({"do": "run", "work": work})
+            return hand.ask({"do": "run", "work": work, "before": before})
         finally:
             if hand.has_ended:  # the next case starts another
                 del self._hands[key], self._loaded[key]

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.machine import vector_units
+
 _HERE = Path(__file__).resolve().parent
 _PEERS = _HERE / "requirements-peers.txt"
 _LLAMA_CPP = _HERE / "requirements-llama-cpp.txt"
@@ -26,7 +28,7 @@ def peers_python(folder: Path, *, with_llama_cpp: bool, say: Callable[[str], Non
             _make(folder, python, say)
         if with_llama_cpp and _stamp(folder, _LLAMA_CPP) != _LLAMA_CPP.read_text():
             say("compiling llama-cpp-python for this machine, which takes minutes")
-            _pip(python, "--requirement", str(_LLAMA_CPP))
+            _pip(python, "--requirement", str(_LLAMA_CPP), **_llama_cpp_options(vector_units()))
             (folder / _LLAMA_CPP.name).write_text(_LLAMA_CPP.read_text())
     except subprocess.CalledProcessError as error:
         raise SystemExit(
@@ -54,6 +56,19 @@ def _stamp(folder: Path, requirements: Path) -> str | None:
         return None
 
 
-def _pip(python: Path, *what: str) -> None:
+def _llama_cpp_options(vector: str) -> dict[str, str]:
+    """Return the environment variables of llama.cpp's build: none, unless the CPU has AMX.
+
+    GCC 12 miscompiles the tile configuration of AMX, and the process ends in its first product with q8_0 weights. So
+    the instruction sets below AMX are named one by one.
+    """
+    if "AMX" not in vector:
+        return {}
+    sets = ("AVX", "AVX2", "FMA", "F16C", "BMI2", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
+    return {"CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in sets)])}
+
+
+def _pip(python: Path, *what: str, **variables: str) -> None:
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    subprocess.run([str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *what], check=True)
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *what]
+    subprocess.run(command, check=True, env={**os.environ, **variables})

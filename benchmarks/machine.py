@@ -37,7 +37,9 @@ def short_name(facts: dict[str, Any]) -> str:
     """Return a machine's name for a file, such as "amd-epyc-2-cores"."""
     words = re.findall(r"[a-z0-9]+", facts["cpu"].lower().replace("(r)", "").replace("(tm)", ""))
     telling = [word for word in words if word not in ("cpu", "processor", "with")][:4]
-    return "-".join([*telling, str(facts["cores"]), "cores"])
+    # Some virtual machines give several CPUs one name.
+    unit = [word.strip().lower().replace("-", "") for word in str(facts.get("vector", "")).split(",")[-1:] if word]
+    return "-".join([*telling, *unit, str(facts["cores"]), "cores"])
 
 
 def available_bytes() -> int | None:

@@ -1,13 +1,12 @@
-"""A record as Markdown: for the terminal, and for docs/performance.md.
+"""Records as Markdown: one for the terminal, and those of all machines for docs/performance.md.
 
-    python -m benchmarks.report [FILE]     # from the newest record of a full run, or this one
+    python -m benchmarks.report            # from the newest record of a full run of each machine
 
-writes the text between the marks in docs/performance.md, and the chart beside it.
+writes the text between the marks in docs/performance.md, and the chart of the newest record beside it.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,24 +25,52 @@ NOTHING_YET = "No run has been recorded yet."
 _MIB, _GB = 2**20, 1e9
 
 
-def markdown(record: Mapping[str, Any]) -> str:
-    """Return the whole report; figures of tiny models are marked as meaningless."""
+def markdown(record: Mapping[str, Any], *, level: int = 2) -> str:
+    """Return the report of one run; figures of tiny models are marked as meaningless. level: of its headings."""
     parts = [
         _machine(record),
-        _section("Where a peer is faster", _wins(record)),
-        _section("Against the peers", _against_peers(record)),
-        _section("Unspool against itself", _costs(record)),
-        _section("What a step pays for", _parts(record)),
-        _section("Memory", _memory(record)),
-        _section("Goals", _goals(record)),
-        _section("Not measured", _missing(record)),
-        _section("How each side was run", _sides(record)),
+        _section("Where a peer is faster", _wins(record), level),
+        _section("Against the peers", _against_peers(record, level + 1), level),
+        _section("Unspool against itself", _costs(record), level),
+        _section("What a step pays for", _parts(record), level),
+        _section("Memory", _memory(record), level),
+        _section("Goals", _goals(record), level),
+        _section("Not measured", _missing(record), level),
+        _section("How each side was run", _sides(record), level),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(title: str, text: str) -> str:
-    return f"## {title}\n\n{text}" if text else ""
+def _section(title: str, text: str, level: int) -> str:
+    return f"{'#' * level} {title}\n\n{text}" if text else ""
+
+
+def side_by_side(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of all machines: how many times as fast as each peer Unspool is, and its share of the bandwidth.
+
+    A case has a line for Unspool, with the share, and one for each peer, with the ratio.
+    """
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for number, record in enumerate(records):
+        for figure in figures(record, "peers"):
+            title = f"{checkpoint_title(record, figure.case['checkpoint'])}: {figure.title}"
+            words = _percent(figure.share) if figure.ratio is None else f"{figure.ratio.median:.2f}"
+            label = f"{figure.label}, share of bandwidth" if figure.ratio is None else figure.label
+            cells.setdefault((title, label), {})[number] = words
+    titles = _once(title for title, _ in cells)
+    rows = [
+        (title, label, *(found.get(number, "") for number in range(len(records))))
+        for title, ((_, label), found) in zip(titles, cells.items(), strict=True)
+        if any(found.values())
+    ]
+    return table(("Case", "Side", *(_name(record) for record in records)), rows)
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    """Return a machine in a few words, with the widest vector instructions: some CPUs share a name."""
+    machine = record["machine"]
+    unit = machine["vector"].rpartition(", ")[2]
+    return f"{machine['cpu']}{f' with {unit}' if unit else ''}, {machine['cores']} cores"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -72,6 +99,8 @@ def _machine(record: Mapping[str, Any]) -> str:
             f"The machine read memory at {bandwidth['median'] / _GB:.1f} GB/s (median over the run; best "
             f"{bandwidth['best'] / _GB:.1f})."
         )
+        if machine.get("yardstick"):
+            lines.append(f"That is {machine['yardstick']}.")
     if record["quick"]:
         lines.append("**Tiny models: these figures say that everything works, and nothing else.**")
     if not record["finished"]:
@@ -82,14 +111,14 @@ def _machine(record: Mapping[str, Any]) -> str:
 # --- against the peers ------------------------------------------------------------------------------------------------
 
 
-def _against_peers(record: Mapping[str, Any]) -> str:
-    """Return a table for each checkpoint, and notes below it."""
+def _against_peers(record: Mapping[str, Any], level: int) -> str:
+    """Return a table for each checkpoint, and notes below it. level: of the headings."""
     parts = []
     found = list(figures(record, "peers"))
     for name in dict.fromkeys(figure.case["checkpoint"] for figure in found):
         ours = [figure for figure in found if figure.case["checkpoint"] == name]
         head = ("Case", "Side", "Speed", "Unspool is faster, times", "Share of bandwidth", "Tokens")
-        parts.append(f"### {checkpoint_title(record, name)}\n\n" + table(head, _peer_rows(ours)))
+        parts.append(f"{'#' * level} {checkpoint_title(record, name)}\n\n" + table(head, _peer_rows(ours)))
         notes = {figure.case["title"]: figure.case["note"] for figure in ours if figure.case["note"]}
         parts.append("\n".join(f"- {title}: {note}." for title, note in notes.items()))
     return "\n\n".join(part for part in parts if part)
@@ -220,25 +249,35 @@ def _sides(record: Mapping[str, Any]) -> str:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def with_results(page: str, record: Mapping[str, Any]) -> str:
-    """Return the page with the report between its marks. Raises ValueError if the marks are absent."""
+def with_results(page: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page with the reports of all machines between its marks, the newest record first.
+
+    Raises:
+        ValueError: if the marks are absent.
+    """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page lacks {BEGIN if not begin else END}")
-    picture = f"![Speeds of Unspool and its peers, case by case]({CHART.name})"
-    return f"{before}{BEGIN}\n\n{picture}\n\n{markdown(record)}\n{END}{after}"
+    parts = [
+        f"![Speeds of Unspool and its peers, case by case, on {_name(records[0])}]({CHART.name})",
+        "## All machines side by side",
+        "Numbers above 1 say how many times as fast as this side Unspool is.",
+        side_by_side(records),
+        *(f"## {_name(record)}\n\n{markdown(record, level=3).rstrip()}" for record in records),
+    ]
+    body = "\n\n".join(part for part in parts if part)
+    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
 
 
-def main(arguments: Sequence[str]) -> None:
-    file = Path(arguments[0]) if arguments else results.newest()
-    if file is None:
+def main() -> None:
+    records = results.of_all_machines()
+    if not records:
         raise SystemExit("there is no record of a full run yet: make bench")
-    record = results.read(file)
-    PAGE.write_text(with_results(PAGE.read_text(), record))
-    CHART.write_text(draw(record))
-    print(f"{PAGE.name} and {CHART.name} say what {file.name} holds")
+    PAGE.write_text(with_results(PAGE.read_text(), records))
+    CHART.write_text(draw(records[0]))
+    print(f"{PAGE.name} and {CHART.name} hold the records of {len(records)} machines")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -66,9 +66,14 @@ class Results:
         self._save()
 
     def keep(self, folder: Path = FOLDER) -> None:
-        """Put the record among the project's own as well."""
+        """Put the record among the project's own as well, in place of older ones of the same machine."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = Path(shutil.copy(self.file, folder))
+        older = [file for file in folder.glob("*.json") if _machine_of(read(file)) == _machine_of(self.record)]
+        kept = Path(shutil.copy(self.file, folder))
+        for file in older:
+            if file != kept:
+                file.unlink()
+        self.file = kept
 
     def _save(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._started, 1)
@@ -91,6 +96,15 @@ def read(file: Path) -> dict[str, Any]:
     return record
 
 
-def newest(folder: Path = FOLDER) -> Path | None:
-    """Return the newest record of a full run; None if there is not one. Names begin with the date."""
-    return max(folder.glob("*.json"), default=None, key=lambda file: file.name)
+def of_all_machines(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """Return the newest record of a full run of each machine, the newest first. Names begin with the date."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for file in sorted(folder.glob("*.json"), key=lambda file: file.name, reverse=True):
+        record = read(file)
+        found.setdefault(_machine_of(record), record)
+    return list(found.values())
+
+
+def _machine_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the facts that tell machines apart."""
+    return tuple(str(record["machine"].get(name)) for name in ("cpu", "vector", "cores"))

@@ -12,7 +12,16 @@ Measure: TypeAlias = Literal["whole", "first", "rest"]
 Kind: TypeAlias = Literal["peers", "cost"]
 """Whether a case sets peers against Unspool, or one way of using Unspool against another."""
 
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "bf16": 2.0, "f16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
+WEIGHT_BYTES = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "bf16": 2.0,
+    "f16": 2.0,
+    "int8": 1.0,
+    "q8_0": 34 / 32,
+    "int4": 5 / 8,
+    "q4_0": 18 / 32,
+}
 """Bytes per weight of each form, with its scales."""
 
 _BRIEF_PROMPT, _BRIEF_TOKENS = 32, 32
@@ -41,6 +50,11 @@ class Work:
         """Return a short piece of the same work, to warm up."""
         prompts = tuple(prompt[:_BRIEF_PROMPT] for prompt in self.prompts)
         return replace(self, prompts=prompts, new_tokens=min(_BRIEF_TOKENS, self.new_tokens), watch_first=False)
+
+    def one_pass(self) -> Work:
+        """Return the least work that reads every weight once: one new token after a prompt of one."""
+        prompts = tuple(prompt[:1] for prompt in self.prompts[:1])
+        return replace(self, prompts=prompts, new_tokens=1, options={}, batch_size=None, watch_first=False)
 
     def turned(self, number: int) -> Work:
         """Return the same work on prompts that begin elsewhere, in a circle: nothing known of the others helps."""

@@ -4,12 +4,12 @@
 
     {"do": "load", "checkpoint": folder, "options": {...}}
         -> {"info": words, "versions": {...}, "seconds": s, "memory": bytes}
-    {"do": "run", "work": {...}}
+    {"do": "run", "work": {...}, "before": {...} or null}
         -> {"seconds": s, "first_seconds": s or null, "token_ids": [...], "passes": n or null, "parts": {...},
             "peak": bytes}
 
-or {"unavailable": why}, or {"error": what went wrong}. Between lines it sleeps; the end of its input ends it. Whatever
-libraries print goes to standard error.
+or {"unavailable": why}, or {"error": what went wrong}. `before` is work that is done first and not timed. Between
+lines the process sleeps; the end of its input ends it. The output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Worker:
         try:
             if request["do"] == "load":
                 return self._load(Path(request["checkpoint"]), request["options"])
+            if request.get("before"):
+                self._run(Work.from_dict(request["before"]))
             return self._run(Work.from_dict(request["work"]))
         except Unavailable as error:
             return {"unavailable": str(error)}

@@ -26,7 +26,7 @@ _MOST_SEQUENCES = 8
 
 
 class LlamaCpp:
-    """Options of loading: `weights`, the form that matrices are stored in: "f16", "bf16", "f32" or "q8_0"."""
+    """Options of loading: `weights`, the form that matrices are stored in: "f16", "bf16", "f32", "q8_0" or "q4_0"."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine
+from benchmarks import environment, machine
 from benchmarks.cases import TALE
 from benchmarks.command import main
 from benchmarks.results import read
@@ -69,9 +69,29 @@ def test_a_run_leaves_a_report_and_a_record(
     assert len(record["cases"][0]["bandwidths"]) == 2
 
 
+def test_a_peer_that_crashes_does_not_fail_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    case = only("pass", "raise SystemExit(5)")
+    monkeypatch.setattr("benchmarks.command.cases", lambda *given, **further: [case])
+    monkeypatch.setattr("benchmarks.command.PEERS", ("startup",))
+    monkeypatch.setattr("benchmarks.command._with_peers", lambda chosen, peers: list(chosen))
+    places = ["--cache", str(tmp_path), "--out", str(tmp_path / "record.json"), "--peers-python", sys.executable]
+    main(["--quick", "--runs", "1", "--threads", "1", *places])
+    assert "Failed, and left out: startup" in capfd.readouterr().out
+    assert read(tmp_path / "record.json")["finished"]
+
+
+@pytest.mark.parametrize(("vector", "named"), [("AVX2, AVX-512", False), ("AVX-512, VNNI, BF16, AMX", True)])
+def test_llama_cpp_is_built_without_amx(vector: str, named: bool):
+    options = environment._llama_cpp_options(vector).get("CMAKE_ARGS", "")
+    assert ("-DGGML_NATIVE=OFF" in options) is named and "AMX" not in options
+
+
 def test_the_machine_has_a_name_for_files():
     facts = {"cpu": "Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", "cores": 8}
     assert machine.short_name(facts) == "intel-xeon-platinum-8488c-8-cores"
+    assert machine.short_name(facts | {"vector": "AVX2, AVX-512"}) == "intel-xeon-platinum-8488c-avx512-8-cores"
     assert machine.short_name(machine.describe(1)).endswith(f"-{machine.num_cores()}-cores")
 
 

@@ -23,6 +23,7 @@ class FakeCrew:
         self.calls: list[tuple[str, int]] = []
         self.prompts: list[tuple[str, Any]] = []
         self.dismissed: list[str | None] = []
+        self.before: list[tuple[str, Any]] = []
 
     def load(self, side: str, checkpoint: Path, options: Mapping[str, Any]) -> str:
         if options.get("absent"):
@@ -32,7 +33,8 @@ class FakeCrew:
     def facts(self, key: str) -> dict[str, Any]:
         return {"info": f"{key} as it is", "versions": {key: "1"}, "seconds": 0.5, "memory": 7}
 
-    def run(self, key: str, work: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, key: str, work: Mapping[str, Any], *, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        self.before.append((key, before))
         self.calls.append((key, work["new_tokens"]))
         self.prompts.append((key, work["prompts"]))
         if key == "bandwidth":
@@ -77,6 +79,14 @@ def test_each_round_has_prompts_of_its_own_and_they_are_the_same_for_all():
             ((2, 1), (4, 5, 3)),
             ((1, 2), (5, 3, 4)),
         ]
+
+
+def test_a_pass_over_the_weights_precedes_each_round():
+    _, crew = run({"ours": seconds(9, 1, 2), "startup": seconds(9, 3, 4)}, runs=2)
+    ours = [before for key, before in crew.before if key == "ours"]
+    assert ours[0] is None and ours[1] == ours[2]
+    assert (ours[1]["prompts"], ours[1]["new_tokens"], ours[1]["options"]) == (((1,),), 1, {})
+    assert [before for key, before in crew.before if key != "ours"] == [None] * 5, "a process reads no weights"
 
 
 def test_every_round_is_compared():

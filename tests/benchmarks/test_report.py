@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -88,12 +89,30 @@ def test_a_cost_must_stay_below_its_goal(seconds: float, met: bool):
 
 def test_the_page_gets_its_report_between_the_marks_and_nothing_else_changes():
     page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    written = report.with_results(page, record())
+    written = report.with_results(page, [record()])
     assert written.startswith("before\n") and written.endswith("\nafter\n")
     assert "old" not in written and "(performance.svg)" in written
-    assert report.with_results(written, record()) == written
+    assert report.with_results(written, [record()]) == written
     with pytest.raises(ValueError, match="the page lacks"):
-        report.with_results("before\n", record())
+        report.with_results("before\n", [record()])
+
+
+def test_all_machines_are_side_by_side():
+    other = record()
+    other["machine"] |= {"cpu": "Another", "vector": "AVX2, AMX", "bandwidth": {"best": 4e10, "median": 4e10}}
+    other["cases"] = other["cases"][1:2]
+    text = lines(report.side_by_side([record(), other]))
+    assert text[0] == "| Case | Side | A Machine with AVX2, 2 cores | Another with AMX, 2 cores |"
+    # 10 passes of 1e9 bytes in a second at 2e10 bytes a second; this case is absent on the other machine
+    assert "| a GPT-2: the case gpt2-float32/greedy | unspool, share of bandwidth | 50% | |" in text
+    assert "| | transformers | 2.00 | |" in text
+    assert (
+        "| a GPT-2: the case gpt2-float32/long-prompt: each token after it | unspool, share of bandwidth | 50% | 25% |"
+        in text
+    )
+    page = report.with_results(f"{report.BEGIN}{report.END}", [record(), other])
+    assert page.index("## A Machine with AVX2") < page.index("## Another with AMX")
+    assert "### Where a peer is faster" in page and "#### a GPT-2" in page
 
 
 def test_a_table_holds_no_bars_but_its_own():
@@ -138,20 +157,34 @@ def test_a_record_of_another_schema_is_refused(tmp_path: Path):
         results.read(file)
 
 
-def test_the_newest_record_is_found_by_its_date(tmp_path: Path):
-    assert results.newest(tmp_path) is None
-    for name in ("2026-11-21-b.json", "2026-12-01-a.json", "2026-11-30-c.json"):
-        (tmp_path / name).write_text("{}")
-    found = results.newest(tmp_path)
-    assert found is not None and found.name == "2026-12-01-a.json"
+def kept(folder: Path, name: str, **machine: Any) -> Results:
+    found = Results(folder / name, machine={"vector": "", "cores": 2, **machine}, checkpoints={}, quick=False)
+    found.finish()
+    return found
 
 
-def test_the_page_says_what_the_newest_record_says():
+def test_each_machine_has_one_record_the_newest(tmp_path: Path):
+    assert results.of_all_machines(tmp_path) == []
+    kept(tmp_path, "2026-11-21-b.json", cpu="B", note=1)
+    kept(tmp_path, "2026-12-01-a.json", cpu="A", note=2)
+    kept(tmp_path, "2026-11-30-b.json", cpu="B", note=3)
+    kept(tmp_path, "2026-11-29-b.json", cpu="B", vector="AMX", note=4)
+    assert [record["machine"]["note"] for record in results.of_all_machines(tmp_path)] == [2, 3, 4]
+
+
+def test_a_record_replaces_older_ones_of_its_machine_alone(tmp_path: Path):
+    for name, cpu in (("2026-11-21-b.json", "B"), ("2026-11-22-a.json", "A")):
+        kept(tmp_path, name, cpu=cpu)
+    for _ in range(2):
+        kept(tmp_path / "elsewhere", "2026-11-23-b.json", cpu="B").keep(tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("*.json")) == ["2026-11-22-a.json", "2026-11-23-b.json"]
+
+
+def test_the_page_says_what_the_records_say():
     page = report.PAGE.read_text()
-    file = results.newest()
-    if file is None:
+    records = results.of_all_machines()
+    if not records:
         assert report.NOTHING_YET in page
         return
-    newest = results.read(file)
-    assert page == report.with_results(page, newest), "run: python -m benchmarks.report"
-    assert report.CHART.read_text() == draw(newest), "run: python -m benchmarks.report"
+    assert page == report.with_results(page, records), "run: python -m benchmarks.report"
+    assert report.CHART.read_text() == draw(records[0]), "run: python -m benchmarks.report"

@@ -66,6 +66,14 @@ def test_a_worker_times_the_work_and_nothing_else(checkpoint: Path):
     answer = worker.answer({"do": "run", "work": Work(prompts=(), new_tokens=0).to_dict()})
     # five readings lie within the time
     assert answer["parts"]["bytes_per_second"] * answer["seconds"] > 5 * 2**20
+    again = worker.answer(
+        {
+            "do": "run",
+            "work": Work(prompts=(), new_tokens=0).to_dict(),
+            "before": Work(prompts=(), new_tokens=0).to_dict(),
+        }
+    )
+    assert again["parts"]["bytes_per_second"] * again["seconds"] > 5 * 2**20
     wrong = worker.answer({"do": "run", "work": {"prompts": [], "new_tokens": 1, "unknown": 2}})
     assert "unknown" in wrong["error"]
 

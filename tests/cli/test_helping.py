@@ -9,6 +9,7 @@ from unspool.cli.examples import EXAMPLES
 from unspool.cli.main import app
 from unspool.cli.options import flag_of, generation_options
 from unspool.config import GROUPS
+from unspool.runtimes.weights.tuning_file import TuningFile
 
 COMMANDS = [command for command in EXAMPLES if command]
 WITH_OPTIONS = ["generate", "chat", "next", "trace", "compare"]
@@ -53,7 +54,10 @@ def test_every_command_has_two_or_three_examples():
     "line",
     [line for command in COMMANDS for line in EXAMPLES[command] if line != "unspool chat --plain --temperature 0.7"],
 )
-def test_examples_run(line: str, monkeypatch):
+def test_examples_run(line: str, monkeypatch, tmp_path):
+    times = TuningFile(tmp_path / "linear.json")
+    monkeypatch.setattr("unspool.runtimes.weights.autotune.tuning_file", lambda: times)
+    monkeypatch.setattr("unspool.runtimes.weights.trial.last_level_cache", lambda: 1 << 20)
     if "|" not in line and shlex.split(line)[1] != "chat":
         monkeypatch.setattr("sys.stdin", None)
     assert run_command(line, line).strip()

@@ -41,5 +41,9 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "unspool models",
         "unspool models --json",
     ),
+    "tune": (
+        "unspool tune --model tale",
+        "unspool tune --model tale --dtype bfloat16 --json",
+    ),
 }
 """Command name --> its examples; the empty name is the program itself."""

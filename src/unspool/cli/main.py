@@ -21,6 +21,7 @@ from unspool.cli.models import models
 from unspool.cli.next import next_tokens
 from unspool.cli.score import score
 from unspool.cli.trace import trace
+from unspool.cli.tune import tune
 
 app = typer.Typer(
     name="unspool",
@@ -37,6 +38,7 @@ app.command("score", cls=HelpfulCommand)(score)
 app.command("trace", cls=HelpfulCommand)(trace)
 app.command("compare", cls=HelpfulCommand)(compare)
 app.command("models", cls=HelpfulCommand)(models)
+app.command("tune", cls=HelpfulCommand)(tune)
 
 
 def _show_version(wanted: bool) -> None:

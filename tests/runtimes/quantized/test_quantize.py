@@ -25,6 +25,7 @@ from tests.text.tokenizers import byte_level
 from tests.tiny_models import FAMILIES, GENERAL, RECOMPUTED, tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import ModelError, OptionError
+from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.quantized import int4 as int4_weight
 from unspool.runtimes.quantized import int8 as int8_weight
@@ -32,6 +33,7 @@ from unspool.runtimes.quantized import quantize as weight_only
 from unspool.runtimes.quantized.int4 import Int4Weight, half_tile
 from unspool.runtimes.quantized.int8 import Int8Weight, whole_digit
 from unspool.runtimes.quantized.linear import Bits, QuantizedLinear
+from unspool.runtimes.quantized.native import NativeQuantized
 from unspool.runtimes.quantized.quantize import quantize_linears
 from unspool.runtimes.weights import batch_invariance as trials
 from unspool.runtimes.weights.batch_invariance import batch_invariance
@@ -66,10 +68,12 @@ def made(*shape: int, seed: int = 0) -> torch.Tensor:
 
 KERNELS: dict[str, Callable[[torch.Tensor], Any]] = {
     "here": Int8Weight,
-    "7 bits": lambda weight: int8_weight._Whole(*int8_weight._rounded(weight), 63),
-    "portable": lambda weight: int8_weight._Mixed(*int8_weight._rounded(weight)),
+    "7 bits": lambda weight: int8_weight._Whole(*int8_weight.rounded(weight), 63),
+    "portable": lambda weight: int8_weight._Mixed(*int8_weight.rounded(weight)),
 }
-ERRORS = {"here": 2e-4, "7 bits": 1e-3, "portable": 2e-2}
+if kernels() is not None:
+    KERNELS["native"] = lambda weight: NativeQuantized(weight, None, "int8")
+ERRORS = {"native": 2e-4, "here": 2e-4, "7 bits": 1e-3, "portable": 2e-2}
 """How far products may be off: by the second digit, and in the portable kernel by bfloat16."""
 
 
@@ -116,7 +120,7 @@ def test_inputs_are_not_rounded_to_8_bits() -> None:
     assert distance(found, expected) < (5e-4 if whole_digit() else 2e-2)
 
 
-@pytest.mark.parametrize("kernel", ["here", "7 bits"])
+@pytest.mark.parametrize("kernel", sorted(KERNELS.keys() - {"portable"}))
 def test_rows_in_8_bits_have_the_same_bits_in_any_company(kernel: str) -> None:
     held, inputs = KERNELS[kernel](made(37, 96)), made(300, 96, seed=1)
     inputs[::3] *= 1000
@@ -168,6 +172,33 @@ def test_products_with_4_bits_are_those_of_the_formula(size: tuple[int, int], ro
         assert (found - expected).norm() < 8e-3 * expected.norm()
         # A number that is off by one of its 15 steps would be seen.
         assert (held.dense() - rounded(weight, "int4")).abs().max() < 0.02
+
+
+@pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
+@pytest.mark.parametrize("size", [(7, 32), (64, 64), (150, 96)], ids=str)
+def test_products_of_our_kernels_with_4_bits_are_those_of_the_formula(size: tuple[int, int]) -> None:
+    weight = made(*size) + 0.3
+    weight[3, :32] = 0.7
+    inputs = made(70, size[1], seed=1)
+    held = NativeQuantized(weight, None, "int4")
+    assert torch.equal(held.dense(), rounded(weight, "int4"))
+    together, expected = held.times(inputs), inputs @ rounded(weight, "int4").T
+    assert (together - expected).norm() < 8e-3 * expected.norm()
+    for start, rows in ((0, 1), (0, 2), (3, 5), (6, 64)):
+        assert torch.equal(held.times(inputs[start : start + rows]), together[start : start + rows])
+
+
+@pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_our_kernels_add_the_bias_and_keep_the_dtype(bits: Bits, dtype: torch.dtype) -> None:
+    layer = nn.Linear(64, 40).to(dtype)
+    quantized = QuantizedLinear(layer, bits)
+    inputs = made(2, 3, 64).to(dtype)
+    found = quantized(inputs)
+    assert found.dtype == dtype and found.shape == (2, 3, 40)
+    expected = inputs.float() @ rounded(layer.weight.detach(), bits).T + layer.bias.float()
+    assert (found - expected).norm() < 1e-2 * expected.norm()
 
 
 @pytest.mark.skipif(half_tile() is None, reason="this processor has no fast bfloat16 products")
@@ -509,11 +540,17 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(bits: Bits, tmp_path
 
 
 @pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that this test quantizes use PyTorch's operators."""
+    monkeypatch.setenv(VARIABLE, "off")
+
+
+@pytest.fixture
 def fresh_knowledge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "_TRIALS", {})
 
 
-@pytest.mark.usefixtures("fresh_knowledge")
+@pytest.mark.usefixtures("fresh_knowledge", "without_kernels")
 @pytest.mark.parametrize("bits", BITS)
 def test_whether_rows_are_independent_is_found_by_trying(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
@@ -582,6 +619,7 @@ def test_a_loaded_model_is_not_quantized() -> None:
         unspool.load(tiny_model("gpt2"), quantize="int8")
 
 
+@pytest.mark.usefixtures("without_kernels")
 def test_a_missing_kernel_and_a_model_without_layers_are_said(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

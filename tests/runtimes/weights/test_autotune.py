@@ -34,6 +34,13 @@ def test_only_a_clear_gain_leaves_the_plain_form(packed: tuple[float, ...], expe
     assert fastest({"plain": FLAT, "packed": packed}) == expected
 
 
+def test_the_fastest_of_several_forms_is_taken() -> None:
+    slow, fast = (0.8,) * 4, (0.7,) * 4
+    assert fastest({"plain": FLAT, "packed": slow, "native": fast}) == "native"
+    assert fastest({"plain": FLAT, "packed": fast, "native": slow}) == "packed"
+    assert fastest({"plain": FLAT, "packed": fast, "native": (0.1, 0.1, 0.1, 2.0)}) == "packed"
+
+
 def test_without_another_form_the_plain_one_stays() -> None:
     assert fastest({"plain": FLAT}) == "plain"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.weights import forms
 from unspool.runtimes.weights.forms import DTYPES, Form, OneDnnWeight, make_weight, packed_forms, packing_obstacle
@@ -33,11 +34,11 @@ def test_every_form_gives_the_plain_product(dtype: torch.dtype, size: tuple[int,
     expected = F.linear(inputs.float(), transposed.T.float(), bias.float())
     tolerance = 1e-4 if dtype == torch.float32 else 0.3
     for form in every_form(dtype):
-        weight = make_weight(form, transposed.T, HugePages())
-        found = weight.times(inputs, bias)
+        weight = make_weight(form, transposed.T, bias, HugePages())
+        found = weight.times(inputs)
         assert found.dtype == dtype and found.shape == expected.shape
         torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=1e-2)
-        without = weight.times(inputs, None)
+        without = make_weight(form, transposed.T, None, HugePages()).times(inputs)
         torch.testing.assert_close(without.float(), expected - bias.float(), atol=tolerance, rtol=1e-2)
         assert torch.equal(weight.dense(), transposed.T), f"{form} keeps every bit"
 
@@ -47,28 +48,43 @@ def test_a_dtype_that_cannot_be_packed_is_named() -> None:
     assert packed_forms(torch.float16) == ()
 
 
+@pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_native_form_comes_first_and_rows_keep_their_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert packed_forms(dtype)[0] == "native"
+    weight = make_weight("native", torch.randn(300, 500).to(dtype), torch.randn(300).to(dtype), HugePages())
+    inputs = torch.randn(70, 500).to(dtype)
+    together = weight.times(inputs)
+    for start, rows in ((0, 1), (3, 1), (0, 2), (5, 17), (6, 64)):
+        assert torch.equal(weight.times(inputs[start : start + rows]), together[start : start + rows])
+    monkeypatch.setenv(VARIABLE, "off")
+    assert "native" not in packed_forms(dtype)
+
+
 @pytest.mark.usefixtures("fresh_obstacles")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_error_of_onednn_is_an_obstacle_of_that_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN limited to AVX2 refuses bfloat16, and packs float32."""
     make = OneDnnWeight.__init__
 
-    def refusing(self: OneDnnWeight, weight: torch.Tensor) -> None:
+    def refusing(self: OneDnnWeight, weight: torch.Tensor, bias: None) -> None:
         if weight.dtype == dtype:
             raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
-        make(self, weight)
+        make(self, weight, bias)
 
     monkeypatch.setattr(OneDnnWeight, "__init__", refusing)
     name = str(dtype).removeprefix("torch.")
     assert forms.packing_obstacle(dtype) == f"oneDNN packing of {name} weights does not run here: RuntimeError"
-    assert packed_forms(dtype) == ()
+    assert "packed" not in packed_forms(dtype)
     assert all("does not run" not in forms.packing_obstacle(other) for other in DTYPES if other != dtype)
 
 
 @pytest.mark.usefixtures("fresh_obstacles")
 def test_another_result_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OneDnnWeight, "__init__", lambda *_: None)
-    monkeypatch.setattr(OneDnnWeight, "times", lambda self, rows, bias: torch.zeros(3, 16))
+    monkeypatch.setattr(OneDnnWeight, "times", lambda self, rows: torch.zeros(3, 16))
     assert forms.packing_obstacle(torch.float32) == "oneDNN packing gives other results here"
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert forms.packing_obstacle(torch.float32) == "this PyTorch has no oneDNN"

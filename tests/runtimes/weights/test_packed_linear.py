@@ -13,9 +13,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.errors import OptionError
+from unspool.kernels.library import kernels
 from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.weights import packed_linear as linear
-from unspool.runtimes.weights.autotune import VARIABLE
+from unspool.runtimes.weights.autotune import AUTOTUNE, VARIABLE
 from unspool.runtimes.weights.forms import Form, packed_forms
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import PackedLinear, pack_linears
@@ -33,7 +34,7 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
     return made.to(dtype)
 
 
-@pytest.mark.parametrize("form", ["plain", "packed"])
+@pytest.mark.parametrize("form", ["plain", "native", "packed"])
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 33])
 @pytest.mark.parametrize("size", [(24, 7), (300, 500)], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,8 +43,8 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
 def test_a_packed_layer_equals_the_plain_one(
     kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: Form
 ) -> None:
-    if not packed_forms(dtype):
-        pytest.skip(f"no packed form of {dtype} weights here")
+    if not packed_forms(dtype) or form not in ("plain", *packed_forms(dtype)):
+        pytest.skip(f"no {form} form of {dtype} weights here")
     plain = layer_of(kind, dtype, *size)
     packed = PackedLinear(plain, form, keep=False)
     inputs = torch.randn(1, rows, 2 * size[0]).to(dtype)[..., ::2]
@@ -63,14 +64,24 @@ def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
     assert list(packed.state_dict()) == ["bias"]
 
 
-def test_repacking_takes_over_new_values() -> None:
-    plain = layer_of("bare", torch.float32, 300, 500)
-    packed = PackedLinear(plain, "packed", keep=True)
+@pytest.mark.parametrize("form", ["plain", "native", "packed"])
+def test_repacking_takes_over_new_values(form: Form) -> None:
+    if form not in ("plain", *packed_forms(torch.float32)):
+        pytest.skip(f"no {form} form here")
+    plain = layer_of("biased", torch.float32, 300, 500)
+    packed = PackedLinear(plain, form, keep=True)
     with torch.no_grad():
         plain.weight.mul_(2)
-        assert not torch.allclose(packed(torch.ones(1, 300)), plain(torch.ones(1, 300)), atol=1e-4)
+        plain.bias.add_(1)
+        inputs = torch.ones(1, 300)
+        if form != "plain":
+            assert not torch.allclose(packed(inputs), plain(inputs), atol=1e-4)
+        memory = getattr(packed._weights[1], "memory", None)
         packed.repack()
-        torch.testing.assert_close(packed(torch.ones(1, 300)), plain(torch.ones(1, 300)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-4, rtol=1e-4)
+        with invariant_rows():
+            torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-4, rtol=1e-4)
+        assert getattr(packed._weights[1], "memory", None) is memory, "repacking needs no further memory"
 
 
 def test_a_layer_used_in_two_places_is_packed_once() -> None:
@@ -130,18 +141,32 @@ def test_each_layer_has_the_form_of_its_shape(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("choice", "forms"), [("plain", [None, None]), ("packed", ["packed", "packed"])])
+@pytest.mark.parametrize("choice", ["plain", "native", "packed"])
 @torch.no_grad()
-def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str, forms: list[str | None]) -> None:
+def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    if choice not in ("plain", *packed_forms(torch.float32)):
+        pytest.skip(f"no {choice} form here")
     monkeypatch.setenv(VARIABLE, choice)
+    forms = [None if choice == "plain" else choice] * 2
     model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512))
     inputs = torch.randn(3, 8)
     expected = model(inputs)
     report = pack_linears(model, keep=False)
     assert [getattr(layer, "form", None) for layer in model] == forms
-    assert report == (forms.count("packed"), 2, f"UNSPOOL_LINEAR={choice}")
+    assert report == (0 if choice == "plain" else 2, 2, f"UNSPOOL_LINEAR={choice}", forms.count("native"))
+    library = kernels()
+    assert library is None or (f"2 for own kernels ({library.level})" in str(report)) is (choice == "native")
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
     assert not pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False, pack=False).packed
+
+
+def test_a_machine_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced_choice(monkeypatch)
+    monkeypatch.setenv(AUTOTUNE, "1")
+    monkeypatch.setattr(linear, "kernels", lambda: None)
+    monkeypatch.setattr(linear, "kernel_obstacle", lambda: "the kernels are not built")
+    report = pack_linears(nn.Sequential(nn.Linear(512, 512)), keep=False)
+    assert str(report) == "1 of 1 linear layers packed (the kernels are not built)"
 
 
 @torch.no_grad()
@@ -171,7 +196,7 @@ def test_plain_weights_of_ours_go_on_huge_pages_and_others_stay(monkeypatch: pyt
 
 def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "dense")
-    with pytest.raises(OptionError, match="UNSPOOL_LINEAR.*auto, plain, packed.*got 'dense'"):
+    with pytest.raises(OptionError, match="UNSPOOL_LINEAR.*auto, plain, native, packed.*got 'dense'"):
         pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False)
 
 
@@ -183,9 +208,9 @@ def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     alive: list[int] = []
     made = PackedLinear._made
 
-    def counting(self: PackedLinear, weight: torch.Tensor) -> object:
+    def counting(self: PackedLinear, weight: torch.Tensor, old: None) -> object:
         alive.append(sum(weight() is not None for weight in weights))
-        return made(self, weight)
+        return made(self, weight, old)
 
     monkeypatch.setattr(PackedLinear, "_made", counting)
     pack_linears(model, keep=False)

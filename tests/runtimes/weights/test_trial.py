@@ -23,7 +23,7 @@ class Recording:
     def __init__(self, name: str, notes: list[tuple[str, int]]) -> None:
         self._name, self._notes = name, notes
 
-    def times(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def times(self, rows: torch.Tensor) -> torch.Tensor:
         assert rows.shape[1] == SHAPE.in_features and bool(rows.std() > 0.1 or len(rows) == 1)
         self._notes.append((self._name, len(rows)))
         return rows
@@ -37,7 +37,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Return the products and the readings of other memory, in order."""
     found: list[tuple[str, int]] = []
 
-    def making(form: str, weight: torch.Tensor, pages: HugePages) -> Recording:
+    def making(form: str, weight: torch.Tensor, bias: None, pages: HugePages) -> Recording:
         assert weight.shape == (SHAPE.out_features, SHAPE.in_features) and bool(weight.std() > 0.1), "no zeros"
         return Recording(form, found)
 

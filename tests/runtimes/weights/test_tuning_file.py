@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,13 +38,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_each_machine_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_file, "tuning_folder", lambda: tmp_path)
     paths = [TuningFile().path]
-    for name in ("cpu_name",):
-        monkeypatch.setattr(tuning_file, name, lambda: "another CPU")
-        paths.append(TuningFile().path)
+    monkeypatch.setattr(tuning_file, "cpu_name", lambda: "another CPU")
+    paths.append(TuningFile().path)
+    monkeypatch.setattr(tuning_file, "kernels", lambda: SimpleNamespace(level="avx9", version="0"))
+    paths.append(TuningFile().path)
     monkeypatch.setattr(torch, "__version__", "9.0.0")
     paths.append(TuningFile().path)
-    assert len(set(paths)) == 3 and all(path.parent == tmp_path for path in paths)
-    assert set(machine()) >= {"cpu", "torch", "unspool"}
+    assert len(set(paths)) == 4 and all(path.parent == tmp_path for path in paths)
+    assert set(machine()) >= {"cpu", "torch", "unspool", "kernels"}
 
 
 @pytest.mark.parametrize(

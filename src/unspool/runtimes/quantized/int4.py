@@ -21,7 +21,10 @@ from unspool.tuning import INT4_MANY_ROWS, INT4_SLAB, ROUNDED_AT_ONCE
 GROUP: Final = 32
 """Columns that share a scale and a zero. The width of a matrix must be a multiple of this."""
 
-_HIGHEST, _MIDDLE = 15, 8
+_HIGHEST: Final = 15
+MIDDLE: Final = 8
+"""The number that stands for the zero of a group."""
+
 _TILE: Final = 64
 """Rows that the kernel packs together; on some CPUs fewer, but always a divisor of this."""
 
@@ -41,9 +44,11 @@ class Int4Weight:
         packed, scales = [], []
         block = max(1, ROUNDED_AT_ONCE // self._width // _TILE) * _TILE
         for start in range(0, self._height, block):
-            numbers, scale = _rounded(weight[start : start + block])
+            numbers, scale = rounded(weight[start : start + block])
+            missing = -len(numbers) % _TILE
+            numbers = torch.nn.functional.pad(numbers, (0, 0, 0, missing)).to(torch.int32)
             packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1))
-            scales.append(scale)
+            scales.append(torch.nn.functional.pad(scale, (0, 0, 0, missing)))
         self._packed, self._scales = torch.cat(packed), torch.cat(scales, 1)
         self._multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
@@ -86,7 +91,7 @@ class Int4Weight:
         torch.bitwise_and(pairs, _HIGHEST, out=numbers[:, :1])
         torch.bitwise_right_shift(pairs, 4, out=numbers[:, 1:])
         weight = _SCRATCH.take("weight", torch.bfloat16, (width, 2 * side))
-        weight.copy_(numbers.view(torch.int8).sub_(_MIDDLE).view(width, 2 * side))
+        weight.copy_(numbers.view(torch.int8).sub_(MIDDLE).view(width, 2 * side))
         grouped = weight.view(width // GROUP, GROUP, 2 * side)
         scale, zero = scales.permute(4, 0, 2, 1, 3).reshape(2, width // GROUP, 1, 2 * side)
         torch.addcmul(zero, grouped, scale, out=grouped)
@@ -116,22 +121,22 @@ class _Scratch(threading.local):
 _SCRATCH: Final = _Scratch()
 
 
-def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numbers [height, width], int32, and scales and zeros [groups, height, 2].
-
-    Rows of zeros fill up the last tile.
-    """
+def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return numbers [height, width], uint8, and scales and zeros [groups, height, 2], bfloat16."""
     height, width = weight.shape
-    groups = weight.float().view(height, width // GROUP, GROUP)
-    smallest, largest = groups.aminmax(dim=2)
-    scale = ((largest - smallest) / _HIGHEST).bfloat16().float()
-    zero = (smallest + _MIDDLE * scale).bfloat16().float()
-    # A group of equal values has a scale of 0; its zero is the value.
-    steps = (groups - zero[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None]
-    numbers = steps.round_().add_(_MIDDLE).clamp_(0, _HIGHEST).to(torch.int32).view(height, width)
-    missing = -height % _TILE
-    pair = torch.stack((scale, zero), 2).transpose(0, 1).bfloat16()
-    return torch.nn.functional.pad(numbers, (0, 0, 0, missing)), torch.nn.functional.pad(pair, (0, 0, 0, missing))
+    numbers = torch.empty(height, width, dtype=torch.uint8, device="cpu")
+    pairs = torch.empty(width // GROUP, height, 2, dtype=torch.bfloat16, device="cpu")
+    block = max(1, ROUNDED_AT_ONCE // width)
+    for start in range(0, height, block):
+        groups = weight[start : start + block].float().view(-1, width // GROUP, GROUP)
+        smallest, largest = groups.aminmax(dim=2)
+        scale = ((largest - smallest) / _HIGHEST).bfloat16().float()
+        zero = (smallest + MIDDLE * scale).bfloat16().float()
+        # A group of equal values has a scale of 0; its zero is the value.
+        steps = (groups - zero[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None]
+        numbers[start : start + block] = steps.round_().add_(MIDDLE).clamp_(0, _HIGHEST).view(-1, width)
+        pairs[:, start : start + block] = torch.stack((scale, zero), 2).transpose(0, 1)
+    return numbers, pairs
 
 
 @cache

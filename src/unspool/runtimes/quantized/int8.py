@@ -39,7 +39,7 @@ class Int8Weight:
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        numbers, scales = _rounded(weight)
+        numbers, scales = rounded(weight)
         digit = whole_digit()
         self._kernel: _Kernel = _Mixed(numbers, scales) if digit is None else _Whole(numbers, scales, digit)
 
@@ -58,7 +58,7 @@ class _Kernel(Protocol):
     def dense(self) -> torch.Tensor: ...
 
 
-def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return numbers [height, width], int8, and scales [height], float32. A row of zeros has the scale 1."""
     numbers = torch.empty(weight.shape, dtype=torch.int8, device="cpu")
     scales = torch.empty(len(weight), dtype=torch.float32, device="cpu")

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from unspool.runtimes.quantized.int4 import Int4Weight
 from unspool.runtimes.quantized.int8 import Int8Weight
+from unspool.runtimes.quantized.native import native_weight
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 Bits: TypeAlias = Literal["int8", "int4"]
@@ -43,7 +44,9 @@ class QuantizedLinear(nn.Module):
         plain = layer.weight.detach()
         self.in_features, self.out_features = plain.shape if self.is_transposed else plain.shape[::-1]
         self.bits, self.bias = bits, layer.bias
-        self._quantized = _WEIGHTS[bits](plain.T if self.is_transposed else plain)
+        weight = plain.T if self.is_transposed else plain
+        self._native = native_weight(weight, layer.bias, bits)
+        self._quantized = self._native or _WEIGHTS[bits](weight)
         self.shape = plain.shape
         # A buffer, so that its dtype changes with that of the model.
         self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
@@ -65,6 +68,8 @@ class QuantizedLinear(nn.Module):
         return weight.T if self.is_transposed else weight
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self._native is not None:
+            return self._native.times(inputs)
         found = self._quantized.times(inputs.reshape(-1, self.in_features))
         if self.bias is not None:
             found = found + self.bias

@@ -21,13 +21,16 @@ from unspool.runtimes.weights.trial import Shape, Times, Trial
 from unspool.runtimes.weights.tuning_file import TuningFile
 from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_PACKED, TUNING_SECONDS
 
-Choice: TypeAlias = Literal["auto", "plain", "packed"]
+Choice: TypeAlias = Literal["auto", "plain", "native", "packed"]
 
 VARIABLE: Final = "UNSPOOL_LINEAR"
 """Environment variable, a `Choice`: "auto" takes the fastest form of each layer; the others force one form for all."""
 
 AUTOTUNE: Final = "UNSPOOL_AUTOTUNE"
 """Environment variable: 0 turns autotuning off, so that large layers stay plain; 1 turns it on; not set is 1."""
+
+_USUAL_TRIAL: Final = 0.3
+"""The seconds that a trial is expected to take. Later trials are expected to take as long as the longest one."""
 
 
 def choice() -> Choice:
@@ -121,7 +124,7 @@ def tune(
     started = time.perf_counter()
     end = math.inf if again else started + TUNING_SECONDS - file.seconds
     trial = Trial()
-    longest = 0.0
+    longest = _USUAL_TRIAL
     for shape in pending:
         before = time.perf_counter()
         if before + longest > end:

@@ -15,10 +15,20 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from unspool.kernels.library import kernels
+from unspool.kernels.library import obstacle as kernel_obstacle
 from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
-from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, forced_form, is_small, shape_of
+from unspool.runtimes.weights.autotune import (
+    VARIABLE,
+    best_forms,
+    choice,
+    forced_form,
+    is_autotuned,
+    is_small,
+    shape_of,
+)
 from unspool.runtimes.weights.forms import Form, Weight, make_weight, packed_forms, packing_obstacle
 from unspool.runtimes.weights.invariant_rows import INVARIANT
 from unspool.runtimes.weights.lazy_weight import LazyWeight
@@ -29,14 +39,21 @@ Pack: TypeAlias = bool | Literal["auto"]
 
 
 class PackReport(NamedTuple):
-    """How many linear layers were packed, of how many, and why the others were not ("" if all were)."""
+    """How many linear layers were packed, of how many, and why the others were not ("" if all were).
+
+    native: how many of them were packed for our kernels.
+    """
 
     packed: int
     total: int
     reason: str = ""
+    native: int = 0
 
     def __str__(self) -> str:
         text = f"{self.packed} of {self.total} linear layers packed"
+        if self.native:
+            library = kernels()
+            text += f", {self.native} for own kernels{f' ({library.level})' if library else ''}"
         return f"{text} ({self.reason})" if self.reason else text
 
 
@@ -63,13 +80,14 @@ class PackedLinear(nn.Module):
         # In tuples, so that a parameter of the user's model is not registered here, and access needs no search.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or form == "plain" else ()
         self.bias = layer.bias
-        self._weights = self._made(weight)
+        self._weights = self._made(weight, None)
 
-    def _made(self, weight: torch.Tensor) -> tuple[Weight, Weight]:
+    def _made(self, weight: torch.Tensor, old: Weight | None) -> tuple[Weight, Weight]:
         """Return the weight for calls, and the one for calls inside `invariant_rows`."""
         plain = weight.detach().T if self._transposed else weight.detach()
-        packed = make_weight(packed_forms(self.dtype)[0] if self.form == "plain" else self.form, plain, self._pages)
-        return (make_weight("plain", plain, self._pages) if self.form == "plain" else packed), packed
+        form = packed_forms(self.dtype)[0] if self.form == "plain" else self.form
+        packed = make_weight(form, plain, self.bias, self._pages, old=old)
+        return (make_weight("plain", plain, self.bias, self._pages) if self.form == "plain" else packed), packed
 
     @property
     def weight(self) -> torch.Tensor:
@@ -86,10 +104,10 @@ class PackedLinear(nn.Module):
     def repack(self) -> None:
         """Pack the kept weight again after its values have changed."""
         assert self._source, "only a layer that keeps its plain weight can be packed again"
-        self._weights = self._made(self._source[0])
+        self._weights = self._made(self._source[0], self._weights[1])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self._weights[INVARIANT.get()].times(inputs, self.bias)
+        return self._weights[INVARIANT.get()].times(inputs)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -146,6 +164,12 @@ def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear 
                 yield parent, name, child  # type: ignore[misc]
 
 
+def tunable_shapes(model: nn.Module) -> list[Shape]:
+    """Return the shapes of a model's linear layers that autotuning chooses a form for."""
+    layers = [layer for _, _, layer in _linear_sites(model) if not _obstacle(layer) and not is_small(*_sides(layer))]
+    return list(dict.fromkeys(shape_of(*_sides(layer), layer.weight.dtype) for layer in layers))
+
+
 def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
     """Replace the linear layers of `model`, in place, by packed ones.
 
@@ -173,14 +197,19 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     reasons = {reason for reason in obstacles.values() if reason}
     if choice() == "auto" and len(forms) < len(able):
         reasons.add("some are faster as they are")
+    if able and choice() == "auto" and is_autotuned() and kernels() is None:
+        reasons.add(kernel_obstacle())
     # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers, able
-    count = _replace(sites, forms, keep=keep)
-    return PackReport(count, total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]))
+    packed = _replace(sites, forms, keep=keep)
+    native = sum(layer.form == "native" for layer in packed)
+    return PackReport(len(packed), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]), native)
 
 
-def _replace(sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], *, keep: bool) -> int:
-    """Replace layers by packed ones, and empty the list; return their number.
+def _replace(
+    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], *, keep: bool
+) -> list[PackedLinear]:
+    """Replace layers by packed ones, and empty the list; return the packed ones.
 
     The other plain weights go on huge pages, unless they belong to the caller.
     """
@@ -200,7 +229,7 @@ def _replace(sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapp
             layer.weight.data = pages.copy(layer.weight.data)
     if (packed or moved) and not keep:
         trim_heap()
-    return len(packed)
+    return list(packed.values())
 
 
 def _is_ordinary(weight: torch.Tensor) -> bool:
@@ -211,10 +240,11 @@ def _is_ordinary(weight: torch.Tensor) -> bool:
 
 def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
     """Do as `pack_linears` for a model that can have packed layers already, and count those in the report."""
-    before = sum(isinstance(module, PackedLinear) for module in model.modules())
+    before = [module.form for module in model.modules() if isinstance(module, PackedLinear)]
     report = pack_linears(model, keep=keep, pack=pack)
     reason = report.reason if report.total or not before else ""
-    return PackReport(before + report.packed, before + report.total, reason)
+    count, native = len(before), before.count("native")
+    return PackReport(count + report.packed, count + report.total, reason, native + report.native)
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:

@@ -64,7 +64,7 @@ class Trial:
         generator, pages = torch.Generator("cpu").manual_seed(0), HugePages()
         plain = pages.empty((shape.out_features, shape.in_features), shape.dtype)
         plain.uniform_(-1, 1, generator=generator)
-        weights = {form: make_weight(form, plain, pages) for form in forms}
+        weights = {form: make_weight(form, plain, None, pages) for form in forms}
         inputs = [
             torch.empty(rows, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)
             for rows in TRIAL_ROWS
@@ -85,7 +85,7 @@ class Trial:
 
     def _seconds(self, weight: Weight, rows: torch.Tensor) -> float:
         started = self._clock()
-        weight.times(rows, None)
+        weight.times(rows)
         return self._clock() - started
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 
+from unspool.kernels.library import kernels
 from unspool.machine.cpu import cpu_name
 from unspool.runtimes.weights.trial import Shape, Times
 from unspool.tuning import TRIAL_ROWS
@@ -83,12 +84,14 @@ def tuning_folder() -> Path:
 
 
 def machine() -> dict[str, str]:
-    """Return the facts that times depend on: CPU, PyTorch, Unspool."""
+    """Return the facts that times depend on: CPU, PyTorch, Unspool, kernels."""
     try:
         ours = version("unspool")
     except PackageNotFoundError:  # a source tree that is not installed
         ours = "source"
-    return {"cpu": cpu_name(), "torch": torch.__version__, "unspool": ours}
+    library = kernels()
+    level = "" if library is None else f"{library.level} {library.version}"
+    return {"cpu": cpu_name(), "torch": torch.__version__, "unspool": ours, "kernels": level}
 
 
 def _digest(facts: dict[str, str]) -> str:

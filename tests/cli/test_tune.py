@@ -1,0 +1,65 @@
+"""`unspool tune`: measures the known shapes or those of a model, keeps the times and prints them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from unspool.runtimes.weights import autotune
+from unspool.runtimes.weights.forms import packed_forms
+from unspool.runtimes.weights.trial import Shape
+from unspool.runtimes.weights.tuning_file import TuningFile
+from unspool.tuning import TRIAL_ROWS
+
+pytestmark = pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here")
+
+KNOWN = Shape(700, 300, torch.float32, 1)
+
+
+class Trials:
+    """Stands for real trials: the last form is the fastest."""
+
+    def times(self, shape, forms, *, until):
+        return {form: tuple(1e-3 / (index + 1) for _ in TRIAL_ROWS) for index, form in enumerate(forms)}
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TuningFile:
+    found = TuningFile(tmp_path / "linear.json")
+    monkeypatch.setattr(autotune, "tuning_file", lambda: found)
+    monkeypatch.setattr(autotune, "Trial", Trials)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    GPT2LMHeadModel(GPT2Config(n_embd=256, n_layer=1, n_head=2, vocab_size=600)).save_pretrained(path)
+    return path
+
+
+def test_the_known_shapes_are_measured_again(run, file: TuningFile):
+    file.times = {KNOWN: {"plain": (9.0,) * 4}}
+    result = run("tune")
+    assert result.status == 0 and str(file.path) in result.err
+    lines = [line.split() for line in result.out.splitlines()]
+    best = packed_forms(torch.float32)[-1]
+    assert lines[1][-5:] == ["plain", "1000", "1000", "1000", "1000"] and lines[1][:3] == ["700", "x", "300,"]
+    assert lines[-1][:2] == [best, "chosen"]
+    assert TuningFile(file.path).times[KNOWN]["plain"] == (1e-3,) * 4
+
+
+def test_the_large_layers_of_a_model_are_measured(run, file: TuningFile, folder: Path):
+    records = json.loads(run("tune", "--model", str(folder), "--json").out)
+    assert [record["layer"] for record in records] == [
+        f"{width} x {height}, float32, 1 thread" for width, height in ((256, 768), (256, 1024), (1024, 256), (256, 600))
+    ]
+    assert set(records[0]["microseconds"]) == {"plain", *packed_forms(torch.float32)}
+    assert records[0]["rows"] == list(TRIAL_ROWS) and records[0]["microseconds"]["plain"] == [1000.0] * 4
+
+
+def test_without_known_shapes_a_model_is_needed(run, file: TuningFile):
+    result = run("tune")
+    assert result.status == 2 and "--model" in result.err and "large linear layers" in result.err

@@ -28,20 +28,27 @@ class Verdict(NamedTuple):
 
 
 GOALS = (
-    Goal("gpt2-float32/greedy", "transformers", 1.7),
-    Goal("gpt2-float32/greedy", "ctranslate2 float32", 0.85),
-    Goal("gpt2-float32/beam-5", "transformers", 4.0),
-    Goal("gpt2-float32/beam-5", "ctranslate2 float32", 1.6),
+    Goal("gpt2-float32/greedy", "transformers", 1.3),
+    Goal("gpt2-float32/greedy", "ctranslate2 float32", 1.0),
+    Goal("gpt2-float32/beam-5", "transformers", 2.5),
+    Goal("gpt2-float32/beam-5", "ctranslate2 float32", 1.5),
+    Goal("gpt2-float32/first-token", "transformers", 1.0),
     Goal("gpt2-float32/batch-64", "transformers", 3.0),
     Goal("gpt2-bfloat16/greedy", "transformers", 1.6),
     Goal("gpt2-bfloat16/beam-5", "transformers", 2.0),
-    Goal("gpt2-bfloat16/beam-step", "5 beams", 1.4),
+    Goal("gpt2-bfloat16/beam-step", "5 beams", 1.2),
     Goal("llama-bfloat16/greedy", "transformers", 1.6),
+    Goal("llama-bfloat16/greedy", "llama.cpp f16", 1.0),
     Goal("llama-bfloat16/beam-5", "transformers", 2.0),
-    Goal("llama-bfloat16/beam-5", "llama.cpp f16", 1.0),
-    Goal("llama-bfloat16/beam-step", "5 beams", 1.4),
-    Goal("llama-bfloat16/int8-greedy", "transformers", 2.5),
+    Goal("llama-bfloat16/beam-5", "llama.cpp f16", 1.5),
+    Goal("llama-bfloat16/beam-step", "5 beams", 1.2),
+    Goal("llama-bfloat16/int8-greedy", "ctranslate2 int8", 1.3),
+    Goal("llama-bfloat16/int8-greedy", "llama.cpp q8_0", 1.0),
+    Goal("llama-bfloat16/int8-beam-5", "llama.cpp q8_0", 1.5),
+    Goal("llama-bfloat16/int4-greedy", "llama.cpp q4_0", 0.9),
+    Goal("llama-bfloat16/int4-beam-5", "llama.cpp q4_0", 1.5),
 )
+"""Ratios of one run, for any CPU."""
 
 
 LIMITS = (Goal("start-up", "import unspool", 0.3), Goal("start-up", "load, first token", 3.0))

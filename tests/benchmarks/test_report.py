@@ -69,7 +69,7 @@ def test_goals_are_held_against_the_medians():
     found = {verdict.goal: verdict for verdict in verdicts(record())}
     assert found["gpt2-float32/greedy: transformers"] == (
         "gpt2-float32/greedy: transformers",
-        "at least 1.7",
+        "at least 1.3",
         "2.00",
         True,
     )
@@ -79,7 +79,7 @@ def test_goals_are_held_against_the_medians():
     assert (outside.measured, outside.met) == ("10.0%", False)
 
 
-@pytest.mark.parametrize(("seconds", "met"), [(1.3, True), (1.5, False)])
+@pytest.mark.parametrize(("seconds", "met"), [(1.2, True), (1.3, False)])
 def test_a_cost_must_stay_below_its_goal(seconds: float, met: bool):
     costs = case("gpt2-bfloat16/beam-step", entry("greedy", "unspool", [1.0]), entry("5 beams", "unspool", [seconds]))
     costs["kind"] = "cost"

@@ -494,9 +494,9 @@ def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     model, alive = tiny_model("llama"), []
     weights = [weakref.ref(each.weight) for each in model.modules() if type(each) is nn.Linear]
 
-    def counting(layer: nn.Linear, bits: Bits) -> QuantizedLinear:
+    def counting(layer: nn.Linear, bits: Bits, pages: Any) -> QuantizedLinear:
         alive.append(sum(weight() is not None for weight in weights))
-        return QuantizedLinear(layer, bits)
+        return QuantizedLinear(layer, bits, pages)
 
     monkeypatch.setattr(weight_only, "QuantizedLinear", counting)
     quantize_linears(model, "int8")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.quantized.int4 import Int4Weight
 from unspool.runtimes.quantized.int8 import Int8Weight
 from unspool.runtimes.quantized.native import native_weight
@@ -30,6 +31,7 @@ class QuantizedLinear(nn.Module):
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU. It is not needed afterwards.
         bits: of the rounded weight.
+        pages: memory for a weight of our kernels; None for memory of its own.
 
     Attributes:
         bits: as given.
@@ -38,14 +40,14 @@ class QuantizedLinear(nn.Module):
         weight: dtype and shape of the plain weight; its values are the rounded ones, computed when read.
     """
 
-    def __init__(self, layer: nn.Linear | Conv1D, bits: Bits) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D, bits: Bits, pages: HugePages | None = None) -> None:
         super().__init__()
         self.is_transposed = isinstance(layer, Conv1D)
         plain = layer.weight.detach()
         self.in_features, self.out_features = plain.shape if self.is_transposed else plain.shape[::-1]
         self.bits, self.bias = bits, layer.bias
         weight = plain.T if self.is_transposed else plain
-        self._native = native_weight(weight, layer.bias, bits)
+        self._native = native_weight(weight, layer.bias, bits, pages)
         self._quantized = self._native or _WEIGHTS[bits](weight)
         self.shape = plain.shape
         # A buffer, so that its dtype changes with that of the model.

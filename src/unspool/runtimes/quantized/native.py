@@ -24,19 +24,26 @@ class NativeQuantized:
         weight: the matrix, floating-point, on the CPU.
         bias: [height], or None for none. Not quantized.
         bits: of a number. With "int4" the width is a multiple of 32.
+        pages: memory for the packed matrix; None for memory of its own.
 
     Raises:
         RuntimeError: if the kernels cannot be used here.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Literal["int8", "int4"]) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        bits: Literal["int8", "int4"],
+        pages: HugePages | None = None,
+    ) -> None:
         numbers, scales = int8.rounded(weight) if bits == "int8" else int4.rounded(weight)
-        pages = HugePages()
+        memory = pages or HugePages()
         self._packed = PackedWeight(
             numbers,
             scales=(scales,),
             bias=() if bias is None else (bias.detach(),),
-            allocate=lambda size: pages.empty((size,), torch.uint8),
+            allocate=lambda size: memory.empty((size,), torch.uint8),
         )
 
     def times(self, rows: torch.Tensor) -> torch.Tensor:
@@ -58,7 +65,10 @@ class NativeQuantized:
 
 
 def native_weight(
-    weight: torch.Tensor, bias: torch.Tensor | None, bits: Literal["int8", "int4"]
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    bits: Literal["int8", "int4"],
+    pages: HugePages | None,
 ) -> NativeQuantized | None:
     """Return a quantized weight for our kernels; None if they cannot be used here."""
-    return None if kernels() is None else NativeQuantized(weight, bias, bits)
+    return None if kernels() is None else NativeQuantized(weight, bias, bits, pages)

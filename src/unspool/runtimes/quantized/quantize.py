@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.errors import ModelError
+from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.quantized.int4 import GROUP
 from unspool.runtimes.quantized.int8 import MAX_WIDTH
 from unspool.runtimes.quantized.linear import Bits, QuantizedLinear
@@ -40,6 +41,7 @@ def quantize_linears(model: Any, bits: Bits) -> int:
     """
     _finish(model.eval())
     head = id(model.get_output_embeddings())
+    pages = HugePages()
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent, name in _sites(model):
         places.setdefault(id(parent._modules[name]), []).append((parent, name))
@@ -48,7 +50,7 @@ def quantize_linears(model: Any, bits: Bits) -> int:
         parent, name = found[0]
         chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
         _check_finite(model, parent, name)
-        quantized = QuantizedLinear(parent._modules[name], chosen)  # type: ignore[arg-type]
+        quantized = QuantizedLinear(parent._modules[name], chosen, pages)  # type: ignore[arg-type]
         for parent, name in found:
             setattr(parent, name, quantized)
     trim_heap()

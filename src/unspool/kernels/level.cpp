@@ -38,6 +38,7 @@ typedef float LooseF __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
+#define PIECE_FUNCTION static __attribute__((noinline)) void   // apart, so that each has all registers
 
 // Rows of a tile: their accumulators fill the registers.
 #if defined(__AVX512VNNI__)
@@ -50,46 +51,64 @@ constexpr int TILE[] = {3, 3, 2, 2};
 constexpr int TILE[] = {3, 3, 1, 1};
 #endif
 
-#ifndef AHEAD
-#define AHEAD 6144   // bytes; farther than a hardware prefetcher looks, which stops at 4 KB
-#endif
-INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + AHEAD, 0, 2); }
+// Asks for memory that is read later: the tiles of a piece share the next piece. Hardware prefetchers stop at each 4 KB,
+// and sleep while the second tile of a piece computes.
+struct Ahead {
+    const char* next;
+    int step;   // bytes for each 128 bytes of weights: 128 for one tile
 
-INLINE F same(float x) { return F{} + x; }
+    void move() {
+        __builtin_prefetch(next, 0, 2);
+        if (step == 128) __builtin_prefetch(next + 64, 0, 2);
+        next += step;
+    }
+};
+
+INLINE F same(float x) { return x - F{}; }   // unlike x + 0, this is x in every bit
 INLINE F converted(I x) { return __builtin_convertvector(x, F); }
 INLINE F low_half(U pair) { return (F)(pair << 16); }
 INLINE F high_half(U pair) { return (F)(pair & 0xffff0000u); }
 
 // ---- float32 and bfloat16 weights: x is float32 [inputs][R] -------------------------------------------------------
 
-template <int R> static void float32_piece(const uint8_t* weight, const float* x, float* total, int inputs) {
-    F sum[R][VECS] = {};
-    for (int k = 0; k < inputs; k++, weight += 4 * BLOCK, x += R) {
-        prefetch(weight);
-        prefetch(weight + 64);
+// Adds the products of one input. The order of the loops keeps all sums, and as few other values as possible, in
+// registers: two vectors of weights, or one vector of weights and the inputs of a few rows.
+template <int R, class Load> INLINE void add(F (&sum)[R][VECS], const float* x, Load load) {
+    if constexpr (VECS == 2) {
+        F w[] = {load(0), load(1)};
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int v = 0; v < VECS; v++) sum[r][v] += w[v] * same(x[r]);
+    } else {
         UNROLL for (int v = 0; v < VECS; v++) {
-            F w = reinterpret_cast<const F*>(weight)[v];
-            UNROLL for (int r = 0; r < R; r++) sum[r][v] += w * x[r];
+            F w = load(v);
+            UNROLL for (int r = 0; r < R; r++) sum[r][v] += w * same(x[r]);
         }
     }
+}
+
+template <int R> INLINE void add_to(float* total, const F (&sum)[R][VECS]) {
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < VECS; v++) reinterpret_cast<F*>(total + r * BLOCK)[v] += sum[r][v];
 }
 
-template <int R> static void bfloat16_piece(const uint8_t* weight, const float* x, float* total, int inputs) {
+template <int R> PIECE_FUNCTION float32_piece(const uint8_t* weight, const float* x, float* total, int inputs, Ahead ahead) {
+    F sum[R][VECS] = {};
+    for (int k = 0; k < inputs; k++, weight += 4 * BLOCK, x += R) {
+        ahead.move();
+        add<R>(sum, x, [&](int v) __attribute__((always_inline)) { return reinterpret_cast<const F*>(weight)[v]; });
+    }
+    add_to<R>(total, sum);
+}
+
+template <int R> PIECE_FUNCTION bfloat16_piece(const uint8_t* weight, const float* x, float* total, int inputs, Ahead ahead) {
     F sum[R][VECS] = {};
     for (int k = 0; k < inputs; k += 2, weight += 4 * BLOCK, x += 2 * R) {
-        prefetch(weight);
-        prefetch(weight + 64);
-        UNROLL for (int v = 0; v < VECS; v++) {
-            U pair = reinterpret_cast<const U*>(weight)[v];
-            F first = low_half(pair), second = high_half(pair);
-            UNROLL for (int r = 0; r < R; r++) sum[r][v] += first * x[r];
-            UNROLL for (int r = 0; r < R; r++) sum[r][v] += second * x[R + r];
-        }
+        const U* pairs = reinterpret_cast<const U*>(weight);
+        ahead.move();
+        add<R>(sum, x, [&](int v) __attribute__((always_inline)) { return low_half(pairs[v]); });
+        add<R>(sum, x + R, [&](int v) __attribute__((always_inline)) { return high_half(pairs[v]); });
     }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < VECS; v++) reinterpret_cast<F*>(total + r * BLOCK)[v] += sum[r][v];
+    add_to<R>(total, sum);
 }
 
 // ---- products of bytes --------------------------------------------------------------------------------------------
@@ -98,6 +117,11 @@ template <int R> static void bfloat16_piece(const uint8_t* weight, const float* 
 // others multiply 16-bit numbers. The sum of a piece fits 32 bits: 512 * 127 * (127 * 256 + 128) < 2**31.
 // int4: x has 8 bits and a scale per group; nibbles are unsigned.
 
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
+INLINE I even_bytes(I a) { return a; }   // not called, like the next two
+INLINE I odd_bytes(I a) { return a; }
+INLINE I pairs(I a, I) { return a; }
+#endif
 #if defined(__AVX512VNNI__)
 constexpr int DIGITS = 2;
 constexpr uint8_t FLIP = 128;
@@ -115,6 +139,7 @@ INLINE I nibble_sum(I sum) { return sum; }
 #else
 constexpr int DIGITS = 1;
 constexpr uint8_t FLIP = 0;
+INLINE I dot(I sum, I, int32_t) { return sum; }   // not called
 #if defined(__AVX512F__)
 INLINE I pairs(I a, I b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 INLINE I byte_pairs(I a, I b) { return (I)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
@@ -134,23 +159,21 @@ INLINE I nibble_sum(I sum) { return pairs(sum, I{} + 0x10001); }
 #endif
 
 template <int R>
-static void int8_piece(const uint8_t* weight, const int32_t* x, const int32_t* offset, float* total, int inputs) {
+PIECE_FUNCTION int8_piece(const uint8_t* weight, const int32_t* x, const int32_t* offset, float* total, int inputs, Ahead ahead) {
     I sum[R][DIGITS][VECS] = {};
     for (int k = 0; k < inputs; k += 4, weight += 4 * BLOCK, x += 2 * R) {
-        prefetch(weight);
-        prefetch(weight + 64);
-        UNROLL for (int v = 0; v < VECS; v++) {
-            I w = reinterpret_cast<const I*>(weight)[v];
-#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
-            UNROLL for (int r = 0; r < R; r++) {
-                sum[r][0][v] = dot(sum[r][0][v], w, x[2 * r]);
-                sum[r][1][v] = dot(sum[r][1][v], w, x[2 * r + 1]);
-            }
-#else
-            I even = even_bytes(w), odd = odd_bytes(w);
+        ahead.move();
+        const I* w = reinterpret_cast<const I*>(weight);
+        if constexpr (DIGITS == 2) {
             UNROLL for (int r = 0; r < R; r++)
-                sum[r][0][v] += pairs(even, I{} + x[2 * r]) + pairs(odd, I{} + x[2 * r + 1]);
-#endif
+                UNROLL for (int d = 0; d < DIGITS; d++)
+                    UNROLL for (int v = 0; v < VECS; v++) sum[r][d][v] = dot(sum[r][d][v], w[v], x[2 * r + d]);
+        } else {
+            UNROLL for (int v = 0; v < VECS; v++) {
+                I even = even_bytes(w[v]), odd = odd_bytes(w[v]);
+                UNROLL for (int r = 0; r < R; r++) sum[r][0][v] += pairs(even, I{} + x[2 * r]);
+                UNROLL for (int r = 0; r < R; r++) sum[r][0][v] += pairs(odd, I{} + x[2 * r + 1]);
+            }
         }
     }
     UNROLL for (int r = 0; r < R; r++)
@@ -165,25 +188,31 @@ static void int8_piece(const uint8_t* weight, const int32_t* x, const int32_t* o
 
 // x: bytes [inputs / 4][R][4]; facts: [groups][R][2], the scale of x and the sum of x.
 template <int R>
-static void int4_piece(const uint8_t* weight, const int32_t* x, const float* facts, float* total, int inputs) {
+PIECE_FUNCTION int4_piece(const uint8_t* weight, const int32_t* x, const float* facts, float* total, int inputs, Ahead ahead) {
     F found[R][VECS];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < VECS; v++) found[r][v] = reinterpret_cast<F*>(total + r * BLOCK)[v];
     for (int k = 0; k < inputs; k += GROUP, weight += GROUP_BYTES, x += 8 * R, facts += 2 * R) {
-        UNROLL for (int line = 0; line < GROUP_BYTES; line += 64) prefetch(weight + line);
+        UNROLL for (int line = 0; line < GROUP_BYTES; line += 128) ahead.move();
         const I* numbers = reinterpret_cast<const I*>(weight + 4 * BLOCK);
-        UNROLL for (int v = 0; v < VECS; v++) {
-            I sum[R] = {};
+        UNROLL for (int v = 0; v < VECS; v += 2) {   // two vectors at a time, so that the sums stay in registers
+            I sum[R][2] = {};
             UNROLL for (int j = 0; j < 4; j++) {
-                I both = numbers[j * VECS + v], low = both & 0x0f0f0f0f, high = (I)((U)both >> 4) & 0x0f0f0f0f;
-                UNROLL for (int r = 0; r < R; r++) sum[r] = nibble_dot(sum[r], low, x[j * R + r]);
-                UNROLL for (int r = 0; r < R; r++) sum[r] = nibble_dot(sum[r], high, x[(j + 4) * R + r]);
+                const I* both = numbers + j * VECS + v;
+                I low[] = {both[0] & 0x0f0f0f0f, both[1] & 0x0f0f0f0f};
+                UNROLL for (int r = 0; r < R; r++)
+                    UNROLL for (int i = 0; i < 2; i++) sum[r][i] = nibble_dot(sum[r][i], low[i], x[j * R + r]);
+                I high[] = {(I)((U)both[0] >> 4) & 0x0f0f0f0f, (I)((U)both[1] >> 4) & 0x0f0f0f0f};
+                UNROLL for (int r = 0; r < R; r++)
+                    UNROLL for (int i = 0; i < 2; i++) sum[r][i] = nibble_dot(sum[r][i], high[i], x[(j + 4) * R + r]);
             }
-            U pair = reinterpret_cast<const U*>(weight)[v];
-            F scale = low_half(pair), zero = high_half(pair) - 8.0f * scale;
-            UNROLL for (int r = 0; r < R; r++) {
-                found[r][v] += converted(nibble_sum(sum[r])) * (scale * facts[2 * r]);
-                found[r][v] += zero * facts[2 * r + 1];
+            UNROLL for (int i = 0; i < 2; i++) {
+                U pair = reinterpret_cast<const U*>(weight)[v + i];
+                F scale = low_half(pair), zero = high_half(pair) - 8.0f * scale;
+                UNROLL for (int r = 0; r < R; r++) {
+                    found[r][v + i] += converted(nibble_sum(sum[r][i])) * (scale * facts[2 * r]);
+                    found[r][v + i] += zero * facts[2 * r + 1];
+                }
             }
         }
     }
@@ -389,32 +418,34 @@ static void prepare(void* argument) {
 }
 
 template <int R>
-static void run_piece(const Work& work, const uint8_t* weight, int64_t start, int inputs, int64_t first, float* total) {
+static void run_piece(const Work& work, const uint8_t* weight, int64_t start, int inputs, int64_t first, float* total,
+                      Ahead ahead) {
     const Input& in = work.input;
     int64_t begin = first * in.padded + start * R;
     switch (work.weight->kind) {
         case FLOAT32:
-            if constexpr (R <= TILE[FLOAT32]) float32_piece<R>(weight, in.numbers + begin, total, inputs);
+            if constexpr (R <= TILE[FLOAT32]) float32_piece<R>(weight, in.numbers + begin, total, inputs, ahead);
             break;
         case BFLOAT16:
-            if constexpr (R <= TILE[BFLOAT16]) bfloat16_piece<R>(weight, in.numbers + begin, total, inputs);
+            if constexpr (R <= TILE[BFLOAT16]) bfloat16_piece<R>(weight, in.numbers + begin, total, inputs, ahead);
             break;
         case INT8:
             if constexpr (R <= TILE[INT8])
                 int8_piece<R>(weight, in.bytes + begin / 2,
-                              static_cast<int32_t*>(in.facts) + first * in.groups + start / PIECE[INT8] * R, total, inputs);
+                              static_cast<int32_t*>(in.facts) + first * in.groups + start / PIECE[INT8] * R, total, inputs, ahead);
             break;
         case INT4:
             if constexpr (R <= TILE[INT4])
                 int4_piece<R>(weight, in.bytes + begin / 4,
-                              static_cast<float*>(in.facts) + 2 * (first * in.groups + start / GROUP * R), total, inputs);
+                              static_cast<float*>(in.facts) + 2 * (first * in.groups + start / GROUP * R), total, inputs, ahead);
             break;
     }
 }
 
-static void run_tile(const Work& work, const uint8_t* weight, int64_t start, int inputs, Tile tile, float* total) {
+static void run_tile(const Work& work, const uint8_t* weight, int64_t start, int inputs, Tile tile, float* total,
+                     Ahead ahead) {
     switch (tile.rows) {
-#define CASE(R) case R: return run_piece<R>(work, weight, start, inputs, tile.first, total);
+#define CASE(R) case R: return run_piece<R>(work, weight, start, inputs, tile.first, total, ahead);
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
 #undef CASE
     }
@@ -452,31 +483,40 @@ static void finish_block(const Work& work, const float* total, int64_t block, in
     }
 }
 
-static void run_unit(const Work& work, int64_t unit) {
+// Computes one unit, and returns the next one of this thread.
+static int64_t run_unit(Work& work, int64_t unit) {
     const Weight& w = *work.weight;
     alignas(64) float total[MAX_UNIT * PASS * BLOCK];
-    int64_t first = unit * w.unit, left = blocks_of(w) - first;
+    int64_t first = unit * w.unit, left = blocks_of(w) - first, padded = work.input.padded, next = 0;
     int blocks = (int)(left < w.unit ? left : w.unit);
     for (int block = 0; block < blocks; block++) memset(total + block * PASS * BLOCK, 0, sizeof(float) * work.rows * BLOCK);
-    const uint8_t* weight = w.data + first * bytes_of(w.kind, work.input.padded);
-    for (int64_t start = 0; start < work.input.padded; start += PIECE[w.kind]) {
-        int64_t rest = work.input.padded - start;
-        int inputs = (int)(rest < PIECE[w.kind] ? rest : PIECE[w.kind]);
-        for (int block = 0; block < blocks; block++, weight += bytes_of(w.kind, inputs))
+    const uint8_t* weight = w.data + first * bytes_of(w.kind, padded);
+    for (int64_t start = 0; start < padded; start += PIECE[w.kind]) {
+        int inputs = (int)(padded - start < PIECE[w.kind] ? padded - start : PIECE[w.kind]);
+        int64_t bytes = bytes_of(w.kind, inputs);
+        for (int block = 0; block < blocks; block++, weight += bytes) {
+            const uint8_t* ahead = weight + bytes;
+            if (start + inputs == padded && block == blocks - 1) {
+                next = take(&work.next_unit);   // just in time to ask for its first piece
+                ahead = w.data + next * w.unit * bytes_of(w.kind, padded);
+            }
             for (int index = 0; index < work.num_tiles; index++) {
                 Tile tile = tile_of(work, index);
-                run_tile(work, weight, start, inputs, tile, total + (block * PASS + tile.first) * BLOCK);
+                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * index / work.num_tiles, 128 / work.num_tiles};
+                run_tile(work, weight, start, inputs, tile, total + (block * PASS + tile.first) * BLOCK, share);
             }
+        }
     }
     for (int block = 0; block < blocks; block += 1 + w.gated)
         for (int row = 0; row < work.rows; row++)
             finish_block(work, total + (block * PASS + row) * BLOCK, first + block, row);
+    return next;
 }
 
 static void run_units(void* argument) {
     Work& work = *static_cast<Work*>(argument);
     int64_t units = up(blocks_of(*work.weight), work.weight->unit);
-    for (int64_t unit; (unit = take(&work.next_unit)) < units;) run_unit(work, unit);
+    for (int64_t unit = take(&work.next_unit); unit < units;) unit = run_unit(work, unit);
 }
 
 constexpr int64_t WORTH_A_THREAD = 1 << 14;   // numbers of x
@@ -524,8 +564,10 @@ static void read_portions(void* argument) {
     Reading& reading = *static_cast<Reading*>(argument);
     F sum[4] = {};
     for (int64_t i; (i = take(&reading.next) * PORTION) < reading.count;)
-        for (const float* at = reading.data + i, *end = at + PORTION; at < end; at += 4 * LANES)
-            UNROLL for (int j = 0; j < 4; j++) sum[j] += reinterpret_cast<const F*>(at)[j];
+        for (const float* at = reading.data + i, *end = at + PORTION; at < end; at += 64) {
+            for (int line = 0; line < 4; line++) __builtin_prefetch(at + 3072 + 16 * line, 0, 2);
+            UNROLL for (int j = 0; j < 64 / LANES; j++) sum[j % 4] += reinterpret_cast<const F*>(at)[j];
+        }
     F all = sum[0] + sum[1] + sum[2] + sum[3];
     reading.sum = all[0];   // used, so that nothing is left out
 }

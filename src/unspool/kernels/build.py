@@ -35,7 +35,7 @@ LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
 
 _FLAGS: tuple[str, ...] = (
     "-std=c++17",
-    "-O2",
+    "-O3",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-exceptions",

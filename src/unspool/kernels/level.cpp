@@ -34,6 +34,7 @@ constexpr int VECS = BLOCK / LANES;   // vectors of one block
 typedef float F __attribute__((vector_size(WIDTH), may_alias));
 typedef int32_t I __attribute__((vector_size(WIDTH), may_alias));
 typedef uint32_t U __attribute__((vector_size(WIDTH), may_alias));
+typedef uint16_t H __attribute__((vector_size(WIDTH / 2), may_alias));
 typedef float LooseF __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -271,6 +272,19 @@ INLINE int32_t nearest(float x) {
     return bits - 0x4b400000;
 }
 
+INLINE void int8_quad(const int32_t* n, int32_t* to) {
+    uint32_t a = (uint32_t)n[0], b = (uint32_t)n[1], c = (uint32_t)n[2], d = (uint32_t)n[3];
+    if (DIGITS == 2) {
+        uint32_t high = (a + 128) >> 8 & 255, low = a & 255;
+        high |= (b + 128) & 0xff00, low |= (b & 255) << 8;
+        high |= ((c + 128) & 0xff00) << 8, low |= (c & 255) << 16;
+        high |= ((d + 128) & 0xff00) << 16, low |= d << 24;
+        to[0] = (int32_t)high, to[1] = (int32_t)low;
+    } else {
+        to[0] = (int32_t)((a & 0xffff) | c << 16), to[1] = (int32_t)((b & 0xffff) | d << 16);
+    }
+}
+
 template <class X>
 static void int8_tile(const X* x, int32_t* to, int32_t* offset, float* step, int64_t inputs, int64_t padded, int rows) {
     for (int r = 0; r < rows; r++, x += inputs) {
@@ -279,27 +293,14 @@ static void int8_tile(const X* x, int32_t* to, int32_t* offset, float* step, int
         bool regular = most > 0 && most < __builtin_inff();
         float inverse = regular ? 32512.0f / most : 0.0f;
         for (int64_t piece = 0, start = 0; start < padded; piece++, start += PIECE[INT8]) {
-            int64_t end = start + PIECE[INT8] < padded ? start + PIECE[INT8] : padded;
-            int32_t sum = 0;
-            for (int64_t k = start; k < end; k += 4) {
-                int32_t n[4];
-                for (int i = 0; i < 4; i++) {
-                    n[i] = regular && k + i < inputs ? nearest(value(x + k + i) * inverse) : 0;
-                    sum += n[i];
-                }
-                int32_t* quad = to + (k / 4 * rows + r) * 2;
-                if (DIGITS == 2) {
-                    uint32_t high = 0, low = 0;
-                    for (int i = 0; i < 4; i++) {
-                        high |= (uint32_t)(uint8_t)((n[i] + 128) >> 8) << 8 * i;
-                        low |= (uint32_t)(uint8_t)n[i] << 8 * i;
-                    }
-                    quad[0] = (int32_t)high, quad[1] = (int32_t)low;
-                } else {
-                    quad[0] = (int32_t)((uint32_t)(uint16_t)n[0] | (uint32_t)(uint16_t)n[2] << 16);
-                    quad[1] = (int32_t)((uint32_t)(uint16_t)n[1] | (uint32_t)(uint16_t)n[3] << 16);
-                }
-            }
+            int64_t count = padded - start < PIECE[INT8] ? padded - start : PIECE[INT8];
+            int64_t given = inputs - start < count ? inputs - start : count;
+            int32_t n[PIECE[INT8]] = {}, sum = 0;
+            if (regular)
+                for (int64_t k = 0; k < given; k++) n[k] = nearest(value(x + start + k) * inverse);
+            for (int64_t k = 0; k < given; k++) sum += n[k];
+            int32_t* quad = to + (start / 4 * rows + r) * 2;
+            for (int64_t k = 0; k < count; k += 4, quad += 2 * rows) int8_quad(n + k, quad);
             offset[piece * rows + r] = (int32_t)((uint32_t)sum * FLIP);
         }
     }
@@ -368,11 +369,10 @@ INLINE F activated(F x, int activation) {
     }
 }
 
-INLINE uint16_t narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+// The nearest bfloat16, ties to even; NaN stays NaN.
+INLINE H narrow(F x) {
+    U bits = (U)x, rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return __builtin_convertvector(x != x ? U{} + 0x7fc0u : rounded, H);
 }
 
 // ---- a call -------------------------------------------------------------------------------------------------------
@@ -459,28 +459,29 @@ INLINE F finished(const Work& work, const float* total, int64_t block, int v, in
     return w.bias ? found + *reinterpret_cast<const LooseF*>(w.bias + n) : found;
 }
 
-// total: [block of the unit][PASS][BLOCK]
-static void finish_block(const Work& work, const float* total, int64_t block, int64_t row) {
+// X: float, or uint16_t for bfloat16. total: [block of the unit][PASS][BLOCK].
+template <class X> static void finish_block(const Work& work, const float* total, int64_t block, int64_t row) {
     const Weight& w = *work.weight;
-    const Call& call = *work.call;
-    alignas(64) float y[BLOCK];
+    int64_t n = (block >> w.gated) * BLOCK, count = w.outputs - n < BLOCK ? w.outputs - n : BLOCK;
+    int64_t place = (work.first + row) * w.outputs + n;
+    alignas(64) float residual[BLOCK] = {};
+    alignas(64) X y[BLOCK];
+    if (work.call->residual)
+        for (int64_t i = 0; i < count; i++) residual[i] = value(static_cast<const X*>(work.call->residual) + place + i);
     UNROLL for (int v = 0; v < VECS; v++) {
         F found = activated(finished(work, total, block, v, row), w.activation);
         if (w.gated) found *= finished(work, total + PASS * BLOCK, block + 1, v, row);
-        reinterpret_cast<F*>(y)[v] = found;
+        found += reinterpret_cast<const F*>(residual)[v];
+        if constexpr (sizeof(X) == 4)
+            reinterpret_cast<F*>(y)[v] = found;
+        else
+            reinterpret_cast<H*>(y)[v] = narrow(found);
     }
-    int64_t n = (block >> w.gated) * BLOCK, count = w.outputs - n < BLOCK ? w.outputs - n : BLOCK;
-    int64_t place = (work.first + row) * w.outputs + n;
-    if (call.type == X_FLOAT32) {
-        const float* residual = static_cast<const float*>(call.residual);
-        if (residual)
-            for (int64_t i = 0; i < count; i++) y[i] += residual[place + i];
-        memcpy(static_cast<float*>(call.y) + place, y, 4 * count);
-    } else {
-        const uint16_t* residual = static_cast<const uint16_t*>(call.residual);
-        uint16_t* to = static_cast<uint16_t*>(call.y) + place;
-        for (int64_t i = 0; i < count; i++) to[i] = narrow(residual ? y[i] + wide(residual[place + i]) : y[i]);
-    }
+    X* to = static_cast<X*>(work.call->y) + place;
+    if (count == BLOCK)
+        memcpy(to, y, sizeof y);
+    else
+        memcpy(to, y, sizeof(X) * (size_t)count);
 }
 
 // Computes one unit, and returns the next one of this thread.
@@ -509,7 +510,8 @@ static int64_t run_unit(Work& work, int64_t unit) {
     }
     for (int block = 0; block < blocks; block += 1 + w.gated)
         for (int row = 0; row < work.rows; row++)
-            finish_block(work, total + (block * PASS + row) * BLOCK, first + block, row);
+            (work.call->type == X_FLOAT32 ? finish_block<float> : finish_block<uint16_t>)(
+                work, total + (block * PASS + row) * BLOCK, first + block, row);
     return next;
 }
 
@@ -519,7 +521,7 @@ static void run_units(void* argument) {
     for (int64_t unit = take(&work.next_unit); unit < units;) unit = run_unit(work, unit);
 }
 
-constexpr int64_t WORTH_A_THREAD = 1 << 14;   // numbers of x
+constexpr int64_t WORTH_A_THREAD = 1 << 12;   // numbers of x
 
 static void run_pass(const Weight& w, const Call& call, int64_t first, int rows, char* memory) {
     Work work = {&w, &call, {}, first, rows, (int)up(rows, TILE[w.kind]), 0, 0};

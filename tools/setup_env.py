@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / ".unspool-installed"
 UNFINISHED = VENV / ".unspool-installing"
+KERNELS = ROOT / "src" / "unspool" / "kernels" / "build.py"
+KERNELS_STAMP = VENV / ".unspool-kernels"
 LOWEST = (3, 11)
 
 # Run inside `.venv`. Finding packages takes milliseconds; importing them takes seconds.
@@ -120,15 +123,26 @@ def install() -> None:
     pip_install("installing unspool with its other packages and the development tools", "--editable", ".[dev]")
 
 
+def build_kernels() -> None:
+    """Build the kernels for changed sources or another compiler, and say in one line what was done."""
+    tool = runpy.run_path(str(KERNELS))
+    wanted = tool["source_digest"]() + str(tool["compiler_path"]())
+    tried = KERNELS_STAMP.read_text() if KERNELS_STAMP.exists() else ""
+    if not tool["is_current"]() and tried != wanted:
+        say(tool["build_if_possible"]())
+        KERNELS_STAMP.write_text(wanted)
+
+
 def main() -> None:
     if sys.version_info < LOWEST:
         raise SystemExit(f"Unspool needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}")
     if is_current():
-        return
+        return build_kernels()
     begin = time.monotonic()
     why = fault()
     if why is not None:
         make_environment(why)
+    build_kernels()
     install()
     if why is None and not runs(IMPORTS):
         make_environment("its packages do not import")

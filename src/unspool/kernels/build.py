@@ -66,17 +66,10 @@ def is_current() -> bool:
     return LIBRARY.exists() and facts.get("source") == source_digest() and facts.get("machine") == machine()
 
 
-def find_compiler() -> str:
-    """Return the path of a C++ compiler: `$CXX`, or c++, g++ or clang++ of the path.
-
-    Raises:
-        BuildError: if none is found.
-    """
+def compiler_path() -> str | None:
+    """Return the path of a C++ compiler: `$CXX`, or c++, g++ or clang++ of the path; None if none is found."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        raise BuildError(f"no C++ compiler was found ({', '.join(names)})")
-    return found
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def build() -> None:
@@ -88,7 +81,9 @@ def build() -> None:
     kind = machine()
     if kind not in LEVELS or sys.platform not in ("linux", "darwin"):
         raise BuildError(f"kernels do not exist for {platform.system()} on {platform.machine()}")
-    compiler = find_compiler()
+    compiler = compiler_path()
+    if compiler is None:
+        raise BuildError("no C++ compiler was found")
     with tempfile.TemporaryDirectory() as folder:
         flags = {"library": (), **LEVELS[kind]}
         objects = {name: str(Path(folder, f"{name}.o")) for name in flags}

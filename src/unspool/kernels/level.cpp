@@ -38,7 +38,7 @@ typedef uint16_t H __attribute__((vector_size(WIDTH / 2), may_alias));
 typedef float LooseF __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 16")
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE [[maybe_unused]] static inline __attribute__((always_inline))
 #define PIECE_FUNCTION static __attribute__((noinline)) void   // apart, so that each has all registers
 
 // Rows of a tile: their accumulators fill the registers.
@@ -581,6 +581,9 @@ static float read_all(const float* data, int64_t count, int threads) {
 }
 
 static bool runs_here() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
 #if defined(__AVX512VNNI__)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");

@@ -56,6 +56,9 @@ SOFT_MAX_SEQUENCES: Final = 256  # sequences | not recorded | 2026-11-29
 CACHE_MEMORY_SHARE: Final = 0.5  # of the free memory | not recorded | 2026-11-29
 """The soft limit on the memory of the KV cache."""
 
+CACHED_TOKENS: Final = 4096  # tokens | not recorded | 2026-11-30
+"""Free slots keep their K/V if all slots hold at most this many tokens together, or as many as were once live."""
+
 SMALLEST_SLOT: Final = 64  # tokens | not recorded | 2026-11-20
 """The capacity of the smallest size class."""
 

@@ -9,6 +9,8 @@ import torch
 
 from unspool.errors import CapacityError
 from unspool.prefixes import common_prefix
+from unspool.runtimes.kv import slot_table
+from unspool.runtimes.kv.lazy_memory import CAN_GIVE_BACK
 from unspool.runtimes.kv.limits import Limits
 from unspool.runtimes.kv.pool import LayerLayout, SlotPool, size_class
 from unspool.runtimes.kv.slot import Slot, longest_prefix_match
@@ -82,6 +84,45 @@ def test_a_sequence_that_outgrows_its_slot_moves_with_all_it_holds() -> None:
     assert write(table, 0, tokens[60:]).pool.capacity == 128
     assert_cached(table, 0, tokens)
     table.check()
+
+
+def test_the_slot_that_a_sequence_has_outgrown_keeps_nothing() -> None:
+    table = SlotTable(LAYOUT)
+    small = write(table, 0, [*range(60)])
+    write(table, 0, [*range(60, 70)])
+    assert small.length == 0
+    assert table.find([*range(70)], least=1, invariant=False) == (table.live[0], 70)
+
+
+@pytest.mark.skipif(not CAN_GIVE_BACK, reason="this system keeps memory that is given back")
+def test_free_slots_keep_no_more_than_live_sequences_once_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_table, "CACHED_TOKENS", 100)
+    table = SlotTable(LAYOUT)
+    for seq in range(4):
+        write(table, seq, [seq] * 50)
+    for seq in range(4):
+        table.release(seq)
+    assert [table.find([seq] * 50, least=50, invariant=False) is not None for seq in range(4)] == [True] * 4
+    write(table, 4, [4] * 100)  # in a larger slot; 200 tokens were live at once, so 100 can stay
+    assert [table.find([seq] * 50, least=50, invariant=False) is not None for seq in range(4)] == [False] * 2 + [
+        True
+    ] * 2
+    table.check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_slots_hold_no_more_than_live_sequences_once_held(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_table, "CACHED_TOKENS", 0)
+    table, rng, most = SlotTable(LAYOUT), random.Random(seed), 0
+    for seq in range(200):
+        write(table, seq, [seq + rng.randrange(3)] * rng.randrange(1, 90))
+        most = max(most, table.num_live_tokens)
+        held = {id(slot): slot.length for slots in table._free.values() for slot in slots}
+        if CAN_GIVE_BACK:
+            assert sum(held.values()) + table.num_live_tokens <= most
+        table.check()
+        for each in rng.sample(sorted(table.live), rng.randrange(min(3, len(table.live)) + 1)):
+            table.release(each)
 
 
 def test_a_fork_into_the_slot_of_a_dropped_sibling_copies_only_what_differs(copied: list[tuple[int, int]]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple, TypeAlias
 
 import torch
 
+from unspool.runtimes.kv.lazy_memory import CAN_GIVE_BACK, LazyZeros
 from unspool.tuning import FIRST_POOL_TOKENS, LARGEST_POOL_TOKENS, SMALLEST_SLOT
 
 
@@ -26,6 +28,11 @@ class LayerLayout(NamedTuple):
 
 
 Layout: TypeAlias = tuple[LayerLayout, ...]
+
+
+def can_give_back(layout: Layout) -> bool:
+    """Return True if slots of this layout can give their memory back to the system."""
+    return CAN_GIVE_BACK and all(layer.device.type == "cpu" for layer in layout)
 
 
 def size_class(num_tokens: int) -> int:
@@ -52,7 +59,8 @@ class _Shape(NamedTuple):
 class SlotPool:
     """Slots of equal capacity, zeroed when they are allocated.
 
-    All layers with one shape are stacked in one tensor, so that one op copies, clears or views a slot in all layers.
+    All layers with one shape are stacked in one tensor, so that one op copies, clears or views a slot in all layers. On
+    a CPU, positions take memory once they are written.
 
     Args:
         layout: K/V shapes per layer.
@@ -76,13 +84,18 @@ class SlotPool:
         # The index in the concatenated stacks of each layer's keys, then of each layer's values.
         self._places = sorted(range(len(stacked)), key=stacked.__getitem__)
         # Tensors made in the caller's inference mode could not be written outside of it.
+        self._lazy: list[LazyZeros] = []
         with torch.inference_mode(False):
             self._stacks = [self._zeros(shape, len(numbers)) for shape, numbers in alike.items()]
             self.keys, self.values = self.views(slice(None), slice(None))
 
     def _zeros(self, shape: _Shape, count: int) -> torch.Tensor:
         sizes = (count, self.num_slots, shape.num_heads, self.capacity, shape.width)
-        return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
+        if shape.device.type != "cpu":
+            return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
+        lazy = LazyZeros(sizes, shape.dtype)
+        self._lazy.append(lazy)
+        return lazy.tensor
 
     @property
     def num_tokens(self) -> int:
@@ -102,6 +115,15 @@ class SlotPool:
         """Set K/V at positions [start, stop) of one slot to 0."""
         for stack in self._stacks:
             stack[:, index, :, start:stop] = 0
+
+    def give_back(self, index: int) -> None:
+        """Give the memory of one slot back to the system, if it takes it. K/V of the slot are 0 or unchanged then."""
+        for lazy in self._lazy:
+            layers, slots, *rest = lazy.tensor.shape
+            size = prod(rest) * lazy.tensor.itemsize
+            for layer in range(layers):
+                start = (layer * slots + index) * size
+                lazy.give_back(start, start + size)
 
     def copy(self, index: int, source: SlotPool, source_index: int, start: int, stop: int) -> None:
         """Copy K/V at positions [start, stop) from a slot of this pool, or of another pool with the same layout."""

@@ -57,6 +57,11 @@ class Slot:
         del self.tokens[keep:]
         self.num_invariant_tokens = min(self.num_invariant_tokens, keep)
 
+    def clear(self) -> None:
+        """Keep no position, and give the memory back to the system."""
+        self.forget(0)
+        self.pool.give_back(self.index)
+
     def take(self, source: Slot, length: int | None = None) -> None:
         """Become a copy of positions [0, length) of `source` (None: all); only positions that differ are copied.
 

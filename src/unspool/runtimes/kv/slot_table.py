@@ -4,7 +4,8 @@ Owns live sequences, free slots and pools. Does not know models or attention. A 
 
 A free slot keeps its tokens and K/V until it is reused: a fork, or a new sequence with the same prefix, can take them
 over. So prefix caching needs no memory of its own, and no pool grows for it. The least recently used slot is
-overwritten first.
+overwritten first. If the memory of a slot can be given back to the system, the free slots give it back as soon as all
+slots hold more tokens than live sequences ever held at once.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from itertools import chain
 
 from unspool.errors import ModelError
 from unspool.runtimes.kv.limits import NO_LIMITS, Limits, check_room
-from unspool.runtimes.kv.pool import Layout, SlotPool, next_pool_size, size_class
+from unspool.runtimes.kv.pool import Layout, SlotPool, can_give_back, next_pool_size, size_class
 from unspool.runtimes.kv.slot import PrefixMatch, Slot, longest_prefix_match
-from unspool.tuning import LARGEST_POOL_TOKENS
+from unspool.tuning import CACHED_TOKENS, LARGEST_POOL_TOKENS
 from unspool.types import Seq
 
 
@@ -49,6 +50,8 @@ class SlotTable:
         # by number: neighbors in memory are attended in fewer calls.
         self._epoch, self._num_freed = 1, 0
         self._context = 0
+        self._can_evict = can_give_back(layout)
+        self._num_free_tokens, self._most_tokens = 0, CACHED_TOKENS
 
     def reserve(self, needs: Sequence[tuple[Seq, int]]) -> list[Slot]:
         """Give each sequence room for more tokens; a sequence that is not live is opened.
@@ -88,6 +91,8 @@ class SlotTable:
         elif slot.length + count > slot.pool.capacity:
             larger = self._take_free(size_class(slot.length + count), slot)
             larger.take(slot)
+            # The larger slot holds the same prefix, so the smaller one is of no use.
+            slot.clear()
             self._put_back(slot)
             slot = larger
         self.live[seq] = slot
@@ -108,7 +113,18 @@ class SlotTable:
             slot.num_invariant_tokens += len(tokens)
         slot.tokens.extend(tokens)
         slot.nonfinite |= nonfinite
+        if self._can_evict:
+            self._evict()
         assert slot.length <= slot.pool.capacity, "a sequence is longer than its slot"
+
+    def _evict(self) -> None:
+        """Give memory of free slots back until all slots hold no more tokens than live sequences ever held at once."""
+        self._most_tokens = max(self._most_tokens, self.num_live_tokens)
+        while self._num_free_tokens and self.num_live_tokens + self._num_free_tokens > self._most_tokens:
+            filled = (slot for slots in self._free.values() for slot in slots if slot.tokens)
+            slot = min(filled, key=lambda slot: (slot.lru_epoch, slot.number))
+            self._num_free_tokens -= slot.length
+            slot.clear()
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Give `child` a slot with the same tokens; see Runtime.fork.
@@ -166,7 +182,7 @@ class SlotTable:
         capacity = size_class(len(tokens) + 1)  # at least one more token follows
         free = self._free.setdefault(capacity, [])
         if source.length == length and source in free:
-            free.remove(source)
+            self._remove_free(source)
             slot = source
         else:
             slot = self._take_free(capacity)
@@ -199,12 +215,14 @@ class SlotTable:
         for slots in self._free.values():
             for slot in slots:
                 slot.forget(0)
+        self._num_free_tokens = 0
 
     def _put_back(self, slot: Slot) -> None:
         if slot.nonfinite:
             slot.forget(0)
         slot.lru_epoch = self._epoch
         self._free[slot.pool.capacity].append(slot)
+        self._num_free_tokens += slot.length
         self._num_freed += 1
         if not self.live or self._num_freed >= self.num_slots:
             self._epoch, self._num_freed = self._epoch + 1, 0
@@ -217,8 +235,12 @@ class SlotTable:
         by_use = sorted(free, key=lambda slot: (slot.lru_epoch if slot.tokens else 0, slot.number))
         match = longest_prefix_match(by_use, wanted.tokens, wanted.context) if wanted is not None else None
         best = by_use[0] if match is None else match.slot
-        free.remove(best)
+        self._remove_free(best)
         return best
+
+    def _remove_free(self, slot: Slot) -> None:
+        self._free[slot.pool.capacity].remove(slot)
+        self._num_free_tokens -= slot.length
 
     def _grow(self, capacity: int) -> None:
         """Allocate free slots: in a larger copy of the last pool if memory allows it, else in a new pool."""
@@ -257,6 +279,7 @@ class SlotTable:
         for slot in chain(self.live.values(), self._free[old.capacity]):
             if slot.pool is old:
                 new.copy(slot.index, old, slot.index, 0, slot.length)
+                old.give_back(slot.index)
                 slot.pool = new
         return new
 
@@ -270,6 +293,7 @@ class SlotTable:
             pools[:] = [pool for pool in pools if id(pool) in used]
             free = self._free[capacity]
             free[:] = [slot for slot in free if id(slot.pool) in used]
+        self._num_free_tokens = sum(slot.length for slots in self._free.values() for slot in slots)
 
     def check(self) -> None:
         """Assert the invariants: each slot is live once or free once, counters are right, limits hold."""
@@ -280,6 +304,7 @@ class SlotTable:
         assert self.num_slots == sum(pool.num_slots for pool in pools) == len(places), "a slot is lost"
         assert self.num_slot_tokens == sum(pool.num_tokens for pool in pools), "pools are counted wrong"
         assert self.num_live_tokens == sum(slot.length for slot in self.live.values()), "tokens are counted wrong"
+        assert self._num_free_tokens == sum(slot.length for slot in free), "tokens of free slots are counted wrong"
         for slot in (*self.live.values(), *free):
             assert slot.length <= slot.pool.capacity, "a sequence is longer than its slot"
             assert 0 <= slot.num_invariant_tokens <= slot.length, "more invariant tokens than tokens"

@@ -126,6 +126,7 @@ class Listener:
                 prompt_ids=request.prompt,
                 detokenizer=self._detokenizer,
                 stops=request.config.stop_strings or (),
+                parse=None if request.grammar is None else request.grammar.parse,
             )
             for index, output in enumerate(event.outputs)
         )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tests.grammars.toys import END, compiled, tokenizer_of
 from tests.sampling import run_all, sampled
 from tests.tiny_models import tiny_model
 from tests.toys import mixing_toy, request
@@ -67,6 +68,11 @@ class Ladder:
 
 def with_prompt_scores(name: str) -> dict[str, Any]:
     return {"strategy": WithPromptScores(STRATEGIES[name])}
+
+
+def grammar(pattern: str) -> dict[str, Any]:
+    """Return the grammar of a request: token n is the n-th letter of the alphabet, up to "l"."""
+    return {"grammar": compiled(tokenizer_of((*"abcdefghijkl", END)), vocab_size=200, regex=pattern)}
 
 
 def company(draft: Runtime, **shared: Any) -> dict[str, Request]:
@@ -159,6 +165,25 @@ def company(draft: Runtime, **shared: Any) -> dict[str, Request]:
     invite("next token", [8, 8, 8], {"strategy": NextTokenQuery()}, temperature=0.5, top_k=5)
     invite("next token of beams", [8, 8, 9], {"strategy": NextTokenQuery("log_probs")}, repetition_penalty=2.0)
     invite("score", [7, 7, 1, 2, 3], {"strategy": ContinuationScores((1, 2, 3, 9))})
+    invite("grammar", [1, 3], grammar("a(b|c|d)*(ef?)?"))
+    invite("grammar, traced", [1, 4], grammar("[a-f]{2}(gh)*") | {"trace": True}, repetition_penalty=1.4)
+    invite("grammar, one text", [1, 5], grammar("abcdefghijkl"), max_new_tokens=20)
+    invite("grammar, sampled", [1, 7], grammar("[a-f]{2,5}|g+"), **sampling, num_return_sequences=3, top_p=0.8)
+    invite("grammar, beams", [1, 8], grammar("(ab|cd|ef)+") | {"tentative": True}, num_beams=3, num_return_sequences=2)
+    invite("grammar, few texts", [1, 9], grammar("ab|cd"), num_beams=4)
+    invite("grammar, beam sampling", [2, 1], grammar("(a|b|c)*d"), num_beams=3, **sampling)
+    invite("grammar, diverse", [2, 3], grammar("[a-h]+"), num_beams=4, num_beam_groups=2, diversity_penalty=0.8)
+    invite("grammar, forced", [2, 4], grammar("[a-h]+"), num_beams=3, force_words_ids=[[3, 5]])
+    invite("grammar, forced in vain", [2, 5], grammar("[a-c]+"), num_beams=2, force_words_ids=[[5]])
+    invite("grammar, stochastic", [2, 6], grammar("[a-h]{1,4}"), strategy="stochastic_beam", num_beams=3)
+    invite("grammar, contrastive", [2, 8], grammar("(ab|bc|ca)+"), **contrastive)
+    invite("grammar, best of", [2, 9], grammar("[a-d]+"), best_of=3)
+    invite("grammar, dola", [3, 1], grammar("(ab|cd)+e?"), dola_layers="low")
+    invite("grammar, guided", [3, 2], grammar("[c-k]*a") | {"negative_prompt": (1, 2)}, guidance_scale=1.5)
+    invite("assisted, grammar", [3, 9], assisted | grammar("(ab|ac|dd)+"), max_new_tokens=8)
+    invite("assisted, sampled grammar", [4, 1], assisted | grammar("([a-e]f)+"), **sampling, num_return_sequences=2)
+    invite("prompt lookup, grammar", looping, grammar("(e|j|a)+"), prompt_lookup_num_tokens=3, sequence_bias=loop)
+    invite("in step, grammar", [9, 7], grammar("[ab]+") | {"lockstep_group": lockstep_group}, num_beams=2)
     return guests
 
 

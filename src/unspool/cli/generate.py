@@ -95,6 +95,8 @@ def _show(model: LanguageModel, text: str, asked: dict[str, Any], output: TextIO
     for completion in generation.completions:
         if completion.unmet is not None:
             screen.remark(f"output {completion.index + 1} lacks forced words: {completion.unmet}")
+        if completion.parse_error is not None:
+            screen.remark(f"output {completion.index + 1} lacks a value: {completion.parse_error}")
     if not quiet:
         screen.remark(summary(generation))
 

@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
@@ -154,7 +154,27 @@ def _take(option: Option, given: dict[str, Any]) -> Any:
         return True if on else False if off else None
     if option.multiple:
         return option.from_texts(value) if value else None
+    if option.kind.reads_file and value is not None:
+        value = _content(option, value)
     return option.from_text(value) if option.cli_type == "json" and value is not None else value
+
+
+def _content(option: Option, text: str) -> str:
+    """Return the value of a flag for a file or a text: the content of the file, or the text itself.
+
+    Raises:
+        OptionError: if the text can only be the name of a file, and the file is missing.
+        OSError: if the file cannot be read.
+    """
+    if _FILE_NAME.fullmatch(text):
+        if not Path(text).is_file():
+            raise OptionError(option.name, text, "names a file that does not exist", "check the path")
+        return Path(text).read_text(encoding="utf-8")
+    return text
+
+
+_FILE_NAME: Final = re.compile(r"[^{}\n\"]+\.\w+|[\w./~-]+")
+"""Texts that are names of files, and neither JSON nor a grammar."""
 
 
 def _both(option: Option) -> str:
@@ -190,6 +210,8 @@ def help_of(option: Option) -> str:
         parts.append(f"--no-{flag[2:]} turns it off.")
     elif "|" in option.metavar:
         parts.append(f"One of: {option.metavar.replace('|', ', ')}.")
+    elif option.kind.reads_file:
+        parts.append("A file, or the text itself.")
     elif option.multiple:
         parts.append(_MANY[bool(option.kind.separator)])
     return " ".join(parts)

@@ -13,6 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from unspool.errors import OptionError
+from unspool.grammars.parsed import Parsed, parse_text
 from unspool.grammars.source import grammar_text, refusal
 from unspool.grammars.state import GrammarState, is_dead_end
 from unspool.grammars.vocabulary import Vocabulary, vocabulary_of
@@ -20,6 +21,7 @@ from unspool.tuning import COMPILED_GRAMMARS
 
 if TYPE_CHECKING:
     from unspool.protocols import Context
+    from unspool.types import Output
 
 _LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """llguidance's limits on compilation, on each mask, and on the memory of a grammar (1 to 2 kB per lexer state)."""
@@ -75,6 +77,16 @@ class CompiledGrammar:
     def accepts_text(self, text: str) -> bool:
         """Return True if the text is in the language."""
         return self.accepts(tuple(self._vocabulary.tokens.greedy_tokenize(text)))
+
+    def parse(self, output: Output, text: str) -> Parsed:
+        """Return the value of an output, or the reason for a missing value. text: of the output"""
+        if output.finish_reason == "stop":  # the tokens of the stop string do not belong to the text
+            is_complete = self.accepts_text(text)
+        else:
+            is_complete = self.accepts(output.token_ids[:-1] if output.finish_reason == "eos" else output.token_ids)
+        if not is_complete:
+            return Parsed(None, f"the text is not complete: finish_reason is {output.finish_reason!r}")
+        return parse_text(self.option, self.value, text)
 
     def only(self, tokens: tuple[int, ...]) -> NDArray[np.int32]:
         """Return the mask that allows these tokens only. Do not modify the array."""

@@ -68,11 +68,25 @@ def json_schema() -> Kind:
 
 
 def _schema_of(model: Any) -> Any:
-    """Return the JSON schema of a pydantic model class."""
+    """Return the JSON schema of a pydantic model class, without keys that the class does not declare.
+
+    A class that allows further keys says so in its schema (`extra="allow"`).
+    """
     try:
-        return model.model_json_schema()
+        return _closed(model.model_json_schema())
     except Exception:  # pydantic is not a dependency, so its errors cannot be named
         raise Unfit from None
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(part) for key, part in schema.items()}
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def labels() -> Kind:

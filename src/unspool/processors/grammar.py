@@ -72,5 +72,6 @@ class Grammar(Processor):
 
 def _unpacked(words: NDArray[np.int32], vocab_size: int) -> torch.Tensor:
     """Return masks of one bit per token as booleans. words: [rows, words] --> [rows, vocab]"""
+    assert 32 * words.shape[1] >= vocab_size, "the grammar was compiled for a smaller vocabulary"
     bits = np.unpackbits(words.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
     return torch.from_numpy(bits).view(torch.bool)

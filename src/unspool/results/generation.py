@@ -6,7 +6,7 @@ Owns: the values and their text and JSON forms. Does not know: how they were com
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from unspool.config import GenerationConfig
+    from unspool.grammars import Parsed
     from unspool.results.trace import Trace
     from unspool.text.detokenize import Detokenizer
     from unspool.types import Output
@@ -56,6 +57,10 @@ class Completion(JsonText):
         output.
     top_logprobs: most probable tokens at each position, best first; None unless the option `logprobs` is on.
     unmet: description of the missing forced words, with the reason; None if no forced word is missing.
+    parsed: value of the text under the request's grammar: a Python value for `json_object` and `json_schema`, an
+        instance if the schema is a pydantic class, and the text for `regex`, `choice` and `grammar`. None without a
+        grammar, and if `parse_error` gives a reason.
+    parse_error: reason for a missing value, such as a text that is not complete; None otherwise.
     """
 
     index: int
@@ -68,6 +73,8 @@ class Completion(JsonText):
     finish_reason: str
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
     unmet: str | None = None
+    parsed: Any = None
+    parse_error: str | None = None
 
     @property
     def logprob(self) -> float:
@@ -93,14 +100,20 @@ class Completion(JsonText):
         prompt_ids: Sequence[int],
         detokenizer: Detokenizer | None,
         stops: tuple[str, ...] = (),
+        parse: Callable[[Output, str], Parsed] | None = None,
     ) -> Completion:
-        """Return the completion of an engine output; without a detokenizer its text is empty."""
+        """Return the completion of an engine output; without a detokenizer its text is empty.
+
+        Args:
+            parse: returns the value of an output and its text; None without a grammar.
+        """
         ids, reason = output.token_ids, output.finish_reason
         text = ""
         tokens: tuple[str, ...] = ()
         if detokenizer is not None:
             text = text_of(detokenizer, prompt_ids, token_ids=ids, finish_reason=reason, stops=stops)
             tokens = detokenizer.pieces(prompt_ids, ids)
+        parsed, parse_error = (None, None) if parse is None else parse(output, text)
         return cls(
             index=index,
             text=text,
@@ -112,6 +125,8 @@ class Completion(JsonText):
             finish_reason=reason,
             top_logprobs=None if output.top_logprobs is None else named_tokens(output.top_logprobs, detokenizer),
             unmet=output.unmet,
+            parsed=parsed,
+            parse_error=parse_error,
         )
 
     def __str__(self) -> str:
@@ -138,6 +153,8 @@ class Completion(JsonText):
             "top_logprobs": top and [[_top(entry) for entry in position] for position in top],
             "satisfied": self.satisfied,
             "unmet": self.unmet,
+            "parsed": _plain(self.parsed),
+            "parse_error": self.parse_error,
         }
 
 
@@ -237,6 +254,11 @@ class Generation(JsonText):
         """Text of each completion, in order, as in `text`."""
         return tuple(self.text_of(completion) for completion in self.completions)
 
+    @property
+    def parsed(self) -> Any:
+        """Value of the first completion's text under the request's grammar; see `Completion.parsed`."""
+        return self.completions[0].parsed
+
     def text_of(self, completion: Completion) -> str:
         """Return the completion's text; starts with the prompt if `echo` is on."""
         return (self.prompt or "") + completion.text if self.echo else completion.text
@@ -314,6 +336,11 @@ class Chunk(JsonText):
             "tentative": self.tentative,
             "top_logprobs": self.top_logprobs and [[_top(entry) for entry in each] for each in self.top_logprobs],
         }
+
+
+def _plain(value: Any) -> Any:
+    """Return a parsed value as plain JSON; an instance of a pydantic class as its fields."""
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
 def _beginning(completion: Completion) -> str:

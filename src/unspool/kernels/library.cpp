@@ -49,59 +49,78 @@ void parallel(int threads, Body body, void* argument) {
 
 // Mirrored by `_Matrix` in packed.py. `numbers` has the type of the kind: float, bfloat16, int8; uint8 0 to 15 for int4.
 struct Matrix {
-    uint8_t* numbers;        // [outputs, inputs]
-    int64_t row, column;     // strides, in numbers
-    uint16_t* scales;        // int4: (scale, zero) in bfloat16, [inputs / 32][outputs][2]; otherwise null
+    uint8_t* numbers;   // [outputs, inputs]
+    uint16_t* scales;   // int4: (scale, zero) in bfloat16, [inputs / 32][outputs][2]; otherwise null
 };
 
 struct Packing {
     const Weight* weight;
     const Matrix* matrices;
-    bool back;       // from the stream to the matrices
+    bool back;   // from the stream to the matrices
     int64_t next;
 };
 
-static void copy(bool back, void* packed, void* plain, size_t size) {
-    back ? memcpy(plain, packed, size) : memcpy(packed, plain, size);
+static uint32_t load(const void* from) {
+    uint32_t word;
+    memcpy(&word, from, 4);
+    return word;
 }
 
-static void copy_nibble(bool back, uint8_t* packed, uint8_t* plain, int shift) {
-    if (back)
-        *plain = *packed >> shift & 15;
-    else
-        *packed = (uint8_t)((*packed & ~(15 << shift)) | (*plain & 15) << shift);
+// Copies `bytes` consecutive bytes of one output, in words of 4 bytes, to or from every 32nd word of the stream.
+static void copy_words(bool back, uint8_t* packed, uint8_t* plain, int64_t bytes, uint32_t flip) {
+    int64_t whole = bytes / 4 * 4;
+    if (back) {
+        for (int64_t i = 0; i < whole; i += 4) {
+            uint32_t word = load(packed + i * BLOCK) ^ flip;
+            memcpy(plain + i, &word, 4);
+        }
+    } else {
+        for (int64_t i = 0; i < whole; i += 4) {
+            uint32_t word = load(plain + i) ^ flip;
+            memcpy(packed + i * BLOCK, &word, 4);
+        }
+    }
+    for (int64_t i = whole; i < bytes; i++) {
+        uint8_t* place = packed + whole * BLOCK + i - whole;
+        if (back)
+            plain[i] = *place ^ (uint8_t)flip;
+        else
+            *place = plain[i] ^ (uint8_t)flip;
+    }
+}
+
+// Copies one group of one output: 32 numbers to or from 16 bytes.
+static void copy_group(bool back, uint8_t* packed, uint8_t* plain) {
+    for (int j = 0; j < 4; j++, plain += 4, packed += 4 * BLOCK) {
+        if (back) {
+            uint32_t word = load(packed), low = word & 0x0f0f0f0f, high = word >> 4 & 0x0f0f0f0f;
+            memcpy(plain, &low, 4);
+            memcpy(plain + 16, &high, 4);
+        } else {
+            uint32_t word = load(plain) | load(plain + 16) << 4;
+            memcpy(packed, &word, 4);
+        }
+    }
 }
 
 // Copies the inputs [start, start + count) of one block. Padding stays zero.
 static void copy_piece(const Packing& packing, const Matrix& matrix, uint8_t* to, int64_t n0, int64_t start, int64_t count) {
     const Weight& w = *packing.weight;
     int64_t outputs = w.outputs - n0 < BLOCK ? w.outputs - n0 : BLOCK;
-    int64_t rest = w.inputs - start, inputs = rest < count ? rest : count;
-    bool back = packing.back;
-    if (!back) memset(to, w.kind == INT8 ? level->flip : 0, bytes_of(w.kind, count));
+    int64_t rest = w.inputs - start, inputs = rest < count ? rest : count, size = w.kind == FLOAT32 ? 4 : w.kind == BFLOAT16 ? 2 : 1;
+    uint32_t flip = w.kind == INT8 ? level->flip * 0x01010101u : 0;
+    if (!packing.back && (outputs < BLOCK || inputs < count)) memset(to, (int)(flip & 255), bytes_of(w.kind, count));
     for (int64_t n = 0; n < outputs; n++) {
-        int size = w.kind == FLOAT32 ? 4 : w.kind == BFLOAT16 ? 2 : 1;
-        uint8_t* from = matrix.numbers + ((n0 + n) * matrix.row + start * matrix.column) * size;
-        for (int64_t k = 0; k < inputs; k++, from += matrix.column * size) {
-            uint8_t* place;
-            switch (w.kind) {
-                case FLOAT32: copy(back, to + (k * BLOCK + n) * 4, from, 4); break;
-                case BFLOAT16: copy(back, to + ((k / 2 * BLOCK + n) * 2 + k % 2) * 2, from, 2); break;
-                case INT8:
-                    place = to + (k / 4 * BLOCK + n) * 4 + k % 4;
-                    if (back)
-                        *from = *place ^ level->flip;
-                    else
-                        *place = *from ^ level->flip;
-                    break;
-                case INT4:
-                    uint8_t* group = to + k / GROUP * GROUP_BYTES;
-                    if (k % GROUP == 0)
-                        copy(back, group + n * 4, matrix.scales + (((start + k) / GROUP * w.outputs) + n0 + n) * 2, 4);
-                    place = group + 4 * BLOCK + (k % 16 / 4 * BLOCK + n) * 4 + k % 4;
-                    copy_nibble(back, place, from, k % GROUP < 16 ? 0 : 4);
-                    break;
-            }
+        uint8_t* plain = matrix.numbers + ((n0 + n) * w.inputs + start) * size;
+        if (w.kind != INT4) {
+            copy_words(packing.back, to + n * 4, plain, inputs * size, flip);
+            continue;
+        }
+        for (int64_t group = 0; group < inputs / GROUP; group++) {
+            uint8_t* packed = to + group * GROUP_BYTES + n * 4;
+            uint16_t* scale = matrix.scales + ((start / GROUP + group) * w.outputs + n0 + n) * 2;
+            packing.back ? memcpy(scale, packed, 4) : memcpy(packed, scale, 4);
+            copy_group(packing.back, packed + 4 * BLOCK, plain + group * GROUP);
         }
     }
 }

@@ -54,8 +54,6 @@ class _Weight(ctypes.Structure):
 class _Matrix(ctypes.Structure):
     _fields_ = [
         ("numbers", ctypes.c_void_p),
-        ("row", ctypes.c_int64),
-        ("column", ctypes.c_int64),
         ("scales", ctypes.c_void_p),
     ]
 
@@ -155,10 +153,10 @@ class PackedWeight:
 
     def _copy(self, weights: Sequence[torch.Tensor], scales: Sequence[torch.Tensor], *, back: bool) -> None:
         matrices = (_Matrix * len(weights))()
-        held = [each.contiguous() for each in scales]
-        for index, weight in enumerate(weights):
-            address = held[index].data_ptr() if held else None
-            matrices[index] = _Matrix(weight.data_ptr(), *weight.stride(), address)
+        held = [each.detach().contiguous() for each in (*weights, *scales)]
+        addresses: list[int | None] = [each.data_ptr() for each in held]
+        for index in range(len(weights)):
+            matrices[index] = _Matrix(addresses[index], addresses[len(weights) + index] if scales else None)
         self._library.functions.unspool_pack(self._address, matrices, back, torch.get_num_threads())
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

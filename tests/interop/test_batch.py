@@ -82,6 +82,23 @@ def test_anything_else_is_refused_and_said(ids: Any, arguments: dict[str, Any], 
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("mask", "prompts"),
+    [
+        (MASK.flip(1), ((0, 0), PROMPTS[1])),
+        (torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1]]), ((0, 5), PROMPTS[1])),
+        (torch.tensor([[0, 1, 0, 1], [1, 1, 0, 1]]), ((0, 6), (7, 8, 4))),
+    ],
+    ids=["right", "both", "holes"],
+)
+def test_the_tokens_under_the_mask_are_the_prompt(mask: torch.Tensor, prompts: Any):
+    ignored: list[OptionError] = []
+    batch = read_batch(IDS, mask, ignored=ignored)
+    assert batch.prompts == prompts and batch.input_ids.equal(IDS) and batch.attention_mask.equal(mask.bool())
+    assert [error.option for error in ignored] == ["attention_mask"]
+    assert read_batch(IDS, MASK, ignored=[]).prompts == PROMPTS
+
+
 def test_one_row_of_positions_may_stand_for_all_rows():
     positions = torch.arange(4)[None]
     assert read_batch(IDS, position_ids=positions).prompts == ((0, 0, 5, 6), PROMPTS[1])

@@ -355,6 +355,29 @@ def test_our_own_global_seed_reaches_the_drop_in():
         unspool.set_seed(None)
 
 
+# --- pads elsewhere than on the left --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 4}], ids=str)
+def test_pads_on_the_right_and_between_tokens_are_left_out(options: dict[str, Any]) -> None:
+    ids = torch.tensor([[11, 12, 13, 14, 15], [21, 22, 0, 0, 0], [31, 0, 32, 33, 0]])
+    call = {"attention_mask": (ids != 0).long(), "max_new_tokens": 8, "pad_token_id": 0, **options}
+    with pytest.warns(UserWarning, match="row 1 of the batch is padded on the right") as caught:
+        found = unspool.generate(MODEL, ids, **call)
+    assert len(caught) == 1 and found[:, :5].equal(ids)
+    expected = unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=8, pad_token_id=0, **options)
+    assert found[:, 5:].equal(expected[:, 5:])
+    with pytest.raises(PromptError, match="padding_side='left'"):
+        unspool.generate(MODEL, ids, strict=True, **call)
+
+
+def test_a_hole_in_the_mask_acts_as_in_transformers() -> None:
+    ids, mask = torch.tensor([[11, 12, 0, 13], [21, 22, 23, 24]]), torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]])
+    with pytest.warns(UserWarning, match="row 0 of the batch has pads between its tokens"):
+        found = unspool.generate(MODEL, ids, attention_mask=mask, max_new_tokens=8)
+    assert found.equal(theirs(MODEL, ids, attention_mask=mask, max_new_tokens=8))
+
+
 # --- positional arguments -------------------------------------------------------------------------------------------
 
 

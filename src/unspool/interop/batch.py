@@ -1,6 +1,6 @@
 """Padded tensors to rows of real tokens, and outputs back to one padded tensor.
 
-Owns: reading a left-padded batch of prompts, and padding the outputs. No pad is ever fed to the model.
+Owns: reading a padded batch of prompts, and padding the outputs. No pad is ever fed to the model.
 
     input_ids    [ pads | prompt ]
     sequences    [ pads | prompt | output | pads ]
@@ -25,7 +25,8 @@ class Batch:
     """A batch of prompts.
 
     input_ids: [rows, width] int64, as given. prompts: each row's real tokens. sources: each row's encoder input, or
-    embeddings, images and audio; empty without. embedded_width: columns of prompts that are embeddings without ids;
+    embeddings, images and audio; empty without. attention_mask: [rows, width], True for the tokens of the prompts; None
+    if unknown. embedded_width: columns of prompts that are embeddings without ids;
     `input_ids` is [rows, 0] then. task: "continue" for decoders; "rewrite" for encoder-decoders; "transcribe" for
     Whisper: its transcripts hold neither decoder prompt nor end token, and its `max_length` counts output only.
     """
@@ -33,6 +34,7 @@ class Batch:
     input_ids: torch.Tensor
     prompts: tuple[tuple[int, ...], ...]
     sources: tuple[Source, ...] = ()
+    attention_mask: torch.Tensor | None = None
     embedded_width: int | None = None
     task: Literal["continue", "rewrite", "transcribe"] = "continue"
 
@@ -91,17 +93,19 @@ def read_batch(
     *,
     pad_token_id: int | None = None,
     eos_token_ids: Sequence[int] = (),
+    ignored: list[OptionError] | None = None,
 ) -> Batch:
-    """Return the prompts of a left-padded batch.
+    """Return the prompts of a padded batch: the tokens under the mask.
 
     Args:
         input_ids: [rows, width] of any integer dtype.
         attention_mask: [rows, width], 1 for tokens and 0 for pads. None to infer it as transformers does: pads are the
             tokens equal to `pad_token_id`, or none if that token also ends sequences.
         position_ids: None, or exactly the positions that follow from the mask, on its real tokens.
+        ignored: collects an error about pads that are not on the left only, which are left out; None to raise it.
 
     Raises:
-        PromptError: if the tensors have other types or shapes, or pads are not on the left only.
+        PromptError: if the tensors have other types or shapes, or a row holds only pads.
     """
     ids = _two_dimensional("input_ids", input_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -111,13 +115,18 @@ def read_batch(
     ids = ids.long()
     is_inferred = attention_mask is None
     mask = _infer_mask(ids, pad_token_id, eos_token_ids) if is_inferred else _read_mask(attention_mask, ids)
-    _check_padding(mask, is_inferred, pad_token_id)
+    source = f" (from pad_token_id={pad_token_id}: give `attention_mask` if these are not pads)" if is_inferred else ""
+    for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
+        raise PromptError(f"row {row} of the batch holds only pads{source}; leave it out")
+    if reason := _misplaced_pads(mask):
+        if ignored is None:
+            raise PromptError(f"{reason}{source}; set tokenizer.padding_side='left'")
+        allowed = f"puts pads at the end of prompts or inside of them ({reason}{source}), which are read without pads"
+        ignored.append(OptionError("attention_mask", attention_mask, allowed, "set tokenizer.padding_side='left'"))
     if position_ids is not None:
         _check_positions(_two_dimensional("position_ids", position_ids), mask)
-    prompts = (
-        tuple(row[len(row) - length :]) for row, length in zip(ids.tolist(), mask.sum(dim=1).tolist(), strict=True)
-    )
-    return Batch(input_ids=ids, prompts=tuple(prompts))
+    rows = zip(ids, mask.to(ids.device), strict=True)
+    return Batch(input_ids=ids, prompts=tuple(tuple(row[kept].tolist()) for row, kept in rows), attention_mask=mask)
 
 
 def _two_dimensional(name: str, given: Any) -> torch.Tensor:
@@ -145,15 +154,13 @@ def _read_mask(given: Any, ids: torch.Tensor) -> torch.Tensor:
     return mask.bool()
 
 
-def _check_padding(mask: torch.Tensor, is_inferred: bool, pad_token_id: int | None) -> None:
-    """Check that pads are on the left only."""
-    source = f" (from pad_token_id={pad_token_id}: give `attention_mask` if these are not pads)" if is_inferred else ""
-    for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
-        raise PromptError(f"row {row} of the batch holds only pads{source}; leave it out")
+def _misplaced_pads(mask: torch.Tensor) -> str | None:
+    """Return which row has pads that are not on its left, or None."""
     for row in (~mask[:, -1]).nonzero()[:, 0].tolist():
-        raise PromptError(f"row {row} of the batch is padded on the right{source}; set tokenizer.padding_side='left'")
+        return f"row {row} of the batch is padded on the right"
     for row in (mask[:, :-1] & ~mask[:, 1:]).any(dim=1).nonzero()[:, 0].tolist():
-        raise PromptError(f"row {row} of the batch has pads between its tokens{source}; put pads on the left only")
+        return f"row {row} of the batch has pads between its tokens"
+    return None
 
 
 def _check_positions(given: torch.Tensor, mask: torch.Tensor) -> None:

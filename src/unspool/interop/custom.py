@@ -152,7 +152,7 @@ def _read(
         assert info is not None, "an encoder-decoder has an encoder"
         batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids, states)
     else:
-        batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids)
+        batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids, ignored=ignored)
         if info is not None:
             batch = replace(batch, sources=tuple(source_rows(arguments.encoder, info)))
     return build_call(arguments, batch, config, own, prepared(arguments.logits_processor, config), ignored)

@@ -62,7 +62,7 @@ def generate(
     Args:
         model: a loaded causal language model of transformers, or a model with an encoder: a text encoder-decoder,
             Whisper, or an image captioning model.
-        inputs: [rows, width] of integers, left-padded; None for one row with the model's begin-of-sequence token.
+        inputs: [rows, width] of integers, padded on the left; None for the model's begin-of-sequence token.
             For an encoder-decoder these are the encoder inputs, padded on either side. Audio and images can be given
             here, or as `input_features` and `pixel_values`. `input_ids=` is another name for it.
         generation_config: transformers' GenerationConfig or ours; overrides the model's own.
@@ -96,7 +96,7 @@ def generate(
 
     Raises:
         ModelError: if the model is not supported.
-        PromptError: if the tensors are not a left-padded batch.
+        PromptError: if the tensors are not a batch of prompts; with strict=True if it is not padded on the left only.
         OptionError: if an option is unknown, refused or out of range, or with strict=True not read.
         CapacityError: if a request can never fit in the limits.
         NumericsError: if the model's logits are NaN, or every token is forbidden.
@@ -163,10 +163,13 @@ def _read(
     if info is None:
         check_plain(arguments, model)
         is_embedded = bool(arguments.embedded)
-        batch = read_embedded(arguments, config) if is_embedded else _batch(arguments, config, input_device(model))
+        if is_embedded:
+            batch = read_embedded(arguments, config, ignored)
+        else:
+            batch = _batch(arguments, config, input_device(model), ignored)
     else:
         runtime = partial(_runtime_of, model)
-        batch = read_sources(model, arguments, config, info=info, runtime=runtime)
+        batch = read_sources(model, arguments, config, info=info, runtime=runtime, ignored=ignored)
     has_prefix = arguments.prefix_allowed_tokens_fn is not None
     processors = placed(arguments.logits_processor, config, prefix=has_prefix)
     return build_call(arguments, batch, config, own, processors, ignored)
@@ -176,8 +179,10 @@ def _runtime_of(model: Any) -> Runtime:
     return driver_of(model).engine.runtime
 
 
-def _batch(arguments: Arguments, config: GenerationConfig, device: torch.device) -> Batch:
-    """Return the prompts of the call. device: of the model's token ids."""
+def _batch(
+    arguments: Arguments, config: GenerationConfig, device: torch.device, ignored: list[OptionError] | None
+) -> Batch:
+    """Return the prompts of the call. device: of the model's token ids. ignored: as in `read_batch`."""
     if arguments.input_ids is None:
         return batch_of_bos(config.bos_token_id, device)
     return read_batch(
@@ -186,4 +191,5 @@ def _batch(arguments: Arguments, config: GenerationConfig, device: torch.device)
         arguments.position_ids,
         pad_token_id=pad_token(config),
         eos_token_ids=config.eos_token_id or (),
+        ignored=ignored,
     )

@@ -46,6 +46,7 @@ def read_sources(
     *,
     info: SourceInfo,
     runtime: Callable[[], Runtime],
+    ignored: list[OptionError] | None = None,
 ) -> Batch:
     """Return the encoder inputs of a call and the decoder prompts.
 
@@ -53,6 +54,7 @@ def read_sources(
         config: resolved.
         info: facts about the encoder.
         runtime: returns the model's runtime; called only to detect the language of audio.
+        ignored: as in `read_batch`.
 
     Raises:
         PromptError: if the tensors do not fit together or do not fit the model.
@@ -64,7 +66,7 @@ def read_sources(
     else:
         main, prompt = sort_inputs(arguments, info)
         if has_prefix_image(model):
-            return _captions(main, prompt, arguments, config, info)
+            return _captions(main, prompt, arguments, config, info, ignored)
         sources = _sources(main, arguments, info)
     check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     given = arguments.encoder.get("decoder_input_ids")
@@ -199,7 +201,12 @@ def _embedded_sources(embeds: torch.Tensor, arguments: Arguments, info: SourceIn
 
 
 def _captions(
-    main: torch.Tensor, prompt: Any, arguments: Arguments, config: GenerationConfig, info: SourceInfo
+    main: torch.Tensor,
+    prompt: Any,
+    arguments: Arguments,
+    config: GenerationConfig,
+    info: SourceInfo,
+    ignored: list[OptionError] | None,
 ) -> Batch:
     """Return the batch of a decoder that reads an image before its prompt."""
     for name in ("decoder_input_ids", "decoder_attention_mask"):
@@ -216,6 +223,7 @@ def _captions(
             arguments.position_ids,
             pad_token_id=config.pad_token_id,
             eos_token_ids=config.eos_token_id or (),
+            ignored=ignored,
         )
     if len(batch.prompts) != len(sources):
         raise PromptError(

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationMixin
 
 from unspool.config import GenerationConfig
-from unspool.errors import PromptError
+from unspool.errors import OptionError, PromptError
 from unspool.interop.arguments import ENCODER, Arguments
 from unspool.interop.batch import Batch, read_batch
 from unspool.interop.encoders import encoder_of
@@ -97,12 +97,13 @@ def split_inputs(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return {name: value for name, value in given.items() if name not in inputs}, inputs
 
 
-def read_embedded(arguments: Arguments, config: GenerationConfig) -> Batch:
+def read_embedded(arguments: Arguments, config: GenerationConfig, ignored: list[OptionError] | None = None) -> Batch:
     """Return the prompts of a decoder that reads further inputs beside token ids.
 
     Args:
         arguments: of the call, with `embedded`; without `input_ids` the prompts are `inputs_embeds` alone.
         config: resolved.
+        ignored: as in `read_batch`.
 
     Raises:
         PromptError: if the tensors do not fit together.
@@ -112,14 +113,17 @@ def read_embedded(arguments: Arguments, config: GenerationConfig) -> Batch:
     if ids is None or (isinstance(ids, torch.Tensor) and not ids.numel()):
         return _read_embeds(embeds, arguments)
     batch = read_batch(
-        ids, arguments.attention_mask, pad_token_id=pad_token(config), eos_token_ids=config.eos_token_id or ()
+        ids,
+        arguments.attention_mask,
+        pad_token_id=pad_token(config),
+        eos_token_ids=config.eos_token_id or (),
+        ignored=ignored,
     )
     if embeds is not None and embeds.shape[:2] != ids.shape:
         shapes = f"{tuple(embeds.shape)} and `input_ids` {tuple(ids.shape)}"
         raise PromptError(f"`inputs_embeds` {shapes} must have as many rows and columns; leave out one of the two")
-    mask = torch.zeros_like(batch.input_ids)
-    for row, prompt in enumerate(batch.prompts):
-        mask[row, mask.shape[1] - len(prompt) :] = 1
+    assert batch.attention_mask is not None, "a batch that was read has a mask"
+    mask = batch.attention_mask.long().to(ids.device)
     shared = PromptInputs(inputs, input_ids=batch.input_ids, attention_mask=mask)
     sources = [Source(inputs=shared, token_ids=prompt, row=row) for row, prompt in enumerate(batch.prompts)]
     return Batch(input_ids=batch.input_ids, prompts=batch.prompts, sources=tuple(sources))

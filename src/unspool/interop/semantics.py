@@ -175,7 +175,7 @@ def with_negative_prompts(
         rows = zip(arguments.negative_prompt_ids, mask.bool(), strict=True)  # sources are padded on either side
         prompts = tuple(tuple(ids[kept].tolist()) for ids, kept in rows)
     else:
-        prompts = read_batch(arguments.negative_prompt_ids, mask).prompts
+        prompts = read_batch(arguments.negative_prompt_ids, mask, ignored=ignored).prompts
     if len(prompts) not in (1, count):
         allowed = f"must have one row, or one for each of the {count} prompts"
         raise OptionError("negative_prompt_ids", shown, allowed, "give one row per prompt")

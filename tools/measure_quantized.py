@@ -19,7 +19,7 @@ import unspool  # noqa: E402
 from tests.held_out import perplexity, tales  # noqa: E402
 
 PAGE = ROOT / "docs" / "quantized.md"
-HEAD = "| Weights | Bits a weight | Perplexity | Change |\n|---|---|---|---|\n"
+HEAD = "| Weights | Bits per weight | Perplexity | Change |\n|---|---|---|---|\n"
 WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("float32", "32", {"dtype": "float32"}),
     ("bfloat16", "16", {"dtype": "bfloat16"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from unspool.runtimes.replay.program import SIZES, Program, Size
 from unspool.runtimes.replay.replay import Replay, patience
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
 from unspool.runtimes.weights import packed_linear
+from unspool.runtimes.weights.autotune import VARIABLE
 from unspool.runtimes.weights.forms import Form
 from unspool.runtimes.weights.trial import Shape
 from unspool.runtimes.wrap.wrapped import refresh
@@ -41,7 +43,7 @@ def runtime_over(model: Any, *, recorded: bool, owns_model: bool = False) -> Dec
 
 def without_recording(model: Any) -> DecoderRuntime:
     runtime = DecoderRuntime(model, owns_model=True)
-    runtime._decoder_model._recorded = None
+    runtime._decoder_model._recorded = runtime._decoder_model._recorded_invariant = None
     return runtime
 
 
@@ -88,6 +90,29 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
     for _ in range(3):
         recorded.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in range(900, 937)])
     assert len(calls) == 1, "the first pass of a size is proven, the others need no model"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("form", ["auto", "packed", "native"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_recorded_invariant_pass_gives_the_bits_of_the_modules(
+    family: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small layers are plain, and have another weight for invariant passes."""
+    monkeypatch.setenv(VARIABLE, form)
+    recorded, expected = DecoderRuntime(tiny_model(family), owns_model=True), without_recording(tiny_model(family))
+    assert recorded.info.batch_invariant
+    recording = recorded._decoder_model._recorded_invariant
+    assert recording is not None
+    monkeypatch.setattr(recorded_module, "REPLAY_MIN_PASSES", 0)
+    calls = calls_of(recorded)
+    passes = list(script(seed=4, steps=40))
+    for feeds in passes:
+        invariant = [replace(feed, invariant=True) for feed in feeds]
+        found = recorded.forward(invariant).logits
+        assert torch.equal(found, expected.forward(invariant).logits)
+    assert recording.obstacle == "" and recording._program is not None
+    assert len(calls) < len(passes), "replays run without the modules"
 
 
 @pytest.mark.usefixtures("impatient")

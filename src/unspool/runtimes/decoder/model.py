@@ -116,6 +116,7 @@ class DecoderModel:
         if reason := slot_cache_obstacle(self.module) or ("" if spread else wrapped.reason):
             raise ModelError(reason)
         self._recorded: Replay | None = None
+        self._recorded_invariant: Replay | None = None
         self._keeps = "logits_to_keep" in forward_parameters(self.module)
         with narrow_windows(self.module, _PROBE_WINDOW):
             reference, tokens = self._reference()
@@ -132,7 +133,7 @@ class DecoderModel:
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
         if on_cpu and not spread and not has_experts(self.module):
-            self._recorded = Replay(len(self.layout))
+            self._recorded, self._recorded_invariant = Replay(len(self.layout)), Replay(len(self.layout))
         self._builds, self._seen = wrapped.builds, wrapped.version
 
     def _invariance(self, *, on_cpu: bool) -> BatchInvariance:
@@ -161,7 +162,7 @@ class DecoderModel:
             asked: rows that need logits, in this order; can be empty, and can repeat.
             hidden: rows that need the input of the head; None for none.
             inner: rows and layers that need logits; None for none.
-            invariant: True if the bits of a row must not depend on other rows. Such a pass is never a replay.
+            invariant: True if the bits of a row must not depend on other rows; inside `invariant_rows`.
 
         Returns:
             logits [asked, vocab], hidden [hidden, width] or None, inner [inner, vocab] or None.
@@ -169,7 +170,10 @@ class DecoderModel:
         ids = torch.tensor([tokens], device=self.device)
         places = torch.tensor([positions], device=self.device)
         keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
-        recorded = self._recorded if hidden is None and not inner and not invariant else None
+        # Layers can have another weight for invariant passes, so these have a replay of their own.
+        recorded = self._recorded_invariant if invariant else self._recorded
+        if hidden is not None or inner:
+            recorded = None
         with attending(cache), self._wrapped.calling():
             with ExitStack() as hooks:
                 head = hooks.enter_context(HeadHook(output_layer(self.module), keep)) if hidden is not None else None
@@ -255,8 +259,9 @@ class DecoderModel:
         self._forget_recording()
 
     def _forget_recording(self) -> None:
-        if self._recorded is not None and self._seen != self.version:
-            self._recorded.forget()
+        for recorded in (self._recorded, self._recorded_invariant):
+            if recorded is not None and self._seen != self.version:
+                recorded.forget()
         self._seen = self.version
 
     def describe(self) -> str:

@@ -197,7 +197,8 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     reasons = {reason for reason in obstacles.values() if reason}
     if choice() == "auto" and len(forms) < len(able):
         reasons.add("some are faster as they are")
-    if able and choice() == "auto" and is_autotuned() and kernels() is None:
+    has_work = bool(able) or not {"int8", "int4"}.isdisjoint(quantized.values())
+    if has_work and choice() == "auto" and is_autotuned() and kernels() is None:
         reasons.add(kernel_obstacle())
     # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers, able

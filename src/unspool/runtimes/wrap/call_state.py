@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from unspool.runtimes.wrap.compiled import without_compilation
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode inside the context, and restore the mode of every module behind it."""
+    """Put the model into evaluation mode inside the context, without compiling it, and restore its mode behind it."""
     training: list[Any] = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        yield
+        with without_compilation(model):
+            yield
     finally:
         for module in training:
             module.training = True

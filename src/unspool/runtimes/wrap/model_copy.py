@@ -17,6 +17,7 @@ from torch import nn
 from unspool.errors import ModelError
 from unspool.runtimes.quantized.info import taken_up
 from unspool.runtimes.weights.packed_linear import PackedLinear
+from unspool.runtimes.wrap.compiled import is_optimized, uncompile_copy
 
 AttentionNames: TypeAlias = "Sequence[tuple[Any, str | None]]"
 """Every config of a tree with the name of its attention implementation."""
@@ -137,7 +138,7 @@ def copy_bare(model: Any) -> Any:
         if isinstance(module, PackedLinear):
             memo[id(module)] = module  # cannot be copied, and keeps no state
         for name, value in module.__dict__.items():
-            if callable(value) and not isinstance(value, nn.Module):
+            if callable(value) and not isinstance(value, nn.Module) and not is_optimized(module):
                 memo[id(value)] = value
                 if hasattr(type(module), name):
                     replaced.append((path, name))
@@ -156,6 +157,7 @@ def _copied(model: Any, memo: dict[int, Any]) -> Any:
         tree = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
+    uncompile_copy(tree, model)
     return tree.eval()
 
 

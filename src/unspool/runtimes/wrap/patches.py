@@ -17,6 +17,8 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from unspool.runtimes.wrap.compiled import is_compiled_forward, is_optimized
+
 _LIBRARIES: Final = {"torch", "transformers", "unspool", "bitsandbytes", "torchao"}
 """Packages with modules that compute from their tensors and simple attributes only."""
 
@@ -73,6 +75,12 @@ def _is_expected(module: nn.Module, key: str, value: Any) -> bool:
     """Return True if the libraries themselves set this callable attribute."""
     if isinstance(value, nn.Module):
         return False  # `modules()` does not yield it, so its hooks are not checked
+    if (
+        key == "_compiled_call_impl"
+        or is_optimized(module)
+        or (key == "forward" and is_compiled_forward(module, value))
+    ):
+        return True
     if key in ("forward", "_old_forward") and _is_dispatching(module):
         return True
     if key != "forward" and _root(_home(value)) == "accelerate":

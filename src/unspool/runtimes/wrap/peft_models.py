@@ -8,17 +8,21 @@ from __future__ import annotations
 from typing import Any, Final
 
 from unspool.errors import ModelError
+from unspool.runtimes.wrap.compiled import uncompiled
 
 _OUTSIDE: Final = {"XLORA", "POLY"}
 """Types of adapter that need an argument or a pass of peft's own in every call."""
 
 
 def base_of(model: Any) -> Any:
-    """Return the transformers model inside a model of peft, with the adapters in its layers; any other model unchanged.
+    """Return the transformers model inside a compiled model or one of peft; any other model unchanged.
+
+    A model of peft keeps the adapters in its layers.
 
     Raises:
         ModelError: if an active adapter acts outside of the model's layers.
     """
+    model = uncompiled(model)
     if not _is_of_peft(model):
         # During peft's own `generate`, the inner model can prepare its inputs through the outer one.
         around = getattr(getattr(model, "__dict__", {}).get("prepare_inputs_for_generation"), "__self__", model)

@@ -59,13 +59,19 @@ def test_a_chunk_is_freed_with_its_last_tensor(monkeypatch: pytest.MonkeyPatch) 
     assert len(made) == 1 and made[0]() is None
 
 
-def test_a_large_tensor_is_copied_and_a_small_one_is_not() -> None:
+@linux_only
+def test_a_copy_is_on_huge_pages_if_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = HugePages()
     small, large = torch.randn(10), torch.randn(600, 1024)
-    assert pages.copy(small) is small
+    asked: list[torch.Size] = []
+    empty = pages.empty
+    monkeypatch.setattr(pages, "empty", lambda shape, dtype: (asked.append(shape), empty(shape, dtype))[1])
+    found = pages.copy(small)
+    assert torch.equal(found, small) and found.data_ptr() != small.data_ptr() and asked == []
+    assert pages.copy(small.view(2, 5).T).is_contiguous()
     copied = pages.copy(large)
     assert torch.equal(copied, large)
-    assert (copied is large) is not wants_huge_pages()
+    assert copied.data_ptr() != large.data_ptr() and asked == [large.shape]
     transposed = pages.copy(large.T)
     assert torch.equal(transposed, large.T)
 

@@ -22,7 +22,7 @@ VARIABLE: Final = "UNSPOOL_HUGE_PAGES"
 """Environment variable: 0 turns huge pages off, 1 turns them on; not set is 1."""
 
 PAGE: Final = 2 << 20
-"""Bytes of a huge page. Smaller weights keep their memory."""
+"""Bytes of a huge page. Smaller weights have usual pages."""
 
 _CHUNK: Final = 32 << 20
 _ALIGNMENT: Final = 64
@@ -68,9 +68,11 @@ class HugePages:
         return part.view(dtype).view(shape)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a contiguous copy of a tensor; the tensor itself if it is small or huge pages are off."""
-        if tensor.nbytes < PAGE or not wants_huge_pages():
+        """Return a contiguous copy of a tensor, on huge pages if it is large; the tensor itself without huge pages."""
+        if not wants_huge_pages():
             return tensor
+        if tensor.nbytes < PAGE:
+            return tensor.contiguous() if not tensor.is_contiguous() else tensor.clone()
         return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
 
 

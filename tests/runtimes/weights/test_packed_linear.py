@@ -170,8 +170,10 @@ def test_a_machine_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @torch.no_grad()
-def test_plain_weights_of_ours_go_on_huge_pages_and_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "plain")
+@pytest.mark.parametrize("form", ["plain", "packed"])
+def test_plain_parameters_of_ours_are_copied_and_others_stay(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packed layer keeps its bias; a weight that is shared with an embedding stays plain there."""
+    monkeypatch.setenv(VARIABLE, form)
     copied: list[torch.Size] = []
     copy_weight = HugePages.copy
 
@@ -184,14 +186,17 @@ def test_plain_weights_of_ours_go_on_huge_pages_and_others_stay(monkeypatch: pyt
     head = nn.Linear(800, 900, bias=False)
     head.weight = embedding.weight
     model = nn.Sequential(embedding, nn.Linear(800, 800), head)
-    expected, addresses = model(torch.arange(7)), [parameter.data_ptr() for parameter in model.parameters()]
+    expected = model(torch.arange(7))
     for pack, keep in ((True, True), (False, False)):
-        pack_linears(model, keep=keep, pack=pack)
-        assert not copied and [parameter.data_ptr() for parameter in model.parameters()] == addresses
+        another = copy.deepcopy(model)
+        parameters = list(another.parameters())
+        addresses = [parameter.data_ptr() for parameter in parameters]
+        pack_linears(another, keep=keep, pack=pack)
+        assert not copied and [parameter.data_ptr() for parameter in parameters] == addresses
     pack_linears(model, keep=False)
-    assert copied == [(800, 800), (900, 800)]
-    assert head.weight is embedding.weight, "tied weights stay tied"
-    assert torch.equal(model(torch.arange(7)), expected)
+    assert copied == [(900, 800), *([(800, 800)] if form == "plain" else []), (800,)]
+    assert model[0] is embedding and (form == "packed" or head.weight is embedding.weight), "tied weights stay tied"
+    torch.testing.assert_close(model(torch.arange(7)), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,21 +202,37 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
         reasons.add(kernel_obstacle())
     # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers, able
-    packed = _replace(sites, forms, keep=keep)
+    pages = HugePages()
+    if not keep:
+        _move(model, forms, pages)
+    packed = _replace(sites, forms, pages, keep=keep)
+    if not keep:
+        trim_heap()
     native = sum(layer.form == "native" for layer in packed)
     return PackReport(len(packed), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]), native)
 
 
-def _replace(
-    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], *, keep: bool
-) -> list[PackedLinear]:
-    """Replace layers by packed ones, and empty the list; return the packed ones.
+def _move(model: nn.Module, forms: Mapping[int, Form], pages: HugePages) -> None:
+    """Copy the parameters that stay plain into memory of ours, large ones on huge pages.
 
-    The other plain weights go on huge pages, unless they belong to the caller.
+    transformers maps the file of a checkpoint into memory. Without its tensors the file takes no memory any more.
     """
-    packed: dict[int, PackedLinear] = {}
     moved: set[int] = set()
-    pages = HugePages()
+    for module in model.modules():
+        is_freed = forms.get(id(module), "plain") != "plain"
+        for name, parameter in module._parameters.items():
+            if parameter is None or (is_freed and name == "weight") or id(parameter) in moved:
+                continue
+            if _is_ordinary(parameter):
+                moved.add(id(parameter))
+                parameter.data = pages.copy(parameter.data)
+
+
+def _replace(
+    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], pages: HugePages, *, keep: bool
+) -> list[PackedLinear]:
+    """Replace layers by packed ones, and empty the list; return the packed ones."""
+    packed: dict[int, PackedLinear] = {}
     sites.reverse()
     while sites:
         parent, name, layer = sites.pop()
@@ -225,11 +241,6 @@ def _replace(
             if key not in packed:
                 packed[key] = PackedLinear(layer, forms[key], keep=keep, pages=pages)
             setattr(parent, name, packed[key])
-        elif not keep and key not in moved and _is_ordinary(layer.weight):
-            moved.add(key)
-            layer.weight.data = pages.copy(layer.weight.data)
-    if (packed or moved) and not keep:
-        trim_heap()
     return list(packed.values())
 
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from unspool.results import NextTokens as NextTokens
     from unspool.results import TextScore as TextScore
     from unspool.results import Trace as Trace
+    from unspool.results import Transcript as Transcript
     from unspool.results import to_records as to_records
     from unspool.results import trace_schema as trace_schema
     from unspool.runtimes.toy import ToyRuntime as ToyRuntime
@@ -98,6 +99,7 @@ _HOMES = {
     "TextScore": "unspool.results",
     "ToyRuntime": "unspool.runtimes.toy",
     "Trace": "unspool.results",
+    "Transcript": "unspool.results",
     "TurnStream": "unspool.conversations.turn",
     "UnspoolError": "unspool.errors",
     "decoding_method": "unspool.interop",

@@ -29,6 +29,7 @@ from unspool.tuning import MAX_BATCH_TOKENS
 from unspool.types import Committed, Failed, Finished, ModelInfo
 
 if TYPE_CHECKING:
+    from unspool.results.transcript import Transcript
     from unspool.saving import Checkpoint
 
 
@@ -82,7 +83,7 @@ class LanguageModel:
 
     @property
     def model(self) -> Any:
-        """The transformers model; None if there is none, or if the user's model was deleted.
+        """The transformers model; None without one, or if the user's model was deleted.
 
         Hooks and other changes of its modules take effect at the next request.
         """
@@ -479,6 +480,39 @@ class LanguageModel:
             logprobs = tuple(row.candidates[0].logprob for row in done.rows)
             scores.append(TextScore(token_ids=pair.token_ids, tokens=texts, logprobs=logprobs))
         return scores[0] if single else scores
+
+    def transcribe(
+        self, audio: Any, *, config: GenerationConfig | None = None, **options: Any
+    ) -> Transcript | list[Transcript]:
+        """Transcribe audio of any length with a Whisper model, window by window, with timestamps.
+
+        Args:
+            audio: samples in [-1, 1], one-dimensional (numpy, torch or a list of floats); a mapping with "array" and
+                "sampling_rate"; features (mel bins, frames); or a list of any of these.
+            config: as in `generate`.
+            options: any option of GenerationConfig but `num_return_sequences`, and: `language` (one, or a list with one
+                per audio; None to detect it), `task`, `temperature` (one, or several to be tried in order),
+                `compression_ratio_threshold`, `logprob_threshold`, `no_speech_threshold`, `condition_on_prev_tokens`,
+                `prompt_ids`, `prompt_condition_type` and `return_token_timestamps`, as in TranscriptSettings.
+
+        Returns:
+            One Transcript for one audio; a list in the order of the audios for a list.
+
+        Raises:
+            ModelError: if the model is not a Whisper model with timestamps.
+            PromptError: if an audio cannot be read.
+            OptionError: if an option is invalid, or is not read at any temperature.
+        """
+        from unspool.transcription.transcribe import Transcriber
+
+        transcriber = Transcriber(
+            reader=self._reader,
+            driver=self._driver,
+            detokenizer=self._detokenizer,
+            stored=self.config,
+            model=self.model,
+        )
+        return transcriber.run(audio, config, options)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model in transformers' format: weights, config, generation config, tokenizer and processor.

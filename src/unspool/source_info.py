@@ -23,9 +23,10 @@ class Speech:
     no_timestamps: the token that turns timestamps off; None if unknown. Timestamp tokens have the ids above it, and the
     token below it means "no speech". language, task: as stored; None if not stored.
     previous: the token before the text of previous windows; None if unknown. max_initial_timestamp: greatest first
-    timestamp, in timestamp tokens from 0; None for no limit. alignment_heads: (layer, head) pairs with cross-attention
-    that follows the audio; empty if unknown. frames_per_position: feature frames per position of the encoder's output.
-    median_filter_width: of the cross-attention, in positions, odd.
+    timestamp, in timestamp tokens from 0; None for no limit. sums_timestamps: True if a timestamp must follow when all
+    timestamps together are more probable than every text token. alignment_heads: (layer, head) pairs with
+    cross-attention that follows the audio; empty if unknown. frames_per_position: feature frames per position of the
+    encoder's output. median_filter_width: of the cross-attention, in positions, odd.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Speech:
     task: str | None = None
     previous: int | None = None
     max_initial_timestamp: int | None = None
+    sums_timestamps: bool = True
     alignment_heads: tuple[tuple[int, int], ...] = ()
     frames_per_position: int = 2
     median_filter_width: int = 7

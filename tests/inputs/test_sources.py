@@ -157,12 +157,12 @@ def test_samples_become_the_extractors_own_features(as_given: Any) -> None:
         (
             np.zeros(24_000, np.float32),
             {"processor": ears},
-            "the audio lasts 1.5 s and ears reads 1 s at once: long-form transcription is not supported",
+            "has 150 frames, more than the 100 of ears; use LanguageModel.transcribe",
         ),
         (
             torch.zeros(NUM_MEL_BINS, 101),
             {},
-            "has 101 frames, more than the 100 of ears; long-form transcription is not",
+            "has 101 frames, more than the 100 of ears; use LanguageModel.transcribe",
         ),
         (torch.zeros(NUM_MEL_BINS, 99), {}, "has 99 frames, fewer than the 100 of ears; pad them"),
         (torch.zeros(3, 100), {}, "must have the shape \\(8, 100\\) for ears, got \\(3, 100\\)"),

@@ -196,3 +196,15 @@ def _one_of(values: Sequence[int] | None, index: int) -> int | None:
             f"`decoder_start_token_id` has {len(values)} values and there are more prompts; give one, or one each"
         )
     return values[0] if len(values) == 1 else values[index]
+
+
+class EncodedReader(Reader):
+    """Passes encoded prompts on unchanged, for callers with rules of their own on decoder prompts."""
+
+    def read(self, given: Any, beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT, index: int = 0) -> EncodedPrompt:
+        """Return the encoded prompt. given: an EncodedPrompt, or a negative prompt, which has only a source"""
+        if isinstance(given, EncodedPrompt):
+            return given
+        if self.source is None:
+            return super().read(given, beginning, index)
+        return EncodedPrompt((), None, read_source(given, self.source, tokenizer=self.tokenizer))

@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from unspool.errors import PromptError
+from unspool.inputs.audio import audio_features
 from unspool.text.encode import token_ids
 from unspool.types import Source
 
@@ -51,7 +52,8 @@ def read_source(
     if info.kind == "text":
         return _read_text(given, info, tokenizer)
     if info.kind == "audio":
-        return _read_audio(given, info, processor, sampling_rate)
+        features = audio_features(given, info, processor=processor, sampling_rate=sampling_rate)
+        return _tensor_source(features, info)
     return _read_image(given, info, processor)
 
 
@@ -139,46 +141,6 @@ def _text_source(ids: Sequence[int], info: SourceInfo) -> Source:
     return Source(inputs={info.input_name: torch.tensor([list(ids)], device="cpu")}, token_ids=tuple(map(int, ids)))
 
 
-# --- audio ----------------------------------------------------------------------------------------------------------
-
-
-def _read_audio(given: Any, info: SourceInfo, processor: Any, sampling_rate: int | None) -> Source:
-    import torch
-
-    if isinstance(given, Mapping) and {"array", "sampling_rate"} <= given.keys():
-        given, sampling_rate = given["array"], given["sampling_rate"]
-    try:
-        samples = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PromptError(f"{info.model} reads samples or features of audio, got {_describe(given)}") from error
-    if samples.ndim > 1:
-        return _tensor_source(samples, info)
-    extractor = getattr(processor, "feature_extractor", processor)
-    if extractor is None:
-        raise PromptError(f"audio samples need a feature extractor; {_PROCESSOR}, or give features")
-    _check_samples(samples, info, extractor, sampling_rate)
-    features = extractor(samples.float().numpy(), sampling_rate=info.sampling_rate, return_tensors="pt")
-    return _tensor_source(torch.as_tensor(features[info.input_name]), info)
-
-
-def _check_samples(samples: torch.Tensor, info: SourceInfo, extractor: Any, sampling_rate: int | None) -> None:
-    if not samples.numel():
-        raise PromptError("the audio holds no sample")
-    if not samples.is_floating_point():
-        kind = str(samples.dtype).removeprefix("torch.")
-        raise PromptError(f"audio samples must be floats in [-1, 1], got {kind}; divide 16-bit samples by 32768")
-    rate = info.sampling_rate or getattr(extractor, "sampling_rate", None)
-    if sampling_rate is not None and rate is not None and sampling_rate != rate:
-        raise PromptError(f"{info.model} reads audio at {rate} Hz, got {sampling_rate} Hz; resample it")
-    longest = getattr(extractor, "n_samples", None)
-    if longest is not None and len(samples) > longest:
-        seconds = f"{len(samples) / (rate or 1):.1f} s"
-        raise PromptError(
-            f"the audio lasts {seconds} and {info.model} reads {longest / (rate or 1):g} s at once: long-form "
-            "transcription is not supported in this version; split it"
-        )
-
-
 # --- images, and tensors for the encoder ----------------------------------------------------------------------------
 
 
@@ -210,9 +172,7 @@ def _tensor_source(values: torch.Tensor, info: SourceInfo) -> Source:
         return Source(inputs={info.input_name: values})
     if info.kind == "audio" and found[0] == shape[0]:
         bound = "more" if found[1] > shape[1] else "fewer"
-        remedy = (
-            "long-form transcription is not supported in this version; split them" if bound == "more" else "pad them"
-        )
+        remedy = "use LanguageModel.transcribe" if bound == "more" else "pad them"
         raise PromptError(
             f"`{info.input_name}` has {found[1]} frames, {bound} than the {shape[1]} of {info.model}; {remedy}"
         )

@@ -25,8 +25,7 @@ from unspool.engine import Request
 from unspool.engine.driver import Driver
 from unspool.engine.request import LockstepGroup
 from unspool.errors import OptionError, StrategyError
-from unspool.inputs.reader import DEFAULT_DECODER_PROMPT, DecoderPrompt, EncodedPrompt, Reader
-from unspool.inputs.sources import read_source
+from unspool.inputs.reader import EncodedPrompt, EncodedReader, Reader
 from unspool.interop.batch import Batch
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.chain import InLogits, ProcessorChain
@@ -162,7 +161,7 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
     reader = Reader(runtime, call.tokenizer)
     if batch.sources:
         prompts = [EncodedPrompt(ids, None, source) for ids, source in zip(batch.prompts, batch.sources, strict=True)]
-        reader = _EncodedReader(runtime, call.tokenizer)
+        reader = EncodedReader(runtime, call.tokenizer)
     planned = plan_requests(
         prompts,
         call.config,
@@ -172,18 +171,6 @@ def _requests(call: Call, runtime: Runtime) -> list[Request]:
         stops_in_prompt=True,
     )
     return [each.request for each in planned]
-
-
-class _EncodedReader(Reader):
-    """Passes encoded prompts on unchanged; transformers' rules on decoder prompts were applied before."""
-
-    def read(self, given: Any, beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT, index: int = 0) -> EncodedPrompt:
-        """Return the encoded prompt. given: an EncodedPrompt, or a negative prompt, which has only a source"""
-        if isinstance(given, EncodedPrompt):
-            return given
-        if self.source is None:
-            return super().read(given, beginning, index)
-        return EncodedPrompt((), None, read_source(given, self.source, tokenizer=self.tokenizer))
 
 
 def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request], Record]:

@@ -41,6 +41,7 @@ class Timestamps(Processor):
     Args:
         no_timestamps: the token before the first timestamp. It is always forbidden.
         max_initial: the greatest first timestamp, counted from 0; None for no limit.
+        by_sum: False to leave out the last rule.
 
     Source: Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision, section 3.8, and
     transformers' WhisperTimeStampLogitsProcessor.
@@ -48,12 +49,13 @@ class Timestamps(Processor):
 
     name = "timestamps"
 
-    def __init__(self, no_timestamps: int, max_initial: int | None = None) -> None:
-        self.begin, self._max_initial = no_timestamps + 1, max_initial
+    def __init__(self, no_timestamps: int, max_initial: int | None = None, *, by_sum: bool = True) -> None:
+        self.begin, self._max_initial, self._by_sum = no_timestamps + 1, max_initial, by_sum
 
     def start(self, context: Context) -> TimestampState:
         """Return the state before the first token."""
-        return TimestampState(eos=min(context.eos_token_ids, default=0))
+        ends = (*context.eos_token_ids, context.info.bos_token_id or 0)
+        return TimestampState(eos=ends[0])
 
     def advance(self, state: TimestampState, token: int) -> TimestampState:
         """Return the state after one more token."""
@@ -79,7 +81,7 @@ class Timestamps(Processor):
         forbidden = torch.where(is_timestamp, (tokens < lowest) | (tokens > highest), tokens < text_from)
         forbidden[:, begin - 1] = True
         scores.masked_fill_(forbidden, FORBIDDEN)
-        if begin < vocab_size:
+        if self._by_sum and begin < vocab_size:
             sum_of_timestamps = scores[:, begin:].logsumexp(1)
             must = sum_of_timestamps > scores[:, :begin].amax(1)
             scores[:, :begin].masked_fill_(must[:, None], FORBIDDEN)

@@ -7,6 +7,7 @@ from unspool.results.next_tokens import NextToken, NextTokens
 from unspool.results.score import TextScore
 from unspool.results.table import to_records
 from unspool.results.trace import Trace, trace_schema
+from unspool.results.transcript import Transcript, TranscriptSegment
 
 __all__ = [
     "Chunk",
@@ -21,6 +22,8 @@ __all__ = [
     "Timing",
     "TopLogprob",
     "Trace",
+    "Transcript",
+    "TranscriptSegment",
     "Usage",
     "to_records",
     "trace_schema",

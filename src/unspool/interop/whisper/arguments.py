@@ -109,7 +109,7 @@ def windowed_call(model: Any, info: SourceInfo, arguments: Arguments, config: An
     )
     gone = ("temperature", "num_return_sequences")
     options = {name: value for name, value in arguments.options.items() if name not in gone}
-    audible = None if arguments.attention_mask is None else tuple(arguments.attention_mask.sum(-1).tolist())
+    audible = None if arguments.attention_mask is None else tuple(map(int, arguments.attention_mask.sum(-1).tolist()))
     counts = (features.shape[2],) * len(features)
     if is_long and len(features) > 1:
         if audible is None:

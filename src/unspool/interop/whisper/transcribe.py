@@ -27,7 +27,7 @@ from unspool.interop.whisper.returned import (
     whole_sequences,
     whole_times,
 )
-from unspool.interop.whisper.windows import Align, WindowDecoder, resolve_temperatures
+from unspool.interop.whisper.windows import Align, WindowDecoder
 from unspool.protocols import Runtime
 from unspool.runtimes.seq2seq.cross_attention import CrossAttention
 from unspool.runtimes.seq2seq.source_info import decoder_limit
@@ -43,6 +43,7 @@ from unspool.transcription.conversation import (
     transcription,
 )
 from unspool.transcription.segments import TIME_PRECISION, Segment
+from unspool.transcription.temperatures import resolve_temperatures
 from unspool.transcription.windows import Audio
 
 
@@ -59,7 +60,7 @@ def transcribe(
     user, stored, ignored: as in `resolve_options`.
     """
     temperatures = call.settings.temperature or (None,)
-    options = resolve_temperatures(call.arguments, user, stored, temperatures, ignored)
+    options = resolve_temperatures(call.arguments.options, user, stored, temperatures, drop_in=True, ignored=ignored)
     driver = driver_of(model)
     vocab_size = driver.engine.runtime.info.vocab_size
     for temperature, each in options.items():

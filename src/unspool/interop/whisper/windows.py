@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,60 +15,20 @@ from unspool.config import GenerationConfig
 from unspool.engine import Request
 from unspool.engine.driver import Driver
 from unspool.errors import OptionError
-from unspool.interop.arguments import Arguments
 from unspool.interop.batch import Batch
 from unspool.interop.decode import Call, Returned, returned, run
 from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.transformers_objects import placed
 from unspool.interop.whisper.arguments import WindowedCall
-from unspool.planning import CallerObjects, resolve_options
 from unspool.processors.timestamps import Timestamps
 from unspool.source_info import Speech
 from unspool.transcription.conversation import Decoded, WindowJob
 from unspool.transcription.no_speech import WithNoSpeech
+from unspool.transcription.temperatures import Options
+from unspool.types import ModelInfo
 
 Align: TypeAlias = "Callable[[WindowJob, Sequence[int]], Sequence[float]]"
 """Returns the seconds of each new token of a window, from the start of the window."""
-
-
-class Options(NamedTuple):
-    """The resolved options of one temperature."""
-
-    config: GenerationConfig
-    own: CallerObjects
-
-
-def resolve_temperatures(
-    arguments: Arguments,
-    user: GenerationConfig | None,
-    stored: GenerationConfig,
-    temperatures: Sequence[float | None],
-    ignored: list[OptionError] | None,
-) -> dict[float | None, Options]:
-    """Return the options of each temperature: sampling above 0, else those of the call.
-
-    An option is ignored if no temperature reads it.
-
-    Args:
-        ignored: collects the errors of such options; None to raise the first.
-    """
-    found: dict[float | None, Options] = {}
-    unread: list[dict[str, OptionError]] = []
-    for temperature in temperatures:
-        errors: list[OptionError] = []
-        options = {**arguments.options, "num_return_sequences": 1}
-        if temperature is not None:
-            options["do_sample"] = temperature > 0
-        if temperature:
-            options |= {"temperature": temperature, "num_beams": 1}
-        found[temperature] = Options(*resolve_options(options, user, stored, drop_in=True, ignored=errors))
-        unread.append({error.option: error for error in errors})
-    for name, error in unread[0].items():
-        if all(name in each for each in unread):
-            if ignored is None:
-                raise error
-            ignored.append(error)
-    return found
 
 
 class WindowDecoder:
@@ -152,13 +112,19 @@ class WindowDecoder:
             changes["seed"] = tuple(self._seed(config.seed, job) for job in jobs)
         config = config.replace(**changes)
         if settings.return_timestamps:
-            assert self._speech.no_timestamps is not None, "timestamps were checked"
-            rules = Timestamps(self._speech.no_timestamps, self._speech.max_initial_timestamp)
+            speech = self._speech
+            assert speech.no_timestamps is not None, "timestamps were checked"
+            rules = Timestamps(speech.no_timestamps, speech.max_initial_timestamp, by_sum=speech.sums_timestamps)
             own = replace(own, processors=(rules, *own.processors))
         arguments = given.arguments
         has_prefix = arguments.prefix_allowed_tokens_fn is not None
         processors = placed(arguments.logits_processor, config, prefix=has_prefix)
-        return build_call(arguments, self._batch(jobs, pad_token(config)), config, own, processors)
+        batch = self._batch(jobs, pad_token(config))
+        _check_length(config, batch.width, self._driver.engine.runtime.info)
+        for each in arguments.logits_processor:
+            if hasattr(each, "set_begin_index"):  # of transformers, for objects that count new tokens
+                each.set_begin_index(batch.width)
+        return build_call(arguments, batch, config, own, processors)
 
     def _batch(self, jobs: Sequence[WindowJob], pad: int | None) -> Batch:
         width = max(len(job.prompt) for job in jobs)
@@ -196,6 +162,20 @@ class WindowDecoder:
             times += times[-1:] * (len(result["sequences"]) - len(times))
             result["token_timestamps"] = torch.tensor(times, dtype=torch.float32, device="cpu")
         return result
+
+
+def _check_length(config: GenerationConfig, width: int, info: ModelInfo) -> None:
+    """Check that the decoder has room for the prompt and the new tokens of a window.
+
+    Raises:
+        OptionError: if it has not, as in transformers.
+    """
+    wanted, limit = config.max_new_tokens, info.max_length
+    if "max_new_tokens" in config.requested and wanted is not None and limit is not None and wanted + width > limit:
+        allowed = (
+            f"must be at most {max(0, limit - width)}: {info.name} holds {limit} tokens, and the prompt has {width}"
+        )
+        raise OptionError("max_new_tokens", wanted, allowed, "lower it, or shorten `prompt_ids`")
 
 
 def row_of(whole: Mapping[str, Any], row: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def speech_of(model: Any, start: int | None) -> Speech | None:
         task=_name(getattr(generation, "task", None)),
         previous=_previous(generation),
         max_initial_timestamp=getattr(generation, "max_initial_timestamp_index", None),
+        sums_timestamps=getattr(generation, "_detect_timestamp_from_logprob", True),
         alignment_heads=tuple((layer, head) for layer, head in getattr(generation, "alignment_heads", None) or ()),
         frames_per_position=frames_per_position(model),
         median_filter_width=model.config.median_filter_width,

@@ -424,3 +424,19 @@ def test_short_audio_is_filled_up_with_silence() -> None:
 def test_what_does_not_fit_is_refused_by_name(model: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises(unspool.UnspoolError, match=message):
         unspool.generate(model, max_new_tokens=3, **given)
+
+
+def test_another_speech_model_reads_whole_audios() -> None:
+    config = transformers.Speech2TextConfig(
+        vocab_size=VOCAB_SIZE, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, input_feat_per_channel=8, conv_channels=16,
+        max_source_positions=100, max_target_positions=48,
+    )  # fmt: skip
+    model = transformers.Speech2TextForConditionalGeneration(config).eval()
+    audio = torch.randn(2, 60, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 60, dtype=torch.int64)
+    found = unspool.generate(model, audio, attention_mask=mask, max_new_tokens=5)
+    assert found.equal(quietly(model.generate, audio, attention_mask=mask, max_new_tokens=5))
+    mask[1, 40:] = 0
+    with pytest.raises(unspool.OptionError, match="`attention_mask` must be all ones"):
+        unspool.generate(model, audio, attention_mask=mask, max_new_tokens=5)

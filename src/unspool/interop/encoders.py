@@ -177,6 +177,10 @@ def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list
         # transformers pads audio that is shorter than the encoder's window with silence.
         missing = info.shape[1] - main.shape[2]
         inputs[info.input_name] = torch.nn.functional.pad(main, (0, max(0, missing)))
+    if info.kind == "audio" and info.speech is None and arguments.attention_mask is not None:
+        if not bool(arguments.attention_mask.all()):
+            allowed = f"must be all ones for {info.model}: its encoder reads whole audios"
+            raise OptionError("attention_mask", arguments.attention_mask, allowed, "give the audios one by one")
     elif info.kind == "image" and arguments.attention_mask is not None:
         raise OptionError("attention_mask", "a tensor", f"has no meaning for {info.model}", "leave it out")
     if arguments.position_ids is not None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from unspool.errors import ModelError, OptionError
 from unspool.pipelines.base import Pipeline
-from unspool.pipelines.tasks import Task, find_task
+from unspool.pipelines.speech_recognition import speech_recognition
+from unspool.pipelines.tasks import SPEECH, Task, find_task
 from unspool.pipelines.text_generation import TextGenerationPipeline
 from unspool.pipelines.text_to_text import TextToTextPipeline
 
@@ -44,6 +45,30 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
 _NEED_A_PREFIX: Final = ("XLNetLMHeadModel", "TransfoXLLMHeadModel")
 
 
+@overload
+def pipeline(
+    task: Literal["automatic-speech-recognition"],
+    model: Any = ...,
+    *,
+    tokenizer: Any = ...,
+    device: int | str | torch.device | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    **arguments: Any,
+) -> Any: ...
+
+
+@overload
+def pipeline(
+    task: str | None = ...,
+    model: Any = ...,
+    *,
+    tokenizer: Any = ...,
+    device: int | str | torch.device | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    **arguments: Any,
+) -> Pipeline: ...
+
+
 def pipeline(
     task: str | None = None,
     model: Any = None,
@@ -52,12 +77,13 @@ def pipeline(
     device: int | str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     **arguments: Any,
-) -> Pipeline:
+) -> Any:
     """Return a pipeline for a task, as transformers.pipeline does.
 
     Args:
         task: "text-generation", "text2text-generation", "summarization", "translation" or "translation_xx_to_yy"; None
-            for the task of the model's kind.
+            for the task of the model's kind. "automatic-speech-recognition" returns transformers' own pipeline, with
+            our decoding, for the same arguments.
         model: a name or folder, a loaded transformers model (which stays untouched) or a LanguageModel; None for the
             embedded model.
         tokenizer: a tokenizer, or the name or folder of one. A loaded transformers model needs it.
@@ -76,6 +102,10 @@ def pipeline(
         generator = unspool.pipeline("text-generation")
         generator("Once upon a time", max_new_tokens=20)[0]["generated_text"]
     """
+    if task == SPEECH:
+        given = {"tokenizer": tokenizer, "device": device, "dtype": dtype}
+        arguments |= {name: value for name, value in given.items() if value is not None}
+        return speech_recognition(model, **arguments)
     wanted = None if task is None else find_task(task)
     loading, given = _sorted(arguments)
     if "torch_dtype" in given:

@@ -37,6 +37,9 @@ class Task:
 _SAMPLED: Final = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 _SEARCHED: Final = {"max_new_tokens": 256, "num_beams": 4}
 
+SPEECH: Final = "automatic-speech-recognition"
+"""The task that transformers' own pipeline serves, with our decoding."""
+
 TASKS: Final[Mapping[str, Task]] = {
     task.name: task
     for task in (
@@ -62,6 +65,6 @@ def find_task(name: Any) -> Task:
             return TASKS[name]
         if pair := _PAIR.fullmatch(name):
             return replace(TASKS["translation"], name=name, languages=(pair[1], pair[2]))
-    listed = ", ".join(TASKS)
+    listed = ", ".join((*TASKS, SPEECH))
     hint = "for tasks that write no text use transformers.pipeline"
     raise OptionError("task", name, f"must be one of {listed}, translation_xx_to_yy", hint)

@@ -220,6 +220,16 @@ class Processor:
         """
         return None
 
+    def forced_tokens(self, state: Any, most: int) -> tuple[int, ...]:
+        """Return the next tokens that this processor forces for any scores, in order; empty if it allows several.
+
+        The engine feeds them to the model in one pass. They must not include an end-of-sequence token.
+
+        Args:
+            most: the most tokens to return, at least 0.
+        """
+        return ()
+
 
 class Criterion:
     """A stopping criterion. States are immutable values: `advance` returns a new state and keeps the old one.

@@ -114,10 +114,11 @@ class BranchState(NamedTuple):
 class CachedSequence:
     """One sequence of a branch: a prompt, then the branch's output tokens, on one runtime.
 
-    pending: tokens [cached, total), not in the KV cache yet. rows: by length, of output positions, computed since the
-    branch last grew. prompt_rows: answers about positions inside the prompt. source: input of the encoder, until the
-    first feed has passed it on. prefix_checked: True if the prefix cache was asked, or cannot hold anything for this
-    sequence.
+    pending: tokens [cached, total), not in the KV cache yet. ahead: tokens from `total` on that are in the KV cache
+    already, because the processors force them next; `rows` has their rows. rows: by length, of output positions,
+    computed since the branch last grew. prompt_rows: answers about positions inside the prompt. source: input of the
+    encoder, until the first feed has passed it on. prefix_checked: True if the prefix cache was asked, or cannot hold
+    anything for this sequence.
     """
 
     seq: Seq
@@ -129,6 +130,7 @@ class CachedSequence:
     prompt_rows: dict[int, dict[Ask, PromptRow]] = field(default_factory=dict)
     source: Source | None = None
     prefix_checked: bool = False
+    ahead: tuple[int, ...] = ()
 
     @property
     def can_match_prefix(self) -> bool:
@@ -170,13 +172,32 @@ class CachedSequence:
             dict(self.prompt_rows),
             self.source,
             prefix_checked=self.cached > 0,
+            ahead=self.ahead,
         )
+
+    def extend(self, tokens: Sequence[int], tip: Node) -> None:
+        """Append output tokens. Tokens that were fed ahead are cached, and their rows stay.
+
+        Args:
+            tip: the branch's newest output token before these.
+        """
+        if self.ahead[: len(tokens)] == tuple(tokens):
+            self.cached += len(tokens)
+            self.ahead = self.ahead[len(tokens) :]
+            rows = {length: row for length, row in self.rows.items() if length > tip.length}
+            self.forget_rows()
+            self.rows = rows
+            return
+        if self.ahead:
+            self.keep(tip)
+        self.forget_rows()
+        self.pending.extend(tokens)
 
     def keep(self, tip: Node) -> None:
         """Shorten the sequence to the output tokens up to `tip`."""
         total = len(self.prompt) + tip.length
-        if self.cached > total:
-            self.cached = self.runtime.truncate(self.seq, total)
+        if self.cached + len(self.ahead) > total:
+            self.cached, self.ahead = self.runtime.truncate(self.seq, total), ()
         output = [node.token for node in tip.since(max(self.cached - len(self.prompt), 0))]
         self.pending = [*self.prompt[self.cached :], *output]
         self.rows = {length: row for length, row in self.rows.items() if length <= tip.length}

@@ -71,6 +71,7 @@ class Conversation:
     Attributes:
         turn: the open turn. outcome: the returned hypotheses; None while it runs.
         branches: all branches by number, with dropped ones.
+        forced_tokens: output tokens that must follow the branch of the open turn, fed in the same pass (fast-forward).
         passes: forward passes of the model so far.
         deadline: on the engine's clock, in seconds; None for no limit.
         empty_row_error: raised if the strategy returns no output because a row had no allowed token.
@@ -100,6 +101,7 @@ class Conversation:
         self.hidden = HiddenStates(root) if request.strategy.hidden_states else None
         self.recorder = Recorder(request.prompt, root) if request.trace else None
         self.turn = Turn()
+        self.forced_tokens: tuple[int, ...] = ()
         self._backs: dict[int, set[int]] = {}
         self._prompt_asks: dict[tuple[int, int], list[Ask]] = {}
         self.outcome: list[Hypothesis] | None = None
@@ -165,6 +167,7 @@ class Conversation:
             if self.recorder is not None:
                 self.recorder.commit(commit)
         self._check_asks()
+        self.forced_tokens = self._forced_tokens()
         self._was_committed |= any(event.output == 0 for event in events)
         return events + self._tentative()
 
@@ -292,6 +295,7 @@ class Conversation:
         if branch.length in kept:
             branch_states = branch_states.fork(self.chain)
         vocab_size = branch.main.runtime.info.vocab_size
+        before = branch.tip
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise StrategyError(f"branch {branch.number}: token {token} is outside the vocabulary")
@@ -303,8 +307,7 @@ class Conversation:
         kept[branch.length] = branch_states
         branch.branch_states = kept
         for cached_seq in branch.cached_seqs:
-            cached_seq.forget_rows()
-            cached_seq.pending.extend(tokens)
+            cached_seq.extend(tokens, before)
         if branch.length > self.context.max_new_tokens:
             raise StrategyError(f"branch {branch.number} is longer than {self.context.max_new_tokens} tokens")
 
@@ -363,6 +366,28 @@ class Conversation:
     def prompt_asks(self, branch: Branch, length: int) -> Sequence[Ask]:
         """Return the open turn's asks about a position inside the prompt."""
         return self._prompt_asks[branch.number, length]
+
+    def _forced_tokens(self) -> tuple[int, ...]:
+        """Return the output tokens that the processors force after the asked branch's newest token, for any logits.
+
+        Empty if other branches are alive, because these would wait.
+        """
+        ask = self.turn.asks[0]
+        takes_one = isinstance(ask, Sample) or (isinstance(ask, Top) and ask.k == 1)
+        is_alone = len(self._live) == 1 and len(self.turn.asks) == 1 and self.request.lockstep_group is None
+        branch = self.live(ask.branch)
+        if not takes_one or not is_alone or ask.back or branch.drafts or self.hidden is not None:
+            return ()
+        if not branch.main.has_prompt or not branch.main.pending:
+            return ()  # the prompt has a pass of its own, and tokens that were fed ahead need none
+        most = self.context.max_new_tokens - branch.length - 1
+        states = branch.branch_states[branch.length].processors
+        found = (
+            processor.forced_tokens(state, most)
+            for processor, state in zip(self.chain, states, strict=True)
+            if isinstance(processor, Processor)  # a user's processor can lack the base class
+        )
+        return next((tokens for tokens in found if tokens), ())
 
     def num_unread(self, branch: Branch, cached_seq: CachedSequence) -> int:
         """Return the number of leading tokens for which the open turn needs neither a row nor a hidden state."""

@@ -227,9 +227,11 @@ class Engine:
         in_prompt: list[tuple[CachedSequence, int, Ask, int]] = []
         for conversation, branch, cached_seq, feed, lengths in planned:
             start, count = cached_seq.cached, len(feed.tokens)
-            cached_seq.cached += count
+            num_own = min(count, len(cached_seq.pending))
+            cached_seq.cached += num_own
             cached_seq.source = None
-            cached_seq.pending = cached_seq.pending[count:]
+            cached_seq.pending = cached_seq.pending[num_own:]
+            cached_seq.ahead = tuple(feed.tokens[num_own:])
             for length in lengths:
                 layers = None
                 if feed.layers:

@@ -225,9 +225,13 @@ class Scheduler:
         lengths = tuple(
             sorted(length for length in conversation.wanted(branch, cached_seq) if start < length <= start + count)
         )
+        tokens = cached_seq.pending[:count]
+        if cached_seq.has_prompt and count == len(cached_seq.pending):
+            tokens = [*tokens, *conversation.forced_tokens]
+            lengths += tuple(range(start + count + 1, start + len(tokens) + 1))
         feed = Feed(
             seq=cached_seq.seq,
-            tokens=cached_seq.pending[:count],
+            tokens=tokens,
             asked=tuple(length - start - 1 for length in lengths),
             hidden=conversation.hidden is not None and cached_seq is branch.main and not branch.drafts,
             layers=conversation.context.layers if lengths and cached_seq is branch.main and not branch.drafts else (),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unspool.errors import OptionError
+
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
@@ -81,6 +83,28 @@ class GrammarState:
         if self._matcher.is_error():
             raise self.grammar.limit_error(self._matcher)
         return "left"
+
+    def forced(self, most: int) -> tuple[int, ...]:
+        """Return at most `most` tokens that follow while only one is allowed, without an end-of-sequence token."""
+        tokens: list[int] = []
+        state = self
+        try:
+            while len(tokens) < most and (token := state._only_token()) is not None and token not in self.eos:
+                state = self.fork() if state is self else state
+                state.advance(token)
+                tokens.append(token)
+        except OptionError:
+            return tuple(tokens)  # the output can end before the limit; if it does not, its own mask raises
+        return tuple(tokens)
+
+    def _only_token(self) -> int | None:
+        """Return the token that is allowed alone; None if there are several, or none."""
+        words = self.mask()
+        used = np.flatnonzero(words)
+        if len(used) != 1:
+            return None
+        bits = int(words[used[0]]) & 0xFFFFFFFF
+        return int(used[0]) * 32 + bits.bit_length() - 1 if bits.bit_count() == 1 else None
 
     def mask(self) -> NDArray[np.int32]:
         """Return one bit per token, 1 if it is allowed. Do not modify the array. --> [vocab / 32, rounded up]

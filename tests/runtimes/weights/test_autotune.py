@@ -49,7 +49,7 @@ class Trials:
     """Stands for real trials: each takes one second of the replaced clock."""
 
     def __init__(self, times: Times) -> None:
-        self.times_of_all, self.shapes, self.now = times, [], 0.0
+        self.times_of_all, self.shapes, self.now, self.was_disturbed = times, [], 0.0, False
 
     def __call__(self) -> Trials:
         return self
@@ -88,6 +88,15 @@ def test_a_shape_is_timed_once_per_machine(trials: Trials, tmp_path: Path) -> No
     assert trials.shapes == [shape(512, 512)]
     kept = TuningFile(tmp_path / "linear.json")
     assert list(kept.times) == trials.shapes and kept.seconds == 1.0
+
+
+def test_times_of_a_busy_machine_are_for_this_process_only(trials: Trials, tmp_path: Path) -> None:
+    trials.was_disturbed = True
+    assert best_forms([shape(512, 512)]) == {shape(512, 512): "packed"}
+    assert best_forms([shape(512, 512)]) == {shape(512, 512): "packed"} and len(trials.shapes) == 1
+    assert not (tmp_path / "linear.json").exists()
+    tune([shape(512, 512)], autotune.tuning_file(), again=True)
+    assert TuningFile(tmp_path / "linear.json").times
 
 
 def test_trials_end_when_their_time_is_used_up_and_the_largest_come_first(trials: Trials) -> None:

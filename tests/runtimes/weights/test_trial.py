@@ -89,6 +89,16 @@ def files_of(folder: Path, sizes: Sequence[str]) -> None:
         (folder / f"index{index}" / "size").write_text(size + "\n")
 
 
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [([], False), ([1.0], False), ([1.0, 1.1, 1.2, 9.0], False), ([1.0, 1.6, 1.7], True), ([1.0, 1.0, 3.0], False)],
+)
+def test_readings_of_memory_show_other_programs(readings: list[float], expected: bool) -> None:
+    trial_of_none = Trial.__new__(Trial)
+    trial_of_none.readings = readings
+    assert trial_of_none.was_disturbed is expected
+
+
 def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
     found = trial.last_level_cache.__wrapped__
     assert found(tmp_path) == 32 << 20

@@ -105,7 +105,7 @@ def tuning_file() -> TuningFile:
 def tune(
     shapes: Iterable[Shape], file: TuningFile, *, again: bool = False, tell: Callable[[Shape], None] | None = None
 ) -> None:
-    """Time shapes and keep the times.
+    """Time shapes and keep the times: for this process only if other programs disturbed them, unless `again`.
 
     Args:
         shapes: to time.
@@ -135,7 +135,8 @@ def tune(
         longest = max(longest, time.perf_counter() - before)
     if not again:
         file.seconds += time.perf_counter() - started
-    file.write()
+    if again or not trial.was_disturbed:
+        file.write()
 
 
 def is_autotuned() -> bool:

@@ -17,7 +17,7 @@ import torch
 from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.runtimes.weights.forms import Form, Weight, make_weight
-from unspool.tuning import LARGEST_CPU_CACHE, TRIAL_ROUNDS, TRIAL_ROWS, USUAL_CPU_CACHE
+from unspool.tuning import BUSY_MACHINE, LARGEST_CPU_CACHE, TRIAL_ROUNDS, TRIAL_ROWS, USUAL_CPU_CACHE
 
 Times: TypeAlias = "dict[Form, tuple[float, ...]]"
 """Seconds of each form, one number per entry of `TRIAL_ROWS`."""
@@ -44,10 +44,14 @@ class Trial:
 
     Args:
         clock: returns seconds.
+
+    Attributes:
+        readings: seconds of each reading of other memory. All take equally long on an idle machine.
     """
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
+        self.readings: list[float] = []
         size = min(last_level_cache(), (available_memory() or 1 << 40) // _SHARE_OF_MEMORY)
         # Not zeros, which the system need not hold in memory.
         self._filler = torch.ones(max(1, size // 4), dtype=torch.float32, device="cpu")
@@ -81,7 +85,15 @@ class Trial:
 
     def _empty_caches(self) -> None:
         """Read other memory, so that the next product reads its weight from memory, as a decode step does."""
+        started = self._clock()
         self._filler.sum()
+        self.readings.append(self._clock() - started)
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Return whether other programs took so much time that the times can be wrong."""
+        ordered = sorted(self.readings)
+        return bool(ordered) and ordered[len(ordered) // 2] > BUSY_MACHINE * ordered[0]
 
     def _seconds(self, weight: Weight, rows: torch.Tensor) -> float:
         started = self._clock()

@@ -72,16 +72,6 @@ class LanguageModel:
         return self.runtime.info
 
     @property
-    def driver(self) -> Driver:
-        """The driver of the engine, for programs that run it themselves, such as the server."""
-        return self._driver
-
-    @property
-    def detokenizer(self) -> Detokenizer | None:
-        """The detokenizer; None without a tokenizer."""
-        return self._detokenizer
-
-    @property
     def model(self) -> Any:
         """The transformers model; None without one, or if the user's model was deleted.
 
@@ -165,25 +155,6 @@ class LanguageModel:
         generations = self._run(jobs, progress)
         return generations[0] if prompts.single else generations
 
-    def plan(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        *,
-        config: Configs = None,
-        tentative: bool = False,
-        trace: bool = False,
-        **options: Any,
-    ) -> list[PlannedRequest]:
-        """Read prompts and options into one request per prompt, without running them.
-
-        Args:
-            prompt, config, trace, options: as in `generate`. tentative: as in `stream`.
-
-        Raises:
-            PromptError, OptionError: as in `generate`.
-        """
-        return self._jobs(self._reader.split(prompt), config, options, tentative=tentative, trace=trace)
-
     def stream(
         self,
         prompt: Prompt | Sequence[Prompt],
@@ -206,7 +177,7 @@ class LanguageModel:
         Raises:
             PromptError, OptionError, CapacityError: as in `generate`, at once. Other errors are raised by the stream.
         """
-        jobs = self.plan(prompt, config=config, tentative=tentative, trace=trace, **options)
+        jobs = self._plan_all(prompt, config=config, tentative=tentative, trace=trace, **options)
         return Stream(self._driver, jobs, self._detokenizer)
 
     def astream(
@@ -536,6 +507,12 @@ class LanguageModel:
     @property
     def _reader(self) -> Reader:
         return Reader(self.runtime, self.tokenizer, self.processor)
+
+    def _plan_all(
+        self, prompt: Prompt | Sequence[Prompt], *, config: Configs = None, tentative: bool, trace: bool, **options: Any
+    ) -> list[PlannedRequest]:
+        """Return one planned request per prompt, which is not submitted. Arguments and errors as in `stream`."""
+        return self._jobs(self._reader.split(prompt), config, options, tentative=tentative, trace=trace)
 
     def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[PlannedRequest]:
         """Return one planned request per prompt, with the options of its group."""

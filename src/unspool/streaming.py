@@ -146,7 +146,7 @@ class Listener:
             echo=bool(request.config.echo),
             prompt_logprobs=(None, *of_prompt.prompt_logprobs) if of_prompt else None,
             prompt_top_logprobs=(None, *named_tokens(of_prompt.prompt_top_logprobs, self._detokenizer))
-            if of_prompt
+            if of_prompt and of_prompt.num_top
             else None,
             trace=self._trace(event),
         )
@@ -217,7 +217,7 @@ class ChunkReader:
 def _read(driver: Driver, tickets: list[Ticket], reader: ChunkReader) -> Iterator[Chunk]:
     """Yield chunks until every request has ended.
 
-    Has no reference to the Stream, so that the garbage collector can free both.
+    Keeps no reference to the Stream, so that the garbage collector can free both.
     """
     while tickets and not tickets[0].event_queue.is_done:
         yield from reader.push(driver.wait(tickets[0].event_queue))

@@ -11,6 +11,11 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         'unspool generate "Once upon a time" --temperature 0.8 --seed 7',
         "unspool COMMAND --help",
     ),
+    "serve": (
+        "unspool serve",
+        "unspool serve --model smollm2 --port 8080 --api-key secret",
+        "unspool serve --assistant-model tale-draft --max-running 16",
+    ),
     "generate": (
         'unspool generate "Once upon a time" --temperature 0.8 --seed 7',
         'unspool generate "The king" --num-beams 4 --force-words fox,forest --max-new-tokens 40',

@@ -20,6 +20,7 @@ from unspool.cli.helping import HelpfulCommand, HelpfulGroup
 from unspool.cli.models import models
 from unspool.cli.next import next_tokens
 from unspool.cli.score import score
+from unspool.cli.serve import serve
 from unspool.cli.trace import trace
 from unspool.cli.tune import tune
 
@@ -37,6 +38,7 @@ app.command("next", cls=HelpfulCommand)(next_tokens)
 app.command("score", cls=HelpfulCommand)(score)
 app.command("trace", cls=HelpfulCommand)(trace)
 app.command("compare", cls=HelpfulCommand)(compare)
+app.command("serve", cls=HelpfulCommand)(serve)
 app.command("models", cls=HelpfulCommand)(models)
 app.command("tune", cls=HelpfulCommand)(tune)
 

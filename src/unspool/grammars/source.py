@@ -27,7 +27,7 @@ LONGEST_SOURCE: Final = 50_000
 _LARGEST_DIVISOR: Final = 20_000
 """Largest `multipleOf`, in units of its last digit: a lexer needs one state per remainder."""
 
-_JSON_DEFAULTS: Final[JsonCompileOptions] = {
+JSON_DEFAULTS: Final[JsonCompileOptions] = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
     "key_separator": ": ?",
@@ -71,7 +71,7 @@ def _converted(option: str, value: Any) -> str:
 
 
 def _json_grammar(schema: str) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_DEFAULTS, overrides=_STRICT)
+    return LLMatcher.grammar_from_json_schema(schema, defaults=JSON_DEFAULTS, overrides=_STRICT)
 
 
 def _check_schema(schema: JsonSchema) -> None:

@@ -76,7 +76,7 @@ class WithPromptScores(WrappedStrategy):
 
     def __init__(self, inner: Strategy, num_top: int = 0) -> None:
         super().__init__(as_strategy(inner))
-        self._num_top = num_top
+        self.num_top = num_top
         self.prompt_logprobs: tuple[float, ...] = ()
         self.prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
@@ -85,7 +85,7 @@ class WithPromptScores(WrappedStrategy):
         prompt = context.prompt
         backs = range(len(prompt) - 1, 0, -1)
         scores = tuple(Score(ROOT, (prompt[-back],), back=back) for back in backs)
-        tops = tuple(Top(ROOT, self._num_top, back=back) for back in backs) if self._num_top else ()
+        tops = tuple(Top(ROOT, self.num_top, back=back) for back in backs) if self.num_top else ()
         conversation = self.inner.run(context)
         first = next(conversation)
         reply = yield replace(first, asks=(*scores, *tops, *first.asks))

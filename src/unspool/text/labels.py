@@ -5,7 +5,8 @@ Owns: the text of one token by itself, including tokens with part of a character
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from unspool.text.detokenize import REPLACEMENT
 
@@ -30,6 +31,22 @@ def token_label(tokenizer: Any, token: int) -> str:
     return _from_bytes(name) or name or text or f"<id {token}>"
 
 
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """Return the UTF-8 bytes that a token adds after other text; part of a character for some tokens.
+
+    Args:
+        tokenizer: as in `token_label`; must not be None.
+    """
+    name = _name(tokenizer, token) or ""
+    if name and all(letter in _BYTES for letter in name) and len(name) > 0:
+        label = token_label(tokenizer, token)
+        raw = bytes(_BYTES[letter] for letter in name)
+        return raw if "<0x" in label or label.encode() == raw else label.encode()
+    if _FALLBACK.fullmatch(name):
+        return bytes([int(name[3:5], 16)])
+    return token_label(tokenizer, token).encode()
+
+
 def _name(tokenizer: Any, token: int) -> str | None:
     for method in ("convert_ids_to_tokens", "id_to_token"):
         if hasattr(tokenizer, method):
@@ -47,6 +64,10 @@ def _from_bytes(name: str | None) -> str | None:
         return raw.decode()
     except UnicodeDecodeError:
         return "".join(chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>" for byte in raw)
+
+
+_FALLBACK: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""Tokens of vocabularies with byte fallback that stand for one byte."""
 
 
 def _byte_letters() -> dict[str, int]:

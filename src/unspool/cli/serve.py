@@ -1,0 +1,144 @@
+"""`unspool serve`: the OpenAI-compatible server.
+
+Owns: the flags, and the lines printed at the start. Does not know: routes and fields (unspool.serving).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
+
+import typer
+
+from unspool.cli.endings import guarded, with_parameters
+from unspool.cli.options import with_model
+from unspool.cli.sources import ModelChoice
+from unspool.errors import MissingExtra
+from unspool.serving.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from unspool.model import LanguageModel
+
+_METAVARS: Final = {
+    "host": "ADDRESS",
+    "served_model_name": "NAME",
+    "any_model": None,
+    "api_key": "KEY",
+    "allowed_host": "HOST",
+    "cors_origin": "ORIGIN",
+    "unknown_fields": "error|warn",
+}
+
+_PACKAGES: Final = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with one flag per setting; it receives the given ones as a mapping, `given`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
+    hints = get_type_hints(Settings)
+    flags = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _flag_type(hints[each.name]),
+                typer.Option(
+                    f"--{each.name.replace('_', '-')}",
+                    metavar=_METAVARS.get(each.name, "NUMBER"),
+                    help=_help(each.metadata["help"], each.default),
+                    rich_help_panel=each.metadata["panel"],
+                    show_default=False,
+                ),
+            ],
+        )
+        for each in fields(Settings)
+    ]
+
+    def call(**given: Any) -> None:
+        found = {each.name: value for each in fields(Settings) if (value := given.pop(each.name)) not in (None, [])}
+        command(**given, given=found)
+
+    return with_parameters(call, command, [*own, *flags])
+
+
+def _flag_type(hint: Any) -> Any:
+    if hint == tuple[str, ...]:
+        return list[str] | None
+    return {"Literal": Literal["error", "warn"] | None}.get(getattr(hint, "__name__", ""), hint | None)
+
+
+def _help(text: str, default: Any) -> str:
+    shown = default not in (None, (), False)
+    return f"{text} Default: {default:g}." if shown and isinstance(default, float) else (
+        f"{text} Default: {default}." if shown else text
+    )  # fmt: skip
+
+
+@guarded
+@with_model
+@_with_settings
+def serve(
+    *,
+    assistant_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assistant-model",
+            metavar="NAME|FOLDER",
+            help="Draft model that requests can name in `assistant`. Can be repeated.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Read settings from a TOML file; flags override it.")
+    ] = None,
+    given: dict[str, Any],
+    choice: ModelChoice,
+) -> None:
+    """Serve a model over HTTP with OpenAI's API: completions and chat, with every decoding strategy.
+
+    Programs for OpenAI's API work with it. docs/serving.md lists routes and fields. Ctrl-C or SIGTERM ends the server
+    after the running requests.
+    """
+    _check_packages()
+    settings = read_settings(config, given)
+    from unspool.serving.app import create_app
+    from unspool.serving.run import serve as run
+
+    lm = choice.load()
+    assistants = {name: choice.load_another(name) for name in assistant_model or ()}
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    run(create_app(lm, settings, assistants=assistants), lambda port: _greet(lm, settings, port))
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    for package in _PACKAGES:
+        if find_spec(package) is None:
+            raise MissingExtra("serve", package, "the server answers HTTP requests")
+
+
+def _greet(lm: LanguageModel, settings: Settings, port: int) -> None:
+    """Print the address, and one line to try for curl and one for Python."""
+    name = (settings.served_model_name or (lm.info.name,))[0]
+    address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
+    key = ' -H "Authorization: Bearer $KEY"' if settings.api_key else ""
+    body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 40}}'
+    call = (
+        f'OpenAI(base_url="{address}/v1", api_key="none").completions.create(model="{name}", prompt="Once upon a time")'
+    )
+    lines = (
+        f"Serving {name} at {address}/v1",
+        "",
+        f"  curl {address}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        f"  python -c 'from openai import OpenAI; print({call}.choices[0].text)'",
+        "",
+        "Ctrl-C stops the server.",
+    )
+    typer.echo("\n".join(lines), err=True)

@@ -1,0 +1,55 @@
+"""Parts of answers that both routes share: finish reasons, usage and vendor fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from unspool.results import Completion, Generation
+
+_REASONS: Final[Mapping[str, str]] = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
+
+
+def finish_reason(reason: str) -> str:
+    """Return OpenAI's word for an engine's finish reason; "stop" for criteria and strategies that end an output."""
+    return _REASONS.get(reason, "stop")
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """Return the usage object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def usage_of(generations: Iterable[Generation]) -> dict[str, Any]:
+    """Return the usage of whole results; the prompt of several outputs counts once."""
+    counts = [generation.usage for generation in generations]
+    return usage(sum(each.prompt_tokens for each in counts), sum(each.completion_tokens for each in counts))
+
+
+def stop_reason(completion: Completion, stops: Sequence[str]) -> str | int | None:
+    """Return the stop string that ended an output, or the token if a token did; None otherwise."""
+    if completion.finish_reason == "stop":
+        written = "".join(completion.tokens)
+        found = [(at, stop) for stop in stops if (at := written.find(stop)) >= 0]
+        return min(found)[1] if found else None
+    if completion.finish_reason == "eos" and completion.token_ids:
+        return completion.token_ids[-1]
+    return None
+
+
+def vendor(generation: Generation, completion: Completion) -> dict[str, Any]:
+    """Return the fields of our own for one output, below the key `unspool`."""
+    found: dict[str, Any] = {
+        "strategy": generation.strategy,
+        "seed": generation.seed,
+        "score": completion.score,
+        "logprob": completion.logprob,
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.unmet is not None:
+        found["unmet"] = completion.unmet
+    return found

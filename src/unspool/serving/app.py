@@ -1,0 +1,138 @@
+"""The application: routes, middleware and the form of errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+
+from unspool.model import LanguageModel
+from unspool.serving import models
+from unspool.serving.bodies import read_body
+from unspool.serving.chat import ChatCall
+from unspool.serving.completions import CompletionCall
+from unspool.serving.errors import ApiError, api_error
+from unspool.serving.fields import Route, body_model
+from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.security import Guard, cors_options, read_json
+from unspool.serving.service import Service
+from unspool.serving.settings import Settings
+
+_LOG: Final = logging.getLogger("unspool.server")
+
+_CLIENT_LEFT: Final = 499
+"""Status in the log of a request after its client left."""
+
+
+def create_app(
+    lm: LanguageModel, settings: Settings | None = None, *, assistants: Mapping[str, LanguageModel] | None = None
+) -> FastAPI:
+    """Return the ASGI application that serves a model.
+
+    Args:
+        lm: the model.
+        settings: limits, names and keys; None for the defaults.
+        assistants: name --> draft model that requests can ask for.
+    """
+    settings = settings or Settings()
+    service = Service(lm, settings, assistants)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.thread.start()
+        try:
+            yield
+        finally:
+            service.end_all(ApiError(503, "the server is shutting down", code="shutting_down"))
+            service.thread.stop()
+
+    app = FastAPI(title="Unspool", version=version("unspool"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_middleware(Guard, settings=settings)
+    if settings.cors_origin:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origin))  # type: ignore[arg-type]
+    app.add_exception_handler(ApiError, _told)
+    app.add_exception_handler(HTTPException, _of_framework)
+    app.add_exception_handler(RequestValidationError, _of_framework)
+    app.add_exception_handler(Exception, _unexpected)
+    _add_generation(app, "/v1/completions", "completions", service, CompletionCall, "Continue texts or token ids")
+    _add_generation(app, "/v1/chat/completions", "chat", service, ChatCall, "Answer a conversation")
+    app.include_router(models.router(service))
+    return app
+
+
+def _add_generation(
+    app: FastAPI, path: str, route: Route, service: Service, call: Callable[[Service, Any], Any], summary: str
+) -> None:
+    """Add one route that generates text."""
+
+    async def endpoint(request: Request) -> Response:
+        body = read_body(route, read_json(await request.body()), unknown=service.settings.unknown_fields)
+        headers = {"x-unspool-ignored": ", ".join(body.ignored)} if body.ignored else {}
+        running = call(service, body)
+        status, told = 200, "streamed" if running.streams else "answered"
+        try:
+            await unless_left(request, running.start())
+            if running.streams:
+                return EventStream(running.events(), service.settings.keep_alive, headers)
+            return JSONResponse(await unless_left(request, running.answer()), headers=headers)
+        except ClientLeft:
+            await running.request.close()
+            status, told = _CLIENT_LEFT, "the client left"
+            return Response(status_code=_CLIENT_LEFT)
+        except ApiError as error:
+            status, told = error.status, error.code or "error"
+            raise
+        finally:
+            _LOG.info(
+                "%s %s %d %s prompts=%d strategy=%s %.3fs",
+                request.state.request_id,
+                path,
+                status,
+                told,
+                len(running.request.jobs),
+                running.request.strategy,
+                running.request.seconds,
+            )
+
+    schema = body_model(route).model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        summary=summary,
+        name=route,
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    )
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    told = api_error(error)
+    request.app.state.service.metrics.errors.labels(str(told.status)).inc()
+    if told.code == "queue_full":
+        request.app.state.service.metrics.rejections.inc()
+    return JSONResponse(told.body(), told.status, told.headers)
+
+
+async def _of_framework(request: Request, error: Exception) -> Response:
+    """Answer an unknown route or method in the form of all errors."""
+    if isinstance(error, HTTPException):
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        headers = dict(error.headers or {})
+        return JSONResponse(ApiError(error.status_code, message, code="not_found").body(), error.status_code, headers)
+    return JSONResponse(ApiError(400, f"the request cannot be read: {error}").body(), 400)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    _LOG.exception("%s: unexpected fault", getattr(request.state, "request_id", "-"), exc_info=error)
+    told = api_error(error)
+    return JSONResponse(told.body(), told.status, told.headers)

@@ -1,0 +1,216 @@
+"""POST /v1/chat/completions: answers conversations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from unspool.config import GenerationConfig
+from unspool.conversations.completion import encode_conversations
+from unspool.planning import PlannedRequest
+from unspool.results import Chunk, Completion, Generation
+from unspool.serving.answers import finish_reason, stop_reason, usage_of, vendor
+from unspool.serving.bodies import Body
+from unspool.serving.decoding import CONSTRAINTS, decoding
+from unspool.serving.errors import refused
+from unspool.serving.logprobs import chat_logprobs, scored
+from unspool.serving.message_parts import MessageParts, ParsedParts, PlainParts, parse_completion, raw_text
+from unspool.serving.messages import read_messages
+from unspool.serving.service import OpenRequest, Service, new_id
+from unspool.serving.sse import event
+from unspool.serving.streams import StreamUsage, check_stream_options
+from unspool.serving.tools import call_grammar, call_object, check_tools
+
+
+class ChatCall:
+    """One call of the route.
+
+    Args:
+        service: the service.
+        body: the checked body.
+
+    Raises:
+        ApiError: if a field cannot be served.
+    """
+
+    def __init__(self, service: Service, body: Body) -> None:
+        self._service, self._body = service, body
+        service.check_model(body.get("model"))
+        check_stream_options(body)
+        self.id = new_id("chatcmpl")
+        self._messages = read_messages(body.get("messages", []))
+        self._tools = _tools(body, service)
+        lm = service.lm
+        self._decoding = decoding(body, service.settings, tokenizer=lm.tokenizer, vocab_size=lm.info.vocab_size)
+        self._options = service.with_objects(self._decoding.options)
+        if (wanted := _forced_tools(body, self._tools)) is not None:
+            if constraint := CONSTRAINTS & self._options.keys():
+                field = self._decoding.fields[min(constraint)]
+                raise refused("tool_choice", f"and `{field}` cannot be combined: both constrain the answer")
+            self._options["grammar"] = call_grammar(wanted, lm.tokenizer)
+        self._continues = _continues(body)
+        self.request = OpenRequest(service, 1, self._decoding.fields)
+
+    @property
+    def streams(self) -> bool:
+        """True if the answer is a stream."""
+        return bool(self._body.get("stream"))
+
+    async def start(self) -> None:
+        """Admit, plan and submit. Raises ApiError as `OpenRequest.start`."""
+        await self.request.start(self._plan)
+
+    def _plan(self) -> Sequence[PlannedRequest]:
+        lm, body, options = self._service.lm, self._body, dict(self._options)
+        conversations, config = encode_conversations(
+            lm,
+            [self._messages],
+            tools=self._tools,
+            continue_final_message=self._continues,
+            chat_template=body.get("chat_template"),
+            chat_template_kwargs=body.get("chat_template_kwargs"),
+            options=options,
+        )
+        if ends := body.get("stop_token_ids"):
+            known = config.eos_token_id if isinstance(config, GenerationConfig) else None
+            options["eos_token_id"] = [*(known or self._service.end_tokens), *ends]
+        ids = conversations[0].prompt_ids
+        keep = body.get("truncate_prompt_tokens")
+        ids = ids if keep is None else ids[-keep:]
+        if not options.keys() & {"max_new_tokens", "max_length"}:
+            room = self._service.room_behind(len(ids))
+            if room is not None:
+                options["max_new_tokens"] = room
+        return lm._plan_all([ids], config=config, tentative=bool(body.get("tentative")), trace=False, **options)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.request.created,
+            "model": self._body.get("model"),
+            "system_fingerprint": self._service.fingerprint,
+        }
+
+    # --- whole --------------------------------------------------------------------------------------------------
+
+    async def answer(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        (generation,) = await self.request.finish()
+        prompt = raw_text(self._service.lm.tokenizer, generation.prompt_token_ids)
+        choices = [self._choice(generation, completion, prompt) for completion in generation.completions]
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage_of([generation])}
+
+    def _choice(self, generation: Generation, completion: Completion, prompt: str) -> dict[str, Any]:
+        parsed = parse_completion(completion, self._service.lm.tokenizer, prompt, self._tools)
+        message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}
+        if parsed.reasoning:
+            message["reasoning_content"] = parsed.reasoning
+        if parsed.calls:
+            message["tool_calls"] = [call_object(*call) for call in parsed.calls]
+            message["content"] = parsed.content or None
+        choice: dict[str, Any] = {
+            "index": completion.index,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": "tool_calls" if parsed.calls else finish_reason(completion.finish_reason),
+            "stop_reason": stop_reason(completion, self._options.get("stop_strings", ())),
+            "unspool": vendor(generation, completion),
+        }
+        if self._decoding.num_top is not None:
+            rows = scored(completion.token_ids, completion.logprobs, completion.top_logprobs)
+            choice["logprobs"] = self._logprobs(rows)
+        if self._body.get("return_token_ids"):
+            choice["prompt_token_ids"] = list(generation.prompt_token_ids)
+            choice["token_ids"] = list(completion.token_ids)
+        return choice
+
+    def _logprobs(self, rows: Any) -> dict[str, Any]:
+        as_ids = bool(self._body.get("return_tokens_as_token_ids"))
+        return chat_logprobs(rows, self._service.texts, num_top=self._decoding.num_top or 0, as_ids=as_ids)
+
+    # --- streamed -----------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield the events of the streamed answer, without [DONE]."""
+        head = self._head("chat.completion.chunk")
+        counts = StreamUsage(self._body, [len(job.request.prompt) for job in self.request.jobs])
+        parts: dict[int, MessageParts] = {}
+
+        def say(index: int, delta: dict[str, Any], **more: Any) -> bytes:
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+            return event(counts.beside({**head, "choices": [choice]}))
+
+        async for chunk in self.request.chunks():
+            counts.add(chunk)
+            if chunk.index not in parts:
+                parts[chunk.index] = self._parts()
+                yield say(chunk.index, {"role": "assistant", "content": ""})
+            deltas = parts[chunk.index].add(chunk)
+            more = self._extra(chunk)
+            for at, delta in enumerate(deltas or ([{}] if more else [])):
+                yield say(chunk.index, delta, **(more if at == 0 else {}))
+        (generation,) = self.request.generations
+        for completion in generation.completions:
+            if completion.index not in parts:  # an output without any token
+                parts[completion.index] = self._parts()
+                yield say(completion.index, {"role": "assistant", "content": ""})
+            for delta in parts[completion.index].end(completion):
+                yield say(completion.index, delta)
+            reason = finish_reason(completion.finish_reason)
+            yield say(completion.index, {}, finish_reason="tool_calls" if parts[completion.index].has_calls else reason)
+        if counts.wanted:
+            yield event({**head, "choices": [], "usage": counts.total()})
+
+    def _parts(self) -> MessageParts:
+        detokenizer = self._service.lm._detokenizer
+        if detokenizer is None or getattr(detokenizer.tokenizer, "response_template", None) is None:
+            return PlainParts()
+        ids = self.request.jobs[0].request.prompt
+        return ParsedParts(detokenizer, ids, self._tools, whole="stop_strings" in self._options)
+
+    def _extra(self, chunk: Chunk) -> dict[str, Any]:
+        """Return the fields of a chunk's choice besides its delta."""
+        more: dict[str, Any] = {}
+        if self._decoding.num_top is not None and chunk.token_ids:
+            more["logprobs"] = self._logprobs(scored(chunk.token_ids, chunk.logprobs, chunk.top_logprobs))
+        if self._body.get("return_token_ids") and chunk.token_ids:
+            more["token_ids"] = list(chunk.token_ids)
+        if chunk.tentative is not None:
+            more["unspool"] = {"tentative": chunk.tentative}
+        return more
+
+
+def _tools(body: Body, service: Service) -> list[dict[str, Any]] | None:
+    """Return the tools to render; None for none."""
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if choice is not None and tools is None and choice != "none":
+        raise refused("tool_choice", "needs `tools`")
+    check_tools(tools, service.lm.tokenizer, body.get("chat_template"))
+    return None if tools is None or choice == "none" else list(tools)
+
+
+def _forced_tools(body: Body, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Return the tools of which one must be called; None if the model decides."""
+    choice = body.get("tool_choice")
+    if tools is None or choice in (None, "auto", "none"):
+        return None
+    if choice == "required":
+        return tools
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        known = ", ".join(tool["function"]["name"] for tool in tools)
+        raise refused("tool_choice", f"must be none, auto, required, or name one of {known}, got {choice!r}")
+    return named
+
+
+def _continues(body: Body) -> bool:
+    continues, begins = bool(body.get("continue_final_message")), body.get("add_generation_prompt")
+    if begins is not None and begins == continues:
+        told = (
+            "and `continue_final_message` cannot both be true" if continues else "false needs `continue_final_message`"
+        )
+        raise refused("add_generation_prompt", told)
+    return continues

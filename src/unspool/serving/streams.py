@@ -1,0 +1,54 @@
+"""The usage of a streamed answer, counted as it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from unspool.results import Chunk
+from unspool.serving.answers import usage
+from unspool.serving.bodies import Body
+from unspool.serving.errors import refused
+
+
+class StreamUsage:
+    """Counts the tokens of a stream.
+
+    Args:
+        body: with `stream_options`.
+        prompt_sizes: number of tokens of each prompt.
+
+    Attributes:
+        wanted: True if the client asked for usage; never sent unasked.
+    """
+
+    def __init__(self, body: Body, prompt_sizes: Sequence[int]) -> None:
+        options = body.get("stream_options")
+        self.wanted = options is not None and (options.include_usage or options.continuous_usage_stats)
+        self._always = options is not None and options.continuous_usage_stats
+        self._prompt = sum(prompt_sizes)
+        self._written = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk's tokens."""
+        self._written += len(chunk.token_ids)
+
+    def total(self) -> dict[str, Any]:
+        """Return the usage so far."""
+        return usage(self._prompt, self._written)
+
+    def beside(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return a chunk's object with the field `usage` as the client asked."""
+        if not self.wanted:
+            return value
+        return {**value, "usage": self.total() if self._always else None}
+
+
+def check_stream_options(body: Body) -> None:
+    """Check that `stream_options` come with a stream.
+
+    Raises:
+        ApiError: 400 if `stream` is off.
+    """
+    if body.get("stream_options") is not None and not body.get("stream"):
+        raise refused("stream_options", "needs `stream: true`")

@@ -1,0 +1,177 @@
+"""The engine's thread of the server, and running requests as seen from the event loop.
+
+Owns the hand-over between the two. Knows neither HTTP nor options.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+from unspool.engine.driver import Driver, Ticket
+from unspool.planning import PlannedRequest
+from unspool.results import Chunk, Generation
+from unspool.streaming import ChunkReader
+from unspool.text.detokenize import Detokenizer
+
+_LOG = logging.getLogger("unspool.server")
+
+
+class EngineThread:
+    """Runs the steps of an engine in a thread while requests are open. Other threads hand commands to it.
+
+    A submission waits for the end of the current step only, because this thread carries it out.
+
+    Args:
+        driver: of the engine. Other threads can use it as well.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self._commands: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="unspool-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its current step, and wait for that."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    def call(self, command: Callable[[], None]) -> None:
+        """Let the thread run a command between two steps. The command must not raise."""
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            with self._changed:
+                while not (busy or self._commands or self._stopping):
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                commands = list(self._commands)
+                self._commands.clear()
+            for command in commands:
+                command()
+            try:
+                busy = self.driver.step()
+            except Exception:
+                _LOG.exception("a step of the engine failed; its requests were cancelled")
+
+
+class Running:
+    """Requests that were submitted together, for one event loop.
+
+    Args:
+        driver: of the engine.
+        jobs: the requests.
+        detokenizer: None without a tokenizer.
+    """
+
+    def __init__(self, driver: Driver, jobs: Sequence[PlannedRequest], detokenizer: Detokenizer | None) -> None:
+        self._driver, self._jobs, self._detokenizer = driver, jobs, detokenizer
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._tickets: list[Ticket] = []
+        self._reader = ChunkReader((), (), detokenizer)
+
+    @property
+    def generations(self) -> list[Generation | None]:
+        """One per request, in order; None for unfinished ones."""
+        return self._reader.generations
+
+    async def submit(self, thread: EngineThread) -> None:
+        """Submit the requests.
+
+        Raises:
+            PromptError, OptionError, CapacityError: if the engine refuses one.
+        """
+        done: asyncio.Future[list[Ticket]] = self._loop.create_future()
+
+        def submit() -> None:
+            try:
+                tickets = self._driver.submit([job.request for job in self._jobs], self._notify)
+            except Exception as error:
+                self._post(partial(_refuse, done, error))
+            else:
+                self._post(partial(self._accept, done, tickets))
+
+        thread.call(submit)
+        self._tickets = await done
+        self._reader = ChunkReader(self._tickets, self._jobs, self._detokenizer)
+
+    def _accept(self, done: asyncio.Future[list[Ticket]], tickets: list[Ticket]) -> None:
+        if done.cancelled():
+            for ticket in tickets:
+                self._driver.cancel(ticket)
+        else:
+            done.set_result(tickets)
+
+    def _notify(self) -> None:
+        self._post(self._wake.set)
+
+    def _post(self, call: Callable[[], object]) -> None:
+        """Let the event loop run a call, from any thread. Does nothing if the loop is closed."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
+
+    async def chunks(self, deadline: float = math.inf) -> AsyncIterator[Chunk]:
+        """Yield chunks until every request has ended. Leaving early cancels the rest.
+
+        Args:
+            deadline: on the clock of the event loop, in seconds.
+
+        Raises:
+            Exception: the error of the first request that fails.
+            TimeoutError: if the deadline passes.
+        """
+        queue = self._tickets[0].event_queue
+        try:
+            while True:
+                self._wake.clear()
+                while queue.events:
+                    for chunk in self._reader.push(queue.events.popleft()):
+                        yield chunk
+                if queue.is_done:
+                    break
+                async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
+                    await self._wake.wait()
+            for chunk in self._reader.finish():
+                yield chunk
+        finally:
+            self.cancel()
+
+    async def finish(self, deadline: float = math.inf) -> list[Generation]:
+        """Wait for the end of all requests, and return their results in order. Raises as `chunks`."""
+        async for _ in self.chunks(deadline):
+            pass
+        return [generation for generation in self.generations if generation is not None]
+
+    def cancel(self) -> None:
+        """Cancel the unfinished requests. Does nothing after the end."""
+        for ticket in self._tickets:
+            self._driver.cancel(ticket)
+
+
+def _refuse(done: asyncio.Future[list[Ticket]], error: Exception) -> None:
+    if not done.cancelled():
+        done.set_exception(error)

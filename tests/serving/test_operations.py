@@ -1,0 +1,168 @@
+"""Queue, timeouts, clients that leave, mixed company, and the end of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+import unspool
+from tests.serving.conftest import serving
+from tests.serving.test_completions import NATIVE, STRATEGIES
+from unspool.serving.sse import with_comments
+
+httpx = pytest.importorskip("httpx2", reason="comes with openai")
+
+pytestmark = pytest.mark.model
+
+LONG: dict[str, Any] = {"model": "tale", "prompt": "Once", "max_tokens": 900, "temperature": 1, "ignore_eos": True}
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return holds()
+
+
+def is_empty(service: Any) -> bool:
+    driver = service.lm._driver
+    return driver.engine.idle and not service.admission.running and not service.admission.waiting
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_memory(tale: unspool.LanguageModel, stream: bool) -> None:
+    with serving(tale, served_model_name=("tale",)) as (address, service):
+        place = urlsplit(address)
+        connections = []
+        for more in ({}, {"num_beams": 4}, {"n": 3}):
+            connection = http.client.HTTPConnection(place.hostname or "", place.port)
+            body = {**LONG, **more, "stream": stream}
+            if "num_beams" in more:
+                del body["temperature"]
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            connections.append(connection)
+        assert eventually(lambda: service.admission.running == 3 and not service.lm._driver.engine.idle)
+        for connection in connections:
+            assert connection.sock is not None
+            connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        assert eventually(lambda: is_empty(service)), "requests of clients that left still run"
+        service.lm._driver.engine.check()
+
+
+def test_a_full_queue_answers_429_before_any_work(tale: unspool.LanguageModel) -> None:
+    with serving(tale, served_model_name=("tale",), max_running=1, max_queue=1) as (address, service):
+        url, body = f"{address}/v1/completions", {**LONG, "stream": True}
+        with httpx.stream("POST", url, json=body, timeout=60) as first:
+            assert first.status_code == 200
+            assert eventually(lambda: service.admission.running == 1)
+            with ThreadPoolExecutor(1) as other:
+                waiting = other.submit(httpx.post, url, json={**LONG, "max_tokens": 1}, timeout=60)
+                assert eventually(lambda: service.admission.waiting == 1)
+                refused = httpx.post(url, json={**LONG, "max_tokens": 1}, timeout=60)
+                assert refused.status_code == 429 and int(refused.headers["retry-after"]) <= 120
+                assert refused.json()["error"]["type"] == "rate_limit_error"
+                first.close()
+                assert waiting.result().status_code == 200
+        assert eventually(lambda: is_empty(service))
+
+
+def test_a_request_that_takes_too_long_ends_with_an_error(tale: unspool.LanguageModel) -> None:
+    with serving(tale, served_model_name=("tale",), timeout=0.4) as (address, service):
+        whole = httpx.post(f"{address}/v1/completions", json={**LONG, "num_beams": 8, "temperature": None}, timeout=60)
+        assert whole.status_code == 504 and whole.json()["error"]["code"] == "timeout"
+        assert whole.headers["x-should-retry"] == "false"
+        text = httpx.post(f"{address}/v1/completions", json={**LONG, "stream": True}, timeout=60).text
+        events = [line.removeprefix("data: ") for line in text.splitlines() if line]
+        assert events[-1] == "[DONE]" and json.loads(events[-2])["error"]["code"] == "timeout"
+        assert json.loads(events[0])["choices"][0]["text"] is not None
+        assert eventually(lambda: is_empty(service))
+
+
+def test_silence_gets_comments() -> None:
+    async def events() -> AsyncIterator[bytes]:
+        yield b"one"
+        await go_on.wait()
+        yield b"two"
+
+    async def read() -> list[bytes]:
+        pieces = []
+        async for piece in with_comments(events(), 0.01):
+            pieces.append(piece)
+            if len(pieces) == 3:
+                go_on.set()
+        return pieces
+
+    go_on = asyncio.Event()
+    pieces = asyncio.run(read())
+    assert pieces[0] == b"one" and pieces[-1] == b"two"
+    assert len(pieces) >= 4 and set(pieces[1:-1]) == {b": keep-alive\n\n"}
+
+
+def test_mixed_company_gives_the_texts_of_python(address: str, tale: unspool.LanguageModel) -> None:
+    prompts = ("Once upon a time", "The king", "A fox and a", "In the wood")
+    names = [name for name in STRATEGIES if name != "best of"]
+    work = [(prompt, name) for prompt in prompts for name in names]
+
+    async def ask(client: Any, prompt: str, name: str, number: int) -> list[str] | None:
+        call: dict[str, Any] = {"model": "tale", "prompt": prompt, "max_tokens": 8, **STRATEGIES[name]}
+        if number % 5 == 4:  # some clients leave
+            task = asyncio.ensure_future(client.completions.create(**call))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return None
+        if number % 2:
+            texts: dict[int, str] = {}
+            async for chunk in await client.completions.create(**call, stream=True):
+                for choice in chunk.choices:
+                    texts[choice.index] = texts.get(choice.index, "") + choice.text
+            return [texts[index] for index in sorted(texts)]
+        answer = await client.completions.create(**call)
+        return [choice.text for choice in answer.choices]
+
+    async def ask_all() -> list[list[str] | None]:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            return await asyncio.gather(*(ask(client, *each, number) for number, each in enumerate(work)))
+
+    for (prompt, name), texts in zip(work, asyncio.run(ask_all()), strict=True):
+        if texts is not None:
+            expected = tale.generate(prompt, max_new_tokens=8, **NATIVE[name])
+            assert texts == [each.text for each in expected.completions], (prompt, name)
+
+
+def test_sigterm_ends_streams_with_an_error_and_the_process_with_0() -> None:
+    command = [sys.executable, "-m", "unspool.cli.main", "serve", "--port", "0", "--grace", "0.5", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        while "Serving" not in line:
+            assert line or process.poll() is None, "the server did not start"
+            line = process.stderr.readline()
+        address = line.rsplit(" ", 1)[1].strip().removesuffix("/v1")
+        with httpx.stream("POST", f"{address}/v1/completions", json={**LONG, "stream": True, "num_beams": 12,
+                          "temperature": None}, timeout=60) as answer:  # fmt: skip
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            events = [each.removeprefix("data: ") for each in lines if each.startswith("data: ")]
+        assert events[-1] == "[DONE]" and json.loads(events[-2])["error"]["code"] == "shutting_down"
+        log = process.stderr.read()
+        assert process.wait(30) == 0, log
+        assert "Once" not in log.split("Ctrl-C")[-1], "the log has no prompt text"

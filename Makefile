@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo chat test test-all lint format docs bench clean
+.PHONY: help install demo chat test test-all test-lm-eval lint format docs bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -50,6 +50,15 @@ test: install ## run the tests, long drills sampled; ARGS="-k beam" to choose, "
 
 test-all: install ## run the tests, long drills whole
 	@$(PYTEST) --all $(ARGS)
+
+# lm-evaluation-harness has many packages, so it gets an environment of its own.
+test-lm-eval: install ## compare the server with lm-evaluation-harness' own runner
+	@test -x build/lm-eval/bin/lm_eval || { $(BIN)/python -m venv build/lm-eval && \
+		build/lm-eval/bin/pip install --quiet --constraint constraints.txt torch transformers accelerate "lm_eval[api]"; }
+	@$(BIN)/unspool serve --port 8766 2>build/lm-eval/server.log & server=$$!; \
+		until grep -q Serving build/lm-eval/server.log; do kill -0 $$server || exit 1; sleep 0.2; done; \
+		HF_HUB_OFFLINE=1 build/lm-eval/bin/python tests/serving/lm_eval_drill.py http://127.0.0.1:8766 src/unspool/tale; \
+		status=$$?; kill $$server; exit $$status
 
 lint: install ## check style, format and types
 	@$(BIN)/ruff check .

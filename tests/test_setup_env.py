@@ -125,3 +125,22 @@ def test_a_replaced_environment_works(project: ModuleType):
     assert project.fault() == "its installation was interrupted"
     project.UNFINISHED.unlink()
     assert project.fault() is None
+
+
+def test_kernels_are_tried_once_per_sources_and_compiler(
+    project: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kernels = ROOT / "src" / "unspool" / "kernels"
+    shutil.copytree(kernels, project.KERNELS.parent, ignore=shutil.ignore_patterns("_kernels.*"))
+    project.VENV.mkdir()
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(project.ROOT))
+    project.build_kernels()
+    said = capsys.readouterr().out
+    assert said.startswith("[install] built without kernels") and said.endswith(": no C++ compiler was found\n")
+    project.build_kernels()
+    assert capsys.readouterr().out == ""
+    (project.ROOT / "c++").write_text("#!/bin/sh\nexit 1\n")
+    (project.ROOT / "c++").chmod(0o755)
+    project.build_kernels()
+    assert "[install] built without kernels" in capsys.readouterr().out

@@ -67,7 +67,8 @@ def table(shapes: Sequence[str], types: Sequence[str], rows: Sequence[int]) -> I
     level = library.level if library else "none"
     yield f"{cpu_name()}, {threads} threads, kernels: {level}, PyTorch {torch.__version__}"
     yield ""
-    yield f"| Weight | Kernel | {' | '.join(f'{count} rows' for count in rows)} | Read loop, GB/s |"
+    heads = " | ".join("1 row" if count == 1 else f"{count} rows" for count in rows)
+    yield f"| Weight | Kernel | {heads} | Read loop, GB/s |"
     yield f"|---|---|{'---|' * len(rows)}---|"
     yardstick = Yardstick()
     for shape in shapes:

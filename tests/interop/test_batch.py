@@ -99,6 +99,13 @@ def test_the_tokens_under_the_mask_are_the_prompt(mask: torch.Tensor, prompts: A
     assert read_batch(IDS, MASK, ignored=[]).prompts == PROMPTS
 
 
+def test_a_row_of_pads_is_read_as_tokens_with_an_error_for_the_warning():
+    ignored: list[OptionError] = []
+    batch = read_batch(IDS, torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]), ignored=ignored)
+    assert batch.prompts == (tuple(IDS[0].tolist()), PROMPTS[1])
+    assert "no token in row 0" in str(ignored[0])
+
+
 def test_one_row_of_positions_may_stand_for_all_rows():
     positions = torch.arange(4)[None]
     assert read_batch(IDS, position_ids=positions).prompts == ((0, 0, 5, 6), PROMPTS[1])

@@ -355,6 +355,13 @@ def test_our_own_global_seed_reaches_the_drop_in():
         unspool.set_seed(None)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_encoder_decoder_without_an_input_reads_the_begin_of_sequence_token(beams: int) -> None:
+    for family in ("t5", "bart"):
+        model, call = tiny_seq2seq(family), {"num_beams": beams, "max_new_tokens": 5, "bos_token_id": 1}
+        assert unspool.generate(model, **call).equal(theirs(model, **call))
+
+
 # --- pads elsewhere than on the left --------------------------------------------------------------------------------
 
 

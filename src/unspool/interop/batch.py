@@ -105,7 +105,7 @@ def read_batch(
         ignored: collects an error about pads that are not on the left only, which are left out; None to raise it.
 
     Raises:
-        PromptError: if the tensors have other types or shapes, or a row holds only pads.
+        PromptError: if the tensors have other types or shapes, or with `ignored=None` a row holds only pads.
     """
     ids = _two_dimensional("input_ids", input_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -117,7 +117,11 @@ def read_batch(
     mask = _infer_mask(ids, pad_token_id, eos_token_ids) if is_inferred else _read_mask(attention_mask, ids)
     source = f" (from pad_token_id={pad_token_id}: give `attention_mask` if these are not pads)" if is_inferred else ""
     for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
-        raise PromptError(f"row {row} of the batch holds only pads{source}; leave it out")
+        if ignored is None:
+            raise PromptError(f"row {row} of the batch holds only pads{source}; leave it out")
+        allowed = f"leaves no token in row {row} of the batch{source}, so its pads are read as tokens"
+        ignored.append(OptionError("attention_mask", attention_mask, allowed, "leave out the row"))
+        mask[row] = True
     if reason := _misplaced_pads(mask):
         if ignored is None:
             raise PromptError(f"{reason}{source}; set tokenizer.padding_side='left'")

@@ -22,6 +22,7 @@ from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.protocols import Runtime
 from unspool.runtimes.seq2seq.source_info import has_prefix_image, source_info, source_obstacle
 from unspool.runtimes.seq2seq.whisper import speech_of
+from unspool.runtimes.wrap.model_copy import input_device
 from unspool.source_info import SourceInfo, Speech
 from unspool.types import Source
 
@@ -64,6 +65,10 @@ def read_sources(
     if embeds is not None:
         main, prompt, sources = embeds, None, _embedded_sources(embeds, arguments, info)
     else:
+        if info.kind == "text" and arguments.input_ids is None and config.bos_token_id is not None:
+            # As in transformers, a call without an input reads the begin-of-sequence token.
+            start = torch.tensor([[config.bos_token_id]], device=input_device(model))
+            arguments = replace(arguments, input_ids=start)
         main, prompt = sort_inputs(arguments, info)
         if has_prefix_image(model):
             return _captions(main, prompt, arguments, config, info, ignored)

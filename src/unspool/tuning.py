@@ -48,10 +48,6 @@ TOP_K_BLOCK: Final = 64  # tokens | not recorded | 2026-11-20
 MASS_WIDTHS: Final = (64, 1024, 8192)  # tokens | not recorded | 2026-11-20
 """Top-p and typical-p sort this many tokens, and the next number if these do not hold the wanted mass."""
 
-FEW_MASK_WORDS: Final = 128  # words of 32 tokens | Intel Xeon with AVX-512, 2 cores | 2026-11-30
-"""Rows with at most this many words in their grammar mask keep these tokens one by one. Other rows are masked whole.
-Half of the rows of JSON have fewer than five such words."""
-
 # --- KV cache -------------------------------------------------------------------------------------------------------
 
 SOFT_MAX_SEQUENCES: Final = 256  # sequences | not recorded | 2026-11-29

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unspool.processors.rows import FORBIDDEN, on_host
+from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Context, Processor, RowKey
-from unspool.tuning import FEW_MASK_WORDS
 
 if TYPE_CHECKING:
     from unspool.grammars.state import GrammarState
@@ -60,19 +59,7 @@ class Grammar(Processor):
             OptionError: if a mask takes its grammar to a limit of its size.
         """
         masks = np.stack([state.mask() for state in states])  # --> [rows, words]
-        if not on_host(scores):
-            return scores.masked_fill_(_unpacked(~masks, scores.shape[1]).to(scores.device), FORBIDDEN)
-        # Writing few cells with numpy is several times faster than a masked fill of the whole vocabulary.
-        for words, row in zip(masks, scores.detach().numpy(), strict=True):
-            used = np.flatnonzero(words)
-            if len(used) <= FEW_MASK_WORDS:
-                tokens = _tokens_in(words, used, len(row))
-                kept = row[tokens]
-                row.fill(FORBIDDEN)
-                row[tokens] = kept
-            else:
-                row[np.flatnonzero(_bits(~words, len(row)))] = FORBIDDEN
-        return scores
+        return scores.masked_fill_(_unpacked(~masks, scores.shape[1]).to(scores.device), FORBIDDEN)
 
     def support(self, state: GrammarState, vocab_size: int) -> torch.Tensor:
         """Return the tokens that can continue the text. --> [vocab] bool
@@ -87,19 +74,8 @@ class Grammar(Processor):
         return state.forced(most)
 
 
-def _tokens_in(words: NDArray[np.int32], used: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
-    """Return the tokens of a mask, ascending. used: its words that are not 0 --> [tokens]"""
-    word, bit = np.unpackbits(words[used].view(np.uint8), bitorder="little").reshape(-1, 32).nonzero()
-    tokens: NDArray[np.int64] = used[word] * 32 + bit
-    return tokens[tokens < vocab_size]
-
-
-def _bits(words: NDArray[np.int32], vocab_size: int) -> NDArray[np.uint8]:
-    """Return masks of one bit per token as one byte per token. words: [..., words] --> [..., vocab]"""
-    assert 32 * words.shape[-1] >= vocab_size, "the grammar was compiled for a smaller vocabulary"
-    return np.unpackbits(words.view(np.uint8), axis=-1, count=vocab_size, bitorder="little")
-
-
 def _unpacked(words: NDArray[np.int32], vocab_size: int) -> torch.Tensor:
     """Return masks of one bit per token as booleans. words: [..., words] --> [..., vocab]"""
-    return torch.from_numpy(_bits(words, vocab_size)).view(torch.bool)
+    assert 32 * words.shape[-1] >= vocab_size, "the grammar was compiled for a smaller vocabulary"
+    bits = np.unpackbits(words.view(np.uint8), axis=-1, count=vocab_size, bitorder="little")
+    return torch.from_numpy(bits).view(torch.bool)

@@ -86,6 +86,8 @@ STRUCTURES = {
     "return_dict_in_generate": ([(True, True)], [1]),
     "output_scores": ([(True, True)], [1]),
     "output_logits": ([(True, True)], [1]),
+    "output_attentions": ([(True, True)], [1]),
+    "output_hidden_states": ([(True, True)], [1]),
     "early_stopping": ([(True, True), ("never", "never")], [1, 0, "always"]),
     "strategy": ([(name, name) for name in STRATEGIES], ["fast", 1, ["greedy"]]),
     "penalty_scope": ([("output", "output"), ("prompt_and_output", "prompt_and_output")], ["prompt", 1]),

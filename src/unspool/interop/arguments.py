@@ -36,14 +36,19 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
         _FEEDS_IDS,
         "give the prompt as `input_ids`; for embeddings that no token has, use model.generate",
     ),
-    "token_type_ids": (_FEEDS_IDS, "leave it out: tokenizer(..., return_token_type_ids=False)"),
-    "past_key_values": ("is not read: the engine has its own KV cache", "give the whole prompt as `input_ids`"),
-    "encoder_outputs": ("is not read: the engine runs the encoder itself", "give the encoder's input"),
+    "token_type_ids": ("is not read by this model", "leave it out: tokenizer(..., return_token_type_ids=False)"),
+    "past_key_values": ("is not read by this model", "give the whole prompt as `input_ids`"),
     "num_segment_frames": ("is not read: the model reads windows of one length", "leave it out"),
 }
 """Refused if set: argument --> (reason, remedy)."""
 
-ENCODER: Final = ("decoder_input_ids", "decoder_attention_mask", "input_features", "pixel_values")
+ENCODER: Final = (
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "input_features",
+    "pixel_values",
+    "encoder_outputs",
+)
 """Arguments that only models with an encoder read."""
 
 SPEECH: Final = (
@@ -79,6 +84,11 @@ _TENSORS: Final = (
     "negative_prompt_attention_mask",
 )
 _OBJECTS: Final = ("tokenizer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
+
+KNOWN: Final = frozenset(
+    {*_TENSORS, *_OBJECTS, *ENCODER, *SPEECH, *REFUSED, *NO_EFFECT, "processors", "criteria", "strategy"}
+) - {"past_key_values", "token_type_ids", "cache_position"}
+"""Arguments that this module reads. The others can be arguments of the model's own forward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

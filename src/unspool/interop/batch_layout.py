@@ -85,6 +85,7 @@ class BatchLayout:
         """path --> its batch rows, in the order in which they were arranged."""
         self._input_ids, self._pad = input_ids, pad_token_id
         self._known: dict[tuple[TokenPath, int], int] = {}
+        self._steps: list[dict[int, TokenPath]] = []
         self._latest: dict[int, TokenPath] = {}
         self._ended: dict[int, TokenPath] = {}
 
@@ -131,11 +132,28 @@ class BatchLayout:
                 self._known[path, output] = path.prompt * self.rows_per_prompt + index
                 self.batch_rows.setdefault(path, []).append(path.prompt * self.rows_per_prompt + index)
             self._latest[self._known[path, output]] = path
+            self._steps += [{} for _ in range(path.length + 1 - len(self._steps))]
+            self._steps[path.length][self._known[path, output]] = path
 
     def end(self, output: int, path: TokenPath) -> None:
         """Store the whole output, its end token included; only pads follow it."""
         if not self.ranked:
             self._ended[path.prompt * self.rows_per_prompt + output] = path
+
+    def paths_at(self, step: int) -> list[TokenPath | None]:
+        """Return the path of each batch row at a step; of an ended output its whole path, of an idle beam None."""
+        live = self._steps[step] if step < len(self._steps) else {}
+        return [live.get(batch_row) or self._ended.get(batch_row) for batch_row in range(self.num_rows)]
+
+    def ended_outputs(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Return (prompt, output tokens) of each output that has ended. Beams do not end here."""
+        return [(path.prompt, tuple(path.tokens)) for path in self._ended.values()]
+
+    def newest_outputs(self) -> torch.Tensor:
+        """Return the output tokens of each batch row that the newest step read. --> [batch rows, steps - 1] int64"""
+        length = len(self._steps) - 1
+        rows = [self.idle_tokens(row, length) for row in range(self.num_rows)]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
 
     def calls(self, rows: Iterable[tuple[TokenPath, int]]) -> list[ObjectCall]:
         """Return the calls that show every engine row once: one call, or more if rows share a batch row.

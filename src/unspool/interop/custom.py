@@ -7,7 +7,7 @@ Does not know: decoding.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -24,23 +24,44 @@ from unspool.config import OPTIONS, GenerationConfig
 from unspool.engines import driver_of
 from unspool.errors import OptionError
 from unspool.inputs.sources import source_rows
-from unspool.interop.arguments import REFUSED, sort_arguments
-from unspool.interop.batch import read_batch
+from unspool.interop.arguments import KNOWN, Arguments, sort_arguments
+from unspool.interop.batch import Batch, read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, prepared_sources
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
-from unspool.interop.semantics import build_call, with_known_ids
+from unspool.interop.own_forward import (
+    STATES,
+    cached_length,
+    has_other_positions,
+    prompts_of,
+    reads_own_forward,
+    without_drafts,
+)
+from unspool.interop.semantics import build_call, on_batch, with_cache, with_known_ids
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import prepared
 from unspool.planning import resolve_options
+from unspool.runtimes.generic.prepared_batch import PreparedBatch
 
 _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")
 """Options that transformers has applied before it calls us, or has turned into an object or a number."""
 
 _EXPANDED: Final = ("attention_mask", "decoder_attention_mask", "position_ids", "pixel_values")
 """Tensors with one row per beam or output."""
+
+_OTHER: Final = frozenset(
+    {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "tokenizer", "streamer", "assistant_model"}
+    | {"processors", "criteria", "strategy", "synced_gpus"}
+)
+"""Arguments that are neither options nor arguments of the model's forward."""
+
+_USUAL: Final = frozenset(
+    {*ALL_CACHE_NAMES, *_EXPANDED, "encoder_outputs", "use_cache", "logits_to_keep", "input_features", "language"}
+    | {"task", "decoder_input_ids", *STATES}
+)
+"""Arguments of the model's forward that every call can have."""
 
 _OURS: Final = (
     *(name for name, row in OPTIONS.items() if row.source == "unspool" and row.door != "native"),
@@ -91,21 +112,13 @@ def decoding_method(
     ignored = ignored_options(strict)
     with streaming(given.get("streamer")):
         call = _read(model, input_ids, generation_config, given, inputs_tensor, ignored)
-        driver = driver_of(model)
+        driver = driver_of(model) if call.own_forward is None else call.own_forward.driver()
         known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
         warn_of_ignored(ignored, stacklevel=4)  # of the caller of model.generate, behind its decorator
         return decode(driver, replace(call, config=known))
 
 
 decoding_method.__signature__ = _signature(decoding_method)  # type: ignore[attr-defined]
-
-
-def _is_filled(cache: Any) -> bool:
-    """Return whether a cache holds anything; one of recurrent states alone cannot say how much."""
-    try:
-        return bool(cache.get_seq_length())
-    except ValueError:
-        return bool(getattr(cache, "has_previous_state", lambda: False)())
 
 
 def _read(
@@ -121,10 +134,8 @@ def _read(
     inputs_tensor: the encoder's input, one row per prompt. ignored: as in `resolve_options`.
     """
     info = encoder_of(model)
-    for name in ALL_CACHE_NAMES:
-        cache = given.pop(name, None)
-        if cache is not None and _is_filled(cache):
-            raise OptionError(name, type(cache).__name__, *REFUSED["past_key_values"])
+    forward = {name: value for name, value in given.items() if name in STATES or name not in (*_OTHER, *OPTIONS)}
+    given = {name: value for name, value in given.items() if name in KNOWN or name not in forward}
     expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
     states = None
     if model.config.is_encoder_decoder:
@@ -148,14 +159,33 @@ def _read(
     user = GenerationConfig.from_stored(given_options).replace(**dict.fromkeys(off))
     stored = GenerationConfig.from_transformers(model.generation_config)
     config, own = resolve_options(options, user, stored, drop_in=True, ignored=ignored)
+    expanded_batch = PreparedBatch(
+        input_ids=input_ids, config=generation_config, arguments=forward, rows_per_prompt=expanded
+    )
+    on_own_forward = _reads_own_forward(config, forward, arguments)
+    if on_own_forward:
+        config, own = without_drafts(config, own, ignored)
     if model.config.is_encoder_decoder:
         assert info is not None, "an encoder-decoder has an encoder"
         batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids, states)
+    elif on_own_forward and info is None:
+        batch = Batch(input_ids=arguments.input_ids, prompts=prompts_of(expanded_batch))
     else:
         batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids, ignored=ignored)
         if info is not None:
             batch = replace(batch, sources=tuple(source_rows(arguments.encoder, info)))
-    return build_call(arguments, batch, config, own, prepared(arguments.logits_processor, config), ignored)
+    call = build_call(arguments, batch, config, own, prepared(arguments.logits_processor, config), ignored)
+    if on_own_forward:
+        return on_batch(model, call, expanded_batch, source=info)
+    return with_cache(call, model, lambda rows: expanded_batch, rows=expanded)
+
+
+def _reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any], arguments: Arguments) -> bool:
+    """Return whether a call needs the model's own forward. forward: its arguments, with those of every call."""
+    caches = [forward[name] for name in ALL_CACHE_NAMES if forward.get(name) is not None]
+    is_callers = any(cached_length(cache) or getattr(cache, "_is_user_defined", False) for cache in caches)
+    further = {name: value for name, value in forward.items() if name not in _USUAL and value is not None}
+    return is_callers or reads_own_forward(config, further) or has_other_positions(arguments)
 
 
 def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:

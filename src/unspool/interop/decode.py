@@ -30,6 +30,8 @@ from unspool.interop.batch import Batch
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.chain import InLogits, ProcessorChain
 from unspool.interop.criteria import TransformersCriterion
+from unspool.interop.deferred_cache import CacheSource
+from unspool.interop.own_forward import OwnForward
 from unspool.interop.processors import GUIDANCE, PREFIX, USER, PrefixAllowed, TransformersProcessors, order_of
 from unspool.interop.record import Record, RowKind, steps_of
 from unspool.interop.streaming import Columns
@@ -61,7 +63,8 @@ class Call:
     batch: the prompts. config: resolved, with lengths that count output only. caller_objects: strategy, processors and
     criteria of our protocols. transformers_objects: processors and criteria of transformers. streamer: an object with
     put and end, or None. tokenizer: for options that hold text. pad_token_id: fills rows behind their end. prepare:
-    changes each request before it is submitted; None for no change.
+    changes each request before it is submitted; None for no change. own_forward: the batch of a call that reads the
+    model's own forward; None for the model's engine. cache_source: of the cache in the result; None for no cache.
     """
 
     batch: Batch
@@ -72,6 +75,8 @@ class Call:
     tokenizer: Any = None
     pad_token_id: int | None = None
     prepare: Callable[[Request], Request] | None = None
+    own_forward: OwnForward | None = None
+    cache_source: CacheSource | None = None
 
     @property
     def kept(self) -> tuple[RowKind, ...]:
@@ -91,7 +96,7 @@ class Call:
             OptionError: if they cannot.
         """
         strategy, config = self.caller_objects.strategy, self.config
-        for option in ("output_scores", "output_logits"):
+        for option in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
             if not getattr(config, option):
                 continue
             if strategy is not None:
@@ -132,7 +137,7 @@ def run(driver: Driver, call: Call) -> Outputs:
     if call.prepare is not None:
         requests = list(map(call.prepare, requests))
     record = None
-    if call.transformers_objects or call.kept or call.has_beam_indices:
+    if call.transformers_objects or call.kept or call.has_beam_indices or call.own_forward:
         requests, record = _with_chain(call, requests)
     return Outputs(_checked([finished.outputs for finished in _run(driver, requests, call)], call), record)
 
@@ -183,12 +188,15 @@ def _with_chain(call: Call, requests: Sequence[Request]) -> tuple[list[Request],
         ranked=config.num_beams > 1,
     )
     record = Record(layout, call.kept)
+    if call.own_forward is not None:
+        call.own_forward.follow(layout)
     log_probs = first.strategy.space == "log_probs" and first.negative_prompt is None
     chain = ProcessorChain(
         layout, record, _stages(call, layout, first), log_probs=log_probs, order=order_of(config.processor_order)
     )
     criteria = (*first.criteria, *_criteria(call, layout, chain, record))
-    lockstep_group = LockstepGroup() if call.transformers_objects.see_batch else None
+    in_lockstep = call.transformers_objects.see_batch or call.own_forward is not None
+    lockstep_group = LockstepGroup() if in_lockstep else None
     alone = first.config.replace(processor_order=(USER,))
     changed = [
         replace(
@@ -279,6 +287,16 @@ def _checked(groups: list[Sequence[Output]], call: Call) -> list[Sequence[Output
 def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Output]], record: Record | None) -> Returned:
     ids = cast(torch.LongTensor, sequences)
     rows: dict[str, Any] = {}
+    if call.own_forward is not None and record is not None:
+        rows |= call.own_forward.fields(record.layout)
+    elif call.cache_source is not None:
+        has_beams = call.has_beam_indices and record is not None
+        written = (
+            record.layout.newest_outputs()
+            if has_beams and record is not None
+            else sequences[:, call.batch.input_ids.shape[1] : -1]
+        )
+        rows["past_key_values"] = call.cache_source.cache(written)
     if call.config.strategy not in BEAMS:
         for name in call.kept:
             assert record is not None, "rows are kept by a record"

@@ -14,14 +14,23 @@ import torch
 from unspool.config import GenerationConfig
 from unspool.engines import driver_of
 from unspool.errors import ModelError, OptionError
-from unspool.interop.arguments import Arguments, read_config, sort_arguments
+from unspool.interop.arguments import KNOWN, Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
-from unspool.interop.encoders import check_plain, encoder_of, read_sources
+from unspool.interop.encoders import check_plain, encoder_of, forward_inputs, read_sources
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs
-from unspool.interop.semantics import build_call, pad_token, with_known_ids
+from unspool.interop.own_forward import (
+    decoder_inputs,
+    has_other_positions,
+    prepare,
+    prompts_of,
+    reads_own_forward,
+    split_forward_arguments,
+    without_drafts,
+)
+from unspool.interop.semantics import build_call, on_batch, pad_token, with_cache, with_known_ids
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
 from unspool.interop.whisper.arguments import windowed_call
@@ -84,7 +93,8 @@ def generate(
         then its output, then pads. Outputs of one prompt are adjacent. The pad is `pad_token_id`, else the first
         end-of-sequence token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; if requested,
         `scores` (after the processors) and `logits` (before them), one [rows, vocab] float32 per step. Rows that have
-        ended hold 0 for the pad and -inf elsewhere. The object holds no cache. With beams a
+        ended hold 0 for the pad and -inf elsewhere; `attentions` and `hidden_states` as in transformers;
+        `past_key_values`, a cache of all tokens but the newest, computed when it is first used. With beams a
         GenerateBeamDecoderOnlyOutput, best first: `sequences`, `sequences_scores`, `beam_indices`, and `scores` and
         `logits` with one row per beam. For encoder-decoders the rows begin with the decoder prompt, and the classes are
         GenerateEncoderDecoderOutput and GenerateBeamEncoderDecoderOutput. A tensor of Whisper's holds neither the
@@ -122,15 +132,18 @@ def generate(
     with streaming(streamer):
         check_model(model)
         inner, given = decoding_call(base_of(model), options if strict else lenient(options))
-        arguments = sort_arguments(*split_inputs(inner, given))
+        general, embedded = split_inputs(inner, given)
+        forward = split_forward_arguments(inner, general, KNOWN)
+        general = {name: value for name, value in general.items() if name not in forward}
+        arguments = sort_arguments(general, embedded)
         stored = GenerationConfig.from_transformers(inner.generation_config)
         user = read_config(generation_config, stored, strict=strict)
         info = encoder_of(inner)
         windows = None if info is None else windowed_call(inner, info, arguments, generation_config)
         if info is not None and windows is not None:
             return transcribe(inner, info, windows, user, stored, ignored)
-        call = _read(inner, arguments, user, stored, ignored)
-        driver = driver_of(inner)
+        call = _read(inner, arguments, forward, user, stored, ignored)
+        driver = driver_of(inner) if call.own_forward is None else call.own_forward.driver()
         known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
         warn_of_ignored(ignored, stacklevel=2)
         return decode(driver, replace(call, config=known))
@@ -150,29 +163,44 @@ def check_model(model: Any) -> None:
 def _read(
     model: Any,
     arguments: Arguments,
+    forward: dict[str, Any],
     user: GenerationConfig | None,
     stored: GenerationConfig,
     ignored: list[OptionError] | None,
 ) -> Call:
     """Return the call with its arguments read.
 
-    user: the call's generation config. stored: the model's own. ignored: as in `resolve_options`.
+    forward: arguments that only the model's own forward reads. user: the call's generation config. stored: the model's
+    own. ignored: as in `resolve_options`.
     """
     config, own = resolve_options(arguments.options, user, stored, drop_in=True, ignored=ignored)
-    info = encoder_of(model)
+    info, prepared = encoder_of(model), None
+    on_own_forward = reads_own_forward(config, forward) or (info is None and has_other_positions(arguments))
+    if on_own_forward:
+        config, own = without_drafts(config, own, ignored)
     if info is None:
         check_plain(arguments, model)
-        is_embedded = bool(arguments.embedded)
-        if is_embedded:
+        inputs = {**decoder_inputs(arguments), **forward}
+        if arguments.embedded:
             batch = read_embedded(arguments, config, ignored)
+        elif on_own_forward:
+            prepared = prepare(model, inputs, config, tokenizer=arguments.tokenizer)
+            batch = Batch(input_ids=prepared.input_ids[:: prepared.rows_per_prompt], prompts=prompts_of(prepared))
         else:
             batch = _batch(arguments, config, input_device(model), ignored)
     else:
         runtime = partial(_runtime_of, model)
         batch = read_sources(model, arguments, config, info=info, runtime=runtime, ignored=ignored)
+        inputs = {**forward_inputs(arguments, info, batch), **forward}
     has_prefix = arguments.prefix_allowed_tokens_fn is not None
     processors = placed(arguments.logits_processor, config, prefix=has_prefix)
-    return build_call(arguments, batch, config, own, processors, ignored)
+    call = build_call(arguments, batch, config, own, processors, ignored)
+    prepared_by = partial(prepare, model, inputs, config, tokenizer=arguments.tokenizer)
+    return (
+        on_batch(model, call, prepared or prepared_by(), source=info)
+        if on_own_forward
+        else with_cache(call, model, prepared_by)
+    )
 
 
 def _runtime_of(model: Any) -> Runtime:

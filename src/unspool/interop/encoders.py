@@ -72,7 +72,11 @@ def read_sources(
         main, prompt = sort_inputs(arguments, info)
         if has_prefix_image(model):
             return _captions(main, prompt, arguments, config, info, ignored)
-        sources = _sources(main, arguments, info)
+        encoded = arguments.encoder.get("encoder_outputs")
+        if encoded is None:
+            sources = _sources(main, arguments, info)
+        else:
+            sources = _encoded_sources(encoded[0], arguments.attention_mask, main if info.kind == "text" else None)
     check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     given = arguments.encoder.get("decoder_input_ids")
     given = prompt if given is None else given
@@ -97,6 +101,19 @@ def read_sources(
         sources=tuple(sources),
         task="rewrite" if speech is None else "transcribe",
     )
+
+
+def forward_inputs(arguments: Arguments, info: SourceInfo, batch: Batch) -> dict[str, Any]:
+    """Return the tensors of a call, as keyword arguments of transformers' `generate`. batch: of `read_sources`."""
+    decoder = "decoder_input_ids" if batch.task != "continue" else "input_ids"
+    given = {
+        info.input_name: None if arguments.embedded else sort_inputs(arguments, info)[0],
+        "attention_mask": arguments.attention_mask,
+        **{name: arguments.encoder.get(name) for name in ("decoder_attention_mask", "encoder_outputs")},
+        **arguments.embedded,
+        decoder: batch.input_ids,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def prepared_sources(
@@ -168,6 +185,9 @@ def sort_inputs(arguments: Arguments, info: SourceInfo) -> tuple[torch.Tensor, A
             if main is not None:
                 raise OptionError("inputs", first, f"is another name for `{name}`", "leave out one of the two")
             main = first
+    encoded = arguments.encoder.get("encoder_outputs")
+    if main is None and encoded is not None:
+        main = torch.full(encoded[0].shape[:2], -100, device=encoded[0].device)  # transformers' stand-in for ids
     if not isinstance(main, torch.Tensor):
         got = "nothing" if main is None else type(main).__name__
         raise PromptError(f"{info.model} needs `{name}`, a tensor with one row per output; got {got}")

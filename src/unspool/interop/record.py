@@ -23,10 +23,13 @@ class Record:
     Args:
         layout: of the call, which has arranged each row.
         names: the kinds to record: "logits" are rows before the processors, "scores" rows after them.
+
+    Attributes:
+        layout: as given.
     """
 
     def __init__(self, layout: BatchLayout, names: Iterable[RowKind] = ()) -> None:
-        self._layout = layout
+        self.layout = layout
         self._kept: dict[RowKind, dict[TokenPath, dict[int, torch.Tensor]]] = {name: {} for name in names}
         self._steps: dict[RowKind, list[dict[int, torch.Tensor]]] = {name: [] for name in self._kept}
         self._made: dict[tuple[RowKind, int], torch.Tensor] = {}
@@ -43,12 +46,12 @@ class Record:
         for path, key, row in zip(paths, keys, rows.clone(), strict=True):
             self._kept[name].setdefault(path, {})[key.output] = row
             steps += [{} for _ in range(path.length + 1 - len(steps))]
-            steps[path.length][self._layout.batch_row_of(path, key.output)] = row
+            steps[path.length][self.layout.batch_row_of(path, key.output)] = row
             self._made.pop((name, path.length), None)
 
     def rows(self, name: RowKind, prompt: int, output: int, tokens: Sequence[int]) -> list[torch.Tensor]:
         """Return the row [vocab] that each token of an output was chosen from."""
-        path, found = self._layout.roots[prompt], []
+        path, found = self.layout.roots[prompt], []
         for token in tokens:
             rows = self._kept[name][path]
             # Best-of returns a sample that was drawn under another output index.
@@ -61,9 +64,9 @@ class Record:
 
     def batch_rows(self, prompt: int, tokens: Sequence[int]) -> list[int]:
         """Return the batch row from which each token of a beam search's output was chosen."""
-        path, found = self._layout.roots[prompt], []
+        path, found = self.layout.roots[prompt], []
         for token in tokens:
-            found.append(self._layout.batch_row_of(path, 0))
+            found.append(self.layout.batch_row_of(path, 0))
             path = path.follow(token)
         return found
 
@@ -80,9 +83,9 @@ class Record:
         made = self._made.get((name, number))
         if made is None:
             rows = self._steps[name][number]
-            ended, rows_per_prompt = _ended(next(iter(rows.values())), pad_token_id), self._layout.rows_per_prompt
+            ended, rows_per_prompt = _ended(next(iter(rows.values())), pad_token_id), self.layout.rows_per_prompt
             resting = [
-                rows.get(batch_row - batch_row % rows_per_prompt, ended) if self._layout.ranked else ended
+                rows.get(batch_row - batch_row % rows_per_prompt, ended) if self.layout.ranked else ended
                 for batch_row in self._range
             ]
             made = torch.stack(
@@ -93,7 +96,7 @@ class Record:
 
     @property
     def _range(self) -> range:
-        return range(self._layout.num_rows)
+        return range(self.layout.num_rows)
 
 
 def _ended(row: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:

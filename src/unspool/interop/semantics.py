@@ -5,7 +5,7 @@ Owns: the rules that the drop-in and the decoding method share. Does not know: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,10 +17,14 @@ from unspool.errors import OptionError
 from unspool.interop.arguments import Arguments
 from unspool.interop.batch import Batch, read_batch
 from unspool.interop.decode import Call
+from unspool.interop.deferred_cache import CacheSource
+from unspool.interop.own_forward import run_on_own_forward
 from unspool.interop.processors import PREFIX
 from unspool.interop.transformers_objects import TransformersObjects, with_criteria, without_replaced
 from unspool.planning import CallerObjects
+from unspool.runtimes.generic.prepared_batch import PreparedBatch
 from unspool.seeds import shared_seed
+from unspool.source_info import SourceInfo
 
 _COMPARED: Final = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 """Options whose ids transformers only compares with outputs, so that ids outside the vocabulary have no effect."""
@@ -70,6 +74,30 @@ def build_call(
     )
     call.check()
     return call
+
+
+def on_batch(model: Any, call: Call, prepared: PreparedBatch, *, source: SourceInfo | None) -> Call:
+    """Return the call with its prompts read by the model's own forward, in a batch that transformers has prepared.
+
+    source: facts about the model's encoder; None for a decoder.
+
+    Raises:
+        OptionError: if the caller's cache holds as many tokens as the prompts or more.
+    """
+    own = run_on_own_forward(model, prepared, call.batch, pad_token_id=call.pad_token_id, source=source)
+    return replace(call, own_forward=own)
+
+
+def with_cache(call: Call, model: Any, prepare: Callable[[int], PreparedBatch], *, rows: int | None = None) -> Call:
+    """Return the call with the source of the cache in its result.
+
+    prepare: see `CacheSource`. rows: the only number of rows per prompt that it can prepare; None for any number.
+    """
+    if not call.config.return_dict_in_generate:
+        return call
+    count = len(call.batch.prompts)
+    source = CacheSource(model=model, prepare=prepare, config=call.config, num_prompts=count, rows=rows)
+    return replace(call, cache_source=source)
 
 
 def pad_token(config: GenerationConfig) -> int | None:

@@ -56,6 +56,22 @@ class OutputOptions:
         partners=_AS_DICT,
         help="Return the model's own logits of every step.",
     )
+    output_attentions: bool = option(
+        flag(),
+        group=_OUTPUT,
+        default=False,
+        door="drop_in",
+        partners=_AS_DICT,
+        help="Return the attention weights of every step, from the model's own forward.",
+    )
+    output_hidden_states: bool = option(
+        flag(),
+        group=_OUTPUT,
+        default=False,
+        door="drop_in",
+        partners=_AS_DICT,
+        help="Return the hidden states of every step, from the model's own forward.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,77 @@
+"""The cache in a result of the fast path: transformers' cache, computed when it is first used."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+
+import unspool
+from tests.interop.test_own_forward import DOORS, IDS, MASK, Door, assert_equal, parts, theirs
+from tests.tiny_models import tiny_model
+from tests.tiny_seq2seq import tiny_seq2seq
+
+GIVEN: dict[str, Any] = {"attention_mask": MASK, "max_new_tokens": 5, "return_dict_in_generate": True}
+
+
+@DOORS
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 1, "num_return_sequences": 2}], ids=["", "two"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "t5", "bart"])
+def test_it_equals_that_of_transformers(door: Door, family: str, options: dict[str, Any]):
+    model = tiny_seq2seq(family) if family in ("t5", "bart") else tiny_model(family, seed=5)
+    given = {**GIVEN, **options}
+    if family == "bart":
+        given["attention_mask"] = torch.ones_like(MASK)  # its positions count the pads of a source
+    expected = theirs(model, IDS, **given).past_key_values
+    cache = door(model, IDS, **given).past_key_values
+    assert isinstance(cache, EncoderDecoderCache if family in ("t5", "bart") else DynamicCache)
+    assert_equal(tuple(parts(cache)), tuple(parts(expected)))
+    assert type(cache) is type(expected)
+
+
+def test_beams_have_the_rows_of_their_last_step():
+    model = tiny_model("llama")
+    cache = unspool.generate(model, IDS, num_beams=3, **GIVEN).past_key_values
+    assert cache.layers[0].keys.shape == theirs(model, IDS, num_beams=3, **GIVEN).past_key_values.layers[0].keys.shape
+
+
+def test_it_costs_nothing_until_it_is_used():
+    model, passes = tiny_model("llama"), list[int]()
+    cache = unspool.generate(model, IDS, **GIVEN).past_key_values
+    hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    assert isinstance(cache, DynamicCache) and not passes
+    assert cache.get_seq_length() == IDS.shape[1] + 4
+    assert len(cache) == 2 and len(passes) == 2
+    hook.remove()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_is_computed_too(copied: Any):
+    cache = unspool.generate(tiny_model("llama"), IDS, **GIVEN).past_key_values
+    twin = copied(cache)
+    assert type(twin) is DynamicCache
+    assert_equal(tuple(parts(twin)), tuple(parts(cache)))
+
+
+def test_it_can_be_saved():
+    cache = unspool.generate(tiny_model("llama"), IDS, **GIVEN).past_key_values
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    assert_equal(tuple(parts(torch.load(file, weights_only=False))), tuple(parts(cache)))
+
+
+@pytest.mark.parametrize("family", ["rwkv", "xlnet"])
+def test_a_model_without_a_cache_of_transformers_classes_returns_none(family: str):
+    assert (
+        unspool.generate(tiny_model(family), IDS[1:2], max_new_tokens=2, return_dict_in_generate=True).past_key_values
+        is None
+    )
+
+
+def test_use_cache_false_returns_none():
+    assert unspool.generate(tiny_model("llama"), IDS, use_cache=False, **GIVEN).past_key_values is None

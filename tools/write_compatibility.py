@@ -83,6 +83,12 @@ OPTION_TEXTS = {
 }
 
 
+RESULTS_TEXT = """\
+Here **✓** means that the drop-in returns the values of transformers, in its shapes: attentions and hidden states of
+greedy search ("states") and of three beams, and `past_key_values` as a cache of transformers. Mamba has no attentions.
+"""
+
+
 def main() -> int:
     """Return the exit code: 1 if --check finds the page stale, or if a cell differs from the table of the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,12 +120,23 @@ def run() -> list[str]:
             found, expected = examine(family, option), expected_word(family, option)
             if found.word != expected:
                 faults.append(f"{family}, {option}: {found.word}, and the table says {expected}: {found.detail}")
-    return faults
+    return faults + result_faults()
+
+
+def result_faults() -> list[str]:
+    """Examine the results of every family. Returns those that are not as the table has them, in words."""
+    from tests.parity.results import CELLS, KNOWN, fault_of
+
+    found = {cell: fault_of(*cell) for cell in CELLS}
+    return [f"{cell}: {fault or 'exact'}" for cell, fault in found.items() if bool(fault) != (cell in KNOWN)]
 
 
 def page() -> str:
     """Return the page as the tests' table has it."""
     from tests.parity.families import GROUPS, LABELS, OPTIONS, REASONS, WITHOUT_MEMORY
+    from tests.parity.results import KNOWN as RESULTS_KNOWN
+    from tests.parity.results import REASONS as RESULTS_REASONS
+    from tests.parity.results import RESULTS
 
     letters = dict(zip((id(reason) for reason in REASONS), string.ascii_lowercase, strict=False))
     marks = {
@@ -136,10 +153,19 @@ def page() -> str:
         parts += [
             _row([LABELS[family], *(marks.get((family, option), "✓") for option in OPTIONS)]) for family in families
         ]
+    parts += ["\n## Results\n", RESULTS_TEXT, _row(["Family", *RESULTS]), _row(["---"] * (len(RESULTS) + 1))]
+    parts += [
+        _row([LABELS[family], *(RESULTS_KNOWN.get((family, column), "✓") for column in RESULTS)])
+        for families in GROUPS.values()
+        for family in families
+    ]
     parts.append("\n## Why not\n")
     for reason in REASONS:
         names = ", ".join(LABELS[family] for family in reason.families)
         parts.append(f"- **{letters[id(reason)]}** ({', '.join(reason.options)}; {names}): {reason.text}")
+    for letter, (cells, text) in RESULTS_REASONS.items():
+        names = ", ".join(LABELS[family] for family, _ in cells)
+        parts.append(f"- **{letter}** ({', '.join(dict.fromkeys(column for _, column in cells))}; {names}): {text}")
     given = "; ".join(
         f"{LABELS[family]}: `{name}={value}`" for family, one in WITHOUT_MEMORY.items() for name, value in one.items()
     )

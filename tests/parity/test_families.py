@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parity import results
 from tests.parity.families import CELLS, GROUPS, KNOWN, LABELS, REASONS, examine, expected_word, path_of
 from tests.sampling import sampled
 
@@ -24,6 +25,13 @@ UNREASONED = [cell for cell in CELLS if cell not in KNOWN]
 def test_a_cell_is_as_the_table_says(family: str, option: str) -> None:
     found = examine(family, option)
     assert found.word == expected_word(family, option), found.detail
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "column"), sampled(results.CELLS, 40))
+def test_a_result_is_as_the_table_says(family: str, column: str) -> None:
+    fault = results.fault_of(family, column)
+    assert bool(fault) == ((family, column) in results.KNOWN), fault
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -80,6 +80,7 @@ OPTION_TEXTS = {
     "constrained beams": "`force_words_ids` of two tokens, which the output holds",
     "contrastive": "`penalty_alpha=0.5`, `top_k=4`",
     "DoLa": '`dola_layers="low"`',
+    "inputs_embeds": "`num_beams=2` through the drop-in: padded prompts, or texts for an encoder, as embeddings",
 }
 
 
@@ -111,6 +112,8 @@ def run() -> list[str]:
     from transformers.utils import logging
 
     from tests.parity.families import CELLS, examine, expected_word
+    from tests.parity.media import CELLS as MEDIA_CELLS
+    from tests.parity.media import fault_of
 
     logging.set_verbosity_error()
     faults = []
@@ -120,6 +123,9 @@ def run() -> list[str]:
             found, expected = examine(family, option), expected_word(family, option)
             if found.word != expected:
                 faults.append(f"{family}, {option}: {found.word}, and the table says {expected}: {found.detail}")
+        for family, column in MEDIA_CELLS:
+            if fault := fault_of(family, column):
+                faults.append(f"{family}, {column}: {fault}")
     return faults + result_faults()
 
 
@@ -153,6 +159,7 @@ def page() -> str:
         parts += [
             _row([LABELS[family], *(marks.get((family, option), "✓") for option in OPTIONS)]) for family in families
         ]
+    parts += _media()
     parts += ["\n## Results\n", RESULTS_TEXT, _row(["Family", *RESULTS]), _row(["---"] * (len(RESULTS) + 1))]
     parts += [
         _row([LABELS[family], *(RESULTS_KNOWN.get((family, column), "✓") for column in RESULTS)])
@@ -174,6 +181,22 @@ def page() -> str:
         f"other tokens ({given})."
     )
     return "\n".join(parts) + "\n"
+
+
+def _media() -> list[str]:
+    """Return the table of models for images and audio."""
+    from tests.parity.media import COLUMNS, LABELS, backend_of
+
+    text = (
+        "Models that read images or audio in the prompt, through the drop-in with `output_scores`. **✓**: tokens, "
+        "scores and output class are those of `model.generate`. The model's own forward reads each prompt once; then "
+        "the backend decodes."
+    )
+    parts = [f"\n## Images and audio\n\n{text}\n", "| Column | What is asked |\n|---|---|"]
+    parts += [f"| {name} | {column.text} |" for name, column in COLUMNS.items()]
+    parts += ["", _row(["Family", "Backend", *COLUMNS]), _row(["---"] * (len(COLUMNS) + 2))]
+    parts += [_row([LABELS[family], backend_of(family), *(["✓"] * len(COLUMNS))]) for family in LABELS]
+    return parts
 
 
 def _row(cells: list[str]) -> str:

@@ -119,6 +119,8 @@ class LanguageModel:
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
+        images: Any = None,
+        audio: Any = None,
         config: Configs = None,
         progress: bool | None = None,
         trace: bool = False,
@@ -128,6 +130,9 @@ class LanguageModel:
 
         Args:
             prompt: a text, a list of token ids (one prompt), or a list of either (several).
+            images, audio: in the prompt, a text with the placeholders of the model's processor: one or a list. Several
+                prompts take a list with one entry each, None for none. Images are PIL images, arrays or other inputs of
+                the processor; audio is an array of samples, or a mapping with "array" and "sampling_rate".
             config: options; those in the call override it, and it overrides the model's stored config. A list has one
                 config per prompt.
             progress: True shows a progress bar over the prompts; None shows it in a terminal from 16 prompts on.
@@ -150,7 +155,7 @@ class LanguageModel:
             ModelError: if the model cannot run.
             CancelledRequest: if another thread interrupts the engine.
         """
-        prompts = self._reader.split(prompt)
+        prompts = self._prompts(prompt, images, audio)
         jobs = self._jobs(prompts, config, options, trace=trace)
         generations = self._run(jobs, progress)
         return generations[0] if prompts.single else generations
@@ -159,6 +164,8 @@ class LanguageModel:
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
+        images: Any = None,
+        audio: Any = None,
         config: Configs = None,
         tentative: bool = False,
         trace: bool = False,
@@ -167,7 +174,7 @@ class LanguageModel:
         """Continue one prompt or several, and stream the text as it is committed.
 
         Args:
-            prompt, config, trace, options: as in `generate`.
+            prompt, images, audio, config, trace, options: as in `generate`.
             tentative: True adds the uncommitted text of the leading beam, as `Chunk.tentative`. Each one replaces the
                 one before.
 
@@ -177,20 +184,26 @@ class LanguageModel:
         Raises:
             PromptError, OptionError, CapacityError: as in `generate`, at once. Other errors are raised by the stream.
         """
-        jobs = self._plan_all(prompt, config=config, tentative=tentative, trace=trace, **options)
+        jobs = self._plan_all(
+            prompt, images=images, audio=audio, config=config, tentative=tentative, trace=trace, **options
+        )
         return Stream(self._driver, jobs, self._detokenizer)
 
     def astream(
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
+        images: Any = None,
+        audio: Any = None,
         config: Configs = None,
         tentative: bool = False,
         trace: bool = False,
         **options: Any,
     ) -> Stream:
         """Return a Stream for `async for`, which does not block the event loop. Arguments and errors as in `stream`."""
-        return self.stream(prompt, config=config, tentative=tentative, trace=trace, **options)
+        return self.stream(
+            prompt, images=images, audio=audio, config=config, tentative=tentative, trace=trace, **options
+        )
 
     @overload
     def chat(
@@ -235,6 +248,9 @@ class LanguageModel:
         Args:
             messages: dicts of "role" and "content", oldest first; or a text, which is one message of the user. A list
                 of such lists or texts is several conversations. `unspool.Chat` keeps a conversation over several turns.
+                Content can be a list of parts: {"type": "text", "text": ...}, {"type": "image", "image": ...} or
+                {"type": "audio", "audio": ...}; "url" and "path" also work for images and audio. The options `images`
+                and `audio` of `generate` put parts into the last message.
             tools: functions with docstrings, or their JSON schemas, for the template; None for none.
             continue_final_message: True continues the last message, instead of a new turn.
             chat_template: in Jinja, or the name of one of the tokenizer's templates; None for its default.
@@ -504,15 +520,32 @@ class LanguageModel:
 
     # --- from options to requests to results --------------------------------------------------------------------
 
+    def _prompts(self, prompt: Any, images: Any, audio: Any) -> Prompts:
+        """Return the prompts of a call, read with their images and audio if there are any."""
+        prompts = self._reader.split(prompt)
+        if images is None and audio is None:
+            return prompts
+        from unspool.inputs.media import read_media
+
+        return read_media(prompts, images, audio, self._reader)
+
     @property
     def _reader(self) -> Reader:
         return Reader(self.runtime, self.tokenizer, self.processor)
 
     def _plan_all(
-        self, prompt: Prompt | Sequence[Prompt], *, config: Configs = None, tentative: bool, trace: bool, **options: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        images: Any = None,
+        audio: Any = None,
+        config: Configs = None,
+        tentative: bool,
+        trace: bool,
+        **options: Any,
     ) -> list[PlannedRequest]:
         """Return one planned request per prompt, which is not submitted. Arguments and errors as in `stream`."""
-        return self._jobs(self._reader.split(prompt), config, options, tentative=tentative, trace=trace)
+        return self._jobs(self._prompts(prompt, images, audio), config, options, tentative=tentative, trace=trace)
 
     def _jobs(self, prompts: Prompts, config: Configs, options: dict[str, Any], **wanted: bool) -> list[PlannedRequest]:
         """Return one planned request per prompt, with the options of its group."""

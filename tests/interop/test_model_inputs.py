@@ -135,6 +135,20 @@ def test_an_encoder_reads_embeddings(family: str):
         assert_same(unspool.generate(model, **given, **options), model.generate(**given, **options))
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_padding_on_the_right_is_moved_to_the_left(family: str):
+    model, inputs = tiny_multimodal(family), prompts_of(family)
+    width = inputs["input_ids"].shape[1]
+    shift = int((inputs["attention_mask"][1] == 0).sum())
+    right = {
+        name: torch.stack([value[0], value[1].roll(-shift, 0)]) if value.shape[:2] == (2, width) else value
+        for name, value in inputs.items()
+    }
+    with pytest.warns(UserWarning, match="padded on the right"):
+        found = unspool.generate(model, **right, **LENGTHS)
+    assert found[:, width:].equal(unspool.generate(model, **inputs, **LENGTHS)[:, width:])
+
+
 def test_a_streamer_gets_the_tokens_behind_an_image():
     class Streamer:
         def __init__(self) -> None:

@@ -133,6 +133,7 @@ OPTIONS: dict[str, Option] = {
     "constrained beams": Option({"max_new_tokens": 9, "num_beams": 5, "force_words_ids": [FORCED]}, False),
     "contrastive": Option({"max_new_tokens": 8, "penalty_alpha": 0.5, "top_k": 4}, False),
     "DoLa": Option({"max_new_tokens": 8, "dola_layers": "low"}, False),
+    "inputs_embeds": Option({"max_new_tokens": 8, "num_beams": 2}),
 }
 
 Word: TypeAlias = Literal["exact", "differs there", "refused there", "our way", "refused", "wrong"]
@@ -447,6 +448,30 @@ REASONS: tuple[Reason, ...] = (
         ("DoLa",),
         "Refused: there are no inner layers that the model's head could read, or the path does not show them.",
     ),
+    Reason(
+        "refused there",
+        ("rwkv",),
+        ("inputs_embeds",),
+        "transformers refuses beams on the cache of this model, and embeddings need the cache.",
+    ),
+    Reason(
+        "refused",
+        ("ctrl", "bamba", "falcon_h1"),
+        ("inputs_embeds",),
+        "Refused, as in transformers: its `prepare_inputs_for_generation` does not take embeddings.",
+    ),
+    Reason(
+        "refused",
+        ("openai", "xlnet", "xlm", "recurrent_gemma", "bert"),
+        ("inputs_embeds",),
+        "Refused: every forward reads the whole sequence, and outputs have token ids, not embeddings.",
+    ),
+    Reason(
+        "refused",
+        ("whisper", "vit-gpt2", "vit-bert", "trocr", "git"),
+        ("inputs_embeds",),
+        "The encoder reads audio or an image, not text.",
+    ),
 )
 KNOWN = {(family, option): reason for reason in REASONS for family in reason.families for option in reason.options}
 """(family, option) --> why it is not exact."""
@@ -464,6 +489,8 @@ def expected_word(family: str, option: str) -> Word:
 
 def examine(family: str, option: str) -> Finding:
     """Return what is found in a cell."""
+    if option == "inputs_embeds":
+        return _embedded(family)
     options, prompts = dict(OPTIONS[option].options), prompts_of(family, option)
     native = {"seed": SEED} if options.get("do_sample") else {}
     if option == "guidance":
@@ -486,6 +513,35 @@ def examine(family: str, option: str) -> Finding:
     if fault := _fault(family, option, found, options | native):
         return Finding("wrong", fault)
     return _beside_theirs(family, option, found) if OPTIONS[option].theirs else Finding("exact")
+
+
+def _embedded(family: str) -> Finding:
+    """Return what is found if the prompts of a padded batch are given as embeddings, a little off those of tokens."""
+    model, prompts = model_of(family), prompts_of(family, "padded batch")
+    if family in SOURCED:
+        given = _batch_of_sources(prompts)
+    else:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+        given = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    ids = given.pop("input_ids", None)
+    if ids is None:
+        return Finding("refused", "the model reads no text")
+    options = {"pad_token_id": PAD, "eos_token_id": ENDS, **OPTIONS["inputs_embeds"].options}
+    given["inputs_embeds"] = model.get_input_embeddings()(ids).detach() * 1.1
+    try:
+        found = unspool.generate(model, **given, **options)
+    except UnspoolError as error:
+        return Finding("refused", str(error))
+    try:
+        expected = _quietly(model, **given, **options)
+    except Exception as error:  # whatever stops it
+        return Finding("refused there", f"{type(error).__name__}: {error}")
+    assert isinstance(found, torch.Tensor)
+    rows, others = ([_cut(row) for row in written_rows.tolist()] for written_rows in (found, expected))
+    return (
+        Finding("exact") if rows == others else Finding("differs there", f"{others}, and the model itself says {rows}")
+    )
 
 
 def _fault(family: str, option: str, found: list[list[int]], options: dict[str, Any]) -> str:

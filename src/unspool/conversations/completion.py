@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
+from unspool.inputs.media import encode_media_chat, has_media, with_turn_media
+from unspool.inputs.reader import EncodedPrompt
 from unspool.per_prompt import Configs
 from unspool.results import Chunk, Completion, Generation
 from unspool.streaming import Stream
@@ -27,13 +29,14 @@ from unspool.text.chat import (
     transcript,
     turn_end,
 )
-from unspool.types import ModelInfo
+from unspool.types import ModelInfo, Source
 
 
 class ChatModel(Protocol):
     """The part of a LanguageModel that chat completion needs."""
 
     tokenizer: Any
+    processor: Any
     config: GenerationConfig
 
     @property
@@ -76,7 +79,8 @@ class ChatGeneration(Generation):
 class EncodedConversation:
     """One conversation ready to be answered.
 
-    messages: as given. prompt_ids: the model's input. continues: the continued message in the form that the model sees;
+    messages: as given. prompt_ids: the model's input. source: its images and audio; None without. continues: the
+    continued message in the form that the model sees;
     None for a new turn. plain: True if a transcript replaces the chat template; blanks around an answer are then
     removed.
     """
@@ -85,8 +89,14 @@ class EncodedConversation:
     prompt_ids: tuple[int, ...]
     tools: Sequence[Any] | None
     tokenizer: Any
+    source: Source | None = None
     continues: Message | None = None
     plain: bool = False
+
+    @property
+    def prompt(self) -> tuple[int, ...] | EncodedPrompt:
+        """The prompt of the request."""
+        return self.prompt_ids if self.source is None else EncodedPrompt(self.prompt_ids, None, self.source)
 
     def result(self, generation: Generation) -> ChatGeneration:
         """Return the answer as it was generated, with its messages."""
@@ -174,9 +184,12 @@ def chat(
     if not isinstance(stream, bool):
         raise OptionError("stream", stream, "must be True or False", "leave it out for False")
     several = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], str | list | tuple)
+    options = dict(options)
+    images, audio = (options.pop(name, None) for name in ("images", "audio"))
+    turns = [read_turns(each) for each in (messages if several else [messages])]
     conversations, config = encode_conversations(
         lm,
-        messages if several else [messages],
+        with_turn_media(turns, images, audio, single=not several),
         tools=tools,
         continue_final_message=continue_final_message,
         chat_template=chat_template,
@@ -184,7 +197,7 @@ def chat(
         config=config,
         options=options,
     )
-    prompts = [conversation.prompt_ids for conversation in conversations]
+    prompts = [conversation.prompt for conversation in conversations]
     if stream:
         return ChatStream(lm.stream(prompts, config=config, **options), conversations)
     generations = lm.generate(prompts, config=config, **options)
@@ -214,10 +227,11 @@ def encode_conversations(
         raise OptionError(
             "continue_final_message", continue_final_message, "must be True or False", "leave it out for False"
         )
-    check_template(lm.tokenizer, chat_template)
+    turns = [read_turns(each) for each in conversations]
+    if not all(map(has_media, turns)):
+        check_template(lm.tokenizer, chat_template)
     encoded = [
-        _conversation(read_turns(each), lm, tools, continue_final_message, chat_template, chat_template_kwargs)
-        for each in conversations
+        _conversation(each, lm, tools, continue_final_message, chat_template, chat_template_kwargs) for each in turns
     ]
     ending = partial(_ending, options=options, end=_unknown_end(lm, chat_template, chat_template_kwargs))
     return encoded, [ending(each) for each in config] if isinstance(config, list | tuple) else ending(config)
@@ -269,20 +283,25 @@ def _conversation(
 ) -> EncodedConversation:
     if continues:
         continued(messages[-1], "")  # raises now if the message cannot be continued, before work starts
-    ids = encode_chat(
-        messages,
-        lm.tokenizer,
-        tools=tools,
-        continue_final_message=continues,
-        chat_template=chat_template,
-        template_options=template_options,
-    )
+    options: dict[str, Any] = {
+        "tools": tools,
+        "continue_final_message": continues,
+        "chat_template": chat_template,
+        "template_options": template_options,
+    }
+    source = None
+    if has_media(messages):
+        ids, _, source = encode_media_chat(messages, lm.processor, lm.info, **options)
+    else:
+        ids = encode_chat(messages, lm.tokenizer, **options)
     seen = None
     if continues:
         seen = seen_message(
             messages, lm.tokenizer, tools=tools, chat_template=chat_template, template_options=template_options
         )
-    return EncodedConversation(messages=messages, prompt_ids=ids, tools=tools, tokenizer=lm.tokenizer, continues=seen)
+    return EncodedConversation(
+        messages=messages, prompt_ids=ids, source=source, tools=tools, tokenizer=lm.tokenizer, continues=seen
+    )
 
 
 def _unknown_end(

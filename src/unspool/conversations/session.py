@@ -16,6 +16,7 @@ from unspool.conversations.completion import ChatGeneration, ChatModel, ChatStre
 from unspool.conversations.files import read_file, write_chat
 from unspool.conversations.turn import TurnStream
 from unspool.errors import PromptError
+from unspool.inputs.media import with_media
 from unspool.planning import resolve_options
 from unspool.seeds import fresh_seed
 from unspool.text.chat import Message, check_template, read_chat
@@ -89,12 +90,14 @@ class Chat:
 
         Args:
             message: a text of the user, a message, or several messages, such as the results of tools.
-            options: for this answer; they override those of the conversation.
+            options: for this answer; they override those of the conversation. `images` and `audio`, as in
+                `LanguageModel.generate`, become parts of the message.
 
         Raises:
             PromptError, OptionError, CapacityError, NumericsError: as in `LanguageModel.chat`. The conversation then
                 stays unchanged.
         """
+        message, options = _with_media(message, options)
         before = self._add(message)
         return self._whole(before, options)
 
@@ -111,6 +114,7 @@ class Chat:
         Raises:
             PromptError, OptionError, CapacityError: as in `say`.
         """
+        message, options = _with_media(message, options)
         before = self._add(message)
         return self._streamed(before, options)
 
@@ -287,3 +291,16 @@ class Chat:
             config=self.config,
             options=options,
         )
+
+
+def _with_media(
+    message: str | Message | Sequence[Message], options: dict[str, Any]
+) -> tuple[str | Message | Sequence[Message], dict[str, Any]]:
+    """Return a message with the images and audio among the options of a turn, and the other options."""
+    media = [options.get("images"), options.get("audio")]
+    rest = {name: value for name, value in options.items() if name not in ("images", "audio")}
+    if media == [None, None]:
+        return message, rest
+    turns = [{"role": "user", "content": message}] if isinstance(message, str) else message
+    turns = [dict(turns)] if isinstance(turns, Mapping) else list(turns)
+    return [*turns[:-1], with_media(turns[-1], *media)], rest

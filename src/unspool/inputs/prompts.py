@@ -18,7 +18,7 @@ Prompt: TypeAlias = "str | Sequence[int] | torch.Tensor"
 class Prompts(NamedTuple):
     """One or several prompts. single: True if the caller passed one prompt, and so expects one result."""
 
-    items: list[str | tuple[int, ...]]
+    items: list[Any]
     single: bool
 
 

@@ -78,8 +78,8 @@ def _is_id(token: Any) -> bool:
 class EncodedPrompt(NamedTuple):
     """One prompt as its model reads it.
 
-    ids: the decoder's prompt. text: the prompt as given; None if it was not a text. source: the encoder's input; None
-    without an encoder.
+    ids: the decoder's prompt. text: the prompt as given; None if it was not a text. source: the encoder's input, or
+    images and audio in the prompt; None without.
     """
 
     ids: tuple[int, ...]
@@ -114,7 +114,11 @@ class Reader:
         Raises:
             PromptError: if it is not a prompt.
         """
+        if isinstance(given, EncodedPrompt):
+            return Prompts([given], single=True)
         several = given if isinstance(given, list | tuple) else [given]
+        if several and all(isinstance(each, EncodedPrompt) for each in several):
+            return Prompts(list(several), single=False)
         if self.source is None or (
             self.source.kind == "text" and not any(isinstance(each, Mapping | Source) for each in several)
         ):
@@ -135,6 +139,8 @@ class Reader:
             PromptError: if the prompt cannot be read.
             OptionError: if the model does not read an option of `beginning`.
         """
+        if isinstance(given, EncodedPrompt):
+            return given
         text = given if isinstance(given, str) else None
         if self.source is None:
             if beginning.asked:

@@ -135,7 +135,9 @@ def prepared_sources(
     else:
         if len(states) != len(decoder_ids):
             raise PromptError(f"`encoder_outputs` has {len(states)} rows, and there are {len(decoder_ids)} prompts")
-        sources = _encoded_sources(states, arguments.attention_mask, main if info.kind == "text" else None)
+        sources = _encoded_sources(
+            states, arguments.attention_mask, main if info.kind == "text" and not main.is_floating_point() else None
+        )
     return Batch(
         input_ids=decoder_ids,
         prompts=tuple(map(tuple, decoder_ids.tolist())),

@@ -7,7 +7,8 @@ meaning of these arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -124,9 +125,40 @@ def read_embedded(arguments: Arguments, config: GenerationConfig, ignored: list[
         raise PromptError(f"`inputs_embeds` {shapes} must have as many rows and columns; leave out one of the two")
     assert batch.attention_mask is not None, "a batch that was read has a mask"
     mask = batch.attention_mask.long().to(ids.device)
-    shared = PromptInputs(inputs, input_ids=batch.input_ids, attention_mask=mask)
-    sources = [Source(inputs=shared, token_ids=prompt, row=row) for row, prompt in enumerate(batch.prompts)]
-    return Batch(input_ids=batch.input_ids, prompts=batch.prompts, sources=tuple(sources))
+    inputs = {**inputs, "input_ids": batch.input_ids, "attention_mask": mask}
+    return replace(batch, sources=_sources(mask, inputs, batch.prompts))
+
+
+def _sources(mask: torch.Tensor, inputs: Mapping[str, Any], token_ids: Sequence[tuple[int, ...]]) -> tuple[Source, ...]:
+    """Return one source per row of a batch, without padding if each input has the rows and columns of the mask."""
+    if bool(mask.all()) or any(not _is_aligned(value, mask) for value in inputs.values()):
+        shared = PromptInputs(_padded_left(mask, inputs))
+        return tuple(Source(inputs=shared, token_ids=ids, row=row) for row, ids in enumerate(token_ids))
+    sources = []
+    for row, ids in enumerate(token_ids):
+        kept = mask[row].bool()
+        own = {name: value[row : row + 1, kept.to(value.device)] for name, value in inputs.items()}
+        sources.append(Source(inputs=PromptInputs(own), token_ids=ids))
+    return tuple(sources)
+
+
+def _is_aligned(value: Any, mask: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
+
+
+def _padded_left(mask: torch.Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs with all padding on the left, in every tensor with the rows and columns of the mask."""
+    order = mask.argsort(dim=1, stable=True)
+    if bool((order.diff(dim=1) > 0).all()):
+        return dict(inputs)
+
+    def moved(value: Any) -> Any:
+        if not _is_aligned(value, mask):
+            return value
+        places = order.to(value.device).reshape(*mask.shape, *[1] * (value.ndim - 2))
+        return value.gather(1, places.expand_as(value))
+
+    return {name: moved(value) for name, value in inputs.items()}
 
 
 def _read_embeds(embeds: Any, arguments: Arguments) -> Batch:
@@ -140,10 +172,10 @@ def _read_embeds(embeds: Any, arguments: Arguments) -> Batch:
     mask = torch.ones(rows, width, dtype=torch.int64, device=embeds.device) if mask is None else mask
     if mask.shape != (rows, width) or not bool(mask.bool().any(dim=1).all()):
         raise PromptError(f"`attention_mask` must have the shape {(rows, width)} of `inputs_embeds`, with a 1 per row")
-    shared = PromptInputs(arguments.embedded, attention_mask=mask)
+    inputs = {**arguments.embedded, "attention_mask": mask}
     return Batch(
         input_ids=torch.empty(rows, 0, dtype=torch.int64, device=embeds.device),
         prompts=tuple((0,) * count for count in mask.bool().sum(dim=1).tolist()),
-        sources=tuple(Source(inputs=shared, row=row) for row in range(rows)),
+        sources=_sources(mask, inputs, [()] * rows),
         embedded_width=width,
     )

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from unspool.config import GenerationConfig
 from unspool.engine.validate import check_limit
 from unspool.errors import ModelError, OptionError
-from unspool.loading.auto_classes import auto_class_of
+from unspool.loading.auto_classes import auto_class_of, reads_media
 from unspool.loading.gguf.packages import names_gguf
 from unspool.loading.names import check_on_hub, suggestion
 from unspool.loading.quantization import check_quantize, prepare, quantize_weights
@@ -202,7 +202,9 @@ def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _processor(given: Any, model: Any, options: dict[str, Any]) -> Any:
     """Return the processor of a model that reads audio or images, itself or by name; None for other models."""
-    if given is None or getattr(model, "main_input_name", "input_ids") == "input_ids":
+    if given is None or (
+        getattr(model, "main_input_name", "input_ids") == "input_ids" and not reads_media(model.config)
+    ):
         return None
     if not isinstance(given, str | os.PathLike):
         return given

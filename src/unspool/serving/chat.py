@@ -7,6 +7,7 @@ from typing import Any
 
 from unspool.config import GenerationConfig
 from unspool.conversations.completion import encode_conversations
+from unspool.errors import PromptError
 from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation
 from unspool.serving.answers import finish_reason, stop_reason, usage_of, vendor
@@ -76,12 +77,15 @@ class ChatCall:
             options["eos_token_id"] = [*(known or self._service.end_tokens), *ends]
         ids = conversations[0].prompt_ids
         keep = body.get("truncate_prompt_tokens")
+        if keep is not None and conversations[0].source is not None:
+            raise PromptError("`truncate_prompt_tokens` cannot shorten a conversation with images or audio")
+        prompt: Any = conversations[0].prompt if keep is None else ids[-keep:]
         ids = ids if keep is None else ids[-keep:]
         if not options.keys() & {"max_new_tokens", "max_length"}:
             room = self._service.room_behind(len(ids))
             if room is not None:
                 options["max_new_tokens"] = room
-        return lm._plan_all([ids], config=config, tentative=bool(body.get("tentative")), trace=False, **options)
+        return lm._plan_all([prompt], config=config, tentative=bool(body.get("tentative")), trace=False, **options)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

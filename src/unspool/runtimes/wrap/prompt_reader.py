@@ -187,7 +187,7 @@ class PromptReader:
         Raises:
             ModelError: if the model refuses the arguments, or if a prompt takes more positions than it has tokens.
         """
-        call = prepared_call(self._module, inputs)
+        call = prepared_call(self._module, _placed(inputs, self._module))
         if call.module is not self._module:
             raise ModelError(f"{type(self._module).__name__} decodes with {type(call.module).__name__}: use that")
         arguments = dict(call.arguments)
@@ -281,6 +281,18 @@ def next_arguments(module: Any, output: Any, arguments: Mapping[str, Any], num_n
         output, dict(arguments), is_encoder_decoder=False, num_new_tokens=num_new
     )
     return found
+
+
+def _placed(inputs: Mapping[str, Any], module: Any) -> dict[str, Any]:
+    """Return the inputs with their tensors on the module's device, and floats in its dtype."""
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.to(module.device)
+        return value.to(module.dtype) if value.is_floating_point() else value
+
+    return {name: place(value) for name, value in inputs.items()}
 
 
 def _is_media(value: Any) -> bool:

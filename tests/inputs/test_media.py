@@ -1,0 +1,169 @@
+"""Prompts with images and audio in the native API: through the model's processor, with every way to call."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor
+
+import unspool
+from tests.media import MARK, TinyProcessor
+from tests.tiny_models import tiny_model
+from tests.tiny_multimodal import IMAGE, VOCAB_SIZE, tiny_multimodal
+from tests.tiny_seq2seq import tiny_seq2seq
+from unspool import LanguageModel, OptionError, PromptError
+
+LENGTHS: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6}
+LETTERS = "abcdefghijklmnopqrstuvwxyz /:?"
+
+
+@cache
+def letters() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per letter, and one for audio."""
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{letter: 3 + place for place, letter in enumerate(LETTERS)}}
+    vocab |= {f"<{number}>": number for number in range(len(vocab), VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens([AddedToken(f"<{IMAGE}>"), AddedToken("</s>")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+
+
+@cache
+def loaded(family: str) -> LanguageModel:
+    return unspool.load(tiny_multimodal(family), tokenizer=letters(), processor=TinyProcessor(letters(), family))
+
+
+def picture(family: str, number: int) -> Any:
+    generator = torch.Generator().manual_seed(number)
+    shape = (16, 48) if family == "qwen2_5_vl" else (3, 8, 8)
+    return torch.randn(*shape, generator=generator)
+
+
+def tokens(written: unspool.Generation) -> list[int]:
+    return list(written.completions[0].token_ids)
+
+
+def theirs(lm: LanguageModel, text: str, *pictures: Any, **options: Any) -> list[list[int]]:
+    """Return the outputs of transformers' `generate` for one prompt."""
+    inputs = lm.processor(text, list(pictures))
+    found = lm.model.generate(**inputs, do_sample=False, **LENGTHS, **options)
+    rows: list[list[int]] = found[:, inputs["input_ids"].shape[1] :].tolist()
+    return rows
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_one_prompt_with_one_image_or_several(family: str):
+    lm = loaded(family)
+    one, two = picture(family, 1), picture(family, 2)
+    written = lm.generate(f"who is {MARK}?", images=one, **LENGTHS)
+    assert tokens(written) == theirs(lm, f"who is {MARK}?", one)[0]
+    assert written.prompt == f"who is {MARK}?"
+    several = lm.generate(f"{MARK} or {MARK}?", images=[one, two], num_beams=3, num_return_sequences=2, **LENGTHS)
+    expected = theirs(lm, f"{MARK} or {MARK}?", one, two, num_beams=3, num_return_sequences=2)
+    assert [list(each.token_ids) for each in several.completions] == expected
+
+
+def test_several_prompts_take_one_entry_each():
+    lm = loaded("llava")
+    pictures = [picture("llava", number) for number in range(3)]
+    prompts = [f"a {MARK}?", "plain text?", f"{MARK} {MARK}?"]
+    written = lm.generate(prompts, images=[pictures[0], None, pictures[1:]], **LENGTHS)
+    alone = [theirs(lm, prompts[0], pictures[0]), theirs(lm, prompts[1]), theirs(lm, prompts[2], *pictures[1:])]
+    assert [[tokens(each)] for each in written] == alone
+
+
+def test_a_stream_writes_the_same_text():
+    lm, one = loaded("qwen2_5_vl"), picture("qwen2_5_vl", 1)
+    options: dict[str, Any] = {"images": one, "temperature": 0.8, "seed": 5, **LENGTHS}
+    whole = lm.generate(f"a {MARK}?", **options)
+    stream = lm.stream(f"a {MARK}?", **options)
+    assert "".join(chunk.text for chunk in stream) == whole.text
+    assert tokens(stream.generation) == tokens(whole)
+
+    async def collected() -> str:
+        return "".join([chunk.text async for chunk in lm.astream(f"a {MARK}?", **options)])
+
+    assert asyncio.run(collected()) == whole.text
+
+
+def test_different_images_draw_different_noise_and_equal_ones_the_same():
+    lm = loaded("llava")
+    options: dict[str, Any] = {"temperature": 50.0, "seed": 3, "max_new_tokens": 12}
+    drawn = [tokens(lm.generate(f"a {MARK}?", images=picture("llava", number), **options)) for number in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+@pytest.mark.parametrize("form", ["parts", "option", "address"])
+def test_a_chat_reads_parts_of_messages(form: str):
+    lm, one = loaded("llava"), picture("llava", 1)
+    turn: Any = [{"role": "user", "content": "who?"}]
+    options: dict[str, Any] = dict(LENGTHS)
+    parts = [{"type": "image", "image": one}, {"type": "text", "text": "who?"}]
+    if form == "parts":
+        turn = [{"role": "user", "content": parts}]
+    elif form == "option":
+        options["images"] = one
+    else:
+        turn = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file"}}, parts[1]]}]
+        with pytest.raises(PromptError, match="the processor rejects these messages: 'image'"):
+            lm.chat(turn, **options)  # transformers' processors open addresses; ours does not
+        return
+    answer = lm.chat(turn, **options)
+    assert tokens(answer) == theirs(lm, f"{MARK}who?/user/a:", one)[0]
+    assert answer.messages[0]["content"] == parts
+    streamed = lm.chat(turn, stream=True, **options)
+    assert "".join(chunk.text for chunk in streamed) == answer.text
+
+
+def test_a_conversation_keeps_its_images():
+    lm, one = loaded("llava"), picture("llava", 1)
+    talk = unspool.Chat(lm, chat_template="of the processor", **LENGTHS)
+    first = talk.say("who?", images=one)
+    second = talk.say("why?")
+    history = f"{MARK}who?/user/{first.text}/assistant/why?/user/a:"
+    assert tokens(second) == theirs(lm, history, one)[0]
+    assert talk.messages[0]["content"][0] == {"type": "image", "image": one}
+
+
+def test_audio_through_a_processor_of_transformers():
+    extractor = WhisperFeatureExtractor(feature_size=8, sampling_rate=16_000, hop_length=800, chunk_length=1, n_fft=400)
+    processor = Qwen2AudioProcessor(extractor, letters(), audio_token=f"<{IMAGE}>")
+    model = tiny_multimodal("qwen2_audio")
+    lm = unspool.load(model, tokenizer=letters(), processor=processor)
+    sound = np.random.default_rng(1).standard_normal(12_000).astype(np.float32)
+    text = f"hear <{IMAGE}> now?"
+    inputs = processor(text=text, audio=[sound], sampling_rate=16_000, return_tensors="pt")
+    expected = model.generate(**inputs, do_sample=False, **LENGTHS)[0, inputs["input_ids"].shape[1] :].tolist()
+    for audio in (sound, sound.tolist(), [{"array": sound, "sampling_rate": 16_000}]):
+        assert tokens(lm.generate(text, audio=audio, **LENGTHS)) == expected
+    with pytest.raises(PromptError, match="reads audio at 16000 Hz, got 8000 Hz"):
+        lm.generate(text, audio={"array": sound, "sampling_rate": 8_000})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "error", "words"),
+    [
+        ([5, 6, 7], 1, PromptError, "must be a text"),
+        ("no placeholder", 1, PromptError, "the processor cannot read the prompt: 0 placeholders and 1 images"),
+        ([f"{MARK}", f"{MARK}"], 1, OptionError, "a list with one entry for each of the 2 prompts"),
+        ([f"{MARK}", f"{MARK}"], [1], OptionError, "a list with one entry for each of the 2 prompts"),
+    ],
+)
+def test_wrong_prompts_are_refused(prompt: Any, images: Any, error: type[Exception], words: str):
+    with pytest.raises(error, match=words):
+        loaded("llava").generate(prompt, images=images)
+
+
+def test_models_that_read_no_images_say_so():
+    with pytest.raises(OptionError, match=r"`images` needs the processor of .*give `processor=` to load"):
+        unspool.load(tiny_multimodal("llava")).generate("a", images=picture("llava", 1))
+    with pytest.raises(OptionError, match="its prompt is the input of its encoder"):
+        unspool.load(tiny_seq2seq("t5"), tokenizer=letters()).generate("a", images=picture("llava", 1))
+    with pytest.raises(OptionError, match="`images` is not read by"):
+        unspool.load(tiny_model("openai"), tokenizer=letters()).generate("a", images=picture("llava", 1))

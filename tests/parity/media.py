@@ -1,0 +1,75 @@
+"""Families of models for images and audio by groups of options: what Unspool writes beside transformers' generate.
+
+tests/parity/test_media.py examines the cells, tools/write_compatibility.py renders them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+import unspool
+from tests.tiny_multimodal import alone, prompts_of, tiny_multimodal
+from unspool.engines import driver_of
+
+LABELS: dict[str, str] = {
+    "llava": "LLaVA",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "gemma3": "Gemma 3",
+    "mistral3": "Mistral 3",
+    "blip_2": "BLIP-2, OPT",
+    "blip_2_t5": "BLIP-2, T5",
+    "paligemma": "PaliGemma",
+    "qwen2_audio": "Qwen2-Audio",
+}
+
+_LENGTHS: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+class Column(NamedTuple):
+    """A column of the table. batch: True for a padded batch of two prompts; False for one prompt."""
+
+    text: str
+    options: dict[str, Any]
+    batch: bool = True
+    method: bool = False
+
+
+COLUMNS: dict[str, Column] = {
+    "images and audio": Column("greedy search over a left-padded batch of two prompts with an image or audio each", {}),
+    "one prompt": Column("greedy search over the second prompt alone", {}, False),
+    "beams": Column("`num_beams=3`, `num_return_sequences=2`", {"num_beams": 3, "num_return_sequences": 2}),
+    "processors": Column(
+        "`repetition_penalty=1.4`, `no_repeat_ngram_size=2`", {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2}
+    ),
+    "sampling": Column("`do_sample=True` with `top_k=1`", {"do_sample": True, "top_k": 1}),
+}
+CELLS = [(family, column) for family in LABELS for column in COLUMNS]
+
+
+def fault_of(family: str, column: str) -> str:
+    """Return how tokens, scores or the output class of a cell differ from transformers'; "" if they are equal."""
+    model, inputs, cell = tiny_multimodal(family), prompts_of(family), COLUMNS[column]
+    if not cell.batch:
+        inputs = alone(family, inputs, 1)
+    options = {**_LENGTHS, "return_dict_in_generate": True, "output_scores": True, **cell.options}
+    expected: Any = model.generate(**inputs, **options)
+    if cell.method:
+        found: Any = model.generate(**inputs, **options, custom_generate=unspool.decoding_method)
+    else:
+        found = unspool.generate(model, **inputs, **options)
+    if type(found) is not type(expected) or found.sequences.tolist() != expected.sequences.tolist():
+        return f"{found.sequences.tolist()}, and transformers writes {expected.sequences.tolist()}"
+    pairs = zip(found.scores, expected.scores, strict=True)
+    # Equal infinities differ by NaN.
+    far = max(float((one - other).nan_to_num(0, torch.inf, -torch.inf).abs().max()) for one, other in pairs)
+    return "" if far < 1e-4 else f"scores differ by {far:.2g}"
+
+
+def backend_of(family: str) -> str:
+    """Return the name of the backend that runs the decoder of a family."""
+    model: Any = tiny_multimodal(family)
+    decoder = getattr(model, "language_model", model) if family.startswith("blip") else model
+    backend: str = driver_of(decoder).engine.runtime.info.backend
+    return backend.split(":")[0]

@@ -6,10 +6,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -20,13 +21,18 @@ from unspool.serving.bodies import read_body
 from unspool.serving.chat import ChatCall
 from unspool.serving.completions import CompletionCall
 from unspool.serving.errors import ApiError, api_error
-from unspool.serving.fields import Route, body_model
+from unspool.serving.fields import body_model
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.responses import ResponseCall
 from unspool.serving.security import Guard, cors_options, read_json
 from unspool.serving.service import Service
 from unspool.serving.settings import Settings
+from unspool.serving.sse import DONE
 
 _LOG: Final = logging.getLogger("unspool.server")
+
+Made: TypeAlias = "tuple[CompletionCall | ChatCall | ResponseCall, tuple[str, ...], bytes]"
+"""One call, the names of ignored fields, and the bytes behind the last event of a stream."""
 
 _CLIENT_LEFT: Final = 499
 """Status in the log of a request after its client left."""
@@ -63,26 +69,44 @@ def create_app(
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _of_framework)
     app.add_exception_handler(Exception, _unexpected)
-    _add_generation(app, "/v1/completions", "completions", service, CompletionCall, "Continue texts or token ids")
-    _add_generation(app, "/v1/chat/completions", "chat", service, ChatCall, "Answer a conversation")
+    unknown = settings.unknown_fields
+
+    def completion(data: object) -> Made:
+        body = read_body("completions", data, unknown=unknown)
+        return CompletionCall(service, body), body.ignored, DONE
+
+    def chat(data: object) -> Made:
+        body = read_body("chat", data, unknown=unknown)
+        return ChatCall(service, body), body.ignored, DONE
+
+    def response(data: object) -> Made:
+        if not isinstance(data, dict):
+            raise ApiError(400, f"the body must be a JSON object, got {type(data).__name__}")
+        call = ResponseCall(service, data, unknown=unknown)
+        return call, call.ignored, b""
+
+    completions, chats = body_model("completions"), body_model("chat")
+    _add_generation(app, "/v1/completions", completion, "Continue texts or token ids", completions)
+    _add_generation(app, "/v1/chat/completions", chat, "Answer a conversation", chats)
+    _add_generation(app, "/v1/responses", response, "Answer a conversation, with OpenAI's newer API", None)
     app.include_router(models.router(service))
     return app
 
 
 def _add_generation(
-    app: FastAPI, path: str, route: Route, service: Service, call: Callable[[Service, Any], Any], summary: str
+    app: FastAPI, path: str, make: Callable[[object], Made], summary: str, body: type[BaseModel] | None
 ) -> None:
-    """Add one route that generates text."""
+    """Add one route that generates text. body: for the OpenAPI document; None for any JSON object."""
+    service: Service = app.state.service
 
     async def endpoint(request: Request) -> Response:
-        body = read_body(route, read_json(await request.body()), unknown=service.settings.unknown_fields)
-        headers = {"x-unspool-ignored": ", ".join(body.ignored)} if body.ignored else {}
-        running = call(service, body)
+        running, ignored, end = make(read_json(await request.body()))
+        headers = {"x-unspool-ignored": ", ".join(ignored)} if ignored else {}
         status, told = 200, "streamed" if running.streams else "answered"
         try:
             await unless_left(request, running.start())
             if running.streams:
-                return EventStream(running.events(), service.settings.keep_alive, headers)
+                return EventStream(running.events(), service.settings.keep_alive, headers, end)
             return JSONResponse(await unless_left(request, running.answer()), headers=headers)
         except ClientLeft:
             await running.request.close()
@@ -103,14 +127,16 @@ def _add_generation(
                 running.request.seconds,
             )
 
-    schema = body_model(route).model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema: dict[str, Any] = {"type": "object"}
+    if body is not None:
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema.pop("$defs", None)
     app.add_api_route(
         path,
         endpoint,
         methods=["POST"],
         summary=summary,
-        name=route,
+        name=path,
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     )
 

@@ -15,7 +15,7 @@ from unspool.serving.bodies import Body
 from unspool.serving.decoding import CONSTRAINTS, decoding
 from unspool.serving.errors import refused
 from unspool.serving.logprobs import chat_logprobs, scored
-from unspool.serving.message_parts import MessageParts, ParsedParts, PlainParts, parse_completion, raw_text
+from unspool.serving.message_parts import MessageParts, ParsedParts, PlainParts, whole
 from unspool.serving.messages import read_messages
 from unspool.serving.service import OpenRequest, Service, new_id
 from unspool.serving.sse import event
@@ -101,12 +101,11 @@ class ChatCall:
     async def answer(self) -> dict[str, Any]:
         """Return the whole answer."""
         (generation,) = await self.request.finish()
-        prompt = raw_text(self._service.lm.tokenizer, generation.prompt_token_ids)
-        choices = [self._choice(generation, completion, prompt) for completion in generation.completions]
+        choices = [self._choice(generation, completion) for completion in generation.completions]
         return {**self._head("chat.completion"), "choices": choices, "usage": usage_of([generation])}
 
-    def _choice(self, generation: Generation, completion: Completion, prompt: str) -> dict[str, Any]:
-        parsed = parse_completion(completion, self._service.lm.tokenizer, prompt, self._tools)
+    def _choice(self, generation: Generation, completion: Completion) -> dict[str, Any]:
+        parsed = whole(self.new_parts(), completion)
         message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}
         if parsed.reasoning:
             message["reasoning_content"] = parsed.reasoning
@@ -148,7 +147,7 @@ class ChatCall:
         async for chunk in self.request.chunks():
             counts.add(chunk)
             if chunk.index not in parts:
-                parts[chunk.index] = self._parts()
+                parts[chunk.index] = self.new_parts()
                 yield say(chunk.index, {"role": "assistant", "content": ""})
             deltas = parts[chunk.index].add(chunk)
             more = self._extra(chunk)
@@ -157,7 +156,7 @@ class ChatCall:
         (generation,) = self.request.generations
         for completion in generation.completions:
             if completion.index not in parts:  # an output without any token
-                parts[completion.index] = self._parts()
+                parts[completion.index] = self.new_parts()
                 yield say(completion.index, {"role": "assistant", "content": ""})
             for delta in parts[completion.index].end(completion):
                 yield say(completion.index, delta)
@@ -166,7 +165,8 @@ class ChatCall:
         if counts.wanted:
             yield event({**head, "choices": [], "usage": counts.total()})
 
-    def _parts(self) -> MessageParts:
+    def new_parts(self) -> MessageParts:
+        """Return a reader of the parts of one answer, after the start."""
         detokenizer = self._service.lm._detokenizer
         if detokenizer is None or getattr(detokenizer.tokenizer, "response_template", None) is None:
             return PlainParts()

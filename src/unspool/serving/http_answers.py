@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from unspool.serving.sse import HEADERS, with_comments, with_errors
+from unspool.serving.sse import DONE, HEADERS, with_comments, with_errors
 
 Found = TypeVar("Found")
 
@@ -51,14 +51,17 @@ class EventStream(Response):
         events: the events; a fault among them becomes an error event.
         keep_alive: seconds of silence before a comment is sent.
         headers: further headers.
+        end: bytes after the last event; empty for none.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], keep_alive: float, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], keep_alive: float, headers: Mapping[str, str], end: bytes = DONE
+    ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
-        self._events = with_comments(with_errors(events), keep_alive)
+        self._events = with_comments(with_errors(events, end), keep_alive)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.ensure_future(self._send(send))

@@ -138,6 +138,18 @@ class ParsedParts:
         return deltas
 
 
+def whole(parts: MessageParts, completion: Completion) -> Parsed:
+    """Return a whole answer in parts: those that a stream of it would have."""
+    chunk = Chunk(text=completion.text, token_ids=completion.token_ids, logprobs=completion.logprobs)
+    content = reasoning = ""
+    calls: list[tuple[str, str]] = []
+    for delta in (*parts.add(chunk), *parts.end(completion)):
+        content += delta.get("content", "")
+        reasoning += delta.get("reasoning_content", "")
+        calls += [(call["function"]["name"], call["function"]["arguments"]) for call in delta.get("tool_calls", ())]
+    return Parsed(content=content, reasoning=reasoning or None, calls=tuple(calls))
+
+
 def raw_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """Return the text of tokens with special tokens."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False)

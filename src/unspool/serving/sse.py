@@ -20,14 +20,15 @@ def event(value: Any, name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
-async def with_errors(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the events, then [DONE]. A fault becomes an event with the error, so that no client waits in vain."""
+async def with_errors(events: AsyncIterator[bytes], end: bytes = DONE) -> AsyncIterator[bytes]:
+    """Yield the events, then `end`. A fault becomes an event with the error, so that no client waits in vain."""
     try:
         async for each in events:
             yield each
     except Exception as error:
         yield event(api_error(error).body())
-    yield DONE
+    if end:
+        yield end
 
 
 async def with_comments(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:

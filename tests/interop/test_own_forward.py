@@ -247,3 +247,24 @@ def test_the_callers_model_and_mode_stay():
     model = copy.deepcopy(model_of("llama")).train()
     unspool.generate(model, WHOLE, max_new_tokens=2, return_dict_in_generate=True, output_hidden_states=True)
     assert model.training and all(module.training for module in model.modules())
+
+
+# --- embeddings and switches ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_a_switch_of_the_forward_alone_is_no_input_of_the_prompt(options: dict[str, Any]):
+    """XLNet's `use_mems` makes no prompt with media of its ids."""
+    model = tiny_model("xlnet")
+    given = {"use_mems": False, "max_new_tokens": 4, **options}
+    assert unspool.generate(model, WHOLE, **given).equal(theirs(model, WHOLE, **given))
+
+
+def test_a_cache_of_embeddings_is_compared_with_their_length():
+    model = model_of("llama")
+    embeds = model.get_input_embeddings()(WHOLE).detach()
+    with torch.no_grad():
+        cache = model(inputs_embeds=embeds[:, :2], use_cache=True).past_key_values
+    given = {"inputs_embeds": embeds, "attention_mask": torch.ones_like(WHOLE), "max_new_tokens": 4}
+    expected = theirs(model, **given, past_key_values=copy.deepcopy(cache))
+    assert unspool.generate(model, **given, past_key_values=cache).equal(expected)

@@ -324,7 +324,7 @@ def through_the_drop_in(family: str, prompts: list[Any], **options: Any) -> list
     width = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
     options = {"pad_token_id": PAD, "eos_token_id": ENDS, **options}
-    found = unspool.generate(model_of(family), ids, (ids != PAD).long(), **options)
+    found = unspool.generate(model_of(family), ids, attention_mask=(ids != PAD).long(), **options)
     assert isinstance(found, torch.Tensor)
     return [_cut(row) for row in found[:, width:].tolist()]
 

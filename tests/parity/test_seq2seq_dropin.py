@@ -406,7 +406,7 @@ def test_short_audio_is_filled_up_with_silence() -> None:
         (T5, {"inputs": TEXT, "decoder_start_token_id": [1, 2, 3]}, "one for each of the 2 rows"),
         (T5, {"inputs": TEXT, "decoder_input_ids": TEXT, "decoder_attention_mask": TEXT * 0}, "must be all ones"),
         (T5, {"inputs": TEXT, "decoder_input_ids": TEXT[0]}, "`decoder_input_ids` must be token ids"),
-        (T5, {}, "needs `input_ids`"),
+        (T5, {"bos_token_id": None}, "needs `input_ids`"),
         (WHISPER, {"inputs": FEATURES, "input_features": FEATURES}, "another name for `input_features`"),
         (WHISPER, {"inputs": FEATURES, "return_timestamps": True}, "needs `no_timestamps_token_id`"),
         (WHISPER, {"inputs": FEATURES[:1].repeat(1, 1, 2)}, "needs `no_timestamps_token_id`"),

@@ -17,7 +17,7 @@ from unspool.errors import ModelError, OptionError
 from unspool.interop.arguments import KNOWN, Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
-from unspool.interop.encoders import check_plain, encoder_of, forward_inputs, read_sources
+from unspool.interop.encoders import check_plain, encoder_of, forward_inputs, read_sources, with_default_input
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs
@@ -190,6 +190,7 @@ def _read(
             batch = _batch(arguments, config, input_device(model), ignored)
     else:
         runtime = partial(_runtime_of, model)
+        arguments = with_default_input(model, arguments, config, info)
         batch = read_sources(model, arguments, config, info=info, runtime=runtime, ignored=ignored)
         inputs = {**forward_inputs(arguments, info, batch), **forward}
     has_prefix = arguments.prefix_allowed_tokens_fn is not None

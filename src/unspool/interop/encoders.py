@@ -65,14 +65,10 @@ def read_sources(
     if embeds is not None:
         main, prompt, sources = embeds, None, _embedded_sources(embeds, arguments, info)
     else:
-        if info.kind == "text" and arguments.input_ids is None and config.bos_token_id is not None:
-            # As in transformers, a call without an input reads the begin-of-sequence token.
-            start = torch.tensor([[config.bos_token_id]], device=input_device(model))
-            arguments = replace(arguments, input_ids=start)
+        encoded = arguments.encoder.get("encoder_outputs")
         main, prompt = sort_inputs(arguments, info)
         if has_prefix_image(model):
             return _captions(main, prompt, arguments, config, info, ignored)
-        encoded = arguments.encoder.get("encoder_outputs")
         if encoded is None:
             sources = _sources(main, arguments, info)
         else:
@@ -101,6 +97,14 @@ def read_sources(
         sources=tuple(sources),
         task="rewrite" if speech is None else "transcribe",
     )
+
+
+def with_default_input(model: Any, arguments: Arguments, config: GenerationConfig, info: SourceInfo) -> Arguments:
+    """Return the arguments; without any encoder input, the begin-of-sequence token is the text, as in transformers."""
+    is_given = arguments.input_ids is not None or arguments.embedded or arguments.encoder.get("encoder_outputs")
+    if info.kind != "text" or is_given or config.bos_token_id is None:
+        return arguments
+    return replace(arguments, input_ids=torch.tensor([[config.bos_token_id]], device=input_device(model)))
 
 
 def forward_inputs(arguments: Arguments, info: SourceInfo, batch: Batch) -> dict[str, Any]:

@@ -93,8 +93,8 @@ def split_inputs(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """Return the arguments of a call in two parts: ids, options and encoder inputs; further inputs of the prompts."""
     names = input_names(model) if encoder_of(model) is None else {"inputs_embeds"}
     inputs = {name: value for name, value in given.items() if name in names and value is not None}
-    if not inputs.keys() - {*_BESIDE}:
-        return dict(given), {}
+    if not any(isinstance(value, torch.Tensor | list | tuple) for name, value in inputs.items() if name not in _BESIDE):
+        return dict(given), {}  # switches of the forward alone, such as XLNet's `use_mems`
     return {name: value for name, value in given.items() if name not in inputs}, inputs
 
 

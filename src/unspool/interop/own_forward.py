@@ -236,7 +236,9 @@ def prompts_of(batch: PreparedBatch) -> tuple[tuple[int, ...], ...]:
 
 def _check_cache(batch: PreparedBatch) -> None:
     name = next((name for name in ALL_CACHE_NAMES if batch.arguments.get(name) is not None), None)
-    length, width = cached_length(batch.arguments.get(name)) if name else 0, batch.input_ids.shape[1]
+    embeds = batch.arguments.get("inputs_embeds")
+    width = max(batch.input_ids.shape[1], 0 if embeds is None else embeds.shape[1])
+    length = cached_length(batch.arguments.get(name)) if name else 0
     mask = batch.arguments.get("decoder_attention_mask" if batch.arguments.get("encoder_outputs") else "attention_mask")
     total = width if mask is None else max(width, mask.shape[1])
     if name and length >= total:

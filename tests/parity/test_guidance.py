@@ -58,9 +58,15 @@ def test_beams_keep_their_own_negative_rows(family, scale, num_beams):
     torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, atol=1e-4, rtol=1e-4)
 
 
-def test_a_negative_prompt_alone_is_an_error():
+def test_a_negative_prompt_alone_is_ignored_with_a_warning():
+    plain = unspool.generate(tiny_model("gpt2"), PROMPTS)
+    with pytest.warns(UserWarning, match="negative_prompt_ids.*guidance_scale"):
+        assert unspool.generate(tiny_model("gpt2"), PROMPTS, negative_prompt_ids=NEGATIVES).equal(plain)
     with pytest.raises(unspool.OptionError, match="negative_prompt_ids.*guidance_scale"):
-        unspool.generate(tiny_model("gpt2"), PROMPTS, negative_prompt_ids=NEGATIVES)
+        unspool.generate(tiny_model("gpt2"), PROMPTS, negative_prompt_ids=NEGATIVES, strict=True)
+
+
+def test_negative_prompts_have_one_row_or_one_per_prompt():
     with pytest.raises(unspool.OptionError, match="one row, or one for each of the 2 prompts"):
         unspool.generate(tiny_model("gpt2"), PROMPTS, negative_prompt_ids=NEGATIVES.repeat(2, 1), guidance_scale=2.0)
     with pytest.raises(unspool.OptionError, match="negative_prompt_attention_mask.*without"):

@@ -25,7 +25,7 @@ OPTIONS = (
 INF = float("inf")
 
 VARIANTS: dict[str, list[Any]] = {
-    "grammar": [compiled(regex=pattern) for pattern in ("b(d|ab)*", "[ab]*bc?", "(d|b|c)+-")],
+    "grammar": [compiled(regex=pattern, vocab_size=40_000) for pattern in ("b(d|ab)*", "[ab]*bc?", "(d|b|c)+-")],
     "sequence_bias": [{(3,): 1.5, (4, 5): 2.0, (1, 4, 5): -3.0}, {(2,): -1.0}, {(5, 6): 4.0, (6,): 1.0}],
     "diversity_penalty": [0.5, 10.0, 0.1],
     "encoder_repetition_penalty": [1.5, 0.8, 3.0],

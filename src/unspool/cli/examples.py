@@ -13,7 +13,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "serve": (
         "unspool serve",
-        "unspool serve --model smollm2 --port 8080 --api-key secret",
+        "unspool serve --port 8080 --api-key secret",
         "unspool serve --assistant-model tale-draft --max-running 16",
     ),
     "generate": (

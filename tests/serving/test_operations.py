@@ -84,11 +84,11 @@ def test_a_full_queue_answers_429_before_any_work(tale: unspool.LanguageModel) -
 
 
 def test_a_request_that_takes_too_long_ends_with_an_error(tale: unspool.LanguageModel) -> None:
-    with serving(tale, served_model_name=("tale",), timeout=0.4) as (address, service):
-        whole = httpx.post(f"{address}/v1/completions", json={**LONG, "num_beams": 8, "temperature": None}, timeout=60)
+    with serving(tale, served_model_name=("tale",), timeout=1.0) as (address, service):
+        whole = httpx.post(f"{address}/v1/completions", json={**LONG, "num_beams": 16, "temperature": None}, timeout=60)
         assert whole.status_code == 504 and whole.json()["error"]["code"] == "timeout"
         assert whole.headers["x-should-retry"] == "false"
-        text = httpx.post(f"{address}/v1/completions", json={**LONG, "stream": True}, timeout=60).text
+        text = httpx.post(f"{address}/v1/completions", json={**LONG, "n": 8, "stream": True}, timeout=60).text
         events = [line.removeprefix("data: ") for line in text.splitlines() if line]
         assert events[-1] == "[DONE]" and json.loads(events[-2])["error"]["code"] == "timeout"
         assert json.loads(events[0])["choices"][0]["text"] is not None

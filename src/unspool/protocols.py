@@ -6,12 +6,12 @@ class work too: `unspool.adapters` gives them the defaults.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from unspool.strategy_facts import StrategyFacts
-from unspool.types import Feed, Hypothesis, ModelInfo, Reply, Rows, Seq, Space, Turn
+from unspool.types import Ask, Feed, Hypothesis, ModelInfo, Reply, Rows, Seq, Space, Turn
 
 if TYPE_CHECKING:
     import torch
@@ -165,6 +165,25 @@ class WrappedStrategy(Strategy):
     def run(self, context: Context) -> Conversation:
         """Run the inner conversation."""
         return self.inner.run(context)
+
+    def run_with(self, context: Context, asks: tuple[Ask, ...], note: Callable[[Reply], None]) -> Conversation:
+        """Run the inner conversation with further asks before those of its first Turn.
+
+        Args:
+            note: called with the rows that answer `asks`, before the inner strategy gets its own.
+        """
+        conversation = self.inner.run(context)
+        first = next(conversation)
+        reply = yield replace(first, asks=(*asks, *first.asks))
+        note(reply[: len(asks)])
+        reply = reply[len(asks) :]
+        while True:
+            try:
+                turn = conversation.send(reply)
+            except StopIteration as stop:
+                outcome: list[Hypothesis] = stop.value
+                return outcome
+            reply = yield turn
 
 
 class RowKey(NamedTuple):

@@ -137,7 +137,7 @@ class ChatCall:
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of the streamed answer, without [DONE]."""
         head = self._head("chat.completion.chunk")
-        counts = StreamUsage(self._body, [len(job.request.prompt) for job in self.request.jobs])
+        counts = StreamUsage(self._body, self.request.jobs)
         parts: dict[int, MessageParts] = {}
 
         def say(index: int, delta: dict[str, Any], **more: Any) -> bytes:

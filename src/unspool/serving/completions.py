@@ -43,7 +43,6 @@ class CompletionCall:
             raise refused("max_tokens", "must be at least 1 in a stream")
         self._options = self._with_echo(self._decoding)
         self.request = OpenRequest(service, len(self._prompts), self._decoding.fields)
-        self._sizes: list[int] = []
 
     def _with_echo(self, decoding: Decoding) -> dict[str, Any]:
         options = self._service.with_objects(decoding.options)
@@ -65,9 +64,7 @@ class CompletionCall:
         prompts: Any = self._prompts
         if body.get("add_special_tokens") is False or body.get("truncate_prompt_tokens") is not None:
             prompts = [self._encoded(prompt) for prompt in self._prompts]
-        jobs = lm._plan_all(prompts, tentative=bool(body.get("tentative")), trace=False, **self._options)
-        self._sizes = [len(job.request.prompt) for job in jobs]
-        return jobs
+        return lm._plan_all(prompts, tentative=bool(body.get("tentative")), trace=False, **self._options)
 
     def _encoded(self, prompt: str | list[int]) -> list[int]:
         ids = prompt if isinstance(prompt, list) else self._service.encode(
@@ -144,7 +141,7 @@ class CompletionCall:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of the streamed answer, without [DONE]."""
-        counts = StreamUsage(self._body, self._sizes)
+        counts = StreamUsage(self._body, self.request.jobs)
         write = partial(self._chunk, self._writers(), self._head())
         async for chunk in self.request.chunks():
             counts.add(chunk)

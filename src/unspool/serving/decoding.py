@@ -20,7 +20,7 @@ from unspool.strategy_facts import ASSISTANT
 DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's default of `max_tokens` for completions."""
 
-MAX_TOP_LOGPROBS: Final = {"completions": 20, "chat": 20}
+MAX_TOP_LOGPROBS: Final = 20
 
 _SAMPLING: Final = frozenset(option.name for option in OPTIONS.values() if option.samples) - {"best_of"}
 
@@ -223,8 +223,8 @@ def _read_logprobs(reader: _Reader) -> int | None:
     if count is None:
         return None
     field = "top_logprobs" if body.route == "chat" else "logprobs"
-    if not 0 <= count <= MAX_TOP_LOGPROBS[body.route]:
-        raise refused(field, f"must be between 0 and {MAX_TOP_LOGPROBS[body.route]}, got {count}")
+    if not 0 <= count <= MAX_TOP_LOGPROBS:
+        raise refused(field, f"must be between 0 and {MAX_TOP_LOGPROBS}, got {count}")
     reader.options["logprobs"] = count
     reader.fields["logprobs"] = field
     return int(count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from unspool.planning import PlannedRequest
 from unspool.results import Chunk
 from unspool.serving.answers import usage
 from unspool.serving.bodies import Body
@@ -16,17 +17,17 @@ class StreamUsage:
 
     Args:
         body: with `stream_options`.
-        prompt_sizes: number of tokens of each prompt.
+        jobs: the planned requests.
 
     Attributes:
         wanted: True if the client asked for usage; never sent unasked.
     """
 
-    def __init__(self, body: Body, prompt_sizes: Sequence[int]) -> None:
+    def __init__(self, body: Body, jobs: Sequence[PlannedRequest]) -> None:
         options = body.get("stream_options")
         self.wanted = options is not None and (options.include_usage or options.continuous_usage_stats)
         self._always = options is not None and options.continuous_usage_stats
-        self._prompt = sum(prompt_sizes)
+        self._prompt = sum(len(job.request.prompt) for job in jobs)
         self._written = 0
 
     def add(self, chunk: Chunk) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unspool.adapters import as_strategy
 from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
-from unspool.types import ROOT, FullDistribution, Hypothesis, Score, Space, Top, Turn
+from unspool.types import ROOT, FullDistribution, Reply, Score, Space, Top, Turn
 
 if TYPE_CHECKING:
     from unspool.options.fields.options import Options
@@ -86,19 +85,11 @@ class WithPromptScores(WrappedStrategy):
         backs = range(len(prompt) - 1, 0, -1)
         scores = tuple(Score(ROOT, (prompt[-back],), back=back) for back in backs)
         tops = tuple(Top(ROOT, self.num_top, back=back) for back in backs) if self.num_top else ()
-        conversation = self.inner.run(context)
-        first = next(conversation)
-        reply = yield replace(first, asks=(*scores, *tops, *first.asks))
-        self.prompt_logprobs = tuple(row.candidates[0].logprob for row in reply[: len(scores)])
-        self.prompt_top_logprobs = tuple(
-            tuple((each.token, each.logprob) for each in row.candidates)
-            for row in reply[len(scores) : len(scores) + len(tops)]
-        )
-        reply = reply[len(scores) + len(tops) :]
-        while True:
-            try:
-                turn = conversation.send(reply)
-            except StopIteration as stop:
-                outcome: list[Hypothesis] = stop.value
-                return outcome
-            reply = yield turn
+
+        def note(rows: Reply) -> None:
+            self.prompt_logprobs = tuple(row.candidates[0].logprob for row in rows[: len(scores)])
+            self.prompt_top_logprobs = tuple(
+                tuple((each.token, each.logprob) for each in row.candidates) for row in rows[len(scores) :]
+            )
+
+        return self.run_with(context, (*scores, *tops), note)

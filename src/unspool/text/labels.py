@@ -38,7 +38,7 @@ def token_bytes(tokenizer: Any, token: int) -> bytes:
         tokenizer: as in `token_label`; must not be None.
     """
     name = _name(tokenizer, token) or ""
-    if name and all(letter in _BYTES for letter in name) and len(name) > 0:
+    if name and all(letter in _BYTES for letter in name):
         label = token_label(tokenizer, token)
         raw = bytes(_BYTES[letter] for letter in name)
         return raw if "<0x" in label or label.encode() == raw else label.encode()

@@ -6,11 +6,10 @@ Owns: the question to the engine. Does not know: the threshold.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from unspool.adapters import as_strategy
 from unspool.protocols import Context, Conversation, Strategy, WrappedStrategy
-from unspool.types import ROOT, Hypothesis, Score
+from unspool.types import ROOT, Reply, Score
 
 
 class WithNoSpeech(WrappedStrategy):
@@ -31,15 +30,7 @@ class WithNoSpeech(WrappedStrategy):
 
     def run(self, context: Context) -> Conversation:
         """Run the inner conversation; returns its hypotheses."""
-        conversation = self.inner.run(context)
-        first = next(conversation)
-        reply = yield replace(first, asks=(self._ask, *first.asks))
-        self.probability = math.exp(reply[0].candidates[0].logprob)
-        reply = reply[1:]
-        while True:
-            try:
-                turn = conversation.send(reply)
-            except StopIteration as stop:
-                outcome: list[Hypothesis] = stop.value
-                return outcome
-            reply = yield turn
+        return self.run_with(context, (self._ask,), self._note)
+
+    def _note(self, rows: Reply) -> None:
+        self.probability = math.exp(rows[0].candidates[0].logprob)

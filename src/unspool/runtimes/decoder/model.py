@@ -15,18 +15,15 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from unspool.errors import ModelError
+from unspool.runtimes.decoder.probe import compare, learn_layout
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
-from unspool.runtimes.kv.attention_plan import AttentionPlan
-from unspool.runtimes.kv.cache import ShapeProbeCache, SlotCache
-from unspool.runtimes.kv.pool import Layout, SlotPool
-from unspool.runtimes.kv.segments import Segment
+from unspool.runtimes.kv.pool import Layout
 from unspool.runtimes.model_info import (
     forward_parameters,
     has_experts,
     length_limit,
     max_positions,
     probe_length,
-    sliding_layers,
     slot_cache_obstacle,
 )
 from unspool.runtimes.replay.replay import Replay
@@ -43,8 +40,9 @@ from unspool.runtimes.wrap.model_copy import (
     narrow_windows,
     set_attention_names,
 )
-from unspool.runtimes.wrap.probe import difference, failure, observe, probe_tokens
-from unspool.runtimes.wrap.prompt_reader import PromptBatch, PromptReader
+from unspool.runtimes.wrap.probe import failure, observe, probe_tokens
+from unspool.runtimes.wrap.prompt_batch import PromptBatch
+from unspool.runtimes.wrap.prompt_reader import PromptReader
 from unspool.runtimes.wrap.wrapped import WrappedModel
 from unspool.types import Feed, Rows
 
@@ -123,12 +121,12 @@ class DecoderModel:
         self._own_attention = attention_names(self.module)
         self._twin: PromptReader | None = None
         wrapped.set_attention(ATTENTION_NAME)
-        self.layout = self._learn_layout()
+        self.layout = learn_layout(self.module, self._try)
         wrapped.pack()
         if self.report.packed:
             replace_activations(self.module)
         with narrow_windows(self.module, _PROBE_WINDOW):
-            self._compare(reference, tokens)
+            self.vocab_size = compare(self.module, self.layout, self._try, reference, tokens, self.reads_head)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
@@ -289,44 +287,6 @@ class DecoderModel:
             raise ModelError(failure(self.module, "", error)) from error
         self.reads_head, self.layers = readable.reads_head, readable.layers
         return output.logits[0].float(), tokens
-
-    def _learn_layout(self) -> Layout:
-        """Run one token to learn the cache layout of each layer."""
-        notes = ShapeProbeCache()
-        self._try(notes, [0], [0], [0])
-        kind = type(self.module).__name__
-        if not notes.layouts or sorted(notes.layouts) != list(range(len(notes.layouts))):
-            raise ModelError(f"{kind} does not keep keys and values in every layer: not supported in this version")
-        if sorted(notes.windows) != sorted(notes.layouts) or notes.num_calls != len(notes.layouts):
-            raise ModelError(f"{kind} has layers that attend by other means: not supported in this version")
-        if any(notes.windows[index] is None for index in sliding_layers(self.module) if index in notes.windows):
-            raise ModelError(f"{kind} does not tell the width of its sliding windows: not supported in this version")
-        return tuple(notes.layouts[index] for index in range(len(notes.layouts)))
-
-    def _compare(self, reference: torch.Tensor, tokens: list[int]) -> None:
-        """Feed the tokens in two parts beside another sequence, and compare with the model's own logits.
-
-        Raises:
-            ModelError: if they differ by more than rounding.
-        """
-        pool, half = SlotPool(self.layout, len(tokens), 2), max(1, len(tokens) // 2)
-        first = [Segment(pool, 0, 0, half, 0), Segment(pool, 1, 0, len(tokens), half)]
-        device = self.layout[0].device
-        cache = SlotCache(AttentionPlan(first, half + len(tokens), "loop", device), len(self.layout))
-        positions = [*range(half), *range(len(tokens))]
-        found = self._try(cache, tokens[:half] + tokens[::-1], positions, list(range(half))).logits
-        self.vocab_size = found.shape[-1]
-        if half < len(tokens):
-            found = torch.cat([found, self._second_half(pool, tokens, half)])
-        if reason := difference(self.module, found, reference, "the slot cache"):
-            raise ModelError(f"{type(self.module).__name__} {reason}: not supported in this version")
-
-    def _second_half(self, pool: SlotPool, tokens: list[int], half: int) -> torch.Tensor:
-        """Feed the second half behind the first, with hidden states if they can be read. --> [half, vocab]"""
-        device = self.layout[0].device
-        cache = SlotCache(AttentionPlan([Segment(pool, 0, half, half, 0)], half, "loop", device), len(self.layout))
-        hidden = list(range(half)) if self.reads_head else None
-        return self._try(cache, tokens[half:], list(range(half, len(tokens))), list(range(half)), hidden=hidden).logits
 
     def _try(
         self, cache: Any, tokens: list[int], positions: list[int], asked: list[int], hidden: list[int] | None = None

@@ -10,7 +10,7 @@ import torch
 from unspool.errors import ModelError
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.kv.slot import Slot
-from unspool.runtimes.wrap.prompt_reader import PromptBatch, ReadBatches
+from unspool.runtimes.wrap.prompt_batch import PromptBatch, ReadBatches
 from unspool.types import Feed, Rows
 
 

@@ -16,7 +16,8 @@ from unspool.errors import ModelError
 from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSlice, Tree, leaves, rebuild
 from unspool.runtimes.generic.job import Job
 from unspool.runtimes.generic.model import CausalModel
-from unspool.runtimes.wrap.prompt_reader import PromptBatch, PromptReader, ReadBatches, next_arguments
+from unspool.runtimes.wrap.prompt_batch import PromptBatch, ReadBatches
+from unspool.runtimes.wrap.prompt_reader import PromptReader, next_arguments
 from unspool.types import Feed, Seq, Source
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.grammars.toys import LETTERS, compiled, tokenizer_of
@@ -12,6 +14,7 @@ from tests.text.tokenizers import byte_fallback, byte_level, word_piece
 from unspool.config import GenerationConfig, resolve
 from unspool.errors import OptionError
 from unspool.grammars import compile_grammar
+from unspool.grammars.source import _absorbed
 from unspool.grammars.vocabulary import vocabulary_of
 from unspool.tuning import COMPILED_GRAMMARS
 
@@ -69,6 +72,31 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_the_name_of_its_keyword(
 )
 def test_a_malformed_grammar_is_refused_with_the_reason(option: dict, named: str) -> None:
     assert named in str(refused(**option))
+
+
+NAMED = {"enum": ["old", "young"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_absorbed"),
+    [
+        ({"allOf": [NAMED], "anyOf": [{"type": "integer"}, NAMED]}, True),
+        ({"items": {"allOf": [{"type": "string"}, NAMED], "anyOf": [NAMED]}}, True),
+        ({"allOf": [NAMED], "anyOf": [{"type": "string"}]}, False),
+        ({"allOf": [{"const": True}], "anyOf": [{"const": 1}, {"const": True, "title": ""}]}, False),
+        ({"properties": {"a": {"$ref": "#/anyOf/0"}}, "allOf": [NAMED], "anyOf": [NAMED]}, False),
+        ({"const": {"allOf": [NAMED], "anyOf": [NAMED]}}, False),
+        ({"properties": {"allOf": NAMED, "anyOf": NAMED}}, False),
+    ],
+)
+def test_alternatives_that_hold_in_any_case_are_not_compiled(schema: dict, is_absorbed: bool) -> None:
+    """llguidance takes 0.2 s to intersect an enum of 30 texts with itself."""
+    given = json.dumps(schema)
+    text = _absorbed(given)
+    assert (text == given) is not is_absorbed and ("anyOf" in text) is not is_absorbed
+    values = ("old", "tall", 1, True, ["old"], ["tall"], {"a": "old"}, {"allOf": [NAMED], "anyOf": [NAMED]})
+    before, after = (jsonschema.Draft202012Validator(json.loads(each)) for each in (given, text))
+    assert [after.is_valid(value) for value in values] == [before.is_valid(value) for value in values]
 
 
 def deep(levels: int) -> str:

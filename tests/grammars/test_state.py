@@ -68,8 +68,12 @@ def test_two_end_tokens_are_both_allowed_after_a_whole_text_alone() -> None:
     assert allowed(state) == {EOS, LETTERS.index("d")}
 
 
-def test_a_token_outside_the_grammar_ends_the_masks_and_never_completes_a_text() -> None:
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_token_outside_the_grammar_ends_the_masks_and_never_completes_a_text(is_masked: bool) -> None:
+    """A draft can be outside the grammar; a mask that was computed before answers for its own place only."""
     state = start(regex="ab")
+    if is_masked:
+        state.mask()
     state.advance(LETTERS.index("c"))
     assert state.phase == "left" and not state.is_complete
     assert allowed(state) >= set(range(len(LETTERS)))

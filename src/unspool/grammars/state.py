@@ -77,12 +77,19 @@ class GrammarState:
     def _phase_after(self, token: int) -> Literal["open", "ended", "left"]:
         if token in self.eos:
             return "ended" if self._matcher.is_accepting() else "left"
-        is_allowed = token < self.grammar.vocab_size and self._matcher.validate_tokens([token]) == 1
-        if is_allowed and self._matcher.consume_token(token):
+        if self._allows(token) and self._matcher.consume_token(token):
             return "open"
         if self._matcher.is_error():
             raise self.grammar.limit_error(self._matcher)
         return "left"
+
+    def _allows(self, token: int) -> bool:
+        """Return True if the token can follow. A mask of this place, if it was computed, has the answer already."""
+        if token >= self.grammar.vocab_size:
+            return False
+        if self._words is not None:
+            return bool(int(self._words[token >> 5]) >> (token & 31) & 1)
+        return self._matcher.validate_tokens([token]) == 1
 
     def forced(self, most: int) -> tuple[int, ...]:
         """Return at most `most` tokens that follow while only one is allowed, without an end-of-sequence token."""

@@ -1,1 +1,1 @@
-"""Kernels: products of few rows with a packed weight, in C++."""
+"""Kernels in C++: products of few rows with a packed weight, and masks of tokens."""

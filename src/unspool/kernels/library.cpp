@@ -1,4 +1,4 @@
-// The C interface of the library: the choice of a level, threads, packing. Compiled for the lowest CPU of its kind.
+// The C interface of the library: the choice of a level, threads, packing, masks. Compiled for the lowest CPU of its kind.
 #include "kernels.h"
 
 #include <cstring>
@@ -141,6 +141,48 @@ static void copy_units(void* argument) {
     }
 }
 
+// ---- masks of tokens ----------------------------------------------------------------------------------------------
+
+constexpr int TOKENS = 32;                  // bits of a mask word
+constexpr uint32_t FORBIDDEN = 0xff800000;  // -infinity as float32
+
+struct Masking {
+    uint32_t* scores;        // float32 [rows, vocab], with `stride` numbers from row to row
+    const uint32_t* masks;   // [rows, words], one bit per token, 1 if it is allowed; missing words are 0
+    int64_t rows, vocab, stride, words;
+    int64_t next;
+};
+
+// Four tokens at a time; every CPU has vectors of this size.
+static void mask_word(uint32_t* scores, uint32_t word) {
+    using Four = uint32_t __attribute__((vector_size(16), aligned(4), may_alias));
+    const Four bits = {1, 2, 4, 8}, forbidden = {FORBIDDEN, FORBIDDEN, FORBIDDEN, FORBIDDEN};
+    for (int i = 0; i < TOKENS; i += 4) {
+        Four* four = reinterpret_cast<Four*>(scores + i);
+        const Four keep = (Four)((word >> i & bits) == bits);
+        *four = (*four & keep) | (forbidden & ~keep);
+    }
+}
+
+static void mask_row(uint32_t* scores, const uint32_t* mask, int64_t vocab, int64_t words) {
+    int64_t whole = vocab / TOKENS < words ? vocab / TOKENS : words;
+    for (int64_t w = 0; w < whole; w++, scores += TOKENS) {
+        if (mask[w] == 0)
+            for (int i = 0; i < TOKENS; i++) scores[i] = FORBIDDEN;
+        else if (mask[w] != ~0u)
+            mask_word(scores, mask[w]);
+    }
+    uint32_t last = whole < words ? mask[whole] : 0;
+    for (int64_t i = 0; i < vocab - whole * TOKENS; i++)
+        if (i >= TOKENS || !(last >> i & 1)) scores[i] = FORBIDDEN;
+}
+
+static void mask_rows(void* argument) {
+    Masking& m = *static_cast<Masking*>(argument);
+    for (int64_t row; (row = take(&m.next)) < m.rows;)
+        mask_row(m.scores + row * m.stride, m.masks + row * m.words, m.vocab, m.words);
+}
+
 }  // namespace unspool
 
 using namespace unspool;
@@ -182,3 +224,10 @@ PUBLIC int32_t unspool_linear(const Weight* weight, const void* x, void* y, cons
 
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.
 PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) { return level->read(data, count, threads); }
+
+// Writes -infinity over the scores of the tokens that a mask does not allow.
+PUBLIC void unspool_mask(float* scores, const uint32_t* masks, int64_t rows, int64_t vocab, int64_t stride, int64_t words,
+                         int32_t threads) {
+    Masking masking = {reinterpret_cast<uint32_t*>(scores), masks, rows, vocab, stride, words, 0};
+    parallel(threads, mask_rows, &masking);
+}

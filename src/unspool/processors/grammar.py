@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from unspool.processors.rows import FORBIDDEN
+from unspool.kernels.masks import mask_scores, unpacked
 from unspool.protocols import Context, Processor, RowKey
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ class Grammar(Processor):
         Raises:
             OptionError: if a mask takes its grammar to a limit of its size.
         """
-        masks = np.stack([state.mask() for state in states])  # --> [rows, words]
-        return scores.masked_fill_(_unpacked(~masks, scores.shape[1]).to(scores.device), FORBIDDEN)
+        return mask_scores(scores, np.stack([state.mask() for state in states]))
 
     def support(self, state: GrammarState, vocab_size: int) -> torch.Tensor:
         """Return the tokens that can continue the text. --> [vocab] bool
@@ -67,15 +65,8 @@ class Grammar(Processor):
         Raises:
             OptionError: see `apply`.
         """
-        return _unpacked(state.mask(), vocab_size)
+        return unpacked(state.mask(), vocab_size)
 
     def forced_tokens(self, state: GrammarState, most: int) -> tuple[int, ...]:
         """Return the tokens that follow while the grammar allows only one, without end-of-sequence tokens."""
         return state.forced(most)
-
-
-def _unpacked(words: NDArray[np.int32], vocab_size: int) -> torch.Tensor:
-    """Return masks of one bit per token as booleans. words: [..., words] --> [..., vocab]"""
-    assert 32 * words.shape[-1] >= vocab_size, "the grammar was compiled for a smaller vocabulary"
-    bits = np.unpackbits(words.view(np.uint8), axis=-1, count=vocab_size, bitorder="little")
-    return torch.from_numpy(bits).view(torch.bool)

@@ -1,6 +1,6 @@
 """Masks of tokens, one bit per token, over scores.
 
-Owns: the compiled loop, and PyTorch's operators where it cannot run. Does not know: grammars.
+Owns: the compiled loop, and the same with PyTorch's operators. Does not know: grammars.
 """
 
 from __future__ import annotations

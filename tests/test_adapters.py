@@ -9,7 +9,7 @@ import pytest
 from tests.toys import SmallBeam, mixing_toy
 from unspool import LanguageModel
 from unspool.adapters import as_criterion, as_runtime, as_strategy, is_runtime
-from unspool.protocols import Criterion, Runtime, Strategy, WrappedStrategy
+from unspool.protocols import Criterion, Processor, Runtime, Strategy, WrappedStrategy
 from unspool.strategies import STRATEGIES, WithPromptScores
 
 ABILITIES: dict[str, Any] = {
@@ -28,10 +28,30 @@ def test_the_abilities_of_this_test_are_all_that_there_are_and_differ_from_the_d
     assert all(getattr(Strategy, name, None) != value for name, value in ABILITIES.items())
 
 
+def subclass_of(base: Any, methods: set[str]) -> Any:
+    """Return a subclass with these methods."""
+    return type("Subclass", (base,), {name: lambda self: None for name in methods})
+
+
+@pytest.mark.parametrize(
+    ("base", "required"),
+    [
+        (Strategy, {"max_branches", "run"}),
+        (Processor, {"start", "apply"}),
+        (Criterion, {"start", "advance", "ends"}),
+        (Runtime, {"forward", "fork", "truncate", "release"}),
+    ],
+)
+def test_a_subclass_without_a_required_method_cannot_be_made(base: Any, required: set[str]) -> None:
+    for missing in required:
+        with pytest.raises(TypeError, match=f"abstract method '?{missing}"):
+            subclass_of(base, required - {missing})()
+
+
 @pytest.mark.parametrize("wrap", [WrappedStrategy, WithPromptScores, as_strategy])
 @pytest.mark.parametrize("ability", ABILITIES)
 def test_a_wrapper_has_every_ability_of_the_strategy_inside(wrap: Any, ability: str) -> None:
-    inner = type("Odd", (Strategy,), ABILITIES)()
+    inner = type("Odd", (subclass_of(Strategy, {"max_branches", "run"}),), ABILITIES)()
     assert getattr(wrap(inner), ability) == ABILITIES[ability]
 
 
@@ -85,7 +105,8 @@ def test_a_runtime_without_the_base_class_runs_and_its_prefix_cache_is_asked(abi
 
 
 def test_objects_with_a_base_class_are_handed_on_as_they_are() -> None:
-    runtime, strategy, criterion = mixing_toy(), STRATEGIES["greedy"], Criterion()
+    runtime, strategy = mixing_toy(), STRATEGIES["greedy"]
+    criterion = subclass_of(Criterion, {"start", "advance", "ends"})()
     assert as_runtime(runtime) is runtime and as_strategy(strategy) is strategy
     assert as_criterion(criterion) is criterion
     assert isinstance(runtime, Runtime)

@@ -349,11 +349,21 @@ def test_an_error_in_a_stream_cancels_the_others_async_too() -> None:
     assert lm.engine.idle and live(lm) == 0
 
 
+def changed(given: Any, **members: Any) -> Any:
+    """Return the object with these members."""
+    vars(given).update(members)
+    return given
+
+
 @pytest.mark.parametrize(
     ("options", "option", "message"),
     [
         ({"strategy": object()}, "strategy", "must hold objects with name, space"),
+        ({"strategy": Greedy}, "strategy", r"must hold objects, got 'the class Greedy'; pass Greedy\(\)"),
+        ({"strategy": changed(Greedy(), space="probabilities")}, "strategy", "out of logits, log_probs, not 'probabil"),
+        ({"strategy": changed(Greedy(), name=None)}, "strategy", "must have a text as `name`, not None"),
         ({"processors": [1]}, "processors", "Processor and docs/extending.md"),
+        ({"processors": [Sour]}, "processors", r"pass Sour\(\)"),
         ({"processors": 5}, "processors", "must be a list of Processor objects"),
         ({"criteria": lambda ids, scores: True}, "criteria", "must be a list of Criterion objects"),
         ({"criteria": [lambda ids, scores: True]}, "criteria", "ends"),
@@ -368,7 +378,7 @@ def test_objects_that_cannot_take_part_are_refused_by_name(options: Any, option:
 
 @pytest.mark.parametrize("option", [{"stop_strings": ["a"]}, {"max_time": 1}, {"logprobs": 3}, {"echo": True}])
 def test_next_tokens_refuses_what_says_nothing_of_one_token(option: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="has no effect on the next token alone"):
+    with pytest.raises(OptionError, match="does not change the next token alone"):
         LanguageModel(toy()).next_tokens([0], **option)
 
 

@@ -51,7 +51,7 @@ def test_next_tokens_of_a_list_are_those_of_each_prompt() -> None:
     lm = LanguageModel(mixing_toy())
     together = lm.next_tokens(PROMPTS, top_k=5, limit=6)
     assert [each.to_dict() for each in together] == [lm.next_tokens(p, top_k=5, limit=6).to_dict() for p in PROMPTS]
-    with pytest.raises(OptionError, match="of prompt 2 has no effect"):
+    with pytest.raises(OptionError, match="of prompt 2 does not change"):
         lm.next_tokens(PROMPTS, logprobs=[None, None, 2])
 
 

@@ -18,7 +18,7 @@ _REMEDY = "give a draft model of the same tokenizer, or draft from the prompt wi
 
 
 class Assistant(NamedTuple):
-    """A draft model. tokenizer: its own; None if it has none."""
+    """A draft model. tokenizer: its own, or None."""
 
     runtime: Runtime
     tokenizer: Any
@@ -28,7 +28,7 @@ def read_assistant(given: Any) -> Assistant | None:
     """Return the draft model from `assistant_model`: a LanguageModel, a runtime, or a loaded transformers model.
 
     Raises:
-        OptionError: if it is none of these.
+        OptionError: if the object is of another type.
         ModelError: if it is a transformers model that cannot run here.
     """
     if given is None:

@@ -5,7 +5,7 @@ UnspoolError
 ├── PromptError (ValueError)      a prompt is empty, malformed, or too long for the model
 ├── CapacityError (ValueError)    a request can never fit into the memory that it can use
 ├── ModelError (ValueError)       a model cannot be loaded, or the requested backend cannot run it
-├── NumericsError (ArithmeticError)  NaN, or a position where every token is forbidden
+├── NumericsError (ArithmeticError)  NaN, or a position with every token forbidden
 ├── StrategyError (RuntimeError)  a strategy yielded an invalid turn
 ├── CancelledRequest              the request was cancelled by its owner
 └── MissingExtra (ImportError)    an optional package is missing; the message has the pip line that installs it

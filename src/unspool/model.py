@@ -263,7 +263,7 @@ class LanguageModel:
             them for several conversations.
 
         Raises:
-            PromptError: if there is no chat template, or if it refuses the messages. Otherwise as in `generate`.
+            PromptError: if the chat template is missing, or if it refuses the messages. Otherwise as in `generate`.
         """
         return chat(
             self,
@@ -318,7 +318,7 @@ class LanguageModel:
             One result for one prompt; a list in the order of the prompts for several.
 
         Raises:
-            PromptError, OptionError: as in `generate`, or if an option has no effect on the next token alone.
+            PromptError, OptionError: as in `generate`, or if an option does not change the next token alone.
         """
         prompts = self._reader.split(prompt)
         jobs = next_token_jobs(group_prompts(prompts, config, options), self.config, self._plan)
@@ -397,7 +397,7 @@ class LanguageModel:
         def plan(group: Group, layer: GenerationConfig, options: dict[str, Any]) -> list[PlannedRequest]:
             jobs = self._plan(group, *resolve_options(options, layer, self.config))
             for job in jobs:
-                context_of(job.request, self.info)  # raises here, where the entry is known
+                context_of(job.request, self.info)  # raises here, because the entry is known
             return jobs
 
         comparisons = compare(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from unspool.adapters import as_strategy
 from unspool.assistants import Assistant, check_source, check_vocabulary, read_assistant
@@ -26,7 +26,7 @@ from unspool.strategies import STRATEGIES, WithPromptScores
 from unspool.text.detokenize import Detokenizer
 from unspool.text.forced_words import forced_word_ids
 from unspool.text.stops import StopStrings
-from unspool.types import ModelInfo, Source
+from unspool.types import ModelInfo, Source, Space
 
 if TYPE_CHECKING:
     from unspool.grammars import CompiledGrammar
@@ -89,7 +89,7 @@ def resolve_options(
     given = dict(options)
     strategy = None if isinstance(given.get("strategy"), str | None) else given.pop("strategy")
     if strategy is not None:
-        _objects("strategy", (strategy,), ("name", "space", "max_branches", "run"))
+        _check_strategy(strategy)
     own = CallerObjects(
         strategy=None if strategy is None else as_strategy(strategy),
         assistant=read_assistant(given.pop("assistant_model", None)),
@@ -128,12 +128,24 @@ def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...
     if not isinstance(given, list | tuple):
         raise OptionError(option, given, f"must be a list of {protocol} objects", hint)
     for each in given:
+        if isinstance(each, type):
+            raise OptionError(option, f"the class {each.__name__}", "must hold objects", f"pass {each.__name__}()")
         missing = [name for name in needed if not hasattr(each, name)]
         if missing:
             raise OptionError(
                 option, each, f"must hold objects with {', '.join(needed)} ({missing[0]} is missing)", hint
             )
     return tuple(given)
+
+
+def _check_strategy(given: Any) -> None:
+    """Check that the caller's strategy has the required members, with values that the engine knows."""
+    _objects("strategy", (given,), ("name", "space", "max_branches", "run"))
+    if not isinstance(given.name, str) or not given.name:
+        raise OptionError("strategy", given, f"must have a text as `name`, not {given.name!r}", "set `name`")
+    if given.space not in get_args(Space):
+        allowed = f"must have a `space` out of {', '.join(get_args(Space))}, not {given.space!r}"
+        raise OptionError("strategy", given.name, allowed, 'set `space`; most strategies have "logits"')
 
 
 def plan_requests(
@@ -274,7 +286,7 @@ _MISSED: Final[Mapping[str, str]] = {
     "forced_eos_token_id": "nothing is forced",
     "force_words_ids": "nothing is forced",
 }
-"""Stored options that have no effect if the vocabulary lacks their tokens, and the effect that users miss."""
+"""Stored options that do nothing if the vocabulary lacks their tokens, and the effect that users miss."""
 
 
 def _without_unknown_ids(config: GenerationConfig, info: ModelInfo) -> GenerationConfig:

@@ -6,6 +6,7 @@ class work too: `unspool.adapters` gives them the defaults.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from unspool.source_info import SourceInfo
 
 
-class Runtime:
+class Runtime(ABC):
     """A model with a cache of many partial sequences. It owns a cached prefix of each; the engine owns the tokens.
 
     Four methods are required. The attributes and `match_prefix` are optional abilities with their defaults.
@@ -38,6 +39,7 @@ class Runtime:
     has_prefix_caching: bool = False
     in_place: bool = False
 
+    @abstractmethod
     def forward(self, feeds: Sequence[Feed]) -> Rows:
         """Append every feed to its sequence and return the asked rows.
 
@@ -47,19 +49,18 @@ class Runtime:
         Returns:
             The logits of the asked positions; hidden states and inner layers if feeds ask for them. See Rows.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy `seq` to the unknown `child`; afterwards both can change independently."""
-        raise NotImplementedError
 
+    @abstractmethod
     def truncate(self, seq: Seq, keep: int) -> int:
         """Keep at most the first `keep` tokens. Returns the number still cached; the engine feeds the rest again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self, seq: Seq) -> None:
         """Remove the sequence and free its memory. An unknown sequence is ignored: it was never fed."""
-        raise NotImplementedError
 
     def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
         """Prefix caching: open `seq` with the longest prefix of `tokens` that is cached for any sequence.
@@ -111,7 +112,7 @@ class Context:
 Conversation: TypeAlias = Generator[Turn, Reply, list[Hypothesis]]
 
 
-class Strategy:
+class Strategy(ABC):
     """A decoding strategy: a generator that exchanges Turns and Replies with the engine, in plain numbers.
 
     `name`, `space`, `max_branches` and `run` are required. The rest are optional abilities with their defaults.
@@ -135,16 +136,16 @@ class Strategy:
     allows_empty_rows: bool = False
     facts: StrategyFacts = StrategyFacts()
 
+    @abstractmethod
     def max_branches(self, config: Options) -> int:
         """Return the most branches alive at once, per model (target and draft); admission reserves memory for them."""
-        raise NotImplementedError
 
-    def check(self, context: Context) -> None:
+    def check(self, context: Context) -> None:  # noqa: B027 (optional)
         """Check that the strategy can decode this request; raise if not. Called before the request is queued."""
 
+    @abstractmethod
     def run(self, context: Context) -> Conversation:
         """Yield Turns, receive Replies, and return the finished hypotheses, best first."""
-        raise NotImplementedError
 
 
 class WrappedStrategy(Strategy):
@@ -200,18 +201,21 @@ class RowKey(NamedTuple):
     taken_tokens: tuple[int, ...] = ()
 
 
-class Processor:
+class Processor(ABC):
     """A logits processor: changes the scores of all requests in a batch, with one state per branch.
 
     One object serves every request: parameters are in the state. States are copied (`fork`) when a branch forks, so
     `advance` can change a state in place. `name`, `start` and `apply` are required.
+
+    Attributes:
+        name: its name in traces, in results and in errors.
     """
 
     name: str
 
+    @abstractmethod
     def start(self, context: Context) -> Any | None:
         """Return the state after the prompt, or None if the processor is off for this request."""
-        raise NotImplementedError
 
     def advance(self, state: Any, token: int) -> Any:
         """Return the state after one more output token; can change `state` and return it."""
@@ -221,6 +225,7 @@ class Processor:
         """Return an independent copy of the state; an immutable state can be returned itself."""
         return state
 
+    @abstractmethod
     def apply(self, states: Sequence[Any], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the changed scores; can modify `scores` in place.
 
@@ -229,7 +234,6 @@ class Processor:
             scores: [rows, vocab] float32; -inf is forbidden.
             keys: one per row.
         """
-        raise NotImplementedError
 
     def support(self, state: Any, vocab_size: int) -> torch.Tensor | None:
         """Return the tokens that this processor allows in this state; None if that depends on the scores.
@@ -250,31 +254,32 @@ class Processor:
         return ()
 
 
-class Criterion:
+class Criterion(ABC):
     """A stopping criterion. States are immutable values: `advance` returns a new state and keeps the old one.
 
     `name`, `start`, `advance` and `ends` are required.
 
     Attributes:
+        name: the finish reason of a sequence that it ends.
         prepares: True if the criterion implements `prepare`.
     """
 
     name: str
     prepares: bool = False
 
+    @abstractmethod
     def start(self, context: Context) -> Any:
         """Return the state before the first output token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, state: Any, token: int) -> Any:
         """Return the state after one more output token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ends(self, state: Any, token: int) -> bool:
         """Return True if the sequence would end with this token."""
-        raise NotImplementedError
 
-    def prepare(self, pairs: Sequence[tuple[Any, int]]) -> None:
+    def prepare(self, pairs: Sequence[tuple[Any, int]]) -> None:  # noqa: B027 (optional)
         """Judge many tokens in one batch, before `ends` is called for each.
 
         Args:

@@ -51,7 +51,7 @@ class Checkpoint:
             raise ModelError(f"cannot save to {str(path)!r}: the model that was given to `unspool.load` is gone")
         _check(model, path)
         try:
-            # Wrappers of other libraries accept no `state_dict`, and have no packed layers.
+            # Wrappers of other libraries accept no `state_dict`, and contain no packed layers.
             model.save_pretrained(path, **({"state_dict": _plain_state(model)} if _is_packed(model) else {}))
             for companion in companions:
                 if hasattr(companion, "save_pretrained"):

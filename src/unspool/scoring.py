@@ -52,14 +52,14 @@ def check_affects_next_token(config: GenerationConfig, own: CallerObjects) -> No
     if own.assistant is not None:
         given["assistant_model"] = own.assistant.runtime.info.name
     for name, value in given.items():
-        raise OptionError(name, value, "has no effect on the next token alone", "leave it out")
+        raise OptionError(name, value, "does not change the next token alone", "leave it out")
 
 
 def next_token_jobs(groups: Sequence[Group], stored: GenerationConfig, plan: Planner) -> list[PlannedRequest]:
     """Return one request per prompt for the distribution of the next token.
 
     Raises:
-        OptionError: if an option has no effect on the next token alone.
+        OptionError: if an option does not change the next token alone.
     """
     jobs: list[PlannedRequest] = []
     for group in groups:
@@ -130,7 +130,7 @@ def read_continuation(
         tokens: a text, which is encoded by itself, or token ids.
 
     Raises:
-        PromptError: if there is no token, or the two together are longer than the model holds.
+        PromptError: if a token is missing, or the two together are longer than the model holds.
     """
     if isinstance(tokens, str):
         if tokenizer is None:

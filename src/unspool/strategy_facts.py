@@ -34,13 +34,13 @@ class StrategyFacts:
         samples: "always" if it draws, "never" if it takes the best tokens, "optional" if `do_sample` decides.
         reads: options that it reads besides the options for all strategies and, if it samples, the sampling options.
             `ASSISTANT` stands for the draft model.
-        selected_by: options that lead to it, the most telling first; error messages name the first one that is on.
+        selected_by: options that lead to it, the most telling first; error messages name the first of them that is on.
         selects: called with (values, do_sample, whether a draft model is given); returns True if transformers' rules
             lead to this strategy when no strategy is named.
         precedence: strategies are asked in ascending order whether the options select them.
         needs: the options that it cannot work without, in words; empty for none.
         is_met: called with (values, whether a draft model is given); returns True if `needs` is met.
-        sampling_twin: the strategy that `do_sample=True` leads to instead; empty if there is none.
+        sampling_twin: the strategy that `do_sample=True` leads to instead; empty for none.
         line_up: entries of `compare`: name --> options that differ from the defaults. None for one entry without any.
         position: entries of `compare` and tables in the docs come in ascending order.
     """

@@ -126,7 +126,7 @@ def test_a_file_that_holds_something_else_is_left_alone(talk: Any, tmp_path: Pat
         ("/set tempratur 1", "did you mean temperature?"),
         ("/set top_p 0.5 0.6", "top_p must be in"),
         ("/set length_penalty 2", "length_penalty is not read"),
-        ("/set use_cache on", "has no effect on tokens"),
+        ("/set use_cache on", "does not change the tokens"),
         ("/set logprobs 3", "cannot be used in a conversation"),
         ("/load no/such/file", "no/such/file: No such file"),
         ("/save", "needs a file name"),

@@ -116,7 +116,7 @@ def test_turns_are_taken_back_answered_again_and_changed() -> None:
     chat = Chat(speaker(ANSWER), system="Be brief.")
     assert chat.undo() is None
     for call in (chat.retry, lambda: chat.edit("What?")):
-        with pytest.raises(PromptError, match="there is no message to"):
+        with pytest.raises(PromptError, match="contains no message to"):
             call()
     chat.say("Who?")
     chat.say("And?")

@@ -179,9 +179,9 @@ def test_a_fork_that_fails_halfway_leaves_nothing_behind():
 )
 def test_what_says_nothing_about_the_next_token_is_refused(options):
     lm = LanguageModel(toy())
-    with pytest.raises(OptionError, match="no effect on the next token"):
+    with pytest.raises(OptionError, match="does not change the next token"):
         lm.next_tokens([0], **options)
-    with pytest.raises(OptionError, match="assistant_model.*no effect on the next token"):
+    with pytest.raises(OptionError, match="assistant_model.*does not change the next token"):
         lm.next_tokens([0], assistant_model=toy())
 
 

@@ -211,6 +211,15 @@ def test_a_strategys_slip_is_called_by_its_name(turns: Any, outcome: Any, messag
     assert isinstance(error, StrategyError) and message in str(error)
 
 
+def test_a_strategy_that_yields_nothing_is_refused() -> None:
+    strategy = Scripted([], [])
+    strategy.run = lambda context: []  # type: ignore[method-assign,assignment,return-value]
+    engine = Engine(toy())
+    number = engine.submit(request([0], own={"strategy": strategy}))
+    error = results(drain(engine))[number]
+    assert isinstance(error, StrategyError) and "`run` must be a generator, which yields Turns; got []" in str(error)
+
+
 def test_one_forward_a_token_and_none_after_the_last() -> None:
     runtime = toy()
     engine = Engine(runtime)
@@ -345,7 +354,7 @@ LAST = Hypothesis(ROOT, 0, None, 0.0)
         ([Turn(asks=(Top(7, 1),))], "branch 7 is not alive"),
         ([Turn(asks=(Top(ROOT, 0),))], "k must be at least 1"),
         ([Turn(asks=(FullDistribution(ROOT, back=1),))], "about positions inside the prompt"),
-        ([Turn(asks=(Score(ROOT, (1,), back=2),))], "no such position"),
+        ([Turn(asks=(Score(ROOT, (1,), back=2),))], "lacks that position"),
         ([Turn(asks=(Top(ROOT, 1),)), Turn(moves=(Extend(ROOT, (99,)),), asks=(Top(ROOT, 1),))], "outside the vocab"),
         ([Turn(asks=(Top(ROOT, 1),)), Turn(moves=(Drop(ROOT),), asks=(Top(ROOT, 1),))], "not alive"),
         ([Turn(moves=(Fork(ROOT, ROOT),), asks=(Top(ROOT, 1),))], "was used before"),

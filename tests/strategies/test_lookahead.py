@@ -57,7 +57,7 @@ def test_look_ahead_worked_example() -> None:
 
     turns, outcome = converse([(AFTER_A,), (AFTER_B,)], num_beams=2, lookahead_steps=1)
     assert turns[1].commits == (Commit(0, 0, 1),)
-    assert turns[1].note == "1 beam dropped: they disagree with what was committed"
+    assert turns[1].note == "1 beam dropped: they disagree with committed tokens"
     assert [ask.branch for ask in turns[1].asks] == [0]
     assert outcome is not None and [(each.branch, each.length) for each in outcome] == [(0, 1)]
 
@@ -74,7 +74,7 @@ def test_a_beam_that_loses_the_lead_starts_over() -> None:
     assert [turn.commits for turn in turns[:3]] == [(), (), ()]
     (commit,) = turns[3].commits
     assert commit.length == 3  # one beam is left, so all it holds is certain
-    assert turns[3].note == "1 beam dropped: they disagree with what was committed"
+    assert turns[3].note == "1 beam dropped: they disagree with committed tokens"
     assert any(isinstance(move, Drop) for move in turns[3].moves)
     assert len(turns[3].asks) == 1
 
@@ -83,11 +83,11 @@ def test_finished_ones_that_disagree_are_dropped_and_counted() -> None:
     """a c <end> has 0.36, less than a b a with 0.54; b, the leaders' for two steps, is decided then."""
     rows = [(AFTER_A,), (step(a=0.9, c=0.1), step(end=0.9, b=0.01)), (step(a=1.0), step(a=1.0))]
     turns, _ = converse(rows, num_beams=2, lookahead_steps=2, early_stopping="never")
-    assert turns[2].note == "1 finished hypothesis dropped: they disagree with what was committed"
+    assert turns[2].note == "1 finished hypothesis dropped: they disagree with committed tokens"
     assert turns[2].commits == (Commit(0, turns[2].asks[0].branch, 1),)
     (third,) = turns[3].commits
     assert third.length == 3
-    assert turns[3].note == "1 beam dropped: they disagree with what was committed"
+    assert turns[3].note == "1 beam dropped: they disagree with committed tokens"
 
 
 def test_an_ending_that_leads_long_enough_ends_the_search() -> None:

@@ -120,7 +120,7 @@ def _retry(session: ChatSession, argument: str) -> Next:
 def _edit(session: ChatSession, argument: str) -> Next:
     before = session.dialogue.turn
     if before is None:
-        raise PromptError("there is no message to edit")
+        raise PromptError("the conversation contains no message to edit")
     if not argument and not session.source.interactive:
         raise PromptError("in a pipe /edit needs the new text as its argument")
     text = argument or session.source.message(before)

@@ -88,7 +88,7 @@ class Dialogue(Chat):
         row = OPTIONS.get(name)
         if row is None:
             GenerationConfig.from_dict({name: text})
-            raise OptionError(name, text, "has no effect on tokens", "leave it out")
+            raise OptionError(name, text, "does not change the tokens", "leave it out")
         wanted = {known: value for known, value in self.options.items() if known != name}
         if text != "default":
             words: dict[str, Any] = {"on": True, "off": False} if row.cli_type == "bool" else {"off": None}

@@ -1,6 +1,6 @@
 """Attributes of transformers' GenerationConfig that are not options: ignored (no effect on tokens) or refused.
 
-With the option table, this covers every attribute of transformers' GenerationConfig: each is honored, has no effect on
+With the option table, this covers every attribute of transformers' GenerationConfig: each is honored, does not change
 the tokens, or is refused with a reason.
 """
 

@@ -335,7 +335,7 @@ def _suggestion(name: str) -> str:
 
 
 def nearest_option(name: str) -> str | None:
-    """Return the option or attribute with the most similar name; None if there is no similar name."""
+    """Return the option or attribute with the most similar name; None if all names differ too much."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
     close = difflib.get_close_matches(name, [*OPTIONS, *NO_EFFECT, *REFUSED], n=1, cutoff=0.7)

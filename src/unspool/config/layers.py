@@ -139,7 +139,7 @@ class _Resolution:
         return name in self.stored.explicit and self.values[name] == getattr(self.stored, name)
 
     def _check_extras(self) -> None:
-        """Check the extras of the user's config, whose author requests them, and refused ones of the model's config.
+        """Check all extras of the user's config, which its author requests, and refused ones of the model's config.
 
         Raises:
             OptionError: if an extra that no higher layer overrides is invalid, refused or, for the user, unknown.
@@ -226,7 +226,7 @@ class _Resolution:
         """Return the strategy for temperature=0 in place of a sampling strategy. None lets the other options decide.
 
         Raises:
-            OptionError: if the strategy has no counterpart without sampling.
+            OptionError: if the strategy always samples.
         """
         if named in ("sample", "beam_sample"):
             return None if named == "sample" else "beam"

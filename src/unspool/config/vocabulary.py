@@ -1,7 +1,7 @@
 """Token ids outside the model's vocabulary.
 
 Stored configs often contain such ids: -1 for "no token", or ids of a larger vocabulary. A model cannot generate them,
-so they have no effect, as in transformers. Ids from a caller are validated, except at transformers' doors.
+so they are ignored, as in transformers. Ids from a caller are validated, except at transformers' doors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def with_negative_ids(config: GenerationConfig, stored: GenerationConfig | None 
 
 
 def config_with_any_ids(options: Mapping[str, Any]) -> GenerationConfig:
-    """Return the config with these options of a caller, whose token ids can be negative.
+    """Return the config with these options of a caller. Token ids can be negative.
 
     Raises:
         OptionError: as in the constructor, for all other faults.

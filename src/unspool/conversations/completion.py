@@ -152,7 +152,7 @@ class ChatStream:
         return await anext(self._stream)
 
     def close(self) -> None:
-        """Cancel the unfinished answers. Has no effect after the end."""
+        """Cancel the unfinished answers. Does nothing after the end."""
         self._stream.close()
 
     def __enter__(self) -> ChatStream:

@@ -130,13 +130,13 @@ class Chat:
         If the conversation has a seed, each try adds 1 to it.
 
         Raises:
-            PromptError: if the conversation has no message to answer; or as in `say`.
+            PromptError: if the conversation lacks a message to answer; or as in `say`.
         """
         self.close()
         before = list(self.messages)
         waiting = self.messages[:-1] if before and before[-1]["role"] == "assistant" else self.messages
         if not waiting or waiting[-1]["role"] in ("assistant", "system"):
-            raise PromptError("there is no message to answer again")
+            raise PromptError("the conversation contains no message to answer again")
         self.messages, self._tries = list(waiting), self._tries + 1
         return self._streamed(before, options) if stream else self._whole(before, options)
 
@@ -150,12 +150,12 @@ class Chat:
         """Replace the user's last message by another text, remove all later messages, and answer it.
 
         Raises:
-            PromptError: if the conversation has no message to edit; or as in `say`.
+            PromptError: if the conversation lacks a message to edit; or as in `say`.
         """
         self.close()
         before = list(self.messages)
         if self.undo() is None:
-            raise PromptError("there is no message to edit")
+            raise PromptError("the conversation contains no message to edit")
         self._add(message)
         return self._streamed(before, options) if stream else self._whole(before, options)
 

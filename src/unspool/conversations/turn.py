@@ -74,7 +74,7 @@ class TurnStream:
             raise
 
     def close(self) -> None:
-        """End the answer. The text so far joins the conversation. Has no effect after the end."""
+        """End the answer. The text so far joins the conversation. Does nothing after the end."""
         self._chunks.close()
         done = self._chunks.generations[0]
         said = self._said.strip() if self._trims else self._said

@@ -1,6 +1,6 @@
 """Answers the asks of many requests from the logits of one pass: logits processors, sampler, stopping criteria.
 
-The only place where tensors become the plain numbers that strategies receive.
+Only this module turns tensors into the plain numbers that strategies receive.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _remember(place: Place, row: Row) -> None:
     """Store the log-probability and score of each candidate on the branch, for the outputs."""
     node = place.branch.tip.at(place.length)
     for each in row.candidates:
-        # Branches on the same node ask in turn, and the first ask has no tokens to avoid: keep its figures.
+        # Branches on the same node ask in turn, and the first ask avoids no tokens: keep its figures.
         node.scored.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
         node.distribution = row.distribution

@@ -53,7 +53,7 @@ class Node:
         """Return the ancestor (or self) with this many output tokens."""
         node = self
         while node.length > length:
-            assert node.parent is not None, "only the root has no parent"
+            assert node.parent is not None, "only the root lacks a parent"
             node = node.parent
         assert node.length == length, f"no node of length {length} on a path of {self.length}"
         return node
@@ -64,7 +64,7 @@ class Node:
         node = self
         while node.length > length:
             nodes.append(node)
-            assert node.parent is not None, "only the root has no parent"
+            assert node.parent is not None, "only the root lacks a parent"
             node = node.parent
         return nodes[::-1]
 
@@ -151,7 +151,7 @@ class CachedSequence:
         self.rows, self.prompt_rows = {}, {}
 
     def match_prefix(self, limit: int, *, least: int, invariant: bool) -> bool:
-        """Reuse a cached prefix of `least` to `limit` tokens; returns False if the prefix cache has none."""
+        """Reuse a cached prefix of `least` to `limit` tokens; returns False if the prefix cache lacks such a prefix."""
         found = self.runtime.match_prefix(self.seq, self.pending[:limit], least=least, invariant=invariant)
         assert found == 0 or least <= found <= limit, "the runtime matched more or fewer tokens than it was asked for"
         self.cached = found

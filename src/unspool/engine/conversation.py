@@ -5,7 +5,7 @@ Owns the branches, and applies the moves of a turn to them and to the runtime. K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -127,6 +127,9 @@ class Conversation:
 
     def begin(self) -> list[Committed | Tentative]:
         """Take the first turn; returns its events."""
+        if not isinstance(self._generator, Generator):
+            name = self.request.strategy.name
+            raise StrategyError(f"{name}: `run` must be a generator, which yields Turns; got {self._generator!r}")
         return self._take_turn(lambda: next(self._generator))
 
     def reply(self, reply: Reply, cuts: tuple[Distribution | None, ...] = ()) -> list[Committed | Tentative]:
@@ -321,7 +324,7 @@ class Conversation:
                 raise StrategyError(f"{ask}: a Turn asks about the model or about the draft model, not about both")
             length = branch.length - ask.back
             if ask.back < 0 or branch.total - ask.back < 1:
-                raise StrategyError(f"{ask}: there is no such position in branch {branch.number}")
+                raise StrategyError(f"{ask}: branch {branch.number} lacks that position")
             if isinstance(ask, Similarity):
                 self._check_similarity(ask, branch)
                 continue
@@ -357,7 +360,7 @@ class Conversation:
         return [self.branches[number] for number in self._backs]
 
     def wanted(self, branch: Branch, cached_seq: CachedSequence) -> set[int]:
-        """Return the lengths that the open turn asks about and for which this sequence has no row yet."""
+        """Return the lengths that the open turn asks about and that this sequence has not computed."""
         lengths = {branch.length - back for back in self._backs[branch.number]}
         if cached_seq is not branch.main:
             lengths = {length for length in lengths if length >= 0}  # only the main sequence scores the prompt

@@ -210,7 +210,7 @@ def _room(request: Request, info: ModelInfo) -> int:
         raise OptionError("negative_prompt", f"{len(request.negative_prompt or ())} tokens", allowed, "shorten it")
     if not rooms:
         raise OptionError(
-            "max_new_tokens", None, f"must be set for {info.name}, which has no longest length", "give a number"
+            "max_new_tokens", None, f"must be set for {info.name}, because its length is not limited", "give a number"
         )
     room = min(rooms)
     _check_least(config, length, room, info)

@@ -29,7 +29,7 @@ def audio_features(
         sampling_rate: of samples, in hertz; None for the model's own rate.
 
     Raises:
-        PromptError: if it is none of these, or if samples need a feature extractor.
+        PromptError: if the object is of another type, or if samples need a feature extractor.
     """
     import torch
 

@@ -61,7 +61,7 @@ def encode(prompt: str | tuple[int, ...], tokenizer: Any, bos_token_id: int | No
     An empty text becomes the begin-of-sequence token.
 
     Raises:
-        PromptError: if a text has no tokenizer to encode it, or if an empty text has no begin-of-sequence token.
+        PromptError: if a text lacks a tokenizer to encode it, or if an empty text lacks a begin-of-sequence token.
     """
     if not isinstance(prompt, str):
         return prompt

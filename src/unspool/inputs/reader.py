@@ -92,8 +92,8 @@ class Reader:
 
     Args:
         runtime: of the model.
-        tokenizer: for texts; None if the model has none.
-        processor: of transformers, for audio and images; None if the model has none.
+        tokenizer: for texts, or None.
+        processor: of transformers, for audio and images, or None.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Any = None, processor: Any = None) -> None:

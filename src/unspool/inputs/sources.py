@@ -40,7 +40,7 @@ def read_source(
         sampling_rate: of samples, in hertz; None for the model's own rate.
 
     Raises:
-        PromptError: if it is none of these, is too long, or needs a tokenizer or processor that is missing.
+        PromptError: if the object is of another type, is too long, or needs a tokenizer or processor that is missing.
     """
     if isinstance(given, Source):
         return given
@@ -92,7 +92,7 @@ def decoder_prompt(info: SourceInfo, given: Sequence[int] | None = None) -> tupl
         given: the decoder's first tokens; None for the start token only.
 
     Raises:
-        PromptError: if no tokens are given and the model has no start token.
+        PromptError: if no tokens are given and the model lacks a start token.
     """
     start = info.decoder_start_token_id
     if given is not None and (info.begins_freely or start is None or given[:1] == [start] or given[:1] == (start,)):

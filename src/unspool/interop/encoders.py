@@ -213,9 +213,9 @@ def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list
             allowed = f"must be all ones for {info.model}: its encoder reads whole audios"
             raise OptionError("attention_mask", arguments.attention_mask, allowed, "give the audios one by one")
     elif info.kind == "image" and arguments.attention_mask is not None:
-        raise OptionError("attention_mask", "a tensor", f"has no meaning for {info.model}", "leave it out")
+        raise OptionError("attention_mask", "a tensor", f"is not read by {info.model}", "leave it out")
     if arguments.position_ids is not None:
-        raise OptionError("position_ids", "a tensor", f"has no meaning for {info.model}", "leave it out")
+        raise OptionError("position_ids", "a tensor", f"is not read by {info.model}", "leave it out")
     return source_rows(inputs, info)
 
 
@@ -246,7 +246,7 @@ def _captions(
     """Return the batch of a decoder that reads an image before its prompt."""
     for name in ("decoder_input_ids", "decoder_attention_mask"):
         if arguments.encoder.get(name) is not None:
-            raise OptionError(name, "a tensor", f"has no meaning for {info.model}", "give the prompt as `input_ids`")
+            raise OptionError(name, "a tensor", f"is not read by {info.model}", "give the prompt as `input_ids`")
     sources = source_rows({info.input_name: main}, info)
     if prompt is None:
         one = batch_of_bos(config.bos_token_id, main.device)

@@ -1,6 +1,6 @@
 """The warning about options that are ignored or act only in part, which transformers accepts as well.
 
-Owns: its text. Does not know: which options have no effect.
+Owns: its text. Does not know: which options are ignored.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def lenient(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accepted(name: str, value: Any) -> Any:
-    """Return the first form of a value that its option accepts, or the value itself if there is none."""
+    """Return the first form of a value that its option accepts, else the value itself."""
     for form in _forms(value):
         try:
             OPTIONS[name].check(form)

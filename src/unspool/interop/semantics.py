@@ -27,7 +27,7 @@ from unspool.seeds import shared_seed
 from unspool.source_info import SourceInfo
 
 _COMPARED: Final = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
-"""Options whose ids transformers only compares with outputs, so that ids outside the vocabulary have no effect."""
+"""Options with ids that transformers only compares with outputs, so ids outside the vocabulary do nothing."""
 
 
 def build_call(

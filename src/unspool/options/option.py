@@ -55,7 +55,7 @@ class Option:
     kind: the accepted values and their normalization.
     help: one or two sentences, with the unit. hint: advice for a bad value.
     default: the value if no layer sets the option.
-    off: the value that has no effect. None is always off as well.
+    off: the value that turns the option off. None is always off as well.
     read_by: the strategies that read the option. Declared as "all", as "sampling" (strategies that sample or list it in
         their facts) or as "named" (strategies that list it in their facts). The option table has the names.
     partners: the option is read only if one of these options is on. "assistant_model" stands for a draft model.
@@ -176,7 +176,7 @@ class Option:
         return None if value is None else self.kind.dump(value)
 
     def is_off(self, value: Any) -> bool:
-        """Return True if this normalized value has no effect."""
+        """Return True if this normalized value turns the option off."""
         return value is None or value == self.off or (isinstance(value, tuple | Mapping) and not value)
 
     def settle(self, value: Any) -> Any:

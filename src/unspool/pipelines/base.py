@@ -43,8 +43,8 @@ _UNREAD: Final = {
     "stopping_criteria": (_NOT_READ, "use `criteria` with objects of unspool.protocols.Criterion, or unspool.generate"),
     "prefix_allowed_tokens_fn": (_NOT_READ, "use `processors` with objects of unspool.protocols, or unspool.generate"),
     **dict.fromkeys(ENCODER, (_NOT_READ, "use LanguageModel.generate, or unspool.generate")),
-    "echo": ("has no effect on the records of a pipeline", "use `return_full_text`"),
-    "logprobs": ("has no place in the records of a pipeline", "use LanguageModel.generate"),
+    "echo": ("does not change the records of a pipeline", "use `return_full_text`"),
+    "logprobs": ("is not part of the records of a pipeline", "use LanguageModel.generate"),
 }
 """Refused arguments: objects that need the whole batch, and options that a record cannot show."""
 
@@ -95,7 +95,7 @@ class Pipeline(ABC):
 
     Raises:
         OptionError: if an argument is unknown or out of range, or with strict=True not read by the strategy.
-        PromptError: if the model has no tokenizer.
+        PromptError: if the model lacks a tokenizer.
     """
 
     def __init__(

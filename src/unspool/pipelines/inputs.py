@@ -33,7 +33,7 @@ def read_inputs(given: Any) -> Inputs:
     """Sort inputs into one, a list or a lazy iterable. Lists and tuples are read at once, other iterables on demand.
 
     Raises:
-        PromptError: if it is none of these.
+        PromptError: if the object is of another type.
     """
     if isinstance(given, str) or is_chat(given):
         return Inputs([given], "one", 1)

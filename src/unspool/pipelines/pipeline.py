@@ -96,7 +96,7 @@ def pipeline(
     Raises:
         OptionError: if the task or an argument is unknown, or an argument is out of range.
         ModelError: if the model cannot be loaded, or does not fit the task.
-        PromptError: if the model has no tokenizer.
+        PromptError: if the model lacks a tokenizer.
 
     Example:
         generator = unspool.pipeline("text-generation")

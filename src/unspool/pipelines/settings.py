@@ -127,7 +127,7 @@ def merged_options(pipeline: Mapping[str, Any], call: Mapping[str, Any]) -> dict
 def with_truncation(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Return settings and options with `max_length` as the prompt's length for `truncation`.
 
-    If `max_new_tokens` is given too, `max_length` has no other meaning.
+    If `max_new_tokens` is given too, `max_length` means nothing else.
     """
     rest, tokenizing = dict(options), settings.tokenizer_options
     length = rest.get("max_length")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unspool.options.fields.options import Options
 
 Proposals: TypeAlias = dict[int, tuple[int, ...]]
-"""Drafted tokens: output index --> tokens; an output without a draft has no entry."""
+"""Drafted tokens: output index --> tokens; an output without a draft is absent."""
 
 
 @dataclass(slots=True)

@@ -68,4 +68,4 @@ def _note(beams: int, finished: int) -> str | None:
     """Return a note with the number of dropped beams and hypotheses and the reason; None if all stay."""
     counted = ((beams, "beam", "beams"), (finished, "finished hypothesis", "finished hypotheses"))
     words = [f"{count} {one if count == 1 else many}" for count, one, many in counted if count]
-    return f"{' and '.join(words)} dropped: they disagree with what was committed" if words else None
+    return f"{' and '.join(words)} dropped: they disagree with committed tokens" if words else None

@@ -160,8 +160,8 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("source", "gguf_file", "error", "message"),
     [
-        ("nowhere.gguf", None, ModelError, "cannot load 'nowhere.gguf': there is no such file"),
-        (".", "nowhere.gguf", ModelError, "there is no such file; GGUF files there: none"),
+        ("nowhere.gguf", None, ModelError, "cannot load 'nowhere.gguf': the file does not exist"),
+        (".", "nowhere.gguf", ModelError, "the file does not exist; GGUF files there: none"),
         (".", "model.bin", OptionError, "`gguf_file` must be the name of a GGUF file"),
         (__file__, "x.gguf", OptionError, "`gguf_file` is read with a folder or a hub id"),
         ("owner/none", "x.gguf", ModelError, "cannot load 'x.gguf' of 'owner/none'"),

@@ -297,7 +297,7 @@ def test_what_a_mask_hides_is_not_attended() -> None:
     [
         (
             {"source": None},
-            "needs a source in the first feed of a sequence only: the first feed of a sequence has none",
+            "needs a source in the first feed of a sequence only: the first feed of a sequence lacks it",
         ),
         ({"seq": 0}, "needs a source in the first feed of a sequence only: a later feed has one"),
         ({"invariant": True}, "cannot keep a row independent of other rows: it has an encoder"),

@@ -38,7 +38,7 @@ class _Entry:
     """A node of the trace under construction.
 
     holders: number of live branches that end here, plus children with holders. logprob, score: for an ending token,
-    which has no node in the engine's token tree; None for other tokens.
+    which is not in the engine's token tree; None for other tokens.
     """
 
     id: int

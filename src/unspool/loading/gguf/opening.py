@@ -63,7 +63,7 @@ def _find(source: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path:
     if gguf_file is None:
         path = Path(source).expanduser() if source.lower().endswith(SUFFIX) else packaged_file(source)
         if not path.is_file():
-            raise ModelError(f"cannot load {source!r}: there is no such file; a hub id takes `gguf_file` besides")
+            raise ModelError(f"cannot load {source!r}: the file does not exist; a hub id takes `gguf_file` besides")
         return path.absolute()
     if not isinstance(gguf_file, str | os.PathLike) or not os.fspath(gguf_file).lower().endswith(SUFFIX):
         allowed = "must be the name of a GGUF file in the folder or repository"
@@ -77,7 +77,7 @@ def _find(source: str, gguf_file: str | None, hub: Mapping[str, Any]) -> Path:
         path = folder / str(hub.get("subfolder", "")) / gguf_file
         if not path.is_file():
             found = ", ".join(sorted(each.name for each in path.parent.glob(f"*{SUFFIX}"))) or "none"
-            raise ModelError(f"cannot load {str(path)!r}: there is no such file; GGUF files there: {found}")
+            raise ModelError(f"cannot load {str(path)!r}: the file does not exist; GGUF files there: {found}")
         return path.absolute()
     return _download(source, os.fspath(gguf_file), hub)
 

@@ -87,7 +87,7 @@ class CudaGraphs:
 
 
 class CaptureCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While the mode is on, each operator of this thread must be one that a CUDA graph can hold.
+    """While the mode is on, a CUDA graph must be able to hold each operator of this thread.
 
     A capture that fails leaves PyTorch's memory in disorder, so work runs under this check first.
 

@@ -129,7 +129,7 @@ class Graphs:
 
 
 def graphs_over(decoder_model: DecoderModel, maker: GraphMaker | None = None) -> Graphs | None:
-    """Return graphs if the model lies on one CUDA device, or if a maker is given; else None."""
+    """Return graphs if the model is on one CUDA device, or if a maker is given; else None."""
     devices = {decoder_model.device, *(layer.device for layer in decoder_model.layout)}
     if is_dispatched(decoder_model.module) or len(devices) > 1:
         return None

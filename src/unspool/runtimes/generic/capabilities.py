@@ -189,7 +189,7 @@ class _CacheProbe(_Probe):
         """Learn how the cache can be used.
 
         Raises:
-            ModelError: if the model has no cache, or gives other results with it.
+            ModelError: if the model lacks a cache, or gives other results with it.
         """
         name = type(self._module).__name__
         if self._model.cache_name is None:

@@ -22,7 +22,7 @@ class SequenceCache:
     earlier: tuple[CacheSlice, ...] = ()
 
     def shortened(self, keep: int, can_shorten: Callable[[CacheSlice], bool]) -> SequenceCache | None:
-        """Return the longest cache of at most `keep` tokens; None if there is none."""
+        """Return the longest cache of at most `keep` tokens; None if all are longer."""
         if keep == 0:
             return None
         for share in (self.newest, *reversed(self.earlier)):

@@ -39,7 +39,7 @@ class CausalModel:
 
     Attributes:
         readable: the states that can be read; none before `learn`.
-        cache_name: the argument and result that carries the cache; None if there is none.
+        cache_name: the argument and result that carries the cache; None without a cache.
     """
 
     def __init__(self, wrapped: WrappedModel) -> None:

@@ -27,7 +27,7 @@ def check_feeds(info: ModelInfo, feeds: Sequence[Feed], *, takes_source: bool = 
         reason = info.batch_invariance_obstacle
         raise ModelError(f"{info.name} cannot keep a row independent of other rows: {reason}")
     if any(feed.hidden for feed in feeds) and not info.hidden_states:
-        raise ModelError(f"{info.name} does not show what its head reads: hidden states cannot be had")
+        raise ModelError(f"hidden states of {info.name} cannot be read: its head does not show its input")
     if layers := [layer for feed in feeds for layer in feed.layers]:
         if info.num_layers is None:
             raise ModelError(f"{info.name} has no inner layers that its own head can read")

@@ -75,11 +75,11 @@ class DecodeRun(NamedTuple):
 
 
 class PrefixGroup(NamedTuple):
-    """Consecutive runs whose queries share a prefix of K/V, or no prefix.
+    """Consecutive runs; their queries share a prefix of K/V, or nothing.
 
     Attributes:
         runs: in the order of their rows.
-        base: the segment whose K/V at [0, prefix_length) stand for all queries; None without a shared prefix.
+        base: a segment with the K/V at [0, prefix_length) for all queries; None without a shared prefix.
         prefix_length: in tokens; 0 without a shared prefix.
         num_queries: over all runs.
         longest: the most keys that one query sees.

@@ -25,8 +25,8 @@ class Slot:
         pool: the pool that holds the slot.
         index: of the slot in its pool.
         number: of the slot in its size class. Slots with consecutive numbers are mostly neighbors in memory.
-        tokens: the tokens whose K/V are at positions [0, cached).
-        num_invariant_tokens: the number of leading tokens whose K/V were computed in batch-invariant passes.
+        tokens: the tokens with K/V at positions [0, cached).
+        num_invariant_tokens: the number of leading tokens with K/V from batch-invariant passes.
         nonfinite: True if some K/V can be NaN or infinite.
         context: identifies everything besides the tokens that K/V depend on (weights, encoder source). Slots with
             different contexts share no K/V.
@@ -94,8 +94,8 @@ def longest_prefix_match(
 ) -> PrefixMatch | None:
     """Return the slot with the longest common prefix; of equal ones the first. None if all are shorter than `least`.
 
-    The search is linear over the slots. A slot can only win if it holds tokens[length], where [0, length) is the best
-    prefix so far. This one comparison rules out most of several hundred slots. Only then `common_prefix` compares
+    The search is linear over the slots. With [0, length) as the best prefix so far, a slot can only win if it holds
+    tokens[length]. This one comparison rules out most of several hundred slots. Only then `common_prefix` compares
     [0, limit) by bisection, with limit = min(cached, len(tokens)).
 
     Args:

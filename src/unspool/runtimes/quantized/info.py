@@ -1,4 +1,4 @@
-"""Quantized layers of a model: which linear layers are quantized, and what that means for batching and copying.
+"""Quantized layers of a model: which linear layers are quantized, and its effect on batching and copying.
 
 Owns the 8-bit state that bitsandbytes keeps outside of parameters. Does not know how a quantized layer computes, or
 how a model is loaded (`unspool.loading.quantization`).

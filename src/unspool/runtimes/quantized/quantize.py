@@ -37,7 +37,7 @@ def quantize_linears(model: Any, bits: Bits) -> int:
 
     Raises:
         ModelError: if a weight holds NaN or infinite numbers, which rounding would hide; the message names it.
-        RuntimeError, NotImplementedError, AttributeError: if this PyTorch has no kernel for it.
+        RuntimeError, NotImplementedError, AttributeError: if this PyTorch lacks a kernel for it.
     """
     _finish(model.eval())
     head = id(model.get_output_embeddings())

@@ -22,7 +22,7 @@ class Unrecordable(Exception):
 
 
 class RepeatableOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While the mode is on, each operator of this thread must be one that a list of calls can repeat.
+    """While the mode is on, a list of calls must be able to repeat each operator of this thread.
 
     Shapes must not depend on values, so that the recorded shapes hold for other tokens. Operators must write only into
     tensors of the pass itself, so that the pass can run a second time.
@@ -89,7 +89,7 @@ def _storages(tree: Any) -> Iterator[int | None]:
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    """Return the identity of a tensor's memory; None for a packed weight, which has no storage."""
+    """Return the identity of a tensor's memory; None for a packed weight, which lacks a storage."""
     try:
         storage: int = tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):

@@ -82,7 +82,7 @@ def _join_traces(first: Tracer, second: Tracer) -> None:
 
 
 def _leaves(node: fx.Node) -> tuple[list[Any], Any]:
-    """Return the arguments of a call that are no containers, and the containers with zeros in their place."""
+    """Return the leaves among the arguments of a call, and the containers with zeros in their place."""
     leaves: list[Any] = []
 
     def collect(leaf: Any) -> int:

@@ -66,7 +66,7 @@ class Probe(NamedTuple):
         )
 
     def attention_obstacle(self, wrapped: WrappedModel, reader: EncoderAdapter) -> str:
-        """Return why the decoder, set to our attention, does not call it once per attention layer; "" if it does."""
+        """Return why the decoder, set to our attention, does not call it once per attention layer, or ""."""
         first = FirstTokenAttention()
         try:
             with wrapped.calling(), attending(first):

@@ -125,7 +125,7 @@ class Seq2SeqRuntime(Runtime):
 
         Raises:
             CapacityError: if the limits on tokens or sequences are exceeded.
-            ModelError: if a first feed has no source or a later feed has one, or if a feed asks for batch invariance,
+            ModelError: if a first feed lacks a source or a later feed has one, or if a feed asks for batch invariance,
                 hidden states or inner layers that `info` excludes.
         """
         if not feeds:
@@ -191,7 +191,7 @@ class Seq2SeqRuntime(Runtime):
     def _check(self, feeds: Sequence[Feed]) -> None:
         for feed in feeds:
             if (feed.seq in self._slots.live) is (feed.source is not None):
-                which = "the first feed of a sequence has none" if feed.source is None else "a later feed has one"
+                which = "the first feed of a sequence lacks it" if feed.source is None else "a later feed has one"
                 raise ModelError(f"{self.info.name} needs a source in the first feed of a sequence only: {which}")
         check_feeds(self.info, feeds, takes_source=True)
 

@@ -117,7 +117,7 @@ class PackedLinear(nn.Module):
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Return whether calling the module does what its class says: no hooks and no replaced `forward`."""
+    """Return whether a call of the module runs only the code of its class: no hooks and no replaced `forward`."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not any(hooks) and "forward" not in module.__dict__ and not hasattr(module, "_hf_hook")
 

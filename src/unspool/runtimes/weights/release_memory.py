@@ -13,5 +13,5 @@ def trim_heap() -> None:
     """
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # musl has none
+        if hasattr(libc, "malloc_trim"):  # musl lacks it
             libc.malloc_trim(0)

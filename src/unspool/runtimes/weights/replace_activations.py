@@ -1,4 +1,4 @@
-"""Replace activations of many operators by one operator.
+"""Operator fusion: replace activations of many operators by one operator.
 
 On a CPU each operator costs microseconds, which count beside the few milliseconds of a small model's decode step.
 """

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 def output_layer(model: Any) -> nn.Module:
     """Return the language-model head of a model that has one."""
     head: nn.Module | None = model.get_output_embeddings()
-    assert head is not None, "the model has no output layer to read"
+    assert head is not None, "the model lacks an output layer to read"
     return head
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ import transformers
 
 import unspool
 from tests.tiny_models import VOCAB_SIZE, tiny_config, tiny_model
+from tests.tiny_seq2seq import tiny_seq2seq
 from unspool.engines import driver_of
 from unspool.errors import ModelError, PromptError
 
@@ -33,6 +35,17 @@ def test_a_model_and_its_engine_are_freed_together(family: str):
     del model
     gc.collect()
     assert [ref() for ref in kept] == [None, None]
+
+
+def test_an_encoder_decoder_that_runs_in_place_is_freed():
+    model = tiny_seq2seq("bart")
+    model.lock = threading.Lock()  # cannot be copied
+    unspool.generate(model, PROMPT, max_new_tokens=3)
+    assert driver_of(model).engine.runtime.in_place
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_training_step_between_calls_is_seen_on_the_same_engine():

@@ -133,6 +133,17 @@ def test_rows_come_feed_by_feed_in_float32(case: Case) -> None:
     assert not torch.equal(found.logits[0], found.logits[1])
 
 
+@pytest.mark.parametrize("case", {**RUNTIMES, "rwkv": chosen("rwkv")}.values(), ids=[*RUNTIMES, "rwkv"])
+def test_rows_can_be_used_where_gradients_are_recorded(case: Case) -> None:
+    runtime = case.make()
+    hidden = runtime.info.hidden_states
+    found = runtime.forward([Feed(seq=0, tokens=PROMPT[:2], asked=(0, 1), hidden=hidden)])
+    assert (found.hidden is not None) is hidden
+    for each in (found.logits, found.hidden) if hidden else (found.logits,):
+        assert not each.is_inference() and not each.requires_grad
+        (each * torch.ones(each.shape[-1], requires_grad=True)).sum().backward()
+
+
 def test_chunks_of_any_size_give_the_rows_of_one_pass(case: Case) -> None:
     whole = rows(case.make(), 0, PROMPT, range(len(PROMPT)))
     for trial in range(4):

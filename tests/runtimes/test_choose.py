@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import unspool
+from tests.runtimes.feeds import feed
 from tests.runtimes.generic.test_runtime import READING_A_PLACE, Failure, wander, written
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, GENERAL, OTHERS, RECOMPUTED, VOCAB_SIZE, tiny_model
@@ -22,7 +23,6 @@ from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.generic.long_rope import LongRopeRuntime
 from unspool.runtimes.generic.runtime import GenericRuntime
 from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
-from unspool.types import Feed
 
 ORIGINAL = 12
 LONGROPE: dict[str, Any] = {
@@ -42,10 +42,6 @@ DYNAMIC: dict[str, Any] = {
     "max_position_embeddings": ORIGINAL,
 }
 STRETCHED = {"phi3": LONGROPE, "llama": DYNAMIC}
-
-
-def feed(seq: int, tokens: Sequence[int], **options: Any) -> Feed:
-    return Feed(seq=seq, tokens=tokens, **{"asked": tuple(range(len(tokens))), **options})
 
 
 def text(length: int) -> list[int]:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unspool.results.drawing import draw
+from unspool.results.drawing import Drawn, draw
 from unspool.results.figures import Figures
 from unspool.results.generation import Generation
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Comparison(Mapping[str, Generation]):
+class Comparison(Drawn, Mapping[str, Generation]):
     """The generations of several strategies for one prompt: `comparison["beam"]` is a Generation.
 
     Prints side by side, in a terminal and in a notebook, with the figures below. The order is that of the call.
@@ -102,15 +99,6 @@ class Comparison(Mapping[str, Generation]):
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(map(repr, self))})"
-
-    def __str__(self) -> str:
-        return str(draw(self, "plain"))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield draw(self, "terminal", width=options.max_width)
-
-    def _repr_html_(self) -> str:
-        return str(draw(self, "html"))
 
     def to_markdown(self) -> str:
         """Return the table of figures as Markdown, followed by one block per text."""

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 Medium: TypeAlias = Literal["plain", "terminal", "html", "markdown"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -37,3 +40,18 @@ def draw(result: Any, medium: Medium, **options: Any) -> Any:
     import_module(_DRAWINGS)
     function = next(_FUNCTIONS[kind, medium] for kind in type(result).__mro__ if (kind, medium) in _FUNCTIONS)
     return function(result, **options)
+
+
+class Drawn:
+    """Mixin that prints a result as its drawing: as text, in a terminal and in a notebook."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return str(draw(self, "plain"))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield draw(self, "terminal", width=options.max_width)
+
+    def _repr_html_(self) -> str:
+        return str(draw(self, "html"))

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from unspool.errors import OptionError
-from unspool.results.drawing import draw
+from unspool.results.drawing import Drawn
 from unspool.results.json_text import JsonText
 from unspool.text.labels import token_label
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console, ConsoleOptions, RenderResult
 
     from unspool.types import Distribution
 
@@ -57,7 +56,7 @@ class NextToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class NextTokens(JsonText):
+class NextTokens(Drawn, JsonText):
     """The distribution of the next token. Prints as a bar chart, in a terminal and in a notebook.
 
     A sequence of the shown entries: the tokens with the highest probability before or after processing. They are sorted
@@ -133,15 +132,6 @@ class NextTokens(JsonText):
         best = max(self.entries, key=lambda entry: entry.processed_probability)
         first = f"{best.text!r} {best.processed_probability:.2%}"
         return f"<NextTokens: {first}, {self.num_kept} of {self.vocab_size} tokens can be drawn>"
-
-    def __str__(self) -> str:
-        return str(draw(self, "plain"))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield draw(self, "terminal", width=options.max_width)
-
-    def _repr_html_(self) -> str:
-        return str(draw(self, "html"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the shown tokens, and the total probability of all others."""

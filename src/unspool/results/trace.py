@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 from unspool.config.generation import OPTIONS
 from unspool.errors import OptionError
 from unspool.records import Recording, TraceMove, TraceNode, TraceOutput, TraceRow, TraceStep
-from unspool.results.drawing import draw
+from unspool.results.drawing import Drawn
+from unspool.results.json_text import JsonText
 from unspool.results.plain import from_plain, schema_of, to_plain
 from unspool.text.labels import token_label
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
     from unspool.config import GenerationConfig
 
 TRACE_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Trace:
+class Trace(Drawn, JsonText):
     """The trace of one prompt. Prints as a picture; `to_json` and `from_json` are lossless.
 
     version: version of the JSON form, 1. model: name of the model. strategy: name of the strategy.
@@ -95,27 +94,10 @@ class Trace:
         counts = f"nodes={len(self.nodes)}, steps={len(self.steps)}, outputs={len(self.outputs)}"
         return f"<Trace of {self.strategy}: {counts}>"
 
-    def __str__(self) -> str:
-        return str(draw(self, "plain"))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield draw(self, "terminal", width=options.max_width)
-
-    def _repr_html_(self) -> str:
-        return str(draw(self, "html"))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the trace as plain JSON values; `trace_schema` has their schema."""
         plain: dict[str, Any] = to_plain(self)
         return plain
-
-    def to_json(self, *, indent: int | None = None) -> str:
-        """Return the trace as JSON text.
-
-        Args:
-            indent: spaces per level; None for one line.
-        """
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trace:

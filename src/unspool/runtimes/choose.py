@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
-
 from unspool.errors import ModelError
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.limits import Limit
-from unspool.runtimes.model_info import GrowingRope, growing_rope
+from unspool.runtimes.model_info import GrowingRope, generation_obstacle, growing_rope
 from unspool.runtimes.seq2seq.source_info import has_prefix_image
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import AttentionNames, attention_names, restore_attention
@@ -51,7 +49,8 @@ def runtime_of(
     Raises:
         ModelError: if no runtime can run the model; the message says why for each.
     """
-    _check(model)
+    if reason := generation_obstacle(model):
+        raise ModelError(reason)
     options: dict[str, Any] = {
         "owns_model": owns_model,
         "pack": pack,
@@ -79,19 +78,6 @@ def runtime_of(
         max_cache_tokens=max_cache_tokens,
         max_sequences=max_sequences,
     )
-
-
-def _check(model: Any) -> None:
-    """Check that the model is a generating model of transformers.
-
-    Raises:
-        ModelError: if it is not.
-    """
-    name = type(model).__name__
-    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
-        raise ModelError(f"{name} is not a transformers model")
-    if not getattr(model, "can_generate", lambda: False)():
-        raise ModelError(f"{name} has no language-model head to generate with")
 
 
 def _fastest(model: Any, options: dict[str, Any], attention: AttentionNames) -> Runtime:

@@ -24,19 +24,26 @@ def text_config(model: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def generation_obstacle(model: Any) -> str | None:
+    """Return why a model cannot generate text, in words; None if it is a generating model of transformers."""
+    name = type(model).__name__
+    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
+        return f"{name} is not a transformers model"
+    if not getattr(model, "can_generate", lambda: False)():
+        return f"{name} has no language-model head to generate with"
+    return None
+
+
 def slot_cache_obstacle(model: Any) -> str | None:
     """Return why the slot cache cannot run the model, in words; None if its class and config show no reason.
 
     A probe in `DecoderModel` decides in the end.
     """
-    name = type(model).__name__
-    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
-        return f"{name} is not a transformers model"
-    config = text_config(model)
+    if reason := generation_obstacle(model):
+        return reason
+    name, config = type(model).__name__, text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         return f"{name} is an encoder-decoder"
-    if not getattr(model, "can_generate", lambda: False)():
-        return f"{name} has no language-model head to generate with"
     if getattr(model, "_is_stateful", False):
         return f"{name} keeps a recurrent state"
     if not getattr(model, "_supports_attention_backend", False):

@@ -72,7 +72,7 @@ class ParsedParts:
         given = None if tools is None else list(tools)
         parser: Any = tokenizer
         self._parser = None if whole else parser.get_response_parser(prefix=self._prompt, tools=given)
-        self._fed = self._sent = ""
+        self._sent = ""
         self._calls = 0
 
     @property
@@ -89,7 +89,6 @@ class ParsedParts:
         return self._feed(text)
 
     def _feed(self, text: str) -> list[dict[str, Any]]:
-        self._fed += text
         if self._parser is None:
             return []
         try:

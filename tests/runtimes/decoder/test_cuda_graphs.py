@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.runtimes.decoder.replayed import Replays
+from tests.runtimes.feeds import last
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from unspool.errors import OptionError
@@ -36,10 +37,6 @@ def make(family: str, maker: Any = None, **options: Any) -> DecoderRuntime:
 def graphs_of(runtime: DecoderRuntime) -> Graphs:
     assert runtime._graphs is not None
     return runtime._graphs
-
-
-def feed(seq: Seq, tokens: Sequence[int], **options: Any) -> Feed:
-    return Feed(seq=seq, tokens=tokens, **{"asked": (len(tokens) - 1,), **options})
 
 
 def text(rng: random.Random, length: int) -> list[int]:
@@ -85,7 +82,7 @@ def wander(pair: Pair, rng: random.Random, *, rounds: int, look: Callable[[], An
     fresh = 0
     for _ in range(rounds):
         for _ in range(rng.choice([0, 1, 3])):
-            pair.forward([feed(fresh, text(rng, rng.choice([1, 5, 30, 40])))])
+            pair.forward([last(fresh, text(rng, rng.choice([1, 5, 30, 40])))])
             fresh += 1
         for seq in rng.sample(list(pair.texts), len(pair.texts)):
             if rng.random() < 0.15:
@@ -99,7 +96,7 @@ def wander(pair: Pair, rng: random.Random, *, rounds: int, look: Callable[[], An
         company = [seq for seq in pair.texts if rng.random() < 0.8]
         for _ in range(10 if company else 0):
             rng.shuffle(company)
-            pair.forward([feed(seq, text(rng, 1), asked=(0,) * (rng.random() < 0.9)) for seq in company])
+            pair.forward([last(seq, text(rng, 1), asked=(0,) * (rng.random() < 0.9)) for seq in company])
             look()
 
 
@@ -116,9 +113,9 @@ def test_steps_by_graphs_are_those_of_the_plain_way(family: str) -> None:
 )
 def test_every_family_can_be_captured_and_says_the_same(family: str) -> None:
     pair, rng = Pair(family), random.Random(3)
-    pair.forward([feed(seq, text(rng, length)) for seq, length in enumerate((3, 9, 40))])
+    pair.forward([last(seq, text(rng, length)) for seq, length in enumerate((3, 9, 40))])
     for _ in range(5):
-        pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
+        pair.forward([last(seq, text(rng, 1)) for seq in range(3)])
     assert pair.maker.made == 1 and pair.maker.repeated == 4 and not graphs_of(pair.graphed).obstacle
 
 
@@ -128,11 +125,11 @@ def test_greedy_tokens_by_graphs_are_those_of_generate(family: str) -> None:
     runtime, model, rng = make(family, maker), tiny_model(family), random.Random(5)
     texts = [text(rng, length) for length in (3, 9, 1, 30)]
     ours: list[list[int]] = [[] for _ in texts]
-    feeds = [feed(seq, each) for seq, each in enumerate(texts)]
+    feeds = [last(seq, each) for seq, each in enumerate(texts)]
     for _ in range(24):
         for tokens, row in zip(ours, runtime.forward(feeds).logits, strict=True):
             tokens.append(int(row.argmax()))
-        feeds = [feed(seq, tokens[-1:]) for seq, tokens in enumerate(ours)]
+        feeds = [last(seq, tokens[-1:]) for seq, tokens in enumerate(ours)]
     assert maker.repeated > 10 and not graphs_of(runtime).obstacle
     for prompt, tokens in zip(texts, ours, strict=True):
         assert tokens == greedy(model, prompt, 24)
@@ -153,12 +150,12 @@ def test_a_step_writes_its_own_keys_alone() -> None:
     pair, rng = Pair("llama"), random.Random(7)
     table = pair.graphed._slots
     for seq, length in enumerate((3, 20, 31, 40, 17)):
-        pair.forward([feed(seq, text(rng, length))])
+        pair.forward([last(seq, text(rng, length))])
     for step in range(20):
         (pool,) = {slot.pool for slot in table.live.values()}
         before = [states.clone() for states in (*pool.keys, *pool.values)]
         company = [seq for seq in range(5) if step < 8 or seq != step % 5]
-        pair.forward([feed(seq, text(rng, 1)) for seq in company])
+        pair.forward([last(seq, text(rng, 1)) for seq in company])
         own = {(table.live[seq].index, table.live[seq].length - 1) for seq in company}
         for old, new in zip(before, (*pool.keys, *pool.values), strict=True):
             assert {tuple(each) for each in (old != new).any(1).any(-1).nonzero().tolist()} == own
@@ -175,11 +172,11 @@ def test_what_is_not_finite_stays_in_its_own_sequence_and_goes_with_it() -> None
     graphed, plain = nonfinite(make("llama", maker)), nonfinite(make("llama"))
     rng = random.Random(9)
     for runtime in (graphed, plain):
-        runtime.forward([feed(seq, [7, 8, 9]) for seq in range(3)])
+        runtime.forward([last(seq, [7, 8, 9]) for seq in range(3)])
     for step in range(14):
         tokens = text(rng, 3)
         tokens = [6 if token == 5 else token for token in tokens]
-        feeds = [feed(seq, [5 if step == 11 and seq == 0 else token]) for seq, token in enumerate(tokens)]
+        feeds = [last(seq, [5 if step == 11 and seq == 0 else token]) for seq, token in enumerate(tokens)]
         ours, theirs = (runtime.forward(feeds).logits for runtime in (graphed, plain))
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0, equal_nan=True)
         assert bool(ours[0].isnan().all()) == (step >= 11) and ours[1:].isfinite().all()
@@ -194,7 +191,7 @@ def test_what_is_not_finite_stays_in_its_own_sequence_and_goes_with_it() -> None
 
 
 def batch_of(slots: Sequence[Slot], **options: Any) -> Batch:
-    return Batch([feed(seq, [seq + 3], **options) for seq in range(len(slots))], slots)
+    return Batch([last(seq, [seq + 3], **options) for seq in range(len(slots))], slots)
 
 
 def test_buckets_are_powers_of_two_and_leave_out_passes_that_are_no_decode_step() -> None:
@@ -206,7 +203,7 @@ def test_buckets_are_powers_of_two_and_leave_out_passes_that_are_no_decode_step(
     assert bucket_of(batch_of([slots[0], Slot(other, 0, 80)])) is None
     for options in ({"hidden": True}, {"layers": (1,)}, {"invariant": True}, {"asked": (0, 0, 0)}):
         assert bucket_of(batch_of(slots[:2], **options)) is None
-    assert bucket_of(Batch([feed(0, [3, 4])], slots[:1])) is None
+    assert bucket_of(Batch([last(0, [3, 4])], slots[:1])) is None
 
 
 # --- what graphs die of -------------------------------------------------------------------------------------------
@@ -215,9 +212,9 @@ def test_buckets_are_powers_of_two_and_leave_out_passes_that_are_no_decode_step(
 def settle(runtime: DecoderRuntime, seqs: Sequence[Seq] = (0, 1), steps: int = 5, seed: int = 11) -> torch.Tensor:
     """Open the sequences and write until a graph is trusted. Returns the last logits."""
     rng = random.Random(seed)
-    rows = runtime.forward([feed(seq, text(rng, 6)) for seq in seqs])
+    rows = runtime.forward([last(seq, text(rng, 6)) for seq in seqs])
     for _ in range(steps):
-        rows = runtime.forward([feed(seq, text(rng, 1)) for seq in seqs])
+        rows = runtime.forward([last(seq, text(rng, 1)) for seq in seqs])
     return rows.logits
 
 
@@ -276,7 +273,7 @@ def test_what_a_graph_reads_stays_in_memory_until_it_is_dropped() -> None:
     newest = [runtime._slots.live[seq].tokens[-1:] for seq in (0, 1)]
     for seq in (0, 1):
         runtime.truncate(seq, 10)
-    rows = runtime.forward([feed(seq, tokens) for seq, tokens in enumerate(newest)])
+    rows = runtime.forward([last(seq, tokens) for seq, tokens in enumerate(newest)])
     torch.testing.assert_close(rows.logits, expected, atol=2e-5, rtol=0)
 
 
@@ -317,9 +314,9 @@ SPOILED = {
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
 def test_a_graph_that_gives_other_results_is_dropped_and_says_so(spoil: Callable[[Work], Work]) -> None:
     pair, rng = Pair("llama", Maker(spoil)), random.Random(13)
-    pair.forward([feed(seq, text(rng, 3)) for seq in range(3)])
+    pair.forward([last(seq, text(rng, 3)) for seq in range(3)])
     for _ in range(4):
-        pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
+        pair.forward([last(seq, text(rng, 1)) for seq in range(3)])
     assert "a graph of 4 rows gave other results than the model" in pair.graphed.info.backend
     assert len(graphs_of(pair.graphed)) == 0
 
@@ -338,20 +335,20 @@ def test_a_graph_that_writes_other_keys_is_dropped_and_leaves_none_behind() -> N
 
     pair, rng = Pair("llama", Maker(spoil)), random.Random(14)
     runtimes.append(pair.graphed)
-    pair.forward([feed(seq, text(rng, 3)) for seq in range(3)])
+    pair.forward([last(seq, text(rng, 3)) for seq in range(3)])
     for _ in range(4):
-        pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
+        pair.forward([last(seq, text(rng, 1)) for seq in range(3)])
     assert "gave other results" in pair.graphed.info.backend
 
 
 def test_a_step_that_is_the_same_again_proves_nothing() -> None:
     pair = Pair("llama", Maker(stale))
-    pair.forward([feed(0, [3, 4, 5])])
+    pair.forward([last(0, [3, 4, 5])])
     for _ in range(4):
-        pair.forward([feed(0, [6])])
+        pair.forward([last(0, [6])])
         pair.truncate(0, 3)
     assert len(graphs_of(pair.graphed)) == 1 and not graphs_of(pair.graphed).obstacle
-    pair.forward([feed(0, [7])])
+    pair.forward([last(0, [7])])
     assert "gave other results" in pair.graphed.info.backend
 
 
@@ -361,10 +358,10 @@ def test_what_cannot_be_captured_or_repeated_goes_the_plain_way_and_says_why(whe
         raise RuntimeError("operation not permitted\nand more")
 
     pair, rng = Pair("gpt2", Maker(lambda _: fail() if when == "made" else fail)), random.Random(15)  # type: ignore[arg-type, return-value]
-    pair.forward([feed(seq, text(rng, 3)) for seq in range(3)])
+    pair.forward([last(seq, text(rng, 3)) for seq in range(3)])
     assert "CUDA graphs of decode steps" in pair.graphed.info.backend
     for _ in range(4):
-        pair.forward([feed(seq, text(rng, 1)) for seq in range(3)])
+        pair.forward([last(seq, text(rng, 1)) for seq in range(3)])
     what = "a decode step cannot be captured" if when == "made" else "a graph cannot be repeated"
     assert pair.graphed.info.backend.endswith(f"no CUDA graphs: {what}: operation not permitted")
 
@@ -410,7 +407,7 @@ def test_on_a_gpu_graphs_give_what_the_model_gives(
     runtime, rng = DecoderRuntime(model, owns_model=False), random.Random(16)
     assert "CUDA graphs of decode steps" in runtime.info.backend
     texts = [text(rng, length) for length in (3, 9, 20, 1, 12)]
-    feeds = [feed(seq, each) for seq, each in enumerate(texts)]
+    feeds = [last(seq, each) for seq, each in enumerate(texts)]
     ours: list[list[int]] = [[] for _ in texts]
     for _ in range(40):
         rows = runtime.forward(feeds).logits
@@ -421,7 +418,7 @@ def test_on_a_gpu_graphs_give_what_the_model_gives(
             atol = 1e-4 if dtype == torch.float32 else 0.1
             torch.testing.assert_close(row, plain, atol=atol * float(plain.abs().max()), rtol=0)
             tokens.append(int(plain.argmax()))
-        feeds = [feed(seq, tokens[-1:]) for seq, tokens in enumerate(ours)]
+        feeds = [last(seq, tokens[-1:]) for seq, tokens in enumerate(ours)]
     assert len(graphs_of(runtime)) >= 1 and not graphs_of(runtime).obstacle
     if dtype == torch.float32:
         assert all(tokens == greedy(model, prompt, 40) for prompt, tokens in zip(texts, ours, strict=True))

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.runtimes.feeds import feed, last, prompts
 from tests.tiny_models import FAMILIES, UNSUPPORTED, VOCAB_SIZE, tiny_model
-from unspool.errors import CapacityError, ModelError
+from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.model_info import slot_cache_obstacle
-from unspool.types import Feed, Seq, Source
+from unspool.types import Source
 
 INVARIANT_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "gpt_oss", "qwen3_moe"}]
 
@@ -24,21 +25,9 @@ def make(family: str, **options: Any) -> DecoderRuntime:
     return DecoderRuntime(tiny_model(family), owns_model=True, **options)
 
 
-def prompts(rng: random.Random, lengths: Sequence[int]) -> list[list[int]]:
-    return [[rng.randrange(3, VOCAB_SIZE) for _ in range(length)] for length in lengths]
-
-
 def own_logits(model: Any, tokens: Sequence[int]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].float()
-
-
-def feed(seq: Seq, tokens: Sequence[int], **options: Any) -> Feed:
-    return Feed(seq=seq, tokens=tokens, **{"asked": tuple(range(len(tokens))), **options})
-
-
-def last(seq: Seq, tokens: Sequence[int], **options: Any) -> Feed:
-    return feed(seq, tokens, asked=(len(tokens) - 1,), **options)
 
 
 def wander(runtime: DecoderRuntime, texts: list[list[int]], rng: random.Random, **options: Any) -> list[torch.Tensor]:
@@ -357,12 +346,6 @@ def test_only_asked_rows_come_back_in_the_order_of_the_feeds() -> None:
     assert runtime.forward([feed(3, second, asked=())]).logits.shape == (0, VOCAB_SIZE)
 
 
-def test_rows_can_be_used_where_gradients_are_recorded() -> None:
-    rows = make("gpt2").forward([feed(0, [5, 6])]).logits
-    assert not rows.is_inference() and not rows.requires_grad
-    (rows * torch.ones(VOCAB_SIZE, requires_grad=True)).sum().backward()
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_stay_near_their_float32_selves(dtype: torch.dtype) -> None:
     model = tiny_model("llama", dtype=dtype)
@@ -464,19 +447,3 @@ def test_numbers_that_are_not_finite_do_not_outlive_their_sequence(attention: An
 def everything_cached(runtime: DecoderRuntime) -> list[torch.Tensor]:
     pools = [pool for pools in runtime._slots._pools.values() for pool in pools]
     return [tensor for pool in pools for tensor in (*pool.keys, *pool.values)]
-
-
-def test_limits_are_kept_to_the_token_and_what_is_refused_changes_nothing() -> None:
-    runtime = make("gpt2", max_cache_tokens=100, max_sequences=3)
-    runtime.forward([feed(0, [5] * 60), feed(1, [6] * 30)])
-    with pytest.raises(CapacityError, match="at most 100 tokens; 101"):
-        runtime.forward([feed(0, [7] * 10), feed(2, [8])])
-    with pytest.raises(CapacityError, match="at most 100 tokens; 120"):
-        runtime.fork(1, 2)
-    runtime.check()
-    runtime.forward([feed(0, [7] * 9), feed(2, [8])])
-    runtime.release(0)
-    runtime.fork(1, 3)
-    with pytest.raises(CapacityError, match="at most 3 sequences; 4"):
-        runtime.fork(2, 4)
-    runtime.check()

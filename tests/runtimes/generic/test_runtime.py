@@ -13,12 +13,13 @@ import transformers
 
 import unspool
 from tests.oracle import oracle_cases, oracle_model, real_prompts
+from tests.runtimes.feeds import feed, prompts
 from tests.sampling import sampled
 from tests.tiny_models import OTHERS, VOCAB_SIZE, tiny_model
 from tests.toys import drain, request, results
 from unspool.config import GenerationConfig
 from unspool.engine import Engine
-from unspool.errors import CapacityError, ModelError
+from unspool.errors import ModelError
 from unspool.model import LanguageModel
 from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
@@ -26,7 +27,7 @@ from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.runtime import GenericRuntime
 from unspool.runtimes.weights.forms import packed_forms
 from unspool.runtimes.wrap.wrapped import refresh
-from unspool.types import Feed, Seq, Source
+from unspool.types import Source
 
 TOLERANCE = 3e-4
 # What follows a token cannot be read off a pass over more tokens: they attend in both directions.
@@ -72,14 +73,6 @@ def own_rows(family: str, tokens: Sequence[int]) -> torch.Tensor:
     with torch.no_grad():
         rows: torch.Tensor = model_of(family)(torch.tensor([tokens]), use_cache=False).logits[0]
     return rows
-
-
-def prompts(rng: random.Random, lengths: Sequence[int]) -> list[list[int]]:
-    return [[rng.randrange(3, VOCAB_SIZE) for _ in range(length)] for length in lengths]
-
-
-def feed(seq: Seq, tokens: Sequence[int], **options: Any) -> Feed:
-    return Feed(seq=seq, tokens=tokens, **{"asked": tuple(range(len(tokens))), **options})
 
 
 def wander(runtime: Runtime, texts: list[list[int]], rng: random.Random) -> list[dict[int, torch.Tensor]]:
@@ -365,22 +358,6 @@ def test_a_forward_that_raises_leaves_every_sequence_as_it_was(family: str) -> N
     torch.testing.assert_close(rows, torch.cat(expected), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["bloom", "openai"])
-def test_limits_are_kept_to_the_token_and_what_is_refused_changes_nothing(family: str) -> None:
-    runtime = runtime_of(model_of(family), owns_model=False, max_cache_tokens=100, max_sequences=3)
-    assert (runtime.info.max_tokens, runtime.info.max_sequences) == (100, 3)
-    runtime.forward([feed(0, [5] * 60), feed(1, [6] * 30)])
-    with pytest.raises(CapacityError, match="at most 100 tokens; 101"):
-        runtime.forward([feed(0, [7] * 10), feed(2, [8])])
-    with pytest.raises(CapacityError, match="at most 100 tokens; 120"):
-        runtime.fork(1, 2)
-    runtime.forward([feed(0, [7] * 9), feed(2, [8])])
-    runtime.release(0)
-    runtime.fork(1, 3)
-    with pytest.raises(CapacityError, match="at most 3 sequences; 4"):
-        runtime.fork(2, 4)
-
-
 @pytest.mark.parametrize("family", ["bloom", "xlm"])
 def test_what_cannot_be_had_is_refused(family: str) -> None:
     runtime = runtime_of(model_of(family), owns_model=False)
@@ -397,14 +374,6 @@ def test_layers_that_the_head_cannot_read_are_refused() -> None:
     runtime = runtime_of(model_of("xlnet"), owns_model=False)
     with pytest.raises(ModelError, match="no inner layers"):
         runtime.forward([feed(0, [5], layers=(0,))])
-
-
-def test_rows_can_be_used_where_gradients_are_recorded() -> None:
-    for family in ("bloom", "xlnet", "rwkv"):
-        rows = runtime_of(tiny_model(family), owns_model=True).forward([feed(0, [5, 6], hidden=True)])
-        for each in (rows.logits, rows.hidden):
-            assert each is not None and not each.is_inference() and not each.requires_grad
-            (each * torch.ones(each.shape[-1], requires_grad=True)).sum().backward()
 
 
 @pytest.mark.parametrize("family", sampled([each for each in OTHERS if each != "rwkv"], 5) + ["rwkv"])

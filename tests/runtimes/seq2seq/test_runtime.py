@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.oracle import is_close, oracle_model, seq2seq_cases
+from tests.runtimes.feeds import feed
 from tests.sampling import sampled
 from tests.strategies.test_constraints import holds
 from tests.tiny_models import VOCAB_SIZE, tiny_model
@@ -32,7 +33,7 @@ from unspool.runtimes.weights.packed_linear import PackedLinear
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.strategies import STRATEGIES
 from unspool.tuning import MAX_IDLE_SOURCES
-from unspool.types import Feed, Output, Rows, Seq, Source
+from unspool.types import Output, Rows, Source
 
 OWN_ATTENTION = ("trocr", "git")
 RUNS = [*((family, "auto") for family in FAMILIES), ("t5", "own"), ("bart", "own"), ("whisper", "own")]
@@ -65,10 +66,6 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Assert that rows are equal up to rounding, which grows with the largest number of a row."""
     largest = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * largest)
-
-
-def feed(seq: Seq, tokens: Sequence[int], **options: Any) -> Feed:
-    return Feed(seq=seq, tokens=tokens, **{"asked": tuple(range(len(tokens))), **options})
 
 
 def draw_tokens(rng: random.Random, length: int) -> list[int]:
@@ -528,14 +525,6 @@ def test_bfloat16_weights(family: str, pack: bool) -> None:
     expected = own_logits(model, Source(inputs=typed), (3, 4, 5))
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows, expected, rtol=0, atol=0.06 * float(expected.abs().max()))
-
-
-def test_rows_can_be_used_where_gradients_are_recorded() -> None:
-    found = runtime_of("bart").forward([feed(0, (3,), source=random_source("bart"), hidden=True)])
-    runtime_of("bart").release(0)
-    weight = torch.ones(VOCAB_SIZE, requires_grad=True)
-    (found.logits * weight).sum().backward()
-    assert weight.grad is not None and found.hidden is not None and not found.hidden.is_inference()
 
 
 def test_the_copy_refuses_to_run_outside() -> None:

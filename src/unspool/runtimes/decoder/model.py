@@ -28,7 +28,7 @@ from unspool.runtimes.model_info import (
 )
 from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_invariance
-from unspool.runtimes.weights.packed_linear import Pack, PackReport
+from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.weights.replace_activations import replace_activations
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
@@ -43,14 +43,14 @@ from unspool.runtimes.wrap.model_copy import (
 from unspool.runtimes.wrap.probe import failure, observe, probe_tokens
 from unspool.runtimes.wrap.prompt_batch import PromptBatch
 from unspool.runtimes.wrap.prompt_reader import PromptReader
-from unspool.runtimes.wrap.wrapped import WrappedModel
+from unspool.runtimes.wrap.wrapped import BackendModel, WrappedModel
 from unspool.types import Feed, Rows
 
 _PROBE_LENGTH, _PROBE_WINDOW = 4, 2
 """Tokens of a probe, and the widest sliding window in it: half of the tokens, so that a wrong window is found."""
 
 
-class DecoderModel:
+class DecoderModel(BackendModel):
     """A model that runs flat passes on the slot cache.
 
     Args:
@@ -79,34 +79,8 @@ class DecoderModel:
     def __init__(self, model: Any, *, owns_model: bool, pack: Pack = "auto") -> None:
         if reason := slot_cache_obstacle(model):
             raise ModelError(reason)
-        self._wrapped = WrappedModel(model, owns_model=owns_model, pack=pack, exclusive=False)
         self._prompt_lock = threading.Lock()
-        self._configure()
-
-    @property
-    def module(self) -> Any:
-        """The module that runs."""
-        return self._wrapped.module
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the token ids."""
-        return self._wrapped.device
-
-    @property
-    def report(self) -> PackReport:
-        """The packed layers."""
-        return self._wrapped.report
-
-    @property
-    def version(self) -> int:
-        """Number of changes of the weights; see `WrappedModel`."""
-        return self._wrapped.version
-
-    @property
-    def in_place(self) -> bool:
-        """True if the caller's own module runs."""
-        return self._wrapped.in_place
+        super().__init__(WrappedModel(model, owns_model=owns_model, pack=pack, exclusive=False))
 
     def _configure(self) -> None:
         """Prepare the wrapped module: learn the cache layout, pack, and compare with the model's own logits."""
@@ -241,19 +215,13 @@ class DecoderModel:
         return logits
 
     def sync_weights(self) -> None:
-        """Apply changes of the user's model since the last call.
-
-        Raises:
-            ModelError: if the changed model cannot run on the slot cache.
-        """
-        self._wrapped.sync_weights()
-        if self._wrapped.builds != self._builds:
-            self._configure()
+        """Apply changes of the user's model since the last call; see `BackendModel.sync_weights`."""
+        super().sync_weights()
         self._forget_recording()
 
     def refresh(self) -> None:
         """Apply the user's weights, even if they were written through `.data`."""
-        self._wrapped.refresh()
+        super().refresh()
         self._forget_recording()
 
     def _forget_recording(self) -> None:

@@ -118,6 +118,11 @@ class DecoderRuntime(Runtime):
         return ", ".join(parts)
 
     @property
+    def in_place(self) -> bool:  # type: ignore[override]
+        """True if the caller's own module runs, which this runtime then holds."""
+        return self._decoder_model.in_place
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values per cached token, over all layers."""
         return sum(layer.bytes_per_token for layer in self._decoder_model.layout)

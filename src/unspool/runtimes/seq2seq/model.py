@@ -23,10 +23,10 @@ from unspool.runtimes.wrap.model_copy import (
     set_attention,
 )
 from unspool.runtimes.wrap.probe import failure
-from unspool.runtimes.wrap.wrapped import WrappedModel
+from unspool.runtimes.wrap.wrapped import BackendModel, WrappedModel
 
 
-class Seq2SeqModel:
+class Seq2SeqModel(BackendModel):
     """A model that encodes sources and runs decoder passes over rows of equal length.
 
     Args:
@@ -61,23 +61,7 @@ class Seq2SeqModel:
         if reason := source_obstacle(model):
             raise ModelError(reason)
         self._requested: Attention | Literal["auto"] = attention
-        self._wrapped = WrappedModel(model, owns_model=owns_model, pack=pack, attention=names, patch=patch)
-        self._configure()
-
-    @property
-    def module(self) -> Any:
-        """The module that runs."""
-        return self._wrapped.module
-
-    @property
-    def version(self) -> int:
-        """Number of changes of the weights; see `WrappedModel`."""
-        return self._wrapped.version
-
-    @property
-    def in_place(self) -> bool:
-        """True if the caller's own module runs."""
-        return self._wrapped.in_place
+        super().__init__(WrappedModel(model, owns_model=owns_model, pack=pack, attention=names, patch=patch))
 
     @property
     def is_patched(self) -> bool:
@@ -93,20 +77,6 @@ class Seq2SeqModel:
     def layout(self) -> Layout:
         """Shape and dtype of each decoder layer's keys and values."""
         return self.forward.layout
-
-    def sync_weights(self) -> None:
-        """Apply changes of the user's model since the last call.
-
-        Raises:
-            ModelError: if the changed model cannot run.
-        """
-        self._wrapped.sync_weights()
-        if self._wrapped.builds != self._builds:
-            self._configure()
-
-    def refresh(self) -> None:
-        """Apply the user's weights, even if they were written through `.data`."""
-        self._wrapped.refresh()
 
     def describe(self) -> str:
         """Return how the model runs, in words."""

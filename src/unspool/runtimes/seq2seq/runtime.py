@@ -14,6 +14,7 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
+from unspool.runtimes.generic.row_buffer import join_rows, split_rows
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.slot import Slot
@@ -114,6 +115,11 @@ class Seq2SeqRuntime(Runtime):
             bytes_per_token=per_token,
         )
         self.info: ModelInfo = replace(info, needs_source=True, max_length=decoder_limit(model.module))
+
+    @property
+    def in_place(self) -> bool:  # type: ignore[override]
+        """True if the caller's own module runs, which this runtime then holds."""
+        return self._model.in_place
 
     @property
     def bytes_per_token(self) -> int:
@@ -248,40 +254,23 @@ class Seq2SeqRuntime(Runtime):
 
     def _run(self, feeds: Sequence[Feed], slots: Sequence[Slot]) -> tuple[Rows, list[bool]]:
         """Run all passes. Returns the rows in the order of the feeds, and True per feed with finite values."""
-        logits, hidden = _RowBuffer(), _RowBuffer()
-        wants_hidden = any(feed.hidden for feed in feeds)
+        parts: dict[int, Rows] = {}
         finite = [True] * len(feeds)
         for indices, batch in self._passes(feeds, slots):
-            asked: list[int] = []
-            shown: list[int] = []
-            for row, index in enumerate(indices):
-                feed, first = feeds[index], row * batch.width
-                asked += [first + offset for offset in feed.asked]
-                shown += range(first, first + batch.width) if feed.hidden else ()
-                logits.expect(index, len(feed.asked))
-                hidden.expect(index, batch.width if feed.hidden else 0)
-            tokens = [feeds[index].tokens for index in indices]
+            group = [feeds[index] for index in indices]
+            firsts = [row * batch.width for row in range(len(group))]
+            asked = [first + at for first, feed in zip(firsts, group, strict=True) for at in feed.asked]
+            shown = [
+                first + at
+                for first, feed in zip(firsts, group, strict=True)
+                if feed.hidden
+                for at in range(batch.width)
+            ]
+            tokens = [feed.tokens for feed in group]
             rows, flags = self._model.forward.run(batch, tokens, asked, shown or None, self._cross_batch)
-            logits.parts.append(rows.logits)
-            hidden.parts += [] if rows.hidden is None else [rows.hidden]
             for index, flag in zip(indices, flags.tolist(), strict=True):
                 finite[index] = flag
-        return Rows(logits.in_order(), hidden.in_order() if wants_hidden else None), finite
-
-
-class _RowBuffer:
-    """Collects rows pass by pass, and returns them in the order of the feeds."""
-
-    def __init__(self) -> None:
-        self.parts: list[torch.Tensor] = []
-        self._owners: list[tuple[int, int]] = []
-
-    def expect(self, feed: int, count: int) -> None:
-        """Record that the next `count` rows belong to this feed."""
-        self._owners += [(feed, offset) for offset in range(count)]
-
-    def in_order(self) -> torch.Tensor:
-        """Return all rows in the order of the feeds. --> [rows, width]"""
-        rows = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
-        order = sorted(range(len(self._owners)), key=self._owners.__getitem__)
-        return rows if order == list(range(len(order))) else rows[torch.tensor(order, device=rows.device)]
+            if indices == list(range(len(feeds))):
+                return rows, finite
+            parts |= zip(indices, split_rows(rows, group), strict=True)
+        return join_rows([parts[index] for index in range(len(feeds))]), finite

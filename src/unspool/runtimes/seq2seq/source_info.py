@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from unspool.runtimes.model_info import text_config
+from unspool.runtimes.model_info import generation_obstacle, text_config
 from unspool.runtimes.seq2seq.whisper import frames_per_position, speech_of
 from unspool.source_info import SourceInfo, SourceKind
 
@@ -26,13 +24,11 @@ def source_obstacle(model: Any) -> str | None:
 
     The final decision is the probe of `Seq2SeqModel`.
     """
-    name = type(model).__name__
-    if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
-        return f"{name} is not a transformers model"
-    if not getattr(model, "can_generate", lambda: False)():
-        return f"{name} has no language-model head to generate with"
+    if reason := generation_obstacle(model):
+        return reason
     if has_prefix_image(model):
         return None
+    name = type(model).__name__
     if not getattr(model.config, "is_encoder_decoder", False):
         return f"{name} has no encoder: it is loaded as a decoder"
     if model.main_input_name not in _KINDS:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -195,24 +196,64 @@ def _copied(model: Any) -> tuple[Any, str]:
         return model, str(error)
 
 
-class Wrapper(Protocol):
-    """A `WrappedModel`, or an object that uses one and follows the same changes."""
+class BackendModel(ABC):
+    """A wrapped model as one backend calls it: follows the changes of the user's model, and probes it again after them.
+
+    Raises:
+        ModelError: if the backend cannot run the model.
+    """
+
+    _builds: int
+
+    def __init__(self, wrapped: WrappedModel) -> None:
+        self._wrapped = wrapped
+        self._configure()
+
+    @abstractmethod
+    def _configure(self) -> None:
+        """Set everything that depends on the wrapped module, and `_builds`; called again for each new module."""
+
+    @property
+    def module(self) -> Any:
+        """The module that runs."""
+        return self._wrapped.module
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the token ids."""
+        return self._wrapped.device
+
+    @property
+    def report(self) -> PackReport:
+        """The packed layers."""
+        return self._wrapped.report
+
+    @property
+    def version(self) -> int:
+        """Number of changes of the weights; see `WrappedModel`."""
+        return self._wrapped.version
 
     @property
     def in_place(self) -> bool:
         """True if the caller's own module runs."""
-        ...
+        return self._wrapped.in_place
 
     def sync_weights(self) -> None:
-        """See `WrappedModel.sync_weights`."""
-        ...
+        """Apply changes of the user's model since the last call.
+
+        Raises:
+            ModelError: if the backend cannot run the changed model.
+        """
+        self._wrapped.sync_weights()
+        if self._wrapped.builds != self._builds:
+            self._configure()
 
     def refresh(self) -> None:
-        """See `WrappedModel.refresh`."""
-        ...
+        """Apply the user's weights, even if they were written through `.data`."""
+        self._wrapped.refresh()
 
 
-AnyWrapper = TypeVar("AnyWrapper", bound=Wrapper)
+AnyWrapper = TypeVar("AnyWrapper", bound=WrappedModel | BackendModel)
 
 _SHARED: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()

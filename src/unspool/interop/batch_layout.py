@@ -73,7 +73,7 @@ class BatchLayout:
 
     Args:
         input_ids: [prompts, width], the caller's, pads included.
-        pad_token_id: fills a row behind its end.
+        pad_token_id: fills a row after its end.
         rows_per_prompt: rows per prompt in transformers' batch.
         ranked: True if the rows of a prompt are beams, sorted by rank; False if they are outputs, by index.
     """

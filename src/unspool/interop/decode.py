@@ -62,7 +62,7 @@ class Call:
 
     batch: the prompts. config: resolved, with lengths that count output only. caller_objects: strategy, processors and
     criteria of our protocols. transformers_objects: processors and criteria of transformers. streamer: an object with
-    put and end, or None. tokenizer: for options that hold text. pad_token_id: fills rows behind their end. prepare:
+    put and end, or None. tokenizer: for options that hold text. pad_token_id: fills rows after their end. prepare:
     changes each request before it is submitted; None for no change. own_forward: the batch of a call that reads the
     model's own forward; None for the model's engine. cache_source: of the cache in the result; None for no cache.
     """
@@ -321,7 +321,7 @@ def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Outpu
 
 
 def _beam_indices(groups: Sequence[Sequence[Output]], record: Record) -> torch.Tensor:
-    """Return for each token of each output the row of `scores` that it was chosen from, -1 behind its end."""
+    """Return for each token of each output the row of `scores` that it was chosen from, -1 after its end."""
     outputs = [record.batch_rows(prompt, output.token_ids) for prompt, group in enumerate(groups) for output in group]
     longest = max(map(len, outputs))
     return torch.tensor(

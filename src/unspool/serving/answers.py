@@ -1,4 +1,4 @@
-"""Parts of answers that both routes share: finish reasons, usage and vendor fields."""
+"""Parts of answers that the routes share: finish reasons, usage and vendor fields."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from unspool.serving.sse import DONE
 _LOG: Final = logging.getLogger("unspool.server")
 
 Made: TypeAlias = "tuple[CompletionCall | ChatCall | ResponseCall, tuple[str, ...], bytes]"
-"""One call, the names of ignored fields, and the bytes behind the last event of a stream."""
+"""One call, the names of ignored fields, and the bytes after the last event of a stream."""
 
 _CLIENT_LEFT: Final = 499
 """Status in the log of a request after its client left."""

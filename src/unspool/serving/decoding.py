@@ -231,7 +231,7 @@ def _read_logprobs(reader: _Reader) -> int | None:
 
 
 def _read_sampling(reader: _Reader) -> None:
-    """Sample unless a field chooses a strategy; temperature 0 is greedy, and makes sampling fields moot."""
+    """Sample unless a field chooses a strategy; at temperature 0, decode greedily and drop the sampling fields."""
     options, body = reader.options, reader.body
     if body.get("use_beam_search"):
         beams = options.pop("best_of", None) or options.get("num_return_sequences", 1)

@@ -1,4 +1,4 @@
-"""The table of request fields: honoured, and inert. The request models and docs/serving.md derive from it.
+"""The table of request fields: honored, and inert. The request models and docs/serving.md derive from it.
 
 Owns the fields of each route, their types and their neutral values. Knows no engine.
 """
@@ -107,7 +107,7 @@ _OPENAI: Final = (
     RequestField(
         "suffix",
         StrictStr,
-        "Text behind the gap; needs a tokenizer with fill-in-the-middle tokens.",
+        "Text after the gap; needs a tokenizer with fill-in-the-middle tokens.",
         COMPLETIONS,
         neutral=("",),
     ),

@@ -118,7 +118,7 @@ class ParsedParts:
         return {"tool_calls": [call_object(name, arguments, self._calls - 1)]}
 
     def end(self, completion: Completion) -> list[dict[str, Any]]:
-        """Return the rest: all of a whole answer, or the raw text behind a malformed call."""
+        """Return the rest: all of a whole answer, or the raw text after a malformed call."""
         if self._parser is not None:
             deltas = self._feed(self._raw.flush(self._state))
             try:
@@ -138,7 +138,7 @@ class ParsedParts:
 
 
 def whole(parts: MessageParts, completion: Completion) -> Parsed:
-    """Return a whole answer in parts: those that a stream of it would have."""
+    """Return a whole answer in the parts of its stream."""
     chunk = Chunk(text=completion.text, token_ids=completion.token_ids, logprobs=completion.logprobs)
     content = reasoning = ""
     calls: list[tuple[str, str]] = []

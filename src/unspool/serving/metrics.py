@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' format, with the names that dashboards of other servers know, behind the prefix unspool_."""
+"""Metrics in Prometheus' format: the names that dashboards of other servers know, with the prefix unspool_."""
 
 from __future__ import annotations
 

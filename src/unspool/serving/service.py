@@ -107,7 +107,7 @@ class Service:
         return found
 
     def room_behind(self, count: int) -> int | None:
-        """Return the most new tokens of a chat answer behind `count` prompt tokens; None to leave it to the model."""
+        """Return the most new tokens of a chat answer after `count` prompt tokens; None to leave it to the model."""
         length = self.lm.info.max_length
         room = None if length is None else max(1, length - count)
         limits = [limit for limit in (room, self.settings.default_max_tokens) if limit is not None]

@@ -104,7 +104,7 @@ class Graphs:
         self._graphs.setdefault(pool, {})[rows] = Graph(buffers, repeat, buffers.filled)
 
     def _repeat(self, graph: Graph, batch: Batch, plain: Callable[[Batch], Result]) -> Result:
-        """Run the graph. Until it is verified, run the plain pass behind it: its keys and values stay."""
+        """Run the graph. Until it is verified, run the plain pass after it: its keys and values stay."""
         try:
             found = _run_graph(graph, batch)
         except Exception as error:

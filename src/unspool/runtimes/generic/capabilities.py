@@ -149,7 +149,7 @@ class _Probe:
         self._ids, self._opening = reference.ids, reference.opening
 
     def _agrees(self, output: ModelOutput, *beginnings: tuple[int, int]) -> bool:
-        """Return True if the rows are the logits behind these beginnings, (sequence, length) each."""
+        """Return True if the rows are the logits after these beginnings, (sequence, length) each."""
         expected = torch.stack([self._reference.logits[each] for each in beginnings])
         return agrees(self._module, output.logits, expected)
 
@@ -225,7 +225,7 @@ class _CacheProbe(_Probe):
         return Capabilities(batches=schema.can_stack, schema=schema, continues=continues, shortens=shortens)
 
     def _read(self, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> ModelOutput:
-        """Read the last `num_new` tokens of each sequence; return the rows behind the last `num_shown`."""
+        """Read the last `num_new` tokens of each sequence; return the rows after the last `num_shown`."""
         ends = range(num_new, (len(ids) + 1) * num_new, num_new)
         return self._model.run(ids, tree, num_new, [row for end in ends for row in range(end - num_shown, end)])
 

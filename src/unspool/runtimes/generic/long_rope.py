@@ -32,14 +32,14 @@ class _Part:
 
 
 class LongRopeRuntime(Runtime):
-    """Two runtimes over one model: `short` gives the logits behind the first n <= original tokens, `long` the others.
+    """Two runtimes over one model: `short` gives the logits after the first n <= original tokens, `long` the others.
 
     Follows the contract of every Runtime.
 
     Args:
         short: runs sequences of at most `original` tokens.
         long: runs longer sequences. It gets the first `original` tokens and the next one in one feed, and returns
-            logits only behind longer prefixes.
+            logits only after longer prefixes.
         original: the length up to which the first angles hold, in tokens.
         max_length: maximum tokens per sequence; None for no limit.
         max_cache_tokens, max_sequences: limits, see `limits`; the same as those of `short`.

@@ -53,7 +53,7 @@ class CausalModel:
         return int(self.wrapped.module.get_input_embeddings().weight.shape[0])
 
     def next_row(self, ids: torch.Tensor) -> ModelOutput:
-        """Return the logits behind each sequence's last token, as in the first step of transformers' `generate`.
+        """Return the logits after each sequence's last token, as in the first step of transformers' `generate`.
 
         Args:
             ids: [batch, length], the whole sequences.

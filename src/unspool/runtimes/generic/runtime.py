@@ -264,7 +264,7 @@ class GenericRuntime(Runtime):
             job.advance(CacheSlice(stack, row, stop) if self._use_cache else None, stop)
 
     def _last_rows(self, ids: torch.Tensor, asked: Sequence[Sequence[int]]) -> ModelOutput:
-        """Return the logits behind the last token of each sequence that asks for them."""
+        """Return the logits after the last token of each sequence that asks for them."""
         output = self._model.next_row(ids)
         return output._replace(logits=output.logits[[row for row, at in enumerate(asked) if at]])
 

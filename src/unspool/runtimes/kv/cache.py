@@ -80,7 +80,7 @@ class SlotCache(UnmaskedCache):
     ) -> torch.Tensor:
         """Attend every token of the pass over its own slot. --> [rows, heads, value width], contiguous
 
-        The layer behind the attention can choose another kernel for other strides, so the strides never vary.
+        The layer after the attention can choose another kernel for other strides, so the strides never vary.
         """
         plan, layer = self.plan, self._layer
         queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]

@@ -17,7 +17,7 @@ from unspool.runtimes.wrap.compiled import without_compilation
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode inside the context, without compiling it, and restore its mode behind it."""
+    """Put the model into evaluation mode inside the context, without compiling it, and restore its mode afterwards."""
     training: list[Any] = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -170,7 +170,7 @@ class PromptReader:
     def _next_positions(
         self, call: PreparedCall, output: Any, later: Mapping[str, Any], count: int
     ) -> list[int | None]:
-        """Return the position of the token behind each row, by the model's own preparation of the next forward."""
+        """Return the position of the token after each row, by the model's own preparation of the next forward."""
         ids = torch.cat([call.ids, call.ids.new_zeros(count, 1)], dim=1)
         cached = {name: value for name in CACHE_NAMES if (value := getattr(output, name, None)) is not None}
         inputs = self._module.prepare_inputs_for_generation(ids, next_sequence_length=1, **cached, **later)
@@ -182,7 +182,7 @@ class PromptReader:
         axes = (axes[1:] if len(axes) == 4 else axes).expand(-1, count)
         if bool((axes != axes[:1]).any()):
             name = type(self._module).__name__
-            raise ModelError(f"{name} needs a text token at the end of the prompt, behind the last image")
+            raise ModelError(f"{name} needs a text token at the end of the prompt, after the last image")
         return [int(position) for position in axes[0]]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import unspool
 from tests.cli.fakes import DRAWN, FakeModel
 from unspool.cli.main import main
 
@@ -39,6 +40,18 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     return call
+
+
+@pytest.fixture(scope="package")
+def tale() -> unspool.LanguageModel:
+    """The embedded model."""
+    return unspool.load()
+
+
+@pytest.fixture
+def loads_tale(monkeypatch: pytest.MonkeyPatch, tale: unspool.LanguageModel) -> None:
+    """Let the commands load the embedded model once for all tests."""
+    monkeypatch.setattr("unspool.cli.sources.load_model", lambda name, **how: tale)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ As a script it is the `unspool` command with that model, for tests that need a p
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -65,6 +66,11 @@ class FakeNextTokens:
 
     def to_dict(self) -> dict[str, Any]:
         return {"tokens": [{"text": " old", "probability": 0.5}]}
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    """Return the objects of JSON lines."""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 class FakeModel:

@@ -8,26 +8,12 @@ from typing import Any
 
 import pytest
 
-import unspool
+from tests.cli.fakes import lines_of
 from unspool.cli.batch import OPEN, generated
 from unspool.cli.records import Record
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("loads_tale")]
 PROMPTS = ["The fox", "The old king went", "Once upon a time", "An owl"]
-
-
-@pytest.fixture(scope="module")
-def tale() -> unspool.LanguageModel:
-    return unspool.load()
-
-
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch: pytest.MonkeyPatch, tale: unspool.LanguageModel) -> None:
-    monkeypatch.setattr("unspool.cli.sources.load_model", lambda name, **how: tale)
-
-
-def lines_of(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_each_prompt_gets_what_python_gives_it_alone(run, tale, tmp_path: Path):

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import unspool
+from tests.cli.fakes import lines_of
 
-pytestmark = pytest.mark.model
-
-
-@pytest.fixture(scope="module")
-def tale() -> unspool.LanguageModel:
-    return unspool.load()
-
-
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch: pytest.MonkeyPatch, tale: unspool.LanguageModel) -> None:
-    monkeypatch.setattr("unspool.cli.sources.load_model", lambda name, **how: tale)
-
-
-def lines_of(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("loads_tale")]
 
 
 def test_a_score_is_what_python_gives(run, tale):

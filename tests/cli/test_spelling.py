@@ -93,19 +93,12 @@ CALLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tale():
-    import unspool
-
-    return unspool.load()
-
-
 @pytest.mark.model
+@pytest.mark.usefixtures("loads_tale")
 @pytest.mark.parametrize("arguments", CALLS)
-def test_no_error_of_a_call_is_in_pythons_spelling(run, monkeypatch, tale, arguments: str):
+def test_no_error_of_a_call_is_in_pythons_spelling(run, arguments: str):
     import shlex
 
-    monkeypatch.setattr("unspool.cli.sources.load_model", lambda name, **how: tale)
     done = run("generate", "Once upon a time", *shlex.split(arguments))
     assert (done.status, done.out) == (2, ""), done
     assert done.err.startswith("Error: --")

@@ -16,6 +16,7 @@ from tests.sampling import sampled
 from tests.tiny_models import tiny_model
 
 BEAM = oracle_cases("beam")
+DIVERSE = oracle_cases("group_beam")
 NATIVE = [case for case in BEAM if "max_length" not in case["kwargs"] or len(case["input_ids"]) == 1]
 NEAR_TIE = 1e-4
 
@@ -27,7 +28,7 @@ def completions(case: dict[str, Any], sequences: torch.Tensor) -> list[list[int]
     return [row[: len(expected)] for row, expected in zip(rows, case["expected"]["completions"], strict=True)]
 
 
-@pytest.mark.parametrize("case", BEAM, ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", [*BEAM, *DIVERSE], ids=lambda case: case["id"])
 def test_the_drop_in_returns_the_recorded_tokens_and_scores(case: dict[str, Any]) -> None:
     found = unspool.generate(
         oracle_model(case["model"]),

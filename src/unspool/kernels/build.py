@@ -28,7 +28,12 @@ SOURCES = ("kernels.h", "level.cpp", "library.cpp")
 _X86 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
 LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"avx2": _X86, "avx512": _AVX512, "avx512vnni": (*_AVX512, "-mavx512vnni")},
+    "x86_64": {
+        "avx2": _X86,
+        "avx512": _AVX512,
+        "avx512vnni": (*_AVX512, "-mavx512vnni"),
+        "avx512bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+    },
     "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
 }
 """Instruction sets of each machine, and the compiler's flags for them."""

@@ -1,7 +1,8 @@
 // Products of few rows with a packed weight, for one instruction set: compiled once per level (see build.py).
 //
 // Each output of each row is summed in one order, whatever the number of rows: pieces in turn, and the inputs of a piece
-// in turn. Integers are summed exactly. So all levels and all numbers of rows give a row the same bits.
+// in turn. Integers are summed exactly. So all numbers of rows give a row the same bits, and all levels do, except for
+// bfloat16 weights and inputs, which a level can multiply in pairs.
 //
 // Only static functions: an inline function with external linkage could replace that of a lower level.
 #include "kernels.h"
@@ -108,6 +109,28 @@ template <int R> PIECE_FUNCTION bfloat16_piece(const uint8_t* weight, const floa
         ahead.move();
         add<R>(sum, x, [&](int v) __attribute__((always_inline)) { return low_half(pairs[v]); });
         add<R>(sum, x + R, [&](int v) __attribute__((always_inline)) { return high_half(pairs[v]); });
+    }
+    add_to<R>(total, sum);
+}
+
+// Both numbers of a pair at once, for x in bfloat16 [inputs / 2][R][2]: twice as many products per instruction.
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;
+INLINE F pair_dot(F sum, U weight, int32_t x) {
+    return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(x));
+}
+#else
+constexpr bool HAS_PAIRS = false;
+INLINE F pair_dot(F sum, U, int32_t) { return sum; }   // not called
+#endif
+
+template <int R> PIECE_FUNCTION pair_piece(const uint8_t* weight, const int32_t* x, float* total, int inputs, Ahead ahead) {
+    F sum[R][VECS] = {};
+    for (int k = 0; k < inputs; k += 2, weight += 4 * BLOCK, x += R) {
+        const U* w = reinterpret_cast<const U*>(weight);
+        ahead.move();
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int v = 0; v < VECS; v++) sum[r][v] = pair_dot(sum[r][v], w[v], x[r]);
     }
     add_to<R>(total, sum);
 }
@@ -231,8 +254,9 @@ struct Tile {
 
 struct Input {
     int64_t padded, groups;   // inputs; pieces (int8) or groups (int4)
+    bool in_pairs;            // bfloat16 weights and x, multiplied in pairs
     const float* numbers;     // float weights: per tile [padded][rows]
-    int32_t* bytes;           // integers: per tile [padded / 4][rows][2], or [padded / 4][rows] for int4
+    int32_t* bytes;           // integers: per tile [padded / 4][rows][2], or [padded / 4][rows] for int4; pairs: [padded / 2][rows]
     void* facts;              // per tile [groups][rows]: the offset (int8), or scale and sum (int4)
     float* step;              // int8: the scale of each row
 };
@@ -250,6 +274,13 @@ template <class X> static void float_tile(const X* x, float* to, int64_t inputs,
     for (int r = 0; r < rows; r++) {
         for (int64_t k = 0; k < inputs; k++) to[k * rows + r] = value(x + r * inputs + k);
         for (int64_t k = inputs; k < padded; k++) to[k * rows + r] = 0;
+    }
+}
+
+static void pair_tile(const uint16_t* x, int32_t* to, int64_t inputs, int rows) {
+    for (int r = 0; r < rows; r++, x += inputs) {
+        for (int64_t k = 0; k < inputs / 2; k++) memcpy(to + k * rows + r, x + 2 * k, 4);
+        if (inputs % 2) to[inputs / 2 * rows + r] = x[inputs - 1];
     }
 }
 
@@ -396,6 +427,8 @@ template <class X> static void prepare_tile(const Work& work, int index, const X
     Tile tile = tile_of(work, index);
     int64_t inputs = work.weight->inputs;
     x += (work.first + tile.first) * inputs;
+    if constexpr (sizeof(X) == 2)
+        if (in.in_pairs) return pair_tile(x, in.bytes + tile.first * in.padded / 2, inputs, tile.rows);
     switch (work.weight->kind) {
         case INT8:
             return int8_tile(x, in.bytes + tile.first * in.padded / 2, static_cast<int32_t*>(in.facts) + tile.first * in.groups,
@@ -427,6 +460,7 @@ static void run_piece(const Work& work, const uint8_t* weight, int64_t start, in
             if constexpr (R <= TILE[FLOAT32]) float32_piece<R>(weight, in.numbers + begin, total, inputs, ahead);
             break;
         case BFLOAT16:
+            if (HAS_PAIRS && in.in_pairs) return pair_piece<R>(weight, in.bytes + begin / 2, total, inputs, ahead);
             if constexpr (R <= TILE[BFLOAT16]) bfloat16_piece<R>(weight, in.numbers + begin, total, inputs, ahead);
             break;
         case INT8:
@@ -527,6 +561,7 @@ static void run_pass(const Weight& w, const Call& call, int64_t first, int rows,
     Work work = {&w, &call, {}, first, rows, (int)up(rows, TILE[w.kind]), 0, 0};
     Input& in = work.input;
     in.padded = padded_inputs(w);
+    in.in_pairs = HAS_PAIRS && w.kind == BFLOAT16 && call.type == X_BFLOAT16;
     in.groups = w.kind == INT4 ? in.padded / GROUP : up(in.padded, PIECE[w.kind]);
     if (w.kind <= BFLOAT16 && rows == 1 && call.type == X_FLOAT32 && in.padded == w.inputs) {
         in.numbers = static_cast<const float*>(call.x) + first * w.inputs;   // one row has this form already
@@ -584,7 +619,10 @@ static bool runs_here() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512BF16__)
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+#elif defined(__AVX512VNNI__)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #elif defined(__AVX512F__)

@@ -31,7 +31,7 @@ class Kernels(NamedTuple):
     """The loaded library.
 
     Attributes:
-        level: the instruction set, such as "avx512vnni".
+        level: the instruction set, such as "avx512bf16".
         version: a digest of the sources.
     """
 

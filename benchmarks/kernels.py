@@ -10,6 +10,8 @@ Times are the shortest of some passes over the copies. The yardstick is the sum 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import mmap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -19,8 +21,7 @@ import torch
 from benchmarks.machine import cpu_name
 from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.packed import PackedWeight, linear
-from unspool.machine.huge_pages import HugePages, collapse
-from unspool.runtimes.weights.forms import make_weight
+from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.weights.trial import last_level_cache
 
 SHAPES: Final = ("768x3072", "2048x5632", "768x50257")
@@ -29,6 +30,8 @@ ROWS: Final = (1, 5, 16)
 _PASSES: Final = 4
 _YARDSTICK: Final = 1 << 30
 _GROUP: Final = 32
+_PACK_ROWS: Final = 16
+_MADV_COLLAPSE: Final = 25
 _MOST_COPIES: Final = 1000
 
 
@@ -146,7 +149,7 @@ def _own(outputs: int, inputs: int, pages: HugePages, kind: str) -> Product:
         scales = [torch.ones(inputs // _GROUP, outputs, 2, dtype=torch.bfloat16)]
     else:
         numbers = torch.ones(outputs, inputs, dtype=getattr(torch, kind))
-    packed = PackedWeight(numbers, scales=scales, allocate=lambda size: pages.empty((size,), torch.uint8))
+    packed = PackedWeight(numbers, scales=scales, allocate=pages.bytes)
     return Product(lambda x: linear(x, packed), packed.memory.nbytes)
 
 
@@ -156,8 +159,11 @@ def _plain(outputs: int, inputs: int, pages: HugePages, dtype: torch.dtype) -> P
 
 
 def _onednn(outputs: int, inputs: int, pages: HugePages, dtype: torch.dtype) -> Product:
-    weight = make_weight("packed", torch.ones(outputs, inputs, dtype=dtype), None, pages)
-    return Product(weight.times, outputs * inputs * dtype.itemsize)
+    ops: Any = torch.ops.mkldnn
+    packed = ops._reorder_linear_weight(torch.ones(outputs, inputs, dtype=dtype), _PACK_ROWS)
+    _collapse(ops.data_ptr(packed), ops._nbytes(packed))
+    multiply = ops._linear_pointwise
+    return Product(lambda x: multiply(x, packed, None, "none", [], ""), outputs * inputs * dtype.itemsize)
 
 
 def _torch_int8(outputs: int, inputs: int, pages: HugePages) -> Product:
@@ -170,10 +176,16 @@ def _torch_int4(outputs: int, inputs: int, pages: HugePages) -> Product:
     rounded = outputs + -outputs % 64
     numbers = torch.ones(rounded, inputs, dtype=torch.int32)
     packed: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
-    collapse(packed.data_ptr(), packed.nbytes)
+    _collapse(packed.data_ptr(), packed.nbytes)
     scales = torch.ones(inputs // _GROUP, rounded, 2, dtype=torch.bfloat16)
     multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
     return Product(lambda x: multiply(x, packed, _GROUP, scales), packed.nbytes + scales.nbytes)
+
+
+def _collapse(address: int, size: int) -> None:
+    """Move memory that PyTorch has allocated to huge pages, if the kernel of Linux does that (6.1 and later)."""
+    start, end = address + -address % mmap.PAGESIZE, (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
 
 
 if __name__ == "__main__":

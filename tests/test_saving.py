@@ -20,8 +20,8 @@ from tests.tiny_seq2seq import FAMILIES as SEQ2SEQ
 from tests.tiny_seq2seq import tiny_seq2seq
 from tests.toys import toy
 from unspool import LanguageModel, ModelError
+from unspool.kernels.library import kernels, obstacle
 from unspool.runtimes.weights.autotune import VARIABLE
-from unspool.runtimes.weights.forms import DTYPES, packed_forms
 from unspool.runtimes.weights.packed_linear import PackedLinear
 
 MODELS = [
@@ -35,9 +35,9 @@ MODELS = [
 @pytest.fixture(autouse=True)
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[PackedLinear]:
     """Pack every layer. Returns the layers that are unpacked later."""
-    if not all(packed_forms(dtype) for dtype in DTYPES):
-        pytest.skip("no packed form here")
-    monkeypatch.setenv(VARIABLE, "packed")
+    if kernels() is None:
+        pytest.skip(f"no kernels here: {obstacle()}")
+    monkeypatch.setenv(VARIABLE, "native")
     layers: list[PackedLinear] = []
     unpack = PackedLinear.unpacked
     monkeypatch.setattr(PackedLinear, "unpacked", lambda self: (layers.append(self), unpack(self))[1])

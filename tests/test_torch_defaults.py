@@ -14,9 +14,6 @@ from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import functional as F
 from unspool.runtimes.kv.attention import can_merge_parts
-from unspool.runtimes.quantized.int4 import half_tile
-from unspool.runtimes.quantized.int8 import whole_digit
-from unspool.runtimes.weights.forms import packing_obstacle
 
 SHAPED: dict[str, Any] = {"temperature": 0.8, "seed": 3}
 BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2}
@@ -129,11 +126,7 @@ def test_no_default_changes_a_model_on_transformers_own_cache(changed: AbstractC
 
 
 TRIALS: dict[str, Callable[[], Any]] = {
-    "float32": lambda: packing_obstacle.__wrapped__(torch.float32),
-    "bfloat16": lambda: packing_obstacle.__wrapped__(torch.bfloat16),
     "parts": can_merge_parts.__wrapped__,
-    "int4": half_tile.__wrapped__,
-    "int8": whole_digit.__wrapped__,
 }
 
 

@@ -107,12 +107,11 @@ not change memory and rounding from run to run."""
 
 # --- linear layers --------------------------------------------------------------------------------------------------
 
-PACK_ROWS: Final = 16  # rows | CPU, not recorded | 2026-11-20
-"""oneDNN packs weights for this many rows: as fast for 1 row (within 5 %) as a weight packed for 1, and twice as fast
-for 5 rows."""
-
 TRIAL_ROWS: Final = (1, 5, 16, 64)  # rows | not recorded | 2026-11-30
 """The autotune trial times these numbers of rows: greedy decoding, beams, a batch, and a prompt."""
+
+TRIAL_PASSES: Final = (32, 32, 32, 3)  # passes | not measured | 2026-11-30
+"""The passes of each of these numbers of rows in a usual mix: three texts of 32 tokens, each after a prompt."""
 
 TRIAL_ROUNDS: Final = 3  # rounds | not recorded | 2026-11-30
 """The autotune trial takes the shortest time of this many rounds."""
@@ -130,7 +129,7 @@ LARGEST_TRIAL: Final = 1 << 24  # weights | not recorded | 2026-11-21
 """Larger layers behave like layers of this size."""
 
 SMALLEST_PACKED: Final = 1 << 17  # weights | CPU, not recorded | 2026-11-20
-"""Smaller layers stay plain: a call of oneDNN takes 12 microseconds longer than F.linear."""
+"""Smaller layers stay plain: a call of our kernels takes some microseconds longer than F.linear."""
 
 USUAL_CPU_CACHE: Final = 32 << 20  # bytes | not recorded | not recorded
 """The assumed last-level cache if the system does not report its size."""
@@ -141,12 +140,6 @@ of 260 MiB, and reads bfloat16 weights at 26 GB/s instead of 18."""
 
 ROUNDED_AT_ONCE: Final = 1 << 19  # numbers | not recorded | 2026-11-21
 """Quantization rounds this many numbers at once."""
-
-INT4_SLAB: Final = 1 << 21  # numbers | not recorded | 2026-11-21
-"""int4 weights are unpacked to bfloat16 in slabs of this many numbers, at 3.5 bytes per number."""
-
-INT4_MANY_ROWS: Final = 128  # rows | CPU, not recorded | 2026-11-21
-"""From this many rows on, it is faster to unpack an int4 matrix once, slab by slab, than for each few rows."""
 
 # --- replay and CUDA graphs -----------------------------------------------------------------------------------------
 

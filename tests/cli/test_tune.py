@@ -7,23 +7,25 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from unspool.kernels.library import VARIABLE as KERNELS
+from unspool.kernels.library import kernels, obstacle
 from unspool.runtimes.weights import autotune
-from unspool.runtimes.weights.forms import packed_forms
 from unspool.runtimes.weights.trial import Shape
 from unspool.runtimes.weights.tuning_file import TuningFile
 from unspool.tuning import TRIAL_ROWS
 
-pytestmark = pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here")
+pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None}
+FORMS = ("plain", "native")
 KNOWN = Shape(700, 300, torch.float32, 1)
 
 
 class Trials:
-    """Stands for real trials: the last form is the fastest."""
+    """Stands for real trials: the native form is the fastest."""
 
-    def times(self, shape, forms, *, until):
-        return {form: tuple(1e-3 / (index + 1) for _ in TRIAL_ROWS) for index, form in enumerate(forms)}
+    def times(self, shape, *, until):
+        return {form: tuple(1e-3 / (index + 1) for _ in TRIAL_ROWS) for index, form in enumerate(FORMS)}
 
 
 @pytest.fixture
@@ -46,9 +48,8 @@ def test_the_known_shapes_are_measured_again(run, file: TuningFile):
     result = run("tune")
     assert result.status == 0 and str(file.path) in result.err
     lines = [line.split() for line in result.out.splitlines()]
-    best = packed_forms(torch.float32)[-1]
     assert lines[1][-5:] == ["plain", "1000", "1000", "1000", "1000"] and lines[1][:3] == ["700", "x", "300,"]
-    assert lines[-1][:2] == [best, "chosen"]
+    assert lines[-1][:2] == ["native", "chosen"]
     assert TuningFile(file.path).times[KNOWN]["plain"] == (1e-3,) * 4
 
 
@@ -56,8 +57,14 @@ def test_the_large_layers_of_a_model_are_measured(run, file: TuningFile, folder:
     records = json.loads(run("tune", "--model", str(folder), "--json").out)
     sizes = ("256 x 768", "256 x 1024", "1024 x 256", "256 x 600")
     assert {record["layer"] for record in records} == {f"{size}, float32, 1 thread" for size in sizes}
-    assert set(records[0]["microseconds"]) == {"plain", *packed_forms(torch.float32)}
+    assert set(records[0]["microseconds"]) == set(FORMS)
     assert records[0]["rows"] == list(TRIAL_ROWS) and records[0]["microseconds"]["plain"] == [1000.0] * 4
+
+
+def test_without_kernels_nothing_is_measured(run, file: TuningFile, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(KERNELS, "off")
+    result = run("tune")
+    assert result.status == 2 and "nothing to measure: UNSPOOL_KERNELS=off" in result.err
 
 
 def test_without_known_shapes_a_model_is_needed(run, file: TuningFile):

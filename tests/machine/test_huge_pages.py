@@ -12,7 +12,7 @@ import torch
 
 from unspool.errors import OptionError
 from unspool.machine import huge_pages
-from unspool.machine.huge_pages import PAGE, VARIABLE, HugePages, collapse, wants_huge_pages
+from unspool.machine.huge_pages import PAGE, VARIABLE, HugePages, wants_huge_pages
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="huge pages are for Linux")
 
@@ -94,7 +94,6 @@ def test_a_kernel_that_refuses_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(huge_pages.mmap, "mmap", Refusing)
     made = HugePages().empty((3,), torch.float32).fill_(2)
     assert made.tolist() == [2, 2, 2]
-    assert collapse(1 << 40, 4 * PAGE) is False, "an address that is not mapped"
 
 
 def test_huge_pages_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,15 +101,7 @@ def test_huge_pages_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wants_huge_pages()
     large = torch.randn(600, 1024)
     assert HugePages().copy(large) is large
-    assert collapse(large.data_ptr(), large.nbytes) is False
     assert HugePages().empty((2, 3), torch.bfloat16).shape == (2, 3)
     monkeypatch.setenv(VARIABLE, "yes")
     with pytest.raises(OptionError, match=r"UNSPOOL_HUGE_PAGES.*must be 0 or 1.*'yes'"):
         wants_huge_pages()
-
-
-def test_collapsing_keeps_the_values() -> None:
-    large = torch.arange(8 << 20, dtype=torch.int32)
-    collapse(large.data_ptr() + 4, large.nbytes - 4)  # neither end is the end of a page
-    assert torch.equal(large, torch.arange(8 << 20, dtype=torch.int32))
-    assert collapse(large.data_ptr(), PAGE - 1) is False, "less than a page"

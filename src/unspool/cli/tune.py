@@ -16,7 +16,7 @@ from rich.table import Table
 from unspool.cli.endings import guarded
 from unspool.cli.options import Dtype, JsonFlag
 from unspool.cli.sources import load_model
-from unspool.errors import OptionError
+from unspool.errors import ModelError, OptionError
 from unspool.progress import progress_bar
 from unspool.tuning import TRIAL_ROWS
 
@@ -51,9 +51,12 @@ def tune(
     """Measure linear layers on this CPU in each form, without a time limit, and keep the times for later runs."""
     lm = None if model is None else load_model(model, threads=threads, dtype=dtype, pack=False)
     # Imported late: they import torch.
+    from unspool.kernels.library import obstacle
     from unspool.runtimes.weights import autotune
     from unspool.runtimes.weights.packed_linear import tunable_shapes
 
+    if reason := obstacle():
+        raise ModelError(f"there is one form of linear layers here, and nothing to measure: {reason}")
     file = autotune.tuning_file()
     shapes = list(file.times) if lm is None else tunable_shapes(lm.model)
     if not shapes:

@@ -198,6 +198,11 @@ def linear(inputs: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | 
     return found
 
 
+def packing_obstacle(dtype: torch.dtype) -> str:
+    """Return why weights of a floating-point dtype cannot be packed here; "" if they can."""
+    return obstacle() if dtype in _INPUTS else f"{str(dtype).removeprefix('torch.')} weights cannot be packed"
+
+
 def _require() -> Kernels:
     found = kernels()
     if found is None:

@@ -6,13 +6,11 @@ usual pages: nothing raises, and results are the same.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import sys
 from contextlib import suppress
-from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -26,7 +24,6 @@ PAGE: Final = 2 << 20
 
 _CHUNK: Final = 32 << 20
 _ALIGNMENT: Final = 64
-_COLLAPSE: Final = 25  # MADV_COLLAPSE, Linux 6.1; the module mmap does not have it
 
 
 def wants_huge_pages() -> bool:
@@ -59,6 +56,10 @@ class HugePages:
         with torch.inference_mode(False):
             return self._empty(shape, dtype)
 
+    def bytes(self, size: int) -> torch.Tensor:
+        """Return memory of so many bytes, aligned to 64 bytes. --> [size], uint8"""
+        return self.empty((size,), torch.uint8)
+
     def _empty(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
         size = torch.Size(shape).numel() * dtype.itemsize
         if self._chunk is None or self._used + size > len(self._chunk):
@@ -84,24 +85,3 @@ def _chunk(size: int) -> torch.Tensor:
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % PAGE
     return whole[start : start + size]
-
-
-def collapse(address: int, size: int) -> bool:
-    """Move the whole pages of some memory, which another library has allocated, to huge pages.
-
-    Args:
-        address: of the first byte.
-        size: in bytes.
-
-    Returns:
-        True if the kernel did so.
-    """
-    if size < PAGE or not wants_huge_pages():
-        return False
-    start, end = address + -address % mmap.PAGESIZE, (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    return bool(_libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _COLLAPSE) == 0)
-
-
-@cache
-def _libc() -> Any:
-    return ctypes.CDLL(None)

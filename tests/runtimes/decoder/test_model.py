@@ -14,7 +14,6 @@ from unspool.errors import ModelError
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.attention import ATTENTION_NAME
-from unspool.runtimes.weights.forms import packed_forms
 from unspool.runtimes.weights.packed_linear import PackedLinear
 from unspool.runtimes.wrap.wrapped import refresh, shared
 from unspool.types import Feed
@@ -105,7 +104,6 @@ def test_every_counted_change_of_weights_is_seen(change: Any) -> None:
     assert not torch.equal(after, before)
 
 
-@pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here")
 @pytest.mark.usefixtures("packed_layers")
 def test_writes_through_data_are_seen_after_refresh() -> None:
     model = tiny_model("llama")
@@ -156,7 +154,7 @@ def test_a_layer_that_is_more_than_a_plain_linear_one_is_not_packed_and_keeps_it
     assert not any(
         isinstance(m, PackedLinear) for m in (inner.self_attn.q_proj, inner.self_attn.k_proj, inner.mlp.up_proj)
     )
-    assert "hooks" in runtime.info.backend or not packed_forms(torch.float32)
+    assert "hooks" in runtime.info.backend
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_the_reason() -> None:

@@ -25,7 +25,6 @@ from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.runtime import GenericRuntime
-from unspool.runtimes.weights.forms import packed_forms
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Source
 
@@ -405,7 +404,6 @@ def test_a_training_step_is_seen_when_the_next_sequence_opens(family: str) -> No
     assert not torch.allclose(after, before, atol=0.01)
 
 
-@pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here")
 @pytest.mark.usefixtures("packed_layers")
 def test_writes_through_data_are_seen_after_refresh() -> None:
     model = tiny_model("bloom")

@@ -24,8 +24,7 @@ from unspool.runtimes.replay.replay import Replay, patience
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
 from unspool.runtimes.weights import packed_linear
 from unspool.runtimes.weights.autotune import VARIABLE
-from unspool.runtimes.weights.forms import Form
-from unspool.runtimes.weights.trial import Shape
+from unspool.runtimes.weights.trial import Form, Shape
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Feed
 
@@ -93,7 +92,7 @@ def test_a_recorded_pass_gives_the_models_own_bits(family: str, dtype: torch.dty
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("form", ["auto", "packed", "native"])
+@pytest.mark.parametrize("form", ["auto", "native"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_a_recorded_invariant_pass_gives_the_bits_of_the_modules(
     family: str, form: str, monkeypatch: pytest.MonkeyPatch
@@ -123,7 +122,7 @@ def test_a_recorded_pass_of_packed_and_plain_layers_gives_the_models_own_bits(
     """The plain layer behind the attention chooses its kernel by the strides."""
 
     def square_is_plain(shapes: Iterable[Shape]) -> dict[Shape, Form]:
-        return {shape: "plain" if shape.in_features == shape.out_features else "packed" for shape in shapes}
+        return {shape: "plain" if shape.in_features == shape.out_features else "native" for shape in shapes}
 
     monkeypatch.setattr(packed_linear, "is_small", lambda *_: False)
     monkeypatch.setattr(packed_linear, "best_forms", square_is_plain)

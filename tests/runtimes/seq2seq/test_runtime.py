@@ -501,7 +501,7 @@ def test_runtimes_over_one_model_share_what_runs_and_no_sequences() -> None:
 @pytest.mark.parametrize("family", ["t5", "t5-gated"])
 def test_packed_weights_are_not_unpacked_in_a_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 looks at the type of a weight in every forward; unpacked for that, it would cost more than the product."""
-    monkeypatch.setenv(VARIABLE, "packed")
+    monkeypatch.setenv(VARIABLE, "native")
     runtime, source = Seq2SeqRuntime(tiny_seq2seq(family), owns_model=True, pack=True), random_source(family)
     packed = [module for module in runtime._model.module.modules() if isinstance(module, PackedLinear)]
     if not packed:

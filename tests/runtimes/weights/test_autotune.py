@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,38 +10,32 @@ import torch
 from unspool.errors import OptionError
 from unspool.runtimes.weights import autotune
 from unspool.runtimes.weights.autotune import AUTOTUNE, VARIABLE, best_forms, fastest, is_small, shape_of, tune
-from unspool.runtimes.weights.forms import Form
-from unspool.runtimes.weights.trial import Shape, Times
+from unspool.runtimes.weights.trial import Form, Shape, Times
 from unspool.runtimes.weights.tuning_file import TuningFile
 
 FLAT = (1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("packed", "expected"),
+    ("native", "expected"),
     [
-        ((0.5, 0.5, 0.5, 0.5), "packed"),
-        ((0.9, 0.9, 0.9, 0.9), "packed"),
+        ((0.5, 0.5, 0.5, 0.5), "native"),
+        ((0.9, 0.9, 0.9, 0.9), "native"),
         ((0.95, 0.95, 0.95, 0.95), "plain"),  # hardly faster: noise can be as large
-        ((1.1, 0.5, 0.5, 1.0), "packed"),  # slower with one row, but not clearly
-        ((1.2, 0.1, 0.1, 0.1), "plain"),  # clearly slower with one row
-        ((0.1, 0.1, 0.1, 1.2), "plain"),  # prompts would be clearly slower
-        ((1.0, 1.0, 1.0, 0.5), "packed"),
+        ((1.2, 0.5, 0.5, 1.0), "native"),  # slower with one row, and much faster with more
+        ((2.0, 0.5, 0.5, 1.0), "plain"),  # much slower with one row
+        ((0.8, 0.8, 0.8, 3.0), "native"),  # a prompt is one pass, and a text has many
+        ((0.8, 0.8, 0.8, 9.0), "plain"),  # prompts would be much slower
+        ((1.0, 1.0, 1.0, 0.5), "plain"),
     ],
 )
-def test_only_a_clear_gain_leaves_the_plain_form(packed: tuple[float, ...], expected: Form) -> None:
-    assert fastest({"plain": FLAT, "packed": packed}) == expected
+def test_only_a_clear_gain_leaves_the_plain_form(native: tuple[float, ...], expected: Form) -> None:
+    assert fastest({"plain": FLAT, "native": native}) == expected
 
 
-def test_the_fastest_of_several_forms_is_taken() -> None:
-    slow, fast = (0.8,) * 4, (0.7,) * 4
-    assert fastest({"plain": FLAT, "packed": slow, "native": fast}) == "native"
-    assert fastest({"plain": FLAT, "packed": fast, "native": slow}) == "packed"
-    assert fastest({"plain": FLAT, "packed": fast, "native": (0.1, 0.1, 0.1, 2.0)}) == "packed"
-
-
-def test_without_another_form_the_plain_one_stays() -> None:
-    assert fastest({"plain": FLAT}) == "plain"
+def test_a_small_loss_with_one_row_does_not_veto() -> None:
+    """Microseconds of a layer of 3072 x 768 numbers in float32, on an Intel Xeon."""
+    assert fastest({"plain": (221, 411, 450, 1600), "native": (253, 280, 330, 1500)}) == "native"
 
 
 class Trials:
@@ -57,8 +50,7 @@ class Trials:
     def perf_counter(self) -> float:
         return self.now
 
-    def times(self, shape: Shape, forms: Sequence[Form], *, until: float) -> Times:
-        assert tuple(forms) == ("plain", "packed")
+    def times(self, shape: Shape, *, until: float) -> Times:
         self.shapes.append(shape)
         self.now += 1.0
         return self.times_of_all
@@ -66,15 +58,14 @@ class Trials:
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trials:
-    """Return replaced trials; the packed form wins them. Times go to a file of this test."""
+    """Return replaced trials; the native form wins them. Times go to a file of this test."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv(AUTOTUNE, "1")
-    found = Trials({"plain": FLAT, "packed": (0.5,) * 4})
+    found = Trials({"plain": FLAT, "native": (0.5,) * 4})
     file = TuningFile(tmp_path / "linear.json")
     monkeypatch.setattr(autotune, "Trial", found)
     monkeypatch.setattr(autotune, "time", found)
     monkeypatch.setattr(autotune, "tuning_file", lambda: file)
-    monkeypatch.setattr(autotune, "packed_forms", lambda dtype: () if dtype == torch.float16 else ("packed",))
     return found
 
 
@@ -83,8 +74,8 @@ def shape(width: int, height: int, dtype: torch.dtype = torch.float32) -> Shape:
 
 
 def test_a_shape_is_timed_once_per_machine(trials: Trials, tmp_path: Path) -> None:
-    assert best_forms([shape(512, 512)] * 2) == {shape(512, 512): "packed"}
-    assert best_forms([shape(512, 512)]) == {shape(512, 512): "packed"}
+    assert best_forms([shape(512, 512)] * 2) == {shape(512, 512): "native"}
+    assert best_forms([shape(512, 512)]) == {shape(512, 512): "native"}
     assert trials.shapes == [shape(512, 512)]
     kept = TuningFile(tmp_path / "linear.json")
     assert list(kept.times) == trials.shapes and kept.seconds == 1.0
@@ -92,8 +83,8 @@ def test_a_shape_is_timed_once_per_machine(trials: Trials, tmp_path: Path) -> No
 
 def test_times_of_a_busy_machine_are_for_this_process_only(trials: Trials, tmp_path: Path) -> None:
     trials.was_disturbed = True
-    assert best_forms([shape(512, 512)]) == {shape(512, 512): "packed"}
-    assert best_forms([shape(512, 512)]) == {shape(512, 512): "packed"} and len(trials.shapes) == 1
+    assert best_forms([shape(512, 512)]) == {shape(512, 512): "native"}
+    assert best_forms([shape(512, 512)]) == {shape(512, 512): "native"} and len(trials.shapes) == 1
     assert not (tmp_path / "linear.json").exists()
     tune([shape(512, 512)], autotune.tuning_file(), again=True)
     assert TuningFile(tmp_path / "linear.json").times
@@ -103,7 +94,7 @@ def test_trials_end_when_their_time_is_used_up_and_the_largest_come_first(trials
     shapes = [shape(512, 512), shape(1024, 4096), shape(1024, 1024), shape(400, 400)]
     forms = best_forms(shapes)
     assert trials.shapes == [shape(1024, 4096), shape(1024, 1024)], "two seconds, a second each"
-    assert set(forms.values()) == {"packed"}, "the others have the form of the most similar shape"
+    assert set(forms.values()) == {"native"}, "the others have the form of the most similar shape"
     best_forms([shape(2048, 2048)])
     assert len(trials.shapes) == 2, "the time is for all calls together"
     assert best_forms([shape(512, 512, torch.bfloat16)]) == {shape(512, 512, torch.bfloat16): "plain"}
@@ -113,12 +104,11 @@ def test_the_most_similar_shape_decides(trials: Trials) -> None:
     file = autotune.tuning_file()
     file.seconds = 5.0
     file.times = {
-        shape(512, 512): {"plain": FLAT, "packed": (0.5,) * 4},
-        shape(4096, 4096): {"plain": FLAT, "packed": FLAT},
-        shape(4000, 4000): {"plain": FLAT},  # without the packed form: from a machine that lacked it
+        shape(512, 512): {"plain": FLAT, "native": (0.5,) * 4},
+        shape(4096, 4096): {"plain": FLAT, "native": FLAT},
     }
     forms = best_forms([shape(600, 700), shape(3000, 5000)])
-    assert list(forms.values()) == ["packed", "plain"] and not trials.shapes
+    assert list(forms.values()) == ["native", "plain"] and not trials.shapes
 
 
 def test_tuning_again_times_everything_without_a_limit(trials: Trials) -> None:
@@ -131,11 +121,10 @@ def test_tuning_again_times_everything_without_a_limit(trials: Trials) -> None:
     assert set(file.times) == set(shapes) and file.seconds == 0.0
 
 
-@pytest.mark.parametrize(("forced", "expected"), [("plain", "plain"), ("packed", "packed")])
+@pytest.mark.parametrize(("forced", "expected"), [("plain", "plain"), ("native", "native")])
 def test_a_form_can_be_forced(trials: Trials, monkeypatch: pytest.MonkeyPatch, forced: str, expected: Form) -> None:
     monkeypatch.setenv(VARIABLE, forced)
-    half = shape(512, 512, torch.float16)
-    assert best_forms([shape(512, 512), half]) == {shape(512, 512): expected, half: "plain"}
+    assert best_forms([shape(512, 512)]) == {shape(512, 512): expected}
     assert not trials.shapes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -13,17 +13,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.errors import OptionError
-from unspool.kernels.library import kernels
+from unspool.kernels.library import VARIABLE as KERNELS
+from unspool.kernels.library import kernels, obstacle
 from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.weights import packed_linear as linear
-from unspool.runtimes.weights.autotune import AUTOTUNE, VARIABLE
-from unspool.runtimes.weights.forms import Form, packed_forms
+from unspool.runtimes.weights.autotune import VARIABLE
 from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import PackedLinear, pack_linears
-from unspool.runtimes.weights.trial import Shape
+from unspool.runtimes.weights.trial import Form, Shape
 
 pytestmark = [
-    pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here"),
+    pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}"),
     pytest.mark.usefixtures("unforced_layers"),
 ]
 
@@ -34,7 +34,7 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
     return made.to(dtype)
 
 
-@pytest.mark.parametrize("form", ["plain", "native", "packed"])
+@pytest.mark.parametrize("form", ["plain", "native"])
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 33])
 @pytest.mark.parametrize("size", [(24, 7), (300, 500)], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,8 +43,6 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
 def test_a_packed_layer_equals_the_plain_one(
     kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: Form
 ) -> None:
-    if not packed_forms(dtype) or form not in ("plain", *packed_forms(dtype)):
-        pytest.skip(f"no {form} form of {dtype} weights here")
     plain = layer_of(kind, dtype, *size)
     packed = PackedLinear(plain, form, keep=False)
     inputs = torch.randn(1, rows, 2 * size[0]).to(dtype)[..., ::2]
@@ -57,17 +55,15 @@ def test_a_packed_layer_equals_the_plain_one(
 
 
 def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
-    packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), "packed", keep=True)
+    packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), "native", keep=True)
     for attempt in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             attempt(packed)
     assert list(packed.state_dict()) == ["bias"]
 
 
-@pytest.mark.parametrize("form", ["plain", "native", "packed"])
+@pytest.mark.parametrize("form", ["plain", "native"])
 def test_repacking_takes_over_new_values(form: Form) -> None:
-    if form not in ("plain", *packed_forms(torch.float32)):
-        pytest.skip(f"no {form} form here")
     plain = layer_of("biased", torch.float32, 300, 500)
     packed = PackedLinear(plain, form, keep=True)
     with torch.no_grad():
@@ -76,19 +72,19 @@ def test_repacking_takes_over_new_values(form: Form) -> None:
         inputs = torch.ones(1, 300)
         if form != "plain":
             assert not torch.allclose(packed(inputs), plain(inputs), atol=1e-4)
-        memory = getattr(packed._weights[1], "memory", None)
+        memory = packed._packed.memory
         packed.repack()
         torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-4, rtol=1e-4)
         with invariant_rows():
             torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-4, rtol=1e-4)
-        assert getattr(packed._weights[1], "memory", None) is memory, "repacking needs no further memory"
+        assert packed._packed.memory is memory, "repacking needs no further memory"
 
 
 def test_a_layer_used_in_two_places_is_packed_once() -> None:
     shared = nn.Linear(8, 8)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    assert pack_linears(model, keep=True)[:3] == (1, 1, "")
-    assert model[0] is model[2]
+    assert pack_linears(model, keep=True) == (0, 1, "some are faster as they are")
+    assert isinstance(model[0], PackedLinear) and model[0] is model[2]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +105,7 @@ def test_what_is_not_packed_is_said(model: nn.Module, pack: bool, reason: str) -
 def test_auto_packs_beside_the_users_weights_while_memory_allows(
     monkeypatch: pytest.MonkeyPatch, free: int | None, packed: int
 ) -> None:
+    monkeypatch.setenv(VARIABLE, "native")
     monkeypatch.setattr(linear, "available_memory", lambda: free)
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack="auto").packed == packed
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack=True).packed == 1
@@ -121,7 +118,7 @@ def replaced_choice(monkeypatch: pytest.MonkeyPatch, *plain_heights: int) -> lis
 
     def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
         seen.extend(shapes)
-        return {shape: "plain" if shape.out_features in plain_heights else "packed" for shape in seen}
+        return {shape: "plain" if shape.out_features in plain_heights else "native" for shape in seen}
 
     monkeypatch.setattr(linear, "best_forms", best_forms)
     return seen
@@ -135,42 +132,40 @@ def test_each_layer_has_the_form_of_its_shape(monkeypatch: pytest.MonkeyPatch) -
     inputs = torch.randn(3, 8)
     expected = model(inputs)
     report = pack_linears(model, keep=False)
-    assert report[:2] == (3, 4) and report.reason == "some are faster as they are"
+    assert report[:2] == (2, 4) and report.reason == "some are faster as they are"
     assert [shape[:2] for shape in seen] == [(512, 512), (512, 300), (300, 600)], "a small layer needs no trial"
-    assert [getattr(layer, "form", None) for layer in model] == ["plain", None, "packed", "packed"]
+    assert [getattr(layer, "form", None) for layer in model] == ["plain", None, "native", "native"]
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("choice", ["plain", "native", "packed"])
+@pytest.mark.parametrize("choice", ["plain", "native"])
 @torch.no_grad()
 def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
-    if choice not in ("plain", *packed_forms(torch.float32)):
-        pytest.skip(f"no {choice} form here")
     monkeypatch.setenv(VARIABLE, choice)
-    forms = [None if choice == "plain" else choice] * 2
+    forms = [None if choice == "plain" else "native"] * 2
     model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512))
     inputs = torch.randn(3, 8)
     expected = model(inputs)
     report = pack_linears(model, keep=False)
     assert [getattr(layer, "form", None) for layer in model] == forms
-    assert report == (0 if choice == "plain" else 2, 2, f"UNSPOOL_LINEAR={choice}", forms.count("native"))
-    library = kernels()
-    assert library is None or (f"2 for own kernels ({library.level})" in str(report)) is (choice == "native")
+    assert report == (forms.count("native"), 2, f"UNSPOOL_LINEAR={choice}")
+    assert (f"2 of 2 linear layers packed for {kernels().level}" in str(report)) is (choice == "native")
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
     assert not pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False, pack=False).packed
 
 
 def test_a_machine_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced_choice(monkeypatch)
-    monkeypatch.setenv(AUTOTUNE, "1")
-    monkeypatch.setattr(linear, "kernels", lambda: None)
-    monkeypatch.setattr(linear, "kernel_obstacle", lambda: "the kernels are not built")
-    report = pack_linears(nn.Sequential(nn.Linear(512, 512)), keep=False)
-    assert str(report) == "1 of 1 linear layers packed (the kernels are not built)"
+    monkeypatch.setenv(KERNELS, "off")
+    for choice in ("auto", "native"):
+        monkeypatch.setenv(VARIABLE, choice)
+        model = nn.Sequential(nn.Linear(512, 512), nn.Linear(8, 8))
+        report = pack_linears(model, keep=False)
+        assert report[:2] == (0, 2) and report.reason.startswith("UNSPOOL_KERNELS=off")
+        assert {type(layer) for layer in model} == {nn.Linear}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["plain", "packed"])
+@pytest.mark.parametrize("form", ["plain", "native"])
 def test_plain_parameters_of_ours_are_copied_and_others_stay(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     """A packed layer keeps its bias; a weight that is shared with an embedding stays plain there."""
     monkeypatch.setenv(VARIABLE, form)
@@ -195,29 +190,28 @@ def test_plain_parameters_of_ours_are_copied_and_others_stay(form: Form, monkeyp
         assert not copied and [parameter.data_ptr() for parameter in parameters] == addresses
     pack_linears(model, keep=False)
     assert copied == [(900, 800), *([(800, 800)] if form == "plain" else []), (800,)]
-    assert model[0] is embedding and (form == "packed" or head.weight is embedding.weight), "tied weights stay tied"
+    assert model[0] is embedding and (form == "native" or head.weight is embedding.weight), "tied weights stay tied"
     torch.testing.assert_close(model(torch.arange(7)), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "dense")
-    with pytest.raises(OptionError, match="UNSPOOL_LINEAR.*auto, plain, native, packed.*got 'dense'"):
+    with pytest.raises(OptionError, match="UNSPOOL_LINEAR.*auto, plain, native.*got 'dense'"):
         pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False)
 
 
 def test_plain_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packed_forms(torch.float32)
-    monkeypatch.setenv(VARIABLE, "packed")
+    monkeypatch.setenv(VARIABLE, "native")
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive: list[int] = []
-    made = PackedLinear._made
+    pack = PackedLinear._pack
 
-    def counting(self: PackedLinear, weight: torch.Tensor, old: None) -> object:
+    def counting(self: PackedLinear, weight: torch.Tensor, allocate: Callable[[int], torch.Tensor]) -> None:
         alive.append(sum(weight() is not None for weight in weights))
-        return made(self, weight, old)
+        pack(self, weight, allocate)
 
-    monkeypatch.setattr(PackedLinear, "_made", counting)
+    monkeypatch.setattr(PackedLinear, "_pack", counting)
     pack_linears(model, keep=False)
     assert alive == [4, 3, 2, 1]
     assert not any(weight() for weight in weights)

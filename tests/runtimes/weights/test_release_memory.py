@@ -15,7 +15,6 @@ from torch import nn
 from unspool.runtimes.quantized import quantize
 from unspool.runtimes.quantized.quantize import quantize_linears
 from unspool.runtimes.weights import packed_linear
-from unspool.runtimes.weights.forms import packed_forms
 from unspool.runtimes.weights.packed_linear import pack_linears
 from unspool.runtimes.weights.release_memory import trim_heap
 
@@ -53,7 +52,6 @@ def test_the_heap_is_trimmed_once_after_quantizing(trims: list[str]) -> None:
     assert trims == [quantize.__name__]
 
 
-@pytest.mark.skipif(not packed_forms(torch.float32), reason="no packed form of float32 weights here")
 @pytest.mark.usefixtures("packed_layers")
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_heap_is_trimmed_after_packing_if_plain_weights_were_freed(trims: list[str], keep: bool) -> None:

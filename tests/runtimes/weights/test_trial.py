@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unspool.machine.huge_pages import HugePages
+from unspool.kernels.library import kernels, obstacle
 from unspool.runtimes.weights import trial
 from unspool.runtimes.weights.trial import Shape, Trial
 from unspool.tuning import TRIAL_ROUNDS, TRIAL_ROWS
@@ -17,39 +17,31 @@ from unspool.tuning import TRIAL_ROUNDS, TRIAL_ROWS
 SHAPE = Shape(24, 40, torch.float32, 1)
 
 
-class Recording:
-    """A weight that notes its calls."""
-
-    def __init__(self, name: str, notes: list[tuple[str, int]]) -> None:
-        self._name, self._notes = name, notes
-
-    def times(self, rows: torch.Tensor) -> torch.Tensor:
-        assert rows.shape[1] == SHAPE.in_features and bool(rows.std() > 0.1 or len(rows) == 1)
-        self._notes.append((self._name, len(rows)))
-        return rows
-
-    def dense(self) -> torch.Tensor:
-        raise AssertionError("not needed")
-
-
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Return the products and the readings of other memory, in order."""
     found: list[tuple[str, int]] = []
 
-    def making(form: str, weight: torch.Tensor, bias: None, pages: HugePages) -> Recording:
-        assert weight.shape == (SHAPE.out_features, SHAPE.in_features) and bool(weight.std() > 0.1), "no zeros"
-        return Recording(form, found)
+    def noted(name: str, rows: torch.Tensor) -> torch.Tensor:
+        assert rows.shape[1] == SHAPE.in_features and bool(rows.std() > 0.1 or len(rows) == 1)
+        found.append((name, len(rows)))
+        return rows
 
-    monkeypatch.setattr(trial, "make_weight", making)
+    def packing(weight: torch.Tensor, allocate: object) -> object:
+        assert weight.shape == (SHAPE.out_features, SHAPE.in_features) and bool(weight.std() > 0.1), "no zeros"
+        return object()
+
+    monkeypatch.setattr(trial, "PackedWeight", packing)
+    monkeypatch.setattr(trial, "linear", lambda rows, _: noted("native", rows))
+    monkeypatch.setattr(trial.F, "linear", lambda rows, _: noted("plain", rows))
     monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)
     monkeypatch.setattr(Trial, "_empty_caches", lambda self: found.append(("other", self._filler.nbytes)))
     return found
 
 
 def test_other_memory_is_read_before_each_number_of_rows(notes: list[tuple[str, int]]) -> None:
-    Trial().times(SHAPE, ("plain", "packed"))
-    one = [each for rows in TRIAL_ROWS for each in (("other", 1 << 12), ("plain", rows), ("packed", rows))]
+    Trial().times(SHAPE)
+    one = [each for rows in TRIAL_ROWS for each in (("other", 1 << 12), ("plain", rows), ("native", rows))]
     assert notes == one * TRIAL_ROUNDS
 
 
@@ -59,21 +51,23 @@ def test_the_shortest_time_of_each_counts() -> None:
     # The clock is read before and after each product, and between rounds.
     readings = [[0.0, *(each for length in lengths for each in (0.0, length))] for lengths in rounds]
     times = itertools.accumulate(itertools.chain(readings[0][1:], *readings[1:]))
-    found = Trial(clock=lambda: next(times)).times(SHAPE, ("plain", "packed"))
-    assert found == {"plain": (2.0, 3.0, 5.0, 1.0), "packed": (1.0, 1.0, 5.0, 6.0)}
+    found = Trial(clock=lambda: next(times)).times(SHAPE)
+    assert found == {"plain": (2.0, 3.0, 5.0, 1.0), "native": (1.0, 1.0, 5.0, 6.0)}
 
 
 def test_one_round_is_always_run_and_no_more_after_the_end(notes: list[tuple[str, int]]) -> None:
-    found = Trial(clock=lambda: 10.0).times(SHAPE, ("plain",), until=5.0)
+    found = Trial(clock=lambda: 10.0).times(SHAPE, until=5.0)
     assert [name for name, _ in notes].count("plain") == len(TRIAL_ROWS)
-    assert found == {"plain": (0.0,) * len(TRIAL_ROWS)}
+    assert found == dict.fromkeys(("plain", "native"), (0.0,) * len(TRIAL_ROWS))
 
 
+@pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_real_trial_times_real_products(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)
-    found = Trial().times(Shape(64, 48, dtype, 1), ("plain",))
-    assert len(found["plain"]) == len(TRIAL_ROWS) and all(0 < seconds < 60 for seconds in found["plain"])
+    found = Trial().times(Shape(64, 48, dtype, 1))
+    assert set(found) == {"plain", "native"}
+    assert all(len(each) == len(TRIAL_ROWS) and all(0 < seconds < 60 for seconds in each) for each in found.values())
 
 
 @pytest.mark.parametrize(("free", "expected"), [(1 << 13, 1 << 10), (1 << 20, 1 << 12), (None, 1 << 12)])

@@ -20,8 +20,8 @@ SHAPES = (Shape(768, 3072, torch.float32, 2), Shape(64, 5000, torch.bfloat16, 1)
 def written(path: Path) -> TuningFile:
     file = TuningFile(path)
     file.times = {
-        SHAPES[0]: {"plain": (1.0, 2.0, 3.0, 4.0), "packed": (0.5, 1e-6, 3.0, 4.0)},
-        SHAPES[1]: {"plain": (0.1, 0.2, 0.3, 0.4)},
+        SHAPES[0]: {"plain": (1.0, 2.0, 3.0, 4.0), "native": (0.5, 1e-6, 3.0, 4.0)},
+        SHAPES[1]: {"plain": (0.1, 0.2, 0.3, 0.4), "native": (0.4, 0.3, 0.2, 0.1)},
     }
     file.seconds = 1.25
     file.write()
@@ -55,7 +55,8 @@ def test_each_machine_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.
         {"rows": [1, 2]},
         {"layers": [{"in": 3}]},
         {"layers": [{"in": 3, "out": 4, "dtype": "float33", "threads": 1, "seconds": {}}]},
-        {"layers": [{"in": 3, "out": 4, "dtype": "float32", "threads": 1, "seconds": {"plain": "x"}}]},
+        {"layers": [{"in": 3, "out": 4, "dtype": "float32", "threads": 1, "seconds": {"plain": "x", "native": [1]}}]},
+        {"layers": [{"in": 3, "out": 4, "dtype": "float32", "threads": 1, "seconds": {"plain": [1]}}]},
         {"spent": None},
     ],
     ids=str,

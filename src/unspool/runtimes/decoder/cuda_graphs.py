@@ -152,7 +152,7 @@ def _run_graph(graph: Graph, batch: Batch) -> Result:
     # The next graph overwrites the results, so they are copied.
     rows = Rows(logits[: len(batch.asked)].to(torch.float32, copy=True))
     flags = finite.tolist()
-    return batch.unpad(rows), [flags[span.row] for span in batch.spans]
+    return rows, [flags[span.row] for span in batch.spans]
 
 
 def _written(batch: Batch) -> list[torch.Tensor]:

@@ -236,8 +236,8 @@ class DecoderModel(BackendModel):
         parts = ["slot cache: transformers attention interface", *self._wrapped.describe()]
         if cached != next(self.module.parameters()).dtype:
             parts.append(f"{str(cached).removeprefix('torch.')} keys and values")
-        if products := self.batch_invariance.row_by_row:
-            parts.append(f"row by row for batch_invariant requests: {len(products)} shapes of linear layers")
+        if self.batch_invariance.row_by_row:
+            parts.append("some linear layers row by row for batch_invariant requests")
         if note := length_limit(self.module)[1]:
             parts.append(note)
         return ", ".join(parts)

@@ -236,7 +236,7 @@ class DecoderRuntime(Runtime):
                 stack.enter_context(invariant_rows())
                 stack.enter_context(InvariantElementwise())
                 if self._decoder_model.batch_invariance.row_by_row:
-                    stack.enter_context(RowByRow(self._decoder_model.batch_invariance.row_by_row))
+                    stack.enter_context(RowByRow())
             rows = self._decoder_model.run(
                 cache,
                 batch.tokens,
@@ -246,7 +246,7 @@ class DecoderRuntime(Runtime):
                 inner=batch.inner,
                 invariant=batch.invariant,
             )
-        return batch.unpad(rows), _finite_spans(cache, batch.spans)
+        return rows, _finite_spans(cache, batch.spans)
 
 
 def _graphs_over(decoder_model: DecoderModel, maker: GraphMaker | None) -> Graphs | None:

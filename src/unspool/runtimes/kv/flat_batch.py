@@ -9,15 +9,13 @@ from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.tuning import MIN_SHARED_PREFIX
-from unspool.types import Feed, Rows
+from unspool.types import Feed
 
 
 class Batch:
     """The tokens of all feeds in one row, each with its position.
 
-    One-token feeds come first, in the order of their slots: neighbors in memory are written and attended together. If
-    a feed is batch-invariant, a batch of one row is padded to two, because a matrix product of one row can use another
-    kernel.
+    One-token feeds come first, in the order of their slots: neighbors in memory are written and attended together.
 
     Args:
         feeds: of the pass.
@@ -47,9 +45,6 @@ class Batch:
         self.spans = [segments[index] for index in range(len(pairs))]
         for feed, segment in zip(feeds, self.spans, strict=True):
             self._ask(feed, segment.row)
-        self._num_asked, self._num_inner = len(self.asked), len(self.inner or ())
-        if self.invariant:
-            self._pad(2)
 
     def _append(self, feed: Feed, slot: Slot) -> Segment:
         row, count, length = len(self.tokens), len(feed.tokens), slot.length
@@ -64,17 +59,6 @@ class Batch:
             self.hidden += range(row, row + len(feed.tokens))
         if self.inner is not None:
             self.inner += [LayerRow(row + index, layer) for index in feed.asked for layer in feed.layers]
-
-    def _pad(self, least: int) -> None:
-        for column in (self.tokens, self.positions, self.asked):
-            column += column[:1] * (least - len(column))
-        if self.inner is not None and self.inner:
-            self.inner += self.inner[:1] * (least - len(self.inner))
-
-    def unpad(self, rows: Rows) -> Rows:
-        """Return the rows without padding."""
-        inner = None if rows.inner is None else rows.inner[: self._num_inner]
-        return Rows(rows.logits[: self._num_asked], rows.hidden, inner)
 
 
 def _num_shared(before: tuple[Feed, Slot], here: tuple[Feed, Slot]) -> int:

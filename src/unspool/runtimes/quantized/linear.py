@@ -1,26 +1,21 @@
 """A linear layer with a quantized weight: 8 or 4 bits per number.
 
-Owns the attributes that models read from a layer. Does not know how numbers are packed and multiplied (int8.py,
-int4.py), or which layers are replaced (quantize.py).
+Owns the attributes that models read from a layer. Does not know how numbers are rounded (rounding.py) and multiplied
+(weights.py), or which layers are replaced (quantize.py).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.machine.huge_pages import HugePages
-from unspool.runtimes.quantized.int4 import Int4Weight
-from unspool.runtimes.quantized.int8 import Int8Weight
-from unspool.runtimes.quantized.native import native_weight
+from unspool.runtimes.quantized.rounding import Bits
+from unspool.runtimes.quantized.weights import quantized_weight
 from unspool.runtimes.weights.lazy_weight import LazyWeight
-
-Bits: TypeAlias = Literal["int8", "int4"]
-
-_WEIGHTS: Final[dict[Bits, type[Int8Weight] | type[Int4Weight]]] = {"int8": Int8Weight, "int4": Int4Weight}
 
 
 class QuantizedLinear(nn.Module):
@@ -46,9 +41,8 @@ class QuantizedLinear(nn.Module):
         plain = layer.weight.detach()
         self.in_features, self.out_features = plain.shape if self.is_transposed else plain.shape[::-1]
         self.bits, self.bias = bits, layer.bias
-        weight = plain.T if self.is_transposed else plain
-        self._native = native_weight(weight, layer.bias, bits, pages)
-        self._quantized = self._native or _WEIGHTS[bits](weight)
+        weight, bias = plain.T if self.is_transposed else plain, None if layer.bias is None else layer.bias.detach()
+        self._quantized = quantized_weight(weight, bias, bits, pages or HugePages())
         self.shape = plain.shape
         # A buffer, so that its dtype changes with that of the model.
         self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
@@ -70,12 +64,7 @@ class QuantizedLinear(nn.Module):
         return weight.T if self.is_transposed else weight
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self._native is not None:
-            return self._native.times(inputs)
-        found = self._quantized.times(inputs.reshape(-1, self.in_features))
-        if self.bias is not None:
-            found = found + self.bias
-        return found.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+        return self._quantized.times(inputs)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.bits}"

@@ -14,10 +14,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.errors import ModelError
+from unspool.kernels.packed import INT4_GROUP
 from unspool.machine.huge_pages import HugePages
-from unspool.runtimes.quantized.int4 import GROUP
-from unspool.runtimes.quantized.int8 import MAX_WIDTH
-from unspool.runtimes.quantized.linear import Bits, QuantizedLinear
+from unspool.runtimes.quantized.linear import QuantizedLinear
+from unspool.runtimes.quantized.rounding import Bits
 from unspool.runtimes.weights.packed_linear import is_plain
 from unspool.runtimes.weights.release_memory import trim_heap
 
@@ -37,7 +37,6 @@ def quantize_linears(model: Any, bits: Bits) -> int:
 
     Raises:
         ModelError: if a weight holds NaN or infinite numbers, which rounding would hide; the message names it.
-        RuntimeError, NotImplementedError, AttributeError: if this PyTorch lacks a kernel for it.
     """
     _finish(model.eval())
     head = id(model.get_output_embeddings())
@@ -48,7 +47,7 @@ def quantize_linears(model: Any, bits: Bits) -> int:
     for key, found in places.items():
         # Only the model holds a layer, so that each plain weight is freed before the next one is quantized.
         parent, name = found[0]
-        chosen = bits if key != head and _width(parent._modules[name]) % GROUP == 0 else "int8"
+        chosen = bits if key != head and _width(parent._modules[name]) % INT4_GROUP == 0 else "int8"
         _check_finite(model, parent, name)
         quantized = QuantizedLinear(parent._modules[name], chosen, pages)  # type: ignore[arg-type]
         for parent, name in found:
@@ -96,7 +95,7 @@ def _fits(layer: Any) -> bool:
     weight = layer.weight
     is_ordinary = type(weight) in (nn.Parameter, torch.Tensor) and type(weight.data) is torch.Tensor
     is_held = is_ordinary and weight.device.type == "cpu" and weight.is_floating_point() and weight.numel() > 0
-    return is_held and _width(layer) <= MAX_WIDTH and _multiplies(layer)
+    return is_held and _multiplies(layer)
 
 
 def _width(layer: Any) -> int:

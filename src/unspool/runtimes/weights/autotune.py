@@ -16,12 +16,11 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 import torch
 
 from unspool.errors import OptionError
-from unspool.runtimes.weights.forms import Form, packed_forms
-from unspool.runtimes.weights.trial import Shape, Times, Trial
+from unspool.runtimes.weights.trial import Form, Shape, Times, Trial
 from unspool.runtimes.weights.tuning_file import TuningFile
-from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_PACKED, TUNING_SECONDS
+from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_PACKED, TRIAL_PASSES, TUNING_SECONDS
 
-Choice: TypeAlias = Literal["auto", "plain", "native", "packed"]
+Choice: TypeAlias = Literal["auto", "plain", "native"]
 
 VARIABLE: Final = "UNSPOOL_LINEAR"
 """Environment variable, a `Choice`: "auto" takes the fastest form of each layer; the others force one form for all."""
@@ -56,17 +55,6 @@ def shape_of(in_features: int, out_features: int, dtype: torch.dtype) -> Shape:
     return Shape(in_features, min(out_features, most), dtype, torch.get_num_threads())
 
 
-def forced_form(dtype: torch.dtype) -> Form | None:
-    """Return the form that `UNSPOOL_LINEAR` forces for a dtype: plain if this machine lacks it. None for "auto".
-
-    Raises:
-        OptionError: if the value of the variable is not allowed.
-    """
-    if (forced := choice()) == "auto":
-        return None
-    return forced if forced in packed_forms(dtype) else "plain"
-
-
 def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
     """Return the form of each shape: the forced one, else the fastest. New shapes are timed if there is time left.
 
@@ -74,26 +62,19 @@ def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
     the most similar shape, or else the plain form.
 
     Args:
-        shapes: large ones only; see `is_small`.
+        shapes: of large layers that can be packed; see `is_small`.
 
     Raises:
         OptionError: if the value of an environment variable is not allowed.
     """
     wanted = list(dict.fromkeys(shapes))
-    forms: dict[Shape, Form] = {}
-    unforced = []
-    for shape in wanted:
-        forced = forced_form(shape.dtype)
-        if forced is not None:
-            forms[shape] = forced
-        elif not packed_forms(shape.dtype) or not is_autotuned():
-            forms[shape] = "plain"
-        else:
-            unforced.append(shape)
-    if unforced:
-        tune(unforced, tuning_file())
-        forms |= {shape: _form_of(shape, tuning_file()) for shape in unforced}
-    return forms
+    forced = choice()
+    if forced != "auto":
+        return dict.fromkeys(wanted, forced)
+    if not is_autotuned():
+        return dict.fromkeys(wanted, "plain")
+    tune(wanted, tuning_file())
+    return {shape: _form_of(shape, tuning_file()) for shape in wanted}
 
 
 @cache
@@ -115,7 +96,7 @@ def tune(
     """
     # The largest ones first: they take most of the time of a step.
     pending = sorted(
-        (shape for shape in shapes if again or _is_unknown(shape, file)),
+        (shape for shape in shapes if again or shape not in file.times),
         key=lambda shape: shape.in_features * shape.out_features,
         reverse=True,
     )
@@ -131,7 +112,7 @@ def tune(
             break
         if tell is not None:
             tell(shape)
-        file.times[shape] = trial.times(shape, ("plain", *packed_forms(shape.dtype)), until=end)
+        file.times[shape] = trial.times(shape, until=end)
         longest = max(longest, time.perf_counter() - before)
     if not again:
         file.seconds += time.perf_counter() - started
@@ -151,12 +132,8 @@ def is_autotuned() -> bool:
     return given == "1"
 
 
-def _is_unknown(shape: Shape, file: TuningFile) -> bool:
-    return set(file.times.get(shape, ())) != {"plain", *packed_forms(shape.dtype)}
-
-
 def _form_of(shape: Shape, file: TuningFile) -> Form:
-    alike = [known for known in file.times if known[2:] == shape[2:] and not _is_unknown(known, file)]
+    alike = [known for known in file.times if known[2:] == shape[2:]]
     if not alike:
         return "plain"
     return fastest(file.times[min(alike, key=lambda known: _distance(known, shape))])
@@ -169,16 +146,13 @@ def _distance(one: Shape, other: Shape) -> float:
 
 
 def fastest(times: Times) -> Form:
-    """Return the fastest form if it is clearly faster than the plain one, else the plain one.
+    """Return the native form if it is clearly faster than the plain one in a usual mix of passes, else the plain one.
 
-    A form is clearly faster if it takes at most 0.9 of the plain form's time in the geometric mean over the numbers of
-    rows, and for no number of rows longer than the plain form divided by 0.9.
+    The mix has `TRIAL_PASSES` passes of each number of rows. So a small loss with one row does not outweigh a large
+    gain with more.
     """
-    ratios = {
-        form: [own / plain for own, plain in zip(found, times["plain"], strict=True)] for form, found in times.items()
+    seconds = {
+        form: sum(count * each for count, each in zip(TRIAL_PASSES, found, strict=True))
+        for form, found in times.items()
     }
-    means = {
-        form: math.prod(found) ** (1 / len(found)) for form, found in ratios.items() if max(found) <= 1 / CLEARLY_FASTER
-    }
-    best = min(means, key=means.__getitem__)
-    return best if means[best] <= CLEARLY_FASTER else "plain"
+    return "native" if seconds["native"] <= CLEARLY_FASTER * seconds["plain"] else "plain"

@@ -1,4 +1,4 @@
-"""Packed linear layers: modules that hold their weight in the form that autotune.py chose.
+"""Packed linear layers: modules that hold their weight packed for our kernels.
 
 Owns the choice of layers to pack, and the report of it. Does not know attention, caches or sequences.
 
@@ -12,60 +12,47 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unspool.kernels.library import kernels
-from unspool.kernels.library import obstacle as kernel_obstacle
+from unspool.kernels.library import kernels, obstacle
+from unspool.kernels.packed import Allocate, PackedWeight, linear, packing_obstacle
 from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
-from unspool.runtimes.weights.autotune import (
-    VARIABLE,
-    best_forms,
-    choice,
-    forced_form,
-    is_autotuned,
-    is_small,
-    shape_of,
-)
-from unspool.runtimes.weights.forms import Form, Weight, make_weight, packed_forms, packing_obstacle
+from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, is_small, shape_of
 from unspool.runtimes.weights.invariant_rows import INVARIANT
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.release_memory import trim_heap
-from unspool.runtimes.weights.trial import Shape
+from unspool.runtimes.weights.trial import Form, Shape
 
 Pack: TypeAlias = bool | Literal["auto"]
 
 
 class PackReport(NamedTuple):
-    """How many linear layers were packed, of how many, and why the others were not ("" if all were).
-
-    native: how many of them were packed for our kernels.
-    """
+    """How many linear layers run on our kernels, of how many, and why the others do not ("" if all do)."""
 
     packed: int
     total: int
     reason: str = ""
-    native: int = 0
 
     def __str__(self) -> str:
-        text = f"{self.packed} of {self.total} linear layers packed"
-        if self.native:
-            library = kernels()
-            text += f", {self.native} for own kernels{f' ({library.level})' if library else ''}"
+        text, library = f"{self.packed} of {self.total} linear layers packed", kernels()
+        if self.packed and library is not None:
+            text += f" for {library.level}"
         return f"{text} ({self.reason})" if self.reason else text
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` or `Conv1D` with a packed copy of its weight.
+    """`nn.Linear` or `Conv1D` with a copy of its weight that is packed for our kernels.
 
     Copy, pickle and state_dict cannot read the packed memory. So it is a plain attribute, and copying or pickling the
     module raises `TypeError`. A layer with the plain form uses its plain weight, except inside `invariant_rows`.
 
     Args:
-        layer: an `nn.Linear` or a `Conv1D` on the CPU, float32 or bfloat16, of a dtype that can be packed here.
-        form: of the weight in calls. The plain form needs a packed copy for `invariant_rows`.
+        layer: an `nn.Linear` or a `Conv1D` on the CPU, of a dtype that can be packed here.
+        form: of the weight in calls.
         keep: True if the plain weight stays in memory; False unpacks it whenever the values of `weight` are read.
         pages: memory for packed weights; None for memory of its own.
     """
@@ -76,18 +63,15 @@ class PackedLinear(nn.Module):
         weight = layer.weight
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
         self.dtype, self.shape, self.form = weight.dtype, weight.shape, form
-        self._pages = pages or HugePages()
-        # In tuples, so that a parameter of the user's model is not registered here, and access needs no search.
+        # In a tuple, so that a parameter of the user's model is not registered here.
         self._source: tuple[torch.Tensor, ...] = (weight,) if keep or form == "plain" else ()
         self.bias = layer.bias
-        self._weights = self._made(weight, None)
+        self._pack(weight, (pages or HugePages()).bytes)
 
-    def _made(self, weight: torch.Tensor, old: Weight | None) -> tuple[Weight, Weight]:
-        """Return the weight for calls, and the one for calls inside `invariant_rows`."""
+    def _pack(self, weight: torch.Tensor, allocate: Allocate) -> None:
         plain = weight.detach().T if self._transposed else weight.detach()
-        form = packed_forms(self.dtype)[0] if self.form == "plain" else self.form
-        packed = make_weight(form, plain, self.bias, self._pages, old=old)
-        return (make_weight("plain", plain, self.bias, self._pages) if self.form == "plain" else packed), packed
+        self._plain = plain if self.form == "plain" else None
+        self._packed = PackedWeight(plain, bias=() if self.bias is None else (self.bias,), allocate=allocate)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -98,16 +82,19 @@ class PackedLinear(nn.Module):
         """Return the plain weight with its values."""
         if self._source:
             return self._source[0]
-        plain = self._weights[0].dense()
+        plain = self._packed.unpacked()[0]
         return plain.T if self._transposed else plain
 
     def repack(self) -> None:
-        """Pack the kept weight again after its values have changed."""
+        """Pack the kept weight again, into the same memory, after its values have changed."""
         assert self._source, "only a layer that keeps its plain weight can be packed again"
-        self._weights = self._made(self._source[0], self._weights[1])
+        memory = self._packed.memory
+        self._pack(self._source[0], lambda _: memory)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self._weights[INVARIANT.get()].times(inputs)
+        if self._plain is not None and not INVARIANT.get():
+            return F.linear(inputs, self._plain, self.bias)
+        return linear(inputs, self._packed)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -131,7 +118,7 @@ def _obstacle(layer: nn.Linear | Conv1D) -> str:
         return f"packing is for the CPU, weights are on {weight.device.type}"
     if not _is_ordinary(weight):
         return "some hold weights of a special tensor type"
-    return "" if packed_forms(weight.dtype) else packing_obstacle(weight.dtype)
+    return packing_obstacle(weight.dtype)
 
 
 def _sides(layer: nn.Linear | Conv1D) -> tuple[int, int]:
@@ -149,7 +136,7 @@ def _forms_of(layers: Mapping[int, nn.Linear | Conv1D]) -> dict[int, Form]:
     shapes: dict[int, Shape] = {}
     for key, layer in layers.items():
         if is_small(*_sides(layer)):
-            forms[key] = forced_form(layer.weight.dtype) or "plain"
+            forms[key] = "native" if choice() == "native" else "plain"
         else:
             shapes[key] = shape_of(*_sides(layer), layer.weight.dtype)
     found = best_forms(shapes.values())
@@ -194,22 +181,21 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     forms = {} if choice() == "plain" else _forms_of(able)
     if pack == "auto" and keep and (reason := _too_large([able[key] for key in forms])):
         return PackReport(0, total, reason)
+    num_packed = sum(form == "native" for form in forms.values())
     reasons = {reason for reason in obstacles.values() if reason}
-    if choice() == "auto" and len(forms) < len(able):
+    if choice() == "auto" and num_packed < len(able):
         reasons.add("some are faster as they are")
-    has_work = bool(able) or not {"int8", "int4"}.isdisjoint(quantized.values())
-    if has_work and choice() == "auto" and is_autotuned() and kernels() is None:
-        reasons.add(kernel_obstacle())
+    if not {"int8", "int4"}.isdisjoint(quantized.values()):
+        reasons |= {obstacle()} - {""}
     # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers, able
     pages = HugePages()
     if not keep:
         _move(model, forms, pages)
-    packed = _replace(sites, forms, pages, keep=keep)
+    _replace(sites, forms, pages, keep=keep)
     if not keep:
         trim_heap()
-    native = sum(layer.form == "native" for layer in packed)
-    return PackReport(len(packed), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]), native)
+    return PackReport(num_packed, total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]))
 
 
 def _move(model: nn.Module, forms: Mapping[int, Form], pages: HugePages) -> None:
@@ -230,8 +216,8 @@ def _move(model: nn.Module, forms: Mapping[int, Form], pages: HugePages) -> None
 
 def _replace(
     sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], pages: HugePages, *, keep: bool
-) -> list[PackedLinear]:
-    """Replace layers by packed ones, and empty the list; return the packed ones."""
+) -> None:
+    """Replace layers by packed ones, and empty the list."""
     packed: dict[int, PackedLinear] = {}
     sites.reverse()
     while sites:
@@ -241,7 +227,6 @@ def _replace(
             if key not in packed:
                 packed[key] = PackedLinear(layer, forms[key], keep=keep, pages=pages)
             setattr(parent, name, packed[key])
-    return list(packed.values())
 
 
 def _is_ordinary(weight: torch.Tensor) -> bool:
@@ -255,8 +240,7 @@ def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRepor
     before = [module.form for module in model.modules() if isinstance(module, PackedLinear)]
     report = pack_linears(model, keep=keep, pack=pack)
     reason = report.reason if report.total or not before else ""
-    count, native = len(before), before.count("native")
-    return PackReport(count + report.packed, count + report.total, reason, native + report.native)
+    return PackReport(before.count("native") + report.packed, len(before) + report.total, reason)
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:

@@ -6,23 +6,28 @@ Owns the timing. Does not know how the times are judged and kept (autotune.py, t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 
+from unspool.kernels.packed import PackedWeight, linear
 from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
-from unspool.runtimes.weights.forms import Form, Weight, make_weight
 from unspool.tuning import BUSY_MACHINE, LARGEST_CPU_CACHE, TRIAL_ROUNDS, TRIAL_ROWS, USUAL_CPU_CACHE
+
+Form: TypeAlias = Literal["plain", "native"]
+"""plain: as PyTorch stores a weight, and multiplied by it. native: packed for our kernels."""
 
 Times: TypeAlias = "dict[Form, tuple[float, ...]]"
 """Seconds of each form, one number per entry of `TRIAL_ROWS`."""
 
 Clock: TypeAlias = Callable[[], float]
+Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 _SHARE_OF_MEMORY: Final = 8
 
 
@@ -57,30 +62,33 @@ class Trial:
         self._filler = torch.ones(max(1, size // 4), dtype=torch.float32, device="cpu")
 
     @torch.no_grad()
-    def times(self, shape: Shape, forms: Sequence[Form], *, until: float = float("inf")) -> Times:
+    def times(self, shape: Shape, *, until: float = float("inf")) -> Times:
         """Return the shortest time of each form for each number of rows.
 
         Args:
-            shape: of the layer.
-            forms: to time.
+            shape: of the layer; weights of its dtype can be packed.
             until: no round begins after this time of the clock, except the first.
         """
         generator, pages = torch.Generator("cpu").manual_seed(0), HugePages()
         plain = pages.empty((shape.out_features, shape.in_features), shape.dtype)
         plain.uniform_(-1, 1, generator=generator)
-        weights = {form: make_weight(form, plain, None, pages) for form in forms}
+        packed = PackedWeight(plain, allocate=pages.bytes)
+        products: dict[Form, Product] = {
+            "plain": lambda rows: F.linear(rows, plain),
+            "native": lambda rows: linear(rows, packed),
+        }
         inputs = [
             torch.empty(rows, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)
             for rows in TRIAL_ROWS
         ]
-        best = {form: [float("inf")] * len(inputs) for form in forms}
+        best = {form: [float("inf")] * len(inputs) for form in products}
         for number in range(TRIAL_ROUNDS):
             if number and self._clock() >= until:
                 break
             for index, rows in enumerate(inputs):
                 self._empty_caches()
-                for form, weight in weights.items():
-                    best[form][index] = min(best[form][index], self._seconds(weight, rows))
+                for form, product in products.items():
+                    best[form][index] = min(best[form][index], self._seconds(product, rows))
         return {form: tuple(found) for form, found in best.items()}
 
     def _empty_caches(self) -> None:
@@ -95,9 +103,9 @@ class Trial:
         ordered = sorted(self.readings)
         return bool(ordered) and ordered[len(ordered) // 2] > BUSY_MACHINE * ordered[0]
 
-    def _seconds(self, weight: Weight, rows: torch.Tensor) -> float:
+    def _seconds(self, product: Product, rows: torch.Tensor) -> float:
         started = self._clock()
-        weight.times(rows)
+        product(rows)
         return self._clock() - started
 
 

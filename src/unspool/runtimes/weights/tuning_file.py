@@ -13,13 +13,13 @@ import uuid
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 
 from unspool.kernels.library import kernels
 from unspool.machine.cpu import cpu_name
-from unspool.runtimes.weights.trial import Shape, Times
+from unspool.runtimes.weights.trial import Form, Shape, Times
 from unspool.tuning import TRIAL_ROWS
 
 _DIGEST: Final = 16
@@ -50,7 +50,7 @@ class TuningFile:
         times: dict[Shape, Times] = {}
         for entry in content["layers"]:
             shape = Shape(entry["in"], entry["out"], getattr(torch, entry["dtype"]), entry["threads"])
-            times[shape] = {form: tuple(map(float, found)) for form, found in entry["seconds"].items()}
+            times[shape] = {form: tuple(map(float, entry["seconds"][form])) for form in get_args(Form)}
         self.seconds, self.times = float(content["spent"]), times
 
     def write(self) -> None:

@@ -555,7 +555,8 @@ static void run_units(void* argument) {
     for (int64_t unit = take(&work.next_unit); unit < units;) unit = run_unit(work, unit);
 }
 
-constexpr int64_t WORTH_A_THREAD = 1 << 12;   // numbers of x
+constexpr int64_t WORTH_A_THREAD = 1 << 12;      // numbers of x
+constexpr int64_t WORTH_THREADS = 1 << 14;       // products of numbers
 
 static void run_pass(const Weight& w, const Call& call, int64_t first, int rows, char* memory) {
     Work work = {&w, &call, {}, first, rows, (int)up(rows, TILE[w.kind]), 0, 0};
@@ -572,7 +573,7 @@ static void run_pass(const Weight& w, const Call& call, int64_t first, int rows,
         in.bytes = reinterpret_cast<int32_t*>(const_cast<float*>(in.numbers));
         parallel(rows * w.inputs < WORTH_A_THREAD ? 1 : call.threads, prepare, &work);
     }
-    parallel(call.threads, run_units, &work);
+    parallel(w.outputs * w.inputs * rows < WORTH_THREADS ? 1 : call.threads, run_units, &work);
 }
 
 static int linear(const Weight& w, const Call& call) {

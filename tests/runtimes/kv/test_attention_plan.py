@@ -91,20 +91,20 @@ def read_alone(
 def test_every_token_reads_its_own_past_and_nothing_else_is_touched(path: Any, name: str, groups: int) -> None:
     rng, params = random.Random(len(name) + groups), TERMS[name]
     torch.manual_seed(0)
-    for turn in range(3):
+    for _ in range(3):
         pools = [pool_of(groups, 64, 20), pool_of(groups, 128, 9), pool_of(groups, 64, 5)]
-        spans, padding = spans_over(pools, rng, invariant=path == "loop"), turn % 3
+        spans = spans_over(pools, rng, invariant=path == "loop")
         num_tokens = sum(span.width for span in spans)
         before = [[(keys.clone(), values.clone()) for keys, values in _layers(pool)] for pool in pools]
-        cache = SlotCache(AttentionPlan(spans, num_tokens + padding, path, CPU), NUM_LAYERS)
+        cache = SlotCache(AttentionPlan(spans, path, CPU), NUM_LAYERS)
         for layer in range(NUM_LAYERS):
-            query = states_of(HEADS, num_tokens + padding)
-            key, value = (states_of(groups, num_tokens + padding) for _ in range(2))
+            query = states_of(HEADS, num_tokens)
+            key, value = (states_of(groups, num_tokens) for _ in range(2))
             cache.update(key, value, layer)
             found = cache.attend(query, key, value, params)
             expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), layer, params)))
-            torch.testing.assert_close(found[:num_tokens].double(), expected, atol=1e-5, rtol=0)
-            assert found.shape[0] == num_tokens + padding and found.isfinite().all()
+            torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+            assert found.shape[0] == num_tokens and found.isfinite().all()
             for span in spans:
                 kept = before[pools.index(span.pool)][layer]
                 for tensor, states in zip(kept, (key, value), strict=True):
@@ -112,7 +112,7 @@ def test_every_token_reads_its_own_past_and_nothing_else_is_touched(path: Any, n
         for pool, layers in zip(pools, before, strict=True):
             for now, was in zip(_layers(pool), layers, strict=True):
                 assert torch.equal(now[0], was[0]) and torch.equal(now[1], was[1])
-        assert cache.finite is not None and cache.finite.shape == (num_tokens + padding,) and cache.finite.all()
+        assert cache.finite is not None and cache.finite.shape == (num_tokens,) and cache.finite.all()
 
 
 def _layers(pool: SlotPool) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -123,7 +123,7 @@ def _layers(pool: SlotPool) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_a_half_precision_model_is_answered_in_its_own_type_whatever_is_kept(dtype: torch.dtype) -> None:
     pool = pool_of(2, 64, 4, dtype)
     spans = [Segment(pool, 0, 30, 1, 0), Segment(pool, 1, 30, 1, 1), Segment(pool, 3, 7, 3, 2)]
-    cache = SlotCache(AttentionPlan(spans, 5, "loop", CPU), NUM_LAYERS)
+    cache = SlotCache(AttentionPlan(spans, "loop", CPU), NUM_LAYERS)
     query, key, value = (states_of(heads, 5, torch.bfloat16) for heads in (HEADS, 2, 2))
     cache.update(key, value, 0)
     found = cache.attend(query, key, value, TERMS["all"])
@@ -135,7 +135,7 @@ def test_a_half_precision_model_is_answered_in_its_own_type_whatever_is_kept(dty
 
 def test_rows_whose_values_are_not_finite_are_named() -> None:
     pool = pool_of(2, 64, 4)
-    cache = SlotCache(AttentionPlan([Segment(pool, slot, 3, 1, slot) for slot in range(4)], 4, "loop", CPU), NUM_LAYERS)
+    cache = SlotCache(AttentionPlan([Segment(pool, slot, 3, 1, slot) for slot in range(4)], "loop", CPU), NUM_LAYERS)
     value = states_of(2, 4)
     value[0, 1, 2, 5] = math.inf
     value[0, 0, 0, 0] = math.nan
@@ -169,7 +169,7 @@ def run_pass(
     groups = spans[0].pool.keys[0].shape[1]
     query, key = states_of(HEADS, num_rows), states_of(groups, num_rows)
     with NewTensors() as made:
-        cache = SlotCache(AttentionPlan(spans, num_rows, "loop", CPU), num_layers)
+        cache = SlotCache(AttentionPlan(spans, "loop", CPU), num_layers)
         for layer in range(num_layers):
             cache.update(key, key, layer)
             cache.attend(query, key, key, params)
@@ -199,16 +199,16 @@ def test_rows_of_many_lengths_read_few_keys_in_vain(monkeypatch: pytest.MonkeyPa
 
 def test_beams_of_one_length_are_written_and_read_by_one_call() -> None:
     pool = pool_of(2, 64, 8)
-    plan = AttentionPlan([Segment(pool, 2 + row, 17, 1, row) for row in range(5)], 5, "loop", CPU)
+    plan = AttentionPlan([Segment(pool, 2 + row, 17, 1, row) for row in range(5)], "loop", CPU)
     assert (len(plan.copies), len(plan.writes), len(plan.groups[0].runs), plan.is_all_runs) == (1, 0, 1, True)
 
 
 def test_many_rows_of_other_lengths_are_written_by_one_call_a_layer() -> None:
     pool = pool_of(2, 64, 32)
     spans = [Segment(pool, slot, 20 + slot % 7, 1, slot) for slot in range(32)]
-    plan = AttentionPlan(spans, 32, "loop", CPU)
+    plan = AttentionPlan(spans, "loop", CPU)
     assert (len(plan.copies), len(plan.writes), plan.writes[0].rows) == (0, 1, slice(0, 32))
-    plan = AttentionPlan([*spans, Segment(pool_of(2, 128, 1), 0, 0, 40, 32)], 72, "loop", CPU)
+    plan = AttentionPlan([*spans, Segment(pool_of(2, 128, 1), 0, 0, 40, 32)], "loop", CPU)
     assert (len(plan.copies), len(plan.writes)) == (1, 1)
 
 
@@ -241,7 +241,7 @@ def test_attention_that_is_written_out_holds_a_bounded_part_of_the_scores(monkey
     assert max(made.sizes) <= 1 << 14 < 200 * 256 * HEADS
     query, key = states_of(HEADS, 200), states_of(2, 200)
     span = Segment(pool, 0, 56, 200, 0)
-    cache = SlotCache(AttentionPlan([span], 200, "loop", CPU), 1)
+    cache = SlotCache(AttentionPlan([span], "loop", CPU), 1)
     cache.update(key, key, 0)
     expected = torch.stack(list(read_alone([span], query[0].transpose(0, 1), 0, params)))
     torch.testing.assert_close(cache.attend(query, key, key, params).double(), expected, atol=1e-5, rtol=0)

@@ -110,7 +110,7 @@ def test_queries_that_share_a_stem_read_what_they_would_alone(
             for row, ((pool, slot), start) in enumerate(zip(places, lengths, strict=True))
         ]
         spans[6] = spans[6]._replace(shared=length - 1 if turn == 2 else 0 if turn == 3 else length)
-        cache = SlotCache(AttentionPlan(spans, 11, "loop", CPU), NUM_LAYERS)
+        cache = SlotCache(AttentionPlan(spans, "loop", CPU), NUM_LAYERS)
         for layer in range(NUM_LAYERS):
             query = states_of(HEADS, 11, dtype)
             key, value = (states_of(groups, 11, dtype) for _ in range(2))
@@ -133,7 +133,7 @@ def test_only_what_the_processor_s_own_function_takes_is_shared(
     layout = (LayerLayout(2, 8, value_width, torch.float32, torch.device(device)),) * NUM_LAYERS
     pool = SlotPool(layout, 128, 3)
     spans = [Segment(pool, slot, 70, 1, slot, shared=70 if slot else 0) for slot in range(3)]
-    plan = AttentionPlan(spans, 3, "loop", torch.device(device))
+    plan = AttentionPlan(spans, "loop", torch.device(device))
     assert plan.groups[0].base is not None
     cache = SlotCache(plan, NUM_LAYERS)
     query = torch.randn(1, 4, 3, 8, device=device)
@@ -148,7 +148,7 @@ def test_a_window_that_sees_everything_is_no_obstacle(parts: Parts) -> None:
     spans = [Segment(pool, slot, 70 + slot, 1, slot, shared=70 if slot else 0) for slot in range(3)]
     for window, is_shared in ((73, True), (72, False)):
         params = attention.AttentionParams(None, window, None, None)
-        cache = SlotCache(AttentionPlan(spans, 3, "loop", CPU), NUM_LAYERS)
+        cache = SlotCache(AttentionPlan(spans, "loop", CPU), NUM_LAYERS)
         cache.update(states_of(2, 3), states_of(2, 3), 0)
         query = states_of(HEADS, 3)
         found = cache.attend(query, query, states_of(2, 3), params)

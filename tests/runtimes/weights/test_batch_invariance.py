@@ -17,7 +17,7 @@ from tests.tiny_models import FAMILIES, tiny_model
 from unspool.errors import OptionError
 from unspool.kernels.library import kernels
 from unspool.runtimes.decoder.runtime import DecoderRuntime
-from unspool.runtimes.weights.batch_invariance import RowByRow, batch_invariance
+from unspool.runtimes.weights.batch_invariance import batch_invariance
 from unspool.runtimes.weights.packed_linear import pack_linears
 from unspool.types import Feed
 
@@ -85,15 +85,6 @@ def test_products_that_are_not_those_of_our_kernels_need_one_call_per_row(monkey
     assert batch_invariance(model) == (kernels() is None, "")
     model.append(nn.Linear(24, 8).half())
     assert batch_invariance(model) == (True, "")
-
-
-@torch.no_grad()
-def test_row_by_row_gives_the_same_up_to_rounding() -> None:
-    rows, weight, bias = torch.randn(2, 5, 8), torch.randn(3, 8), torch.randn(3)
-    with RowByRow():
-        torch.testing.assert_close(F.linear(rows, weight, bias), rows @ weight.T + bias)
-        torch.testing.assert_close(torch.addmm(bias, rows[0], weight.T), rows[0] @ weight.T + bias)
-        assert F.linear(rows[:, :0], weight, bias).shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"mixtral", "gpt_oss", "qwen3_moe"}))

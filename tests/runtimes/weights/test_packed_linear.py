@@ -18,7 +18,6 @@ from unspool.kernels.library import kernels, obstacle
 from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.weights import packed_linear as linear
 from unspool.runtimes.weights.autotune import VARIABLE
-from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import PackedLinear, pack_linears
 from unspool.runtimes.weights.trial import Form, Shape
 
@@ -34,56 +33,47 @@ def layer_of(kind: str, dtype: torch.dtype, width: int, height: int) -> nn.Linea
     return made.to(dtype)
 
 
-@pytest.mark.parametrize("form", ["plain", "native"])
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 33])
 @pytest.mark.parametrize("size", [(24, 7), (300, 500)], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["biased", "bare", "Conv1D"])
 @torch.no_grad()
-def test_a_packed_layer_equals_the_plain_one(
-    kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int, form: Form
-) -> None:
+def test_a_packed_layer_equals_the_plain_one(kind: str, dtype: torch.dtype, size: tuple[int, int], rows: int) -> None:
     plain = layer_of(kind, dtype, *size)
-    packed = PackedLinear(plain, form, keep=False)
+    packed = PackedLinear(plain, keep=False)
     inputs = torch.randn(1, rows, 2 * size[0]).to(dtype)[..., ::2]
     expected = plain(inputs)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(packed(inputs), expected, atol=tolerance, rtol=tolerance)
-    with invariant_rows():
-        torch.testing.assert_close(packed(inputs), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(packed.weight, plain.weight)
 
 
 def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
-    packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), "native", keep=True)
+    packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), keep=True)
     for attempt in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             attempt(packed)
     assert list(packed.state_dict()) == ["bias"]
 
 
-@pytest.mark.parametrize("form", ["plain", "native"])
-def test_repacking_takes_over_new_values(form: Form) -> None:
+def test_repacking_takes_over_new_values() -> None:
     plain = layer_of("biased", torch.float32, 300, 500)
-    packed = PackedLinear(plain, form, keep=True)
+    packed = PackedLinear(plain, keep=True)
     with torch.no_grad():
         plain.weight.mul_(2)
         plain.bias.add_(1)
         inputs = torch.ones(1, 300)
-        if form != "plain":
-            assert not torch.allclose(packed(inputs), plain(inputs), atol=1e-4)
+        assert not torch.allclose(packed(inputs), plain(inputs), atol=1e-4)
         memory = packed._packed.memory
         packed.repack()
         torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-4, rtol=1e-4)
-        with invariant_rows():
-            torch.testing.assert_close(packed(inputs), plain(inputs), atol=1e-4, rtol=1e-4)
         assert packed._packed.memory is memory, "repacking needs no further memory"
 
 
 def test_a_layer_used_in_two_places_is_packed_once() -> None:
     shared = nn.Linear(8, 8)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    assert pack_linears(model, keep=True) == (0, 1, "some are faster as they are")
+    assert pack_linears(model, keep=True) == (1, 1, "")
     assert isinstance(model[0], PackedLinear) and model[0] is model[2]
 
 
@@ -105,7 +95,6 @@ def test_what_is_not_packed_is_said(model: nn.Module, pack: bool, reason: str) -
 def test_auto_packs_beside_the_users_weights_while_memory_allows(
     monkeypatch: pytest.MonkeyPatch, free: int | None, packed: int
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "native")
     monkeypatch.setattr(linear, "available_memory", lambda: free)
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack="auto").packed == packed
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack=True).packed == 1
@@ -132,9 +121,9 @@ def test_each_layer_has_the_form_of_its_shape(monkeypatch: pytest.MonkeyPatch) -
     inputs = torch.randn(3, 8)
     expected = model(inputs)
     report = pack_linears(model, keep=False)
-    assert report[:2] == (2, 4) and report.reason == "some are faster as they are"
+    assert report[:2] == (3, 4) and report.reason == "some are faster as they are"
     assert [shape[:2] for shape in seen] == [(512, 512), (512, 300), (300, 600)], "a small layer needs no trial"
-    assert [getattr(layer, "form", None) for layer in model] == ["plain", None, "native", "native"]
+    assert [type(layer) for layer in model] == [PackedLinear, nn.Linear, PackedLinear, PackedLinear]
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -142,13 +131,13 @@ def test_each_layer_has_the_form_of_its_shape(monkeypatch: pytest.MonkeyPatch) -
 @torch.no_grad()
 def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
     monkeypatch.setenv(VARIABLE, choice)
-    forms = [None if choice == "plain" else "native"] * 2
+    kind = nn.Linear if choice == "plain" else PackedLinear
     model = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512))
     inputs = torch.randn(3, 8)
     expected = model(inputs)
     report = pack_linears(model, keep=False)
-    assert [getattr(layer, "form", None) for layer in model] == forms
-    assert report == (forms.count("native"), 2, f"UNSPOOL_LINEAR={choice}")
+    assert [type(layer) for layer in model] == [kind] * 2
+    assert report == (2 if choice == "native" else 0, 2, f"UNSPOOL_LINEAR={choice}")
     assert (f"2 of 2 linear layers packed for {kernels().level}" in str(report)) is (choice == "native")
     torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=1e-5)
     assert not pack_linears(nn.Sequential(nn.Linear(8, 8)), keep=False, pack=False).packed

@@ -28,6 +28,7 @@ from unspool.runtimes.model_info import (
 )
 from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_invariance
+from unspool.runtimes.weights.invariant_calls import InvariantCalls
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.weights.replace_activations import replace_activations
 from unspool.runtimes.wrap.call_state import usable_rows
@@ -105,7 +106,8 @@ class DecoderModel(BackendModel):
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
         if on_cpu and not spread and not has_experts(self.module):
-            self._recorded, self._recorded_invariant = Replay(len(self.layout)), Replay(len(self.layout))
+            self._recorded = Replay(len(self.layout))
+            self._recorded_invariant = Replay(len(self.layout), self._invariant_calls())
         self._builds, self._seen = wrapped.builds, wrapped.version
 
     def _invariance(self, *, on_cpu: bool) -> BatchInvariance:
@@ -114,6 +116,9 @@ class DecoderModel(BackendModel):
         if has_experts(self.module):
             return BatchInvariance(obstacle="it routes rows to experts, which compute them together")
         return batch_invariance(self.module)
+
+    def _invariant_calls(self) -> InvariantCalls:
+        return InvariantCalls(row_by_row=self.batch_invariance.row_by_row)
 
     def run(
         self,
@@ -134,7 +139,7 @@ class DecoderModel(BackendModel):
             asked: rows that need logits, in this order; can be empty, and can repeat.
             hidden: rows that need the input of the head; None for none.
             inner: rows and layers that need logits; None for none.
-            invariant: True if the bits of a row must not depend on other rows; inside `invariant_rows`.
+            invariant: True if the bits of a row must not depend on other rows.
 
         Returns:
             logits [asked, vocab], hidden [hidden, width] or None, inner [inner, vocab] or None.
@@ -142,24 +147,24 @@ class DecoderModel(BackendModel):
         ids = torch.tensor([tokens], device=self.device)
         places = torch.tensor([positions], device=self.device)
         keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
-        # Layers can have another weight for invariant passes, so these have a replay of their own.
         recorded = self._recorded_invariant if invariant else self._recorded
-        if hidden is not None or inner:
-            recorded = None
-        with attending(cache), self._wrapped.calling():
-            with ExitStack() as hooks:
-                head = hooks.enter_context(HeadHook(output_layer(self.module), keep)) if hidden is not None else None
-                layers = hooks.enter_context(LayerHook(self.layers or (), inner)) if inner else None
-                if head is not None:
-                    logits = self._call(cache, ids, places)
-                elif recorded is not None:
-                    logits = recorded.run(self._logits, cache, ids, places, keep)
-                else:
-                    logits = self._logits(cache, ids, places, keep)
-            states = None if head is None else head.rows(hidden or ())
-            between = None if inner is None else logits[:0]
-            if layers is not None:
-                between = output_layer(self.module)(layers.states()[None])[0]
+        states = between = None
+        with attending(cache), self._wrapped.calling(), ExitStack() as modes:
+            if recorded is not None and hidden is None and not inner:
+                logits = recorded.run(self._logits, cache, ids, places, keep)
+            else:
+                if invariant:
+                    modes.enter_context(self._invariant_calls())
+                with ExitStack() as hooks:
+                    head = (
+                        hooks.enter_context(HeadHook(output_layer(self.module), keep)) if hidden is not None else None
+                    )
+                    layers = hooks.enter_context(LayerHook(self.layers or (), inner)) if inner else None
+                    logits = self._logits(cache, ids, places, keep) if head is None else self._call(cache, ids, places)
+                states = None if head is None else head.rows(hidden or ())
+                between = None if inner is None else logits[:0]
+                if layers is not None:
+                    between = output_layer(self.module)(layers.states()[None])[0]
         states, between = (None if rows is None else usable_rows(rows) for rows in (states, between))
         return Rows(usable_rows(logits), states, between)
 

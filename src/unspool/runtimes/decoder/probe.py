@@ -66,12 +66,12 @@ def compare(
     pool, half = SlotPool(layout, len(tokens), 2), max(1, len(tokens) // 2)
     device = layout[0].device
     first = [Segment(pool, 0, 0, half, 0), Segment(pool, 1, 0, len(tokens), half)]
-    cache = SlotCache(AttentionPlan(first, half + len(tokens), "loop", device), len(layout))
+    cache = SlotCache(AttentionPlan(first, "loop", device), len(layout))
     positions = [*range(half), *range(len(tokens))]
     found = run(cache, tokens[:half] + tokens[::-1], positions, list(range(half))).logits
     if half < len(tokens):
         rest = list(range(half))
-        cache = SlotCache(AttentionPlan([Segment(pool, 0, half, half, 0)], half, "loop", device), len(layout))
+        cache = SlotCache(AttentionPlan([Segment(pool, 0, half, half, 0)], "loop", device), len(layout))
         hidden = rest if reads_head else None
         second = run(cache, tokens[half:], list(range(half, len(tokens))), rest, hidden).logits
         found = torch.cat([found, second])

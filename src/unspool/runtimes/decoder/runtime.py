@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +27,6 @@ from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.runtimes.model_info import describe
-from unspool.runtimes.weights.batch_invariance import RowByRow
-from unspool.runtimes.weights.invariant_elementwise import InvariantElementwise
-from unspool.runtimes.weights.invariant_rows import invariant_rows
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.wrapped import shared
 from unspool.types import Feed, ModelInfo, Rows, Seq
@@ -229,23 +225,17 @@ class DecoderRuntime(Runtime):
         return result
 
     def _plain_pass(self, batch: Batch) -> tuple[Rows, list[bool]]:
-        plan = AttentionPlan(batch.spans, len(batch.tokens), self._attention, self._index_device)
+        plan = AttentionPlan(batch.spans, self._attention, self._index_device)
         cache = SlotCache(plan, len(self._decoder_model.layout))
-        with ExitStack() as stack:
-            if batch.invariant:
-                stack.enter_context(invariant_rows())
-                stack.enter_context(InvariantElementwise())
-                if self._decoder_model.batch_invariance.row_by_row:
-                    stack.enter_context(RowByRow())
-            rows = self._decoder_model.run(
-                cache,
-                batch.tokens,
-                batch.positions,
-                batch.asked,
-                hidden=batch.hidden,
-                inner=batch.inner,
-                invariant=batch.invariant,
-            )
+        rows = self._decoder_model.run(
+            cache,
+            batch.tokens,
+            batch.positions,
+            batch.asked,
+            hidden=batch.hidden,
+            inner=batch.inner,
+            invariant=batch.invariant,
+        )
         return rows, _finite_spans(cache, batch.spans)
 
 

@@ -99,12 +99,11 @@ class AttentionPlan:
 
     Args:
         segments: the feeds. Neighbors in the pass and in memory share calls.
-        num_rows: rows of the pass. Rows [num_tokens, num_rows) are padding: not cached and not attended.
         path: "loop" attends slot by slot; "masked" attends all one-token feeds of a pool in one call.
         device: of index tensors.
 
     Attributes:
-        num_tokens: rows without padding.
+        num_tokens: rows of the pass.
         copies, writes: the destinations of new K/V; each token is in exactly one of them.
         blocks: segments of several queries, attended one by one.
         groups: single queries, in the order of their rows.
@@ -113,8 +112,8 @@ class AttentionPlan:
         ranges: single queries of a "masked" pass.
     """
 
-    def __init__(self, segments: Sequence[Segment], num_rows: int, path: AttentionPath, device: torch.device) -> None:
-        self.num_rows, self.device = num_rows, device
+    def __init__(self, segments: Sequence[Segment], path: AttentionPath, device: torch.device) -> None:
+        self.device = device
         self.num_tokens = sum(segment.width for segment in segments)
         segments = sorted(segments, key=lambda segment: segment.row)
         self._plan_writes(segments)
@@ -156,7 +155,7 @@ class AttentionPlan:
         first, count = group[0], len(group)
         rows = slice(first.row, first.row + count * first.width)
         into = first.pool.views(slice(first.slot, first.slot + count), slice(first.start, first.stop))
-        return SlotCopy(into, None if rows == slice(0, self.num_rows) else rows, count > 1)
+        return SlotCopy(into, None if rows == slice(0, self.num_tokens) else rows, count > 1)
 
     def _write(self, pool: SlotPool, segments: list[Segment]) -> SlotScatter:
         rows = [segment.row + offset for segment in segments for offset in range(segment.width)]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
 from unspool.runtimes.kv.attention import (
@@ -85,13 +84,8 @@ class SlotCache(UnmaskedCache):
         plan, layer = self.plan, self._layer
         queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]
         if plan.is_all_runs:
-            found = self._attend_runs(queries[: plan.num_tokens], layer, params)
-            if plan.num_tokens == 1:  # padding repeats this token
-                return found.expand(plan.num_rows, -1, -1).contiguous()
-            padding = plan.num_rows - plan.num_tokens
-            return (F.pad(found, (0, 0, 0, 0, 0, padding)) if padding else found).contiguous()
-        out = torch.empty(plan.num_rows, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
-        out[plan.num_tokens :] = 0
+            return self._attend_runs(queries, layer, params).contiguous()
+        out = torch.empty(plan.num_tokens, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
         if plan.groups:
             out[plan.run_rows] = self._attend_runs(queries[plan.run_rows], layer, params)
         for part in plan.ranges:

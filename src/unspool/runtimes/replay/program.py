@@ -35,6 +35,7 @@ class Program:
 
     Args:
         first, second: finished traces of the sizes `SIZES`. The program takes over the graph of the first.
+        rewritten: returns the function to call in place of a traced one; None for the traced ones.
 
     Attributes:
         graph: the calls; print it to read them.
@@ -43,9 +44,12 @@ class Program:
         Unrecordable: if the traces differ in more than their sizes.
     """
 
-    def __init__(self, first: Tracer, second: Tracer) -> None:
+    def __init__(self, first: Tracer, second: Tracer, *, rewritten: Callable[[Any], Any] | None = None) -> None:
         _join_traces(first, second)
         self.graph = first.graph
+        if rewritten is not None:
+            for node in self.graph.nodes:
+                node.target = rewritten(node.target) if node.op == "call_function" else node.target
         self.graph.eliminate_dead_code(_is_needed)
         code = self.graph.python_code("self")
         names = dict(code.globals)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +17,7 @@ from unspool.runtimes.kv.attention import attending
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.program import SIZES, Program, Size
 from unspool.runtimes.replay.tracer import TracedCache, Tracer
+from unspool.runtimes.weights.invariant_calls import InvariantCalls
 from unspool.tuning import REPLAY_MAX_ROWS, REPLAY_MIN_PASSES
 
 Pass: TypeAlias = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -39,13 +41,14 @@ class Replay:
 
     Args:
         num_layers: number of layers of the model's cache.
+        calls: the mode that the model runs in. A replay calls the functions that the mode calls. None for no mode.
 
     Attributes:
         obstacle: why the pass is not replayed; "" if no reason is known.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self._num_layers = num_layers
+    def __init__(self, num_layers: int, calls: InvariantCalls | None = None) -> None:
+        self._num_layers, self._calls = num_layers, calls
         self.obstacle = ""
         self._program: Program | None = None
         self._num_passes = 0
@@ -57,16 +60,16 @@ class Replay:
         _, ids, positions, keep = given
         size = Size(ids.shape[1], keep.shape[0])
         if self.obstacle or not 1 <= size.asked <= size.rows <= REPLAY_MAX_ROWS:
-            return model(*given)
+            return self._run_model(model, given)
         if self._program is None:
             self._num_passes += 1
             if self._num_passes > REPLAY_MIN_PASSES:
                 self.record(model, ids, positions)
         if self._program is None:
-            return model(*given)
+            return self._run_model(model, given)
         self._seen[size] += 1
         if size not in self._verified and self._seen[size] <= patience(size):
-            return model(*given)
+            return self._run_model(model, given)
         return self._replay(self._program, model, size, given)
 
     def record(self, model: Pass, ids: torch.Tensor, positions: torch.Tensor) -> None:
@@ -76,7 +79,8 @@ class Replay:
             ids, positions: [1, rows] of a real pass. The recording repeats them, so that the model knows each of them.
         """
         try:
-            self._program = Program(*(self._trace(model, size, ids, positions) for size in SIZES))
+            traces = (self._trace(model, size, ids, positions) for size in SIZES)
+            self._program = Program(*traces, rewritten=None if self._calls is None else self._calls.rewritten)
         except Unrecordable as reason:
             self.obstacle = str(reason)
         except Exception as error:  # a model can refuse two tokens at one position in any way
@@ -108,15 +112,19 @@ class Replay:
             found = program(*given)
         except Exception as error:
             self._stop(f"its replay failed: {type(error).__name__}: {error}")
-            return model(*given)
+            return self._run_model(model, given)
         if size in self._verified:
             return found
-        expected = model(*given)
+        expected = self._run_model(model, given)
         if _are_identical(found, expected):
             self._verified.add(size)
         else:
             self._stop(f"replayed, it gave other results for {size.rows} tokens")
         return expected
+
+    def _run_model(self, model: Pass, given: Any) -> torch.Tensor:
+        with nullcontext() if self._calls is None else self._calls:
+            return model(*given)
 
     def _stop(self, reason: str) -> None:
         self.obstacle, self._program = reason, None

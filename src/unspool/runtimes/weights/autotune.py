@@ -18,7 +18,7 @@ import torch
 from unspool.errors import OptionError
 from unspool.runtimes.weights.trial import Form, Shape, Times, Trial
 from unspool.runtimes.weights.tuning_file import TuningFile
-from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_PACKED, TRIAL_PASSES, TUNING_SECONDS
+from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_TRIAL, TRIAL_PASSES, TUNING_SECONDS
 
 Choice: TypeAlias = Literal["auto", "plain", "native"]
 
@@ -45,8 +45,8 @@ def choice() -> Choice:
 
 
 def is_small(in_features: int, out_features: int) -> bool:
-    """Return whether a layer is too small for a trial: it uses its plain weight unless a form is forced."""
-    return in_features * out_features < SMALLEST_PACKED
+    """Return whether a layer is too small for a trial."""
+    return in_features * out_features < SMALLEST_TRIAL
 
 
 def shape_of(in_features: int, out_features: int, dtype: torch.dtype) -> Shape:

@@ -1,18 +1,14 @@
 """Batch invariance of linear layers: each row has the same bits, whatever other rows are in the call.
 
-Our kernels have this property. Other products make one call per row. Elementwise functions are in
-invariant_elementwise.py.
+Our kernels have this property. Other products, and elementwise functions, are called in another way: see
+invariant_calls.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from unspool.kernels.library import kernels
@@ -20,38 +16,12 @@ from unspool.runtimes.quantized.info import shares_rounding
 from unspool.runtimes.quantized.linear import QuantizedLinear
 from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
 
-# Functions that multiply rows by a weight: the index of the rows among the arguments.
-_PRODUCTS: Mapping[Callable[..., Any], int] = {F.linear: 0, torch.addmm: 1}
-
-
-class RowByRow(TorchFunctionMode):
-    """While the mode is on, PyTorch's products make one call per row, which no other row can change.
-
-    Each call reads the whole weight again.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options, place = kwargs or {}, _PRODUCTS.get(func)
-        if place is None or len(args) < place + 2 or not args[place].numel():
-            return func(*args, **options)
-        rows = args[place]
-        # Copied, because kernels can also depend on how memory is aligned.
-        each = [row.clone() for row in rows.reshape(-1, rows.shape[-1]).split(1)]
-        found = torch.cat([func(*args[:place], row, *args[place + 1 :], **options) for row in each])
-        return found.view(*rows.shape[:-1], found.shape[-1])
-
 
 class BatchInvariance(NamedTuple):
     """How each row of a model keeps its bits in any batch.
 
-    row_by_row: True if some products need one call per row; see `RowByRow`. obstacle: why it is impossible, and a way
-    out; "" if possible.
+    row_by_row: True if some products need one call per row; see `InvariantCalls`. obstacle: why it is impossible, and a
+    way out; "" if possible.
     """
 
     row_by_row: bool = False

@@ -8,11 +8,10 @@ CPU reads faster than the rows of a plain one; results are equal up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -22,10 +21,9 @@ from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, is_small, shape_of
-from unspool.runtimes.weights.invariant_rows import INVARIANT
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.release_memory import trim_heap
-from unspool.runtimes.weights.trial import Form, Shape
+from unspool.runtimes.weights.trial import Shape
 
 Pack: TypeAlias = bool | Literal["auto"]
 
@@ -48,29 +46,27 @@ class PackedLinear(nn.Module):
     """`nn.Linear` or `Conv1D` with a copy of its weight that is packed for our kernels.
 
     Copy, pickle and state_dict cannot read the packed memory. So it is a plain attribute, and copying or pickling the
-    module raises `TypeError`. A layer with the plain form uses its plain weight, except inside `invariant_rows`.
+    module raises `TypeError`.
 
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU, of a dtype that can be packed here.
-        form: of the weight in calls.
         keep: True if the plain weight stays in memory; False unpacks it whenever the values of `weight` are read.
         pages: memory for packed weights; None for memory of its own.
     """
 
-    def __init__(self, layer: nn.Linear | Conv1D, form: Form, *, keep: bool, pages: HugePages | None = None) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool, pages: HugePages | None = None) -> None:
         super().__init__()
         self._transposed = isinstance(layer, Conv1D)
         weight = layer.weight
         self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
-        self.dtype, self.shape, self.form = weight.dtype, weight.shape, form
+        self.dtype, self.shape = weight.dtype, weight.shape
         # In a tuple, so that a parameter of the user's model is not registered here.
-        self._source: tuple[torch.Tensor, ...] = (weight,) if keep or form == "plain" else ()
+        self._source: tuple[torch.Tensor, ...] = (weight,) if keep else ()
         self.bias = layer.bias
         self._pack(weight, (pages or HugePages()).bytes)
 
     def _pack(self, weight: torch.Tensor, allocate: Allocate) -> None:
         plain = weight.detach().T if self._transposed else weight.detach()
-        self._plain = plain if self.form == "plain" else None
         self._packed = PackedWeight(plain, bias=() if self.bias is None else (self.bias,), allocate=allocate)
 
     @property
@@ -92,8 +88,6 @@ class PackedLinear(nn.Module):
         self._pack(self._source[0], lambda _: memory)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self._plain is not None and not INVARIANT.get():
-            return F.linear(inputs, self._plain, self.bias)
         return linear(inputs, self._packed)
 
     def extra_repr(self) -> str:
@@ -127,20 +121,11 @@ def _sides(layer: nn.Linear | Conv1D) -> tuple[int, int]:
     return width, height
 
 
-def _forms_of(layers: Mapping[int, nn.Linear | Conv1D]) -> dict[int, Form]:
-    """Return the form of each layer that becomes a `PackedLinear`.
-
-    Small layers become one in the plain form, so that they have a packed weight for `invariant_rows`.
-    """
-    forms: dict[int, Form] = {}
-    shapes: dict[int, Shape] = {}
-    for key, layer in layers.items():
-        if is_small(*_sides(layer)):
-            forms[key] = "native" if choice() == "native" else "plain"
-        else:
-            shapes[key] = shape_of(*_sides(layer), layer.weight.dtype)
-    found = best_forms(shapes.values())
-    return forms | {key: found[shape] for key, shape in shapes.items() if found[shape] != "plain"}
+def _to_pack(layers: Mapping[int, nn.Linear | Conv1D]) -> set[int]:
+    """Return the layers that are faster packed. Small ones are packed without a trial."""
+    shapes = {key: shape_of(*_sides(layer), layer.weight.dtype) for key, layer in layers.items()}
+    forms = best_forms(shapes[key] for key, layer in layers.items() if not is_small(*_sides(layer)))
+    return {key for key, shape in shapes.items() if forms.get(shape, "native") == "native"}
 
 
 def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
@@ -178,12 +163,11 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantized.keys() else []
     obstacles = {key: _obstacle(layer) for key, layer in layers.items() if key not in quantized}
     able = {key: layer for key, layer in layers.items() if not obstacles.get(key, "quantized")}
-    forms = {} if choice() == "plain" else _forms_of(able)
-    if pack == "auto" and keep and (reason := _too_large([able[key] for key in forms])):
+    chosen = set() if choice() == "plain" else _to_pack(able)
+    if pack == "auto" and keep and (reason := _too_large([able[key] for key in chosen])):
         return PackReport(0, total, reason)
-    num_packed = sum(form == "native" for form in forms.values())
     reasons = {reason for reason in obstacles.values() if reason}
-    if choice() == "auto" and num_packed < len(able):
+    if choice() == "auto" and len(chosen) < len(able):
         reasons.add("some are faster as they are")
     if not {"int8", "int4"}.isdisjoint(quantized.values()):
         reasons |= {obstacle()} - {""}
@@ -191,23 +175,22 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     del layers, able
     pages = HugePages()
     if not keep:
-        _move(model, forms, pages)
-    _replace(sites, forms, pages, keep=keep)
+        _move(model, chosen, pages)
+    _replace(sites, chosen, pages, keep=keep)
     if not keep:
         trim_heap()
-    return PackReport(num_packed, total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]))
+    return PackReport(len(chosen), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]))
 
 
-def _move(model: nn.Module, forms: Mapping[int, Form], pages: HugePages) -> None:
+def _move(model: nn.Module, packed: Set[int], pages: HugePages) -> None:
     """Copy the parameters that stay plain into memory of ours, large ones on huge pages.
 
     transformers maps the file of a checkpoint into memory. Without its tensors the file takes no memory any more.
     """
     moved: set[int] = set()
     for module in model.modules():
-        is_freed = forms.get(id(module), "plain") != "plain"
         for name, parameter in module._parameters.items():
-            if parameter is None or (is_freed and name == "weight") or id(parameter) in moved:
+            if parameter is None or (id(module) in packed and name == "weight") or id(parameter) in moved:
                 continue
             if _is_ordinary(parameter):
                 moved.add(id(parameter))
@@ -215,7 +198,7 @@ def _move(model: nn.Module, forms: Mapping[int, Form], pages: HugePages) -> None
 
 
 def _replace(
-    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], forms: Mapping[int, Form], pages: HugePages, *, keep: bool
+    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], chosen: Set[int], pages: HugePages, *, keep: bool
 ) -> None:
     """Replace layers by packed ones, and empty the list."""
     packed: dict[int, PackedLinear] = {}
@@ -223,9 +206,9 @@ def _replace(
     while sites:
         parent, name, layer = sites.pop()
         key = id(layer)
-        if key in forms:
+        if key in chosen:
             if key not in packed:
-                packed[key] = PackedLinear(layer, forms[key], keep=keep, pages=pages)
+                packed[key] = PackedLinear(layer, keep=keep, pages=pages)
             setattr(parent, name, packed[key])
 
 
@@ -237,10 +220,10 @@ def _is_ordinary(weight: torch.Tensor) -> bool:
 
 def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
     """Do as `pack_linears` for a model that can have packed layers already, and count those in the report."""
-    before = [module.form for module in model.modules() if isinstance(module, PackedLinear)]
+    before = sum(isinstance(module, PackedLinear) for module in model.modules())
     report = pack_linears(model, keep=keep, pack=pack)
     reason = report.reason if report.total or not before else ""
-    return PackReport(before.count("native") + report.packed, len(before) + report.total, reason)
+    return PackReport(before + report.packed, before + report.total, reason)
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:

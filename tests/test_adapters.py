@@ -9,6 +9,7 @@ import pytest
 from tests.toys import SmallBeam, mixing_toy
 from unspool import LanguageModel
 from unspool.adapters import as_criterion, as_runtime, as_strategy, is_runtime
+from unspool.errors import OptionError
 from unspool.protocols import Criterion, Processor, Runtime, Strategy, WrappedStrategy
 from unspool.strategies import STRATEGIES, WithPromptScores
 
@@ -102,6 +103,13 @@ def test_a_runtime_without_the_base_class_runs_and_its_prefix_cache_is_asked(abi
     assert found.completions == LanguageModel(mixing_toy()).generate(prompt, max_new_tokens=4).completions
     assert bool(duck.asked) is bool(ability)
     assert as_runtime(duck).has_prefix_caching is bool(ability)
+
+
+def test_a_prefix_cache_that_knows_no_salts_refuses_them() -> None:
+    prompt = [1, 2, 3] * 8
+    with pytest.raises(OptionError, match="cannot separate the prefix cache"):
+        LanguageModel(Duck("match_prefix")).generate(prompt, max_new_tokens=4, cache_salt="ann")
+    assert LanguageModel(Duck()).generate(prompt, max_new_tokens=4, cache_salt="ann").usage.cached_tokens == 0
 
 
 def test_objects_with_a_base_class_are_handed_on_as_they_are() -> None:

@@ -5,9 +5,11 @@ Only this module looks for optional members by name, including the names of earl
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from unspool.errors import OptionError
 from unspool.protocols import Criterion, Runtime, Strategy, WrappedStrategy
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
@@ -41,6 +43,12 @@ def as_runtime(given: Any) -> Runtime:
 def _first_of(given: Any, *names: str) -> Any:
     """Return the first of these attributes that the object has, else _MISSING."""
     return next((getattr(given, name) for name in names if hasattr(given, name)), _MISSING)
+
+
+def _takes(method: Any, name: str) -> bool:
+    """Return True if a method takes this argument by name."""
+    parameters = inspect.signature(method).parameters.values()
+    return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 class AdaptedStrategy(WrappedStrategy):
@@ -94,6 +102,7 @@ class AdaptedRuntime(Runtime):
         self._given = given
         self._match_prefix = _first_of(given, "match_prefix", "recall")
         can_match = self._match_prefix is not _MISSING
+        self._takes_salt = can_match and _takes(self._match_prefix, "salt")
         self.has_prefix_caching = can_match and bool(getattr(given, "has_prefix_caching", True))
         self.source = getattr(given, "source", None)
         self.in_place = bool(getattr(given, "in_place", False))
@@ -120,7 +129,17 @@ class AdaptedRuntime(Runtime):
     def release(self, seq: Seq) -> None:
         self._given.release(seq)
 
-    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
+        """See Runtime.match_prefix. A method of earlier versions lacks `salt`.
+
+        Raises:
+            OptionError: if there is a salt, and the object's method cannot take it.
+        """
         if not self.has_prefix_caching:
             return 0
+        if self._takes_salt:
+            return int(self._match_prefix(seq, tokens, least=least, invariant=invariant, salt=salt))
+        if salt:
+            hint = "add the argument `salt` to its `match_prefix`, or turn its prefix caching off"
+            raise OptionError("cache_salt", salt, f"cannot separate the prefix cache of {self.info.name}", hint)
         return int(self._match_prefix(seq, tokens, least=least, invariant=invariant))

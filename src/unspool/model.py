@@ -138,8 +138,9 @@ class LanguageModel:
             progress: True shows a progress bar over the prompts; None shows it in a terminal from 16 prompts on.
             trace: True records every token that the strategy tried, as `trace` of each Generation; slower.
             options: any option of GenerationConfig. Besides, `strategy` (a name or an object), `processors` and
-                `criteria` (lists of objects of the classes in unspool.protocols, in the order in which they act), and
-                `assistant_model` (a draft model: a LanguageModel, a Runtime or a transformers model). For several
+                `criteria` (lists of objects of the classes in unspool.protocols, in the order in which they act),
+                `assistant_model` (a draft model: a LanguageModel, a Runtime or a transformers model), and `cache_salt`
+                (a text; prompts with different salts share no cached prefix). For several
                 prompts, a list is one value per prompt: `temperature=[0.2, 1.2]`. Options that take a list themselves,
                 such as `stop_strings`, can differ per prompt through `config`.
 

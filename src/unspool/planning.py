@@ -37,7 +37,7 @@ class CallerObjects:
     """Objects that a caller passes beside options: a strategy, processors, criteria and a draft model.
 
     negative_prompts: token ids, one per prompt; None if the option `negative_prompt` applies. beginning: options for
-    the start of the output.
+    the start of the output. cache_salt: as in `Request`.
     """
 
     strategy: Strategy | None = None
@@ -46,6 +46,7 @@ class CallerObjects:
     assistant: Assistant | None = None
     negative_prompts: tuple[tuple[int, ...], ...] | None = None
     beginning: DecoderPrompt = DEFAULT_DECODER_PROMPT
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ def resolve_options(
         beginning=read_decoder_prompt(given),
         processors=_objects("processors", given.pop("processors", None), ("name", "start", "advance", "fork", "apply")),
         criteria=_objects("criteria", given.pop("criteria", None), ("name", "start", "advance", "ends")),
+        cache_salt=_salt(given.pop("cache_salt", "")),
     )
     config = resolve(
         given,
@@ -117,6 +119,12 @@ def resolve_options(
         ignored.append(error)
         own = replace(own, assistant=None)
     return config, own
+
+
+def _salt(given: Any) -> str:
+    if not isinstance(given, str):
+        raise OptionError("cache_salt", given, "must be a text", 'leave it out, or give "", for no salt')
+    return given
 
 
 def _objects(option: str, given: Any, needed: tuple[str, ...]) -> tuple[Any, ...]:
@@ -214,6 +222,7 @@ def plan_requests(
             tentative=tentative,
             trace=trace,
             grammar=grammar,
+            cache_salt=own.cache_salt,
         )
         jobs.append(PlannedRequest(request=request, prompt_text=text, config=shown, model=info.name))
     return jobs

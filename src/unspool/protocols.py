@@ -62,7 +62,7 @@ class Runtime(ABC):
     def release(self, seq: Seq) -> None:
         """Remove the sequence and free its memory. An unknown sequence is ignored: it was never fed."""
 
-    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         """Prefix caching: open `seq` with the longest prefix of `tokens` that is cached for any sequence.
 
         The cache includes released sequences. Sequences with an encoder input do not take part.
@@ -72,6 +72,7 @@ class Runtime(ABC):
             tokens: the first tokens of `seq`, at least one; the engine always feeds more afterwards.
             least: the shortest prefix to use, in tokens, at least 1.
             invariant: True to use only tokens computed for feeds with `invariant`.
+            salt: use only sequences that were opened with this `Feed.salt`.
 
         Returns:
             The number of tokens that `seq` now has. If it is 0, or if this raises, `seq` stays unknown.

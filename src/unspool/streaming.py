@@ -139,7 +139,12 @@ class Listener:
             prompt_token_ids=request.prompt,
             completions=completions,
             seed=request.seed,
-            usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=written, forward_passes=event.passes),
+            usage=Usage(
+                prompt_tokens=len(request.prompt),
+                completion_tokens=written,
+                cached_tokens=event.cached_tokens,
+                forward_passes=event.passes,
+            ),
             timing=Timing.of(seconds, tokens=written, seconds_to_first_token=self._first),
             config=self._job.config,
             strategy=strategy.name,

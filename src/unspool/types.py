@@ -255,6 +255,8 @@ class Feed:
     invariant: True for batch-invariant rows: they must not depend on other feeds in the pass, or on the division of the
         sequence into feeds.
     source: input beside the tokens, only in a sequence's first feed. For a decoder this feed is the whole prompt.
+    salt: part of the identity of cached prefixes; a sequence keeps the salt of its first feed, also in its forks.
+        Sequences with different salts share no cached tokens.
     """
 
     seq: Seq
@@ -264,6 +266,7 @@ class Feed:
     layers: tuple[int, ...] = ()
     invariant: bool = False
     source: Source | None = None
+    salt: str = ""
 
 
 class Rows(NamedTuple):
@@ -408,6 +411,7 @@ class Finished:
     rows: the last reply, for strategies that only ask.
     trace: the recording, if the request asked for one (unspool.engine.trace.recorder); else None.
     passes: number of forward passes of the model with this request, without those of a draft model.
+    cached_tokens: number of prompt tokens that prefix caching provided.
     """
 
     request: int
@@ -415,6 +419,7 @@ class Finished:
     rows: Reply = ()
     trace: Recording | None = None
     passes: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

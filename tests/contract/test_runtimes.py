@@ -225,6 +225,20 @@ def test_where_less_is_cached_than_is_asked_for_nothing_is_opened(case: Case) ->
     close(case, rows(runtime, 1, PROMPT, [11]), rows(case.make(), 0, PROMPT, [11]))
 
 
+def test_a_prefix_is_found_under_its_own_salt_only(case: Case) -> None:
+    runtime = recalling(case)
+    whole = rows(case.make(), 0, (*PROMPT, 9), [len(PROMPT)])
+    runtime.forward([Feed(seq=0, tokens=PROMPT, asked=(), salt="a")])
+    runtime.fork(0, 1)
+    for salt in ("", "b"):
+        assert runtime.match_prefix(2, (*PROMPT, 9), least=1, invariant=False, salt=salt) == 0
+    runtime.release(0)
+    assert runtime.match_prefix(2, (*PROMPT, 9), least=1, invariant=False, salt="b") == 0, "released or live"
+    assert runtime.match_prefix(2, (*PROMPT, 9), least=1, invariant=False, salt="a") == len(PROMPT), "its fork lives"
+    close(case, rows(runtime, 2, (9,), [0]), whole)
+    assert runtime.match_prefix(3, PROMPT, least=1, invariant=False) == 0, "what begins with a salt keeps it"
+
+
 def test_what_is_recalled_for_invariant_feeds_has_the_bits_of_one_that_computes_all(case: Case) -> None:
     runtime = recalling(case)
     if not runtime.info.batch_invariant:

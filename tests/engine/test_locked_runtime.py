@@ -133,7 +133,7 @@ class Caching(Narrow):
 
     has_prefix_caching = True
 
-    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         def work() -> int:
             self.inner.cached[seq] = tuple(tokens[:-1])
             return len(tokens) - 1

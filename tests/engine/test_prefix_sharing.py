@@ -47,7 +47,7 @@ class Remembering(ToyRuntime):
                 self.num_invariant_tokens[feed.seq] += len(feed.tokens)
         return rows
 
-    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         assert seq not in self.cached and least >= 1
         tokens = tuple(tokens)
         live = [(held, self.num_invariant_tokens.get(other, 0)) for other, held in self.cached.items()]
@@ -426,10 +426,10 @@ class Brittle(Remembering):
             raise Broken("forward")
         return super().forward(feeds)
 
-    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: int, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         if 15 in tokens:
             raise Broken("match_prefix")
-        return super().match_prefix(seq, tokens, least=least, invariant=invariant)
+        return super().match_prefix(seq, tokens, least=least, invariant=invariant, salt=salt)
 
 
 @pytest.mark.parametrize(("token", "place"), [(14, 0), (14, 59), (14, 61), (15, 0), (15, 59), (15, 61)])

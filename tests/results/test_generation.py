@@ -70,7 +70,9 @@ def test_a_generation_is_json_and_names_everything() -> None:
     top = ((TopLogprob(5, " there", -0.5), TopLogprob(8, " is", -math.inf)), ())
     data = json.loads(json.dumps(generation(completion(top_logprobs=top)).to_dict(), allow_nan=False))
 
-    assert data["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4, "forward_passes": 0}
+    assert data["usage"] == {
+        "prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4, "cached_tokens": 0, "forward_passes": 0,
+    }  # fmt: skip
     assert data["timing"] == {"seconds": 0.5, "seconds_to_first_token": 0.125, "tokens_per_second": 4.0}
     assert (data["prompt"], data["seed"], data["strategy"]) == ("Once", 7, "sample")
     assert data["config"] == {"temperature": 0.8}

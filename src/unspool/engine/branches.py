@@ -118,7 +118,7 @@ class CachedSequence:
     already, because the processors force them next; `rows` has their rows. rows: by length, of output positions,
     computed since the branch last grew. prompt_rows: answers about positions inside the prompt. source: input of the
     encoder, until the first feed has passed it on. prefix_checked: True if the prefix cache was asked, or cannot hold
-    anything for this sequence.
+    anything for this sequence. salt: as in `Feed`. num_matched: prompt tokens that prefix caching provided.
     """
 
     seq: Seq
@@ -131,6 +131,8 @@ class CachedSequence:
     source: Source | None = None
     prefix_checked: bool = False
     ahead: tuple[int, ...] = ()
+    salt: str = ""
+    num_matched: int = 0
 
     @property
     def can_match_prefix(self) -> bool:
@@ -152,9 +154,11 @@ class CachedSequence:
 
     def match_prefix(self, limit: int, *, least: int, invariant: bool) -> bool:
         """Reuse a cached prefix of `least` to `limit` tokens; returns False if the prefix cache lacks such a prefix."""
-        found = self.runtime.match_prefix(self.seq, self.pending[:limit], least=least, invariant=invariant)
+        found = self.runtime.match_prefix(
+            self.seq, self.pending[:limit], least=least, invariant=invariant, salt=self.salt
+        )
         assert found == 0 or least <= found <= limit, "the runtime matched more or fewer tokens than it was asked for"
-        self.cached = found
+        self.cached = self.num_matched = found
         del self.pending[: self.cached]
         return self.cached > 0
 
@@ -173,6 +177,7 @@ class CachedSequence:
             self.source,
             prefix_checked=self.cached > 0,
             ahead=self.ahead,
+            salt=self.salt,
         )
 
     def extend(self, tokens: Sequence[int], tip: Node) -> None:

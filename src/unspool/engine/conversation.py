@@ -118,7 +118,7 @@ class Conversation:
         reads = runtime.info.needs_source or number == ROOT
         sources = (self.request.source, self.request.negative_source) if reads else (None, None)
         cached_seqs = tuple(
-            CachedSequence(self._new_seq(), runtime, prompt, list(prompt), source=source)
+            CachedSequence(self._new_seq(), runtime, prompt, list(prompt), source=source, salt=self.request.cache_salt)
             for prompt, source in zip(prompts, sources, strict=False)
         )
         return Branch(number, cached_seqs, root, {0: self._start.fork(self.chain)}, drafts=number == DRAFT)
@@ -444,7 +444,14 @@ class Conversation:
             self._commit_log.output(hypothesis, with_alternatives=alternatives) for hypothesis in self.outcome
         )
         trace = self.recorder.trace() if self.recorder is not None else None
-        return Finished(request=self.number, outputs=outputs, rows=self._last_reply, trace=trace, passes=self.passes)
+        return Finished(
+            request=self.number,
+            outputs=outputs,
+            rows=self._last_reply,
+            trace=trace,
+            passes=self.passes,
+            cached_tokens=self.branches[ROOT].main.num_matched,
+        )
 
     def release(self) -> None:
         """Free every branch's memory and close the strategy's generator."""

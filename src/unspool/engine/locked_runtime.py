@@ -66,10 +66,10 @@ class LockedRuntime(Runtime):
         with self._lock:
             return self._runtime.forward(feeds)
 
-    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         """See Runtime.match_prefix."""
         with self._lock:
-            return self._runtime.match_prefix(seq, tokens, least=least, invariant=invariant)
+            return self._runtime.match_prefix(seq, tokens, least=least, invariant=invariant, salt=salt)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """See Runtime.fork."""

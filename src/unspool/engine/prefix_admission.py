@@ -37,12 +37,12 @@ class PrefixAdmission:
     """
 
     def __init__(self) -> None:
-        # By the first tokens, so that only prompts with a common beginning are compared.
-        self._ahead: dict[tuple[int, ...], list[_Ahead]] = {}
+        # By salt and first tokens, so that only prompts with a common beginning are compared.
+        self._ahead: dict[tuple[str, tuple[int, ...]], list[_Ahead]] = {}
 
     def note(self, cached_seq: CachedSequence, *, invariant: bool) -> None:
         """Record that the pass computes a part of this sequence's prompt."""
-        self._ahead.setdefault(cached_seq.prompt[:MIN_SHARED_TOKENS], []).append(_Ahead(cached_seq.prompt, invariant))
+        self._ahead.setdefault(_beginning(cached_seq), []).append(_Ahead(cached_seq.prompt, invariant))
 
     def should_wait(
         self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, *, invariant: bool
@@ -71,6 +71,11 @@ class PrefixAdmission:
 
     def _shared(self, cached_seq: CachedSequence, invariant: bool) -> int:
         """Return the longest prefix, in tokens, that the prompt shares with an earlier prompt of this pass."""
-        ahead = self._ahead.get(cached_seq.prompt[:MIN_SHARED_TOKENS], ())
+        ahead = self._ahead.get(_beginning(cached_seq), ())
         usable = (each.prompt for each in ahead if each.invariant or not invariant)
         return max((common_prefix(cached_seq.prompt, prompt) for prompt in usable), default=0)
+
+
+def _beginning(cached_seq: CachedSequence) -> tuple[str, tuple[int, ...]]:
+    """Return the salt and the first tokens, which prompts with a common prefix share."""
+    return cached_seq.salt, cached_seq.prompt[:MIN_SHARED_TOKENS]

@@ -38,7 +38,8 @@ class Request:
     encoder. assistant: the draft model's runtime.
     negative_prompt: token ids of the negative prompt for `guidance_scale`; None without guidance. negative_source:
     input of the encoder for it. tentative: True for Tentative events. trace: True for a trace. lockstep_group: the
-    requests it runs in lockstep with. grammar: the formal language of the output; None for any text.
+    requests it runs in lockstep with. grammar: the formal language of the output; None for any text. cache_salt: part
+    of the identity of cached prefixes; requests with different salts share none.
     """
 
     prompt: tuple[int, ...]
@@ -55,6 +56,7 @@ class Request:
     trace: bool = False
     lockstep_group: LockstepGroup | None = None
     grammar: CompiledGrammar | None = None
+    cache_salt: str = ""
 
 
 def prompt_key_of(request: Request) -> int:

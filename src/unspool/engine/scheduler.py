@@ -237,5 +237,6 @@ class Scheduler:
             layers=conversation.context.layers if lengths and cached_seq is branch.main and not branch.drafts else (),
             invariant=_is_invariant(conversation, branch),
             source=cached_seq.source,
+            salt=cached_seq.salt,
         )
         return Planned(conversation, branch, cached_seq, feed, lengths)

@@ -164,12 +164,14 @@ class Usage:
 
     prompt_tokens: tokens of the prompt.
     completion_tokens: generated tokens of all outputs, including end-of-sequence tokens.
+    cached_tokens: tokens of the prompt that prefix caching provided, from earlier prompts with the same beginning.
     forward_passes: forward passes of the model that included the prompt. Other prompts can share them; passes of a
         draft model do not count.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     forward_passes: int = 0
 
     @property
@@ -182,6 +184,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
+            "cached_tokens": self.cached_tokens,
             "forward_passes": self.forward_passes,
         }
 

@@ -109,10 +109,10 @@ class CurrentRuntime(Runtime):
         if home is not None:
             home.release(seq)
 
-    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         """See Runtime.match_prefix."""
         self._look()
-        count = self.newest.match_prefix(seq, tokens, least=least, invariant=invariant)
+        count = self.newest.match_prefix(seq, tokens, least=least, invariant=invariant, salt=salt)
         if count:
             self._homes[seq], self._lengths[seq] = self.newest, count
         return count

@@ -137,7 +137,8 @@ class DecoderRuntime(Runtime):
         opened = [feed.seq for feed in feeds if feed.seq not in self._slots.live]
         if opened:
             self._sync_weights()
-        slots = self._slots.reserve([(feed.seq, len(feed.tokens)) for feed in feeds])
+        salts = {feed.seq: feed.salt for feed in feeds}
+        slots = self._slots.reserve([(feed.seq, len(feed.tokens)) for feed in feeds], salts)
         try:
             rows, finite = self._run(feeds, slots)
         except BaseException:
@@ -150,17 +151,17 @@ class DecoderRuntime(Runtime):
             self._slots.advance(feed.seq, feed.tokens, invariant=feed.invariant, nonfinite=not is_finite)
         return rows
 
-    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         """Begin a sequence with the longest prefix that a slot holds; see Runtime.match_prefix.
 
         Raises:
             CapacityError: if the limits on tokens or sequences leave no room.
         """
-        if self._slots.find(tokens, least=least, invariant=invariant) is None:
+        if self._slots.find(tokens, least=least, invariant=invariant, salt=salt) is None:
             return 0
         # A change of the weights makes the cached prefix invalid.
         self._sync_weights()
-        return self._slots.match_prefix(seq, tokens, least=least, invariant=invariant)
+        return self._slots.match_prefix(seq, tokens, least=least, invariant=invariant, salt=salt)
 
     def fork(self, seq: Seq, child: Seq) -> None:
         """Copy a sequence; see Runtime.fork.

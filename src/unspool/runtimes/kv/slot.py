@@ -9,7 +9,7 @@ Positions of a slot, with cached = len(slot.tokens):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,8 +28,8 @@ class Slot:
         tokens: the tokens with K/V at positions [0, cached).
         num_invariant_tokens: the number of leading tokens with K/V from batch-invariant passes.
         nonfinite: True if some K/V can be NaN or infinite.
-        context: identifies everything besides the tokens that K/V depend on (weights, encoder source). Slots with
-            different contexts share no K/V.
+        context: identifies everything besides the tokens that K/V depend on (weights, encoder source), and the salt of
+            the request. Slots with different contexts share no K/V.
         position_offset: the position of the next token, minus `length`. Images can take fewer positions than tokens.
         lru_epoch: the epoch in which the slot became free; see SlotTable.
     """
@@ -40,7 +40,7 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     num_invariant_tokens: int = 0
     nonfinite: bool = False
-    context: int = 0
+    context: Hashable = None
     position_offset: int = 0
     lru_epoch: int = 0
 
@@ -90,7 +90,7 @@ class PrefixMatch(NamedTuple):
 
 
 def longest_prefix_match(
-    slots: Iterable[Slot], tokens: list[int], context: int, *, least: int = 1, invariant: bool = False
+    slots: Iterable[Slot], tokens: list[int], context: Hashable, *, least: int = 1, invariant: bool = False
 ) -> PrefixMatch | None:
     """Return the slot with the longest common prefix; of equal ones the first. None if all are shorter than `least`.
 

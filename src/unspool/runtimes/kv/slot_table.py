@@ -10,7 +10,7 @@ slots hold more tokens than live sequences ever held at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from unspool.errors import ModelError
@@ -49,15 +49,16 @@ class SlotTable:
         # An epoch ends if no slot is live, or if num_slots slots became free in it. Within an epoch, slots are taken
         # by number: neighbors in memory are attended in fewer calls.
         self._epoch, self._num_freed = 1, 0
-        self._context = 0
+        self._version = 0
         self._can_evict = can_give_back(layout)
         self._num_free_tokens, self._most_tokens = 0, CACHED_TOKENS
 
-    def reserve(self, needs: Sequence[tuple[Seq, int]]) -> list[Slot]:
+    def reserve(self, needs: Sequence[tuple[Seq, int]], salts: Mapping[Seq, str] | None = None) -> list[Slot]:
         """Give each sequence room for more tokens; a sequence that is not live is opened.
 
         Args:
             needs: (sequence, number of further tokens) per sequence.
+            salts: of sequences that are opened, see `Feed.salt`; None for none.
 
         Returns:
             The slots, in the order of `needs`. Each has room at [cached, cached + number).
@@ -68,7 +69,7 @@ class SlotTable:
         self._check_limits([seq for seq, _ in needs], sum(count for _, count in needs))
         opened = [seq for seq, _ in needs if seq not in self.live]
         try:
-            return [self._room(seq, count) for seq, count in needs]
+            return [self._room(seq, count, (salts or {}).get(seq, "")) for seq, count in needs]
         except BaseException:
             for seq in opened:
                 self.release(seq)
@@ -82,12 +83,12 @@ class SlotTable:
             max_tokens=self.max_tokens,
         )
 
-    def _room(self, seq: Seq, count: int) -> Slot:
+    def _room(self, seq: Seq, count: int, salt: str) -> Slot:
         slot = self.live.get(seq)
         if slot is None:
             slot = self._take_free(size_class(count))
             slot.tokens, slot.num_invariant_tokens = [], 0
-            slot.context, slot.position_offset = self._context, 0
+            slot.context, slot.position_offset = (self._version, salt), 0
         elif slot.length + count > slot.pool.capacity:
             larger = self._take_free(size_class(slot.length + count), slot)
             larger.take(slot)
@@ -159,12 +160,12 @@ class SlotTable:
             self.num_live_tokens -= slot.length
             self._put_back(slot)
 
-    def find(self, tokens: Sequence[int], *, least: int, invariant: bool) -> PrefixMatch | None:
+    def find(self, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> PrefixMatch | None:
         """Return the slot, free or live, with the longest common prefix; see `longest_prefix_match`."""
         slots = (slot for slot in chain(*self._free.values(), self.live.values()) if not slot.nonfinite)
-        return longest_prefix_match(slots, list(tokens), self._context, least=least, invariant=invariant)
+        return longest_prefix_match(slots, list(tokens), (self._version, salt), least=least, invariant=invariant)
 
-    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool) -> int:
+    def match_prefix(self, seq: Seq, tokens: Sequence[int], *, least: int, invariant: bool, salt: str = "") -> int:
         """Open a sequence with the longest cached prefix of `tokens`; see Runtime.match_prefix.
 
         Returns:
@@ -174,7 +175,7 @@ class SlotTable:
             CapacityError: if the limits leave no room.
         """
         assert seq not in self.live, f"sequence {seq} exists"
-        found = self.find(tokens, least=least, invariant=invariant)
+        found = self.find(tokens, least=least, invariant=invariant, salt=salt)
         if found is None:
             return 0
         source, length = found
@@ -211,7 +212,7 @@ class SlotTable:
 
         Live sequences go on, but new sequences share nothing with them.
         """
-        self._context += 1
+        self._version += 1
         for slots in self._free.values():
             for slot in slots:
                 slot.forget(0)

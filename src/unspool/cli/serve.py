@@ -19,7 +19,8 @@ from unspool.cli.endings import guarded, with_parameters
 from unspool.cli.options import with_model
 from unspool.cli.sources import ModelChoice
 from unspool.errors import MissingExtra
-from unspool.serving.settings import Settings, read_settings
+from unspool.serving.response_template import set_response_template
+from unspool.serving.settings import ModelSettings, Settings, read_settings
 
 if TYPE_CHECKING:
     from unspool.model import LanguageModel
@@ -32,7 +33,11 @@ _METAVARS: Final = {
     "allowed_host": "HOST",
     "cors_origin": "ORIGIN",
     "unknown_fields": "error|warn",
+    "assistant_model": "NAME|FOLDER",
+    "response_template": "FILE|JSON",
 }
+
+_CLASSES: Final = (ModelSettings, Settings)
 
 _PACKAGES: Final = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -40,14 +45,14 @@ _PACKAGES: Final = ("fastapi", "uvicorn", "prometheus_client")
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with one flag per setting; it receives the given ones as a mapping, `given`."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-    hints = get_type_hints(Settings)
+    table = [(each, get_type_hints(kind)[each.name]) for kind in _CLASSES for each in fields(kind)]
     flags = [
         inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                _flag_type(hints[each.name]),
+                _flag_type(hint),
                 typer.Option(
                     f"--{each.name.replace('_', '-')}",
                     metavar=_METAVARS.get(each.name, "NUMBER"),
@@ -57,11 +62,11 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
                 ),
             ],
         )
-        for each in fields(Settings)
+        for each, hint in table
     ]
 
     def call(**given: Any) -> None:
-        found = {each.name: value for each in fields(Settings) if (value := given.pop(each.name)) not in (None, [])}
+        found = {each.name: value for each, _ in table if (value := given.pop(each.name)) not in (None, [])}
         command(**given, given=found)
 
     return with_parameters(call, command, [*own, *flags])
@@ -85,16 +90,9 @@ def _help(text: str, default: Any) -> str:
 @_with_settings
 def serve(
     *,
-    assistant_model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assistant-model",
-            metavar="NAME|FOLDER",
-            help="Draft model that requests can name in `assistant`. Can be repeated.",
-        ),
-    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Read settings from a TOML file; flags override it.")
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Read the values of flags from a TOML file; flags override it."),
     ] = None,
     given: dict[str, Any],
     choice: ModelChoice,
@@ -105,12 +103,16 @@ def serve(
     after the running requests.
     """
     _check_packages()
-    settings = read_settings(config, given)
+    settings: Settings
+    models: ModelSettings
+    settings, models, choice = read_settings(config, {**choice.given(), **given}, Settings, ModelSettings, ModelChoice)
     from unspool.serving.app import create_app
     from unspool.serving.run import serve as run
 
-    lm = choice.load()
-    assistants = {name: choice.load_another(name) for name in assistant_model or ()}
+    lm = choice.load(**models.limits())
+    if models.response_template is not None:
+        set_response_template(lm.tokenizer, models.response_template)
+    assistants = {name: choice.load_another(name) for name in models.assistant_model}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     run(create_app(lm, settings, assistants=assistants), lambda port: _greet(lm, settings, port))

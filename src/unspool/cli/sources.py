@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,14 +72,18 @@ class ModelChoice:
     quantize: Literal["int8", "int4"] | None = None
     threads: int | None = None
 
-    def load(self) -> LanguageModel:
-        """Load and return the model."""
-        return self.load_another(self.model)
+    def load(self, **limits: int) -> LanguageModel:
+        """Load and return the model. limits: further options of `unspool.load`."""
+        return self.load_another(self.model, **limits)
 
-    def load_another(self, name: str | None) -> LanguageModel:
+    def load_another(self, name: str | None, **limits: int) -> LanguageModel:
         """Load and return the model with another name, with the same flags."""
         named = {"gguf_file": self.gguf_file, "tokenizer": self.tokenizer, "quantize": self.quantize}
-        return load_model(name, threads=self.threads, **named, **self._place())
+        return load_model(name, threads=self.threads, **named, **limits, **self._place())
+
+    def given(self) -> dict[str, Any]:
+        """Return the flags that were given, by name."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
 
     def load_assistant(self, name: str | None) -> dict[str, LanguageModel]:
         """Load the draft model, and return it as a generation option; an empty dict for None."""

@@ -16,7 +16,7 @@ def finish_reason(reason: str) -> str:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Return the usage object."""
+    """Return the usage object without details."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -24,10 +24,22 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     }
 
 
-def usage_of(generations: Iterable[Generation]) -> dict[str, Any]:
-    """Return the usage of whole results; the prompt of several outputs counts once."""
+def usage_of(
+    generations: Iterable[Generation], *, reasoning_tokens: int = 0, only_scores: bool = False
+) -> dict[str, Any]:
+    """Return the usage of whole results; the prompt of several outputs counts once.
+
+    Args:
+        reasoning_tokens: of all outputs.
+        only_scores: True if no token was wanted.
+    """
     counts = [generation.usage for generation in generations]
-    return usage(sum(each.prompt_tokens for each in counts), sum(each.completion_tokens for each in counts))
+    written = 0 if only_scores else sum(each.completion_tokens for each in counts)
+    return {
+        **usage(sum(each.prompt_tokens for each in counts), written),
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in counts)},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
+    }
 
 
 def stop_reason(completion: Completion, stops: Sequence[str]) -> str | int | None:

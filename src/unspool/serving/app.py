@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from unspool.model import LanguageModel
-from unspool.serving import models
+from unspool.serving import docs_page, models
 from unspool.serving.bodies import read_body
 from unspool.serving.chat import ChatCall
 from unspool.serving.completions import CompletionCall
@@ -71,36 +71,37 @@ def create_app(
     app.add_exception_handler(Exception, _unexpected)
     unknown = settings.unknown_fields
 
-    def completion(data: object) -> Made:
+    def completion(data: object, salt: str) -> Made:
         body = read_body("completions", data, unknown=unknown)
-        return CompletionCall(service, body), body.ignored, DONE
+        return CompletionCall(service, body, salt=salt), body.ignored, DONE
 
-    def chat(data: object) -> Made:
+    def chat(data: object, salt: str) -> Made:
         body = read_body("chat", data, unknown=unknown)
-        return ChatCall(service, body), body.ignored, DONE
+        return ChatCall(service, body, salt=salt), body.ignored, DONE
 
-    def response(data: object) -> Made:
+    def response(data: object, salt: str) -> Made:
         if not isinstance(data, dict):
             raise ApiError(400, f"the body must be a JSON object, got {type(data).__name__}")
-        call = ResponseCall(service, data, unknown=unknown)
+        call = ResponseCall(service, data, salt=salt, unknown=unknown)
         return call, call.ignored, b""
 
     completions, chats = body_model("completions"), body_model("chat")
     _add_generation(app, "/v1/completions", completion, "Continue texts or token ids", completions)
     _add_generation(app, "/v1/chat/completions", chat, "Answer a conversation", chats)
     _add_generation(app, "/v1/responses", response, "Answer a conversation, with OpenAI's newer API", None)
-    app.include_router(models.router(service))
+    for router in (models.router(service), docs_page.router()):
+        app.include_router(router)
     return app
 
 
 def _add_generation(
-    app: FastAPI, path: str, make: Callable[[object], Made], summary: str, body: type[BaseModel] | None
+    app: FastAPI, path: str, make: Callable[[object, str], Made], summary: str, body: type[BaseModel] | None
 ) -> None:
     """Add one route that generates text. body: for the OpenAPI document; None for any JSON object."""
     service: Service = app.state.service
 
     async def endpoint(request: Request) -> Response:
-        running, ignored, end = make(read_json(await request.body()))
+        running, ignored, end = make(read_json(await request.body()), request.state.caller)
         headers = {"x-unspool-ignored": ", ".join(ignored)} if ignored else {}
         status, told = 200, "streamed" if running.streams else "answered"
         try:

@@ -12,54 +12,33 @@ from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation
 from unspool.serving.answers import finish_reason, stop_reason, usage_of, vendor
 from unspool.serving.bodies import Body
-from unspool.serving.decoding import CONSTRAINTS, decoding
+from unspool.serving.calls import Call
+from unspool.serving.decoding import CONSTRAINTS
 from unspool.serving.errors import refused
 from unspool.serving.logprobs import chat_logprobs, scored
 from unspool.serving.message_parts import MessageParts, ParsedParts, PlainParts, whole
 from unspool.serving.messages import read_messages
-from unspool.serving.service import OpenRequest, Service, new_id
+from unspool.serving.service import Service
 from unspool.serving.sse import event
-from unspool.serving.streams import StreamUsage, check_stream_options
-from unspool.serving.tools import call_grammar, call_object, check_tools
+from unspool.serving.streams import StreamUsage
+from unspool.serving.tools import Parsed, call_grammar, call_object, check_tools
 
 
-class ChatCall:
-    """One call of the route.
+class ChatCall(Call):
+    """One call of the route. Arguments and errors as in `Call`."""
 
-    Args:
-        service: the service.
-        body: the checked body.
+    id_prefix = "chatcmpl"
 
-    Raises:
-        ApiError: if a field cannot be served.
-    """
-
-    def __init__(self, service: Service, body: Body) -> None:
-        self._service, self._body = service, body
-        service.check_model(body.get("model"))
-        check_stream_options(body)
-        self.id = new_id("chatcmpl")
+    def __init__(self, service: Service, body: Body, *, salt: str) -> None:
+        super().__init__(service, body, count=1, salt=salt)
         self._messages = read_messages(body.get("messages", []))
         self._tools = _tools(body, service)
-        lm = service.lm
-        self._decoding = decoding(body, service.settings, tokenizer=lm.tokenizer, vocab_size=lm.info.vocab_size)
-        self._options = service.with_objects(self._decoding.options)
         if (wanted := _forced_tools(body, self._tools)) is not None:
             if constraint := CONSTRAINTS & self._options.keys():
                 field = self._decoding.fields[min(constraint)]
                 raise refused("tool_choice", f"and `{field}` cannot be combined: both constrain the answer")
-            self._options["grammar"] = call_grammar(wanted, lm.tokenizer)
+            self._options["grammar"] = call_grammar(wanted, service.lm.tokenizer)
         self._continues = _continues(body)
-        self.request = OpenRequest(service, 1, self._decoding.fields)
-
-    @property
-    def streams(self) -> bool:
-        """True if the answer is a stream."""
-        return bool(self._body.get("stream"))
-
-    async def start(self) -> None:
-        """Admit, plan and submit. Raises ApiError as `OpenRequest.start`."""
-        await self.request.start(self._plan)
 
     def _plan(self) -> Sequence[PlannedRequest]:
         lm, body, options = self._service.lm, self._body, dict(self._options)
@@ -87,25 +66,20 @@ class ChatCall:
                 options["max_new_tokens"] = room
         return lm._plan_all([prompt], config=config, tentative=bool(body.get("tentative")), trace=False, **options)
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.request.created,
-            "model": self._body.get("model"),
-            "system_fingerprint": self._service.fingerprint,
-        }
-
     # --- whole --------------------------------------------------------------------------------------------------
 
     async def answer(self) -> dict[str, Any]:
         """Return the whole answer."""
         (generation,) = await self.request.finish()
-        choices = [self._choice(generation, completion) for completion in generation.completions]
-        return {**self._head("chat.completion"), "choices": choices, "usage": usage_of([generation])}
+        parsed = [whole(self.new_parts(), completion) for completion in generation.completions]
+        choices = [
+            self._choice(generation, completion, parts)
+            for completion, parts in zip(generation.completions, parsed, strict=True)
+        ]
+        counts = usage_of([generation], reasoning_tokens=sum(each.reasoning_tokens for each in parsed))
+        return {**self._head("chat.completion"), "choices": choices, "usage": counts}
 
-    def _choice(self, generation: Generation, completion: Completion) -> dict[str, Any]:
-        parsed = whole(self.new_parts(), completion)
+    def _choice(self, generation: Generation, completion: Completion, parsed: Parsed) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}
         if parsed.reasoning:
             message["reasoning_content"] = parsed.reasoning
@@ -163,7 +137,8 @@ class ChatCall:
             reason = finish_reason(completion.finish_reason)
             yield say(completion.index, {}, finish_reason="tool_calls" if parts[completion.index].has_calls else reason)
         if counts.wanted:
-            yield event({**head, "choices": [], "usage": counts.total()})
+            reasoning = sum(each.reasoning_tokens for each in parts.values())
+            yield event({**head, "choices": [], "usage": usage_of([generation], reasoning_tokens=reasoning)})
 
     def new_parts(self) -> MessageParts:
         """Return a reader of the parts of one answer, after the start."""

@@ -4,72 +4,71 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation
 from unspool.results.generation import named_tokens
-from unspool.serving.answers import finish_reason, stop_reason, usage, usage_of, vendor
+from unspool.serving.answers import finish_reason, stop_reason, usage_of, vendor
 from unspool.serving.bodies import Body
-from unspool.serving.decoding import Decoding, decoding
+from unspool.serving.calls import Call
 from unspool.serving.errors import ApiError, refused
 from unspool.serving.logprobs import CompletionLogprobs, Scored, scored
-from unspool.serving.service import OpenRequest, Service, new_id
+from unspool.serving.service import Service
 from unspool.serving.sse import event
-from unspool.serving.streams import StreamUsage, check_stream_options
+from unspool.serving.streams import StreamUsage
 from unspool.strategies import WithPromptScores
+from unspool.text.infill import FillTokens, fill_ends, fill_prompt, fill_tokens
+
+_OBJECT: Final = "text_completion"
 
 
-class CompletionCall:
-    """One call of the route.
+class CompletionCall(Call):
+    """One call of the route. Arguments and errors as in `Call`; `count` comes from the body."""
 
-    Args:
-        service: the service.
-        body: the checked body.
+    id_prefix = "cmpl"
 
-    Raises:
-        ApiError: if a field cannot be served.
-    """
-
-    def __init__(self, service: Service, body: Body) -> None:
-        self._service, self._body = service, body
-        service.check_model(body.get("model"))
-        self.id = new_id("cmpl")
+    def __init__(self, service: Service, body: Body, *, salt: str) -> None:
         self._prompts = _prompts(body, service)
-        lm = service.lm
-        self._decoding = decoding(body, service.settings, tokenizer=lm.tokenizer, vocab_size=lm.info.vocab_size)
-        check_stream_options(body)
+        super().__init__(service, body, count=len(self._prompts), salt=salt)
         if self._decoding.only_scores and self.streams:
             raise refused("max_tokens", "must be at least 1 in a stream")
-        self._options = self._with_echo(self._decoding)
-        self.request = OpenRequest(service, len(self._prompts), self._decoding.fields)
+        self._fill = self._fill_tokens()
+        ends = list(body.get("stop_token_ids", ()))
+        if self._fill is not None:
+            ends += fill_ends(service.lm.tokenizer, self._fill)
+        if ends:
+            self._options["eos_token_id"] = [*service.end_tokens, *ends]
+        if body.get("echo"):
+            self._options["echo"] = True
 
-    def _with_echo(self, decoding: Decoding) -> dict[str, Any]:
-        options = self._service.with_objects(decoding.options)
-        if ends := self._body.get("stop_token_ids"):
-            options["eos_token_id"] = [*self._service.end_tokens, *ends]
-        return {**options, "echo": True} if self._body.get("echo") else options
-
-    @property
-    def streams(self) -> bool:
-        """True if the answer is a stream."""
-        return bool(self._body.get("stream"))
-
-    async def start(self) -> None:
-        """Admit, plan and submit. Raises ApiError as `OpenRequest.start`."""
-        await self.request.start(self._plan)
+    def _fill_tokens(self) -> FillTokens | None:
+        """Return the tokens to fill in the middle with; None without the field `suffix`."""
+        if self._body.get("suffix") is None:
+            return None
+        found = fill_tokens(self._service.lm.tokenizer)
+        if found is None:
+            allowed = "needs a tokenizer with fill-in-the-middle tokens, such as <|fim_prefix|>, which this model lacks"
+            raise refused("suffix", allowed, code="unsupported_parameter")
+        for field in ("echo", "truncate_prompt_tokens"):
+            if self._body.get(field) is not None:
+                raise refused("suffix", f"and `{field}` cannot be combined")
+        return found
 
     def _plan(self) -> Sequence[PlannedRequest]:
         lm, body = self._service.lm, self._body
         prompts: Any = self._prompts
-        if body.get("add_special_tokens") is False or body.get("truncate_prompt_tokens") is not None:
+        fields = ("suffix", "add_special_tokens", "truncate_prompt_tokens")
+        if any(body.get(field) is not None for field in fields):
             prompts = [self._encoded(prompt) for prompt in self._prompts]
         return lm._plan_all(prompts, tentative=bool(body.get("tentative")), trace=False, **self._options)
 
     def _encoded(self, prompt: str | list[int]) -> list[int]:
-        ids = prompt if isinstance(prompt, list) else self._service.encode(
-            prompt, add_special_tokens=self._body.get("add_special_tokens", True)
-        )  # fmt: skip
+        special = self._body.get("add_special_tokens", True)
+        if self._fill is not None:
+            tokenizer, suffix = self._service.lm.tokenizer, self._body.get("suffix")
+            return fill_prompt(tokenizer, self._fill, prompt, suffix, add_special_tokens=special)
+        ids = prompt if isinstance(prompt, list) else self._service.encode(prompt, add_special_tokens=special)
         keep = self._body.get("truncate_prompt_tokens")
         if keep is not None and keep < 1:
             raise refused("truncate_prompt_tokens", f"must be at least 1, or -1 for no limit, got {keep}")
@@ -85,19 +84,8 @@ class CompletionCall:
             for prompt, generation in enumerate(generations)
             for completion in generation.completions
         ]
-        counts = usage_of(generations)
-        if self._decoding.only_scores:
-            counts = usage(counts["prompt_tokens"], 0)
-        return {**self._head(), "choices": choices, "usage": counts}
-
-    def _head(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.request.created,
-            "model": self._body.get("model"),
-            "system_fingerprint": self._service.fingerprint,
-        }
+        counts = usage_of(generations, only_scores=self._decoding.only_scores)
+        return {**self._head(_OBJECT), "choices": choices, "usage": counts}
 
     def _choice(self, index: int, generation: Generation, completion: Completion) -> dict[str, Any]:
         only_scores = self._decoding.only_scores
@@ -142,13 +130,13 @@ class CompletionCall:
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of the streamed answer, without [DONE]."""
         counts = StreamUsage(self._body, self.request.jobs)
-        write = partial(self._chunk, self._writers(), self._head())
+        write = partial(self._chunk, self._writers(), self._head(_OBJECT))
         async for chunk in self.request.chunks():
             counts.add(chunk)
             if (value := write(chunk)) is not None:
                 yield event(counts.beside(value))
         if counts.wanted:
-            yield event({**self._head(), "choices": [], "usage": counts.total()})
+            yield event({**self._head(_OBJECT), "choices": [], "usage": usage_of(self.request.generations)})
 
     def _writers(self) -> Callable[[Chunk], CompletionLogprobs]:
         writers: dict[tuple[int, int], CompletionLogprobs] = {}

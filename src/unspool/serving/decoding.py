@@ -164,8 +164,6 @@ def _read_tokens(reader: _Reader, tokenizer: Any, vocab_size: int) -> None:
         if body.get(name) is not None:
             only = "false" if name.startswith("include") else "true"
             raise refused(name, f"can only be {only} on this server", code="unsupported_value")
-    if body.get("suffix") is not None:
-        raise refused("suffix", "needs a tokenizer with fill-in-the-middle tokens, which this model lacks")
 
 
 def _token(key: str, vocab_size: int) -> int:

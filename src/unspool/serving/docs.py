@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Final
 
 from unspool.serving.fields import BOTH, FIELDS, RequestField
-from unspool.serving.settings import Settings
+from unspool.serving.settings import ModelSettings, Settings
 
 BEGIN: Final = "<!-- {name}: begin -->"
 END: Final = "<!-- {name}: end -->"
@@ -36,7 +36,7 @@ def _field_table(rows: Iterable[RequestField]) -> str:
 
 def _setting_table() -> str:
     lines = ["| Setting | Default | Meaning |", "|---|---|---|"]
-    for each in fields(Settings):
+    for each in (*fields(ModelSettings), *fields(Settings)):
         default = "" if each.default in (None, ()) else f"`{each.default}`"
         lines.append(f"| `{each.name}` | {default} | {each.metadata['help']} |")
     return "\n".join(lines) + "\n"

@@ -165,6 +165,13 @@ _VLLM: Final = (
         "add_special_tokens", StrictBool, "False: the tokenizer adds no special tokens to a text.", source="vLLM"
     ),
     RequestField(
+        "cache_salt",
+        StrictStr,
+        "Requests with different salts share no cached prefix.",
+        source="vLLM",
+        neutral=("",),
+    ),
+    RequestField(
         "return_token_ids",
         StrictBool,
         "Add `token_ids` and `prompt_token_ids` to each choice.",

@@ -5,7 +5,9 @@ With a response template, transformers' parser tells the parts apart; else all t
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from unspool.results import Chunk, Completion
@@ -31,11 +33,17 @@ class MessageParts(Protocol):
         """True if the answer calls a tool."""
         ...
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Number of tokens of the reasoning, after the end; a token counts if a part of its text is reasoning."""
+        ...
+
 
 class PlainParts:
     """All text is content."""
 
     has_calls = False
+    reasoning_tokens = 0
 
     def add(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Return the chunk's text as content."""
@@ -65,15 +73,16 @@ class ParsedParts:
         whole: bool,
     ) -> None:
         self._tokenizer = tokenizer = detokenizer.tokenizer
-        self._prompt = raw_text(tokenizer, prompt_ids)
+        self._prompt_ids, self._prompt = prompt_ids, raw_text(tokenizer, prompt_ids)
         self._tools = tools
         self._raw = Detokenizer(tokenizer, skip_special_tokens=False)
         self._state = self._raw.start(prompt_ids)
         given = None if tools is None else list(tools)
         parser: Any = tokenizer
         self._parser = None if whole else parser.get_response_parser(prefix=self._prompt, tools=given)
-        self._sent = ""
-        self._calls = 0
+        self._fed = self._sent = ""
+        self._reasoning: list[str] = []
+        self._calls = self.reasoning_tokens = 0
 
     @property
     def has_calls(self) -> bool:
@@ -106,6 +115,7 @@ class ParsedParts:
                     self._sent += event["text"]
                     deltas.append({"content": event["text"]})
                 elif field in _REASONING:
+                    self._reasoning.append(event["text"])
                     deltas.append({"reasoning_content": event["text"]})
             elif event["type"] == "region_close" and field == "tool_calls":
                 value = event["value"]
@@ -119,6 +129,11 @@ class ParsedParts:
 
     def end(self, completion: Completion) -> list[dict[str, Any]]:
         """Return the rest: all of a whole answer, or the raw text after a malformed call."""
+        deltas = self._rest(completion)
+        self.reasoning_tokens = num_tokens_of(self._reasoning, self._raw.pieces(self._prompt_ids, completion.token_ids))
+        return deltas
+
+    def _rest(self, completion: Completion) -> list[dict[str, Any]]:
         if self._parser is not None:
             deltas = self._feed(self._raw.flush(self._state))
             try:
@@ -128,6 +143,7 @@ class ParsedParts:
         parsed = parse_completion(completion, self._tokenizer, self._prompt, self._tools)
         deltas = []
         if parsed.reasoning and not self._sent:
+            self._reasoning = [parsed.reasoning]
             deltas.append({"reasoning_content": parsed.reasoning})
         if rest := parsed.content.removeprefix(self._sent):
             deltas.append({"content": rest})
@@ -146,7 +162,28 @@ def whole(parts: MessageParts, completion: Completion) -> Parsed:
         content += delta.get("content", "")
         reasoning += delta.get("reasoning_content", "")
         calls += [(call["function"]["name"], call["function"]["arguments"]) for call in delta.get("tool_calls", ())]
-    return Parsed(content=content, reasoning=reasoning or None, calls=tuple(calls))
+    return Parsed(
+        content=content, reasoning=reasoning or None, calls=tuple(calls), reasoning_tokens=parts.reasoning_tokens
+    )
+
+
+def num_tokens_of(texts: Sequence[str], pieces: Sequence[str]) -> int:
+    """Return the number of tokens that have a part in one of the texts.
+
+    Args:
+        texts: parts of the answer, in its order.
+        pieces: the text of each token of the answer.
+    """
+    answer = "".join(pieces)
+    ends = list(accumulate(map(len, pieces)))
+    tokens: set[int] = set()
+    at = 0
+    for text in texts:
+        begin = answer.find(text, at)
+        if text and begin >= 0:
+            at = begin + len(text)
+            tokens.update(range(bisect_right(ends, begin), bisect_left(ends, at) + 1))
+    return len(tokens)
 
 
 def raw_text(tokenizer: Any, ids: Sequence[int]) -> str:

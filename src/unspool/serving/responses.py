@@ -11,6 +11,7 @@ from unspool.results import Chunk, Completion, Generation
 from unspool.serving.bodies import read_body
 from unspool.serving.chat import ChatCall
 from unspool.serving.errors import ApiError, api_error, refused
+from unspool.serving.message_parts import MessageParts
 from unspool.serving.service import OpenRequest, Service, new_id
 from unspool.serving.sse import event
 
@@ -32,13 +33,16 @@ class ResponseCall:
     Args:
         service: the service.
         data: the JSON object of the body.
+        salt: as in `Call`.
         unknown: as in `read_body`.
 
     Raises:
         ApiError: if a field cannot be served.
     """
 
-    def __init__(self, service: Service, data: Mapping[str, Any], *, unknown: Literal["error", "warn"]) -> None:
+    def __init__(
+        self, service: Service, data: Mapping[str, Any], *, salt: str, unknown: Literal["error", "warn"]
+    ) -> None:
         self.id = new_id("resp")
         given = {name: value for name, value in data.items() if value is not None and name not in _INERT}
         for name in sorted(_STATEFUL & given.keys()):
@@ -48,7 +52,7 @@ class ResponseCall:
         self._tools = [tool for tool in given.get("tools", ()) if tool.get("type") == _HOSTED]
         body = read_body("chat", _chat_body(self._given, self._tools), unknown=unknown)
         self.ignored = body.ignored
-        self._chat = ChatCall(service, body)
+        self._chat = ChatCall(service, body, salt=salt)
         self._number = 0
 
     @property
@@ -76,7 +80,7 @@ class ResponseCall:
         chunk = Chunk(text=completion.text, token_ids=completion.token_ids, logprobs=completion.logprobs)
         for delta in (*parts.add(chunk), *parts.end(completion)):
             items.add(delta)
-        return self._ended(generation, completion, items)
+        return self._ended(generation, completion, items, parts)
 
     def _response(self, status: str, **more: Any) -> dict[str, Any]:
         given = self._given
@@ -102,14 +106,16 @@ class ResponseCall:
             **more,
         }
 
-    def _ended(self, generation: Generation, completion: Completion, items: _Items) -> dict[str, Any]:
+    def _ended(
+        self, generation: Generation, completion: Completion, items: _Items, parts: MessageParts
+    ) -> dict[str, Any]:
         counts = generation.usage
         cut = completion.finish_reason == "length"
         usage = {
             "input_tokens": counts.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": counts.cached_tokens},
             "output_tokens": counts.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": parts.reasoning_tokens},
             "total_tokens": counts.total_tokens,
         }
         details = {"reason": "max_output_tokens"} if cut else None
@@ -136,7 +142,7 @@ class ResponseCall:
         completion = generation.completions[0]
         for each in self._deltas(items, parts.end(completion)):
             yield each
-        response = self._ended(generation, completion, items)
+        response = self._ended(generation, completion, items, parts)
         for index, item in enumerate(response["output"]):
             for each in self._item_ends(index, item):
                 yield each

@@ -18,16 +18,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from unspool.serving import docs_page
 from unspool.serving.errors import ApiError
 from unspool.serving.settings import Settings
 
-_PUBLIC: Final = frozenset({"/health"})
+_PUBLIC: Final = frozenset({"/health", *docs_page.PATHS})
 _LOCAL: Final = ("localhost", "127.0.0.1", "[::1]")
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}")
 
 
 class Guard:
-    """ASGI middleware that turns away requests before they are read, and gives each one an id.
+    """ASGI middleware that turns away requests before they are read.
+
+    It gives each request an id (`request.state.request_id`), and a text that identifies its API key
+    (`request.state.caller`), "" without keys.
 
     Args:
         app: the application.
@@ -47,7 +51,7 @@ class Guard:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, caller="")
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -71,16 +75,18 @@ class Guard:
             )
         if scope["method"] == "OPTIONS" or scope["path"] in _PUBLIC:
             return
-        if self._keys and not self._is_known(_key(headers)):
-            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        if self._keys:
+            digest = _digest(_key(headers))
+            if not self._is_known(digest):
+                raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+            scope["state"]["caller"] = digest.hex()
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(415, f"the Content-Type must be application/json, got {kind or 'none'}")
 
-    def _is_known(self, key: str) -> bool:
+    def _is_known(self, digest: bytes) -> bool:
         """Return whether a key is one of the server's. Every key is compared, so the time tells nothing."""
-        digest = _digest(key)
         return bool(sum([compare_digest(digest, known) for known in self._keys]))
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:

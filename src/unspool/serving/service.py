@@ -95,6 +95,15 @@ class Service:
             raise refused("prompt", "needs a tokenizer, which this model lacks; give token ids")
         return list(self.lm.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
+    def salt(self, key: str, given: str) -> str:
+        """Return the salt of a request's cached prefixes.
+
+        Args:
+            key: identifies the caller's API key; "" without keys. Requests with different keys share no prefix.
+            given: the field `cache_salt`.
+        """
+        return f"{key}/{given}" if key else given
+
     def with_objects(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options with the draft model that a request names.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -56,39 +58,88 @@ class Settings:
     keep_alive: float = _setting(15.0, "Times", "Seconds of silence before a stream gets a comment line.", 0.001)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value, least = getattr(self, each.name), each.metadata["least"]
-            if least is not None and value is not None and value < least:
-                raise OptionError(each.name, value, f"must be at least {least:g}", "see unspool serve --help")
+        _check_bounds(self)
 
 
-def read_settings(file: Path | None, flags: dict[str, Any]) -> Settings:
-    """Return the settings of a TOML file, overridden by flags.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """Settings of the models of `unspool serve`, beside the flags that all commands share. Metadata as in Settings."""
+
+    assistant_model: tuple[str, ...] = _setting(
+        (), "Model", "Draft model that requests can name in `assistant`: a name or a folder. Can be repeated."
+    )
+    response_template: str | None = _setting(
+        None,
+        "Model",
+        "Template of transformers that finds tool calls and reasoning in answers: a file, or JSON.",
+    )
+    max_cache_tokens: int | None = _setting(
+        None,
+        "Model",
+        "Most tokens in the KV cache over all running requests; by default as many as fit in half of the free memory. "
+        "A request counts with its prompt and its most new tokens. Further requests wait.",
+        1,
+    )
+    max_sequences: int | None = _setting(
+        None, "Model", "Most sequences that run at once; each beam and output counts. Default: 256.", 1
+    )
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+
+    def limits(self) -> dict[str, int]:
+        """Return the given limits, as options of `unspool.load`."""
+        given = {"max_cache_tokens": self.max_cache_tokens, "max_sequences": self.max_sequences}
+        return {name: limit for name, limit in given.items() if limit is not None}
+
+
+def _check_bounds(settings: Settings | ModelSettings) -> None:
+    for each in fields(settings):
+        value, least = getattr(settings, each.name), each.metadata["least"]
+        if least is not None and value is not None and value < least:
+            raise OptionError(each.name, value, f"must be at least {least:g}", "see unspool serve --help")
+
+
+def read_settings(file: Path | None, flags: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """Return one object per class, from a TOML file overridden by flags.
 
     Args:
-        file: TOML with the names of the settings as keys; None for none.
+        file: TOML with the names of fields as keys; None for none.
         flags: the given flags.
+        kinds: dataclasses with different fields.
 
     Raises:
         OptionError: if a name is unknown, a value is out of range, or the file is not TOML.
         OSError: if the file cannot be read.
     """
+    given = {**_stored(file), **flags}
+    known = {each.name for kind in kinds for each in fields(kind)}
+    for name in given.keys() - known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "see unspool serve --help"
+        raise OptionError(name, given[name], "is not a setting of the server", hint)
+    return [_checked(kind, given) for kind in kinds]
+
+
+def _stored(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError("config", str(file), f"must be a TOML file ({error})", "see docs/serving.md") from None
+
+
+def _checked(kind: type[Any], given: Mapping[str, Any]) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
-    stored: dict[str, Any] = {}
-    if file is not None:
-        try:
-            stored = tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise OptionError("config", str(file), f"must be a TOML file ({error})", "see docs/serving.md") from None
-    known = {each.name for each in fields(Settings)}
-    for name in stored.keys() - known:
-        raise OptionError(name, stored[name], "is not a setting of the server", "see unspool serve --help")
-    adapter = TypeAdapter(Settings)
+    own = {each.name: given[each.name] for each in fields(kind) if each.name in given}
     try:
-        return adapter.validate_python({**stored, **flags})
+        return TypeAdapter(kind).validate_python(own)
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), OptionError):
+            raise cause from None
         name = str(first["loc"][0]) if first["loc"] else "config"
         allowed = first["msg"][:1].lower() + first["msg"][1:]
         raise OptionError(name, first["input"], f"is wrong ({allowed})", "see unspool serve --help") from None

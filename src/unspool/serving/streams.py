@@ -1,4 +1,4 @@
-"""The usage of a streamed answer, counted as it is sent."""
+"""The usage beside the chunks of a streamed answer, counted as they are sent."""
 
 from __future__ import annotations
 
@@ -34,15 +34,11 @@ class StreamUsage:
         """Count a chunk's tokens."""
         self._written += len(chunk.token_ids)
 
-    def total(self) -> dict[str, Any]:
-        """Return the usage so far."""
-        return usage(self._prompt, self._written)
-
     def beside(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return a chunk's object with the field `usage` as the client asked."""
         if not self.wanted:
             return value
-        return {**value, "usage": self.total() if self._always else None}
+        return {**value, "usage": usage(self._prompt, self._written) if self._always else None}
 
 
 def check_stream_options(body: Body) -> None:

@@ -19,11 +19,12 @@ _PLAIN: Final = re.compile(r"[\w<>/|: -]+")
 
 
 class Parsed(NamedTuple):
-    """An answer in parts. calls: function name and arguments as JSON text."""
+    """An answer in parts. calls: function name and arguments as JSON text. reasoning_tokens: their number."""
 
     content: str
     reasoning: str | None = None
     calls: tuple[tuple[str, str], ...] = ()
+    reasoning_tokens: int = 0
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]] | None, tokenizer: Any, chat_template: str | None) -> None:

@@ -294,7 +294,7 @@ class Meeting:
         cached_seqs = [
             cached_seq
             for conversation in self.engine._running.values()
-            for branch in conversation.live_branches()
+            for branch in conversation.tree.live_branches()
             for cached_seq in branch.cached_seqs
         ]
         for runtime in (self.model, self.draft):

@@ -241,11 +241,13 @@ class Engine:
                 if length >= 0:
                     cached_seq.rows[length] = RowRef(rows.logits, row, layers)
                 else:
-                    in_prompt += ((cached_seq, length, ask, row) for ask in conversation.prompt_asks(branch, length))
+                    in_prompt += (
+                        (cached_seq, length, ask, row) for ask in conversation.open_turn.prompt_asks(branch, length)
+                    )
                 row += 1
             if feed.hidden:
                 assert rows.hidden is not None, "the runtime left out the hidden states"
-                conversation.remember(branch, start, rows.hidden[hidden : hidden + count])
+                conversation.tree.remember(branch, start, rows.hidden[hidden : hidden + count])
                 hidden += count
         self._answer_in_prompt(rows.logits, in_prompt)
 
@@ -262,9 +264,13 @@ class Engine:
         behind = {
             each.request.lockstep_group
             for each in self._running.values()
-            if each.request.lockstep_group and not each.is_ready
+            if each.request.lockstep_group and not each.open_turn.is_ready
         }
-        ready = [each for each in self._running.values() if each.request.lockstep_group not in behind and each.is_ready]
+        ready = [
+            each
+            for each in self._running.values()
+            if each.request.lockstep_group not in behind and each.open_turn.is_ready
+        ]
         if not ready:
             return {}
         started = time.perf_counter()

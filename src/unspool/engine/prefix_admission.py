@@ -55,7 +55,7 @@ class PrefixAdmission:
             PrefixError: if the prefix-cache lookup raises.
         """
         asks = cached_seq.can_match_prefix and not cached_seq.prefix_checked
-        limit = conversation.num_unread(branch, cached_seq) if asks else 0
+        limit = conversation.open_turn.num_unread(branch, cached_seq) if asks else 0
         if limit < MIN_MATCHED_TOKENS:
             cached_seq.prefix_checked = True
             return False

@@ -180,10 +180,10 @@ class Scheduler:
         asked = [
             (conversation, branch, cached_seq)
             for conversation in running
-            for branch in conversation.asked_branches()
+            for branch in conversation.open_turn.branches()
             if branch.drafts is drafts
             for cached_seq in branch.cached_seqs
-            if cached_seq.runtime is runtime and conversation.lacks(branch, cached_seq)
+            if cached_seq.runtime is runtime and conversation.open_turn.lacks(branch, cached_seq)
         ]
         planned = [self._feed(*each, len(each[2].pending)) for each in asked if each[2].has_prompt]
         # Prompts get at least a quarter of the budget, so that decoding sequences cannot block them.
@@ -223,7 +223,11 @@ class Scheduler:
     def _feed(self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, count: int) -> Planned:
         start = cached_seq.cached - len(cached_seq.prompt)
         lengths = tuple(
-            sorted(length for length in conversation.wanted(branch, cached_seq) if start < length <= start + count)
+            sorted(
+                length
+                for length in conversation.open_turn.wanted(branch, cached_seq)
+                if start < length <= start + count
+            )
         )
         tokens = cached_seq.pending[:count]
         if cached_seq.has_prompt and count == len(cached_seq.pending):

@@ -125,6 +125,11 @@ class Engine:
         """True if no request can start because another engine holds the draft model's memory."""
         return not self._running and bool(self._scheduler.num_waiting)
 
+    @property
+    def cache_usage(self) -> float:
+        """Share of the KV cache's limit that running requests reserve, from 0 to 1; 0 without a limit."""
+        return self._model.usage
+
     def step(self) -> list[Event]:
         """Run one step.
 

@@ -54,6 +54,12 @@ class LockedRuntime(Runtime):
             return has_room
 
     @property
+    def usage(self) -> float:
+        """Share of the limit on cached tokens that is reserved, at most 1; 0 without a limit."""
+        limit = self.info.soft_max_tokens if self.info.max_tokens is None else self.info.max_tokens
+        return 0.0 if limit is None else min(1.0, self._tokens / limit)
+
+    @property
     def info(self) -> ModelInfo:
         return self._runtime.info
 

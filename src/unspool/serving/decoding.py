@@ -146,6 +146,8 @@ def _read_tokens(reader: _Reader, tokenizer: Any, vocab_size: int) -> None:
     """Read fields about single tokens."""
     body, options = reader.body, reader.options
     if (bias := options.pop("sequence_bias", None)) is not None and reader.fields["sequence_bias"] == "logit_bias":
+        if wrong := next((value for value in bias.values() if not -100 <= value <= 100), None):
+            raise refused("logit_bias", f"must have values from -100 to 100, got {wrong}")
         options["sequence_bias"] = {(_token(key, vocab_size),): value for key, value in bias.items()}
     elif bias is not None:
         options["sequence_bias"] = bias

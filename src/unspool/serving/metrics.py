@@ -17,13 +17,25 @@ class Metrics:
 
     Args:
         running, waiting: return the numbers of prompts now.
+        cache_usage: returns the share of the KV cache that is reserved now, from 0 to 1.
     """
 
-    def __init__(self, running: Callable[[], float], waiting: Callable[[], float]) -> None:
+    def __init__(
+        self, running: Callable[[], float], waiting: Callable[[], float], cache_usage: Callable[[], float]
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         Gauge("unspool_num_requests_running", "Prompts that run now.", registry=registry).set_function(running)
         Gauge("unspool_num_requests_waiting", "Prompts that wait now.", registry=registry).set_function(waiting)
+        Gauge(
+            "unspool_kv_cache_usage_perc", "Share of the KV cache that is reserved, 0 to 1.", registry=registry
+        ).set_function(cache_usage)
         self.prompt_tokens = Counter("unspool_prompt_tokens", "Prompt tokens.", registry=registry)
+        self.cache_queries = Counter(
+            "unspool_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", registry=registry
+        )
+        self.cache_hits = Counter(
+            "unspool_prefix_cache_hits", "Prompt tokens that the prefix cache provided.", registry=registry
+        )
         self.generation_tokens = Counter("unspool_generation_tokens", "Generated tokens.", registry=registry)
         self.success = Counter(
             "unspool_request_success", "Finished outputs.", ["finished_reason", "strategy"], registry=registry

@@ -6,12 +6,10 @@ Owns the path from planned requests to running ones, with limits and metrics. Kn
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from importlib.metadata import version
 from typing import Any
 
 from unspool.model import LanguageModel
@@ -19,6 +17,7 @@ from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Generation
 from unspool.serving.admission import Admission
 from unspool.serving.errors import NO_RETRY, ApiError, api_error, refused, too_long
+from unspool.serving.fingerprint import fingerprint
 from unspool.serving.logprobs import TokenTexts
 from unspool.serving.metrics import Metrics, Watch
 from unspool.serving.settings import Settings
@@ -36,7 +35,7 @@ class Service:
     Attributes:
         names: of the model in requests; the first one is the default.
         created: Unix time at which the model was ready.
-        fingerprint: changes with the model, its backend and the version.
+        fingerprint: of the model.
     """
 
     def __init__(
@@ -46,10 +45,11 @@ class Service:
         self.assistants = dict(assistants or {})
         self.names = settings.served_model_name or (lm.info.name,)
         self.created = int(time.time())
-        facts = f"{version('unspool')} {lm.info.name} {lm.info.backend} {lm.info.vocab_size}"
-        self.fingerprint = f"unspool-{version('unspool')}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+        self.fingerprint = fingerprint(lm)
         self.admission = Admission(settings.max_running, settings.max_queue)
-        self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.waiting)
+        self.metrics = Metrics(
+            lambda: self.admission.running, lambda: self.admission.waiting, lambda: lm.engine.cache_usage
+        )
         self.texts = TokenTexts(lm.tokenizer)
         self.thread = EngineThread(lm._driver)
         self.open: set[OpenRequest] = set()
@@ -244,6 +244,8 @@ class OpenRequest:
         metrics = self._service.metrics
         for generation in self.generations:
             metrics.prompt_tokens.inc(generation.usage.prompt_tokens)
+            metrics.cache_queries.inc(generation.usage.prompt_tokens)
+            metrics.cache_hits.inc(generation.usage.cached_tokens)
             metrics.generation_tokens.inc(generation.usage.completion_tokens)
             metrics.of_prompts.observe(generation.usage.prompt_tokens)
             metrics.of_outputs.observe(generation.usage.completion_tokens)

@@ -29,7 +29,7 @@ def fingerprint(lm: LanguageModel) -> str:
 
 
 def _weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield parameters, and weights of packed layers, which are no parameters."""
+    """Yield parameters, and weights of packed layers, which are not parameters."""
     yield from model.named_parameters()
     packed = [
         (name, module)

@@ -5,7 +5,7 @@ Knows neither scheduling nor logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any
 

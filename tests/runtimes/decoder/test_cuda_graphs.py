@@ -26,6 +26,9 @@ from unspool.runtimes.kv.slot import Slot
 from unspool.tuning import GRAPH_MAX_ROWS
 from unspool.types import Feed, Seq
 
+# The stand-in repeats operators of PyTorch, and our kernels are none.
+pytestmark = pytest.mark.usefixtures("plain_layers")
+
 CORE = ["gpt2", "llama", "gemma2", "gemma3"]
 CPU = torch.device("cpu")
 

@@ -259,7 +259,6 @@ def test_what_the_user_owns_is_read_like_what_is_ours_and_keeps_no_hook(tied: bo
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
 def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone() -> None:
     runtime, seen = make("llama"), []
     head = runtime._decoder_model.module.get_output_embeddings()
@@ -269,17 +268,17 @@ def test_a_prompt_whose_hidden_states_are_wanted_computes_the_asked_logits_alone
     assert seen == [(1, 1, VOCAB_SIZE)]
 
 
-@pytest.mark.usefixtures("plain_layers")  # packed ones pad a pass to more rows
-def test_the_head_never_reads_one_row_alone_for_an_invariant_feed() -> None:
-    runtime, seen = make("llama"), []
-    if not runtime.info.batch_invariant:
-        pytest.skip(f"not promised on this machine: {runtime.info.backend}")
-    head = runtime._decoder_model.module.get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
-    rows = runtime.forward([feed(0, [5], layers=(1,), hidden=True, invariant=True)])
-    assert rows.hidden is not None and rows.inner is not None
-    assert [tensor.shape[0] for tensor in rows if tensor is not None] == [1, 1, 1]
-    assert seen == [(1, 2, VOCAB_SIZE)] * 2
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_states_of_an_invariant_row_are_bit_equal_alone_and_in_company(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSPOOL_KERNELS", kernels)
+    runtime, options = make("llama"), {"layers": (1,), "hidden": True, "invariant": True}
+    alone = runtime.forward([last(0, [5], **options)])
+    others = [last(seq, [seq] * 5, **options) for seq in range(1, 4)]
+    beside = runtime.forward([*others, last(9, [5], **options)])
+    for one, other in zip(alone, beside, strict=True):
+        assert one is not None and other is not None and torch.equal(one[-1], other[-1])
 
 
 def test_layers_whose_states_are_not_as_wide_as_the_head_are_not_offered() -> None:

@@ -335,7 +335,7 @@ def test_a_space_between_prompt_and_output_is_kept_where_transformers_loses_it()
         ({"inputs_embeds": torch.zeros(1)}, "`inputs_embeds`"),
         ({"logits_processor": [print]}, "`logits_processor` is not read by pipelines"),
         ({"max_new_tokens": 3, "max_length": 9}, "cannot be given together"),
-        ({"logprobs": 2}, "`logprobs` has no place"),
+        ({"logprobs": 2}, "`logprobs` is not part of the records"),
         ({"echo": True}, "use `return_full_text`"),
     ],
 )

@@ -43,7 +43,7 @@ class OpenTurn:
                 raise StrategyError(f"{ask}: a Turn asks about the model or about the draft model, not about both")
             length = branch.length - ask.back
             if ask.back < 0 or branch.total - ask.back < 1:
-                raise StrategyError(f"{ask}: there is no such position in branch {branch.number}")
+                raise StrategyError(f"{ask}: branch {branch.number} lacks that position")
             if isinstance(ask, Similarity):
                 self._check_similarity(ask, branch)
                 continue

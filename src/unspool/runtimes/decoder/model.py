@@ -152,6 +152,7 @@ class DecoderModel(BackendModel):
         with attending(cache), self._wrapped.calling(), ExitStack() as modes:
             if recorded is not None and hidden is None and not inner:
                 logits = recorded.run(self._logits, cache, ids, places, keep)
+                between = None if inner is None else logits[:0]
             else:
                 if invariant:
                     modes.enter_context(self._invariant_calls())

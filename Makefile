@@ -64,6 +64,8 @@ lint: install ## check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@if command -v npm >/dev/null && npm install --silent --no-audit --no-fund --no-package-lock; then npm run --silent types; \
+		else echo "npm is missing or has no network: the types of the explorer's modules are not checked"; fi
 
 format: install ## rewrite the sources in the project's style
 	@$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from unspool.adapters import as_runtime
-from unspool.comparing import Entries, compare
+from unspool.comparing import Entries, Runner, compare
 from unspool.config import GenerationConfig
 from unspool.conversations.completion import ChatGeneration, ChatStream, chat
 from unspool.engine import Engine
@@ -26,7 +26,7 @@ from unspool.scoring import ToScore, next_token_jobs, read_scores
 from unspool.streaming import Listener, Stream
 from unspool.text.detokenize import Detokenizer
 from unspool.tuning import MAX_BATCH_TOKENS
-from unspool.types import Committed, Failed, Finished, ModelInfo
+from unspool.types import Committed, Distribution, Failed, Finished, ModelInfo
 
 if TYPE_CHECKING:
     from unspool.results.transcript import Transcript
@@ -323,12 +323,10 @@ class LanguageModel:
         """
         prompts = self._reader.split(prompt)
         jobs = next_token_jobs(group_prompts(prompts, config, options), self.config, self._plan)
-        found: list[NextTokens] = []
-        for job, done in zip(jobs, self._finish(jobs, progress, "reading"), strict=True):
-            distribution = done.rows[0].distribution
-            assert distribution is not None, "a FullDistribution ask is answered with a distribution"
-            shown = NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
-            found.append(shown)
+        found = [
+            NextTokens.from_distribution(distribution, self.tokenizer, limit=limit, prompt=job.prompt_text)
+            for job, distribution in zip(jobs, self._distributions(jobs, progress), strict=True)
+        ]
         return found[0] if prompts.single else found
 
     @overload
@@ -393,6 +391,24 @@ class LanguageModel:
                 shared option. Raised before any work starts.
             PromptError, CapacityError: as in `generate`.
         """
+        return self._compare(
+            prompt,
+            strategies,
+            config,
+            shared_options,
+            run=lambda jobs: self._run(jobs, progress, unit="answer"),
+        )
+
+    def _compare(
+        self,
+        prompt: Any,
+        strategies: Entries | None,
+        config: Configs,
+        shared_options: dict[str, Any],
+        *,
+        run: Runner,
+    ) -> Comparison | list[Comparison]:
+        """Compare as `compare` does. run: runs the requests of all entries together."""
         prompts = self._reader.split(prompt)
 
         def plan(group: Group, layer: GenerationConfig, options: dict[str, Any]) -> list[PlannedRequest]:
@@ -407,7 +423,7 @@ class LanguageModel:
             stored=self.config,
             info=self.info,
             plan=plan,
-            run=lambda jobs: self._run(jobs, progress, unit="answer"),
+            run=run,
         )
         return comparisons[0] if prompts.single else comparisons
 
@@ -574,6 +590,15 @@ class LanguageModel:
         """Run requests without generated text to their end."""
         with progress_bar(len(work), progress, work=verb, unit=unit) as bar:
             return self._driver.collect(self._driver.submit_whole([each.request for each in work]), bar.update)
+
+    def _distributions(self, jobs: Sequence[PlannedRequest], progress: bool | None) -> list[Distribution]:
+        """Run requests that ask for one `FullDistribution` each, and return their answers."""
+        found: list[Distribution] = []
+        for done in self._finish(jobs, progress, "reading"):
+            distribution = done.rows[0].distribution
+            assert distribution is not None, "a FullDistribution ask is answered with a distribution"
+            found.append(distribution)
+        return found
 
     def _run(self, jobs: Sequence[PlannedRequest], progress: bool | None, unit: str = "prompt") -> list[Generation]:
         """Run requests to their end. The first error cancels the others and is raised."""

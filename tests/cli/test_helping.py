@@ -60,6 +60,7 @@ def test_examples_run(line: str, monkeypatch, tmp_path):
     monkeypatch.setattr("unspool.runtimes.weights.trial.last_level_cache", lambda: 1 << 20)
     if "|" not in line and shlex.split(line)[1] != "chat":
         monkeypatch.setattr("sys.stdin", None)
-    if shlex.split(line)[1] == "serve":  # a server runs until a signal: this one ends when it is ready
+    if shlex.split(line)[1] in ("serve", "explore"):  # a server runs until a signal: this one ends when it is ready
         monkeypatch.setattr("unspool.serving.run.serve", lambda app, ready: print(ready(0) or "served"))
+        monkeypatch.setattr("webbrowser.open", lambda address: True)
     assert run_command(line, line).strip()

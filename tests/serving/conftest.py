@@ -23,9 +23,16 @@ TEMPLATE = (
 
 
 @contextmanager
-def serving(lm: unspool.LanguageModel, *, assistants: Any = None, **settings: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the address of a running server, and its service."""
+def serving(
+    lm: unspool.LanguageModel,
+    *,
+    assistants: Any = None,
+    extend: Callable[[Any], None] = lambda app: None,
+    **settings: Any,
+) -> Iterator[tuple[str, Any]]:
+    """Yield the address of a running server, and its service. extend: adds routes to the application."""
     app = create_app(lm, Settings(**{"port": 0, **settings}), assistants=assistants)
+    extend(app)
     ready = threading.Event()
     ports: list[int] = []
 

@@ -16,6 +16,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "unspool serve --port 8080 --api-key secret",
         "unspool serve --assistant-model tale-draft --max-running 16",
     ),
+    "explore": (
+        "unspool explore",
+        "unspool explore smollm2 --port 8080 --no-browser",
+    ),
     "generate": (
         'unspool generate "Once upon a time" --temperature 0.8 --seed 7',
         'unspool generate "The king" --num-beams 4 --force-words fox,forest --max-new-tokens 40',

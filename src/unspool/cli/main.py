@@ -15,6 +15,7 @@ import typer
 from unspool.cli.chat import chat
 from unspool.cli.compare import compare
 from unspool.cli.endings import CLOSED, FAILED, INTERRUPTED, abandon_output, report, tolerate_narrow_encodings
+from unspool.cli.explore import explore
 from unspool.cli.generate import generate
 from unspool.cli.helping import HelpfulCommand, HelpfulGroup
 from unspool.cli.models import models
@@ -39,6 +40,7 @@ app.command("score", cls=HelpfulCommand)(score)
 app.command("trace", cls=HelpfulCommand)(trace)
 app.command("compare", cls=HelpfulCommand)(compare)
 app.command("serve", cls=HelpfulCommand)(serve)
+app.command("explore", cls=HelpfulCommand)(explore)
 app.command("models", cls=HelpfulCommand)(models)
 app.command("tune", cls=HelpfulCommand)(tune)
 

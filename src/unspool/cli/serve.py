@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _METAVARS: Final = {
     "host": "ADDRESS",
     "served_model_name": "NAME",
+    "no_explore": None,
     "any_model": None,
     "api_key": "KEY",
     "allowed_host": "HOST",
@@ -42,7 +43,7 @@ _CLASSES: Final = (ModelSettings, Settings)
 _PACKAGES: Final = ("fastapi", "uvicorn", "prometheus_client")
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with one flag per setting; it receives the given ones as a mapping, `given`."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
     table = [(each, get_type_hints(kind)[each.name]) for kind in _CLASSES for each in fields(kind)]
@@ -87,7 +88,7 @@ def _help(text: str, default: Any) -> str:
 
 @guarded
 @with_model
-@_with_settings
+@with_settings
 def serve(
     *,
     config: Annotated[
@@ -102,6 +103,23 @@ def serve(
     Programs for OpenAI's API work with it. docs/serving.md lists routes and fields. Ctrl-C or SIGTERM ends the server
     after the running requests.
     """
+    run_server(choice, config, given, _greet)
+
+
+def run_server(
+    choice: ModelChoice,
+    config: Path | None,
+    given: dict[str, Any],
+    ready: Callable[[LanguageModel, Settings, int], None],
+) -> None:
+    """Load the models and serve until a signal.
+
+    Args:
+        choice: the model.
+        config: TOML file of settings; None for none.
+        given: settings that override it.
+        ready: called with the model, the settings and the port when requests are accepted.
+    """
     _check_packages()
     settings: Settings
     models: ModelSettings
@@ -115,7 +133,12 @@ def serve(
     assistants = {name: choice.load_another(name) for name in models.assistant_model}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    run(create_app(lm, settings, assistants=assistants), lambda port: _greet(lm, settings, port))
+    app = create_app(lm, settings, assistants=assistants)
+    if not settings.no_explore:
+        from unspool.explorer import add_explorer
+
+        add_explorer(app)
+    run(app, lambda port: ready(lm, settings, port))
 
 
 def _check_packages() -> None:
@@ -126,10 +149,15 @@ def _check_packages() -> None:
             raise MissingExtra("serve", package, "the server answers HTTP requests")
 
 
+def address_of(settings: Settings, port: int) -> str:
+    """Return the address of the server for programs on this machine."""
+    return f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
+
+
 def _greet(lm: LanguageModel, settings: Settings, port: int) -> None:
     """Print the address, and one line to try for curl and one for Python."""
     name = (settings.served_model_name or (lm.info.name,))[0]
-    address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
+    address = address_of(settings, port)
     key = ' -H "Authorization: Bearer $KEY"' if settings.api_key else ""
     body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 40}}'
     call = (
@@ -137,6 +165,7 @@ def _greet(lm: LanguageModel, settings: Settings, port: int) -> None:
     )
     lines = (
         f"Serving {name} at {address}/v1",
+        *(() if settings.no_explore else (f"Explorer at {address}/",)),
         "",
         f"  curl {address}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         f"  python -c 'from openai import OpenAI; print({call}.choices[0].text)'",

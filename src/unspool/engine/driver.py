@@ -16,6 +16,7 @@ from operator import itemgetter
 from unspool.engine.engine import Engine
 from unspool.engine.request import Request
 from unspool.errors import CancelledRequest
+from unspool.records import Recording
 from unspool.tuning import POLL_SECONDS
 from unspool.types import Committed, Event, Failed, Finished, Tentative
 
@@ -135,6 +136,11 @@ class Driver:
         with self._changed:
             self._end(ticket, Failed(request=ticket.number, error=CancelledRequest("the request was cancelled")))
             self._changed.notify_all()
+
+    def recording(self, ticket: Ticket, first_step: int = 0) -> Recording | None:
+        """Return the trace recording so far of a request, after the current step; see `Engine._recording`."""
+        with self._holding_engine():
+            return self.engine._recording(ticket.number, first_step)
 
     def events(self, tickets: Sequence[Ticket]) -> Iterator[Event]:
         """Yield the events of requests that were submitted together, until each has ended. Closing it cancels them."""

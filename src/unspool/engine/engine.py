@@ -27,6 +27,7 @@ from unspool.engine.validate import check_limit, context_of
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
 from unspool.processors.rows import FORBIDDEN
 from unspool.protocols import Runtime
+from unspool.records import Recording
 from unspool.tuning import MAX_BATCH_TOKENS
 from unspool.types import Ask, Event, Failed, Rows
 
@@ -114,6 +115,17 @@ class Engine:
                 conversation.release()
         finally:
             self._scheduler.forget(number)
+
+    def _recording(self, number: int, first_step: int = 0) -> Recording | None:
+        """Return the trace recording so far of a running request; None if it is not running or not traced.
+
+        Args:
+            first_step: leaves out the steps before this index. Nodes are always complete.
+        """
+        conversation = self._running.get(number)
+        if conversation is None or conversation.recorder is None:
+            return None
+        return conversation.recorder.trace(first_step)
 
     @property
     def idle(self) -> bool:

@@ -22,7 +22,10 @@ from unspool.serving import docs_page
 from unspool.serving.errors import ApiError
 from unspool.serving.settings import Settings
 
-_PUBLIC: Final = frozenset({"/health", *docs_page.PATHS})
+_PUBLIC: Final = frozenset({"/health", "/", *docs_page.PATHS})
+_PUBLIC_FOLDER: Final = "/explore/web/"
+"""Routes without a key: they tell nothing about the model. The explorer's page asks its user for the key."""
+
 _LOCAL: Final = ("localhost", "127.0.0.1", "[::1]")
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}")
 
@@ -73,7 +76,7 @@ class Guard:
             raise ApiError(
                 403, f"the Host header names {host!r}; allow it with --allowed-host {host}", code="host_not_allowed"
             )
-        if scope["method"] == "OPTIONS" or scope["path"] in _PUBLIC:
+        if scope["method"] == "OPTIONS" or _is_public(scope["path"]):
             return
         if self._keys:
             digest = _digest(_key(headers))
@@ -108,6 +111,10 @@ class Guard:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._limit} bytes, the limit of this server")
+
+
+def _is_public(path: str) -> bool:
+    return path in _PUBLIC or path.startswith(_PUBLIC_FOLDER)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -14,6 +14,7 @@ from typing import Any
 
 from unspool.model import LanguageModel
 from unspool.planning import PlannedRequest
+from unspool.records import Recording
 from unspool.results import Chunk, Generation
 from unspool.serving.admission import Admission
 from unspool.serving.errors import NO_RETRY, ApiError, api_error, refused, too_long
@@ -202,6 +203,11 @@ class OpenRequest:
             raise self._told(error) from error
         finally:
             await self.close()
+
+    async def recording(self, first_step: int = 0) -> Recording | None:
+        """Return the trace recording so far of the first prompt; None if it has ended or is not traced."""
+        assert self._running is not None, "the request was started"
+        return await self._running.recording(self._service.thread, first_step)
 
     async def finish(self) -> list[Generation]:
         """Wait for the end, and return the results in the order of the prompts. Raises as `chunks`."""

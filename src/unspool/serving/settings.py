@@ -28,6 +28,7 @@ class Settings:
     served_model_name: tuple[str, ...] = _setting(
         (), "Address", "Name of the model in requests; by default the name it is loaded by. Can be repeated."
     )
+    no_explore: bool = _setting(False, "Address", "Leave out the web explorer at /.")
     any_model: bool = _setting(False, "Address", "Accept any name in the field `model`.")
     api_key: tuple[str, ...] = _setting((), "Access", "Require one of these keys. Can be repeated.")
     allowed_host: tuple[str, ...] = _setting(

@@ -15,6 +15,7 @@ from functools import partial
 
 from unspool.engine.driver import Driver, Ticket
 from unspool.planning import PlannedRequest
+from unspool.records import Recording
 from unspool.results import Chunk, Generation
 from unspool.streaming import ChunkReader
 from unspool.text.detokenize import Detokenizer
@@ -118,6 +119,17 @@ class Running:
         thread.call(submit)
         self._tickets = await done
         self._reader = ChunkReader(self._tickets, self._jobs, self._detokenizer)
+
+    async def recording(self, thread: EngineThread, first_step: int = 0) -> Recording | None:
+        """Return the trace recording so far of the first request; see `Engine._recording`."""
+        found: asyncio.Future[Recording | None] = self._loop.create_future()
+
+        def read() -> None:
+            recording = self._driver.recording(self._tickets[0], first_step)
+            self._post(lambda: None if found.done() else found.set_result(recording))
+
+        thread.call(read)
+        return await found
 
     def _accept(self, done: asyncio.Future[list[Ticket]], tickets: list[Ticket]) -> None:
         if done.cancelled():

@@ -165,15 +165,17 @@ class Recorder:
             )
         self._end_unreturned(self._tips, self._steps[-1:], now)
 
-    def trace(self) -> Recording:
-        """Return the recording."""
+    def trace(self, first_step: int = 0) -> Recording:
+        """Return the recording so far: all nodes, and the steps from `first_step` on."""
         nodes = tuple(self._node(entry) for entry in self._entries)
         children = Children(nodes)
         return Recording(
             prompt=self._prompt,
             processors=self._processors,
             nodes=nodes,
-            steps=tuple(_step(index, step, children) for index, step in enumerate(self._steps)),
+            steps=tuple(
+                _step(index, step, children) for index, step in enumerate(self._steps[first_step:], first_step)
+            ),
             outputs=tuple(self._outputs),
         )
 

@@ -1,0 +1,99 @@
+// A form made from the option table: names, help texts, ranges and defaults come from the server.
+
+import { html, useState } from "render/html.js";
+
+/** @typedef {{ name: string, group: string, help: string, range: string, schema: any, type: string, placeholder: string,
+ *   read_by: "all" | string[], partners: string[], multiple: boolean, separator: string }} Option */
+
+/** @param {any} value @param {Option} row @returns {string} */
+function shown(value, row) {
+	if (value === undefined || value === null) return "";
+	if (row.multiple && Array.isArray(value) && value.every((each) => typeof each !== "object")) return value.join(row.separator || ", ");
+	return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** @param {string} text @param {Option} row @returns {any} the value; undefined for an empty field */
+export function parsed(text, row) {
+	if (text === "") return undefined;
+	if (row.multiple && row.type === "int") return text.split(/[\s,]+/).filter(Boolean).map(Number);
+	if (row.multiple) return row.separator ? text.split(row.separator).map((each) => each.trim()).filter(Boolean) : [text];
+	if (row.type === "int" || row.type === "float") return Number.isNaN(Number(text)) ? text : Number(text);
+	if (row.type === "bool") return text === "true";
+	if (row.type === "json") {
+		try {
+			return JSON.parse(text);
+		} catch {
+			return text;
+		}
+	}
+	return text;
+}
+
+/** @param {{ row: Option, value: any, onChange: (value: any) => void, error: string | null, prefix: string }} props */
+function Field({ row, value, onChange, error, prefix }) {
+	const [text, setText] = useState(/** @type {any} */ (null));
+	const id = `${prefix}option-${row.name}`;
+	const now = text ?? shown(value, row);
+	const change = ({ target }) => {
+		setText(target.value);
+		onChange(parsed(target.value, row));
+	};
+	const common = { id, name: row.name, value: now, onInput: change, onBlur: () => setText(null), "aria-describedby": `${id}-help`,
+		"aria-invalid": error ? "true" : undefined, placeholder: row.placeholder };
+	const choices = row.type === "bool" ? ["true", "false"] : (row.schema.enum ?? []).map(String);
+	const long = ["json_schema", "regex", "grammar"].includes(row.name);
+	const field = choices.length
+		? html`<select ...${common}><option value="">default: ${row.placeholder}</option>
+				${choices.map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select>`
+		: long ? html`<textarea ...${common} rows="3" spellcheck=${false}></textarea>`
+		: row.type === "int" || row.type === "float"
+			? html`<input ...${common} type=${row.multiple ? "text" : "number"} inputmode="decimal" step=${row.type === "int" ? 1 : "any"} />`
+			: html`<input ...${common} type="text" autocomplete="off" spellcheck=${false} />`;
+	return html`<div class=${`field ${value === undefined ? "" : "set"} ${long ? "wide" : ""}`}><label for=${id}>${row.name}</label>${field}
+		<small id=${`${id}-help`}>${row.help} <span class="range">${row.range}</span>
+			${row.partners.length > 0 && html` <span class="range">with ${row.partners.join(" or ")}</span>`}</small>
+		${error && html`<p class="error" role="alert">${error}</p>`}</div>`;
+}
+
+/**
+ * @param {{ facts: any, strategy: string, strategies?: string[], values: Record<string, any>, first?: string[], prefix?: string,
+ *   error: { param: string | null, message: string } | null, onChange: (values: Record<string, any>) => void,
+ *   onStrategy?: (strategy: string) => void }} props
+ */
+export function OptionsForm({ facts, strategy, strategies, values, first = [], prefix = "", error, onChange, onStrategy }) {
+	const names = strategies ?? facts.strategies.map((each) => each.name);
+	const chosen = facts.strategies.find((each) => each.name === strategy);
+	const [[, near], ...more] = chosen.form;
+	const shownFirst = [...first, ...near.filter((name) => !first.includes(name))];
+	const set = (name, value) => {
+		const { [name]: _, ...rest } = values;
+		onChange(value === undefined ? rest : { ...rest, [name]: value });
+	};
+	const field = (name) => html`<${Field} key=${name} row=${facts.options.find((each) => each.name === name)} prefix=${prefix} value=${values[name]}
+		error=${error && error.param === name ? error.message : null} onChange=${(value) => set(name, value)} />`;
+	return html`<details class="optionbox" open=${matchMedia("(min-width: 861px)").matches}><summary>Options</summary><div class="options">
+		${onStrategy && html`<div class="field"><label for=${`${prefix}strategy`}>strategy</label>
+			<select id=${`${prefix}strategy`} value=${strategy} onChange=${({ target }) => onStrategy(target.value)}>
+				${names.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}</select>
+			<small>${chosen.needs}</small></div>`}
+		${chosen.reads_assistant && html`<div class="field"><label for=${`${prefix}assistant`}>assistant_model</label>
+			<select id=${`${prefix}assistant`} value=${values.assistant_model ?? ""} onChange=${({ target }) => set("assistant_model", target.value || undefined)}>
+				<option value="">none</option>${facts.assistants.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}</select>
+			<small>Draft model, of the server's --assistant-model.</small></div>`}
+		${shownFirst.map(field)}
+		<details class="more"><summary>All options of ${strategy}</summary>${more.map(([group, rest]) =>
+			html`<fieldset key=${group}><legend>${group}</legend>${rest.filter((name) => !first.includes(name)).map(field)}</fieldset>`)}</details></div></details>`;
+}
+
+/**
+ * Return the options that another strategy reads too, with the presets of that strategy.
+ * @param {any} facts
+ * @param {string} strategy
+ * @param {Record<string, any>} values
+ */
+export function optionsFor(facts, strategy, values) {
+	const { presets, reads_assistant: assisted, form } = facts.strategies.find((each) => each.name === strategy);
+	const read = form.flatMap(([, names]) => names);
+	const kept = Object.entries(values).filter(([name]) => (name === "assistant_model" ? assisted : read.includes(name)));
+	return { ...presets, ...Object.fromEntries(kept) };
+}

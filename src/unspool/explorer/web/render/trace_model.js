@@ -1,0 +1,166 @@
+// From the JSON form of a trace (docs/trace.md) to the tree at any step. Pure functions.
+
+import { exp } from "render/tokens.js";
+
+/**
+ * @typedef {{ id: number, parent: number | null, token: number | null, text: string, logprob: number | null,
+ *   score: number | null, ends: string | null, state: string, step: number, branch: number, draft: boolean,
+ *   committed: number | null, dropped_at: number | null, why: string | null, outputs: number[] }} TraceNode
+ * @typedef {{ token: number, text: string, logprob: number | null, probability: number,
+ *   processed_probability: number, cut_by: string | null }} Best
+ * @typedef {{ token: number, text: string, probability: number, processed_probability: number, node: number | null,
+ *   perturbed: number | null }} Candidate
+ * @typedef {{ kind: string, branch: number, back: number, draft: boolean, node: number | null, length: number,
+ *   candidates: Candidate[], entropy: number | null, num_allowed: number | null,
+ *   cuts: { processor: string, count: number }[], best: Best[] }} Row
+ * @typedef {{ index: number, note: string | null, rows: Row[] }} Step
+ * @typedef {{ nodes: number[], logprob: number | null, score: number | null, finish_reason: string,
+ *   unmet: string | null }} Output
+ * @typedef {{ version: number, model: string, strategy: string, seed: number, options: Record<string, any>,
+ *   prompt: string | null, prompt_token_ids: number[], processors: string[], nodes: TraceNode[], steps: Step[],
+ *   outputs: Output[] }} Trace
+ * @typedef {TraceNode & { depth: number, total: number, children: number[] }} TreeNode
+ * @typedef {{ trace: Trace, nodes: TreeNode[], rows: Map<number, { step: number, row: Row }[]>, last: number }} Model
+ */
+
+/**
+ * Return the tree of a trace. `total` is the sum of the scores from the prompt, `depth` the number of tokens.
+ * @param {Trace} trace
+ * @returns {Model}
+ */
+export function readTrace(trace) {
+	/** @type {TreeNode[]} */
+	const nodes = [];
+	for (const node of trace.nodes) {
+		const parent = node.parent === null ? null : nodes[node.parent];
+		const own = { ...node, depth: 0, total: 0, children: ([]) };
+		if (parent) {
+			own.depth = parent.depth + 1;
+			own.total = parent.total + (node.score ?? 0);
+			parent.children.push(node.id);
+		}
+		nodes.push(own);
+	}
+	/** @type {Map<number, { step: number, row: Row }[]>} */
+	const rows = new Map();
+	for (const step of trace.steps) {
+		for (const row of step.rows) {
+			if (row.node === null) continue;
+			const known = rows.get(row.node);
+			if (known) known.push({ step: step.index, row });
+			else rows.set(row.node, [{ step: step.index, row }]);
+		}
+	}
+	return { trace, nodes, rows, last: trace.steps.length };
+}
+
+/**
+ * Add a part of a trace that still grows.
+ * @param {Trace | null} trace
+ * @param {Trace} part with the new and changed nodes, and the new steps
+ * @returns {Trace}
+ */
+export function mergeTrace(trace, part) {
+	if (trace === null) return part;
+	const nodes = [...trace.nodes];
+	for (const node of part.nodes) nodes[node.id] = node;
+	const steps = [...trace.steps];
+	for (const step of part.steps) steps[step.index] = step;
+	return { ...part, nodes, steps };
+}
+
+/** @typedef {{ node: TreeNode, fate: "live" | "dropped" | "committed" | "output" | "finished" }} Shown */
+
+/**
+ * Return the nodes of the model's tree after a step. Nodes that were dropped two steps ago are only counted.
+ * @param {Model} model
+ * @param {number} step
+ * @returns {{ columns: { depth: number, shown: Shown[], hidden: number }[] }}
+ */
+export function treeAt(model, step) {
+	/** @type {{ depth: number, shown: Shown[], hidden: number }[]} */
+	const columns = [];
+	for (const node of model.nodes) {
+		if (node.step > step || node.draft) continue;
+		columns[node.depth] ??= { depth: node.depth, shown: [], hidden: 0 };
+		const column = columns[node.depth];
+		const dropped = node.dropped_at !== null && node.dropped_at <= step;
+		if (dropped && (node.dropped_at ?? 0) <= step - 2 && node.ends === null) {
+			column.hidden += 1;
+			continue;
+		}
+		const committed = node.committed !== null && node.committed <= step;
+		const over = step >= model.last;
+		const fate = dropped ? "dropped" : committed ? "committed" : over && node.outputs.length ? "output"
+			: node.ends !== null ? "finished" : "live";
+		column.shown.push({ node, fate });
+	}
+	for (const column of columns) {
+		if (!column) continue;
+		const rank = (each) => (each.fate === "dropped" ? 1 : 0);
+		column.shown.sort((a, b) => rank(a) - rank(b) || b.node.total - a.node.total || a.node.id - b.node.id);
+	}
+	return { columns: columns.filter(Boolean) };
+}
+
+/**
+ * Return the finished hypotheses after a step, best first, with scores normalized by length.
+ * @param {Model} model
+ * @param {number} step
+ * @returns {{ end: TreeNode, score: number | null, output: number | null }[]}
+ */
+export function hypothesesAt(model, step) {
+	const penalty = model.trace.options.length_penalty ?? 1;
+	const found = new Map();
+	if (step >= model.last) {
+		model.trace.outputs.forEach((output, index) => {
+			const end = model.nodes[output.nodes[output.nodes.length - 1] ?? 0];
+			found.set(end.id, { end, score: output.score, output: index });
+		});
+	}
+	for (const node of model.nodes) {
+		if (node.ends === null || node.draft || node.step > step || found.has(node.id)) continue;
+		found.set(node.id, { end: node, score: node.depth ? node.total / node.depth ** penalty : null, output: null });
+	}
+	return [...found.values()].sort((a, b) => (b.score ?? -Infinity) - (a.score ?? -Infinity));
+}
+
+/**
+ * Return the tokens from the prompt to a node, first to last.
+ * @param {Model} model
+ * @param {number} id
+ * @returns {TreeNode[]}
+ */
+export function pathTo(model, id) {
+	const path = [];
+	for (let node = model.nodes[id]; node && node.token !== null; node = model.nodes[node.parent ?? 0]) path.unshift(node);
+	return path;
+}
+
+/**
+ * Return the row that a node was chosen from; null if the model was not asked there.
+ * @param {Model} model
+ * @param {TreeNode} node
+ * @returns {Row | null}
+ */
+export function rowOf(model, node) {
+	const rows = (node.parent === null ? null : model.rows.get(node.parent)) ?? [];
+	const own = rows.filter(({ row }) => row.draft === node.draft);
+	return (own.find(({ row }) => row.candidates.some((each) => each.node === node.id)) ?? own[own.length - 1])?.row ?? null;
+}
+
+/**
+ * Return the tokens of an output with their probabilities and alternatives.
+ * @param {Model} model
+ * @param {number} index
+ */
+export function outputTokens(model, index) {
+	const output = model.trace.outputs[index];
+	const ids = output ? output.nodes : [];
+	return ids.map((id) => {
+		const node = model.nodes[id];
+		const row = rowOf(model, node);
+		const chosen = row?.candidates.find((each) => each.token === node.token) ?? row?.best.find((each) => each.token === node.token);
+		return { node, row, text: node.text, probability: exp(node.logprob), processed: chosen?.processed_probability ?? null };
+	});
+}

@@ -1,0 +1,46 @@
+// An accessible tree (role=tree) with arrow keys: left for the parent, right for the child, up and down for siblings.
+
+import { html } from "render/html.js";
+
+/** @typedef {{ id: number, parent: Item | null, indent: number, size: number, place: number, level: number }} Item */
+
+/** @returns {Item[]} the items in the order of the tree */
+function itemsOf(root, childrenOf) {
+	/** @type {Item[]} */
+	const items = [];
+	/** @type {Item[]} */
+	const stack = [{ id: root, parent: null, indent: 0, size: 1, place: 1, level: 1 }];
+	for (let item = stack.pop(); item; item = stack.pop()) {
+		const parent = item;
+		items.push(parent);
+		const children = childrenOf(parent.id);
+		const indent = parent.indent + (children.length > 1 ? 1 : 0);
+		for (let index = children.length - 1; index >= 0; index -= 1)
+			stack.push({ id: children[index], parent, indent, size: children.length, place: index + 1, level: parent.level + 1 });
+	}
+	return items;
+}
+
+/**
+ * @param {{ label: string, root: number, childrenOf: (id: number) => number[], selected: number | null,
+ *   onGo: (id: number) => void, kind?: string, classOf?: (id: number) => string, content: (id: number) => any }} props
+ */
+export function TreeItems({ label, root, childrenOf, selected, onGo, kind = "", classOf = () => "", content }) {
+	const items = itemsOf(root, childrenOf);
+	const at = Math.max(0, items.findIndex((item) => item.id === selected));
+	const move = (event) => {
+		const { id, parent, place } = items[at];
+		const siblings = parent ? childrenOf(parent.id) : [];
+		const to = { ArrowLeft: parent?.id, ArrowRight: childrenOf(id)[0], ArrowUp: siblings[place - 2], ArrowDown: siblings[place],
+			Home: root, End: items[items.length - 1].id }[event.key];
+		if (to === undefined) return;
+		event.preventDefault();
+		const list = event.currentTarget;
+		onGo(to);
+		requestAnimationFrame(() => list.querySelector(`[data-item="${to}"]`)?.focus());
+	};
+	return html`<div class=${`treelist ${kind}`} role="tree" aria-label=${label} onKeyDown=${move}>${items.map((item, index) =>
+		html`<div role="treeitem" key=${item.id} data-item=${item.id} class=${classOf(item.id)} aria-level=${item.level} aria-setsize=${item.size}
+			aria-posinset=${item.place} aria-selected=${item.id === selected} tabindex=${index === at ? 0 : -1} style=${{ "--indent": Math.min(item.indent, 8) }}
+			onClick=${() => onGo(item.id)}>${content(item.id)}</div>`)}</div>`;
+}

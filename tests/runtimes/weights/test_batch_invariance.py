@@ -39,7 +39,8 @@ def test_rows_keep_their_bits_in_any_company(monkeypatch: pytest.MonkeyPatch, fa
     is_packed = form == "native" and kernels() is not None
     with OtherKernels():
         runtime = DecoderRuntime(tiny_model(family), owns_model=True)
-        assert runtime.info.batch_invariant and ("row by row" in runtime.info.backend) is not is_packed
+        assert runtime.info.batch_invariant
+        assert runtime._decoder_model.batch_invariance.row_by_row is not is_packed
         tokens = [5, 9, 3, 7, 11]
         alone = runtime.forward([Feed(seq=0, tokens=tokens, asked=(4,), invariant=True)]).logits
         others = [Feed(seq=seq, tokens=[seq] * 3, asked=(2,), invariant=True) for seq in range(20, 25)]

@@ -148,7 +148,7 @@ class DecoderModel(BackendModel):
         places = torch.tensor([positions], device=self.device)
         keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
         recorded = self._recorded_invariant if invariant else self._recorded
-        states = between = None
+        states = None
         with attending(cache), self._wrapped.calling(), ExitStack() as modes:
             if recorded is not None and hidden is None and not inner:
                 logits = recorded.run(self._logits, cache, ids, places, keep)
@@ -242,8 +242,6 @@ class DecoderModel(BackendModel):
         parts = ["slot cache: transformers attention interface", *self._wrapped.describe()]
         if cached != next(self.module.parameters()).dtype:
             parts.append(f"{str(cached).removeprefix('torch.')} keys and values")
-        if self.batch_invariance.row_by_row:
-            parts.append("some linear layers row by row for batch_invariant requests")
         if note := length_limit(self.module)[1]:
             parts.append(note)
         return ", ".join(parts)

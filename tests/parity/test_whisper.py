@@ -99,7 +99,7 @@ def draw_call(number: int) -> Call:
 def tolerance(values: torch.Tensor) -> float:
     """Return the rounding to allow: a temperature of 1e-6 makes a million times of both scores and their rounding."""
     finite = values.double()[values.double().isfinite()]
-    return max(1e-4, 1e-6 * float(finite.abs().max())) if finite.numel() else 1e-4
+    return max(1e-4, 4e-6 * float(finite.abs().max())) if finite.numel() else 1e-4
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:

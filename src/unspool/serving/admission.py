@@ -52,6 +52,14 @@ class Admission:
             self.running -= count
             self._admit()
 
+    def end_waiting(self, reason: ApiError) -> None:
+        """End every waiting request with an error."""
+        for count, place in self._queue:
+            self.waiting -= count
+            if not place.done():
+                place.set_exception(reason)
+        self._queue.clear()
+
     def _fits(self, count: int) -> bool:
         return not self.running or self.running + count <= self._max_running
 
@@ -71,11 +79,11 @@ class Admission:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # admitted in the same moment: give the room back
-                self.running -= count
-            else:
+            if entry in self._queue:
                 self._queue.remove(entry)
                 self.waiting -= count
+            elif not place.cancelled() and place.exception() is None:  # admitted in the same moment
+                self.running -= count
             self._admit()
             raise
 
@@ -83,5 +91,6 @@ class Admission:
         while self._queue and self._fits(self._queue[0][0]):
             count, place = self._queue.popleft()
             self.waiting -= count
-            self.running += count
-            place.set_result(None)
+            if not place.cancelled():  # else its client has just left
+                self.running += count
+                place.set_result(None)

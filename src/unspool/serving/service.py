@@ -37,6 +37,7 @@ class Service:
         names: of the model in requests; the first one is the default.
         created: Unix time at which the model was ready.
         fingerprint: of the model.
+        open: the requests that run. ended: the error of every request after `end_all`; None before.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Service:
         self.texts = TokenTexts(lm.tokenizer)
         self.thread = EngineThread(lm._driver)
         self.open: set[OpenRequest] = set()
+        self.ended: ApiError | None = None
 
     def check_model(self, name: str) -> None:
         """Check the name of the model in a request.
@@ -131,7 +133,9 @@ class Service:
         return min(limits, default=None)
 
     def end_all(self, reason: ApiError) -> None:
-        """End every open request with an error."""
+        """End every request with an error, also those that wait or are planned now."""
+        self.ended = reason
+        self.admission.end_waiting(reason)
         for request in list(self.open):
             request.end(reason)
 
@@ -174,6 +178,8 @@ class OpenRequest:
                 self._running = Running(self._service.lm._driver, self.jobs, self._service.lm._detokenizer)
                 await self._running.submit(self._service.thread)
                 self._service.open.add(self)
+                if self._service.ended is not None:
+                    self.end(self._service.ended)
         except BaseException as error:
             await self._stack.aclose()
             if isinstance(error, Exception):

@@ -22,7 +22,7 @@ import pytest
 import unspool
 from tests.serving.conftest import serving
 from tests.serving.test_completions import NATIVE, STRATEGIES
-from unspool.serving.sse import with_comments
+from unspool.serving.http_answers import EventStream
 
 httpx = pytest.importorskip("httpx2", reason="comes with openai")
 
@@ -101,24 +101,27 @@ def test_silence_gets_comments() -> None:
         await go_on.wait()
         yield b"two"
 
-    async def read() -> list[bytes]:
-        pieces = []
-        async for piece in with_comments(events(), 0.01):
-            pieces.append(piece)
-            if len(pieces) == 3:
-                go_on.set()
-        return pieces
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        pieces.append(message.get("body"))
+        if len(pieces) == 5:
+            go_on.set()
 
     go_on = asyncio.Event()
-    pieces = asyncio.run(read())
-    assert pieces[0] == b"one" and pieces[-1] == b"two"
-    assert len(pieces) >= 4 and set(pieces[1:-1]) == {b": keep-alive\n\n"}
+    pieces: list[bytes | None] = []
+    asyncio.run(EventStream(events(), 0.01, {})({"type": "http"}, never, send))
+    start, one, *comments, two, done, end = pieces
+    assert (start, one, two, done, end) == (None, b"one", b"two", b"data: [DONE]\n\n", b"")
+    assert len(comments) >= 3 and set(comments) == {b": keep-alive\n\n"}
 
 
 def test_mixed_company_gives_the_texts_of_python(address: str, tale: unspool.LanguageModel) -> None:
     prompts = ("Once upon a time", "The king", "A fox and a", "In the wood")
     names = [name for name in STRATEGIES if name != "best of"]
     work = [(prompt, name) for prompt in prompts for name in names]
+    assert len(work) >= 64
 
     async def ask(client: Any, prompt: str, name: str, number: int) -> list[str] | None:
         call: dict[str, Any] = {"model": "tale", "prompt": prompt, "max_tokens": 8, **STRATEGIES[name]}

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from unspool.serving.sse import DONE, HEADERS, with_comments, with_errors
+from unspool.serving.sse import COMMENT, DONE, HEADERS, with_errors
 
 Found = TypeVar("Found")
 
@@ -61,7 +61,9 @@ class EventStream(Response):
     ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
-        self._events = with_comments(with_errors(events, end), keep_alive)
+        self._events = with_errors(events, end)
+        self._keep_alive = keep_alive
+        self._last = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.ensure_future(self._send(send))
@@ -78,10 +80,29 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         events: Any = self._events
+        clock = asyncio.get_running_loop().time
+        comments: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            self._last = clock()
+            # One task per stream: a time limit for each event would cost more than the event.
+            comments = asyncio.ensure_future(self._comment(send))
             async for piece in events:
+                self._last = clock()
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+            comments.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            if comments is not None:
+                comments.cancel()
+                await asyncio.gather(comments, return_exceptions=True)
             await events.aclose()
+
+    async def _comment(self, send: Send) -> None:
+        """Send a comment after each `keep_alive` seconds of silence."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._last + self._keep_alive - clock())
+            if clock() - self._last >= self._keep_alive:
+                self._last = clock()
+                await send({"type": "http.response.body", "body": COMMENT, "more_body": True})

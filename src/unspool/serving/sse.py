@@ -1,8 +1,7 @@
-"""Server-sent events: the bytes of a stream, with comments during silence and an error event at a fault."""
+"""Server-sent events: the bytes of a stream, with an error event at a fault."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -11,7 +10,8 @@ from unspool.serving.errors import api_error
 
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE: Final = b"data: [DONE]\n\n"
-_COMMENT: Final = b": keep-alive\n\n"
+COMMENT: Final = b": keep-alive\n\n"
+"""Sent during silence, so that proxies keep the connection."""
 
 
 def event(value: Any, name: str | None = None) -> bytes:
@@ -29,26 +29,3 @@ async def with_errors(events: AsyncIterator[bytes], end: bytes = DONE) -> AsyncI
         yield event(api_error(error).body())
     if end:
         yield end
-
-
-async def with_comments(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """Yield the events, and a comment after each `seconds` of silence, so that proxies keep the connection."""
-    upcoming: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            upcoming = upcoming or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({upcoming}, timeout=seconds)
-            if not done:
-                yield _COMMENT
-                continue
-            task, upcoming = upcoming, None
-            try:
-                yield task.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        if upcoming is not None:
-            upcoming.cancel()
-            await asyncio.gather(upcoming, return_exceptions=True)
-        if hasattr(events, "aclose"):
-            await events.aclose()

@@ -38,6 +38,7 @@ class EngineThread:
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="unspool-engine", daemon=True)
+        self._woken: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
 
     def start(self) -> None:
         """Start the thread."""
@@ -61,6 +62,17 @@ class EngineThread:
             self._commands.append(command)
             self._changed.notify()
 
+    def wake(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        """Set an event of an event loop, from any thread; for the thread of the engine, after its current step.
+
+        An event loop that wakes during a step takes the interpreter from the engine. So it wakes once per step, for all
+        requests.
+        """
+        if threading.get_ident() == self._thread.ident:
+            self._woken.setdefault(loop, []).append(event)
+        else:
+            post(loop, event.set)
+
     def _run(self) -> None:
         busy = False
         while True:
@@ -77,6 +89,9 @@ class EngineThread:
                 busy = self.driver.step()
             except Exception:
                 _LOG.exception("a step of the engine failed; its requests were cancelled")
+            woken, self._woken = self._woken, {}
+            for loop, events in woken.items():
+                post(loop, partial(_set_all, events))
 
 
 class Running:
@@ -92,6 +107,7 @@ class Running:
         self._driver, self._jobs, self._detokenizer = driver, jobs, detokenizer
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._is_woken = False
         self._tickets: list[Ticket] = []
         self._reader = ChunkReader((), (), detokenizer)
 
@@ -108,13 +124,18 @@ class Running:
         """
         done: asyncio.Future[list[Ticket]] = self._loop.create_future()
 
+        def notify() -> None:
+            if not self._is_woken:
+                self._is_woken = True
+                thread.wake(self._loop, self._wake)
+
         def submit() -> None:
             try:
-                tickets = self._driver.submit([job.request for job in self._jobs], self._notify)
+                tickets = self._driver.submit([job.request for job in self._jobs], notify)
             except Exception as error:
-                self._post(partial(_refuse, done, error))
+                post(self._loop, partial(_refuse, done, error))
             else:
-                self._post(partial(self._accept, done, tickets))
+                post(self._loop, partial(self._accept, done, tickets))
 
         thread.call(submit)
         self._tickets = await done
@@ -138,14 +159,6 @@ class Running:
         else:
             done.set_result(tickets)
 
-    def _notify(self) -> None:
-        self._post(self._wake.set)
-
-    def _post(self, call: Callable[[], object]) -> None:
-        """Let the event loop run a call, from any thread. Does nothing if the loop is closed."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
-
     async def chunks(self, deadline: float = math.inf) -> AsyncIterator[Chunk]:
         """Yield chunks until every request has ended. Leaving early cancels the rest.
 
@@ -157,19 +170,25 @@ class Running:
             TimeoutError: if the deadline passes.
         """
         queue = self._tickets[0].event_queue
+        # One timer per request: a time limit for each event would cost more than the event.
+        timer = None if math.isinf(deadline) else self._loop.call_at(deadline, self._wake.set)
         try:
             while True:
                 self._wake.clear()
+                self._is_woken = False  # before the events are read: a later one wakes this task again
                 while queue.events:
                     for chunk in self._reader.push(queue.events.popleft()):
                         yield chunk
                 if queue.is_done:
                     break
-                async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
-                    await self._wake.wait()
+                if self._loop.time() >= deadline:
+                    raise TimeoutError
+                await self._wake.wait()
             for chunk in self._reader.finish():
                 yield chunk
         finally:
+            if timer is not None:
+                timer.cancel()
             self.cancel()
 
     async def finish(self, deadline: float = math.inf) -> list[Generation]:
@@ -182,6 +201,17 @@ class Running:
         """Cancel the unfinished requests. Does nothing after the end."""
         for ticket in self._tickets:
             self._driver.cancel(ticket)
+
+
+def post(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Let an event loop make a call, from any thread. Does nothing if the loop is closed."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+def _set_all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 def _refuse(done: asyncio.Future[list[Ticket]], error: Exception) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,7 @@ from unspool.serving.completions import CompletionCall
 from unspool.serving.errors import ApiError, api_error
 from unspool.serving.fields import body_model
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.openapi import ERRORS, add_bodies, body_of, content
 from unspool.serving.responses import ResponseCall
 from unspool.serving.security import Guard, cors_options, read_json
 from unspool.serving.service import Service
@@ -60,7 +61,9 @@ def create_app(
             service.end_all(ApiError(503, "the server is shutting down", code="shutting_down"))
             service.thread.stop()
 
-    app = FastAPI(title="Unspool", version=version("unspool"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Unspool", version=version("unspool"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERRORS
+    )
     app.state.service = service
     app.add_middleware(Guard, settings=settings)
     if settings.cors_origin:
@@ -91,6 +94,7 @@ def create_app(
     _add_generation(app, "/v1/responses", response, "Answer a conversation, with OpenAI's newer API", None)
     for router in (models.router(service), docs_page.router()):
         app.include_router(router)
+    add_bodies(app, completions, chats, *models.BODIES)
     return app
 
 
@@ -128,17 +132,14 @@ def _add_generation(
                 running.request.seconds,
             )
 
-    schema: dict[str, Any] = {"type": "object"}
-    if body is not None:
-        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema.pop("$defs", None)
     app.add_api_route(
         path,
         endpoint,
         methods=["POST"],
         summary=summary,
         name=path,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        responses=content("application/json", "text/event-stream"),
+        openapi_extra=body_of(body),
     )
 
 

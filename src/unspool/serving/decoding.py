@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from unspool.config import OPTIONS
 from unspool.config.strategies import STRATEGIES, selectors
+from unspool.errors import OptionError
 from unspool.serving.bodies import Body
-from unspool.serving.errors import ApiError, refused
+from unspool.serving.errors import ApiError, api_error, refused
 from unspool.serving.fields import fields_of
 from unspool.serving.settings import Settings
 from unspool.strategy_facts import ASSISTANT
@@ -21,6 +22,9 @@ DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's default of `max_tokens` for completions."""
 
 MAX_TOP_LOGPROBS: Final = 20
+
+MAX_WORDS: Final = 64 << 10
+"""Most characters of stop strings, forced words or bad words as JSON. Long ones take seconds to encode or to search."""
 
 _SAMPLING: Final = frozenset(option.name for option in OPTIONS.values() if option.samples) - {"best_of"}
 
@@ -72,6 +76,8 @@ def decoding(body: Body, settings: Settings, *, tokenizer: Any, vocab_size: int)
         option = field.option or (name if field.source == "Unspool" and name in OPTIONS else "")
         if option and name in body.given:
             reader.set(option, body.given[name], name)
+            if field.source == "Unspool" and not field.option:  # a field of no type of its own
+                _check(option, body.given[name])
     _check_limits(body, settings)
     _read_stops(reader, settings)
     _read_lengths(reader)
@@ -104,6 +110,13 @@ class _Reader:
         self.fields[option] = field
 
 
+def _check(option: str, value: Any) -> None:
+    try:
+        OPTIONS[option].check(value)
+    except OptionError as error:
+        raise api_error(error) from None
+
+
 def _check_limits(body: Body, settings: Settings) -> None:
     for name, limit in (
         ("n", settings.max_n),
@@ -116,6 +129,11 @@ def _check_limits(body: Body, settings: Settings) -> None:
             raise refused(name, f"must be at most {limit} on this server, got {value}", code="limit_exceeded")
         if name in ("n", "best_of") and value is not None and value < 1:
             raise refused(name, f"must be at least 1, got {value}")
+    for name in ("stop", "stop_strings", "force_words", "bad_words"):
+        if len(repr(body.get(name))) > MAX_WORDS:
+            raise refused(
+                name, f"is longer than {MAX_WORDS} characters, the limit of this server", code="limit_exceeded"
+            )
     if (best_of := body.get("best_of")) is not None:
         if best_of < body.get("n", 1):
             raise refused("best_of", f"must be at least `n`, got {best_of}")

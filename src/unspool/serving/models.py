@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr, ValidationError
@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from unspool.serving.errors import ApiError, refused
 from unspool.serving.messages import read_messages
+from unspool.serving.openapi import body_of, content
 from unspool.serving.security import read_json
 from unspool.serving.service import Service
 from unspool.text.chat import encode_chat
@@ -38,6 +39,10 @@ class DetokenizeRequest(BaseModel):
     tokens: list[StrictInt]
 
 
+BODIES: Final = (TokenizeRequest, DetokenizeRequest)
+"""The bodies of these routes, for the OpenAPI document."""
+
+
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     routes = APIRouter()
@@ -60,16 +65,16 @@ def router(service: Service) -> APIRouter:
     async def show_version() -> dict[str, str]:
         return {"version": version("unspool")}
 
-    @routes.get("/metrics", summary="Metrics for Prometheus")
+    @routes.get("/metrics", summary="Metrics for Prometheus", responses=content("text/plain"), response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @routes.post("/tokenize", summary="Encode a text or a conversation", openapi_extra=_body(TokenizeRequest))
+    @routes.post("/tokenize", summary="Encode a text or a conversation", openapi_extra=body_of(TokenizeRequest))
     async def tokenize(request: Request) -> dict[str, Any]:
         body = _read(TokenizeRequest, await request.body())
         return await run_in_threadpool(_tokenize, service, body)
 
-    @routes.post("/detokenize", summary="Decode token ids", openapi_extra=_body(DetokenizeRequest))
+    @routes.post("/detokenize", summary="Decode token ids", openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> dict[str, str]:
         body = _read(DetokenizeRequest, await request.body())
         size = service.lm.info.vocab_size
@@ -118,11 +123,6 @@ def _card(service: Service, name: str) -> dict[str, Any]:
         "max_model_len": service.lm.info.max_length,
         "unspool": {"backend": service.lm.info.backend, "generation_config": stored},
     }
-
-
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _read(model: type[Any], body: bytes) -> Any:

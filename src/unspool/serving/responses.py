@@ -45,6 +45,7 @@ class ResponseCall:
     ) -> None:
         self.id = new_id("resp")
         given = {name: value for name, value in data.items() if value is not None and name not in _INERT}
+        _check_types(given)
         for name in sorted(_STATEFUL & given.keys()):
             if given[name] is not False:
                 raise refused(name, "needs stored responses, and this server keeps none", code="unsupported_parameter")
@@ -222,6 +223,28 @@ class _Items:
         """Return the items with their status; only the last one can be incomplete."""
         last = len(self.items) - 1
         return [{**item, "status": status if index == last else "completed"} for index, item in enumerate(self.items)]
+
+
+def _check_types(given: Mapping[str, Any]) -> None:
+    """Check the fields that the translation reads; the chat route checks the rest.
+
+    Raises:
+        ApiError: 400 if a field has the wrong type.
+    """
+    tools = given.get("tools", [])
+    format = given["text"].get("format") if isinstance(given.get("text"), Mapping) else None
+    for name, value, kind, words in (
+        ("instructions", given.get("instructions", ""), str, "a text"),
+        ("text", given.get("text", {}), Mapping, "an object"),
+        ("text.format", {} if format is None else format, Mapping, "an object"),
+        ("tools", tools, list, "a list"),
+        *(
+            (f"tools.{at}", tool, Mapping, "an object")
+            for at, tool in enumerate(tools if isinstance(tools, list) else ())
+        ),
+    ):
+        if not isinstance(value, kind):
+            raise ApiError(400, f"`{name}` must be {words}", param=name, code="invalid_type")
 
 
 def _item_id(prefix: str) -> str:

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 import unspool
+from unspool import config
 
 pytestmark = pytest.mark.model
 
@@ -27,6 +28,12 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "best of": {"best_of": 3, "seed": 5},
     "penalties": {"temperature": 0, "presence_penalty": 0.7, "frequency_penalty": 0.4},
     "guided": {"temperature": 0, "extra_body": {"guidance_scale": 1.5, "negative_prompt": "The"}},
+    "beam sample": {"temperature": 0.8, "seed": 4, "extra_body": {"num_beams": 3, "do_sample": True}},
+    "stochastic": {"seed": 6, "extra_body": {"strategy": "stochastic_beam", "num_beams": 3}},
+    "dola": {"temperature": 0, "extra_body": {"dola_layers": "low"}},
+    "prompt lookup": {"temperature": 0, "extra_body": {"prompt_lookup_num_tokens": 3}},
+    "grammar": {"seed": 9, "extra_body": {"structured_outputs": {"regex": " [a-z]+ [a-z]+"}}},
+    "beams of a grammar": {"extra_body": {"num_beams": 2, "json_schema": {"type": "integer", "maximum": 99}}},
 }
 NATIVE: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -42,7 +49,22 @@ NATIVE: dict[str, dict[str, Any]] = {
     "best of": {"best_of": 3, "seed": 5},
     "penalties": {"presence_penalty": 0.7, "frequency_penalty": 0.4},
     "guided": {"guidance_scale": 1.5, "negative_prompt": "The"},
+    "beam sample": {"num_beams": 3, "do_sample": True, "temperature": 0.8, "seed": 4},
+    "stochastic": {"strategy": "stochastic_beam", "num_beams": 3, "seed": 6},
+    "dola": {"dola_layers": "low"},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "grammar": {"do_sample": True, "seed": 9, "regex": " [a-z]+ [a-z]+"},
+    "beams of a grammar": {"num_beams": 2, "json_schema": {"type": "integer", "maximum": 99}},
 }
+
+
+def test_the_table_has_every_strategy(client: openai.OpenAI) -> None:
+    called = set()
+    for fields in STRATEGIES.values():
+        (choice, *_) = client.completions.create(model="tale", prompt=PROMPT, max_tokens=2, **fields).choices
+        assert choice.model_extra is not None
+        called.add(choice.model_extra["unspool"]["strategy"])
+    assert called == set(config.STRATEGIES)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

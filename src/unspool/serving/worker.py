@@ -147,7 +147,7 @@ class Running:
 
         def read() -> None:
             recording = self._driver.recording(self._tickets[0], first_step)
-            self._post(lambda: None if found.done() else found.set_result(recording))
+            post(self._loop, lambda: None if found.done() else found.set_result(recording))
 
         thread.call(read)
         return await found

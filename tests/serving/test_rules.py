@@ -170,6 +170,26 @@ def test_metrics_count_the_prefix_cache(address: str) -> None:
     assert after["unspool_kv_cache_usage_perc"] == 0.0
 
 
+def test_the_log_has_one_line_per_request_without_its_text(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    prompt = "Once there was a heron who lived in a deep green wood"
+    with caplog.at_level("INFO", "unspool.server"):
+        usage = post(address, {**BASE, "prompt": prompt}, headers={"X-Request-Id": "r1"}).json()["usage"]
+        post(address, {**BASE, "prompt": prompt, "stream": True, "num_beams": 2, "temperature": None, "max_tokens": 3},
+             headers={"X-Request-Id": "r2"})  # fmt: skip
+        post(address, {**BASE, "prompt": prompt, "top_p": 7, "temperature": 1}, headers={"X-Request-Id": "r3"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "unspool.server"]
+    found = {line.split()[0]: dict(pair.split("=") for pair in line.split()) for line in lines}
+    assert len(found) == len(lines) == 3
+    first, second, third = (found[f"request=r{number}"] for number in (1, 2, 3))
+    assert (first["status"], first["outcome"], first["strategy"]) == ("200", "answered", "greedy")
+    assert int(first["prompt_tokens"]) == usage["prompt_tokens"] and int(first["completion_tokens"]) == 2
+    assert (second["status"], second["outcome"], second["strategy"]) == ("200", "streamed", "beam")
+    assert int(second["completion_tokens"]) == 3 and float(second["seconds"]) > 0
+    assert int(second["cached_tokens"]) == usage["prompt_tokens"] - 1
+    assert (third["status"], third["outcome"], third["strategy"]) == ("400", "invalid_value", "-")
+    assert not any("heron" in line for line in lines)
+
+
 # Bodies as well-known programs send them by default, to the chat route.
 PROGRAMS: dict[str, dict[str, Any]] = {
     "Open WebUI": {"stream": True, "model": "tale", "messages": ASKED, "max_tokens": 3},

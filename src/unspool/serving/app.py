@@ -23,6 +23,7 @@ from unspool.serving.completions import CompletionCall
 from unspool.serving.errors import ApiError, api_error
 from unspool.serving.fields import body_model
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.log import CLIENT_LEFT, RequestLog
 from unspool.serving.openapi import ERRORS, add_bodies, body_of, content
 from unspool.serving.responses import ResponseCall
 from unspool.serving.security import Guard, cors_options, read_json
@@ -34,9 +35,6 @@ _LOG: Final = logging.getLogger("unspool.server")
 
 Made: TypeAlias = "tuple[CompletionCall | ChatCall | ResponseCall, tuple[str, ...], bytes]"
 """One call, the names of ignored fields, and the bytes after the last event of a stream."""
-
-_CLIENT_LEFT: Final = 499
-"""Status in the log of a request after its client left."""
 
 
 def create_app(
@@ -107,30 +105,21 @@ def _add_generation(
     async def endpoint(request: Request) -> Response:
         running, ignored, end = make(read_json(await request.body()), request.state.caller)
         headers = {"x-unspool-ignored": ", ".join(ignored)} if ignored else {}
-        status, told = 200, "streamed" if running.streams else "answered"
+        log = RequestLog(request.state.request_id, path, running.request)
         try:
             await unless_left(request, running.start())
             if running.streams:
-                return EventStream(running.events(), service.settings.keep_alive, headers, end)
-            return JSONResponse(await unless_left(request, running.answer()), headers=headers)
+                return EventStream(log.following(running.events()), service.settings.keep_alive, headers, end)
+            answer = JSONResponse(await unless_left(request, running.answer()), headers=headers)
         except ClientLeft:
             await running.request.close()
-            status, told = _CLIENT_LEFT, "the client left"
-            return Response(status_code=_CLIENT_LEFT)
+            log.write(CLIENT_LEFT, "client_left")
+            return Response(status_code=CLIENT_LEFT)
         except ApiError as error:
-            status, told = error.status, error.code or "error"
+            log.write(error.status, error.code or "error")
             raise
-        finally:
-            _LOG.info(
-                "%s %s %d %s prompts=%d strategy=%s %.3fs",
-                request.state.request_id,
-                path,
-                status,
-                told,
-                len(running.request.jobs),
-                running.request.strategy,
-                running.request.seconds,
-            )
+        log.write(200, "answered")
+        return answer
 
     app.add_api_route(
         path,

@@ -223,9 +223,8 @@ class OpenRequest:
 
     @property
     def generations(self) -> list[Generation]:
-        """The results, after the end."""
-        assert self._running is not None, "the request was started"
-        return [each for each in self._running.generations if each is not None]
+        """The results of the prompts that have ended; all of them after the end."""
+        return [] if self._running is None else [each for each in self._running.generations if each is not None]
 
     def end(self, reason: ApiError) -> None:
         """Cancel the request; its reader gets `reason` as the error."""

@@ -33,7 +33,7 @@ class TopK(Fixed[int]):
         top_k = context.config.top_k
         if context.config.penalty_alpha:
             return None  # contrastive search uses top_k as its number of candidates, without truncation
-        return max(int(top_k), context.min_tokens_to_keep) if top_k else None
+        return max(min(int(top_k), context.info.vocab_size), context.min_tokens_to_keep) if top_k else None
 
     def apply(self, states: Sequence[int], scores: torch.Tensor, keys: Sequence[RowKey]) -> torch.Tensor:
         """Return the scores, with all other tokens forbidden in place. scores: [rows, vocab]"""

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 import unspool
+from tests.interop.test_own_forward import FIELDS, assert_equal, parts
 from tests.parity.test_dropin_fuzz import quietly
 from tests.sampling import sampled
 from tests.tiny_seq2seq import NUM_FRAMES, NUM_MEL_BINS, tiny_seq2seq
@@ -110,11 +111,12 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
         elif not torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=tolerance(theirs), equal_nan=True):
             yield f"{path}: {ours}, not {theirs}"
     elif isinstance(theirs, dict):
-        # The engine keeps neither caches nor attention maps.
+        # Windows keep neither caches nor attention maps.
         names = {name for name in theirs if "attentions" not in name and name != "past_key_values"}
-        if set(ours) != names:
-            yield f"{path}: {sorted(ours)}, not {sorted(names)}"
-        for name in names & set(ours):
+        found = set(ours) - {"past_key_values"}
+        if found != names:
+            yield f"{path}: {sorted(found)}, not {sorted(names)}"
+        for name in names & found:
             yield from differences(ours[name], theirs[name], f"{path}.{name}")
     elif isinstance(theirs, list | tuple):
         if len(ours) != len(theirs):
@@ -212,3 +214,24 @@ def test_progress_is_reported_for_each_window() -> None:
 def test_calls_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(unspool.UnspoolError, match=message):
         unspool.generate(speaker(1), max_new_tokens=3, **given)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.0, "do_sample": True}, {}], ids=str)
+def test_a_window_that_is_returned_whole_has_states_and_a_cache(options: dict[str, Any]) -> None:
+    model = copy.deepcopy(speaker(1))
+    model.set_attn_implementation("eager")
+    options |= {"return_dict_in_generate": True, "force_unique_generate_call": True, "max_new_tokens": 6}
+    options |= {"output_attentions": True, "output_hidden_states": True}
+    inputs = features(7, NUM_FRAMES, NUM_FRAMES)
+    expected = quietly(copy.deepcopy(model).generate, **inputs, **options)
+    found = quietly(unspool.generate, model, **inputs, **options)
+    assert found.sequences.equal(expected.sequences)
+    for name in ("encoder_attentions", "encoder_hidden_states", *FIELDS):
+        if expected.get(name) is not None:
+            assert_equal(found[name], expected[name], name)
+    assert expected.decoder_attentions is not None and expected.past_key_values is not None
+    assert_equal(tuple(parts(found.past_key_values)), tuple(parts(expected.past_key_values)))
+    del options["output_attentions"], options["output_hidden_states"]
+    plain = quietly(unspool.generate, model, **inputs, **options)
+    assert plain.sequences.equal(expected.sequences)
+    assert_equal(tuple(parts(plain.past_key_values)), tuple(parts(expected.past_key_values)))

@@ -116,21 +116,38 @@ def read_batch(
     is_inferred = attention_mask is None
     mask = _infer_mask(ids, pad_token_id, eos_token_ids) if is_inferred else _read_mask(attention_mask, ids)
     source = f" (from pad_token_id={pad_token_id}: give `attention_mask` if these are not pads)" if is_inferred else ""
+    mask = readable_mask(mask, ignored, source)
+    if position_ids is not None:
+        _check_positions(_two_dimensional("position_ids", position_ids), mask)
+    rows = zip(ids, mask.to(ids.device), strict=True)
+    return Batch(input_ids=ids, prompts=tuple(tuple(row[kept].tolist()) for row, kept in rows), attention_mask=mask)
+
+
+def readable_mask(mask: torch.Tensor, ignored: list[OptionError] | None, source: str = "") -> torch.Tensor:
+    """Return the mask with all tokens of a row that it hides wholly.
+
+    Args:
+        mask: [rows, width].
+        ignored: as in `read_batch`.
+        source: where the mask comes from, for the error.
+
+    Raises:
+        PromptError: with `ignored=None`, if a row holds only pads, or pads that are not on its left.
+    """
+    mask = mask.bool()
     for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
         if ignored is None:
             raise PromptError(f"row {row} of the batch holds only pads{source}; leave it out")
         allowed = f"leaves no token in row {row} of the batch{source}, so its pads are read as tokens"
-        ignored.append(OptionError("attention_mask", attention_mask, allowed, "leave out the row"))
+        ignored.append(OptionError("attention_mask", "a mask", allowed, "leave out the row"))
+        mask = mask.clone()
         mask[row] = True
     if reason := _misplaced_pads(mask):
         if ignored is None:
             raise PromptError(f"{reason}{source}; set tokenizer.padding_side='left'")
         allowed = f"puts pads at the end of prompts or inside of them ({reason}{source}), which are read without pads"
-        ignored.append(OptionError("attention_mask", attention_mask, allowed, "set tokenizer.padding_side='left'"))
-    if position_ids is not None:
-        _check_positions(_two_dimensional("position_ids", position_ids), mask)
-    rows = zip(ids, mask.to(ids.device), strict=True)
-    return Batch(input_ids=ids, prompts=tuple(tuple(row[kept].tolist()) for row, kept in rows), attention_mask=mask)
+        ignored.append(OptionError("attention_mask", "a mask", allowed, "set tokenizer.padding_side='left'"))
+    return mask
 
 
 def _two_dimensional(name: str, given: Any) -> torch.Tensor:

@@ -24,18 +24,17 @@ from unspool.config import OPTIONS, GenerationConfig
 from unspool.engines import driver_of
 from unspool.errors import OptionError
 from unspool.inputs.sources import source_rows
-from unspool.interop.arguments import KNOWN, Arguments, sort_arguments
-from unspool.interop.batch import Batch, read_batch
+from unspool.interop.arguments import KNOWN, sort_arguments
+from unspool.interop.batch import read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drop_in import check_model
-from unspool.interop.encoders import encoder_of, prepared_sources
+from unspool.interop.encoders import encoder_of, is_irregular, prepared_sources, source_of
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.interop.own_forward import (
     STATES,
     cached_length,
-    has_other_positions,
-    prompts_of,
+    read_prepared,
     reads_own_forward,
     without_drafts,
 )
@@ -44,12 +43,16 @@ from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import prepared
 from unspool.planning import resolve_options
 from unspool.runtimes.generic.prepared_batch import PreparedBatch
+from unspool.runtimes.seq2seq.source_info import has_prefix_image
 
 _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_strings", "max_length", "max_new_tokens")
 """Options that transformers has applied before it calls us, or has turned into an object or a number."""
 
 _EXPANDED: Final = ("attention_mask", "decoder_attention_mask", "position_ids", "pixel_values")
 """Tensors with one row per beam or output."""
+
+_MEDIA: Final = ("inputs_embeds", "pixel_values", "input_features")
+"""Inputs of a decoder's prompt, which its own forward reads."""
 
 _OTHER: Final = frozenset(
     {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "tokenizer", "streamer", "assistant_model"}
@@ -133,9 +136,10 @@ def _read(
 
     inputs_tensor: the encoder's input, one row per prompt. ignored: as in `resolve_options`.
     """
-    info = encoder_of(model)
     forward = {name: value for name, value in given.items() if name in STATES or name not in (*_OTHER, *OPTIONS)}
-    given = {name: value for name, value in given.items() if name in KNOWN or name not in forward}
+    is_captioner = has_prefix_image(model) and given.get("inputs_embeds") is not None
+    media = _MEDIA if encoder_of(model) is None or is_captioner else ()
+    given = {name: value for name, value in given.items() if name in KNOWN - {*media} or name not in forward}
     expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
     states = None
     if model.config.is_encoder_decoder:
@@ -145,6 +149,7 @@ def _read(
         given["attention_mask"] = _mask(given.get("attention_mask"), input_ids)
     rows = {name: given[name][::expanded] for name in _EXPANDED if given.get(name) is not None}
     arguments = sort_arguments({**given, **rows, "input_ids": input_ids[::expanded]})
+    info = source_of(model, arguments)
     added = tuple(each for each in arguments.stopping_criteria if not _says_the_same(each, generation_config))
     processors = tuple(each for each in arguments.logits_processor if not _repeats_minimum(each, generation_config))
     negative = _negative_prompts(processors)
@@ -162,14 +167,15 @@ def _read(
     expanded_batch = PreparedBatch(
         input_ids=input_ids, config=generation_config, arguments=forward, rows_per_prompt=expanded
     )
-    on_own_forward = _reads_own_forward(config, forward, arguments)
+    has_media = any(forward.get(name) is not None for name in media)
+    on_own_forward = has_media or _reads_own_forward(config, forward) or is_irregular(model, arguments, info)
     if on_own_forward:
         config, own = without_drafts(config, own, ignored)
     if model.config.is_encoder_decoder:
         assert info is not None, "an encoder-decoder has an encoder"
         batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids, states)
     elif on_own_forward and info is None:
-        batch = Batch(input_ids=arguments.input_ids, prompts=prompts_of(expanded_batch))
+        expanded_batch, batch = read_prepared(expanded_batch, ignored)
     else:
         batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids, ignored=ignored)
         if info is not None:
@@ -180,12 +186,12 @@ def _read(
     return with_cache(call, model, lambda rows: expanded_batch, rows=expanded)
 
 
-def _reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any], arguments: Arguments) -> bool:
+def _reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any]) -> bool:
     """Return whether a call needs the model's own forward. forward: its arguments, with those of every call."""
     caches = [forward[name] for name in ALL_CACHE_NAMES if forward.get(name) is not None]
     is_callers = any(cached_length(cache) or getattr(cache, "_is_user_defined", False) for cache in caches)
     further = {name: value for name, value in forward.items() if name not in _USUAL and value is not None}
-    return is_callers or reads_own_forward(config, further) or has_other_positions(arguments)
+    return is_callers or reads_own_forward(config, further)
 
 
 def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:

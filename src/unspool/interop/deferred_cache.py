@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from unspool.config import GenerationConfig
 from unspool.runtimes.generic.prepared_batch import PreparedBatch, PreparedBatchRuntime
@@ -41,6 +42,10 @@ class _Deferred:
 
 class _DeferredCache(_Deferred, DynamicCache):
     """Of a decoder."""
+
+
+class _DeferredStaticCache(_Deferred, StaticCache):
+    """Of a decoder, with a fixed size."""
 
 
 class _DeferredEncoderDecoderCache(_Deferred, EncoderDecoderCache):
@@ -75,8 +80,14 @@ class CacheSource:
             return None
         if self.config.extras.get("use_cache") is False or not self.model._supports_default_dynamic_cache():
             return None
-        kind = _DeferredEncoderDecoderCache if self.model.config.is_encoder_decoder else _DeferredCache
-        return kind(lambda: self._computed(written))
+        return self._kind(lambda: self._computed(written))
+
+    @property
+    def _kind(self) -> Callable[[Callable[[], Cache]], Cache]:
+        if self.model.config.is_encoder_decoder:
+            return _DeferredEncoderDecoderCache
+        is_static = self.config.extras.get("cache_implementation") in ALL_STATIC_CACHE_IMPLEMENTATIONS
+        return _DeferredStaticCache if is_static else _DeferredCache
 
     def _computed(self, written: torch.Tensor) -> Any:
         batch = self.prepare(len(written) // self.num_prompts)

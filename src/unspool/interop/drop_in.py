@@ -17,15 +17,22 @@ from unspool.errors import ModelError, OptionError
 from unspool.interop.arguments import KNOWN, Arguments, read_config, sort_arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
-from unspool.interop.encoders import check_plain, encoder_of, forward_inputs, read_sources, with_default_input
+from unspool.interop.encoders import (
+    check_plain,
+    encoder_of,
+    forward_inputs,
+    is_irregular,
+    read_sources,
+    source_of,
+    with_default_input,
+)
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs
 from unspool.interop.own_forward import (
     decoder_inputs,
-    has_other_positions,
     prepare,
-    prompts_of,
+    read_prepared,
     reads_own_forward,
     split_forward_arguments,
     without_drafts,
@@ -33,7 +40,7 @@ from unspool.interop.own_forward import (
 from unspool.interop.semantics import build_call, on_batch, pad_token, with_cache, with_known_ids
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
-from unspool.interop.whisper.arguments import windowed_call
+from unspool.interop.whisper.arguments import windowed_call, without_zero_temperature
 from unspool.interop.whisper.transcribe import transcribe
 from unspool.planning import resolve_options
 from unspool.protocols import Runtime
@@ -142,6 +149,8 @@ def generate(
         windows = None if info is None else windowed_call(inner, info, arguments, generation_config)
         if info is not None and windows is not None:
             return transcribe(inner, info, windows, user, stored, ignored)
+        if info is not None and info.speech is not None:
+            arguments = without_zero_temperature(arguments)
         call = _read(inner, arguments, forward, user, stored, ignored)
         driver = driver_of(inner) if call.own_forward is None else call.own_forward.driver()
         known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
@@ -174,8 +183,8 @@ def _read(
     own. ignored: as in `resolve_options`.
     """
     config, own = resolve_options(arguments.options, user, stored, drop_in=True, ignored=ignored)
-    info, prepared = encoder_of(model), None
-    on_own_forward = reads_own_forward(config, forward) or (info is None and has_other_positions(arguments))
+    info, prepared = source_of(model, arguments), None
+    on_own_forward = reads_own_forward(config, forward) or is_irregular(model, arguments, info)
     if on_own_forward:
         config, own = without_drafts(config, own, ignored)
     if info is None:
@@ -184,10 +193,11 @@ def _read(
         if arguments.embedded:
             batch = read_embedded(arguments, config, ignored)
         elif on_own_forward:
-            prepared = prepare(model, inputs, config, tokenizer=arguments.tokenizer)
-            batch = Batch(input_ids=prepared.input_ids[:: prepared.rows_per_prompt], prompts=prompts_of(prepared))
+            prepared, batch = read_prepared(prepare(model, inputs, config, tokenizer=arguments.tokenizer), ignored)
         else:
             batch = _batch(arguments, config, input_device(model), ignored)
+        if prepared is None and batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask.long().to(batch.input_ids.device)
     else:
         runtime = partial(_runtime_of, model)
         arguments = with_default_input(model, arguments, config, info)

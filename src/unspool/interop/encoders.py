@@ -19,6 +19,7 @@ from unspool.inputs.sources import source_rows
 from unspool.inputs.speech import transcript_prompt
 from unspool.interop.arguments import SPEECH, Arguments
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
+from unspool.interop.own_forward import has_other_positions
 from unspool.protocols import Runtime
 from unspool.runtimes.seq2seq.source_info import has_prefix_image, source_info, source_obstacle
 from unspool.runtimes.seq2seq.whisper import speech_of
@@ -38,6 +39,31 @@ def encoder_of(model: Any) -> SourceInfo | None:
     if reason := source_obstacle(model):
         raise ModelError(reason)
     return source_info(model)
+
+
+def source_of(model: Any, arguments: Arguments) -> SourceInfo | None:
+    """Return the facts about the encoder that a call uses; None without one.
+
+    A decoder with an image in front of its text (GIT) is a plain decoder in a call without an image.
+    """
+    info = encoder_of(model)
+    if info is None or not has_prefix_image(model):
+        return info
+    ids = arguments.input_ids
+    is_first = isinstance(ids, torch.Tensor) and ids.is_floating_point()
+    has_image = is_first or arguments.encoder_input is not None or "pixel_values" in arguments.encoder
+    return info if has_image else None
+
+
+def is_irregular(model: Any, arguments: Arguments, info: SourceInfo | None) -> bool:
+    """Return whether only the model's own forward reads a call's prompts. info: of `source_of`.
+
+    Such calls have positions that do not count from 0, a mask over the decoder prompt, or no image for GIT.
+    """
+    if info is not None:
+        mask = arguments.encoder.get("decoder_attention_mask")
+        return mask is not None and not bool(torch.as_tensor(mask).all())
+    return has_other_positions(arguments) or has_prefix_image(model)
 
 
 def read_sources(
@@ -73,7 +99,6 @@ def read_sources(
             sources = _sources(main, arguments, info)
         else:
             sources = _encoded_sources(encoded[0], arguments.attention_mask, main if info.kind == "text" else None)
-    check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     given = arguments.encoder.get("decoder_input_ids")
     given = prompt if given is None else given
     starts = start_tokens(config, info, len(sources))
@@ -117,6 +142,9 @@ def forward_inputs(arguments: Arguments, info: SourceInfo, batch: Batch) -> dict
         **arguments.embedded,
         decoder: batch.input_ids,
     }
+    mask, width = given["decoder_attention_mask"], batch.input_ids.shape[1]
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] == width - 1:  # of rows without start token
+        given["decoder_attention_mask"] = torch.nn.functional.pad(mask, (1, 0), value=1)
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -133,7 +161,6 @@ def prepared_sources(
     Raises:
         PromptError: if `states` has another number of rows or positions than the ids or the mask.
     """
-    check_decoder_mask(arguments.encoder.get("decoder_attention_mask"))
     if states is None:
         sources = _sources(main, arguments, info)
     else:
@@ -302,7 +329,7 @@ def _with_starts(rows: list[list[int]], starts: Sequence[int], info: SourceInfo)
 def check_decoder_mask(mask: Any) -> None:
     """Check that a decoder mask masks nothing; None is accepted."""
     if mask is not None and not bool(torch.as_tensor(mask).all()):
-        allowed = "must be all ones: pads are never fed to the decoder"
+        allowed = "must be all ones in a call that transcribes window by window"
         raise OptionError("decoder_attention_mask", "a mask with zeros", allowed, "give rows of one length each time")
 
 

@@ -17,9 +17,10 @@ from transformers import GenerationMixin
 from unspool.config import GenerationConfig
 from unspool.errors import OptionError, PromptError
 from unspool.interop.arguments import ENCODER, Arguments
-from unspool.interop.batch import Batch, read_batch
+from unspool.interop.batch import Batch, read_batch, readable_mask
 from unspool.interop.encoders import encoder_of
 from unspool.interop.semantics import pad_token
+from unspool.runtimes.seq2seq.source_info import has_prefix_image
 from unspool.runtimes.wrap.prompt_reader import CACHE_NAMES, prepared_call
 from unspool.types import PromptInputs, Source
 
@@ -91,7 +92,8 @@ def input_names(model: Any) -> set[str]:
 
 def split_inputs(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of a call in two parts: ids, options and encoder inputs; further inputs of the prompts."""
-    names = input_names(model) if encoder_of(model) is None else {"inputs_embeds"}
+    is_plain = encoder_of(model) is None or (has_prefix_image(model) and given.get("inputs_embeds") is not None)
+    names = input_names(model) if is_plain else {"inputs_embeds"}
     inputs = {name: value for name, value in given.items() if name in names and value is not None}
     if not any(isinstance(value, torch.Tensor | list | tuple) for name, value in inputs.items() if name not in _BESIDE):
         return dict(given), {}  # switches of the forward alone, such as XLNet's `use_mems`
@@ -112,7 +114,7 @@ def read_embedded(arguments: Arguments, config: GenerationConfig, ignored: list[
     ids, inputs = arguments.input_ids, arguments.embedded
     embeds = inputs.get("inputs_embeds")
     if ids is None or (isinstance(ids, torch.Tensor) and not ids.numel()):
-        return _read_embeds(embeds, arguments)
+        return _read_embeds(embeds, arguments, ignored)
     batch = read_batch(
         ids,
         arguments.attention_mask,
@@ -161,7 +163,7 @@ def _padded_left(mask: torch.Tensor, inputs: Mapping[str, Any]) -> dict[str, Any
     return {name: moved(value) for name, value in inputs.items()}
 
 
-def _read_embeds(embeds: Any, arguments: Arguments) -> Batch:
+def _read_embeds(embeds: Any, arguments: Arguments, ignored: list[OptionError] | None) -> Batch:
     """Return prompts of embeddings alone. The runtime is fed zeros in place of token ids."""
     if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or not embeds.shape[1]:
         got = "nothing" if embeds is None else f"shape {tuple(getattr(embeds, 'shape', ()))}"
@@ -170,12 +172,14 @@ def _read_embeds(embeds: Any, arguments: Arguments) -> Batch:
     rows, width = embeds.shape[:2]
     mask = arguments.attention_mask
     mask = torch.ones(rows, width, dtype=torch.int64, device=embeds.device) if mask is None else mask
-    if mask.shape != (rows, width) or not bool(mask.bool().any(dim=1).all()):
-        raise PromptError(f"`attention_mask` must have the shape {(rows, width)} of `inputs_embeds`, with a 1 per row")
+    if mask.shape != (rows, width):
+        raise PromptError(f"`attention_mask` must have the shape {(rows, width)} of `inputs_embeds`")
+    mask = readable_mask(mask, ignored).long()
     inputs = {**arguments.embedded, "attention_mask": mask}
     return Batch(
         input_ids=torch.empty(rows, 0, dtype=torch.int64, device=embeds.device),
         prompts=tuple((0,) * count for count in mask.bool().sum(dim=1).tolist()),
         sources=_sources(mask, inputs, [()] * rows),
+        attention_mask=mask.bool(),
         embedded_width=width,
     )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from transformers import GenerationConfig as TransformersConfig
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
 
 from unspool.config import OPTIONS, GenerationConfig, option_status
@@ -19,7 +20,7 @@ from unspool.engine import Engine
 from unspool.engine.driver import Driver
 from unspool.errors import OptionError
 from unspool.interop.arguments import Arguments
-from unspool.interop.batch import Batch
+from unspool.interop.batch import Batch, readable_mask
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.processors import GUIDANCE
 from unspool.planning import CallerObjects
@@ -32,6 +33,8 @@ STATES: Final = ("output_attentions", "output_hidden_states")
 
 _CACHE_OPTIONS: Final = ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size")
 _DRAFTING: Final = ("assisted", "prompt_lookup")
+_EXACT_CACHES: Final = frozenset({None, "dynamic", *ALL_STATIC_CACHE_IMPLEMENTATIONS})
+"""Values of `cache_implementation` that change no token, so that only the result has such a cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ def reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any]) -> b
     config: resolved. forward: arguments of the model's forward, without those that every call can have.
     """
     states = config.return_dict_in_generate and any(getattr(config, name) for name in STATES)
-    kept = config.return_dict_in_generate and config.extras.get("cache_implementation") not in (None, "dynamic")
+    kept = config.return_dict_in_generate and config.extras.get("cache_implementation") not in _EXACT_CACHES
     return bool(forward) or states or kept
 
 
@@ -225,13 +228,36 @@ def run_on_own_forward(
     return OwnForward(runtime=runtime)
 
 
-def prompts_of(batch: PreparedBatch) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of each prompt of a decoder, without those that its mask hides."""
-    ids, mask = batch.input_ids[:: batch.rows_per_prompt], batch.arguments.get("attention_mask")
-    if mask is None or mask.ndim != 2:
-        return tuple(tuple(row) for row in ids.tolist())
-    shown = mask[:: batch.rows_per_prompt, -ids.shape[1] :].bool()
-    return tuple(tuple(row[kept].tolist()) for row, kept in zip(ids, shown.to(ids.device), strict=True))
+def read_prepared(prepared: PreparedBatch, ignored: list[OptionError] | None) -> tuple[PreparedBatch, Batch]:
+    """Return a decoder's batch that transformers has prepared with a token in every row, and its prompts.
+
+    Embeddings without ids are fed as zeros in place of token ids.
+
+    ignored: as in `read_batch`.
+    """
+    ids, mask = prepared.input_ids[:: prepared.rows_per_prompt], prepared.arguments.get("attention_mask")
+    embeds = prepared.arguments.get("inputs_embeds")
+    fed = ids.new_zeros(len(ids), embeds.shape[1]) if embeds is not None and not ids.numel() else ids
+    if mask is None or mask.ndim != 2 or mask.shape[1] < fed.shape[1]:
+        return prepared, Batch(input_ids=ids, prompts=tuple(map(tuple, fed.tolist())))
+    given = mask[:: prepared.rows_per_prompt]
+    whole = readable_mask(given, ignored)
+    if not whole.equal(given.bool()):
+        prepared = _with_mask(prepared, whole.repeat_interleave(prepared.rows_per_prompt, dim=0))
+    shown = whole[:, -fed.shape[1] :].to(ids.device)
+    prompts = tuple(tuple(row[kept].tolist()) for row, kept in zip(fed, shown, strict=True))
+    return prepared, Batch(input_ids=ids, prompts=prompts, attention_mask=shown)
+
+
+def _with_mask(prepared: PreparedBatch, mask: torch.Tensor) -> PreparedBatch:
+    """Return the batch with another mask [rows, width]; rows that had no token count their positions from 0."""
+    given = prepared.arguments["attention_mask"]
+    arguments = {**prepared.arguments, "attention_mask": mask.to(given.dtype)}
+    positions = arguments.get("position_ids")
+    if isinstance(positions, torch.Tensor) and positions.shape == mask.shape:
+        counted = torch.arange(mask.shape[1], device=positions.device, dtype=positions.dtype)
+        arguments["position_ids"] = torch.where(given.any(dim=1)[:, None], positions, counted)
+    return replace(prepared, arguments=arguments)
 
 
 def _check_cache(batch: PreparedBatch) -> None:

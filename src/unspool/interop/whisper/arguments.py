@@ -27,7 +27,6 @@ _BY_WINDOW: Final = (
     "return_token_timestamps",
     "return_segments",
     "prompt_ids",
-    "force_unique_generate_call",
     "monitor_progress",
 )
 """Settings that a single output cannot honor."""
@@ -95,7 +94,9 @@ def windowed_call(model: Any, info: SourceInfo, arguments: Arguments, config: An
         raise OptionError("position_ids", arguments.position_ids, f"is not read by {info.model}", "leave it out")
     is_long = features.shape[2] > info.shape[1]
     is_whole = given("return_dict_in_generate") or (given("num_return_sequences") or 1) > 1
-    if is_whole and not is_long and not _tempers(arguments) and not any(is_set(given(name)) for name in _BY_WINDOW):
+    returns_dict, unique = bool(given("return_dict_in_generate")), bool(given("force_unique_generate_call"))
+    by_window = any(is_set(given(name)) for name in _BY_WINDOW) or (unique and not returns_dict)
+    if is_whole and not is_long and not by_window and not _tempers(arguments, greedy_too=not returns_dict):
         return None
     _check_model(given, info)
     settings = TranscriptSettings(
@@ -124,20 +125,32 @@ def windowed_call(model: Any, info: SourceInfo, arguments: Arguments, config: An
         start_ids=arguments.encoder.get("decoder_input_ids", start_ids),
         repeats=given("num_return_sequences") or 1,
         returns_segments=bool(given("return_segments")),
-        returns_dict=bool(given("return_dict_in_generate")),
-        unique=bool(given("force_unique_generate_call")),
+        returns_dict=returns_dict,
+        unique=unique,
         time_precision=given("time_precision") or TIME_PRECISION,
         frame_seconds=given("time_precision_features") or FRAME_SECONDS,
         monitor=given("monitor_progress"),
     )
 
 
-def _tempers(arguments: Arguments) -> bool:
-    """Return True if the temperature alone decides about sampling, as in transformers' Whisper."""
+def _tempers(arguments: Arguments, *, greedy_too: bool) -> bool:
+    """Return True if the temperature alone decides about sampling, as in transformers' Whisper.
+
+    greedy_too: whether a temperature of 0 counts.
+    """
     temperature = arguments.options.get("temperature")
     if isinstance(temperature, list | tuple):
         return True
-    return temperature is not None and not arguments.options.get("do_sample")
+    is_given = temperature is not None and (greedy_too or temperature != 0)
+    return is_given and not arguments.options.get("do_sample")
+
+
+def without_zero_temperature(arguments: Arguments) -> Arguments:
+    """Return the arguments without a temperature of 0, which turns sampling off in transformers' Whisper."""
+    if arguments.options.get("temperature") != 0:
+        return arguments
+    options = {name: value for name, value in arguments.options.items() if name != "temperature"}
+    return replace(arguments, options={**options, "do_sample": False})
 
 
 def _timestamps(arguments: Arguments, given: _Settings, info: SourceInfo, is_long: bool) -> bool:

@@ -15,6 +15,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
+from unspool.runtimes.generic.last_tokens import last_tokens, logits_of, with_last_tokens
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import limits_of
 from unspool.runtimes.model_info import describe
@@ -108,10 +109,14 @@ class PreparedBatchRuntime(Runtime):
         self.steps: list[StepOutput] = []
         self.ended: Callable[[], Iterable[tuple[int, Written]]] = tuple
         self.arguments, self._ids = dict(batch.arguments), batch.input_ids
+        last = None if model.config.is_encoder_decoder else last_tokens(self.arguments)
+        if last is not None:
+            self.arguments = with_last_tokens(self.arguments, last)
         with self._wrapped.calling() as module:
             first = not batch.config.is_assistant
             output = module._prefill(self._ids, batch.config, self.arguments, is_first_iteration=first)
-            self._logits = self._take(output, {(prompt, ()): prompt * batch.rows_per_prompt for prompt in self._unread})
+            begun = {(prompt, ()): prompt * batch.rows_per_prompt for prompt in self._unread}
+            self._logits = self._take(output, begun, last)
         info = describe(
             model,
             vocab_size=self._logits.shape[-1],
@@ -177,10 +182,10 @@ class PreparedBatchRuntime(Runtime):
             count, has_encoder = part.shape[1], module.config.is_encoder_decoder
             self._ids = torch.cat([self._ids, part.to(self._ids.device)], dim=1)
             with self._wrapped.calling():
-                # The arguments are already those of a call with one token.
-                self.arguments = module._update_model_kwargs_for_generation(
-                    {}, self.arguments, is_encoder_decoder=has_encoder, num_new_tokens=count - 1
-                )
+                for _ in range(count - 1):  # the arguments are already those of a call with one token
+                    self.arguments = module._update_model_kwargs_for_generation(
+                        {}, self.arguments, is_encoder_decoder=has_encoder
+                    )
                 inputs = module.prepare_inputs_for_generation(self._ids, next_sequence_length=count, **self.arguments)
                 self._take(module(**inputs, return_dict=True), {})
 
@@ -266,8 +271,13 @@ class PreparedBatchRuntime(Runtime):
         else:
             raise ModelError(f"the rows of a {type(self.cache).__name__} cannot be reordered, as beams need")
 
-    def _take(self, output: Any, rows: dict[tuple[int, Written], int]) -> torch.Tensor:
-        """Record the output of a call, and return the logits behind the last token of each row. --> [rows, vocab]"""
+    def _take(
+        self, output: Any, rows: dict[tuple[int, Written], int], last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Record the output of a call, and return the logits behind the last token of each row. --> [rows, vocab]
+
+        last: the columns of these tokens, see `last_tokens`.
+        """
         module = self._wrapped.module
         self.arguments = module._update_model_kwargs_for_generation(
             output, self.arguments, is_encoder_decoder=module.config.is_encoder_decoder
@@ -275,5 +285,4 @@ class PreparedBatchRuntime(Runtime):
         asked = [fields for argument, fields in _FIELDS.items() if self.arguments.get(argument)]
         names = [name for fields in asked for name in fields[module.config.is_encoder_decoder]]
         self.steps.append(StepOutput({name: output.get(name) for name in names}, rows))
-        logits: torch.Tensor = output.logits[:, -1].to(torch.float32, copy=True)
-        return logits
+        return logits_of(output.logits, last)

@@ -51,6 +51,26 @@ def test_tokens_and_scores_of_a_padded_batch_are_those_of_transformers(family: s
     assert_same(unspool.generate(model, **inputs, **options), model.generate(**inputs, **options))
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_decoding_method_reads_images_and_audio_too(family: str, beams: int):
+    model, inputs = tiny_multimodal(family), prompts_of(family)
+    options = {**LENGTHS, **SCORES, "num_beams": beams}
+    found = model.generate(**inputs, **options, custom_generate=unspool.decoding_method)
+    assert_same(found, model.generate(**inputs, **options))
+
+
+@pytest.mark.parametrize("gives_ids", [True, False], ids=["with ids", "without ids"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"min_length": 9, "max_length": 12}], ids=str)
+def test_the_decoding_method_reads_embeddings_too(options: dict[str, Any], gives_ids: bool):
+    model, ids = tiny_model("llama"), torch.tensor([[0, 0, 11, 12, 13], [21, 22, 23, 24, 25]])
+    given = {"inputs_embeds": model.get_input_embeddings()(ids).detach(), "attention_mask": (ids != 0).long()}
+    given |= {"input_ids": ids} if gives_ids else {}
+    given |= {**SCORES, "max_new_tokens": 6, **options} if "max_length" not in options else {**SCORES, **options}
+    found = model.generate(**given, custom_generate=unspool.decoding_method)
+    assert_same(found, model.generate(**given))
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "paligemma"])
 def test_a_prompt_writes_the_same_alone_and_in_a_batch(family: str):
     model, inputs = tiny_multimodal(family), prompts_of(family)

@@ -116,9 +116,9 @@ def read_batch(
     is_inferred = attention_mask is None
     mask = _infer_mask(ids, pad_token_id, eos_token_ids) if is_inferred else _read_mask(attention_mask, ids)
     source = f" (from pad_token_id={pad_token_id}: give `attention_mask` if these are not pads)" if is_inferred else ""
-    mask = readable_mask(mask, ignored, source)
     if position_ids is not None:
         _check_positions(_two_dimensional("position_ids", position_ids), mask)
+    mask = readable_mask(mask, ignored, source)
     rows = zip(ids, mask.to(ids.device), strict=True)
     return Batch(input_ids=ids, prompts=tuple(tuple(row[kept].tolist()) for row, kept in rows), attention_mask=mask)
 

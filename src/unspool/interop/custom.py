@@ -136,6 +136,8 @@ def _read(
 
     inputs_tensor: the encoder's input, one row per prompt. ignored: as in `resolve_options`.
     """
+    if model.config.is_encoder_decoder:
+        given.pop("inputs_embeds", None)  # the encoder has read them already
     forward = {name: value for name, value in given.items() if name in STATES or name not in (*_OTHER, *OPTIONS)}
     is_captioner = has_prefix_image(model) and given.get("inputs_embeds") is not None
     media = _MEDIA if encoder_of(model) is None or is_captioner else ()

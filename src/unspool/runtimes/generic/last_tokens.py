@@ -43,7 +43,7 @@ def with_last_tokens(arguments: Mapping[str, Any], last: torch.Tensor) -> dict[s
         changed["logits_to_keep"] = 0
     for name in _CONTINUED:
         given = changed.get(name)
-        if isinstance(given, torch.Tensor) and given.shape[-2] == len(last):
+        if isinstance(given, torch.Tensor) and given.ndim > 1 and given.shape[-2] == len(last):
             rows, columns = torch.arange(len(last), device=given.device), last.to(given.device)
             changed[name] = given.clone()
             changed[name][..., -1] = given[..., rows, columns]

@@ -63,6 +63,7 @@ def generate(
     custom_generate: Any = None,
     *,
     strict: bool = False,
+    count_pads: bool = False,
     **options: Any,
 ) -> Returned:
     """Continue a batch of prompts as `model.generate(inputs, ...)` does: the same arguments, the same tokens.
@@ -88,6 +89,8 @@ def generate(
         streamer: an object with put and end, for every strategy; None for none.
         negative_prompt_ids, negative_prompt_attention_mask: the negative prompts for `guidance_scale`.
         strict: True to raise an OptionError instead of ignoring an option or converting a value, such as 6.0 to 6.
+        count_pads: True to run the batch as transformers does, pads included. Models with learned positions, such as
+            BartForCausalLM, count pads as positions there. The speed is transformers' too.
         options: `attention_mask` [rows, width], 1 for tokens and 0 for pads. None for no pads. For prompts, None also
             works if `pad_token_id` marks the pads and is not an end-of-sequence token. Options of GenerationConfig,
             which override all configs. Rules and defaults are transformers': 20 new tokens, greedy unless
@@ -151,7 +154,7 @@ def generate(
             return transcribe(inner, info, windows, user, stored, ignored)
         if info is not None and info.speech is not None:
             arguments = without_zero_temperature(arguments)
-        call = _read(inner, arguments, forward, user, stored, ignored)
+        call = _read(inner, arguments, forward, user, stored, ignored, count_pads=count_pads)
         driver = driver_of(inner) if call.own_forward is None else call.own_forward.driver()
         known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
         warn_of_ignored(ignored, stacklevel=2)
@@ -176,15 +179,17 @@ def _read(
     user: GenerationConfig | None,
     stored: GenerationConfig,
     ignored: list[OptionError] | None,
+    *,
+    count_pads: bool,
 ) -> Call:
     """Return the call with its arguments read.
 
     forward: arguments that only the model's own forward reads. user: the call's generation config. stored: the model's
-    own. ignored: as in `resolve_options`.
+    own. ignored: as in `resolve_options`. count_pads: as in `generate`.
     """
     config, own = resolve_options(arguments.options, user, stored, drop_in=True, ignored=ignored)
     info, prepared = source_of(model, arguments), None
-    on_own_forward = reads_own_forward(config, forward) or is_irregular(model, arguments, info)
+    on_own_forward = count_pads or reads_own_forward(config, forward) or is_irregular(model, arguments, info)
     if on_own_forward:
         config, own = without_drafts(config, own, ignored)
     if info is None:

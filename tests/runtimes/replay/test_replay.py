@@ -15,13 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 from tests.sampling import sampled
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
+from unspool.runtimes.decoder.replayed_pass import SIZES, FlatPass, TracedCache
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay import replay as recorded_module
 from unspool.runtimes.replay.operators import Unrecordable
-from unspool.runtimes.replay.program import SIZES, Program, Size
+from unspool.runtimes.replay.program import Program
 from unspool.runtimes.replay.replay import Replay, patience
-from unspool.runtimes.replay.tracer import TracedCache, Tracer
+from unspool.runtimes.replay.tracer import Tracer
 from unspool.runtimes.weights import packed_linear
 from unspool.runtimes.weights.autotune import VARIABLE
 from unspool.runtimes.weights.trial import Form, Shape
@@ -36,8 +37,15 @@ def runtime_over(model: Any, *, recorded: bool, owns_model: bool = False) -> Dec
     if recorded:
         recording = runtime._decoder_model._recorded
         assert recording is not None
-        recording.record(runtime._decoder_model._logits, torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
+        recording.record(two_tokens(runtime))
     return runtime
+
+
+def two_tokens(runtime: DecoderRuntime) -> FlatPass:
+    """Return a pass over two tokens of one sequence."""
+    model = runtime._decoder_model
+    places = torch.tensor([[0, 1]])
+    return FlatPass(model._logits, len(model.layout), None, places + 5, places, torch.tensor([1]))
 
 
 def without_recording(model: Any) -> DecoderRuntime:
@@ -72,7 +80,7 @@ def script(seed: int, steps: int) -> Iterator[list[Feed]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try the recording on the first pass of every size."""
-    monkeypatch.setattr(recorded_module, "patience", lambda size: 0)
+    monkeypatch.setattr(recorded_module, "patience", lambda rows: 0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -166,9 +174,9 @@ def test_models_with_experts_are_not_recorded(family: str) -> None:
     runtime = DecoderRuntime(model, owns_model=False)
     assert runtime._decoder_model._recorded is None
     # Nor could they be: the recorder refuses them by what their passes do.
-    recording = Replay(2)
+    recording = Replay()
     with torch.inference_mode():
-        recording.record(runtime._decoder_model._logits, torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
+        recording.record(two_tokens(runtime))
     assert "values" in recording.obstacle and recording._program is None
     tokens = [3, 50, 9, 77, 12]
     runtime.forward([Feed(seq=1, tokens=tokens[:-1], asked=())])
@@ -205,7 +213,7 @@ def test_sizes_that_come_once_are_not_tried() -> None:
     assert len(calls) == 30 and not recording._verified
     for _ in range(40):
         runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in range(20)])
-    assert len(calls) == 30 + patience(Size(20, 20)) + 1
+    assert len(calls) == 30 + patience(20) + 1
 
 
 def test_dropout_that_does_nothing_is_left_out() -> None:
@@ -219,7 +227,7 @@ def test_dropout_that_does_nothing_is_left_out() -> None:
     assert program is not None and recording.obstacle == ""
     (kept,) = [node for node in program.graph.nodes if node.target is F.dropout]
     assert kept.kwargs["training"], "the one in training stays"
-    assert torch.equal(program(*given(3, 3)), run(*given(3, 3)))
+    assert torch.equal(program(*given(3, 3), 3, 3), run(*given(3, 3)))
 
 
 def test_arguments_and_results_of_every_kind_are_recorded() -> None:
@@ -239,7 +247,7 @@ def test_arguments_and_results_of_every_kind_are_recorded() -> None:
     recording = record(run)
     assert recording.obstacle == "" and recording._program is not None
     for size in SIZES[0], (1, 1), (40, 3):
-        assert torch.equal(recording._program(*given(*size)), run(*given(*size)))
+        assert torch.equal(recording._program(*given(*size), *size), run(*given(*size)))
 
 
 def test_attention_that_depends_on_the_number_of_rows_is_not_recorded() -> None:
@@ -281,10 +289,14 @@ def given(rows: int, asked: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch
 
 
 def record(run: Any) -> Replay:
-    recording = Replay(0)
-    _, ids, positions, _ = given(13, 7)
-    recording.record(run, ids, positions)
+    recording = Replay()
+    recording.record(FlatPass(run, 0, *given(13, 7)))
     return recording
+
+
+def replayed(recording: Replay, run: Any, rows: int, asked: int) -> torch.Tensor:
+    found: torch.Tensor = recording.run(FlatPass(run, 0, *given(rows, asked)))
+    return found
 
 
 def test_sizes_are_told_apart() -> None:
@@ -307,7 +319,7 @@ def test_sizes_are_told_apart() -> None:
     assert "3 * asked" in code or "asked * 3" in code, code
     assert "ones" not in code
     for rows, asked in ((1, 1), (4, 2), (9, 9), (64, 3)):
-        assert torch.equal(program(*given(rows, asked)), run(*given(rows, asked)))
+        assert torch.equal(program(*given(rows, asked), rows, asked), run(*given(rows, asked)))
 
 
 def by_values(_: Any, ids: torch.Tensor, *__: Any) -> torch.Tensor:
@@ -384,7 +396,7 @@ def test_what_a_list_of_calls_cannot_repeat_is_not_recorded(run: Any) -> None:
     recording = record(run)
     assert recording.obstacle and recording._program is None
     for size in ((3, 2), (20, 1)):
-        assert torch.equal(recording.run(run, *given(*size)), run(*given(*size)))
+        assert torch.equal(replayed(recording, run, *size), run(*given(*size)))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -408,7 +420,7 @@ def test_a_replay_that_raises_gives_way_to_the_model(kind: type[Exception]) -> N
     for raises in (False, False, True, True):
         state["raises"] = raises
         with Calls():
-            assert torch.equal(recording.run(run, *given(5, 5)), torch.arange(5.0).sin())
+            assert torch.equal(replayed(recording, run, 5, 5), torch.arange(5.0).sin())
     assert kind.__name__ in recording.obstacle and recording._program is None
     recording.forget()
     assert recording.obstacle, "it is not recorded again"
@@ -422,11 +434,11 @@ def test_a_recording_that_gives_other_results_is_dropped() -> None:
         return ids[0].float() * state["factor"]
 
     recording = record(run)
-    assert torch.equal(recording.run(run, *given(5, 5)), torch.arange(5.0))
+    assert torch.equal(replayed(recording, run, 5, 5), torch.arange(5.0))
     state["factor"] = 3.0
-    assert torch.equal(recording.run(run, *given(6, 6)), 3 * torch.arange(6.0))
+    assert torch.equal(replayed(recording, run, 6, 6), 3 * torch.arange(6.0))
     assert "other results for 6 tokens" in recording.obstacle
-    assert torch.equal(recording.run(run, *given(5, 5)), 3 * torch.arange(5.0))
+    assert torch.equal(replayed(recording, run, 5, 5), 3 * torch.arange(5.0))
 
 
 def test_writes_are_kept_and_waste_is_not() -> None:
@@ -439,7 +451,7 @@ def test_writes_are_kept_and_waste_is_not() -> None:
     recording = record(run)
     program = recording._program
     assert program is not None and "sin" not in program.graph.python_code("self").src
-    assert torch.equal(program(*given(3, 3)), run(*given(3, 3)))
+    assert torch.equal(program(*given(3, 3), 3, 3), run(*given(3, 3)))
 
 
 LASTING = torch.zeros(80)
@@ -497,19 +509,19 @@ def test_the_cache_is_called_in_place_and_in_order() -> None:
     traces = []
     for size in SIZES:
         ids = torch.arange(size.rows)[None]
-        traces.append(Tracer(ids, ids + 1, torch.arange(size.asked)))
+        traces.append(Tracer({"ids": ids}, size._asdict()))
         with traces[-1]:
             result = run(TracedCache(traces[-1], 2), ids)
         traces[-1].finish(result)
     program = Program(*traces)
     spy = Spy()
     ids = torch.arange(4)[None]
-    found = program(spy, ids, ids, ids[0])
+    found = program(spy, ids, 4, 4)
     assert spy.calls == ["update 0", "attend", "update 1", "attend"]
     assert torch.equal(found.flatten(), torch.arange(4.0) + 2)
 
 
 def test_a_result_from_elsewhere_is_refused() -> None:
-    tracer = Tracer(*(torch.zeros(1, 1) for _ in range(3)))
+    tracer = Tracer({"ids": torch.zeros(1, 1)}, {})
     with pytest.raises(Unrecordable, match="not PyTorch's"):
         tracer.finish(torch.ones(2))

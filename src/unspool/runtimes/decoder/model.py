@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from unspool.errors import ModelError
 from unspool.runtimes.decoder.probe import compare, learn_layout
+from unspool.runtimes.decoder.replayed_pass import FlatPass
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
 from unspool.runtimes.kv.pool import Layout
 from unspool.runtimes.model_info import (
@@ -106,8 +107,8 @@ class DecoderModel(BackendModel):
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
         if on_cpu and not spread and not has_experts(self.module):
-            self._recorded = Replay(len(self.layout))
-            self._recorded_invariant = Replay(len(self.layout), self._invariant_calls())
+            self._recorded = Replay()
+            self._recorded_invariant = Replay(self._invariant_calls())
         self._builds, self._seen = wrapped.builds, wrapped.version
 
     def _invariance(self, *, on_cpu: bool) -> BatchInvariance:
@@ -150,8 +151,8 @@ class DecoderModel(BackendModel):
         recorded = self._recorded_invariant if invariant else self._recorded
         states = None
         with attending(cache), self._wrapped.calling(), ExitStack() as modes:
-            if recorded is not None and hidden is None and not inner:
-                logits = recorded.run(self._logits, cache, ids, places, keep)
+            if recorded is not None and hidden is None and not inner and 1 <= len(asked) <= len(tokens):
+                logits = recorded.run(FlatPass(self._logits, len(self.layout), cache, ids, places, keep))
                 between = None if inner is None else logits[:0]
             else:
                 if invariant:

@@ -36,18 +36,26 @@ def _children(tree: Tree) -> Mapping[Any, Any] | None:
 
 def leaves(tree: Tree) -> dict[Path, torch.Tensor]:
     """Return every tensor of the tree by its path."""
-    found: dict[Path, torch.Tensor] = {}
-    for path, tensor in _walk(tree, (), set()):
-        found[path] = tensor
-    return found
+    return {path: each for path, each in _walk(tree, (), set()) if isinstance(each, torch.Tensor)}
 
 
-def _walk(tree: Tree, path: Path, seen: set[int]) -> Iterator[tuple[Path, torch.Tensor]]:
-    if isinstance(tree, torch.Tensor):
+def frame(tree: Tree) -> dict[Path, Any]:
+    """Return everything but the tensors by its path: numbers, flags and names, and the identities of other objects."""
+    simple = (bool, int, float, str, type(None), torch.dtype, torch.device)
+    return {
+        path: each if isinstance(each, simple) else id(each)
+        for path, each in _walk(tree, (), set())
+        if not isinstance(each, torch.Tensor)
+    }
+
+
+def _walk(tree: Tree, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+    """Yield the leaves: tensors and atoms."""
+    children = None if isinstance(tree, torch.Tensor) else _children(tree)
+    if children is None:
         yield path, tree
         return
-    children = _children(tree)
-    if children is None or id(tree) in seen:
+    if id(tree) in seen:
         return
     seen.add(id(tree))
     for key, child in children.items():
@@ -99,6 +107,7 @@ class CacheSchema:
 
     Attributes:
         can_stack: True if sequences of one length can be batched.
+        is_fixed: True if they can, and no leaf grows: the cache is a recurrent state.
     """
 
     def __init__(self, one: Tree, two: Tree | None, longer: Tree) -> None:
@@ -111,6 +120,8 @@ class CacheSchema:
             wider = _differing(tensor, both[path]) if self.can_stack else []
             self.can_stack = self.can_stack and (wider is not None and len(wider) <= 1)
             self._kinds[path] = Kind(wider[0] if wider else None, grows)
+        fixed = (kind.batch is not None and not kind.grows for kind in self._kinds.values())
+        self.is_fixed = self.can_stack and bool(self._kinds) and all(fixed)
 
     def copied(self, tree: Tree) -> Tree:
         """Return a copy that a call can change. Every call replaces the leaves that grow, so they are not copied."""
@@ -120,6 +131,24 @@ class CacheSchema:
             return tensor if kind is not None and kind.grows else tensor.clone()
 
         return rebuild(tree, own)
+
+    def gathered_states(self, shares: Sequence[CacheSlice]) -> dict[Path, torch.Tensor]:
+        """Return copies of the leaves of all shares, in their order; only if `is_fixed`."""
+        runs = list(_runs(shares))
+        return {path: self._joined(path, kind.batch or 0, runs) for path, kind in self._kinds.items()}
+
+    def _joined(self, path: Path, dim: int, runs: Sequence[tuple[BatchedCache, list[int]]]) -> torch.Tensor:
+        parts = [_rows_of(stack.tensors[path], dim, rows, stack.rows) for stack, rows in runs]
+        if len(parts) > 1:
+            return torch.cat(parts, dim)
+        return parts[0].clone() if parts[0] is runs[0][0].tensors[path] else parts[0]
+
+    def repeated(self, states: Mapping[Path, torch.Tensor], rows: torch.Tensor) -> dict[Path, torch.Tensor]:
+        """Return some rows of the leaves; only if `is_fixed`. rows: indices."""
+        return {
+            path: state.index_select(self._kinds[path].batch or 0, rows.to(state.device))
+            for path, state in states.items()
+        }
 
     def gathered(self, shares: Sequence[CacheSlice], length: int) -> Tree:
         """Return one tree that a call can change, of the first `length` tokens of each share, in their order."""
@@ -136,12 +165,7 @@ class CacheSchema:
             if kind.batch is None:
                 return tensor.clone()
             dim = kind.batch
-            parts = [
-                by_stack[id(stack)][path].index_select(dim, torch.tensor(rows, device=tensor.device))
-                if rows != list(range(stack.rows))
-                else by_stack[id(stack)][path]
-                for stack, rows in runs
-            ]
+            parts = [_rows_of(by_stack[id(stack)][path], dim, rows, stack.rows) for stack, rows in runs]
             return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
         return rebuild(trees[id(shares[0].stack)], gather)
@@ -167,6 +191,13 @@ def _runs(shares: Sequence[CacheSlice]) -> Iterator[tuple[BatchedCache, list[int
     yield stack, rows
 
 
+def _rows_of(tensor: torch.Tensor, dim: int, rows: list[int], count: int) -> torch.Tensor:
+    """Return some rows of a tensor of `count` rows; the tensor itself for all of them in order."""
+    if rows == list(range(count)):
+        return tensor
+    return tensor.index_select(dim, torch.tensor(rows, device=tensor.device))
+
+
 class BatchedCache:
     """The tree of several sequences of one length.
 
@@ -174,12 +205,42 @@ class BatchedCache:
         tree: must not change later.
         rows: number of sequences.
         length: tokens per sequence.
+        tensors: leaves in place of those of the tree; None for its own.
     """
 
-    __slots__ = ("length", "rows", "tree")
+    __slots__ = ("_frame", "_is_built", "_tensors", "_tree", "length", "rows")
 
-    def __init__(self, tree: Tree, rows: int, length: int) -> None:
-        self.tree, self.rows, self.length = tree, rows, length
+    def __init__(self, tree: Tree, rows: int, length: int, tensors: dict[Path, torch.Tensor] | None = None) -> None:
+        self._tree, self._tensors, self.rows, self.length = tree, tensors, rows, length
+        self._is_built = tensors is None
+        self._frame: dict[Path, Any] | None = None
+
+    @property
+    def tree(self) -> Tree:
+        """The tree with its leaves."""
+        if not self._is_built:
+            self._tree, self._is_built = rebuild(self._tree, lambda path, _: self.tensors[path]), True
+        return self._tree
+
+    @property
+    def tensors(self) -> dict[Path, torch.Tensor]:
+        """The leaves; see `leaves`."""
+        if self._tensors is None:
+            self._tensors = leaves(self._tree)
+        return self._tensors
+
+    @property
+    def frame(self) -> dict[Path, Any]:
+        """Everything but the leaves; see `frame`."""
+        if self._frame is None:
+            self._frame = frame(self._tree)
+        return self._frame
+
+    def changed(self, tensors: dict[Path, torch.Tensor], rows: int, length: int) -> BatchedCache:
+        """Return the same tree with other leaves."""
+        other = BatchedCache(self._tree, rows, length, tensors)
+        other._frame = self.frame
+        return other
 
 
 class CacheSlice(NamedTuple):

@@ -117,6 +117,20 @@ class CausalModel:
             memory = getattr(output, self.cache_name, None) if remembers and self.cache_name else None
             return ModelOutput(logits.float(), shown, between, memory)
 
+    def step(self, ids: torch.Tensor, tree: Tree) -> tuple[torch.Tensor, Tree]:
+        """Read the last token of each sequence, inside `calling`: a plain call, which a tracer can record.
+
+        Args:
+            ids: [batch, length], the whole sequences.
+            tree: the cache of the tokens before, which the call can change.
+
+        Returns:
+            Logits [batch, vocab], in the model's own dtype, and the cache.
+        """
+        inputs = self._inputs(ids, tree, 1, use_cache=True)
+        output = self.wrapped.module(**inputs, return_dict=True)
+        return output.logits[:, -1], getattr(output, self.cache_name or "", None)
+
     def _narrows(self, inputs: dict[str, Any], keep: Sequence[int], batch: int, num_new: int, *, reads: bool) -> bool:
         """Make a patched model compute only the last row of each sequence, as `generate` does; return True if done.
 

@@ -19,11 +19,12 @@ from unspool.runtimes.generic.capabilities import learn
 from unspool.runtimes.generic.job import Job, SequenceCache
 from unspool.runtimes.generic.model import CausalModel, ModelOutput
 from unspool.runtimes.generic.prompts import ReadPrompts
+from unspool.runtimes.generic.replayed_step import RecurrentSteps
 from unspool.runtimes.generic.row_buffer import rows_of
 from unspool.runtimes.generic.sequence_table import SequenceTable
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import Limit, estimated_bytes_per_token, hard, limits_of
-from unspool.runtimes.model_info import describe, text_config
+from unspool.runtimes.model_info import describe, has_experts, text_config
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.runtimes.wrap.wrapped import WrappedModel, shared
@@ -111,7 +112,11 @@ class GenericRuntime(Runtime):
             limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._wrapped.device),
             bytes_per_token=None if self._use_cache else 0,
         )
-        self._builds = self._wrapped.builds
+        schema = self._can.schema
+        can_replay = schema is not None and schema.is_fixed and self._can.batches and self._can.shows_all
+        is_plain = not self._wrapped.in_place and self._wrapped.device.type == "cpu" and not has_experts(module)
+        self._steps = RecurrentSteps(self._model, schema) if can_replay and is_plain and schema is not None else None
+        self._builds, self._seen = self._wrapped.builds, self._wrapped.version
 
     def _describe(self) -> str:
         if self._use_cache:
@@ -192,6 +197,7 @@ class GenericRuntime(Runtime):
     def refresh(self) -> None:
         """Apply a user's weights after they were written through `.data`; other changes are found automatically."""
         self._wrapped.refresh()
+        self._forget_recording()
 
     def check(self) -> None:
         """Assert that the cache of each sequence is as long as the sequence; for tests."""
@@ -201,11 +207,17 @@ class GenericRuntime(Runtime):
     def _sync_weights(self) -> None:
         """Apply changes of a user's own model."""
         self._wrapped.sync_weights()
+        self._forget_recording()
         if self._wrapped.builds == self._builds:
             return
         if self._table.live:
             raise ModelError("the model's shape has changed while sequences are live: finish or cancel them first")
         self._configure()
+
+    def _forget_recording(self) -> None:
+        if self._steps is not None and self._seen != self._wrapped.version:
+            self._steps.replay.forget()
+        self._seen = self._wrapped.version
 
     def _jobs(self, feed: Feed) -> list[Job]:
         """Return the work of a feed: one job, or without `shows_all` one per position to return."""
@@ -252,8 +264,8 @@ class GenericRuntime(Runtime):
             return
         ids = torch.tensor([job.tokens[:stop] for job in jobs], device=self._wrapped.device)
         asked = [[at - start for at in job.asked if start <= at < stop] for job in jobs]
-        output = self._output(ids, jobs, asked) if self._can.shows_all else self._last_rows(ids, asked)
-        stack, rows = BatchedCache(output.tree, len(jobs), stop), iter(output.logits)
+        output, stack = self._replayed(ids, jobs, asked) or self._called(ids, jobs, asked)
+        rows = iter(output.logits)
         for row, job in enumerate(jobs):
             job.found.logits += islice(rows, len(asked[row]))
             if job.feed.layers and output.inner is not None:
@@ -262,6 +274,25 @@ class GenericRuntime(Runtime):
                 first = stop - output.hidden.shape[1]
                 job.found.hidden.append(output.hidden[row, max(job.start - first, 0) :])
             job.advance(CacheSlice(stack, row, stop) if self._use_cache else None, stop)
+
+    def _called(
+        self, ids: torch.Tensor, jobs: Sequence[Job], asked: Sequence[Sequence[int]]
+    ) -> tuple[ModelOutput, BatchedCache]:
+        output = self._output(ids, jobs, asked) if self._can.shows_all else self._last_rows(ids, asked)
+        return output, BatchedCache(output.tree, len(jobs), ids.shape[1])
+
+    def _replayed(
+        self, ids: torch.Tensor, jobs: Sequence[Job], asked: Sequence[Sequence[int]]
+    ) -> tuple[ModelOutput, BatchedCache] | None:
+        """Run a call that a replay can repeat; None if it is no such call."""
+        shares = [job.share for job in jobs if job.share is not None]
+        is_step = len(shares) == len(jobs) and jobs[0].done == ids.shape[1] - 1 and all([*at] == [0] for at in asked)
+        if self._steps is None or not is_step or any(job.feed.hidden or job.feed.layers for job in jobs):
+            return None
+        if any(self._prompts.length(job.feed.seq) is not None for job in jobs):
+            return None
+        found = self._steps.run(ids, shares)
+        return None if found is None else (ModelOutput(found[0], None, None, None), found[1])
 
     def _last_rows(self, ids: torch.Tensor, asked: Sequence[Sequence[int]]) -> ModelOutput:
         """Return the logits after the last token of each sequence that asks for them."""

@@ -27,6 +27,9 @@ class RepeatableOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Shapes must not depend on values, so that the recorded shapes hold for other tokens. Operators must write only into
     tensors of the pass itself, so that the pass can run a second time.
 
+    Args:
+        written: lasting tensors that operators can change in place.
+
     Attributes:
         num_writes: number of tensors that operators have changed in place.
 
@@ -34,10 +37,10 @@ class RepeatableOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Unrecordable: if an operator reads values, has a result of data-dependent size, or changes a lasting tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_writes = 0
-        self._made_here: set[int | None] = set()
+        self._made_here: set[int | None] = set(map(_storage, written))
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

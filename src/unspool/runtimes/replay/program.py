@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,22 +19,11 @@ from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.tracer import Tracer
 
 
-class Size(NamedTuple):
-    """Size of a pass. rows: number of tokens. asked: number of rows of logits."""
-
-    rows: int
-    asked: int
-
-
-# A pair of numbers names one kind of size: no pair is a multiple of both kinds.
-SIZES = (Size(11, 5), Size(13, 7))
-
-
 class Program:
     """One traced pass that runs with any number of rows.
 
     Args:
-        first, second: finished traces of the sizes `SIZES`. The program takes over the graph of the first.
+        first, second: finished traces of two sizes. The program takes over the graph of the first.
         rewritten: returns the function to call in place of a traced one; None for the traced ones.
 
     Attributes:
@@ -56,10 +45,9 @@ class Program:
         exec(compile(code.src, "<replay of a pass>", "exec"), names)
         self._run = partial(names["forward"], None, *first.constants)
 
-    def __call__(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Run the pass. ids, positions: [1, rows]. keep: [asked], rows of the logits to return."""
-        result: torch.Tensor = self._run(cache, ids, positions, keep, ids.shape[1], keep.shape[0])
-        return result
+    def __call__(self, *given: Any) -> Any:
+        """Run the pass. given: the cache, and the inputs and sizes of the tracer, in their order."""
+        return self._run(*given)
 
 
 def _is_needed(node: fx.Node) -> bool:
@@ -112,7 +100,7 @@ def _join(first: Any, second: Any, sizes: Sequence[tuple[fx.Node, int, int]]) ->
         factor, rest = divmod(first, size)
         if not rest and factor * other == second:
             return node if factor == 1 else node.graph.call_function(operator.mul, (node, factor))
-    raise Unrecordable(f"a number is {first} for {SIZES[0].rows} tokens and {second} for {SIZES[1].rows}")
+    raise Unrecordable(f"a number is {first} in one pass and {second} in another")
 
 
 def _check_same(first: Any, second: Any, *, is_same: bool) -> Any:

@@ -7,80 +7,101 @@ sequences.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Hashable
 from contextlib import nullcontext
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from unspool.runtimes.kv.attention import attending
 from unspool.runtimes.replay.operators import Unrecordable
-from unspool.runtimes.replay.program import SIZES, Program, Size
-from unspool.runtimes.replay.tracer import TracedCache, Tracer
+from unspool.runtimes.replay.program import Program
+from unspool.runtimes.replay.tracer import Tracer
 from unspool.runtimes.weights.invariant_calls import InvariantCalls
 from unspool.tuning import REPLAY_MAX_ROWS, REPLAY_MIN_PASSES
 
-Pass: TypeAlias = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(cache, ids [1, rows], positions [1, rows], keep [asked]) --> logits [asked, vocab]"""
+
+class ReplayedPass(Protocol):
+    """One pass of a backend. The model can run behind a replay that failed, with the same result."""
+
+    @property
+    def rows(self) -> int:
+        """Number of tokens that the pass reads."""
+        ...
+
+    @property
+    def size(self) -> Hashable:
+        """The size of the pass. A replay is trusted size by size."""
+        ...
+
+    def model(self) -> Any:
+        """Run the model. Returns a tensor, or a tuple of tensors."""
+        ...
+
+    def inputs(self) -> tuple[Any, ...]:
+        """Return the arguments of the program, which can change those tensors that the trace declares as written."""
+        ...
+
+    def trace(self, number: int) -> Tracer:
+        """Trace the pass in the first size (0) or the second size (1) of two, over the tokens of this pass.
+
+        Raises:
+            Unrecordable: if a list of calls cannot repeat it.
+        """
+        ...
 
 
-def patience(size: Size) -> int:
+def patience(rows: int) -> int:
     """Return how many passes of a size run before its replay is verified.
 
     The check costs as many rows again, and a replay saves about two rows' work per pass.
     """
-    return size.rows // 2
+    return rows // 2
 
 
 class Replay:
-    """A forward pass that runs the model until it is recorded, and its replay from then on.
+    """Passes that run the model until they are recorded, and their replay from then on.
 
-    For each size, a replay is trusted once it has given the model's exact logits. That check costs a pass, so it runs
-    only for sizes that are likely to come again. If a replay gives other logits, or raises, the model runs this pass
+    For each size, a replay is trusted once it has given the model's exact results. That check costs a pass, so it runs
+    only for sizes that are likely to come again. If a replay gives other results, or raises, the model runs this pass
     and every later one.
 
     Args:
-        num_layers: number of layers of the model's cache.
         calls: the mode that the model runs in. A replay calls the functions that the mode calls. None for no mode.
 
     Attributes:
-        obstacle: why the pass is not replayed; "" if no reason is known.
+        obstacle: why passes are not replayed; "" if no reason is known.
     """
 
-    def __init__(self, num_layers: int, calls: InvariantCalls | None = None) -> None:
-        self._num_layers, self._calls = num_layers, calls
+    def __init__(self, calls: InvariantCalls | None = None) -> None:
+        self._calls = calls
         self.obstacle = ""
         self._program: Program | None = None
         self._num_passes = 0
-        self._verified: set[Size] = set()
-        self._seen: Counter[Size] = Counter()
+        self._verified: set[Hashable] = set()
+        self._seen: Counter[Hashable] = Counter()
 
-    def run(self, model: Pass, *given: Any) -> torch.Tensor:
-        """Run the pass. model: always the same function. given: its arguments."""
-        _, ids, positions, keep = given
-        size = Size(ids.shape[1], keep.shape[0])
-        if self.obstacle or not 1 <= size.asked <= size.rows <= REPLAY_MAX_ROWS:
-            return self._run_model(model, given)
+    def run(self, each: ReplayedPass) -> Any:
+        """Run a pass. Returns the results of the model."""
+        if self.obstacle or each.rows > REPLAY_MAX_ROWS:
+            return self._model(each)
         if self._program is None:
             self._num_passes += 1
             if self._num_passes > REPLAY_MIN_PASSES:
-                self.record(model, ids, positions)
+                self.record(each)
         if self._program is None:
-            return self._run_model(model, given)
+            return self._model(each)
+        size = each.size
+        if size in self._verified:
+            return self._replayed(self._program, each)
         self._seen[size] += 1
-        if size not in self._verified and self._seen[size] <= patience(size):
-            return self._run_model(model, given)
-        return self._replay(self._program, model, size, given)
+        return self._model(each) if self._seen[size] <= patience(each.rows) else self._verify(self._program, each)
 
-    def record(self, model: Pass, ids: torch.Tensor, positions: torch.Tensor) -> None:
-        """Record the pass now; set `obstacle` if that is impossible.
-
-        Args:
-            ids, positions: [1, rows] of a real pass. The recording repeats them, so that the model knows each of them.
-        """
+    def record(self, each: ReplayedPass) -> None:
+        """Record the pass now; set `obstacle` if that is impossible."""
         try:
-            traces = (self._trace(model, size, ids, positions) for size in SIZES)
-            self._program = Program(*traces, rewritten=None if self._calls is None else self._calls.rewritten)
+            rewritten = None if self._calls is None else self._calls.rewritten
+            self._program = Program(each.trace(0), each.trace(1), rewritten=rewritten)
         except Unrecordable as reason:
             self.obstacle = str(reason)
         except Exception as error:  # a model can refuse two tokens at one position in any way
@@ -92,44 +113,36 @@ class Replay:
         self._verified.clear()
         self._seen.clear()
 
-    def _trace(self, model: Pass, size: Size, ids: torch.Tensor, positions: torch.Tensor) -> Tracer:
-        columns = torch.arange(size.rows, device=ids.device) % ids.shape[1]
-        ids, positions = ids[:, columns], positions[:, columns]
-        keep = torch.arange(size.asked, device=ids.device)
-        tracer = Tracer(ids, positions, keep)
-        cache = TracedCache(tracer, self._num_layers)
-        with attending(cache), tracer:
-            result = model(cache, ids, positions, keep)
-        tracer.finish(result)
-        return tracer
-
-    def _replay(self, program: Program, model: Pass, size: Size, given: Any) -> torch.Tensor:
-        """Run the program; verify its logits if its size is not trusted yet.
-
-        The model can always run behind the program: it writes the same keys and values to the same positions.
-        """
+    def _replayed(self, program: Program, each: ReplayedPass) -> Any:
         try:
-            found = program(*given)
+            return program(*each.inputs())
         except Exception as error:
             self._stop(f"its replay failed: {type(error).__name__}: {error}")
-            return self._run_model(model, given)
-        if size in self._verified:
+            return self._model(each)
+
+    def _verify(self, program: Program, each: ReplayedPass) -> Any:
+        """Run the program and the model; trust the size from now on if the results are the same."""
+        found = self._replayed(program, each)
+        if self.obstacle:
             return found
-        expected = self._run_model(model, given)
+        expected = self._model(each)
         if _are_identical(found, expected):
-            self._verified.add(size)
+            self._verified.add(each.size)
         else:
-            self._stop(f"replayed, it gave other results for {size.rows} tokens")
+            self._stop(f"replayed, it gave other results for {each.rows} tokens")
         return expected
 
-    def _run_model(self, model: Pass, given: Any) -> torch.Tensor:
+    def _model(self, each: ReplayedPass) -> Any:
         with nullcontext() if self._calls is None else self._calls:
-            return model(*given)
+            return each.model()
 
     def _stop(self, reason: str) -> None:
         self.obstacle, self._program = reason, None
         self._verified.clear()
 
 
-def _are_identical(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True)
+def _are_identical(found: Any, expected: Any) -> bool:
+    pairs = zip(tree_leaves(found), tree_leaves(expected), strict=True)
+    return all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs
+    )

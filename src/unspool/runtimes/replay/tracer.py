@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from unspool.runtimes.kv.attention import AttentionParams
-from unspool.runtimes.kv.cache import UnmaskedCache
 from unspool.runtimes.replay.operators import RepeatableOperators, Unrecordable
 
 # Calls that return no tensor, and depend on nothing but shapes and types.
@@ -36,28 +36,30 @@ class Tracer(TorchFunctionMode):
     """While the context lasts, records every call of a PyTorch function in this thread.
 
     Args:
-        ids, positions: [1, rows], the tokens of the pass.
-        keep: [asked], rows of the logits to return.
+        inputs: tensors of the pass, by name.
+        sizes: numbers of the pass, by name.
+        written: inputs that the pass can change in place.
 
     Attributes:
-        graph: the calls, in order. Its inputs are the constants, then cache, ids, positions, keep, rows and asked.
+        graph: the calls, in order. Its inputs are the constants, then the cache, `inputs` and `sizes`.
         constants: objects that exist before the pass: parameters, buffers, and arguments other than literals.
 
     Raises:
         Unrecordable: if a list of calls cannot repeat the pass; see `RepeatableOperators`.
     """
 
-    def __init__(self, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> None:
+    def __init__(
+        self, inputs: Mapping[str, torch.Tensor], sizes: Mapping[str, int], *, written: Iterable[torch.Tensor] = ()
+    ) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.constants: list[Any] = []
         self._cache = self.graph.placeholder("cache")
-        tensors = {"ids": ids, "positions": positions, "keep": keep}
-        self._nodes = {id(tensor): self.graph.placeholder(name) for name, tensor in tensors.items()}
-        self.sizes = {self.graph.placeholder("rows"): ids.shape[1], self.graph.placeholder("asked"): keep.shape[0]}
+        self._nodes = {id(tensor): self.graph.placeholder(name) for name, tensor in inputs.items()}
+        self.sizes = {self.graph.placeholder(name): size for name, size in sizes.items()}
         # Identities name the objects, so each object must stay alive.
-        self._alive: list[Any] = list(tensors.values())
-        self._operators = RepeatableOperators()
+        self._alive: list[Any] = list(inputs.values())
+        self._operators = RepeatableOperators(written)
 
     def __enter__(self) -> Tracer:
         self._operators.__enter__()  # type: ignore[no-untyped-call]
@@ -76,6 +78,10 @@ class Tracer(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
+        if getattr(func, "__name__", "") in _METADATA and not _has_tensors(result := func(*args, **options)):
+            return result
+        if func is F.dropout and options.get("training") is False:
+            return args[0]  # in inference mode, a dispatch mode would make it a copy
         # An in-place call returns its argument under a new name, so arguments are encoded first.
         encoded, encoded_options = self._encode(tuple(args)), self._encode(options)
         num_writes = self._operators.num_writes
@@ -84,7 +90,7 @@ class Tracer(TorchFunctionMode):
         if not _has_tensors(result):
             _check_numbers(func, (args, options))
         elif writes or not any(result is each for each in args):
-            # Calls that return their argument are left out, such as dropout outside of training.
+            # Calls that return their argument are left out.
             node = self._call(func, encoded, encoded_options)
             node.meta["writes"] = writes
             self._name(node, result)
@@ -98,19 +104,22 @@ class Tracer(TorchFunctionMode):
             raise Unrecordable(f"it reads an attribute without a name ({func})")
         return self.graph.call_function(getattr, (args[0], name))
 
-    def call_cache(self, method: str, args: Sequence[Any], result: Any) -> None:
-        """Record a call of a method of the cache."""
-        self._name(self.graph.call_method(method, (self._cache, *self._encode(tuple(args)))), result)
+    def call_cache(self, method: str, args: Sequence[Any], result: Any = None) -> None:
+        """Record a call of a method of the cache, and the tensors that it returns."""
+        node = self.graph.call_method(method, (self._cache, *self._encode(tuple(args))))
+        if result is not None:
+            self._name(node, result)
 
-    def finish(self, result: torch.Tensor) -> None:
-        """Set the result of the pass.
+    def finish(self, *results: torch.Tensor) -> None:
+        """Set the results of the pass: one tensor, or several as a tuple.
 
         Raises:
-            Unrecordable: if no recorded call has computed it.
+            Unrecordable: if no recorded call has computed them.
         """
-        if id(result) not in self._nodes:
+        if any(id(result) not in self._nodes for result in results):
             raise Unrecordable("its result comes from a call that is not PyTorch's")
-        self.graph.output(self._nodes[id(result)])
+        nodes = tuple(self._nodes[id(result)] for result in results)
+        self.graph.output(nodes[0] if len(nodes) == 1 else nodes)
 
     def _name(self, node: fx.Node, result: Any) -> None:
         """Let a node, or its items, stand for the tensors that a call has returned."""
@@ -134,40 +143,14 @@ class Tracer(TorchFunctionMode):
             return slice(*map(self._encode, (value.start, value.stop, value.step)))
         if type(value) in _LITERALS:
             return value
+        if isinstance(value, AttentionParams) and id(value.bias) in self._nodes:
+            fields = {name: self._encode(getattr(value, name)) for name in AttentionParams.__slots__}
+            return self.graph.call_function(AttentionParams, (), fields)
         if id(value) not in self._nodes:
             self.constants.append(value)
             with self.graph.inserting_before(self._cache):
                 self._nodes[id(value)] = self.graph.placeholder(f"constant_{len(self.constants)}")
         return self._nodes[id(value)]
-
-
-class TracedCache(UnmaskedCache):
-    """Cache of a traced pass: records its calls, stores nothing, and attends to nothing."""
-
-    def __init__(self, tracer: Tracer, num_layers: int) -> None:
-        super().__init__()
-        self._tracer, self._num_layers = tracer, num_layers
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Record that one layer's keys and values are written."""
-        states = (key_states, value_states)
-        self._tracer.call_cache("update", (*states, layer_idx), states)
-        return states
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
-    ) -> torch.Tensor:
-        """Record that one layer attends. --> [rows, heads, value width], zeros"""
-        with torch._C.DisableTorchFunction():
-            shape = (query.shape[2], query.shape[1], value.shape[-1])
-            result = torch.zeros(shape, dtype=query.dtype, device=query.device)
-        self._tracer.call_cache("attend", (query, key, value, params), result)
-        return result
-
-    def __len__(self) -> int:
-        return self._num_layers
 
 
 def _has_tensors(tree: Any) -> bool:

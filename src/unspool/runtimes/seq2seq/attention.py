@@ -6,7 +6,7 @@ The targets here serve the attention function that `kv/attention.py` registers w
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
 from unspool.runtimes.seq2seq.equal_length_batch import SlotRun
 from unspool.runtimes.seq2seq.self_cache import SelfCache
 
-_SUPPORTED = frozenset({"bias"})
+SUPPORTED: Final = frozenset({"bias"})
 
 
 class EqualLengthAttention:
@@ -25,21 +25,26 @@ class EqualLengthAttention:
     Each decoder layer does self-attention right after it has written to the cache, and cross-attention after that.
     """
 
-    supported_params: ClassVar[frozenset[str]] = _SUPPORTED
+    supported_params: ClassVar[frozenset[str]] = SUPPORTED
 
     def __init__(self, cache: SelfCache) -> None:
-        self._cache, self._batch = cache, cache.batch
+        self.cache, self._batch = cache, cache.batch
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
         """Attend in one layer; see `Attends`. `key` and `value` are stand-ins, and only their shape counts."""
-        is_self, self._cache.is_written = self._cache.is_written, False
-        if is_self:
-            out = self._self_attention(query, value.shape[-1], params)
-        else:
-            out = self._cross_attention(query, value.shape[-1], params)
-        return _by_query(out)
+        return self.attend_queries(query, value.shape[-1], params)
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
+        """Write one layer's keys and values; see `SelfCache.write`."""
+        self.cache.write(key, value, layer)
+
+    def attend_queries(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
+        """Attend in one layer; see `Attends`."""
+        is_self, self.cache.is_written = self.cache.is_written, False
+        attend = self._self_attention if is_self else self._cross_attention
+        return _by_query(attend(query, value_width, params))
 
     def _self_attention(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
         """Return [rows, heads, width, value width], as for `_cross_attention`."""
@@ -62,7 +67,7 @@ class EqualLengthAttention:
         return out
 
     def _over_slots(self, run: SlotRun, query: torch.Tensor, params: AttentionParams) -> torch.Tensor:
-        layer, stop = self._cache.layer, self._batch.stop
+        layer, stop = self.cache.layer, self._batch.stop
         keys = run.pool.keys[layer][run.first : run.stop, :, :stop]
         values = run.pool.values[layer][run.first : run.stop, :, :stop]
         queries = query.to(keys.dtype)
@@ -77,7 +82,7 @@ class EqualLengthAttention:
         return (out if run.offsets is None else out[run.offsets]).to(query.dtype)
 
     def _over_source(self, encoded: EncodedSource, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        keys, values = encoded.keys[self._cache.layer], encoded.values[self._cache.layer]
+        keys, values = encoded.keys[self.cache.layer], encoded.values[self.cache.layer]
         rows, heads, width, size = query.shape
         # Fold the rows into queries of one row, so that one call reads the source once for all of them.
         queries = query.to(keys.dtype).transpose(0, 1).reshape(1, heads, rows * width, size)
@@ -92,7 +97,7 @@ class FirstTokenAttention:
         num_calls: how often the model called it.
     """
 
-    supported_params: ClassVar[frozenset[str]] = _SUPPORTED
+    supported_params: ClassVar[frozenset[str]] = SUPPORTED
 
     def __init__(self) -> None:
         self.num_calls = 0

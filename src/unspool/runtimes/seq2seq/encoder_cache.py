@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -29,7 +29,7 @@ class EncodedSource:
     """The encoder output of one source.
 
     number: unique. source: a weak reference. keys, values: per layer, [1, heads, length, width]. version: of the
-    weights that computed them. num_uses: live sequences that read them.
+    weights that computed them. num_uses: live sequences that read them. stand_ins: keys and values of one position.
     """
 
     number: int
@@ -38,6 +38,10 @@ class EncodedSource:
     values: list[torch.Tensor]
     version: int
     num_uses: int = 0
+    stand_ins: KeysValues = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stand_ins = [(key[:, :, :1], value[:, :, :1]) for key, value in zip(self.keys, self.values, strict=True)]
 
     @property
     def length(self) -> int:

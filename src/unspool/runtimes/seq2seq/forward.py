@@ -15,10 +15,12 @@ import torch
 from unspool.runtimes.kv.attention import Attends, attending
 from unspool.runtimes.kv.pool import Layout
 from unspool.runtimes.kv.slot import Slot
+from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.seq2seq.attention import EqualLengthAttention, FirstTokenAttention
 from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache, joint_cache
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, EncoderAdapter, KeysValues, stacked, visible
 from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
+from unspool.runtimes.seq2seq.replayed_step import DecodeStep
 from unspool.runtimes.seq2seq.self_cache import SelfCache
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook
@@ -34,7 +36,8 @@ class Seq2SeqForward:
     """Calls a wrapped model.
 
     wrapped: the model. reader: how it encodes. layout: shape and dtype of each decoder layer's keys and values.
-    attention: of the decoder. reads_head: True if the input of the head can be read.
+    attention: of the decoder. reads_head: True if the input of the head can be read. replay: of decode steps; None for
+    none.
     """
 
     wrapped: WrappedModel
@@ -42,6 +45,7 @@ class Seq2SeqForward:
     layout: Layout
     attention: Attention
     reads_head: bool
+    replay: Replay | None = None
 
     def encode(self, group: Sequence[Source]) -> list[KeysValues]:
         """Encode sources with inputs of equal shapes. Returns the keys and values per source."""
@@ -96,32 +100,50 @@ class Seq2SeqForward:
             Whether each row was finite, bool [rows].
         """
         own = SelfCache(batch, len(self.layout), returns_all=self.attention == "own")
-        cache = own if self.reader.has_prefix else joint_cache(own, self._sources(batch, cross))
-        module, device = self.wrapped.module, self.wrapped.device
-        keep = torch.tensor(asked, dtype=torch.int64, device=device)
+        attention, sources = EqualLengthAttention(own), self._sources(batch, cross)
+        device = self.wrapped.device
+        ids = torch.tensor(tokens, device=device)
+        with self.wrapped.calling(), self._attending(attention):
+            if self.replay is not None and batch.width == 1 and hidden is None and [*asked] == [*range(len(tokens))]:
+                rows = Rows(usable_rows(self.replay.run(DecodeStep(self._logits, attention, sources, ids))))
+            else:
+                keep = torch.tensor(asked, dtype=torch.int64, device=device)
+                rows = self._chosen_rows(own, sources, ids, keep, hidden)
+        assert own.finite is not None, "the last layer was not reached"
+        return rows, own.finite
+
+    def _chosen_rows(
+        self, own: SelfCache, sources: KeysValues, ids: torch.Tensor, keep: torch.Tensor, hidden: Sequence[int] | None
+    ) -> Rows:
+        """Return logits for rows of `keep`, and hidden states."""
+        # The caller's hooks on the head must see the shapes of transformers' `generate`.
+        patched = bool(self.wrapped.patch)
         with ExitStack() as stack:
-            stack.enter_context(self.wrapped.calling())
-            stack.enter_context(self._attending(EqualLengthAttention(own)))
-            # The caller's hooks on the head must see the shapes of transformers' `generate`.
-            patched = bool(self.wrapped.patch)
-            head = module.get_output_embeddings() if self.reads_head and (hidden or not patched) else None
+            head = self.wrapped.module.get_output_embeddings() if self.reads_head and (hidden or not patched) else None
             hook = None if head is None else stack.enter_context(HeadHook(head, None if patched else keep))
-            start = batch.start - self.num_prefixed(batch.encoded[0])
-            arguments = self.reader.arguments(torch.tensor(tokens, device=device), start)
-            output: Any = module(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
-            logits = output.logits.flatten(0, 1)
+            logits = self._logits(own, sources, ids)
             if hook is None or patched:
                 logits = logits[keep.to(logits.device)]
             states = hook.rows(hidden) if hook is not None and hidden is not None else None
-        assert own.finite is not None, "the last layer was not reached"
-        return Rows(usable_rows(logits), None if states is None else usable_rows(states)), own.finite
+        return Rows(usable_rows(logits), None if states is None else usable_rows(states))
+
+    def _logits(self, own: SelfCache, sources: KeysValues, ids: torch.Tensor) -> torch.Tensor:
+        """Call the decoder, and return its logits as rows."""
+        cache = own if self.reader.has_prefix else joint_cache(own, sources)
+        start = own.batch.start - (self.num_prefixed(own.batch.encoded[0]) if self.reader.has_prefix else 0)
+        output: Any = self.wrapped.module(
+            **self.reader.arguments(ids, start), past_key_values=cache, use_cache=True, return_dict=True
+        )
+        logits: torch.Tensor = output.logits.flatten(0, 1)
+        return logits
 
     def _sources(self, batch: EqualLengthBatch, cross: CrossBatchCache) -> KeysValues:
+        """Return keys and values of the sources, or stand-ins for them."""
+        if self.reader.has_prefix:
+            return []
         if self.attention == "own":
             return cross.layers_of(batch.encoded)
-        # Stand-ins: our attention reads the sources themselves.
-        first = batch.encoded[0]
-        return [(key[:, :, :1], value[:, :, :1]) for key, value in zip(first.keys, first.values, strict=True)]
+        return batch.encoded[0].stand_ins  # our attention reads the sources themselves
 
     def _attending(self, target: Attends) -> AbstractContextManager[None]:
         return attending(target) if self.attention == "ours" else nullcontext()

@@ -34,21 +34,26 @@ class SelfCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's keys and values, [rows, heads, width, head width], into the slots."""
-        self.layer, self.is_written = layer_idx, True
-        for run in self.batch.runs:
-            _write(run, run.pool.keys[layer_idx], key_states, self.batch)
-            _write(run, run.pool.values[layer_idx], value_states, self.batch)
-        if layer_idx == self.num_layers - 1:
-            # A nonfinite value in an earlier layer makes this layer's input, and so its value, nonfinite.
-            self.finite = value_states.float().sum((1, 2, 3)).isfinite()
+        """Write one layer's keys and values, and return those of all positions, or stand-ins."""
+        self.write(key_states, value_states, layer_idx)
         if not self._returns_all:
-            return self._stand_in(key_states), self._stand_in(value_states)
+            return self.stand_in(key_states), self.stand_in(value_states)
         keys = [_read(run, run.pool.keys[layer_idx], self.batch.stop) for run in self.batch.runs]
         values = [_read(run, run.pool.values[layer_idx], self.batch.stop) for run in self.batch.runs]
         return _concatenated(keys), _concatenated(values)
 
-    def _stand_in(self, states: torch.Tensor) -> torch.Tensor:
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: int) -> None:
+        """Write one layer's keys and values, [rows, heads, width, head width], into the slots."""
+        self.layer, self.is_written = layer, True
+        for run in self.batch.runs:
+            _write(run, run.pool.keys[layer], key_states, self.batch)
+            _write(run, run.pool.values[layer], value_states, self.batch)
+        if layer == self.num_layers - 1:
+            # A nonfinite value in an earlier layer makes this layer's input, and so its value, nonfinite.
+            self.finite = value_states.float().sum((1, 2, 3)).isfinite()
+
+    def stand_in(self, states: torch.Tensor) -> torch.Tensor:
+        """Return a tensor with the shape of all positions. --> [rows, heads, stop, head width]"""
         # A model with a position bias reads the number of positions from this shape.
         return states[:, :, :1].expand(-1, -1, self.batch.stop, -1)
 

@@ -250,8 +250,9 @@ class LanguageModel:
             messages: dicts of "role" and "content", oldest first; or a text, which is one message of the user. A list
                 of such lists or texts is several conversations. `unspool.Chat` keeps a conversation over several turns.
                 Content can be a list of parts: {"type": "text", "text": ...}, {"type": "image", "image": ...} or
-                {"type": "audio", "audio": ...}; "url" and "path" also work for images and audio. The options `images`
-                and `audio` of `generate` put parts into the last message.
+                {"type": "audio", "audio": ...}; "url" and "path" also work for images and audio, and so do OpenAI's
+                parts "image_url" and "input_audio". The options `images` and `audio` of `generate` put parts into the
+                last message.
             tools: functions with docstrings, or their JSON schemas, for the template; None for none.
             continue_final_message: True continues the last message, instead of a new turn.
             chat_template: in Jinja, or the name of one of the tokenizer's templates; None for its default.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor
+from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor, processing_utils
 
 import unspool
 from tests.media import MARK, TinyProcessor
@@ -119,6 +120,37 @@ def test_a_chat_reads_parts_of_messages(form: str):
     assert answer.messages[0]["content"] == parts
     streamed = lm.chat(turn, stream=True, **options)
     assert "".join(chunk.text for chunk in streamed) == answer.text
+
+
+def test_audio_parts_of_openai_reach_the_processor_in_the_form_of_transformers(monkeypatch: pytest.MonkeyPatch):
+    """transformers' `load_audio` takes base64; the packages that decode it are optional."""
+    extractor = WhisperFeatureExtractor(feature_size=8, sampling_rate=16_000, hop_length=800, chunk_length=1, n_fft=400)
+    template = (
+        f"{{% for part in messages[0].content %}}{{% if part.type == 'audio' %}}<{IMAGE}>{{% else %}}"
+        "{{ part.text }}{% endif %}{% endfor %}"
+    )
+    processor = Qwen2AudioProcessor(extractor, letters(), chat_template=template, audio_token=f"<{IMAGE}>")
+    sound = np.random.default_rng(1).standard_normal(12_000).astype(np.float32)
+    encoded = base64.b64encode(sound.tobytes()).decode()
+
+    def decoded(audio: Any, **_: Any) -> Any:
+        return audio if isinstance(audio, np.ndarray) else np.frombuffer(base64.b64decode(audio), dtype=np.float32)
+
+    monkeypatch.setattr(processing_utils, "load_audio", decoded)
+    model = tiny_multimodal("qwen2_audio")
+    lm = unspool.load(model, tokenizer=letters(), processor=processor)
+    inputs = processor(text=f"<{IMAGE}>now?", audio=[sound], sampling_rate=16_000, return_tensors="pt")
+    expected = model.generate(**inputs, do_sample=False, **LENGTHS)[0, inputs["input_ids"].shape[1] :].tolist()
+    text = {"type": "text", "text": "now?"}
+    for part in (
+        {"type": "audio", "audio": sound},
+        {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}},
+    ):
+        answer = lm.chat([{"role": "user", "content": [part, text]}], **LENGTHS)
+        assert tokens(answer) == expected
+    for wrong in ({}, {"input_audio": encoded}, {"input_audio": {"data": ""}}):
+        with pytest.raises(PromptError, match='a part of type "input_audio" must have'):
+            lm.chat([{"role": "user", "content": [{"type": "input_audio", **wrong}, text]}])
 
 
 def test_a_conversation_keeps_its_images():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import unspool
@@ -216,3 +217,16 @@ def test_a_trial_of_a_decoder_stays_within_its_positions(family: str, num_positi
     given, length = torch.tensor([[1]]), num_positions - 1
     expected = model.generate(given, max_new_tokens=length, do_sample=False, num_beams=1)
     assert unspool.generate(model, given, max_new_tokens=length).tolist() == expected.tolist()
+
+
+def test_a_model_without_known_embeddings_is_refused_by_its_class() -> None:
+    part = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    part |= {"head_dim": 16, "intermediate_size": 32, "max_position_embeddings": 32}
+    cross = {f"cross_{name}": part[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")}
+    decoder = {**part, **cross, "cross_hidden_size": 32, "vocab_size": 1028, "num_channels": 2}
+    config = transformers.DiaConfig(
+        encoder_config={**part, "vocab_size": 97}, decoder_config=decoder, delay_pattern=[0, 1]
+    )
+    model = transformers.DiaForConditionalGeneration(config).eval()
+    with pytest.raises(ModelError, match=r"DiaForConditionalGeneration does not tell its embeddings .* own `generate`"):
+        unspool.generate(model, torch.tensor([[5, 6, 7]]), max_new_tokens=3)

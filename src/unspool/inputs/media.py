@@ -15,7 +15,14 @@ from unspool.inputs.reader import EncodedPrompt, Reader
 from unspool.text.chat import Message
 from unspool.types import ModelInfo, PromptInputs, Source
 
-_KINDS: Final = {"image": "image", "image_url": "image", "audio": "audio", "audio_url": "audio", "video": "video"}
+_KINDS: Final = {
+    "image": "image",
+    "image_url": "image",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "video": "video",
+}
 """Types of message parts that are not text, and the kind of each."""
 
 
@@ -167,9 +174,10 @@ def encode_media_chat(
         PromptError: if the template or the processor refuses the messages.
     """
     _check(info, processor, "messages", "parts that are images or audio")
+    loadable = [_loadable(message) for message in messages]
     try:
         features = processor.apply_chat_template(
-            [_loadable(message) for message in messages],
+            loadable,
             tools=None if tools is None else list(tools),
             chat_template=chat_template,
             add_generation_prompt=not continue_final_message,
@@ -185,7 +193,11 @@ def encode_media_chat(
 
 
 def _loadable(message: Message) -> Message:
-    """Return a message with parts in the form of transformers; OpenAI's image parts have their address in a mapping."""
+    """Return a message with parts in the form of transformers. OpenAI's parts have their data in a mapping.
+
+    Raises:
+        PromptError: if an "input_audio" part lacks its data.
+    """
     if not _parts(message):
         return message
     return {**message, "content": [_loadable_part(part) for part in message["content"]]}
@@ -193,6 +205,12 @@ def _loadable(message: Message) -> Message:
 
 def _loadable_part(part: Any) -> Any:
     name = part.get("type") if isinstance(part, Mapping) else None
+    if name == "input_audio":
+        found = part.get(name)
+        data = found.get("data") if isinstance(found, Mapping) else None
+        if not isinstance(data, str) or not data:
+            raise PromptError('a part of type "input_audio" must have {"input_audio": {"data": base64, "format": ...}}')
+        return {"type": "audio", "audio": data}  # transformers reads base64, and finds out the format
     if name not in ("image_url", "audio_url"):
         return part
     address = part[name]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from unspool.errors import ModelError, OptionError
 from unspool.pipelines.base import Pipeline
+from unspool.pipelines.image_text_to_text import image_text_to_text
 from unspool.pipelines.speech_recognition import speech_recognition
-from unspool.pipelines.tasks import SPEECH, Task, find_task
+from unspool.pipelines.tasks import IMAGES, SPEECH, Task, find_task
 from unspool.pipelines.text_generation import TextGenerationPipeline
 from unspool.pipelines.text_to_text import TextToTextPipeline
 
@@ -47,7 +48,7 @@ _NEED_A_PREFIX: Final = ("XLNetLMHeadModel", "TransfoXLLMHeadModel")
 
 @overload
 def pipeline(
-    task: Literal["automatic-speech-recognition"],
+    task: Literal["automatic-speech-recognition", "image-text-to-text"],
     model: Any = ...,
     *,
     tokenizer: Any = ...,
@@ -82,8 +83,8 @@ def pipeline(
 
     Args:
         task: "text-generation", "text2text-generation", "summarization", "translation" or "translation_xx_to_yy"; None
-            for the task of the model's kind. "automatic-speech-recognition" returns transformers' own pipeline, with
-            our decoding, for the same arguments.
+            for the task of the model's kind. "automatic-speech-recognition" and "image-text-to-text" return
+            transformers' own pipelines, with our decoding, for the same arguments.
         model: a name or folder, a loaded transformers model (which stays untouched) or a LanguageModel; None for the
             embedded model.
         tokenizer: a tokenizer, or the name or folder of one. A loaded transformers model needs it.
@@ -102,10 +103,10 @@ def pipeline(
         generator = unspool.pipeline("text-generation")
         generator("Once upon a time", max_new_tokens=20)[0]["generated_text"]
     """
-    if task == SPEECH:
+    if task in (SPEECH, IMAGES):
         given = {"tokenizer": tokenizer, "device": device, "dtype": dtype}
         arguments |= {name: value for name, value in given.items() if value is not None}
-        return speech_recognition(model, **arguments)
+        return (speech_recognition if task == SPEECH else image_text_to_text)(model, **arguments)
     wanted = None if task is None else find_task(task)
     loading, given = _sorted(arguments)
     if "torch_dtype" in given:

@@ -8,29 +8,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from unspool.errors import ModelError
+from unspool.pipelines.decoded_model import DecodedModel
 
 _DECODED: Final = ("seq2seq_whisper", "seq2seq")
 """Kinds of models that write text with a decoder."""
-
-
-class DecodedModel:
-    """A model of transformers with another `generate`: `unspool.generate` of the same model.
-
-    Args:
-        model: stays unchanged. strict: as in `unspool.generate`.
-    """
-
-    def __init__(self, model: Any, strict: bool) -> None:
-        self._model, self._strict = model, strict
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def generate(self, *inputs: Any, **arguments: Any) -> Any:
-        """Decode as `unspool.generate` does."""
-        from unspool.interop import generate
-
-        return generate(self._model, *inputs, strict=self._strict, **arguments)
 
 
 def speech_recognition(model: Any, *, strict: bool = False, **arguments: Any) -> Any:

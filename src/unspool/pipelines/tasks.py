@@ -38,7 +38,8 @@ _SAMPLED: Final = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 _SEARCHED: Final = {"max_new_tokens": 256, "num_beams": 4}
 
 SPEECH: Final = "automatic-speech-recognition"
-"""The task that transformers' own pipeline serves, with our decoding."""
+IMAGES: Final = "image-text-to-text"
+"""The tasks that transformers' own pipelines serve, with our decoding."""
 
 TASKS: Final[Mapping[str, Task]] = {
     task.name: task
@@ -65,6 +66,6 @@ def find_task(name: Any) -> Task:
             return TASKS[name]
         if pair := _PAIR.fullmatch(name):
             return replace(TASKS["translation"], name=name, languages=(pair[1], pair[2]))
-    listed = ", ".join((*TASKS, SPEECH))
+    listed = ", ".join((*TASKS, SPEECH, IMAGES))
     hint = "for tasks that write no text use transformers.pipeline"
     raise OptionError("task", name, f"must be one of {listed}, translation_xx_to_yy", hint)

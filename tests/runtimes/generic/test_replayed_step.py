@@ -1,4 +1,7 @@
-"""A recorded step of a recurrent model: the same bits as the modules, or not used."""
+"""A recorded step of a recurrent model: the same bits as the modules, or not used.
+
+The models here keep their plain weights: Mamba reads some of them itself.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def steps_of(runtime: GenericRuntime) -> RecurrentSteps:
 
 
 def without_replay(family: str, dtype: torch.dtype = torch.float32) -> GenericRuntime:
-    runtime = GenericRuntime(tiny_model(family, dtype=dtype), owns_model=True)
+    runtime = GenericRuntime(tiny_model(family, dtype=dtype), owns_model=False)
     runtime._steps = None
     return runtime
 
@@ -44,7 +47,7 @@ def calls_of(runtime: GenericRuntime) -> list[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_recorded_step_gives_the_bits_of_the_modules(family: str, dtype: torch.dtype) -> None:
     """Sequences fork, go back, part and meet again."""
-    recorded = GenericRuntime(tiny_model(family, dtype=dtype), owns_model=True)
+    recorded = GenericRuntime(tiny_model(family, dtype=dtype), owns_model=False)
     plain, choice = without_replay(family, dtype), random.Random(1)
     live = [1]
     prompt = [Feed(seq=1, tokens=[5, 6, 7, 8], asked=(3,))]
@@ -71,7 +74,7 @@ def test_a_recorded_step_gives_the_bits_of_the_modules(family: str, dtype: torch
 
 def test_a_replayed_step_can_be_taken_back() -> None:
     """A replay changes copies of the states only, so that earlier ones stay."""
-    recorded, plain = GenericRuntime(tiny_model("mamba"), owns_model=True), without_replay("mamba")
+    recorded, plain = GenericRuntime(tiny_model("mamba"), owns_model=False), without_replay("mamba")
     for runtime in (recorded, plain):
         runtime.forward([Feed(seq=1, tokens=[5, 6, 7], asked=(2,))])
     for token in range(8, 20):
@@ -86,7 +89,7 @@ def test_a_replayed_step_can_be_taken_back() -> None:
 
 @pytest.mark.parametrize("family", ["jamba", "bamba", "falcon_h1", "gptj", "rwkv"])
 def test_growing_caches_and_experts_are_not_replayed(family: str) -> None:
-    assert GenericRuntime(tiny_model(family), owns_model=True)._steps is None
+    assert GenericRuntime(tiny_model(family), owns_model=False)._steps is None
 
 
 def test_new_weights_act_at_once() -> None:
@@ -106,7 +109,7 @@ def test_new_weights_act_at_once() -> None:
 
 
 def test_a_cache_that_counts_tokens_is_not_replayed() -> None:
-    runtime = GenericRuntime(tiny_model("mamba"), owns_model=True)
+    runtime = GenericRuntime(tiny_model("mamba"), owns_model=False)
     plain = without_replay("mamba")
 
     def count(_: Any, __: Any, output: Any) -> Any:

@@ -106,7 +106,7 @@ def test_a_step_of_a_beam_search_is_replayed() -> None:
 def test_new_weights_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed layers hold other tensors after a change."""
     monkeypatch.setattr(packed_linear, "is_small", lambda *_: False)
-    monkeypatch.setenv(VARIABLE, "packed")
+    monkeypatch.setenv(VARIABLE, "native")
     model = tiny_seq2seq("bart", dtype=torch.bfloat16)
     runtime = Seq2SeqRuntime(model, owns_model=False)
     first, second = random_source("bart"), random_source("bart")

@@ -38,7 +38,7 @@ SIZES: Final = (Size(11, 5, 6), Size(13, 7, 8))
 
 
 class RecurrentSteps:
-    """Steps of a model whose cache is a recurrent state.
+    """Steps of a model with recurrent states in place of a growing cache.
 
     Args:
         model: runs steps that are not recorded.

@@ -284,7 +284,7 @@ class GenericRuntime(Runtime):
     def _replayed(
         self, ids: torch.Tensor, jobs: Sequence[Job], asked: Sequence[Sequence[int]]
     ) -> tuple[ModelOutput, BatchedCache] | None:
-        """Run a call that a replay can repeat; None if it is no such call."""
+        """Run a call that a replay can repeat; None for any other call."""
         shares = [job.share for job in jobs if job.share is not None]
         is_step = len(shares) == len(jobs) and jobs[0].done == ids.shape[1] - 1 and all([*at] == [0] for at in asked)
         if self._steps is None or not is_step or any(job.feed.hidden or job.feed.layers for job in jobs):

@@ -228,8 +228,16 @@ def attention_of(names: AttentionNames) -> Iterator[None]:
 
 
 def input_device(model: Any) -> torch.device:
-    """Return the device of the model's token ids."""
-    weight = model.get_input_embeddings().weight
+    """Return the device of the model's token ids.
+
+    Raises:
+        ModelError: if the model does not tell its embeddings of tokens.
+    """
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError) as error:
+        reason = "does not tell its embeddings of tokens (`get_input_embeddings`): not supported in this version"
+        raise ModelError(f"{type(model).__name__} {reason}; call its own `generate`") from error
     device: torch.device = weight.device
     return device if device.type != "meta" else torch.device("cpu")
 

@@ -271,13 +271,17 @@ def scale_of(model: Any) -> float:
 def passes_of(runtime: Any) -> list[tuple[int, int]]:
     """Return a list that will hold (sequences, new tokens) of every call from now on."""
     calls: list[tuple[int, int]] = []
-    run = runtime._model.run
+    run, step = runtime._model.run, runtime._model.step
 
     def counting(ids: torch.Tensor, tree: Any, num_new: int, *args: Any, **options: Any) -> Any:
         calls.append((len(ids), num_new))
         return run(ids, tree, num_new, *args, **options)
 
-    runtime._model.run = counting
+    def counting_steps(ids: torch.Tensor, tree: Any) -> Any:
+        calls.append((len(ids), 1))
+        return step(ids, tree)
+
+    runtime._model.run, runtime._model.step = counting, counting_steps
     return calls
 
 
@@ -454,13 +458,19 @@ def test_every_token_of_a_long_prompt_is_read_once(family: str, monkeypatch: pyt
     """Also one longer than a pass, and one whose every row is wanted."""
     limits = {} if "mamba" in family or family in ("bloom", "rwkv") else {"max_position_embeddings": 2048}
     lm = unspool.load(tiny_model(family, **limits))
-    prompt, counts, run = [7 * place % 90 + 3 for place in range(600)], [], CausalModel.run
+    prompt, counts = [7 * place % 90 + 3 for place in range(600)], []
+    run, step = CausalModel.run, CausalModel.step
 
     def counted(model: CausalModel, ids: torch.Tensor, tree: Any, num_new: int, *args: Any, **options: Any) -> Any:
         counts.append(len(ids) * num_new)
         return run(model, ids, tree, num_new, *args, **options)
 
+    def counted_step(model: CausalModel, ids: torch.Tensor, tree: Any) -> Any:
+        counts.append(len(ids))
+        return step(model, ids, tree)
+
     monkeypatch.setattr(CausalModel, "run", counted)
+    monkeypatch.setattr(CausalModel, "step", counted_step)
     lm.generate(prompt, max_new_tokens=4, eos_token_id=None)
     assert sum(counts) == len(prompt) + 3
     counts.clear()

@@ -115,7 +115,9 @@ class PreparedBatchRuntime(Runtime):
         with self._wrapped.calling() as module:
             first = not batch.config.is_assistant
             output = module._prefill(self._ids, batch.config, self.arguments, is_first_iteration=first)
-            begun = {(prompt, ()): prompt * batch.rows_per_prompt for prompt in self._unread}
+            begun: dict[tuple[int, tuple[int, ...]], int] = {
+                (prompt, ()): prompt * batch.rows_per_prompt for prompt in self._unread
+            }
             self._logits = self._take(output, begun, last)
         info = describe(
             model,

@@ -155,7 +155,6 @@ def test_what_transformers_does_not_pass_on_can_be_bound():
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({"inputs_embeds": torch.zeros(3, 5, 32)}, "inputs_embeds"),
         ({"temperature": 0.7, "strict": True}, "temperature"),
         ({"output_attentions": True, "return_dict_in_generate": True, "guidance_scale": 2.0}, "guidance_scale"),
         ({"strategy": "greedyy"}, "strategy"),

@@ -404,7 +404,6 @@ def test_short_audio_is_filled_up_with_silence() -> None:
         (T5, {"inputs": TEXT, "pixel_values": FEATURES}, "`pixel_values` is not read by"),
         (T5, {"inputs": TEXT, "position_ids": TEXT}, "`position_ids` is not read by"),
         (T5, {"inputs": TEXT, "decoder_start_token_id": [1, 2, 3]}, "one for each of the 2 rows"),
-        (T5, {"inputs": TEXT, "decoder_input_ids": TEXT, "decoder_attention_mask": TEXT * 0}, "must be all ones"),
         (T5, {"inputs": TEXT, "decoder_input_ids": TEXT[0]}, "`decoder_input_ids` must be token ids"),
         (T5, {"bos_token_id": None}, "needs `input_ids`"),
         (WHISPER, {"inputs": FEATURES, "input_features": FEATURES}, "another name for `input_features`"),

@@ -79,7 +79,7 @@ class OpenTurn:
         return [self._tree.branches[number] for number in self.backs]
 
     def wanted(self, branch: Branch, cached_seq: CachedSequence) -> set[int]:
-        """Return the lengths that the open turn asks about and for which this sequence has no row yet."""
+        """Return the lengths that the open turn asks about and for which this sequence lacks a row."""
         lengths = {branch.length - back for back in self.backs[branch.number]}
         if cached_seq is not branch.main:
             lengths = {length for length in lengths if length >= 0}  # only the main sequence scores the prompt

@@ -129,7 +129,7 @@ def readable_mask(mask: torch.Tensor, ignored: list[OptionError] | None, source:
     Args:
         mask: [rows, width].
         ignored: as in `read_batch`.
-        source: where the mask comes from, for the error.
+        source: names the origin of the mask in the error.
 
     Raises:
         PromptError: with `ignored=None`, if a row holds only pads, or pads that are not on its left.

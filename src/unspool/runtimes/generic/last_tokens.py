@@ -1,4 +1,4 @@
-"""The last token of each row of a batch whose mask hides columns behind tokens.
+"""The last token of each row of a batch with a mask that hides columns behind tokens.
 
 transformers reads the logits of the last column of a batch. It counts positions on from that column, and repeats its
 token type. If a mask hides that column, all three belong to the last token under the mask. Knows no cache.
@@ -22,7 +22,7 @@ def last_tokens(arguments: Mapping[str, Any]) -> torch.Tensor | None:
         arguments: of a decoder's first forward.
 
     Returns:
-        None if the mask hides no column on the right, or if there is no mask [rows, width].
+        None if the mask shows the last column of every row, or without a mask [rows, width].
     """
     mask = arguments.get("attention_mask")
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or bool(mask[:, -1].all()):

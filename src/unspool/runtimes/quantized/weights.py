@@ -57,7 +57,7 @@ class PackedQuantized:
 
 
 class UnpackedQuantized:
-    """A quantized weight whose values are computed in each product, some rows of the matrix at a time.
+    """A quantized weight that computes its values in each product, some rows of the matrix at a time.
 
     Args:
         numbers, scales: see `rounded`.

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +24,10 @@ import pytest
 import unspool
 from tests.serving.conftest import serving
 from tests.serving.test_completions import NATIVE, STRATEGIES
+from unspool.serving.errors import ApiError
 from unspool.serving.http_answers import EventStream
+from unspool.serving.log import RequestLog
+from unspool.serving.worker import Running
 
 httpx = pytest.importorskip("httpx2", reason="comes with openai")
 
@@ -109,12 +114,101 @@ def test_silence_gets_comments() -> None:
         if len(pieces) == 5:
             go_on.set()
 
+    async def close() -> None:
+        pass
+
     go_on = asyncio.Event()
     pieces: list[bytes | None] = []
-    asyncio.run(EventStream(events(), 0.01, {})({"type": "http"}, never, send))
+    asyncio.run(EventStream(events(), 0.01, {}, close)({"type": "http"}, never, send))
     start, one, *comments, two, done, end = pieces
     assert (start, one, two, done, end) == (None, b"one", b"two", b"data: [DONE]\n\n", b"")
     assert len(comments) >= 3 and set(comments) == {b": keep-alive\n\n"}
+
+
+def test_a_stream_that_never_begins_is_closed() -> None:
+    """A generator that was never started runs no `finally`, so the answer closes the request itself."""
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"one"
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        raise OSError("the client left")
+
+    async def close() -> None:
+        closed.append(True)
+
+    closed: list[bool] = []
+    asyncio.run(EventStream(events(), 1.0, {}, close)({"type": "http"}, never, send))
+    assert closed
+
+
+class OneRequest:
+    """An engine thread and a driver in one: carries commands out at once, and notes the cancelled tickets."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[Any] = []
+
+    def call(self, command: Callable[[], None]) -> None:
+        command()
+
+    def submit(self, requests: Any, notify: Any) -> list[str]:
+        return ["ticket"]
+
+    def cancel(self, ticket: Any) -> None:
+        self.cancelled.append(ticket)
+
+
+def test_a_request_that_is_cancelled_in_the_moment_of_its_submission_ends() -> None:
+    async def leave() -> None:
+        task = asyncio.ensure_future(Running(engine, (), None).submit(engine))  # type: ignore[arg-type]
+        await asyncio.sleep(0)  # the task submits, and waits for its tickets
+        await asyncio.sleep(0)  # the tickets come, and the task has not read them
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    engine = OneRequest()
+    asyncio.run(leave())
+    assert engine.cancelled == ["ticket"]
+
+
+def test_a_fault_is_logged_with_its_place_and_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
+    words = " ".join(("words", "of", "a", "prompt"))
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise KeyError(words)
+
+    async def read() -> None:
+        request: Any = SimpleNamespace(jobs=(), strategy="", generations=(), seconds=0.0, error=None)
+        with pytest.raises(ApiError):
+            async for _ in RequestLog("r1", "/", request).following(events()):
+                pass
+
+    with caplog.at_level("INFO", "unspool.server"):
+        asyncio.run(read())
+    fault, line = (record.getMessage() for record in caplog.records if record.name == "unspool.server")
+    assert "KeyError" in fault and Path(__file__).name in fault and words not in fault
+    assert "status=500 outcome=internal_error" in line, "the client has not left"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+def test_the_log_tells_the_error_of_a_stream(
+    tale: unspool.LanguageModel, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    common = {"model": "tale", "num_beams": 16, "ignore_eos": True, "stream": True}
+    body = {"prompt": "Once", "max_tokens": 900} if path == "/v1/completions" else {"input": "Once"}
+    with (
+        serving(tale, served_model_name=("tale",), timeout=1.0) as (address, _),
+        caplog.at_level("INFO", "unspool.server"),
+    ):
+        answer = httpx.post(f"{address}{path}", json={**common, **body}, timeout=60)
+        assert answer.status_code == 200 and "longer than 1 s" in answer.text
+    (line,) = (record.getMessage() for record in caplog.records if "outcome=" in record.getMessage())
+    assert "status=504 outcome=timeout" in line
 
 
 def test_mixed_company_gives_the_texts_of_python(address: str, tale: unspool.LanguageModel) -> None:

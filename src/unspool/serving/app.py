@@ -109,15 +109,17 @@ def _add_generation(
         try:
             await unless_left(request, running.start())
             if running.streams:
-                return EventStream(log.following(running.events()), service.settings.keep_alive, headers, end)
+                events = log.following(running.events())
+                return EventStream(events, service.settings.keep_alive, headers, running.request.close, end)
             answer = JSONResponse(await unless_left(request, running.answer()), headers=headers)
         except ClientLeft:
             await running.request.close()
             log.write(CLIENT_LEFT, "client_left")
             return Response(status_code=CLIENT_LEFT)
-        except ApiError as error:
-            log.write(error.status, error.code or "error")
-            raise
+        except Exception as error:
+            told = api_error(error)
+            log.write(told.status, told.code or "error")
+            raise told from (None if told is error else error)
         log.write(200, "answered")
         return answer
 

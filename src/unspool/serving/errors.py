@@ -5,7 +5,9 @@ Owns the mapping from exceptions to statuses. Knows no routes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from traceback import format_tb
 from typing import Any, Final
 
 from unspool.errors import (
@@ -17,6 +19,8 @@ from unspool.errors import (
     PromptError,
     StrategyError,
 )
+
+_LOG: Final = logging.getLogger("unspool.server")
 
 _TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
@@ -77,8 +81,14 @@ def too_long(count: int, limit: int) -> ApiError:
     )
 
 
+def too_slow(seconds: float) -> ApiError:
+    """Return the error of a request that exceeds the time limit. seconds: the limit."""
+    message = f"the request took longer than {seconds:g} s, the limit of this server"
+    return ApiError(504, message, code="timeout", headers=NO_RETRY)
+
+
 def api_error(error: BaseException, fields: Mapping[str, str] | None = None) -> ApiError:
-    """Return the answer to an exception.
+    """Return the answer to an exception. Logs where an unexpected one was raised.
 
     Args:
         fields: option --> name of the request's field that set it, if the names differ.
@@ -99,4 +109,6 @@ def api_error(error: BaseException, fields: Mapping[str, str] | None = None) -> 
         return ApiError(503, str(error), code="cancelled")
     if isinstance(error, NumericsError | StrategyError):
         return ApiError(500, str(error), code=type(error).__name__, headers=NO_RETRY)
+    # Without the message, which can hold text of the prompt.
+    _LOG.error("unexpected fault: %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
     return ApiError(500, f"the server failed: {type(error).__name__}", code="internal_error", headers=NO_RETRY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -51,18 +51,24 @@ class EventStream(Response):
         events: the events; a fault among them becomes an error event.
         keep_alive: seconds of silence before a comment is sent.
         headers: further headers.
+        close: called at the end of the answer, even if no event was read.
         end: bytes after the last event; empty for none.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[bytes], keep_alive: float, headers: Mapping[str, str], end: bytes = DONE
+        self,
+        events: AsyncIterator[bytes],
+        keep_alive: float,
+        headers: Mapping[str, str],
+        close: Callable[[], Awaitable[None]],
+        end: bytes = DONE,
     ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
         self._events = with_errors(events, end)
-        self._keep_alive = keep_alive
+        self._keep_alive, self._close = keep_alive, close
         self._last = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +83,7 @@ class EventStream(Response):
             for each in (sender, left):
                 each.cancel()
             await asyncio.gather(sender, left, return_exceptions=True)
+            await self._close()
 
     async def _send(self, send: Send) -> None:
         events: Any = self._events

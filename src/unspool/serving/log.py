@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Final
 
-from unspool.serving.errors import ApiError
+from unspool.serving.errors import api_error
 from unspool.serving.service import OpenRequest
 
 _LOG: Final = logging.getLogger("unspool.server")
@@ -47,10 +47,12 @@ class RequestLog:
         try:
             async for each in events:
                 yield each
-            status, outcome = 200, "streamed"
-        except ApiError as error:
-            status, outcome = error.status, error.code or "error"
-            raise
+            failure = self._request.error  # some routes send it as an event of their own
+            status, outcome = (200, "streamed") if failure is None else (failure.status, failure.code or "error")
+        except Exception as error:
+            told = api_error(error)
+            status, outcome = told.status, told.code or "error"
+            raise told from (None if told is error else error)
         finally:
             self.write(status, outcome)
             if hasattr(events, "aclose"):

@@ -17,7 +17,7 @@ from unspool.planning import PlannedRequest
 from unspool.records import Recording
 from unspool.results import Chunk, Generation
 from unspool.serving.admission import Admission
-from unspool.serving.errors import NO_RETRY, ApiError, api_error, refused, too_long
+from unspool.serving.errors import ApiError, api_error, refused, too_long, too_slow
 from unspool.serving.fingerprint import fingerprint
 from unspool.serving.logprobs import TokenTexts
 from unspool.serving.metrics import Metrics, Watch
@@ -151,6 +151,7 @@ class OpenRequest:
     Attributes:
         jobs: the planned requests, after the start.
         created: Unix time of the arrival.
+        error: the error of its end; None without one.
     """
 
     def __init__(self, service: Service, count: int, fields: Mapping[str, str] | None = None) -> None:
@@ -161,6 +162,7 @@ class OpenRequest:
         self._deadline = asyncio.get_running_loop().time() + service.settings.timeout
         self._running: Running | None = None
         self._reason: ApiError | None = None
+        self.error: ApiError | None = None
         self.jobs: Sequence[PlannedRequest] = ()
 
     async def start(self, plan: Callable[[], Sequence[PlannedRequest]]) -> None:
@@ -265,14 +267,12 @@ class OpenRequest:
 
     def _told(self, error: Exception) -> ApiError:
         if self._reason is not None:
-            return self._reason
-        if isinstance(error, TimeoutError):
-            seconds = self._service.settings.timeout
-            return ApiError(
-                504, f"the request took longer than {seconds:g} s, the limit of this server", code="timeout",
-                headers=NO_RETRY,
-            )  # fmt: skip
-        return api_error(error, self._fields)
+            self.error = self._reason
+        elif isinstance(error, TimeoutError):
+            self.error = too_slow(self._service.settings.timeout)
+        else:
+            self.error = api_error(error, self._fields)
+        return self.error
 
 
 def new_id(prefix: str) -> str:

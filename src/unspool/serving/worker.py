@@ -138,7 +138,13 @@ class Running:
                 post(self._loop, partial(self._accept, done, tickets))
 
         thread.call(submit)
-        self._tickets = await done
+        try:
+            self._tickets = await done
+        except asyncio.CancelledError:
+            if not done.cancelled() and done.exception() is None:  # submitted in the same moment
+                self._tickets = done.result()
+                self.cancel()
+            raise
         self._reader = ChunkReader(self._tickets, self._jobs, self._detokenizer)
 
     async def recording(self, thread: EngineThread, first_step: int = 0) -> Recording | None:

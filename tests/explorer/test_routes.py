@@ -83,6 +83,14 @@ def test_a_slider_does_not_run_the_model_again(lm: unspool.LanguageModel):
     assert reader.rows.passes == 2
 
 
+def test_kept_rows_are_shared_under_one_salt_only(lm: unspool.LanguageModel):
+    reader = NextTokenReader(lm)
+    ids = list(lm.tokenizer(PROMPT)["input_ids"])
+    for salt in ("a", "b", "a"):
+        reader.read(ids, {"cache_salt": salt})
+    assert reader.rows.passes == 2
+
+
 def test_kept_rows_are_bounded(lm: unspool.LanguageModel):
     rows = KeptRows(lm, num_rows=2)
     for prompt in ((5,), (6,), (5,), (7,), (5,)):

@@ -37,6 +37,7 @@ class Call:
     prompt: as the model's API takes it: a text, or token ids if `path` is given. text: the prompt without the path.
     path: tokens behind it. options: of `LanguageModel.generate`. given: the same as plain JSON. limit: number of tokens
     to show. tokens: of an output. entries: name --> options, for a comparison. given_entries: the same as plain JSON.
+    salt: see `Service.salt`.
     """
 
     prompt: str | list[int]
@@ -48,10 +49,16 @@ class Call:
     tokens: tuple[int, ...] = ()
     entries: Mapping[str, dict[str, Any]] | None = None
     given_entries: Mapping[str, dict[str, Any]] | None = None
+    salt: str = ""
+
+    @property
+    def salted(self) -> dict[str, Any]:
+        """The options, and the salt."""
+        return {**self.options, "cache_salt": self.salt}
 
 
-def read_call(data: object, service: Service) -> Call:
-    """Return the call of a body.
+def read_call(data: object, service: Service, caller: str) -> Call:
+    """Return the call of a body. caller: identifies the API key; see `Guard`.
 
     Raises:
         ApiError: 400 if a field is unknown, is of the wrong type, or exceeds a limit.
@@ -78,6 +85,7 @@ def read_call(data: object, service: Service) -> Call:
         tokens=tuple(_tokens(data.get("tokens", []), "tokens", service.lm)),
         entries=given_entries and {name: _checked(each, service) for name, each in given_entries.items()},
         given_entries=given_entries,
+        salt=service.salt(caller, ""),
     )
 
 

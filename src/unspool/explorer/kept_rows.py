@@ -40,26 +40,30 @@ class KeptRows(Runtime):
 
     def __init__(self, lm: LanguageModel, num_rows: int = NUM_ROWS) -> None:
         self._lm, self._num_rows = lm, num_rows
-        self._rows: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._rows: OrderedDict[tuple[str, tuple[int, ...]], torch.Tensor] = OrderedDict()
         self._cached: dict[Seq, tuple[int, ...]] = {}
         self._lock = threading.Lock()
         self.passes = 0
         self.info = replace(lm.info, hidden_states=False, num_layers=None, backend="kept rows")
 
-    def row(self, prompt: tuple[int, ...]) -> torch.Tensor:
-        """Return the logits behind a prompt, and compute them if they are not kept. --> [vocab] float32"""
+    def row(self, prompt: tuple[int, ...], salt: str = "") -> torch.Tensor:
+        """Return the logits behind a prompt, and compute them if they are not kept. --> [vocab] float32
+
+        salt: rows are shared by calls with one salt only.
+        """
+        key = (salt, prompt)
         with self._lock:
-            if prompt not in self._rows:
-                self._rows[prompt] = self._computed(prompt)
+            if key not in self._rows:
+                self._rows[key] = self._computed(prompt, salt)
                 self.passes += 1
-            self._rows.move_to_end(prompt)
+            self._rows.move_to_end(key)
             while len(self._rows) > self._num_rows:
                 self._rows.popitem(last=False)
-            return self._rows[prompt]
+            return self._rows[key]
 
-    def _computed(self, prompt: tuple[int, ...]) -> torch.Tensor:
+    def _computed(self, prompt: tuple[int, ...], salt: str) -> torch.Tensor:
         config, _ = resolve_options({"max_new_tokens": 1}, None, GenerationConfig())
-        request = Request(prompt=prompt, config=config, seed=0, strategy=NextTokenQuery())
+        request = Request(prompt=prompt, config=config, seed=0, strategy=NextTokenQuery(), cache_salt=salt)
         (done,) = self._lm._driver.finish([request])
         distribution = done.rows[0].distribution
         assert distribution is not None, "a FullDistribution ask is answered with a distribution"
@@ -69,11 +73,11 @@ class KeptRows(Runtime):
         """Append the feeds and look up their rows; see Runtime.forward."""
         grown = {feed.seq: self._cached.get(feed.seq, ()) + tuple(feed.tokens) for feed in feeds}
         asked = [
-            grown[feed.seq][: len(grown[feed.seq]) - len(feed.tokens) + index + 1]
+            (grown[feed.seq][: len(grown[feed.seq]) - len(feed.tokens) + index + 1], feed.salt)
             for feed in feeds
             for index in feed.asked
         ]
-        rows = [self.row(tokens) for tokens in asked]
+        rows = [self.row(tokens, salt) for tokens, salt in asked]
         self._cached.update(grown)
         return Rows(torch.stack(rows) if rows else torch.empty(0, self.info.vocab_size))
 

@@ -42,7 +42,7 @@ class LiveGeneration:
         await self.request.start(self._plan)
 
     def _plan(self) -> Sequence[PlannedRequest]:
-        return self._service.lm._plan_all(self._call.prompt, tentative=True, trace=True, **self._call.options)
+        return self._service.lm._plan_all(self._call.prompt, tentative=True, trace=True, **self._call.salted)
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events: `start`, `chunk` and `delta` in turn, and `done` with the whole trace and result."""

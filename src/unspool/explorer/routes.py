@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -17,7 +18,7 @@ from unspool.explorer.pages import INDEX, page
 from unspool.explorer.positions import allowed_json, distribution_inside, distribution_json
 from unspool.explorer.side_by_side import SideBySide
 from unspool.explorer.snippets import snippets
-from unspool.serving.errors import ApiError, api_error
+from unspool.serving.errors import ApiError, api_error, too_slow
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
 from unspool.serving.security import read_json
 from unspool.serving.service import Service
@@ -30,6 +31,7 @@ def add_explorer(app: FastAPI) -> None:
     """Add the explorer to an application of `unspool.serving.app.create_app`."""
     service: Service = app.state.service
     reader = NextTokenReader(service.lm)
+    threads = ThreadPoolExecutor(service.settings.max_running, "unspool-compare")
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -48,9 +50,9 @@ def add_explorer(app: FastAPI) -> None:
         data = read_json(await request.body())
 
         def answer() -> dict[str, Any]:
-            call, lm = read_call(data, service), service.lm
+            call, lm = read_call(data, service, request.state.caller), service.lm
             ids = read_prompt(lm, call.prompt)
-            _, found = reader.read(ids, call.options)
+            _, found = reader.read(ids, call.salted)
             shown = distribution_json(found, lm.tokenizer, call.limit)
             prompt = [{"token_id": token, "text": token_label(lm.tokenizer, token)} for token in ids]
             return {**shown, "prompt_tokens": prompt, "snippets": snippets(service, call, "next", _address(request))}
@@ -62,8 +64,8 @@ def add_explorer(app: FastAPI) -> None:
         data = read_json(await request.body())
 
         def answer() -> dict[str, Any]:
-            call, lm = read_call(data, service), service.lm
-            found = distribution_inside(lm, call.prompt, call.tokens, call.options)
+            call, lm = read_call(data, service, request.state.caller), service.lm
+            found = distribution_inside(lm, call.prompt, call.tokens, call.salted)
             shown = distribution_json(found, lm.tokenizer, call.limit)
             return {**shown, **allowed_json(found, lm.tokenizer, call.limit)}
 
@@ -72,18 +74,20 @@ def add_explorer(app: FastAPI) -> None:
     @app.post("/explore/generate", summary="A generation with its trace, streamed")
     async def generate(request: Request) -> Response:
         data = read_json(await request.body())
-        live = LiveGeneration(service, await _reading(lambda: read_call(data, service)), _address(request))
+        call = await _reading(lambda: read_call(data, service, request.state.caller))
+        live = LiveGeneration(service, call, _address(request))
         try:
             await unless_left(request, live.start())
         except ClientLeft:
             await live.request.close()
             return Response(status_code=499)
-        return EventStream(live.events(), service.settings.keep_alive, {}, b"")
+        return EventStream(live.events(), service.settings.keep_alive, {}, live.request.close, b"")
 
     @app.post("/explore/compare", summary="Several strategies on one prompt")
     async def compare(request: Request) -> Response:
         data = read_json(await request.body())
-        both = SideBySide(service, await _reading(lambda: read_call(data, service)), _address(request))
+        call = await _reading(lambda: read_call(data, service, request.state.caller))
+        both = SideBySide(service, call, _address(request), threads)
         try:
             return JSONResponse(await unless_left(request, both.answer()))
         except ClientLeft:
@@ -109,8 +113,12 @@ def _file(path: str) -> Response:
 
 async def _in_thread(service: Service, work: Callable[[], Found]) -> Found:
     """Run work that needs the model, within the limits of the server. Faults become ApiError."""
-    async with asyncio.timeout(service.settings.timeout), service.admission.room(1):
-        return await _reading(work)
+    seconds = service.settings.timeout
+    try:
+        async with asyncio.timeout(seconds), service.admission.room(1):
+            return await _reading(work)
+    except TimeoutError:
+        raise too_slow(seconds) from None
 
 
 async def _reading(work: Callable[[], Found]) -> Found:

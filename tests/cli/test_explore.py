@@ -57,6 +57,12 @@ def test_a_model_given_twice_is_refused(run: Run, served: dict[str, Any]):
     assert not served["loaded"]
 
 
+def test_explore_refuses_the_flag_that_leaves_the_page_out(run: Run, served: dict[str, Any]):
+    done = run("explore", "--no-explore")
+    assert done.status == 2 and "no_explore" in done.err and "unspool serve" in done.err
+    assert not served["loaded"]
+
+
 def test_serve_has_the_explorer_unless_it_is_left_out(run: Run, served: dict[str, Any]):
     done = run("serve")
     assert "Explorer at http://127.0.0.1:8123/" in done.err and "/" in served["paths"]

@@ -44,10 +44,12 @@ def explore(
     """
     if name is not None and choice.model is not None:
         raise OptionError("model", choice.model, "is given twice", "leave out --model or the argument")
+    if given.get("no_explore"):
+        raise OptionError("no_explore", True, "turns off the page that this command opens", "use unspool serve")
     chosen = choice if name is None else replace(choice, model=name)
     if chosen.model in (None, "tale"):
         given.setdefault("assistant_model", (_DRAFT,))
-    run_server(chosen, None, {**given, "no_explore": False}, lambda lm, settings, port: _open(settings, port, browser))
+    run_server(chosen, None, given, lambda lm, settings, port: _open(settings, port, browser))
 
 
 def _open(settings: Settings, port: int, browser: bool) -> None:

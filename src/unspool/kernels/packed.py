@@ -21,7 +21,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from unspool.kernels.library import Kernels, kernels, obstacle
 
 Activation: TypeAlias = Literal["none", "relu", "silu", "gelu", "gelu_tanh"]
-_Tensors: TypeAlias = Sequence[torch.Tensor]
 Allocate: TypeAlias = Callable[[int], torch.Tensor]
 
 _ACTIVATIONS: Final = ("none", "relu", "silu", "gelu", "gelu_tanh")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, Final
@@ -36,7 +37,7 @@ def _weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         for name, module in model.named_modules()
         if "weight" not in module._parameters and isinstance(getattr(module, "weight", None), torch.Tensor)
     ]
-    for name, module in packed[:: max(1, len(packed) // _MAX_PACKED)]:
+    for name, module in packed[:: max(1, math.ceil(len(packed) / _MAX_PACKED))]:
         yield f"{name}.weight", module.weight
 
 

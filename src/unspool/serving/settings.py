@@ -126,7 +126,7 @@ def _stored(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError("config", str(file), f"must be a TOML file ({error})", "see docs/serving.md") from None
 

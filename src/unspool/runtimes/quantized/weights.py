@@ -59,6 +59,8 @@ class PackedQuantized:
 class UnpackedQuantized:
     """A quantized weight that computes its values in each product, some rows of the matrix at a time.
 
+    Each number takes a byte, with 4 bits too.
+
     Args:
         numbers, scales: see `rounded`.
         bias: [height], or None for none.

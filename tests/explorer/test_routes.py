@@ -100,7 +100,7 @@ def test_kept_rows_are_bounded(lm: unspool.LanguageModel):
     assert rows.passes == 4
 
 
-def test_tokens_behind_the_prompt_are_part_of_it(client: httpx.Client, lm: unspool.LanguageModel):
+def test_tokens_after_the_prompt_are_part_of_it(client: httpx.Client, lm: unspool.LanguageModel):
     found = client.post("/explore/next", json={"prompt": PROMPT, "path": [444, 310]}).json()
     assert [each["token_id"] for each in found["prompt_tokens"]][-2:] == [444, 310]
     best = lm.next_tokens(f"{PROMPT} there was").entries[0]

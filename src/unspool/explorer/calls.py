@@ -1,4 +1,4 @@
-"""Bodies of the explorer's routes: a prompt, tokens behind it, and options, with the limits of the server.
+"""Bodies of the explorer's routes: a prompt, tokens after it, and options, with the limits of the server.
 
 Owns the fields. Does not know: how requests run.
 """
@@ -35,7 +35,7 @@ class Call:
     """A checked body.
 
     prompt: as the model's API takes it: a text, or token ids if `path` is given. text: the prompt without the path.
-    path: tokens behind it. options: of `LanguageModel.generate`. given: the same as plain JSON. limit: number of tokens
+    path: tokens after it. options: of `LanguageModel.generate`. given: the same as plain JSON. limit: number of tokens
     to show. tokens: of an output. entries: name --> options, for a comparison. given_entries: the same as plain JSON.
     salt: see `Service.salt`.
     """

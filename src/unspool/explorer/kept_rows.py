@@ -47,7 +47,7 @@ class KeptRows(Runtime):
         self.info = replace(lm.info, hidden_states=False, num_layers=None, backend="kept rows")
 
     def row(self, prompt: tuple[int, ...], salt: str = "") -> torch.Tensor:
-        """Return the logits behind a prompt, and compute them if they are not kept. --> [vocab] float32
+        """Return the logits after a prompt, and compute them if they are not kept. --> [vocab] float32
 
         salt: rows are shared by calls with one salt only.
         """
@@ -108,7 +108,7 @@ class NextTokenReader:
         self._kept = LanguageModel(self.rows, lm.tokenizer, config=lm.config)
 
     def read(self, prompt: Sequence[int], options: dict[str, Any]) -> tuple[PlannedRequest, Distribution]:
-        """Return the request and the distribution behind a prompt.
+        """Return the request and the distribution after a prompt.
 
         Raises:
             PromptError, OptionError: as `LanguageModel.next_tokens`.

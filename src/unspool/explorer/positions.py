@@ -1,4 +1,4 @@
-"""Distributions at one position: behind a prompt, or inside an output with the processors' states of that output.
+"""Distributions at one position: after a prompt, or inside an output with the processors' states of that output.
 
 Owns the JSON form of a distribution. Does not know: routes.
 """
@@ -50,7 +50,7 @@ class Replay(Strategy):
 def distribution_inside(
     lm: LanguageModel, prompt: str | list[int], tokens: Sequence[int], options: dict[str, Any]
 ) -> Distribution:
-    """Return the distribution behind the given tokens of an output.
+    """Return the distribution after the given tokens of an output.
 
     Raises:
         PromptError, OptionError: as `LanguageModel.generate`.

@@ -61,7 +61,7 @@ class ChatCall(Call):
         prompt: Any = conversations[0].prompt if keep is None else ids[-keep:]
         ids = ids if keep is None else ids[-keep:]
         if not options.keys() & {"max_new_tokens", "max_length"}:
-            room = self._service.room_behind(len(ids))
+            room = self._service.room_after(len(ids))
             if room is not None:
                 options["max_new_tokens"] = room
         return lm._plan_all([prompt], config=config, tentative=bool(body.get("tentative")), trace=False, **options)

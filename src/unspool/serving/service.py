@@ -118,7 +118,7 @@ class Service:
             found["assistant_model"] = self.assistant(name)
         return found
 
-    def room_behind(self, count: int) -> int | None:
+    def room_after(self, count: int) -> int | None:
         """Return the most new tokens of a chat answer after `count` prompt tokens; None to leave it to the model."""
         length = self.lm.info.max_length
         room = None if length is None else max(1, length - count)

@@ -15,6 +15,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "accelerate": ("accelerate",),
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "gguf": ("gguf", "accelerate"),
+    "plot": ("matplotlib",),
     "torchao": ("torchao",),
 }
 """Extra --> the packages that it installs, under their import names."""

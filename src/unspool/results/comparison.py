@@ -7,13 +7,17 @@ drawn (unspool.results.render.side_by_side).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unspool.results.drawing import Drawn, draw
 from unspool.results.figures import Figures
 from unspool.results.generation import Generation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,23 @@ class Comparison(Drawn, Mapping[str, Generation]):
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(map(repr, self))})"
+
+    def plot(self, ax: Sequence[Axes] | None = None) -> Figure:
+        """Draw log-probability per token, distinct-n and rep-n of each entry with matplotlib, as bars in three panels.
+
+        Args:
+            ax: three axes to draw on; None for a new figure.
+
+        Returns:
+            The figure.
+
+        Raises:
+            MissingExtra: if matplotlib is not installed.
+            OptionError: if `ax` has another number of axes.
+        """
+        from unspool.results.plots.comparison import plot_comparison
+
+        return plot_comparison(self, ax)
 
     def to_markdown(self) -> str:
         """Return the table of figures as Markdown, followed by one block per text."""

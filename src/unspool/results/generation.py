@@ -16,6 +16,8 @@ from unspool.text.emit import text_of
 from unspool.text.labels import token_label
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from unspool.config import GenerationConfig
@@ -276,6 +278,27 @@ class Generation(JsonText):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield draw(self, "terminal")
+
+    def plot(self, ax: Axes | Sequence[Axes] | None = None, *, logprobs: bool = False, max_tokens: int = 64) -> Figure:
+        """Draw the probability of each token with matplotlib, in one panel per completion.
+
+        If the option `logprobs` is on, a mark shows the most probable token of each position.
+
+        Args:
+            ax: axes to draw on, one per completion; None for a new figure.
+            logprobs: draw natural-log probabilities instead of probabilities.
+            max_tokens: number of drawn tokens per completion, at least 1.
+
+        Returns:
+            The figure.
+
+        Raises:
+            MissingExtra: if matplotlib is not installed.
+            OptionError: if `ax` has another number of axes, or `max_tokens` is below 1.
+        """
+        from unspool.results.plots.generation import plot_generation
+
+        return plot_generation(self, ax, logprobs=logprobs, max_tokens=max_tokens)
 
     def _repr_html_(self) -> str:
         return str(draw(self, "html"))

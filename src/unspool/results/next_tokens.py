@@ -17,6 +17,7 @@ from unspool.text.labels import token_label
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.axes import Axes
 
     from unspool.types import Distribution
 
@@ -132,6 +133,24 @@ class NextTokens(Drawn, JsonText):
         best = max(self.entries, key=lambda entry: entry.processed_probability)
         first = f"{best.text!r} {best.processed_probability:.2%}"
         return f"<NextTokens: {first}, {self.num_kept} of {self.vocab_size} tokens can be drawn>"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the bars of the shown tokens with matplotlib, before (model) and after (drawn) the processors.
+
+        Cut tokens are hatched, with the processor that cut them.
+
+        Args:
+            ax: axes to draw on; None for a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: if matplotlib is not installed.
+        """
+        from unspool.results.plots.next_tokens import plot_next_tokens
+
+        return plot_next_tokens(self, ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the shown tokens, and the total probability of all others."""

@@ -20,6 +20,8 @@ from unspool.results.plain import from_plain, schema_of, to_plain
 from unspool.text.labels import token_label
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from unspool.config import GenerationConfig
 
 TRACE_VERSION: Final = 1
@@ -93,6 +95,26 @@ class Trace(Drawn, JsonText):
     def __repr__(self) -> str:
         counts = f"nodes={len(self.nodes)}, steps={len(self.steps)}, outputs={len(self.outputs)}"
         return f"<Trace of {self.strategy}: {counts}>"
+
+    def plot(self, ax: Axes | None = None, *, max_tokens: int = 24) -> Axes:
+        """Draw the tree of all tried tokens with matplotlib: x = position in the output, y = rank by cumulative score.
+
+        The best output is bold and tokens that were given up are light. The boxes have cumulative scores.
+
+        Args:
+            ax: axes to draw on; None for a new figure.
+            max_tokens: number of drawn positions, at least 1.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: if matplotlib is not installed.
+            OptionError: if `max_tokens` is below 1.
+        """
+        from unspool.results.plots.trace import plot_trace
+
+        return plot_trace(self, ax, max_tokens=max_tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trace as plain JSON values; `trace_schema` has their schema."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import pytest
+from matplotlib import pyplot
 
 from tests.results.render.test_charts import chart
 from tests.results.render.test_side_by_side import three
@@ -32,8 +33,6 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("DISPLAY", raising=False)
     matplotlib.use("Agg")
     yield
-    from matplotlib import pyplot
-
     pyplot.close("all")
 
 
@@ -161,14 +160,12 @@ def test_a_comparison_has_grouped_bars_with_the_names_of_the_entries() -> None:
 
 
 def test_the_axes_of_the_caller_are_used() -> None:
-    from matplotlib import pyplot
-
     figure, found = pyplot.subplots(1, 3)
     assert chart().plot(found[0]) is found[0]
     assert three().plot(found) is figure
     assert drawn("worked_beams").plot(ax=found[1]) is found[1]
     assert generation("a b").plot(found[2]) is figure
-    with pytest.raises(OptionError, match="`ax` must have one axes per panel, here 3, got 2 axes"):
+    with pytest.raises(OptionError, match="`ax` must have one axes per panel, here 3, got 2;"):
         three().plot(found[:2])
     for wrong in (generation("a"), drawn("worked_beams")):
         with pytest.raises(OptionError, match="`max_tokens` must be at least 1, got 0"):

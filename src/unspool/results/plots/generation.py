@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from unspool.errors import OptionError
@@ -27,7 +27,7 @@ def plot_generation(
         raise OptionError("max_tokens", max_tokens, "must be at least 1", "it is the number of drawn tokens")
     count = len(generation.completions)
     longest = max(min(max_tokens, len(each.token_ids)) for each in generation.completions)
-    found = panels(ax, rows=count, size=(max(4.5, 1.0 + 0.3 * longest), 2.8 * count))
+    found = panels(ax, rows=count, size=(max(6.5, 1.0 + 0.3 * longest), 2.8 * count))
     for axes, completion in zip(found, generation.completions, strict=True):
         _panel(axes, completion, logprobs=logprobs, max_tokens=max_tokens)
     prompt = generation.prompt
@@ -42,7 +42,7 @@ def _panel(axes: Axes, completion: Completion, *, logprobs: bool, max_tokens: in
     """Draw one completion: bars, and a mark at the most probable token of each position if it is known."""
     total = len(completion.token_ids)
     places = range(min(max_tokens, total))
-    value = _finite if logprobs else math.exp
+    value: Callable[[float], float] = _finite if logprobs else math.exp
     axes.bar(places, [value(completion.logprobs[place]) for place in places], 0.8, color=BLUE, label="token")
     if completion.top_logprobs is not None:
         best = [max((each.logprob for each in row), default=math.nan) for row in completion.top_logprobs]

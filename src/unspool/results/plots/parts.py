@@ -50,7 +50,7 @@ def panels(
     given = [ax] if isinstance(ax, Axes) else list(ax)
     if len(given) != count:
         hint = "leave it out, and a new figure is made"
-        raise OptionError("ax", f"{len(given)} axes", f"must have one axes per panel, here {count}", hint)
+        raise OptionError("ax", len(given), f"must have one axes per panel, here {count}", hint)
     return given
 
 

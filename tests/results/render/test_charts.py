@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from unspool.results import NextTokens
+from tests.results.test_comparison import generation
+from unspool.results import NextTokens, TopLogprob
 from unspool.results.render.html import generation_html
 from unspool.types import Distribution
 
@@ -133,7 +135,15 @@ def test_the_html_bars_are_as_long_as_the_probabilities() -> None:
 
 
 def test_a_generation_in_a_notebook_is_escaped_too() -> None:
-    completion = SimpleNamespace(text="<b>1 < 2</b>\n", finish_reason="eos", token_ids=(1,), score=0.0)
+    completion = SimpleNamespace(
+        text="<b>1 < 2</b>\n",
+        finish_reason="eos",
+        token_ids=(1,),
+        score=0.0,
+        tokens=("<b>1 < 2</b>\n",),
+        logprobs=(-1.0,),
+        top_logprobs=None,
+    )
     result: Any = SimpleNamespace(
         prompt="a & b",
         completions=(completion,),
@@ -145,3 +155,64 @@ def test_a_generation_in_a_notebook_is_escaped_too() -> None:
     page = Collector(generation_html(result))
     assert "<b>1 < 2</b>" in page.text and "a & b" in page.text
     assert "eos · 1 token · 12.3 tokens/s · greedy · seed 3" in page.text
+
+
+class Tokens(HTMLParser):
+    """Keeps the spans with a title, which are the tokens of a generation."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[dict[str, str]] = []
+        self.inside = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.inside = "title" in values
+        if self.inside:
+            self.found.append({**values, "text": ""})
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[-1]["text"] += data
+
+
+def tinted(*tokens: tuple[str, float], text: str | None = None, best: Any = None) -> str:
+    """Return the HTML of a generation of tokens with these probabilities."""
+    words = tuple(token for token, _ in tokens)
+    made = generation(" ".join("x" for _ in tokens))
+    logprobs = tuple(math.log(p) if p else -math.inf for _, p in tokens)
+    changes = {"text": "".join(words) if text is None else text, "tokens": words, "logprobs": logprobs}
+    output = replace(made.completions[0], **changes, top_logprobs=best)
+    return replace(made, completions=(output,))._repr_html_()
+
+
+def test_tokens_of_a_generation_are_tinted_by_probability_and_tell_it() -> None:
+    best = ((TopLogprob(1, " a\n", math.log(0.5)),), (TopLogprob(2, '">', 0.0),), ())
+    tokens = Tokens(tinted((" a", 0.5), (" bc", 1.0), ("d", 0.0), best=best)).found
+    assert [each["text"] for each in tokens] == [" a", " bc", "d"]
+    assert [each["title"] for each in tokens] == [
+        "50.00%; most probable: ␣a↵ 50.00%",
+        '100.00%; most probable: "> 100.00%',
+        "0.00%",
+    ]
+    # ln 2 / 7 * 0.55 = 0.054; a certain token has no tint, and the strongest is 0.55
+    assert [each["style"].split(",")[-1] for each in tokens] == ["0.054)", "0.000)", "0.550)"]
+
+
+def test_a_stop_string_inside_a_token_cuts_its_span() -> None:
+    tokens = Tokens(tinted((" a", 0.5), (" bc", 0.5), ("d", 0.5), text=" a b")).found
+    assert [each["text"] for each in tokens] == [" a", " b"]
+
+
+def test_hostile_tokens_of_a_generation_stay_text() -> None:
+    hostile = ("</script>", "<img src=x onerror=alert(1)>", "a\u202eb", "\x1b[31m", '" onmouseover="x', "w" * 10_000)
+    html = tinted(*((token, 0.5) for token in hostile), best=((TopLogprob(1, '"><i>', -1.0),),) * len(hostile))
+    page = Collector(html)
+    assert set(page.tags) <= {"div", "span"} and page.attributes <= {"style", "title", "dir"}
+    shown = [each["text"] for each in Tokens(html).found]
+    assert shown == [*hostile[:2], "a\\u202eb", "\\x1b[31m", *hostile[4:]]

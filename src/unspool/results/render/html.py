@@ -5,6 +5,8 @@ Text has the page's color and bars have medium brightness, so that the HTML suit
 
 from __future__ import annotations
 
+import math
+import re
 from html import escape
 from typing import Final
 
@@ -18,6 +20,11 @@ _MODEL: Final = "rgba(128,128,128,0.4)"
 _FAINT: Final = "opacity:0.65"
 _CELL: Final = "border:none;background:transparent;padding:1px 10px 1px 0;vertical-align:middle;white-space:nowrap"
 _NUMBER: Final = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
+_STRONGEST: Final = 0.55
+"""Opacity of the background of a token with the log-probability -_IMPROBABLE or less: text stays readable on it."""
+
+_IMPROBABLE: Final = 7.0
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _MONO: Final = "font-family:ui-monospace,Menlo,Consolas,monospace"
 
 
@@ -42,7 +49,7 @@ def next_tokens_html(tokens: NextTokens) -> str:
 
 @draws(Generation, "html")
 def generation_html(generation: Generation) -> str:
-    """Return the prompt, drawn fainter, and each output with a line of facts."""
+    """Return the prompt, drawn fainter, and each output with a line of facts; its tokens are tinted by probability."""
     return (
         '<div style="max-width:46em;line-height:1.5;color:inherit">'
         + "".join(_completion(generation, completion) for completion in generation.completions)
@@ -89,9 +96,42 @@ def _swatch(color: str) -> str:
 
 def _completion(generation: Generation, completion: Completion) -> str:
     faint = "" if generation.echo else f' style="{_FAINT}"'
-    prompt = f"<span{faint}>{escape(generation.prompt)}</span>" if generation.prompt else ""
+    prompt = f"<span{faint}>{escape(_readable(generation.prompt))}</span>" if generation.prompt else ""
     return (
         f'<div dir="auto" style="white-space:pre-wrap">{prompt}<span style="font-weight:600">'
-        f"{escape(completion.text)}</span></div>"
+        f"{_tokens(completion)}</span></div>"
         f'<div style="font-size:12px;margin-bottom:10px;{_FAINT}">{escape(closing(generation, completion))}</div>'
     )
+
+
+def _tokens(completion: Completion) -> str:
+    """Return the text with one span per token; as one piece if the tokens do not spell it."""
+    text = completion.text
+    if not "".join(completion.tokens).startswith(text):
+        return escape(_readable(text))
+    spans, at = [], 0
+    for place, token in enumerate(completion.tokens):
+        piece = text[at : at + len(token)]  # a stop string can end the text inside a token
+        at += len(token)
+        if piece:
+            spans.append(_token(completion, place, piece))
+    return "".join(spans)
+
+
+def _token(completion: Completion, place: int, piece: str) -> str:
+    """Return one token: the less probable it was, the stronger its background. The title has the numbers."""
+    logprob = completion.logprobs[place]
+    strength = _STRONGEST * min(1.0, -logprob / _IMPROBABLE)
+    title = percent(math.exp(logprob))
+    if completion.top_logprobs and completion.top_logprobs[place]:
+        best = (f"{visible(each.text)} {percent(math.exp(each.logprob))}" for each in completion.top_logprobs[place])
+        title += f"; most probable: {', '.join(best)}"
+    return (
+        f'<span title="{escape(title)}" style="background:rgba(230,159,0,{max(0.0, strength):.3f})">'
+        f"{escape(_readable(piece))}</span>"
+    )
+
+
+def _readable(text: str) -> str:
+    """Return a running text with escapes for the characters that control a terminal or the direction of text."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

@@ -138,7 +138,17 @@ def test_help_and_version_import_nothing_heavy(arguments: list[str]):
 def test_the_declared_dependencies_are_the_imported_ones():
     declared = {re.split(r"[<>=!~ \[]", line)[0].replace("-", "_") for line in PROJECT["dependencies"]}
     imported = imported_packages(PACKAGE) - set(sys.stdlib_module_names) - {"unspool"}
-    optional = {"IPython", "accelerate", "fastapi", "gguf", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+    optional = {
+        "IPython",
+        "accelerate",
+        "fastapi",
+        "gguf",
+        "matplotlib",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
+        "uvicorn",
+    }
     assert imported - optional == declared
 
 

@@ -51,7 +51,7 @@ def plot_comparison(comparison: Comparison, ax: Sequence[Axes] | None) -> Figure
         literal(axes.get_yticklabels())
         if len(bars) > 1:
             axes.set_xlim(0, 1)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(bars), frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.65 / count), ncols=len(bars), frameon=False)
         else:
             axes.margins(x=0.2)
         clean(axes)
@@ -59,5 +59,5 @@ def plot_comparison(comparison: Comparison, ax: Sequence[Axes] | None) -> Figure
 
 
 def _finite(value: float | None) -> float:
-    """Return the figure; NaN, which has no bar, if the output is too short for it."""
+    """Return the figure; NaN, drawn as a gap, if the output is too short for it."""
     return math.nan if value is None or not math.isfinite(value) else value

@@ -65,5 +65,5 @@ def _panel(axes: Axes, completion: Completion, *, logprobs: bool, max_tokens: in
 
 
 def _finite(value: float) -> float:
-    """Return the log-probability; NaN for minus infinity, which has no bar."""
+    """Return the log-probability; NaN for minus infinity, drawn as a gap."""
     return value if math.isfinite(value) else math.nan

@@ -209,6 +209,7 @@ def test_progress_is_reported_for_each_window() -> None:
         ({**features(1, 32), "no_speech_threshold": 0.5}, "needs `logprob_threshold`"),
         ({**features(1, 32), "is_multilingual": False, "language": "de"}, "for a model of one language"),
         ({**features(1, 32), "num_segment_frames": 20}, "`num_segment_frames` is not read"),
+        ({**features(1, 32), "return_segments": True, "count_pads": True}, "`count_pads` has no meaning for audio"),
     ],
 )
 def test_calls_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:

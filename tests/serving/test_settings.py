@@ -63,6 +63,10 @@ def test_a_response_template_is_a_file_or_json(tmp_path: Path) -> None:
     for wrong in ("{", "{}", '{"fields": {"a": {"opened": "x"}}, "start_anchor": "y"}'):
         with pytest.raises(OptionError, match="must be a response template of transformers"):
             set_response_template(lm.tokenizer, wrong)
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe{")
+    with pytest.raises(OptionError, match="must be a response template of transformers"):
+        set_response_template(lm.tokenizer, str(binary))
     with pytest.raises(OptionError, match="needs a tokenizer"):
         set_response_template(None, "{}")
     with pytest.raises(OSError):

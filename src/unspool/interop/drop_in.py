@@ -151,6 +151,8 @@ def generate(
         info = encoder_of(inner)
         windows = None if info is None else windowed_call(inner, info, arguments, generation_config)
         if info is not None and windows is not None:
+            if count_pads:
+                raise OptionError("count_pads", True, "has no meaning for audio in windows", "leave it out")
             return transcribe(inner, info, windows, user, stored, ignored)
         if info is not None and info.speech is not None:
             arguments = without_zero_temperature(arguments)

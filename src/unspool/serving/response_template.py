@@ -24,13 +24,13 @@ def set_response_template(tokenizer: Any, given: str) -> None:
     """
     if tokenizer is None:
         raise OptionError(_OPTION, given, "needs a tokenizer, which this model lacks", "give --tokenizer as well")
-    text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
     from transformers.utils.chat_parsing.response_templates import load_response_template
 
     try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
         template = json.loads(text)
         load_response_template(template)
-    except ValueError as error:  # JSON's errors are ValueErrors, too
+    except ValueError as error:  # errors of JSON and of UTF-8 are ValueErrors, too
         allowed = f"must be a response template of transformers ({error})"
         raise OptionError(_OPTION, given, allowed, "see docs/serving.md") from None
     tokenizer.response_template = template

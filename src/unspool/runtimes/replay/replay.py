@@ -142,7 +142,9 @@ class Replay:
 
 
 def _are_identical(found: Any, expected: Any) -> bool:
-    pairs = zip(tree_leaves(found), tree_leaves(expected), strict=True)
-    return all(
-        one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs
+    ours, theirs = tree_leaves(found), tree_leaves(expected)
+    return len(ours) == len(theirs) and all(
+        (one.shape, one.dtype) == (other.shape, other.dtype)
+        and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+        for one, other in zip(ours, theirs, strict=True)
     )

@@ -18,7 +18,6 @@ NEEDLESS = (
     "torchaudio",
     "torchao",
     "bitsandbytes",
-    "PIL",
     "sklearn",
     "scipy",
     "pandas",

@@ -42,7 +42,7 @@ def address(lm: unspool.LanguageModel) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop runs until the end, and tests of other modules need their own
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("chromium is not installed (apt-get install chromium), so the page is not tested in a browser")

@@ -18,7 +18,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "explore": (
         "unspool explore",
-        "unspool explore smollm2 --port 8080 --no-browser",
+        "unspool explore --port 8080 --no-browser",
     ),
     "generate": (
         'unspool generate "Once upon a time" --temperature 0.8 --seed 7',

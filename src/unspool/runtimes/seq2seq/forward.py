@@ -105,16 +105,17 @@ class Seq2SeqForward:
         ids = torch.tensor(tokens, device=device)
         with self.wrapped.calling(), self._attending(attention):
             if self.replay is not None and batch.width == 1 and hidden is None and [*asked] == [*range(len(tokens))]:
-                rows = Rows(usable_rows(self.replay.run(DecodeStep(self._logits, attention, sources, ids))))
+                logits, states = self.replay.run(DecodeStep(self._logits, attention, sources, ids)), None
             else:
                 keep = torch.tensor(asked, dtype=torch.int64, device=device)
-                rows = self._chosen_rows(own, sources, ids, keep, hidden)
+                logits, states = self._chosen_rows(own, sources, ids, keep, hidden)
         assert own.finite is not None, "the last layer was not reached"
-        return rows, own.finite
+        # Outside of the call, so that autograd can use the copies.
+        return Rows(usable_rows(logits), None if states is None else usable_rows(states)), own.finite
 
     def _chosen_rows(
         self, own: SelfCache, sources: KeysValues, ids: torch.Tensor, keep: torch.Tensor, hidden: Sequence[int] | None
-    ) -> Rows:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return logits for rows of `keep`, and hidden states."""
         # The caller's hooks on the head must see the shapes of transformers' `generate`.
         patched = bool(self.wrapped.patch)
@@ -125,7 +126,7 @@ class Seq2SeqForward:
             if hook is None or patched:
                 logits = logits[keep.to(logits.device)]
             states = hook.rows(hidden) if hook is not None and hidden is not None else None
-        return Rows(usable_rows(logits), None if states is None else usable_rows(states))
+        return logits, states
 
     def _logits(self, own: SelfCache, sources: KeysValues, ids: torch.Tensor) -> torch.Tensor:
         """Call the decoder, and return its logits as rows."""

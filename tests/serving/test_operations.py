@@ -96,6 +96,7 @@ def test_a_request_that_takes_too_long_ends_with_an_error(tale: unspool.Language
         text = httpx.post(f"{address}/v1/completions", json={**LONG, "n": 8, "stream": True}, timeout=60).text
         events = [line.removeprefix("data: ") for line in text.splitlines() if line]
         assert events[-1] == "[DONE]" and json.loads(events[-2])["error"]["code"] == "timeout"
+        assert 'unspool_request_errors_total{status="504"} 2.0' in httpx.get(f"{address}/metrics").text
         assert json.loads(events[0])["choices"][0]["text"] is not None
         assert eventually(lambda: is_empty(service))
 
@@ -177,13 +178,15 @@ def test_a_request_that_is_cancelled_in_the_moment_of_its_submission_ends() -> N
 
 def test_a_fault_is_logged_with_its_place_and_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
     words = " ".join(("words", "of", "a", "prompt"))
+    counted: list[int] = []
 
     async def events() -> AsyncIterator[bytes]:
         yield b"one"
         raise KeyError(words)
 
     async def read() -> None:
-        request: Any = SimpleNamespace(jobs=(), strategy="", generations=(), seconds=0.0, error=None)
+        figures = {"jobs": (), "strategy": "", "generations": (), "seconds": 0.0, "error": None}
+        request: Any = SimpleNamespace(**figures, count_error=counted.append)
         with pytest.raises(ApiError):
             async for _ in RequestLog("r1", "/", request).following(events()):
                 pass
@@ -193,6 +196,7 @@ def test_a_fault_is_logged_with_its_place_and_without_its_message(caplog: pytest
     fault, line = (record.getMessage() for record in caplog.records if record.name == "unspool.server")
     assert "KeyError" in fault and Path(__file__).name in fault and words not in fault
     assert "status=500 outcome=internal_error" in line, "the client has not left"
+    assert counted == [500]
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])

@@ -42,7 +42,7 @@ class RequestLog:
         _LOG.info("%s status=%d outcome=%s %s", self._head, status, outcome, told)
 
     async def following(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield the events of a stream, and write the line at its end."""
+        """Yield the events of a stream; at its end, write the line and count an error in the metrics."""
         status, outcome = CLIENT_LEFT, "client_left"
         try:
             async for each in events:
@@ -54,6 +54,8 @@ class RequestLog:
             status, outcome = told.status, told.code or "error"
             raise told from (None if told is error else error)
         finally:
+            if outcome not in ("streamed", "client_left"):
+                self._request.count_error(status)
             self.write(status, outcome)
             if hasattr(events, "aclose"):
                 await events.aclose()

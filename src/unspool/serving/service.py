@@ -265,6 +265,10 @@ class OpenRequest:
             for completion in generation.completions:
                 metrics.success.labels(completion.finish_reason, generation.strategy).inc()
 
+    def count_error(self, status: int) -> None:
+        """Count an error that a stream tells as an event. The handlers of the application count all others."""
+        self._service.metrics.errors.labels(str(status)).inc()
+
     def _told(self, error: Exception) -> ApiError:
         if self._reason is not None:
             self.error = self._reason

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -58,6 +59,10 @@ def test_ten_minutes_of_clients_that_come_and_leave() -> None:
         watching.cancel()
 
     with process("--max-queue", "128") as (address, server):
+        assert server.stderr is not None
+        # Read all the time: the server waits if the pipe of its log is full.
+        log = threading.Thread(target=server.stderr.read, daemon=True)
+        log.start()
         asyncio.run(drill(address, server.pid))
         assert eventually(lambda: num_prompts(address) == 0), "requests still run, or hold their place"
         before = max(size for at, size in sizes if at <= WARM_SHARE * SECONDS)
@@ -65,9 +70,8 @@ def test_ten_minutes_of_clients_that_come_and_leave() -> None:
         last = asyncio.run(ask(address, bodies(1, 0)[0]))
         assert last.status == 200
         server.send_signal(signal.SIGTERM)
-        assert server.stderr is not None
-        server.stderr.read()
         assert server.wait(60) == 0
+        log.join()
     seconds = [answer.ended - answer.started for answer in finished]
     print(
         f"\n{len(finished)} answers, {left[0]} clients left, {turned_away[0]} turned away; "

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.tiny_models import VOCAB_SIZE, tiny_model
-from unspool.runtimes.generic.replayed_step import SIZES, RecurrentSteps
+from unspool.runtimes.generic.replayed_step import RecurrentSteps
 from unspool.runtimes.generic.runtime import GenericRuntime
 from unspool.runtimes.replay import replay as replay_module
 from unspool.types import Feed
@@ -123,11 +123,3 @@ def test_a_cache_that_counts_tokens_is_not_replayed() -> None:
         feeds = [Feed(seq=1, tokens=[token], asked=(0,))]
         assert torch.equal(runtime.forward(feeds).logits, plain.forward(feeds).logits)
     assert runtime._caches[1].newest.stack.tree.layers[0].count == plain._caches[1].newest.stack.tree.layers[0].count
-
-
-def test_every_pair_of_sizes_names_one_kind() -> None:
-    pairs = [
-        {(factor * getattr(SIZES[0], name), factor * getattr(SIZES[1], name)) for factor in range(1, 50_000)}
-        for name in SIZES[0]._fields
-    ]
-    assert len(set.union(*pairs)) == sum(map(len, pairs))

@@ -21,7 +21,7 @@ from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay import replay as recorded_module
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.program import Program
-from unspool.runtimes.replay.replay import Replay, patience
+from unspool.runtimes.replay.replay import STEP_SIZES, Replay, patience
 from unspool.runtimes.replay.tracer import Tracer
 from unspool.runtimes.weights import packed_linear
 from unspool.runtimes.weights.autotune import VARIABLE
@@ -525,3 +525,11 @@ def test_a_result_from_elsewhere_is_refused() -> None:
     tracer = Tracer({"ids": torch.zeros(1, 1)}, {})
     with pytest.raises(Unrecordable, match="not PyTorch's"):
         tracer.finish(torch.ones(2))
+
+
+def test_every_pair_of_step_sizes_names_one_kind() -> None:
+    pairs = [
+        {(factor * getattr(STEP_SIZES[0], name), factor * getattr(STEP_SIZES[1], name)) for factor in range(1, 50_000)}
+        for name in STEP_SIZES[0]._fields
+    ]
+    assert len(set.union(*pairs)) == sum(map(len, pairs))

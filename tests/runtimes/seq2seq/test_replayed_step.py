@@ -14,7 +14,6 @@ from tests.tiny_models import VOCAB_SIZE
 from tests.tiny_seq2seq import FAMILIES, MAX_LENGTH, random_source, tiny_seq2seq
 from unspool.runtimes.replay import replay as replay_module
 from unspool.runtimes.replay.replay import Replay
-from unspool.runtimes.seq2seq.replayed_step import SIZES
 from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 from unspool.runtimes.weights import packed_linear
 from unspool.runtimes.weights.autotune import VARIABLE
@@ -154,11 +153,3 @@ def test_a_model_that_branches_on_the_length_is_checked_again_as_it_grows() -> N
         feeds = [Feed(seq=1, tokens=[token], asked=(0,))]
         assert torch.equal(runtime.forward(feeds).logits, plain.forward(feeds).logits)
     assert "other results" in replay_of(runtime).obstacle
-
-
-def test_every_pair_of_sizes_names_one_kind() -> None:
-    pairs = [
-        {(factor * getattr(SIZES[0], name), factor * getattr(SIZES[1], name)) for factor in range(1, 50_000)}
-        for name in SIZES[0]._fields
-    ]
-    assert len(set.union(*pairs)) == sum(map(len, pairs))

@@ -107,9 +107,9 @@ class DecoderModel(BackendModel):
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
         if on_cpu and not spread and not has_experts(self.module):
-            self._recorded = Replay()
-            self._recorded_invariant = Replay(self._invariant_calls())
-        self._builds, self._seen = wrapped.builds, wrapped.version
+            self._recorded = Replay(version=lambda: wrapped.version)
+            self._recorded_invariant = Replay(self._invariant_calls(), version=lambda: wrapped.version)
+        self._builds = wrapped.builds
 
     def _invariance(self, *, on_cpu: bool) -> BatchInvariance:
         if not on_cpu:
@@ -220,22 +220,6 @@ class DecoderModel(BackendModel):
         output = self.module(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
         logits: torch.Tensor = output.logits[0]
         return logits
-
-    def sync_weights(self) -> None:
-        """Apply changes of the user's model since the last call; see `BackendModel.sync_weights`."""
-        super().sync_weights()
-        self._forget_recording()
-
-    def refresh(self) -> None:
-        """Apply the user's weights, even if they were written through `.data`."""
-        super().refresh()
-        self._forget_recording()
-
-    def _forget_recording(self) -> None:
-        for recorded in (self._recorded, self._recorded_invariant):
-            if recorded is not None and self._seen != self.version:
-                recorded.forget()
-        self._seen = self.version
 
     def describe(self) -> str:
         """Return how the model runs, in words."""

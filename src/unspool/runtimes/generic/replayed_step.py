@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import torch
 
@@ -20,21 +20,9 @@ from unspool.runtimes.generic.cache_pytree import (
 )
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.replay.operators import Unrecordable
-from unspool.runtimes.replay.replay import Replay
+from unspool.runtimes.replay.replay import STEP_SIZES, Replay
 from unspool.runtimes.replay.tracer import Tracer
 from unspool.runtimes.wrap.call_state import usable_rows
-
-
-class Size(NamedTuple):
-    """Size of a step. rows: number of sequences. start, stop: tokens of each before and after it."""
-
-    rows: int
-    start: int
-    stop: int
-
-
-# A pair of numbers names one kind of size: no pair is a multiple of two kinds.
-SIZES: Final = (Size(11, 5, 6), Size(13, 7, 8))
 
 
 class RecurrentSteps:
@@ -49,7 +37,8 @@ class RecurrentSteps:
     """
 
     def __init__(self, model: CausalModel, schema: CacheSchema) -> None:
-        self._model, self._schema, self.replay = model, schema, Replay()
+        self._model, self._schema = model, schema
+        self.replay = Replay(version=lambda: model.wrapped.version)
         self._frame: dict[Path, Any] | None = None
 
     def run(self, ids: torch.Tensor, shares: Sequence[CacheSlice]) -> tuple[torch.Tensor, BatchedCache] | None:
@@ -109,7 +98,7 @@ class _Step:
         return None, self.ids, *self.schema.gathered_states(self.shares).values(), rows, length - 1, length
 
     def trace(self, number: int) -> Tracer:
-        size, device = SIZES[number], self.ids.device
+        size, device = STEP_SIZES[number], self.ids.device
         rows = torch.arange(size.rows, device=device) % len(self.ids)
         ids = self.ids[rows][:, torch.arange(size.stop, device=device) % self.ids.shape[1]]
         states = self.schema.repeated(self.schema.gathered_states(self.shares), rows)

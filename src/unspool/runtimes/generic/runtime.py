@@ -116,7 +116,7 @@ class GenericRuntime(Runtime):
         can_replay = schema is not None and schema.is_fixed and self._can.batches and self._can.shows_all
         is_plain = not self._wrapped.in_place and self._wrapped.device.type == "cpu" and not has_experts(module)
         self._steps = RecurrentSteps(self._model, schema) if can_replay and is_plain and schema is not None else None
-        self._builds, self._seen = self._wrapped.builds, self._wrapped.version
+        self._builds = self._wrapped.builds
 
     def _describe(self) -> str:
         if self._use_cache:
@@ -197,7 +197,6 @@ class GenericRuntime(Runtime):
     def refresh(self) -> None:
         """Apply a user's weights after they were written through `.data`; other changes are found automatically."""
         self._wrapped.refresh()
-        self._forget_recording()
 
     def check(self) -> None:
         """Assert that the cache of each sequence is as long as the sequence; for tests."""
@@ -207,17 +206,11 @@ class GenericRuntime(Runtime):
     def _sync_weights(self) -> None:
         """Apply changes of a user's own model."""
         self._wrapped.sync_weights()
-        self._forget_recording()
         if self._wrapped.builds == self._builds:
             return
         if self._table.live:
             raise ModelError("the model's shape has changed while sequences are live: finish or cancel them first")
         self._configure()
-
-    def _forget_recording(self) -> None:
-        if self._steps is not None and self._seen != self._wrapped.version:
-            self._steps.replay.forget()
-        self._seen = self._wrapped.version
 
     def _jobs(self, feed: Feed) -> list[Job]:
         """Return the work of a feed: one job, or without `shows_all` one per position to return."""

@@ -7,9 +7,9 @@ sequences.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -51,6 +51,18 @@ class ReplayedPass(Protocol):
         ...
 
 
+class StepSize(NamedTuple):
+    """Size of a traced step of one token per row. rows: number of sequences. start, stop: tokens of each around it."""
+
+    rows: int
+    start: int
+    stop: int
+
+
+# A pair of numbers names one kind of size: no pair is a multiple of two kinds.
+STEP_SIZES: Final = (StepSize(11, 5, 6), StepSize(13, 7, 8))
+
+
 def patience(rows: int) -> int:
     """Return how many passes of a size run before its replay is verified.
 
@@ -68,13 +80,17 @@ class Replay:
 
     Args:
         calls: the mode that the model runs in. A replay calls the functions that the mode calls. None for no mode.
+        version: returns the number of changes of the model's tensors. After a change, passes are recorded anew.
+            None if the tensors never change.
 
     Attributes:
         obstacle: why passes are not replayed; "" if no reason is known.
     """
 
-    def __init__(self, calls: InvariantCalls | None = None) -> None:
+    def __init__(self, calls: InvariantCalls | None = None, *, version: Callable[[], int] | None = None) -> None:
         self._calls = calls
+        self._version = version or (lambda: 0)
+        self._recorded_version = self._version()
         self.obstacle = ""
         self._program: Program | None = None
         self._num_passes = 0
@@ -83,6 +99,9 @@ class Replay:
 
     def run(self, each: ReplayedPass) -> Any:
         """Run a pass. Returns the results of the model."""
+        if self._recorded_version != (version := self._version()):
+            self.forget()
+            self._recorded_version = version
         if self.obstacle or each.rows > REPLAY_MAX_ROWS:
             return self._model(each)
         if self._program is None:

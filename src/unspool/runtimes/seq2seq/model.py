@@ -49,7 +49,6 @@ class Seq2SeqModel(BackendModel):
 
     forward: Seq2SeqForward
     vocab_size: int
-    _seen: int
 
     def __init__(
         self,
@@ -81,21 +80,6 @@ class Seq2SeqModel(BackendModel):
         """Shape and dtype of each decoder layer's keys and values."""
         return self.forward.layout
 
-    def sync_weights(self) -> None:
-        """Apply changes of the user's model since the last call; see `BackendModel.sync_weights`."""
-        super().sync_weights()
-        self._forget_recording()
-
-    def refresh(self) -> None:
-        """Apply the user's weights, even if they were written through `.data`."""
-        super().refresh()
-        self._forget_recording()
-
-    def _forget_recording(self) -> None:
-        if self.forward.replay is not None and self._seen != self.version:
-            self.forward.replay.forget()
-        self._seen = self.version
-
     def describe(self) -> str:
         """Return how the model runs, in words."""
         is_ours = self.forward.attention == "ours"
@@ -106,15 +90,16 @@ class Seq2SeqModel(BackendModel):
 
     def _configure(self) -> None:
         """Prepare the wrapped module: pack, choose the attention, and compare with the model's own logits."""
-        with self._wrapped.probing():
+        wrapped = self._wrapped
+        with wrapped.probing():
             self._build()
         # The probe can run on a copy; the adapter must call the module that stays.
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         # The operators of a pass with experts depend on the routing of its tokens.
         can_replay = self.forward.attention == "ours" and on_cpu and not has_experts(self.module)
-        replay = Replay() if can_replay else None
+        replay = Replay(version=lambda: wrapped.version) if can_replay else None
         self.forward = replace(self.forward, reader=adapter_of(self.module), replay=replay)
-        self._builds, self._seen = self._wrapped.builds, self._wrapped.version
+        self._builds = wrapped.builds
 
     def _build(self) -> None:
         try:

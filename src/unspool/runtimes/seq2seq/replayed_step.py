@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 from unspool.runtimes.kv.attention import AttentionParams, attending
+from unspool.runtimes.replay.replay import STEP_SIZES
 from unspool.runtimes.replay.tracer import Tracer
 from unspool.runtimes.seq2seq.attention import SUPPORTED, EqualLengthAttention
 from unspool.runtimes.seq2seq.encoder_cache import KeysValues
@@ -17,18 +18,6 @@ from unspool.runtimes.seq2seq.self_cache import SelfCache
 
 Logits: TypeAlias = Callable[[SelfCache, KeysValues, torch.Tensor], torch.Tensor]
 """(cache, stand-ins for the sources, ids [rows, width]) --> logits [rows * width, vocab]; inside `attending`"""
-
-
-class Size(NamedTuple):
-    """Size of a step. rows: number of sequences. start, stop: cached positions before and after it."""
-
-    rows: int
-    start: int
-    stop: int
-
-
-# A pair of numbers names one kind of size: no pair is a multiple of two kinds.
-SIZES: Final = (Size(11, 5, 6), Size(13, 7, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,7 @@ class DecodeStep:
         Raises:
             Unrecordable: see `Tracer`.
         """
-        size = SIZES[number]
+        size = STEP_SIZES[number]
         ids = self.ids[torch.arange(size.rows, device=self.ids.device) % len(self.ids)]
         sources = [(torch.zeros_like(key), torch.zeros_like(value)) for key, value in self.sources]
         tracer = Tracer({"ids": ids}, size._asdict())

@@ -244,6 +244,8 @@ def test_a_bad_entry_is_named(client: httpx.Client):
         ("next", {"prompt": 5}, "prompt"),
         ("next", {"prompt": PROMPT, "colour": 1}, "colour"),
         ("next", {"prompt": PROMPT, "options": {"num_beams": 65}}, "num_beams"),
+        ("generate", {"prompt": PROMPT, "options": {"stop_strings": ["x" * 70_000]}}, "stop_strings"),
+        ("generate", {"prompt": PROMPT, "options": {"num_beams": 2, "force_words": ["x" * 70_000]}}, "force_words"),
         ("position", {"prompt": PROMPT, "tokens": ["x"]}, "tokens"),
         ("generate", {"prompt": PROMPT, "options": {"assistant_model": "other"}}, "assistant"),
         ("generate", {"prompt": PROMPT, "options": {"regex": "a" * 70_000}}, "regex"),

@@ -11,21 +11,13 @@ from typing import Any, Final
 
 from unspool.config import OPTIONS
 from unspool.model import LanguageModel
+from unspool.serving.decoding import check_grammars, check_sizes
 from unspool.serving.errors import ApiError, refused
 from unspool.serving.service import Service
 from unspool.serving.settings import Settings
 from unspool.strategy_facts import ASSISTANT
 
 _FIELDS: Final = frozenset({"prompt", "path", "options", "limit", "tokens", "entries"})
-
-_WIDTHS: Final[Mapping[str, str]] = {
-    "num_beams": "max_beams",
-    "num_return_sequences": "max_n",
-    "best_of": "max_n",
-}
-"""Option --> setting with its largest value."""
-
-_GRAMMARS: Final = ("json_schema", "regex", "choice", "grammar")
 
 MAX_SHOWN: Final = 200
 
@@ -136,18 +128,8 @@ def _given(given: object, field: str) -> dict[str, Any]:
 
 def _checked(options: dict[str, Any], service: Service) -> dict[str, Any]:
     """Return options within the limits of the server, with draft models for their names."""
-    _check_limits(options, service.settings)
-    return service.with_objects(options)
-
-
-def _check_limits(options: Mapping[str, Any], settings: Settings) -> None:
-    for name, setting in _WIDTHS.items():
-        most = getattr(settings, setting)
-        if isinstance(options.get(name), int) and options[name] > most:
-            raise refused(name, f"must be at most {most} on this server, got {options[name]}", code="limit_exceeded")
-    for name in _GRAMMARS:
-        if len(repr(options.get(name, ""))) > settings.max_grammar_bytes:
-            limit = f"is longer than {settings.max_grammar_bytes} bytes, the limit of this server"
-            raise refused(name, limit, code="limit_exceeded")
+    check_sizes(options, service.settings, {})
+    check_grammars(options, service.settings, {})
     if isinstance(seed := options.get("seed"), list):
         raise refused("seed", f"must be one integer, got {seed!r}")
+    return service.with_objects(options)

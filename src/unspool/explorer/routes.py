@@ -20,6 +20,7 @@ from unspool.explorer.side_by_side import SideBySide
 from unspool.explorer.snippets import snippets
 from unspool.serving.errors import ApiError, api_error, too_slow
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.log import CLIENT_LEFT
 from unspool.serving.security import read_json
 from unspool.serving.service import Service
 from unspool.text.labels import token_label
@@ -80,7 +81,7 @@ def add_explorer(app: FastAPI) -> None:
             await unless_left(request, live.start())
         except ClientLeft:
             await live.request.close()
-            return Response(status_code=499)
+            return Response(status_code=CLIENT_LEFT)
         return EventStream(live.events(), service.settings.keep_alive, {}, live.request.close, b"")
 
     @app.post("/explore/compare", summary="Several strategies on one prompt")
@@ -91,7 +92,7 @@ def add_explorer(app: FastAPI) -> None:
         try:
             return JSONResponse(await unless_left(request, both.answer()))
         except ClientLeft:
-            return Response(status_code=499)
+            return Response(status_code=CLIENT_LEFT)
         except ApiError:
             raise
         except Exception as error:

@@ -78,7 +78,8 @@ def decoding(body: Body, settings: Settings, *, tokenizer: Any, vocab_size: int)
             reader.set(option, body.given[name], name)
             if field.source == "Unspool" and not field.option:  # a field of no type of its own
                 _check(option, body.given[name])
-    _check_limits(body, settings)
+    check_sizes(reader.options, settings, reader.fields)
+    _check_counts(body)
     _read_stops(reader, settings)
     _read_lengths(reader)
     _read_tokens(reader, tokenizer, vocab_size)
@@ -117,23 +118,49 @@ def _check(option: str, value: Any) -> None:
         raise api_error(error) from None
 
 
-def _check_limits(body: Body, settings: Settings) -> None:
+def check_sizes(options: Mapping[str, Any], settings: Settings, fields: Mapping[str, str]) -> None:
+    """Check numbers of outputs and beams, and lengths of stop strings and forced words, against a server's limits.
+
+    Args:
+        options: of the engine, unchecked.
+        fields: option --> field that set it, for messages; an option without an entry is its own field.
+
+    Raises:
+        ApiError: 400 if a limit is exceeded.
+    """
     for name, limit in (
-        ("n", settings.max_n),
-        ("best_of", settings.max_n),
         ("num_return_sequences", settings.max_n),
+        ("best_of", settings.max_n),
         ("num_beams", settings.max_beams),
     ):
-        value = body.get(name)
+        value = options.get(name)
         if isinstance(value, int) and value > limit:
-            raise refused(name, f"must be at most {limit} on this server, got {value}", code="limit_exceeded")
-        if name in ("n", "best_of") and value is not None and value < 1:
+            told = f"must be at most {limit} on this server, got {value}"
+            raise refused(fields.get(name, name), told, code="limit_exceeded")
+    for name in ("stop_strings", "force_words"):
+        _check_words(options.get(name), fields.get(name, name))
+
+
+def check_grammars(options: Mapping[str, Any], settings: Settings, fields: Mapping[str, str]) -> None:
+    """Check the lengths of grammars against a server's limit. Arguments and errors as in `check_sizes`."""
+    for name in CONSTRAINTS:
+        if len(repr(options.get(name, ""))) > settings.max_grammar_bytes:
+            limit = f"is longer than {settings.max_grammar_bytes} bytes, the limit of this server"
+            raise refused(fields.get(name, name), limit, code="limit_exceeded")
+
+
+def _check_words(given: Any, field: str) -> None:
+    if len(repr(given)) > MAX_WORDS:
+        limit = f"is longer than {MAX_WORDS} characters, the limit of this server"
+        raise refused(field, limit, code="limit_exceeded")
+
+
+def _check_counts(body: Body) -> None:
+    """Check fields that the engine has no options for, or reads in another way."""
+    _check_words(body.get("bad_words"), "bad_words")
+    for name in ("n", "best_of"):
+        if (value := body.get(name)) is not None and value < 1:
             raise refused(name, f"must be at least 1, got {value}")
-    for name in ("stop", "stop_strings", "force_words", "bad_words"):
-        if len(repr(body.get(name))) > MAX_WORDS:
-            raise refused(
-                name, f"is longer than {MAX_WORDS} characters, the limit of this server", code="limit_exceeded"
-            )
     if (best_of := body.get("best_of")) is not None:
         if best_of < body.get("n", 1):
             raise refused("best_of", f"must be at least `n`, got {best_of}")
@@ -222,10 +249,7 @@ def _read_constraints(reader: _Reader, settings: Settings) -> None:
         if key not in _CONSTRAINTS:
             raise ApiError(400, f"`{path}` is not known", param=path, code="unknown_parameter")
         reader.set(_CONSTRAINTS[key], value, "structured_outputs")
-    for option in CONSTRAINTS:
-        if len(repr(reader.options.get(option, ""))) > settings.max_grammar_bytes:
-            limit = f"is longer than {settings.max_grammar_bytes} bytes, the limit of this server"
-            raise refused(reader.fields[option], limit, code="limit_exceeded")
+    check_grammars(reader.options, settings, reader.fields)
 
 
 def _read_logprobs(reader: _Reader) -> int | None:

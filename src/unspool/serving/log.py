@@ -54,7 +54,7 @@ class RequestLog:
             status, outcome = told.status, told.code or "error"
             raise told from (None if told is error else error)
         finally:
-            if outcome not in ("streamed", "client_left"):
+            if status not in (200, CLIENT_LEFT):
                 self._request.count_error(status)
             self.write(status, outcome)
             if hasattr(events, "aclose"):

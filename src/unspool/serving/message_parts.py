@@ -80,7 +80,7 @@ class ParsedParts:
         given = None if tools is None else list(tools)
         parser: Any = tokenizer
         self._parser = None if whole else parser.get_response_parser(prefix=self._prompt, tools=given)
-        self._fed = self._sent = ""
+        self._sent = ""
         self._reasoning: list[str] = []
         self._calls = self.reasoning_tokens = 0
 

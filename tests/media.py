@@ -1,16 +1,34 @@
-"""A processor for tiny multimodal models: one placeholder in the text becomes the tokens of an image or audio input."""
+"""A tokenizer and a processor for tiny multimodal models. A placeholder in a text becomes tokens of an input."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from tests.tiny_multimodal import IMAGE, START
+from tests.tiny_multimodal import IMAGE, START, VOCAB_SIZE
 
 MARK = "@"
 """The placeholder of an image or audio input."""
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz /:?"
+
+
+@cache
+def letters(padding_side: str = "right") -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per letter, and one for images and audio."""
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{letter: 3 + place for place, letter in enumerate(LETTERS)}}
+    vocab |= {f"<{number}>": number for number in range(len(vocab), VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens([AddedToken(f"<{IMAGE}>"), AddedToken("</s>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", padding_side=padding_side
+    )
 
 
 class TinyProcessor:

@@ -12,6 +12,7 @@ import pytest
 
 import unspool
 from tests.explorer.conftest import PATIENCE, Open, link, numbers, opened
+from unspool.results import Generation, Trace
 
 PROMPT = "Once upon a time"
 BEAMS = {"strategy": "beam", "options": {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 12}}
@@ -60,6 +61,21 @@ def _row(trace: Any, node: Any) -> Any:
 def finished(page: Any) -> None:
     """Wait for the end of a generation."""
     page.wait_for_selector("p.facts")
+
+
+def run_view(visit: Open, view: str, **state: Any) -> Any:
+    """Open a view, press its button, and return the page after the end of the generation."""
+    page = visit(view, **state)
+    page.click("button.primary")
+    finished(page)
+    return page
+
+
+def traced(lm: unspool.LanguageModel, strategy: str, state: dict[str, Any]) -> tuple[Generation, Trace]:
+    """Return what Python gives for the state of a view with seed 3."""
+    wanted = lm.generate(PROMPT, strategy=strategy, seed=3, trace=True, **state["options"])
+    assert wanted.trace is not None
+    return wanted, wanted.trace
 
 
 # --- next token -------------------------------------------------------------------------------------------------------
@@ -157,9 +173,7 @@ def test_penalties_count_the_walk(visit: Open, lm: unspool.LanguageModel):
 
 def test_a_generation_shows_pythons_probabilities_and_alternatives(visit: Open, lm: unspool.LanguageModel):
     options = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 20}
-    page = visit("generate", prompt=PROMPT, strategy="sample", options=options, seed=3)
-    page.click("button.primary")
-    finished(page)
+    page = run_view(visit, "generate", prompt=PROMPT, strategy="sample", options=options, seed=3)
     wanted = lm.generate(PROMPT, strategy="sample", seed=3, trace=True, **options)
     (best,) = wanted.completions
     assert numbers(page, ".piece", "data-probability") == pytest.approx([math.exp(each) for each in best.logprobs])
@@ -234,12 +248,8 @@ def test_a_refused_option_is_shown_at_its_field(visit: Open):
 
 
 def test_the_beam_tree_has_the_nodes_and_scores_of_the_trace(visit: Open, lm: unspool.LanguageModel):
-    page = visit("beams", prompt=PROMPT, **BEAMS, seed=3)
-    page.click("button.primary")
-    finished(page)
-    wanted = lm.generate(PROMPT, strategy="beam", seed=3, trace=True, **BEAMS["options"])
-    trace = wanted.trace
-    assert trace is not None
+    page = run_view(visit, "beams", prompt=PROMPT, **BEAMS, seed=3)
+    _, trace = traced(lm, "beam", BEAMS)
     assert page.locator(".player output").text_content() == f"step {len(trace.steps)} of {len(trace.steps)}"
     totals = {0: 0.0}
     for node in trace.nodes[1:]:
@@ -377,12 +387,8 @@ def test_a_comparison_by_keyboard_alone(visit: Open):
 
 
 def test_speculation_counts_what_the_engine_counts(visit: Open, lm: unspool.LanguageModel):
-    page = visit("speculation", prompt=PROMPT, **SPECULATION, seed=3)
-    page.click("button.primary")
-    finished(page)
-    wanted = lm.generate(PROMPT, strategy="assisted", seed=3, trace=True, **SPECULATION["options"])
-    trace = wanted.trace
-    assert trace is not None
+    page = run_view(visit, "speculation", prompt=PROMPT, **SPECULATION, seed=3)
+    wanted, trace = traced(lm, "assisted", SPECULATION)
     accepted, drafted, passes = map(int, re.findall(r"(\d+) of (\d+) guesses accepted in (\d+) passes", str(trace))[0])
     assert passes == wanted.usage.forward_passes
     figures = {
@@ -407,9 +413,7 @@ def test_speculation_by_keyboard_alone(visit: Open):
 
 
 def test_structure_shows_the_tokens_that_the_grammar_allows(visit: Open, lm: unspool.LanguageModel):
-    page = visit("structure", prompt=PROMPT, **STRUCTURE, seed=3)
-    page.click("button.primary")
-    finished(page)
+    page = run_view(visit, "structure", prompt=PROMPT, **STRUCTURE, seed=3)
     wanted = lm.generate(PROMPT, strategy="sample", seed=3, trace=True, **STRUCTURE["options"])
     trace = wanted.trace
     assert trace is not None

@@ -14,7 +14,17 @@ import pytest
 
 import unspool
 from tests.explorer.conftest import Open
-from tests.explorer.test_page import BEAMS, ENTRIES, PROMPT, SPECULATION, STRUCTURE, finished, ready, settled
+from tests.explorer.test_page import (
+    BEAMS,
+    ENTRIES,
+    PROMPT,
+    SPECULATION,
+    STRUCTURE,
+    ready,
+    run_view,
+    settled,
+    traced,
+)
 from unspool.cli.main import main
 
 Run = Callable[[str], str]
@@ -49,6 +59,15 @@ def shell(lm: unspool.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Run:
         return out.getvalue()
 
     return run
+
+
+def check_text_copies(page: Any, python: Run, shell: Run) -> None:
+    """Assert that the copies of a generation, when run, write the text that the page shows."""
+    text = "".join(page.locator(".piece").all_text_contents()).replace("⏎\n", "\n")
+    made = copied(page)
+    assert python(made["Python"]) == f"{text}\n"
+    assert json.loads(shell(f"{made['CLI']} --json"))["text"] == text
+    assert json.loads(curl(made["curl"]))["choices"][0]["text"] == text
 
 
 def curl(line: str) -> str:
@@ -104,14 +123,10 @@ def test_a_walk_is_copied(visit: Open, lm: unspool.LanguageModel, python: Run, s
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_generation_is_copied(visit: Open, python: Run, shell: Run, prompt: str):
-    page = visit("generate", prompt=prompt, strategy="sample", options={"top_p": 0.9, "max_new_tokens": 12}, seed=11)
-    page.click("button.primary")
-    finished(page)
-    text = "".join(page.locator(".piece").all_text_contents()).replace("⏎\n", "\n")
-    made = copied(page)
-    assert python(made["Python"]) == f"{text}\n"
-    assert json.loads(curl(made["curl"]))["choices"][0]["text"] == text
-    assert json.loads(shell(f"{made['CLI']} --json"))["text"] == text
+    page = run_view(
+        visit, "generate", prompt=prompt, strategy="sample", options={"top_p": 0.9, "max_new_tokens": 12}, seed=11
+    )
+    check_text_copies(page, python, shell)
 
 
 def test_options_of_every_form_are_copied(visit: Open, python: Run, shell: Run):
@@ -125,24 +140,15 @@ def test_options_of_every_form_are_copied(visit: Open, python: Run, shell: Run):
         "ignore_eos": True,
         "suppress_tokens": [13, 14],
     }
-    page = visit("generate", prompt=PROMPT, strategy="constrained_beam", options=options, seed=1)
-    page.click("button.primary")
-    finished(page)
-    text = "".join(page.locator(".piece").all_text_contents())
-    made = copied(page)
-    assert python(made["Python"]) == f"{text}\n"
-    assert json.loads(shell(f"{made['CLI']} --json"))["text"] == text
-    assert json.loads(curl(made["curl"]))["choices"][0]["text"] == text
+    page = run_view(visit, "generate", prompt=PROMPT, strategy="constrained_beam", options=options, seed=1)
+    check_text_copies(page, python, shell)
 
 
 @pytest.mark.parametrize("view", ["beams", "speculation"])
 def test_a_trace_is_copied(visit: Open, lm: unspool.LanguageModel, python: Run, shell: Run, view: str):
     state = BEAMS if view == "beams" else SPECULATION
-    page = visit(view, prompt=PROMPT, **state, seed=3)
-    page.click("button.primary")
-    finished(page)
-    trace = lm.generate(PROMPT, strategy=state["strategy"], seed=3, trace=True, **state["options"]).trace
-    assert trace is not None
+    page = run_view(visit, view, prompt=PROMPT, **state, seed=3)
+    _, trace = traced(lm, state["strategy"], state)
     made = copied(page)
     assert python(made["Python"]) == f"{trace}\n"
     tokens = [node.token for node in trace.nodes]
@@ -152,14 +158,8 @@ def test_a_trace_is_copied(visit: Open, lm: unspool.LanguageModel, python: Run, 
 
 def test_a_draft_model_is_copied(visit: Open, python: Run, shell: Run):
     options = {"assistant_model": "tale-draft", "max_new_tokens": 12}
-    page = visit("generate", prompt=PROMPT, strategy="assisted", options=options, seed=3)
-    page.click("button.primary")
-    finished(page)
-    text = "".join(page.locator(".piece").all_text_contents())
-    made = copied(page)
-    assert python(made["Python"]) == f"{text}\n"
-    assert json.loads(shell(f"{made['CLI']} --json"))["text"] == text
-    assert json.loads(curl(made["curl"]))["choices"][0]["text"] == text
+    page = run_view(visit, "generate", prompt=PROMPT, strategy="assisted", options=options, seed=3)
+    check_text_copies(page, python, shell)
 
 
 def test_a_comparison_is_copied(visit: Open, lm: unspool.LanguageModel, python: Run, shell: Run):

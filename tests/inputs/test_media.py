@@ -10,29 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor, processing_utils
+from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor, processing_utils
 
 import unspool
-from tests.media import MARK, TinyProcessor
+from tests.media import MARK, TinyProcessor, letters
 from tests.tiny_models import tiny_model
-from tests.tiny_multimodal import IMAGE, VOCAB_SIZE, tiny_multimodal
+from tests.tiny_multimodal import IMAGE, tiny_multimodal
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import LanguageModel, OptionError, PromptError
 
 LENGTHS: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6}
-LETTERS = "abcdefghijklmnopqrstuvwxyz /:?"
-
-
-@cache
-def letters() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per letter, and one for audio."""
-    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{letter: 3 + place for place, letter in enumerate(LETTERS)}}
-    vocab |= {f"<{number}>": number for number in range(len(vocab), VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens([AddedToken(f"<{IMAGE}>"), AddedToken("</s>")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
 
 
 @cache

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import unspool
+from tests.media import letters
 from tests.tiny_models import tiny_model
-from tests.tiny_multimodal import IMAGE, VOCAB_SIZE, tiny_multimodal
+from tests.tiny_multimodal import IMAGE, tiny_multimodal
 
 MARK = f"<{IMAGE}>"
-LETTERS = "abcdefghijklmnopqrstuvwxyz /:?"
 LENGTHS: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 TEMPLATE = (
     "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}"
@@ -30,16 +29,10 @@ TEMPLATE = (
 @cache
 def processor() -> LlavaProcessor:
     """Return a processor with one token per letter, and images of 8 x 8 pixels in 4 patches."""
-    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{letter: 3 + place for place, letter in enumerate(LETTERS)}}
-    vocab |= {f"<{number}>": number for number in range(len(vocab), VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens([AddedToken(MARK), AddedToken("</s>")])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", padding_side="left")
     images = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     return LlavaProcessor(
         images,
-        fast,
+        letters("left"),
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

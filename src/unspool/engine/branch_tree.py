@@ -76,7 +76,7 @@ class BranchTree:
         """Return the live branch of this number.
 
         Raises:
-            StrategyError: if it does not exist or was dropped.
+            StrategyError: if it is unknown or was dropped.
         """
         branch = self._live.get(number)
         if branch is None:

@@ -47,7 +47,7 @@ class KeptRows(Runtime):
         self.info = replace(lm.info, hidden_states=False, num_layers=None, backend="kept rows")
 
     def row(self, prompt: tuple[int, ...], salt: str = "") -> torch.Tensor:
-        """Return the logits after a prompt, and compute them if they are not kept. --> [vocab] float32
+        """Return the logits after a prompt; the first call computes them. --> [vocab] float32
 
         salt: rows are shared by calls with one salt only.
         """

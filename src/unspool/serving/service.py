@@ -133,7 +133,7 @@ class Service:
         return min(limits, default=None)
 
     def end_all(self, reason: ApiError) -> None:
-        """End every request with an error, also those that wait or are planned now."""
+        """End all requests with an error: running, waiting and planned ones."""
         self.ended = reason
         self.admission.end_waiting(reason)
         for request in list(self.open):

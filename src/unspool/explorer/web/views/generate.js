@@ -1,4 +1,4 @@
-// View 2, generation: any strategy, streamed; each token with its probability, its alternatives, and what was cut.
+// View 2, generation: any strategy, streamed; each token with its probability, its alternatives, and the cut tokens.
 
 import { html } from "render/html.js";
 import { Token, percent, readable } from "render/tokens.js";

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -74,14 +75,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="only these models")
     parser.add_argument("--rounds", type=int, default=20, help="pairs of calls per figure (default: 20)")
     options = parser.parse_args(arguments)
+    print(f"{'model':8}{'one row':>22}{'four beams':>22}{'first call':>22}")
+    with _one_quiet_thread():
+        for name in options.only:
+            figures = [_figure(_warm(name, num_beams=beams), options.rounds, TOKENS, "us") for beams in (1, 4)] + [
+                _figure(partial(_first, name), options.rounds, 1000, "ms")
+            ]
+            print(f"{name:8}" + "".join(f"{each:>22}" for each in figures), flush=True)
+
+
+@contextmanager
+def _one_quiet_thread() -> Iterator[None]:
+    """Let PyTorch use one thread and transformers log errors only, and restore both afterwards."""
+    threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    print(f"{'model':8}{'one row':>22}{'four beams':>22}{'first call':>22}")
-    for name in options.only:
-        figures = [_figure(_warm(name, num_beams=beams), options.rounds, TOKENS, "us") for beams in (1, 4)] + [
-            _figure(partial(_first, name), options.rounds, 1000, "ms")
-        ]
-        print(f"{name:8}" + "".join(f"{each:>22}" for each in figures), flush=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _figure(pair: Callable[[], tuple[float, float]], rounds: int, parts: int, unit: str) -> str:

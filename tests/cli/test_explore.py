@@ -22,7 +22,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found["loaded"].append(name)
         return unspool.LanguageModel(ToyRuntime(lambda tokens: [1.0, 1.0], 2))
 
-    def serve(app: Any, ready: Callable[[int], None]) -> None:
+    def serve(app: Any, sockets: Any, ready: Callable[[int], None]) -> None:
         found["paths"] = {getattr(route, "path", "") for route in app.routes}
         ready(8123)
 
@@ -37,7 +37,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_explore_opens_the_embedded_model_with_its_draft(run: Run, served: dict[str, Any]):
-    done = run("explore")
+    done = run("explore", "--port", "0")
     assert done.status == 0
     assert served["loaded"] == [None, "tale-draft"]
     assert served["opened"] == "http://127.0.0.1:8123/"
@@ -46,7 +46,7 @@ def test_explore_opens_the_embedded_model_with_its_draft(run: Run, served: dict[
 
 
 def test_explore_takes_a_model_and_needs_no_browser(run: Run, served: dict[str, Any]):
-    assert run("explore", "some-model", "--no-browser", "--assistant-model", "small").status == 0
+    assert run("explore", "some-model", "--no-browser", "--port", "0", "--assistant-model", "small").status == 0
     assert served["loaded"] == ["some-model", "small"]
     assert served["opened"] is None
 
@@ -59,12 +59,12 @@ def test_a_model_given_twice_is_refused(run: Run, served: dict[str, Any]):
 
 def test_explore_refuses_the_flag_that_leaves_the_page_out(run: Run, served: dict[str, Any]):
     done = run("explore", "--no-explore")
-    assert done.status == 2 and "no_explore" in done.err and "unspool serve" in done.err
+    assert done.status == 2 and "--no-explore" in done.err and "unspool serve" in done.err
     assert not served["loaded"]
 
 
 def test_serve_has_the_explorer_unless_it_is_left_out(run: Run, served: dict[str, Any]):
-    done = run("serve")
+    done = run("serve", "--port", "0")
     assert "Explorer at http://127.0.0.1:8123/" in done.err and "/" in served["paths"]
-    done = run("serve", "--no-explore")
+    done = run("serve", "--no-explore", "--port", "0")
     assert "Explorer" not in done.err and "/" not in served["paths"]

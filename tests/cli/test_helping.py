@@ -1,6 +1,7 @@
 """Help pages: every flag in full, no line too wide, and examples that run."""
 
 import shlex
+from contextlib import nullcontext
 
 import pytest
 
@@ -61,6 +62,7 @@ def test_examples_run(line: str, monkeypatch, tmp_path):
     if "|" not in line and shlex.split(line)[1] != "chat":
         monkeypatch.setattr("sys.stdin", None)
     if shlex.split(line)[1] in ("serve", "explore"):  # a server runs until a signal: this one ends when it is ready
-        monkeypatch.setattr("unspool.serving.run.serve", lambda app, ready: print(ready(0) or "served"))
+        monkeypatch.setattr("unspool.serving.run.serve", lambda app, sockets, ready: print(ready(0) or "served"))
+        monkeypatch.setattr("unspool.cli.serve.bound", lambda host, port: nullcontext([]))  # 8000 can be in use
         monkeypatch.setattr("webbrowser.open", lambda address: True)
     assert run_command(line, line).strip()

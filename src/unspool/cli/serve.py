@@ -8,9 +8,10 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
 
 import typer
@@ -19,6 +20,7 @@ from unspool.cli.endings import guarded, with_parameters
 from unspool.cli.options import with_model
 from unspool.cli.sources import ModelChoice
 from unspool.errors import MissingExtra
+from unspool.serving.listening import bound, url_host
 from unspool.serving.response_template import set_response_template
 from unspool.serving.settings import ModelSettings, Settings, read_settings
 
@@ -119,11 +121,25 @@ def run_server(
         config: TOML file of settings; None for none.
         given: settings that override it.
         ready: called with the model, the settings and the port when requests are accepted.
+
+    Raises:
+        OptionError: if a setting is wrong, or if the server cannot listen at its host and port.
     """
     _check_packages()
     settings: Settings
     models: ModelSettings
     settings, models, choice = read_settings(config, {**choice.given(), **given}, Settings, ModelSettings, ModelChoice)
+    with bound(settings.host, settings.port) as sockets:
+        _run(sockets, choice, settings, models, ready)
+
+
+def _run(
+    sockets: Sequence[socket],
+    choice: ModelChoice,
+    settings: Settings,
+    models: ModelSettings,
+    ready: Callable[[LanguageModel, Settings, int], None],
+) -> None:
     from unspool.serving.app import create_app
     from unspool.serving.run import serve as run
 
@@ -138,7 +154,7 @@ def run_server(
         from unspool.explorer import add_explorer
 
         add_explorer(app)
-    run(app, lambda port: ready(lm, settings, port))
+    run(app, sockets, lambda port: ready(lm, settings, port))
 
 
 def _check_packages() -> None:
@@ -151,7 +167,8 @@ def _check_packages() -> None:
 
 def address_of(settings: Settings, port: int) -> str:
     """Return the address of the server for programs on this machine."""
-    return f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return f"http://{url_host(local.get(settings.host, settings.host))}:{port}"
 
 
 def _greet(lm: LanguageModel, settings: Settings, port: int) -> None:

@@ -10,12 +10,15 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Final, Protocol
 
 from unspool.config import OPTIONS, REFUSED, nearest_option
 from unspool.errors import OptionError, UnspoolError
+from unspool.serving.settings import ModelSettings
+from unspool.serving.settings import Settings as ServerSettings
 
-_LOADING: Final = frozenset(
+_OTHERS: Final = frozenset(
     {
         "model",
         "gguf_file",
@@ -27,6 +30,7 @@ _LOADING: Final = frozenset(
         "threads",
         "strategies",
         "chat_template",
+        *(field.name for kind in (ServerSettings, ModelSettings) for field in fields(kind)),
     }
 )
 """Flags other than generation options."""
@@ -63,7 +67,7 @@ class Flags:
     unset = "leave it out"
 
     def name(self, option: str) -> str | None:
-        known = option in _LOADING or (option in OPTIONS and OPTIONS[option].door != "drop_in")
+        known = option in _OTHERS or (option in OPTIONS and OPTIONS[option].door != "drop_in")
         return "--" + option.replace("_", "-") if known else None
 
     def assignment(self, option: str, value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from unspool.serving.errors import ApiError
+from unspool.serving.listening import listening_error, port_of
 from unspool.serving.service import Service
 
 _END_SECONDS: Final = 5.0
@@ -29,10 +30,19 @@ class Server(uvicorn.Server):
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and tell the port."""
-        await super().startup(sockets=sockets)
+        """Start, and tell the port.
+
+        Raises:
+            OptionError: if another program began to listen after the sockets were bound.
+        """
+        try:
+            await super().startup(sockets=sockets)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            settings = self._service.settings
+            raise listening_error(error, settings.host, settings.port) from None
         if self.started:
-            self._ready(self.servers[0].sockets[0].getsockname()[1])
+            self._ready(port_of(self.servers[0].sockets))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -72,21 +82,23 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(app: FastAPI, ready: Callable[[int], None] = lambda port: None) -> None:
+def serve(app: FastAPI, sockets: Sequence[socket.socket], ready: Callable[[int], None] = lambda port: None) -> None:
     """Serve an application of `create_app` until a signal.
 
     Args:
+        sockets: of `listening.bound`.
         ready: called with the port when requests are accepted.
+
+    Raises:
+        OptionError: if another program listens on the port.
     """
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
-        host=service.settings.host,
-        port=service.settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(_END_SECONDS),
         lifespan="on",
     )
-    asyncio.run(Server(config, service, ready).serve())
+    asyncio.run(Server(config, service, ready).serve(list(sockets)))

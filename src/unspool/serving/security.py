@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unspool.serving import docs_page
 from unspool.serving.errors import ApiError
+from unspool.serving.listening import url_host
 from unspool.serving.settings import Settings
 
 _PUBLIC: Final = frozenset({"/health", "/", *docs_page.PATHS})
@@ -45,7 +46,7 @@ class Guard:
         self._app = app
         self._limit = settings.max_body_bytes
         self._keys = [_digest(key) for key in settings.api_key]
-        self._hosts = {*_LOCAL, settings.host, *settings.allowed_host}
+        self._hosts = {*_LOCAL, url_host(settings.host), *settings.allowed_host}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -12,19 +12,19 @@ from typing import Any, Literal
 from unspool.errors import OptionError
 
 
-def _setting(default: Any, panel: str, help: str, least: float | None = None) -> Any:
-    return field(default=default, metadata={"panel": panel, "help": help, "least": least})
+def _setting(default: Any, panel: str, help: str, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"panel": panel, "help": help, "least": least, "most": most})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of `unspool serve`. Each is a flag of the same name, and a key of the TOML file of `--config`.
 
-    Metadata of each field: `help`, `panel` (its section in `--help`) and `least` (its lower bound).
+    Metadata of each field: `help`, `panel` (its section in `--help`), `least` and `most` (its bounds).
     """
 
     host: str = _setting("127.0.0.1", "Address", "Address to listen on; 0.0.0.0 for all networks.")
-    port: int = _setting(8000, "Address", "Port to listen on; 0 for any free one.", 0)
+    port: int = _setting(8000, "Address", "Port to listen on; 0 for any free one.", 0, 65535)
     served_model_name: tuple[str, ...] = _setting(
         (), "Address", "Name of the model in requests; by default the name it is loaded by. Can be repeated."
     )
@@ -99,6 +99,8 @@ def _check_bounds(settings: Settings | ModelSettings) -> None:
         value, least = getattr(settings, each.name), each.metadata["least"]
         if least is not None and value is not None and value < least:
             raise OptionError(each.name, value, f"must be at least {least:g}", "see unspool serve --help")
+        if (most := each.metadata["most"]) is not None and value > most:
+            raise OptionError(each.name, value, f"must be at most {most:g}", "see unspool serve --help")
 
 
 def read_settings(file: Path | None, flags: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:

@@ -293,6 +293,15 @@ def test_a_response_template_takes_an_answer_apart() -> None:
     assert message == {"role": "assistant", "content": "3", "thinking": "1 2", "tools": None}
 
 
+@pytest.mark.model
+def test_a_stop_string_is_no_part_of_a_parsed_answer() -> None:
+    lm = unspool.load()
+    lm.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    lm.tokenizer.response_template = {"start_anchor": "king.", "fields": {"content": {"content": "text"}}}
+    answer = lm.chat(HELLO, choice=["It is warm. END of it"], stop_strings=["END"], max_new_tokens=30)
+    assert answer.text == "It is warm. " and answer.message["content"] == "It is warm."
+
+
 def test_a_transcript_is_a_page_of_text() -> None:
     messages = [
         {"role": "system", "content": "Answer in verse. "},

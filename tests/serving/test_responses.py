@@ -63,6 +63,18 @@ def test_the_events_of_a_stream_add_up_to_the_response(client: openai.OpenAI, te
         assert item.type == "function_call" and item.name == "weather" and item.arguments == '{"place": "Rome"}'
 
 
+@pytest.mark.parametrize("text", [" Warm. \n END", "<think> \nFar.\n</think>\n It is warm. \n END", f"{CALL}\n END"])
+def test_a_stop_string_keeps_white_space(client: openai.OpenAI, text: str) -> None:
+    call = saying(text, tools=FLAT, temperature=0)
+    call["extra_body"] = {**call["extra_body"], "stop": ["END"]}
+    whole = client.responses.create(**call)
+    events = list(client.responses.create(**call, stream=True))
+    expected = "" if text.startswith(CALL) else text.rpartition("</think>")[2].removesuffix("END")
+    assert whole.output_text.rstrip("\n ") == expected.rstrip("\n ") and (whole.output_text == expected or not expected)
+    assert "".join(each.delta for each in events if each.type == "response.output_text.delta") == whole.output_text
+    assert [item.type for item in events[-1].response.output] == [item.type for item in whole.output]
+
+
 def test_the_stream_helper_and_earlier_calls_work(client: openai.OpenAI) -> None:
     with client.responses.stream(**saying("It is warm.", temperature=0)) as stream:
         for _ in stream:

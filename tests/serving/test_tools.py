@@ -112,6 +112,53 @@ def test_the_parts_of_an_answer_are_equal_streamed_and_whole(client: openai.Open
         assert json.loads(whole.function.arguments)["place"] in ("Rome", "Oslo")
 
 
+STOPPED = {
+    "text": ("  Two.\n\n  Three. \nEND of it", "  Two.\n\n  Three. \n", "", 0),
+    "space before the stop": (" One \t END", " One \t ", "", 0),
+    "no stop in it": ("  One.\n\n Two", "  One.\n\n Two", "", 0),
+    "reasoning": ("<think>\n Far. \n</think>\n\nIt is warm. END", "\n\nIt is warm. ", "\n Far. \n", 0),
+    "stop in the reasoning": ("<think>\n Far. END</think>Warm.", "", "\n Far. ", 0),
+    "call": (f"Yes: \n{CALL} END", "Yes: ", "", 1),
+    "stop in the call": ('So. <tool_call>\n{"name": "END"}', 'So. <tool_call>\n{"name": "', "", 0),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize("more", [{}, {"extra_body": {"num_beams": 2}}], ids=["greedy", "beams"])
+def test_a_stop_string_changes_nothing_before_it(client: openai.OpenAI, name: str, more: dict[str, Any]) -> None:
+    """White space at the ends of the parts was lost if a stop string was given, and the stream came at its end only."""
+    text, content, reasoning, num_calls = STOPPED[name]
+    call = saying(text, tools=TOOLS, stop=["END", "\n\nUser:"])
+    call["extra_body"] = {**call["extra_body"], **more.get("extra_body", {})}
+    if more:
+        del call["temperature"]
+    (choice,) = client.chat.completions.create(**call).choices
+    assert (choice.message.content or "") == content
+    assert ((choice.message.model_extra or {}).get("reasoning_content") or "") == reasoning
+    assert len(choice.message.tool_calls or []) == num_calls
+    found = streamed(client, call)
+    assert (found[0], found[1], len(found[2]), found[3]) == (content, reasoning, num_calls, choice.finish_reason)
+
+
+def test_text_before_a_stop_string_streams_at_once(client: openai.OpenAI) -> None:
+    call = saying("One two three four five six END", stop=["END"])
+    pieces = [chunk.choices[0].delta.content for chunk in client.chat.completions.create(**call, stream=True)]
+    assert sum(bool(piece) for piece in pieces) > 3
+
+
+@pytest.mark.parametrize("before", ["", "Well. ", "<think>Far.</think>", f"{CALL}\n"])
+def test_the_parts_before_a_malformed_call_stay(client: openai.OpenAI, before: str) -> None:
+    """The whole text came again as content after its reasoning and its other calls."""
+    wrong = '<tool_call>\n{"name": weather}\n</tool_call>'
+    call = saying(before + wrong, tools=TOOLS)
+    (choice,) = client.chat.completions.create(**call).choices
+    assert (choice.message.content or "").lstrip() == ("Well. " if before == "Well. " else "") + wrong
+    assert len(choice.message.tool_calls or []) == before.count("<tool_call>")
+    found = streamed(client, call)
+    assert found[0] == choice.message.content and found[3] == choice.finish_reason
+    assert found[1] == ("Far." if "think" in before else "")
+
+
 def test_a_malformed_call_is_content(client: openai.OpenAI) -> None:
     text = '<tool_call>\n{"name": weather}\n</tool_call>'
     call = saying(text, tools=TOOLS)

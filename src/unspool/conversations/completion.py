@@ -101,10 +101,11 @@ class EncodedConversation:
     def result(self, generation: Generation) -> ChatGeneration:
         """Return the answer as it was generated, with its messages."""
         known = {field.name: getattr(generation, field.name) for field in fields(Generation)}
-        answers = tuple(self._answer(completion) for completion in generation.completions)
+        stops = generation.config.stop_strings or ()
+        answers = tuple(self._answer(completion, stops) for completion in generation.completions)
         return ChatGeneration(**known, history=self.messages, answers=answers, continues=self.continues is not None)
 
-    def _answer(self, completion: Completion) -> Message:
+    def _answer(self, completion: Completion, stops: Sequence[str]) -> Message:
         if self.continues is not None:
             return continued(self.continues, completion.text)
         if self.plain:
@@ -115,6 +116,7 @@ class EncodedConversation:
             prompt_ids=self.prompt_ids,
             token_ids=completion.token_ids,
             tools=self.tools,
+            stops=stops if completion.finish_reason == "stop" else (),
         )
 
 

@@ -146,7 +146,7 @@ class ChatCall(Call):
         if detokenizer is None or getattr(detokenizer.tokenizer, "response_template", None) is None:
             return PlainParts()
         ids = self.request.jobs[0].request.prompt
-        return ParsedParts(detokenizer, ids, self._tools, whole="stop_strings" in self._options)
+        return ParsedParts(detokenizer, ids, self._tools, stops=self._options.get("stop_strings", ()))
 
     def _extra(self, chunk: Chunk) -> dict[str, Any]:
         """Return the fields of a chunk's choice besides its delta."""

@@ -11,8 +11,9 @@ from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from unspool.results import Chunk, Completion
-from unspool.serving.tools import Parsed, call_object, name_and_arguments, parse
+from unspool.serving.tools import Parsed, call_object, name_and_arguments
 from unspool.text.detokenize import Detokenizer
+from unspool.text.emit import TextEmitter
 
 _REASONING: Final = frozenset({"reasoning_content", "reasoning", "thinking"})
 
@@ -61,26 +62,24 @@ class ParsedParts:
         detokenizer: of the model.
         prompt_ids: of the conversation.
         tools: as in the request.
-        whole: True to send everything at the end, because a stop string can still cut the text.
+        stops: the request's stop strings.
     """
 
     def __init__(
-        self,
-        detokenizer: Detokenizer,
-        prompt_ids: Sequence[int],
-        tools: Sequence[Any] | None,
-        *,
-        whole: bool,
+        self, detokenizer: Detokenizer, prompt_ids: Sequence[int], tools: Sequence[Any] | None, *, stops: Sequence[str]
     ) -> None:
-        self._tokenizer = tokenizer = detokenizer.tokenizer
-        self._prompt_ids, self._prompt = prompt_ids, raw_text(tokenizer, prompt_ids)
-        self._tools = tools
-        self._raw = Detokenizer(tokenizer, skip_special_tokens=False)
-        self._state = self._raw.start(prompt_ids)
+        from transformers.utils.chat_parsing.response_templates import load_response_template
+
+        tokenizer: Any = detokenizer.tokenizer
+        self._detokenizer, self._prompt_ids = detokenizer, prompt_ids
+        # The template reads special tokens, too. Text after a stop string never reaches the parser.
+        self._emitter = TextEmitter(detokenizer, prompt_ids, stops=tuple(stops), special=True)
+        prompt = tokenizer.decode(list(prompt_ids), skip_special_tokens=False)
         given = None if tools is None else list(tools)
-        parser: Any = tokenizer
-        self._parser = None if whole else parser.get_response_parser(prefix=self._prompt, tools=given)
-        self._sent = ""
+        self._parser: Any = tokenizer.get_response_parser(prefix=prompt, tools=given)
+        self._fields = load_response_template(tokenizer.response_template).fields
+        self._text = ""
+        self._read = self._told = 0  # the parser has read `_text[:_read]`; the deltas tell `_text[:_told]`
         self._reasoning: list[str] = []
         self._calls = self.reasoning_tokens = 0
 
@@ -91,18 +90,16 @@ class ParsedParts:
 
     def add(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Return the deltas of a chunk's tokens."""
-        text = ""
-        for token in chunk.token_ids:
-            self._state, piece = self._raw.advance(self._state, token)
-            text += piece
-        return self._feed(text)
+        # Token by token, so that the place of a malformed call does not depend on the division into chunks.
+        return [delta for token in chunk.token_ids for delta in self._feed(self._emitter.push((token,)))]
 
     def _feed(self, text: str) -> list[dict[str, Any]]:
-        if self._parser is None:
+        self._text += text
+        if self._parser is None or not text:
             return []
         try:
             return self._deltas(self._parser.feed(text))
-        except Exception:  # a malformed call: the rest is sent as it is, at the end
+        except Exception:  # a malformed call; the parser raises errors of several kinds
             self._parser = None
             return []
 
@@ -110,17 +107,35 @@ class ParsedParts:
         deltas: list[dict[str, Any]] = []
         for event in events:
             field = event["field"]
-            if event["type"] == "region_chunk" and event["text"] and not event.get("dirty"):
-                if field == "content":
-                    self._sent += event["text"]
-                    deltas.append({"content": event["text"]})
-                elif field in _REASONING:
-                    self._reasoning.append(event["text"])
-                    deltas.append({"reasoning_content": event["text"]})
-            elif event["type"] == "region_close" and field == "tool_calls":
-                value = event["value"]
-                deltas += [self._call(each) for each in (value if isinstance(value, list) else [value])]
+            if event["type"] == "region_chunk":
+                deltas += self._piece(field, event["text"], is_final=not event.get("dirty"))
+            elif event["type"] == "region_close":
+                if field == "tool_calls":
+                    value = event["value"]
+                    deltas += [self._call(each) for each in (value if isinstance(value, list) else [value])]
+                self._close(field)
         return deltas
+
+    def _piece(self, field: str, text: str, *, is_final: bool) -> list[dict[str, Any]]:
+        """Return the delta of a piece of a region. is_final: False if only the whole region has a meaning."""
+        begin = self._text.find(text, self._read)
+        self._read = max(self._read, begin + len(text))
+        if not is_final or not text:
+            return []
+        if field == "content":
+            self._told = self._read
+            return [{"content": text}]
+        if field in _REASONING:
+            self._told = self._read
+            self._reasoning.append(text)
+            return [{"reasoning_content": text}]
+        return []
+
+    def _close(self, field: str) -> None:
+        """Note the end of a region: its text, and the mark behind it, have been told."""
+        mark = self._fields[field].close_re
+        found = None if mark is None else mark.match(self._text, self._read)
+        self._read = self._told = self._read if found is None else found.end()
 
     def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
         name, arguments = name_and_arguments(call)
@@ -128,29 +143,29 @@ class ParsedParts:
         return {"tool_calls": [call_object(name, arguments, self._calls - 1)]}
 
     def end(self, completion: Completion) -> list[dict[str, Any]]:
-        """Return the rest: all of a whole answer, or the raw text after a malformed call."""
-        deltas = self._rest(completion)
-        self.reasoning_tokens = num_tokens_of(self._reasoning, self._raw.pieces(self._prompt_ids, completion.token_ids))
-        return deltas
-
-    def _rest(self, completion: Completion) -> list[dict[str, Any]]:
+        """Return the rest; after a malformed call, it is text."""
+        deltas = self._feed(self._emitter.finish(completion.finish_reason))
         if self._parser is not None:
-            deltas = self._feed(self._raw.flush(self._state))
             try:
-                return [*deltas, *self._deltas(self._parser.finalize()[1])] if self._parser is not None else deltas
+                deltas += self._deltas(self._parser.finalize()[1])
             except Exception:  # a call that was cut short by the token limit
                 self._parser = None
-        parsed = parse_completion(completion, self._tokenizer, self._prompt, self._tools)
-        deltas = []
-        if parsed.reasoning and not self._sent:
-            self._reasoning = [parsed.reasoning]
-            deltas.append({"reasoning_content": parsed.reasoning})
-        if rest := parsed.content.removeprefix(self._sent):
+        if self._parser is None and (rest := self._rest(completion)):
             deltas.append({"content": rest})
-        for name, arguments in parsed.calls[self._calls :]:
-            deltas.append({"tool_calls": [call_object(name, arguments, self._calls)]})
-            self._calls += 1
+        self.reasoning_tokens = num_tokens_of(self._reasoning, self._pieces(completion.token_ids))
         return deltas
+
+    def _rest(self, completion: Completion) -> str:
+        """Return the text after the last part, without the token that ended the output."""
+        rest = self._text[self._told :]
+        if completion.finish_reason == "eos" and completion.token_ids:
+            rest = rest.removesuffix(self._detokenizer.hidden(completion.token_ids[-1]))
+        return rest
+
+    def _pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the text of each token; special tokens have theirs."""
+        shown = self._detokenizer.pieces(self._prompt_ids, token_ids)
+        return [text + self._detokenizer.hidden(token) for text, token in zip(shown, token_ids, strict=True)]
 
 
 def whole(parts: MessageParts, completion: Completion) -> Parsed:
@@ -184,19 +199,3 @@ def num_tokens_of(texts: Sequence[str], pieces: Sequence[str]) -> int:
             at = begin + len(text)
             tokens.update(range(bisect_right(ends, begin), bisect_left(ends, at) + 1))
     return len(tokens)
-
-
-def raw_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the text of tokens with special tokens."""
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
-    return text
-
-
-def parse_completion(completion: Completion, tokenizer: Any, prompt: str, tools: Sequence[Any] | None) -> Parsed:
-    """Return a whole answer in parts; the text alone if the tokenizer lacks a response template."""
-    if getattr(tokenizer, "response_template", None) is None:
-        return Parsed(content=completion.text)
-    if completion.finish_reason == "stop":  # cut at the stop string, which the raw text still has
-        return parse(completion.text, tokenizer=tokenizer, prompt=prompt, tools=tools, shown=completion.text)
-    raw = raw_text(tokenizer, completion.token_ids)
-    return parse(raw, tokenizer=tokenizer, prompt=prompt, tools=tools, shown=completion.text)

@@ -61,23 +61,6 @@ def check_tools(tools: Sequence[Mapping[str, Any]] | None, tokenizer: Any, chat_
         )
 
 
-def parse(text: str, *, tokenizer: Any, prompt: str, tools: Sequence[Any] | None, shown: str) -> Parsed:
-    """Return an answer in parts. A malformed call leaves `shown` as content.
-
-    Args:
-        text: the answer with its special tokens.
-        prompt: the rendered conversation.
-        shown: the answer's text.
-    """
-    try:
-        message = tokenizer.parse_response(text, prefix=prompt, tools=None if tools is None else list(tools))
-    except Exception:  # a malformed call; the parser raises errors of several kinds
-        return Parsed(content=shown)
-    calls = tuple(name_and_arguments(each) for each in message.get("tool_calls") or ())
-    reasoning = message.get("reasoning_content") or message.get("thinking")
-    return Parsed(content=message.get("content") or "", reasoning=reasoning, calls=calls)
-
-
 def name_and_arguments(call: Mapping[str, Any]) -> tuple[str, str]:
     """Return the name of a called function, and its arguments as JSON text."""
     function = call.get("function", call)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from unspool.errors import PromptError
+from unspool.text.detokenize import Detokenizer
+from unspool.text.emit import text_of
 from unspool.text.encode import quiet
 
 Message: TypeAlias = dict[str, Any]
@@ -139,7 +141,13 @@ def turn_end(
 
 
 def answer_of(
-    text: str, *, tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int], tools: Sequence[Any] | None
+    text: str,
+    *,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    token_ids: Sequence[int],
+    tools: Sequence[Any] | None,
+    stops: Sequence[str] = (),
 ) -> Message:
     """Return an output as the assistant's message.
 
@@ -150,10 +158,22 @@ def answer_of(
         text: the output's text, without special tokens.
         prompt_ids, token_ids: token ids of the conversation and of the output.
         tools: as given to `encode_chat`.
+        stops: the stop strings, if one of them ended the output.
     """
     if getattr(tokenizer, "response_template", None) is None:
         return {"role": "assistant", "content": text}
-    raw, before = tokenizer.decode(list(token_ids)), tokenizer.decode(list(prompt_ids))
+    before = tokenizer.decode(list(prompt_ids))
+    if stops:
+        raw = text_of(
+            Detokenizer(tokenizer),
+            prompt_ids,
+            token_ids=token_ids,
+            finish_reason="stop",
+            stops=tuple(stops),
+            special=True,
+        )
+    else:
+        raw = tokenizer.decode(list(token_ids))
     parsed: Message = tokenizer.parse_response(raw, prefix=before, tools=None if tools is None else list(tools))
     return parsed
 

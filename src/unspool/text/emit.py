@@ -18,10 +18,13 @@ class TextEmitter:
         detokenizer: the model's detokenizer.
         prompt_ids: the prompt's token ids, used only as context.
         stops: the request's stop strings; () for none.
+        special: True to show special tokens, at their places.
     """
 
-    def __init__(self, detokenizer: Detokenizer, prompt_ids: Sequence[int], *, stops: tuple[str, ...] = ()) -> None:
-        self._detokenizer = detokenizer
+    def __init__(
+        self, detokenizer: Detokenizer, prompt_ids: Sequence[int], *, stops: tuple[str, ...] = (), special: bool = False
+    ) -> None:
+        self._detokenizer, self._special = detokenizer, special
         self._state = detokenizer.start(prompt_ids)
         self._hold = HoldBack(stops)
 
@@ -45,7 +48,8 @@ class TextEmitter:
         state, hold, pieces = self._state, self._hold, []
         for token in token_ids:
             state, text = self._detokenizer.advance(state, token)
-            hold, shown = hold.push(text, self._detokenizer.hidden(token) if hold.stops else "")
+            hidden = self._detokenizer.hidden(token) if hold.stops or self._special else ""
+            hold, shown = hold.push(text + hidden) if self._special else hold.push(text, hidden)
             pieces.append(shown)
         return state, hold, "".join(pieces)
 
@@ -66,7 +70,8 @@ def text_of(
     token_ids: Iterable[int],
     finish_reason: str,
     stops: tuple[str, ...] = (),
+    special: bool = False,
 ) -> str:
     """Return the text of a finished output: all pieces that a `TextEmitter` emits for the same tokens, joined."""
-    emitter = TextEmitter(detokenizer, prompt_ids, stops=stops)
+    emitter = TextEmitter(detokenizer, prompt_ids, stops=stops, special=special)
     return emitter.push(token_ids) + emitter.finish(finish_reason)

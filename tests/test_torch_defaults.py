@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ import unspool
 from tests.tiny_models import tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool import functional as F
-from unspool.runtimes.kv.attention import can_merge_parts
 
 SHAPED: dict[str, Any] = {"temperature": 0.8, "seed": 3}
 BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2}
@@ -123,20 +122,6 @@ def test_no_default_changes_a_model_on_transformers_own_cache(changed: AbstractC
     plain = tokens(lm, names)
     with changed:
         assert tokens(lm, names) == plain
-
-
-TRIALS: dict[str, Callable[[], Any]] = {
-    "parts": can_merge_parts.__wrapped__,
-}
-
-
-@pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_no_default_changes_the_result_of_a_trial_of_the_machine(
-    trial: Any, changed: AbstractContextManager[None]
-) -> None:
-    plain = trial()
-    with changed:
-        assert trial() == plain
 
 
 def test_no_default_changes_a_model_with_an_encoder(changed: AbstractContextManager[None]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = FOLDER / "_kernels.so"
 FACTS = FOLDER / "_kernels.json"
-SOURCES = ("kernels.h", "level.cpp", "library.cpp")
+SOURCES = ("kernels.h", "vectors.h", "attention.cpp", "level.cpp", "library.cpp")
 
 _X86 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
@@ -90,18 +90,18 @@ def build() -> None:
     if compiler is None:
         raise BuildError("no C++ compiler was found")
     with tempfile.TemporaryDirectory() as folder:
-        flags = {"library": (), **LEVELS[kind]}
-        objects = {name: str(Path(folder, f"{name}.o")) for name in flags}
+        parts = [("library.cpp", "library", ()), *_parts(kind)]
+        objects = [str(Path(folder, f"{number}.o")) for number in range(len(parts))]
 
-        def compile_part(name: str) -> None:
-            source = FOLDER / ("library.cpp" if name == "library" else "level.cpp")
-            options = [*_FLAGS, *flags[name], f"-DNAME={name}"]
-            _run([compiler, *options, "-c", str(source), "-o", objects[name]])
+        def compile_part(number: int) -> None:
+            source, name, flags = parts[number]
+            options = [*_FLAGS, *flags, f"-DNAME={name}"]
+            _run([compiler, *options, "-c", str(FOLDER / source), "-o", objects[number]])
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(compile_part, flags))
+            list(pool.map(compile_part, range(len(parts))))
         made = Path(folder, LIBRARY.name)
-        _run([compiler, "-shared", "-o", str(made), *objects.values()])
+        _run([compiler, "-shared", "-o", str(made), *objects])
         content = made.read_bytes()
     facts = {"library": hashlib.sha256(content).hexdigest(), "source": source_digest(), "machine": kind}
     # The old facts go first, so that they never describe a new library. Files are replaced: a process can use them.
@@ -110,6 +110,11 @@ def build() -> None:
         part = path.with_suffix(".part")
         part.write_bytes(data)
         part.replace(path)
+
+
+def _parts(kind: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return the sources of each level of a machine, with the level's name and flags."""
+    return [(source, *level) for level in LEVELS[kind].items() for source in ("level.cpp", "attention.cpp")]
 
 
 def build_if_possible() -> str:

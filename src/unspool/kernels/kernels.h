@@ -54,6 +54,37 @@ struct Call {
     int32_t threads;
 };
 
+// One query of a call of attention. Mirrored by the rows of a table in attention.py.
+struct Query {
+    int64_t row;      // of the tensors of the call
+    int64_t slot;     // of its keys and values
+    int64_t stop;     // it sees the keys at [0, stop), its own included
+    int64_t base;     // slot that holds the first `shared` keys and values too
+    int64_t shared;
+};
+
+// Single queries over the slots of one pool. First the key and the value of each query are written to its slot.
+// Mirrored by `_Attention` in attention.py.
+struct Attention {
+    const Query* queries;
+    const int64_t* bundles;   // [num_bundles + 1], first queries of the bundles; the queries of one share keys
+    const float* sinks;       // [heads], scores without a value; or null
+    const void* query;        // [rows, heads, width], the numbers of a head side by side
+    const void* key;          // [rows, groups, width], likewise
+    const void* value;        // [rows, groups, value width], likewise
+    void* keys;               // [slots, groups, capacity, width], contiguous
+    void* values;             // [slots, groups, capacity, value width], contiguous
+    void* y;                  // [rows, heads, value width], contiguous
+    int64_t num_queries, num_bundles;
+    int64_t heads, groups, width, value_width, capacity;
+    int64_t query_row, query_head, key_row, key_head, value_row, value_head;   // strides, in numbers
+    int64_t window;           // most keys that a query sees; 0 for all
+    float scale, softcap;     // factor of the scores; they become softcap * tanh(scores / softcap), 0 for no cap
+    int32_t type;             // of query, key, value and y
+    int32_t stored;           // of keys and values
+    int32_t threads;
+};
+
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
 inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK) << w.gated; }
 inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
@@ -73,7 +104,9 @@ struct Level {
     const char* name;
     uint8_t flip;   // int8 weights are stored with these bits inverted
     bool (*runs_here)();
+    bool (*pays_here)();   // whether it is faster than the level below
     int (*linear)(const Weight&, const Call&);   // 0, or 1 without memory
+    int (*attend)(const Attention&);             // 0, or 1 without memory
     float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };
 

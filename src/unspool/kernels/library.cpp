@@ -192,7 +192,7 @@ using namespace unspool;
 // Chooses the level with this name, or the best one that runs here for "". Returns its name, or null.
 PUBLIC const char* unspool_choose(const char* name) {
     for (const Level* each : LEVELS)
-        if (each->runs_here() && (!*name || !strcmp(name, each->name))) {
+        if (each->runs_here() && (*name ? !strcmp(name, each->name) : each->pays_here())) {
             level = each;
             return each->name;
         }
@@ -221,6 +221,9 @@ PUBLIC int32_t unspool_linear(const Weight* weight, const void* x, void* y, cons
                               int32_t threads) {
     return level->linear(*weight, {x, y, residual, rows, type, threads});
 }
+
+// Writes the keys and values of the queries, and computes y; returns 0, or 1 without memory.
+PUBLIC int32_t unspool_attend(const Attention* call) { return level->attend(*call); }
 
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.
 PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) { return level->read(data, count, threads); }

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.runtimes.feeds import feed, last, prompts
+from tests.runtimes.kv.test_attention_plan import PATHS
 from tests.tiny_models import FAMILIES, UNSUPPORTED, VOCAB_SIZE, tiny_model
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
@@ -59,7 +60,7 @@ def wander(runtime: DecoderRuntime, texts: list[list[int]], rng: random.Random, 
     return found
 
 
-@pytest.mark.parametrize("attention", ["loop", "masked"])
+@pytest.mark.parametrize("attention", PATHS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ragged_company_in_any_pieces_gives_the_logits_of_a_plain_forward(family: str, attention: Any) -> None:
     model, rng = tiny_model(family), random.Random(1)
@@ -221,7 +222,7 @@ def test_hidden_states_are_the_last_ones_of_transformers(family: str) -> None:
     assert runtime.forward([feed(0, [5])]).hidden is None
 
 
-@pytest.mark.parametrize("attention", ["loop", "masked"])
+@pytest.mark.parametrize("attention", PATHS)
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "opt"])
 def test_inner_rows_are_what_the_head_of_transformers_makes_of_the_hidden_states(family: str, attention: Any) -> None:
     model, runtime = tiny_model(family), make(family, attention=attention)
@@ -420,7 +421,7 @@ def test_rows_of_embeddings_are_those_of_their_tokens() -> None:
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["loop", "masked"])
+@pytest.mark.parametrize("attention", PATHS)
 def test_numbers_that_are_not_finite_do_not_outlive_their_sequence(attention: Any) -> None:
     model = tiny_model("llama")
     with torch.no_grad():

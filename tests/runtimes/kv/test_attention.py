@@ -10,8 +10,10 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.runtimes.counting import NewTensors
+from tests.runtimes.kv.test_attention_plan import needs_kernels
 from tests.tiny_models import tiny_model
 from unspool.errors import ModelError
+from unspool.kernels.library import VARIABLE
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention
 from unspool.runtimes.kv.attention import AttentionParams, Heads, attend, attending, cache_dtype, manual_attention
@@ -151,9 +153,15 @@ def test_the_trial_measures_every_type_it_is_asked_for() -> None:
         ("gemma2", 0.5, torch.float32, []),  # its softcap is written out
     ],
 )
-def test_a_model_s_own_heads_are_tried(
-    clock: Any, family: str, seconds: float, expected: torch.dtype, asked: list[Heads]
+def test_without_kernels_a_model_s_own_heads_are_tried(
+    clock: Any,
+    family: str,
+    seconds: float,
+    expected: torch.dtype,
+    asked: list[Heads],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(VARIABLE, "off")
     made = clock(bfloat16=seconds, float32=1.0)
     runtime = DecoderRuntime(tiny_model(family, dtype=torch.bfloat16), owns_model=True)
     assert made.asked == asked
@@ -161,6 +169,15 @@ def test_a_model_s_own_heads_are_tried(
     (pools,) = runtime._slots._pools.values()
     assert {tensor.dtype for tensor in (*pools[0].keys, *pools[0].values)} == {expected}
     assert ("float32 keys and values" in runtime.info.backend) is (expected == torch.float32)
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_kernel_reads_half_precision_itself(clock: Any, family: str) -> None:
+    made = clock(bfloat16=2.0, float32=1.0)
+    runtime = DecoderRuntime(tiny_model(family, dtype=torch.bfloat16), owns_model=True)
+    assert made.asked == [] and {layer.dtype for layer in runtime._decoder_model.layout} == {torch.bfloat16}
+    assert "float32 keys and values" not in runtime.info.backend
 
 
 GIVEN: dict[str, dict[str, Any]] = {

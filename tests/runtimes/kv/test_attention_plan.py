@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.runtimes.counting import NewTensors
+from unspool.kernels.library import kernels, obstacle
 from unspool.runtimes.kv import attention
 from unspool.runtimes.kv import cache as caches
 from unspool.runtimes.kv.attention import AttentionParams
@@ -21,6 +22,8 @@ from unspool.runtimes.kv.segments import Segment
 
 CPU = torch.device("cpu")
 HEADS, WIDTH, NUM_LAYERS = 4, 8, 3
+needs_kernels = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
+PATHS = ["loop", "masked", pytest.param("kernel", marks=needs_kernels)]
 TERMS = {
     "all": AttentionParams(None, None, None, None),
     "window": AttentionParams(0.4, 9, None, None),
@@ -85,7 +88,7 @@ def read_alone(
             yield torch.einsum("hk,hkw->hw", weights / (weights.sum(1, keepdim=True) + sinks), value)
 
 
-@pytest.mark.parametrize("path", ["loop", "masked"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("groups", [4, 2])
 def test_every_token_reads_its_own_past_and_nothing_else_is_touched(path: Any, name: str, groups: int) -> None:
@@ -93,7 +96,7 @@ def test_every_token_reads_its_own_past_and_nothing_else_is_touched(path: Any, n
     torch.manual_seed(0)
     for _ in range(3):
         pools = [pool_of(groups, 64, 20), pool_of(groups, 128, 9), pool_of(groups, 64, 5)]
-        spans = spans_over(pools, rng, invariant=path == "loop")
+        spans = spans_over(pools, rng, invariant=path != "masked")
         num_tokens = sum(span.width for span in spans)
         before = [[(keys.clone(), values.clone()) for keys, values in _layers(pool)] for pool in pools]
         cache = SlotCache(AttentionPlan(spans, path, CPU), NUM_LAYERS)
@@ -119,11 +122,12 @@ def _layers(pool: SlotPool) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(pool.keys, pool.values, strict=True))
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_half_precision_model_is_answered_in_its_own_type_whatever_is_kept(dtype: torch.dtype) -> None:
+def test_a_half_precision_model_is_answered_in_its_own_type_whatever_is_kept(dtype: torch.dtype, path: Any) -> None:
     pool = pool_of(2, 64, 4, dtype)
     spans = [Segment(pool, 0, 30, 1, 0), Segment(pool, 1, 30, 1, 1), Segment(pool, 3, 7, 3, 2)]
-    cache = SlotCache(AttentionPlan(spans, "loop", CPU), NUM_LAYERS)
+    cache = SlotCache(AttentionPlan(spans, path, CPU), NUM_LAYERS)
     query, key, value = (states_of(heads, 5, torch.bfloat16) for heads in (HEADS, 2, 2))
     cache.update(key, value, 0)
     found = cache.attend(query, key, value, TERMS["all"])
@@ -200,7 +204,7 @@ def test_rows_of_many_lengths_read_few_keys_in_vain(monkeypatch: pytest.MonkeyPa
 def test_beams_of_one_length_are_written_and_read_by_one_call() -> None:
     pool = pool_of(2, 64, 8)
     plan = AttentionPlan([Segment(pool, 2 + row, 17, 1, row) for row in range(5)], "loop", CPU)
-    assert (len(plan.copies), len(plan.writes), len(plan.groups[0].runs), plan.is_all_runs) == (1, 0, 1, True)
+    assert (len(plan.copies), len(plan.writes), len(plan.runs), plan.is_all_runs) == (1, 0, 1, True)
 
 
 def test_many_rows_of_other_lengths_are_written_by_one_call_a_layer() -> None:

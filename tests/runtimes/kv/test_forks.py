@@ -11,6 +11,7 @@ import unspool
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.pool import SlotPool, size_class
+from unspool.runtimes.kv.segments import Segment, decode_runs
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.kv.slot_table import SlotTable
 from unspool.types import Seq
@@ -64,10 +65,10 @@ class Spy:
             self.moved, self._copied = self.moved + self._copied, before
             return result
 
-        def spied_plan(self_: AttentionPlan, spans: list[object], *args: object) -> None:
+        def spied_plan(self_: AttentionPlan, spans: list[Segment], *args: object) -> None:
             plan(self_, spans, *args)  # type: ignore[arg-type]
             if not self_.blocks:
-                runs = [run for group in self_.groups for run in group.runs]
+                runs = decode_runs(sorted(spans, key=lambda span: span.row))
                 self.runs.append(len(runs) / len({id(run.pool) for run in runs}))
 
         monkeypatch.setattr(SlotPool, "copy", spied_copy)

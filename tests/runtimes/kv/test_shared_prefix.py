@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from tests.runtimes.kv.test_attention_plan import CPU, HEADS, NUM_LAYERS, TERMS, WIDTH, pool_of, read_alone, states_of
+from tests.runtimes.kv.test_attention_plan import (
+    CPU,
+    HEADS,
+    NUM_LAYERS,
+    TERMS,
+    needs_kernels,
+    pool_of,
+    read_alone,
+    states_of,
+)
 from tests.tiny_models import tiny_model
+from unspool.kernels.attention import SlotAttention, SlotQuery
 from unspool.runtimes.decoder.runtime import DecoderRuntime
-from unspool.runtimes.kv import attention
-from unspool.runtimes.kv import cache as caches
+from unspool.runtimes.kv import attention_plan
 from unspool.runtimes.kv import shared_prefix as prefixes
 from unspool.runtimes.kv.attention_plan import AttentionPlan
 from unspool.runtimes.kv.cache import SlotCache
-from unspool.runtimes.kv.pool import LayerLayout, SlotPool
 from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.shared_prefix import SharedPrefix, shared_prefixes
 from unspool.types import Feed
@@ -66,32 +75,34 @@ def test_stems_are_consecutive_and_hold_no_more_than_is_shared() -> None:
             assert shared_prefix.length == 0 or shared_prefix.num_saved_keys * (3 << 14) >= prefixes.MIN_SAVED_BYTES
 
 
-class Parts:
-    """Counts what is attended in parts: (queries, keys) of each call."""
+class Bundles:
+    """Collects the lengths of the shared prefixes that the kernel gets, one list per bundle."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[int, int]] = []
-        attend_part = attention.attend_part
+        self.shared: list[list[int]] = []
+        shared = self.shared
 
-        def spied(query: torch.Tensor, key: torch.Tensor, *args: Any) -> Any:
-            self.calls.append((query.shape[0] * query.shape[2], key.shape[2]))
-            return attend_part(query, key, *args)
+        class Spied(SlotAttention):
+            def __init__(self, bundles: Sequence[Sequence[SlotQuery]]) -> None:
+                shared.extend([query.shared for query in bundle] for bundle in bundles)
+                super().__init__(bundles)
 
-        monkeypatch.setattr(caches, "attend_part", spied)
+        monkeypatch.setattr(attention_plan, "SlotAttention", Spied)
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+def bundles(monkeypatch: pytest.MonkeyPatch) -> Bundles:
     """Share whatever can be shared."""
     monkeypatch.setattr(prefixes, "MIN_SAVED_BYTES", 1)
-    return Parts(monkeypatch)
+    return Bundles(monkeypatch)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("groups", [4, 2])
 def test_queries_that_share_a_stem_read_what_they_would_alone(
-    groups: int, name: str, dtype: torch.dtype, parts: Parts
+    groups: int, name: str, dtype: torch.dtype, bundles: Bundles
 ) -> None:
     rng, params = random.Random(groups), TERMS[name]
     torch.manual_seed(0)
@@ -110,7 +121,7 @@ def test_queries_that_share_a_stem_read_what_they_would_alone(
             for row, ((pool, slot), start) in enumerate(zip(places, lengths, strict=True))
         ]
         spans[6] = spans[6]._replace(shared=length - 1 if turn == 2 else 0 if turn == 3 else length)
-        cache = SlotCache(AttentionPlan(spans, "loop", CPU), NUM_LAYERS)
+        cache = SlotCache(AttentionPlan(spans, "kernel", CPU), NUM_LAYERS)
         for layer in range(NUM_LAYERS):
             query = states_of(HEADS, 9, dtype)
             key, value = (states_of(groups, 9, dtype) for _ in range(2))
@@ -119,46 +130,11 @@ def test_queries_that_share_a_stem_read_what_they_would_alone(
             expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), layer, params)))
             tolerance = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
-    assert bool(parts.calls) is (name == "all"), "windows, softcaps and sinks are attended as ever"
-    if parts.calls:
-        assert max(parts.calls)[0] == 9, "one read for all queries that share"
+    assert max(map(len, bundles.shared)) == 6, "one bundle for all queries of a pool that share"
 
 
-@pytest.mark.parametrize(
-    ("device", "value_width", "is_shared"), [("cpu", 8, True), ("meta", 8, False), ("cpu", 4, False)]
-)
-def test_only_what_the_processor_s_own_function_takes_is_shared(
-    device: str, value_width: int, is_shared: bool, parts: Parts
-) -> None:
-    layout = (LayerLayout(2, 8, value_width, torch.float32, torch.device(device)),) * NUM_LAYERS
-    pool = SlotPool(layout, 128, 3)
-    spans = [Segment(pool, slot, 70, 1, slot, shared=70 if slot else 0) for slot in range(3)]
-    plan = AttentionPlan(spans, "loop", torch.device(device))
-    assert plan.groups[0].base is not None
-    cache = SlotCache(plan, NUM_LAYERS)
-    query = torch.randn(1, 4, 3, 8, device=device)
-    found = cache.attend(query, query, torch.randn(1, 2, 3, value_width, device=device), TERMS["all"])
-    assert found.shape == (3, 4, value_width) and bool(parts.calls) is is_shared
-
-
-def test_a_window_that_sees_everything_is_no_obstacle(parts: Parts) -> None:
-    pool = pool_of(2, 128, 3)
-    for states in (*pool.keys, *pool.values):
-        states[:, :, :70] = states[:1, :, :70]
-    spans = [Segment(pool, slot, 70 + slot, 1, slot, shared=70 if slot else 0) for slot in range(3)]
-    for window, is_shared in ((73, True), (72, False)):
-        params = attention.AttentionParams(None, window, None, None)
-        cache = SlotCache(AttentionPlan(spans, "loop", CPU), NUM_LAYERS)
-        cache.update(states_of(2, 3), states_of(2, 3), 0)
-        query = states_of(HEADS, 3)
-        found = cache.attend(query, query, states_of(2, 3), params)
-        expected = torch.stack(list(read_alone(spans, query[0].transpose(0, 1), 0, params)))
-        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
-        assert bool(parts.calls) is is_shared
-        parts.calls.clear()
-
-
-def test_a_model_gives_the_same_with_and_without(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_kernels
+def test_a_model_gives_the_same_with_and_without(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = [3 + (7 * place) % 60 for place in range(50)]
     logits = []
     for spared in (1, 1 << 60):
@@ -173,32 +149,22 @@ def test_a_model_gives_the_same_with_and_without(parts: Parts, monkeypatch: pyte
             for step in range(4)
         ]
         logits.append(torch.cat(rows))
-        assert bool(parts.calls) is (spared == 1)
-        parts.calls.clear()
-    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+        assert any(map(any, bundles.shared)) is (spared == 1)
+        bundles.shared.clear()
+    assert torch.equal(logits[0], logits[1])
     assert not torch.equal(logits[0][0], logits[0][2])
 
 
-def test_what_is_invariant_or_not_finite_is_not_shared(parts: Parts) -> None:
+@needs_kernels
+def test_what_is_invariant_or_not_finite_is_not_shared(bundles: Bundles) -> None:
     tokens = [3 + (7 * place) % 60 for place in range(50)]
     runtime = DecoderRuntime(tiny_model("llama"), owns_model=True)
     for seq in (0, 1):
         runtime.forward([Feed(seq=seq, tokens=tokens, asked=())])
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,), invariant=True) for seq in (0, 1)])
-    assert parts.calls == []
     runtime._slots.live[0].nonfinite = True
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in (0, 1)])
-    assert parts.calls == []
+    assert not any(map(any, bundles.shared))
     runtime._slots.live[0].nonfinite = False
     runtime.forward([Feed(seq=seq, tokens=[5], asked=(0,)) for seq in (0, 1)])
-    assert (2, 52) in parts.calls
-
-
-def test_shapes_of_parts() -> None:
-    query, key, value = torch.randn(3, 4, 1, WIDTH), torch.randn(3, 2, 9, WIDTH), torch.randn(3, 2, 9, WIDTH)
-    params = TERMS["all"]
-    part = attention.attend_part(query, key, value, params, None)
-    assert part.out.shape == (3, 4, 1, WIDTH) and part.lse.shape == (3, 4, 1, 1)
-    scores = torch.einsum("bhqw,bhkw->bhqk", query, key.repeat_interleave(2, 1)) * WIDTH**-0.5
-    torch.testing.assert_close(part.lse[..., 0], scores.logsumexp(-1))
-    torch.testing.assert_close(part.out, attention.attend(query, key, value, params))
+    assert bundles.shared[-1] == [52, 52]

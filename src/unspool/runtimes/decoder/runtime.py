@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from unspool.errors import OptionError
+from unspool.kernels.attention import attends
 from unspool.protocols import Runtime
 from unspool.runtimes.decoder.model import DecoderModel
 from unspool.runtimes.decoder.prompts import SlotPrompts
@@ -50,8 +51,8 @@ class DecoderRuntime(Runtime):
             most half of the free memory.
         max_cache_tokens: limit on tokens over all live sequences, see `limits`. See `bytes_per_token`.
         max_sequences: limit on live sequences.
-        attention: "loop" attends slot by slot, "masked" all one-token feeds of a pool in one call; "auto" is "loop" on
-            a CPU and "masked" elsewhere.
+        attention: how one-token feeds are attended, see `AttentionPlan`. "auto" is "kernel" on a CPU with kernels, else
+            "loop" on a CPU, and "masked" elsewhere.
         graph_maker: makes graphs of decode steps. None for CUDA graphs if the model is on one CUDA device and the
             environment variable `UNSPOOL_CUDA_GRAPHS` is 1, else for no graphs. Experimental.
 
@@ -76,8 +77,7 @@ class DecoderRuntime(Runtime):
         self._decoder_model = (
             DecoderModel(model, owns_model=True, pack=pack) if owns_model else shared(model, DecoderModel, pack=pack)
         )
-        on_cpu = all(layer.device.type == "cpu" for layer in self._decoder_model.layout)
-        self._attention: AttentionPath = ("loop" if on_cpu else "masked") if attention == "auto" else attention
+        self._attention = _attention_path(self._decoder_model) if attention == "auto" else attention
         self._max_tokens, self._max_sequences = max_cache_tokens, max_sequences
         self._graph_maker = graph_maker
         self._configure()
@@ -95,8 +95,8 @@ class DecoderRuntime(Runtime):
         self._index_device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         self._graphs = _graphs_over(decoder_model, self._graph_maker)
         obstacle = decoder_model.batch_invariance.obstacle
-        if not obstacle and self._attention != "loop":
-            obstacle = f'attention="{self._attention}" reads many rows in one call; use attention="loop"'
+        if not obstacle and self._attention == "masked":
+            obstacle = 'attention="masked" reads many rows in one call; use attention="loop"'
         self.info: ModelInfo = describe(
             decoder_model.module,
             vocab_size=decoder_model.vocab_size,
@@ -238,6 +238,13 @@ class DecoderRuntime(Runtime):
             invariant=batch.invariant,
         )
         return rows, _finite_spans(cache, batch.spans)
+
+
+def _attention_path(decoder_model: DecoderModel) -> AttentionPath:
+    layout, dtype = decoder_model.layout, next(decoder_model.module.parameters()).dtype
+    if any(layer.device.type != "cpu" for layer in layout):
+        return "masked"
+    return "kernel" if all(attends(dtype, layer.dtype) for layer in layout) else "loop"
 
 
 def _graphs_over(decoder_model: DecoderModel, maker: GraphMaker | None) -> Graphs | None:

@@ -197,66 +197,6 @@ def manual_attention(
     return (weights @ value).view(batch, num_heads, num_queries, -1)
 
 
-class PartialAttention(NamedTuple):
-    """Attention over some of the keys.
-
-    Attributes:
-        out: [batch, heads, queries, width], float32.
-        lse: log-sum-exp of the scores, [batch, heads, queries, 1].
-    """
-
-    out: torch.Tensor
-    lse: torch.Tensor
-
-
-def attend_part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams, mask: torch.Tensor | None
-) -> PartialAttention:
-    """Attend over some of the keys, for `merge_partial`; see `attend`. Only on a CPU, and not if `needs_manual`.
-
-    Args:
-        query, key, value, params: as in `attend`.
-        mask: [batch, 1, 1, keys] with one query per sequence, or None.
-    """
-    batch, num_heads, num_queries, width = query.shape
-    folded = query.reshape(batch, key.shape[1], -1, width)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        folded, key, value, attn_mask=mask, scale=params.scaling
-    )
-    shape = (batch, num_heads, num_queries, -1)
-    return PartialAttention(out.reshape(shape).float(), lse.reshape(shape))
-
-
-def merge_partial(first: PartialAttention, second: PartialAttention) -> torch.Tensor:
-    """Return attention over the keys of both parts: (e^a * first + e^b * second) / (e^a + e^b), with a and b the lse.
-
-    Source: Juravsky et al. 2024, "Hydragen", section 3.1.
-    """
-    return torch.lerp(second.out, first.out, torch.sigmoid(first.lse - second.lse))
-
-
-@cache
-def can_merge_parts() -> bool:
-    """Return whether attention in two parts works with this PyTorch and equals attention in one call: tried once."""
-    params = AttentionParams(0.3, None, None, None)
-    query, key, value = (
-        torch.linspace(-1, 1, 2 * heads * 5 * 8, dtype=torch.float32, device="cpu").view(2, heads, 5, 8).sin()
-        for heads in (4, 2, 2)
-    )
-    query, mask = query[:, :, :1], torch.zeros(2, 1, 1, 3, dtype=torch.float32, device="cpu")
-    mask[0, ..., 2] = -torch.inf
-    whole = torch.cat([torch.zeros(2, 1, 1, 2, dtype=torch.float32, device="cpu"), mask], -1)
-    try:
-        parts = [
-            attend_part(query, key[:, :, part], value[:, :, part], params, each)
-            for part, each in ((slice(2), None), (slice(2, 5), mask))
-        ]
-        found = merge_partial(*parts)
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
-        return False
-    return torch.allclose(found, attend(query, key, value, params, mask=whole), atol=1e-5)
-
-
 class Heads(NamedTuple):
     """The heads of one layer: `groups` key heads of `width` numbers; `group_size` query heads read each of them."""
 

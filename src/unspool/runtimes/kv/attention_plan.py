@@ -12,11 +12,13 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
+from unspool.kernels.attention import SlotAttention, SlotQuery
 from unspool.runtimes.kv.pool import LayerStates, SlotPool
-from unspool.runtimes.kv.segments import DecodeRun, PrefixGroup, Segment, by_pool, copy_groups, prefix_groups
+from unspool.runtimes.kv.segments import DecodeRun, Segment, by_pool, copy_groups, decode_runs
+from unspool.runtimes.kv.shared_prefix import shared_prefixes
 from unspool.tuning import FEW_COPIES, LONG_SEGMENT
 
-AttentionPath: TypeAlias = Literal["loop", "masked"]
+AttentionPath: TypeAlias = Literal["kernel", "loop", "masked"]
 
 
 class SlotCopy(NamedTuple):
@@ -63,6 +65,13 @@ class MaskedRange(NamedTuple):
     longest: int
 
 
+class KernelCall(NamedTuple):
+    """Single queries over the slots of a pool: one call of the kernel, which also writes their keys and values."""
+
+    pool: SlotPool
+    attention: SlotAttention
+
+
 class Mask:
     """A mask to add to attention scores: 0 for a key that a query sees, else -inf."""
 
@@ -99,35 +108,41 @@ class AttentionPlan:
 
     Args:
         segments: the feeds. Neighbors in the pass and in memory share calls.
-        path: "loop" attends slot by slot; "masked" attends all one-token feeds of a pool in one call.
+        path: "kernel" attends all one-token feeds of a pool with Unspool's kernel, on a CPU; "loop" attends slot by
+            slot; "masked" attends all one-token feeds of a pool in one masked call.
         device: of index tensors.
 
     Attributes:
         num_tokens: rows of the pass.
         copies, writes: the destinations of new K/V; each token is in exactly one of them.
         blocks: segments of several queries, attended one by one.
-        groups: single queries, in the order of their rows.
+        runs: single queries of a "loop" pass, in the order of their rows.
         run_rows: the rows of these queries; a slice if they are consecutive.
         is_all_runs: True if the runs hold rows [0, num_tokens) in order.
         ranges: single queries of a "masked" pass.
+        kernel_calls: single queries of a "kernel" pass.
     """
 
     def __init__(self, segments: Sequence[Segment], path: AttentionPath, device: torch.device) -> None:
         self.device = device
         self.num_tokens = sum(segment.width for segment in segments)
         segments = sorted(segments, key=lambda segment: segment.row)
-        self._plan_writes(segments)
         self.blocks = [segment for segment in segments if segment.width > 1 and not segment.invariant]
+        # The kernel writes the keys and values of its queries itself.
+        self._plan_writes(self.blocks if path == "kernel" else segments)
         singles = [
             query for segment in segments if segment.width == 1 or segment.invariant for query in segment.pieces(1)
         ]
-        self.groups: list[PrefixGroup] = []
+        self.runs: list[DecodeRun] = []
         self.run_rows: slice | torch.Tensor = slice(0, 0)
         self.ranges: list[MaskedRange] = []
-        if path == "masked":
+        self.kernel_calls: list[KernelCall] = []
+        if path == "kernel":
+            self.kernel_calls = [KernelCall(pool, SlotAttention(_bundles(each))) for pool, each in by_pool(singles)]
+        elif path == "masked":
             self.ranges = [self._range(pool, group) for pool, group in by_pool(singles)]
         elif singles:
-            self.groups = prefix_groups(singles)
+            self.runs = decode_runs(singles)
             self.run_rows = self._rows([segment.row for segment in singles])
         self.is_all_runs = isinstance(self.run_rows, slice) and self.run_rows == slice(0, self.num_tokens)
         self._views: dict[tuple[int, int, int | None, bool], KVView] = {}
@@ -172,28 +187,18 @@ class AttentionPlan:
         rows = self._tensor([segment.row for segment in segments])
         return MaskedRange(pool, first, stop, slots, rows, self._tensor(lengths), max(lengths))
 
-    def run_view(self, run: DecodeRun, window: int | None, start: int = 0) -> KVView:
-        """Return the K/V that the queries of a run read at [start, length): the last `window` of them, None for all."""
-        name = (run.row, start, window, False)
+    def run_view(self, run: DecodeRun, window: int | None) -> KVView:
+        """Return the K/V that the queries of a run read: the last `window` of them, None for all."""
+        name = (run.row, 0, window, False)
         if name not in self._views:
             shortest, longest = min(run.lengths), max(run.lengths)
-            first = start if window is None else max(start, shortest - window)
+            first = 0 if window is None else max(0, shortest - window)
             slots = slice(run.first, run.first + len(run.lengths))
             mask = None
             if shortest < longest:
                 lengths = self._tensor(list(run.lengths))[:, None, None, None]
                 mask = Mask(seen(torch.arange(first, longest, device=self.device), lengths, window))
             self._views[name] = KVView(run.pool.views(slots, slice(first, longest)), mask)
-        return self._views[name]
-
-    def prefix_view(self, group: PrefixGroup) -> KVView:
-        """Return the K/V of a group's shared prefix."""
-        segment = group.base
-        assert segment is not None
-        name = (segment.row, group.prefix_length, None, True)
-        if name not in self._views:
-            states = segment.pool.views(slice(segment.slot, segment.slot + 1), slice(0, group.prefix_length))
-            self._views[name] = KVView(states, None)
         return self._views[name]
 
     def segment_view(self, segment: Segment, window: int | None, *, masked: bool) -> KVView:
@@ -223,6 +228,16 @@ class AttentionPlan:
             keys = torch.arange(part.longest, device=self.device)
             self._range_masks[name] = Mask(seen(keys, part.lengths[:, None, None, None], window))
         return self._range_masks[name]
+
+
+def _bundles(queries: Sequence[Segment]) -> list[list[SlotQuery]]:
+    """Return the queries of a pool for the kernel, those with a shared prefix in one bundle."""
+    bundles: list[list[SlotQuery]] = []
+    for prefix in shared_prefixes(queries, queries[0].pool.bytes_per_token):
+        members, base = queries[prefix.first : prefix.stop], queries[prefix.first].slot
+        found = [SlotQuery(query.row, query.slot, query.stop, base, prefix.length) for query in members]
+        bundles += [found] if prefix.length else [[query] for query in found]
+    return bundles
 
 
 def seen(keys: torch.Tensor, lengths: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -5,26 +5,22 @@ Knows the plan and the pools. Does not know the model or the owners of slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from transformers.cache_utils import Cache
 
+from unspool.kernels.attention import attends
 from unspool.runtimes.kv.attention import (
     AttentionParams,
     Heads,
-    PartialAttention,
     attend,
-    attend_part,
     cache_dtype,
-    can_merge_parts,
     manual_attention,
-    merge_partial,
 )
 from unspool.runtimes.kv.attention_plan import AttentionPlan, KVView, MaskedRange, SlotCopy, SlotScatter
-from unspool.runtimes.kv.pool import LayerLayout, SlotPool
-from unspool.runtimes.kv.segments import DecodeRun, PrefixGroup, Segment
+from unspool.runtimes.kv.pool import LayerLayout
+from unspool.runtimes.kv.segments import Segment
 from unspool.tuning import MAX_BLOCK_QUERIES, MAX_MANUAL_SCORES, MIN_WINDOW_QUERIES
 
 
@@ -57,12 +53,16 @@ class SlotCache(UnmaskedCache):
         self.plan, self.num_layers = plan, num_layers
         self.finite: torch.Tensor | None = None
         self._layer = 0
+        self._states: tuple[torch.Tensor, torch.Tensor]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's keys and values, [1, heads, tokens, width], into the slots."""
-        self._layer = layer_idx
+        """Write one layer's keys and values, [1, heads, tokens, width], into the slots.
+
+        The kernel writes those of its queries later, when it attends.
+        """
+        self._layer, self._states = layer_idx, (key_states, value_states)
         for copy in self.plan.copies:
             copy.into.keys[layer_idx].copy_(_copied(copy, key_states))
             copy.into.values[layer_idx].copy_(_copied(copy, value_states))
@@ -82,11 +82,23 @@ class SlotCache(UnmaskedCache):
         The layer after the attention can choose another kernel for other strides, so the strides never vary.
         """
         plan, layer = self.plan, self._layer
-        queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]
         if plan.is_all_runs:
-            return self._attend_runs(queries, layer, params).contiguous()
+            return self._attend_runs(query.transpose(0, 2), layer, params).contiguous()
         out = torch.empty(plan.num_tokens, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
-        if plan.groups:
+        for pool, attention in plan.kernel_calls:
+            cached = (pool.keys[layer], pool.values[layer])
+            attention.attend(
+                query,
+                self._states,
+                cached,
+                out,
+                scaling=params.scaling,
+                window=params.window,
+                softcap=params.softcap,
+                sinks=params.sinks,
+            )
+        queries = query.transpose(0, 2)  # --> [rows, heads, 1, width]
+        if plan.runs:
             out[plan.run_rows] = self._attend_runs(queries[plan.run_rows], layer, params)
         for part in plan.ranges:
             out[part.rows] = self._attend_range(part, queries, layer, params)
@@ -97,28 +109,11 @@ class SlotCache(UnmaskedCache):
 
     def _attend_runs(self, queries: torch.Tensor, layer: int, params: AttentionParams) -> torch.Tensor:
         """Attend single queries, [queries, heads, 1, width]. --> [queries, heads, value width]"""
-        groups = self.plan.groups
-        if len(groups) == 1:
-            return self._attend_group(groups[0], queries, layer, params)[:, :, 0]
-        parts = zip(groups, queries.split_with_sizes([group.num_queries for group in groups]), strict=True)
-        return torch.cat([self._attend_group(group, part, layer, params) for group, part in parts])[:, :, 0]
-
-    def _attend_group(
-        self, group: PrefixGroup, queries: torch.Tensor, layer: int, params: AttentionParams
-    ) -> torch.Tensor:
-        """Attend the queries of a group: the shared prefix in one call for all, then each run's own keys."""
-        if group.base is None or not _shares(group, group.base.pool, layer, params):
-            runs = zip(group.runs, _split(queries, group.runs), strict=True)
-            found = [_attend(self.plan.run_view(run, params.window), part, layer, params) for run, part in runs]
-            return found[0] if len(found) == 1 else torch.cat(found)
-        prefix = _attend_part(self.plan.prefix_view(group), queries.transpose(0, 2), layer, params)
-        rest = [
-            _attend_part(self.plan.run_view(run, None, group.prefix_length), part, layer, params)
-            for run, part in zip(group.runs, _split(queries, group.runs), strict=True)
-        ]
-        own = rest[0] if len(rest) == 1 else PartialAttention(*map(torch.cat, zip(*rest, strict=True)))
-        prefix = PartialAttention(prefix.out.transpose(0, 2), prefix.lse.transpose(0, 2))
-        return merge_partial(prefix, own).to(queries.dtype)
+        runs = self.plan.runs
+        parts = queries.split_with_sizes([len(run.lengths) for run in runs])
+        views = [self.plan.run_view(run, params.window) for run in runs]
+        found = [_attend(view, part, layer, params) for view, part in zip(views, parts, strict=True)]
+        return (found[0] if len(found) == 1 else torch.cat(found))[:, :, 0]
 
     def _attend_block(self, segment: Segment, query: torch.Tensor, layer: int, params: AttentionParams) -> torch.Tensor:
         kv_view = self.plan.segment_view(segment, params.window, masked=params.needs_manual)
@@ -157,26 +152,6 @@ def _attend(kv_view: KVView, queries: torch.Tensor, layer: int, params: Attentio
     mask = None if kv_view.mask is None else kv_view.mask.beside(keys)
     out = attend(queries.to(keys.dtype), keys, values, params, mask=mask, is_causal=kv_view.is_causal)
     return out.to(queries.dtype)
-
-
-def _shares(group: PrefixGroup, pool: SlotPool, layer: int, params: AttentionParams) -> bool:
-    """Return whether a layer attends to the shared prefix of a group once for all queries."""
-    sees_all = params.window is None or params.window >= group.longest
-    keys, values = pool.keys[layer], pool.values[layer]
-    # PyTorch returns log-sum-exp only from a private CPU function, which takes keys and values of equal width.
-    fits = keys.device.type == "cpu" and keys.shape[-1] == values.shape[-1]
-    return sees_all and fits and not params.needs_manual and can_merge_parts()
-
-
-def _attend_part(kv_view: KVView, queries: torch.Tensor, layer: int, params: AttentionParams) -> PartialAttention:
-    """Attend [slots, heads, queries, width] over some of their keys."""
-    keys, values = kv_view.states.keys[layer], kv_view.states.values[layer]
-    mask = None if kv_view.mask is None else kv_view.mask.beside(keys)
-    return attend_part(queries.to(keys.dtype), keys, values, params, mask)
-
-
-def _split(queries: torch.Tensor, runs: Sequence[DecodeRun]) -> Sequence[torch.Tensor]:
-    return queries.split_with_sizes([len(run.lengths) for run in runs]) if len(runs) > 1 else (queries,)
 
 
 def _most_queries(segment: Segment, num_heads: int, params: AttentionParams) -> int:
@@ -219,8 +194,10 @@ class ShapeProbeCache(UnmaskedCache):
         """Return the value of each token. --> [tokens, heads, value width]"""
         layout = self.layouts[self._layer]
         heads = Heads(layout.num_heads, query.shape[1] // layout.num_heads, layout.key_width)
-        dtype = cache_dtype(layout.dtype, layout.device.type, heads, written_out=params.needs_manual)
-        self.layouts[self._layer] = layout._replace(dtype=dtype)
+        # The kernel reads half precision as fast as memory gives it.
+        if layout.device.type != "cpu" or not attends(query.dtype, layout.dtype):
+            dtype = cache_dtype(layout.dtype, layout.device.type, heads, written_out=params.needs_manual)
+            self.layouts[self._layer] = layout._replace(dtype=dtype)
         self.windows[self._layer] = params.window
         self.num_calls += 1
         return value[0].repeat_interleave(query.shape[1] // value.shape[1], 0).transpose(0, 1)

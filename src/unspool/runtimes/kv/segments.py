@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unspool.runtimes.kv.pool import SlotPool
-from unspool.runtimes.kv.shared_prefix import shared_prefixes
 from unspool.tuning import KEYS_PER_CALL_COST
 
 
@@ -74,24 +73,6 @@ class DecodeRun(NamedTuple):
     row: int
 
 
-class PrefixGroup(NamedTuple):
-    """Consecutive runs; their queries share a prefix of K/V, or nothing.
-
-    Attributes:
-        runs: in the order of their rows.
-        base: a segment with the K/V at [0, prefix_length) for all queries; None without a shared prefix.
-        prefix_length: in tokens; 0 without a shared prefix.
-        num_queries: over all runs.
-        longest: the most keys that one query sees.
-    """
-
-    runs: list[DecodeRun]
-    base: Segment | None
-    prefix_length: int
-    num_queries: int
-    longest: int
-
-
 def by_pool(segments: Sequence[Segment]) -> list[tuple[SlotPool, list[Segment]]]:
     """Group segments by their pool, in order of appearance."""
     groups: dict[int, tuple[SlotPool, list[Segment]]] = {}
@@ -122,18 +103,7 @@ def copy_groups(segments: Sequence[Segment]) -> list[list[Segment]]:
     return groups
 
 
-def prefix_groups(queries: Sequence[Segment]) -> list[PrefixGroup]:
-    """Group one-token segments, in the order of their rows, by shared prefixes."""
-    groups = []
-    for prefix in shared_prefixes(queries, queries[0].pool.bytes_per_token):
-        members = queries[prefix.first : prefix.stop]
-        longest = max(member.stop for member in members)
-        base = members[0] if prefix.length else None
-        groups.append(PrefixGroup(_decode_runs(members), base, prefix.length, len(members), longest))
-    return groups
-
-
-def _decode_runs(queries: Sequence[Segment]) -> list[DecodeRun]:
+def decode_runs(queries: Sequence[Segment]) -> list[DecodeRun]:
     """Join queries of neighboring slots if the masked keys cost less than one call per query."""
     groups: list[list[Segment]] = []
     longest = total = 0

@@ -1,9 +1,8 @@
 """Shared-prefix attention (Hydragen, cascade attention): the queries of a pass that read the same leading K/V.
 
 Beams of one prompt, samples of one prompt and chats with one system prompt hold equal K/V in many slots. Attention of
-single queries is limited by reading K/V. So a group of queries attends to its shared prefix in one call, and each
-query to the rest of its keys in another; `merge_partial` combines both. This module decides the groups and reads no
-tensors.
+single queries is limited by reading K/V. So the kernel reads the shared prefix of a group of queries in one slot: for
+all but the first query, it is in the cache of the core then. This module decides the groups and reads no tensors.
 
 Sources: Juravsky et al. 2024, "Hydragen: High-Throughput LLM Inference with Shared Prefixes", section 3.1; Ye et al.
 2024, "Cascade Inference" (FlashInfer).

@@ -132,6 +132,26 @@ def test_arguments_of_the_forward_are_handed_on(
         assert not found.equal(unspool.generate(model, IDS, attention_mask=MASK, max_new_tokens=5, **options))
 
 
+@DOORS
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+@pytest.mark.parametrize("with_ids", [False, True], ids=["embeddings alone", "with ids"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"token_type_ids": torch.full_like(IDS, 7)},
+        {"position_ids": torch.arange(3, 8).expand(3, -1), "attention_mask": torch.ones_like(IDS)},
+    ],
+    ids=["token_type_ids", "position_ids"],
+)
+def test_token_types_and_positions_of_embeddings_continue_in_the_output(
+    door: Door, arguments: dict[str, Any], with_ids: bool, options: dict[str, Any]
+):
+    model = model_of("gpt2")
+    given = {"inputs_embeds": model.get_input_embeddings()(IDS).detach(), "attention_mask": MASK, "max_new_tokens": 5}
+    given |= {**arguments, **options, **({"input_ids": IDS} if with_ids else {})}
+    assert door(model, **given).equal(theirs(model, **given))
+
+
 @pytest.mark.parametrize("family", ["t5", "bart"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2, "output_hidden_states": True}], ids=["engine", "forward"])
 def test_encoder_outputs_of_the_caller_are_read_and_stay_as_they_are(family: str, options: dict[str, Any]):

@@ -91,12 +91,18 @@ def input_names(model: Any) -> set[str]:
 
 
 def split_inputs(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of a call in two parts: ids, options and encoder inputs; further inputs of the prompts."""
+    """Return the arguments of a call in two parts: ids, options and encoder inputs; further inputs of the prompts.
+
+    Token types and positions are further inputs if the prompts have images or audio. With embeddings alone they
+    continue in the output, so they stay in the first part.
+    """
     is_plain = encoder_of(model) is None or (has_prefix_image(model) and given.get("inputs_embeds") is not None)
     names = input_names(model) if is_plain else {"inputs_embeds"}
     inputs = {name: value for name, value in given.items() if name in names and value is not None}
     if not any(isinstance(value, torch.Tensor | list | tuple) for name, value in inputs.items() if name not in _BESIDE):
         return dict(given), {}  # switches of the forward alone, such as XLNet's `use_mems`
+    if inputs.keys() <= {"inputs_embeds", *_BESIDE}:
+        inputs = {name: value for name, value in inputs.items() if name not in _BESIDE}
     return {name: value for name, value in given.items() if name not in inputs}, inputs
 
 

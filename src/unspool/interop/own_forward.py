@@ -116,10 +116,13 @@ def reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any]) -> b
 
 def has_other_positions(arguments: Arguments) -> bool:
     """Return whether a decoder's call has positions that do not count the tokens of each row from 0."""
-    given, ids = arguments.position_ids, arguments.input_ids
-    if not isinstance(given, torch.Tensor) or not isinstance(ids, torch.Tensor):
+    given, read = arguments.position_ids, arguments.input_ids
+    if not isinstance(read, torch.Tensor) or not read.numel():
+        read = arguments.embedded.get("inputs_embeds")
+    if not isinstance(given, torch.Tensor) or not isinstance(read, torch.Tensor):
         return False
-    mask = torch.ones_like(ids) if arguments.attention_mask is None else arguments.attention_mask
+    mask = arguments.attention_mask
+    mask = torch.ones(read.shape[:2], dtype=torch.int64, device=read.device) if mask is None else mask
     return given.shape != mask.shape or bool(((given != mask.cumsum(dim=1) - 1) & mask.bool()).any())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import webbrowser
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,7 @@ _DRAFT = "tale-draft"
 
 @guarded
 @with_model
-@with_settings
+@partial(with_settings, hidden=("no_explore",))
 def explore(
     name: Annotated[
         str | None,

@@ -32,7 +32,8 @@ class HelpfulCommand(TyperCommand):
         page.examples(EXAMPLES.get(ctx.info_name, ()))
         shown = [one for one in self.get_params(ctx) if not getattr(one, "hidden", False)]
         arguments = [one for one in shown if one.param_type_name == "argument"]
-        page.section("Arguments", [(one.name or "", getattr(one, "help", "") or "") for one in arguments])
+        rows = [(one.metavar or one.name or "", getattr(one, "help", "") or "") for one in arguments]
+        page.section("Arguments", rows)
         sections: dict[str, list[tuple[str, str]]] = {}
         for one in shown:
             if one.param_type_name == "option":

@@ -30,7 +30,9 @@ def next_tokens(
     prompt: PromptArgument = None,
     *,
     prompt_file: PromptFileFlag = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of tokens to show.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="INT", min=1, help="Most tokens to show; 20 by default.")
+    ] = 20,
     as_json: JsonFlag = False,
     choice: ModelChoice,
     options: Mapping[str, Any],

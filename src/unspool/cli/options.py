@@ -199,7 +199,12 @@ def _parameter(name: str, kind: Any, *, default: Any, option: Option, **more: An
 
 
 def _metavar(option: Option) -> str:
-    return "WORD" if "|" in option.metavar else option.metavar
+    return "WORD" if _is_word_list(option) else option.metavar
+
+
+def _is_word_list(option: Option) -> bool:
+    """Return True if the values are words of a fixed list, False if any of them is a file, a text or JSON."""
+    return "|" in option.metavar and option.metavar.islower()
 
 
 def help_of(option: Option) -> str:
@@ -208,7 +213,7 @@ def help_of(option: Option) -> str:
     parts = [re.sub(r"`(\w+)`", _as_flag, option.help)]
     if option.cli_type == "bool":
         parts.append(f"--no-{flag[2:]} turns it off.")
-    elif "|" in option.metavar:
+    elif _is_word_list(option):
         parts.append(f"One of: {option.metavar.replace('|', ', ')}.")
     elif option.kind.reads_file:
         parts.append("A file, or the text itself.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from socket import socket
@@ -45,8 +45,12 @@ _CLASSES: Final = (ModelSettings, Settings)
 _PACKAGES: Final = ("fastapi", "uvicorn", "prometheus_client")
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with one flag per setting; it receives the given ones as a mapping, `given`."""
+def with_settings(command: Callable[..., None], *, hidden: Collection[str] = ()) -> Callable[..., None]:
+    """Return the command with one flag per setting; it receives the given ones as a mapping, `given`.
+
+    Args:
+        hidden: settings that the help page of the command omits.
+    """
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
     table = [(each, get_type_hints(kind)[each.name]) for kind in _CLASSES for each in fields(kind)]
     flags = [
@@ -62,6 +66,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
                     help=_help(each.metadata["help"], each.default),
                     rich_help_panel=each.metadata["panel"],
                     show_default=False,
+                    hidden=each.name in hidden,
                 ),
             ],
         )

@@ -19,8 +19,8 @@ class LengthOptions:
         integer(1),
         group=_LENGTH,
         fallback=256,
-        help="Maximum number of tokens to generate, without the prompt. The default is 256 (20 in the drop-in), unless "
-        "another option limits the length.",
+        help="Maximum number of tokens to generate, without the prompt. The default is 256 (20 in `unspool.generate`), "
+        "unless another option limits the length.",
         hint="use None for the model's own limit",
     )
     max_length: int | None = option(

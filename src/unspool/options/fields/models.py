@@ -55,7 +55,7 @@ class SpeculationOptions:
         default=0.4,
         read_by="named",
         partners=("assistant_model",),
-        help="A draft ends early at a token with a lower draft probability than this.",
+        help="A draft ends early if the draft model gives its next token a lower probability than this.",
     )
 
 

@@ -23,7 +23,7 @@ class PenaltyOptions:
         real(0, brackets="(]", divides=True),
         group=_PENALTIES,
         off=1.0,
-        help="Divides positive scores of tokens that occurred, and multiplies negative ones; above 1 discourages.",
+        help="Divides positive scores of tokens that occurred, and multiplies negative ones; above 1 discourages them.",
         hint="use 1.0 or None to turn it off",
     )
     presence_penalty: float | None = option(
@@ -31,22 +31,22 @@ class PenaltyOptions:
         group=_PENALTIES,
         off=0.0,
         source="unspool",
-        help="Subtracted once from the score of every token that occurred; below 0 encourages.",
+        help="Subtracted once from the score of every token that occurred; below 0 encourages it.",
     )
     frequency_penalty: float | None = option(
         real(),
         group=_PENALTIES,
         off=0.0,
         source="unspool",
-        help="Subtracted from a token's score for each time that it occurred; below 0 encourages.",
+        help="Subtracted from a token's score for each time that it occurred; below 0 encourages it.",
     )
     penalty_scope: Literal["output", "prompt_and_output"] | None = option(
         choice("output", "prompt_and_output"),
         group=_PENALTIES,
         partners=_SCOPED,
         source="unspool",
-        help="Text that the three penalties count tokens in; if unset, prompt and output for the repetition penalty, "
-        "the output for the presence and frequency penalties.",
+        help="Text in which the three penalties count tokens. If unset, the repetition penalty counts prompt and "
+        "output, the presence and frequency penalties the output.",
         hint="use None for each penalty's usual scope",
     )
     penalty_exclude: tuple[int, ...] | None = option(
@@ -68,7 +68,7 @@ class PenaltyOptions:
         integer(0),
         group=_PENALTIES,
         off=0,
-        help="Forbids a repeated n-gram of this many tokens, prompt included.",
+        help="Forbids n-grams of this many tokens that prompt or output already contain.",
         hint="use 0 or None to turn it off",
     )
     encoder_repetition_penalty: float | None = option(

@@ -20,8 +20,8 @@ class SearchOptions:
         flag(),
         group=_SEARCH,
         off=False,
-        help="Sample tokens instead of taking the best. If unset, a requested sampling option turns it on; in the "
-        "drop-in it stays off.",
+        help="Sample tokens instead of taking the best. If unset, a requested sampling option turns it on, except in "
+        "`unspool.generate`.",
         hint="leave it out to let the other options decide",
     )
     strategy: str | None = option(
@@ -29,7 +29,7 @@ class SearchOptions:
         group=_SEARCH,
         source="unspool",
         help="Name of the decoding strategy; if unset, the other options choose it by transformers' rules.",
-        hint="leave it out to let the other options decide",
+        hint="leave it out to let the other options decide; docs/extending.md says how to add one",
     )
     num_return_sequences: int = option(
         integer(1),
@@ -87,8 +87,8 @@ class SearchOptions:
         forced_words(),
         group=_SEARCH,
         read_by="named",
-        help="Token sequences that every output must contain. A list of sequences stands for any one of them, and None "
-        "inside a sequence for a gap of any length.",
+        help="Token sequences that every output must contain. Of a list of sequences, one is enough. None inside a "
+        "sequence allows a gap of any length.",
     )
     force_words: tuple[str | tuple[str, ...], ...] | None = option(
         wordings(),
@@ -96,7 +96,7 @@ class SearchOptions:
         door="native",
         source="unspool",
         read_by="named",
-        help="Texts that every output must contain; a list of texts stands for any one of them.",
+        help="Texts that every output must contain; of an inner list of texts, one is enough.",
     )
     force_words_ordered: bool = option(
         flag(),
@@ -123,8 +123,8 @@ class SearchOptions:
         real(0),
         group=_SEARCH,
         off=1.0,
-        help="Classifier-free guidance: scores move away from the negative prompt's by this factor; above 1 "
-        "strengthens the prompt.",
+        help="Classifier-free guidance: moves the scores away from those of the negative prompt by this factor; "
+        "above 1 strengthens the prompt.",
     )
     negative_prompt: str | tuple[int, ...] | None = option(
         text_or_tokens(),

@@ -31,7 +31,7 @@ CONSTRUCTIONS = {
 }
 PATTERN = re.compile("|".join(CONSTRUCTIONS.values()), re.IGNORECASE)
 
-LIMITS = {"src": 24, "docs": 8}
+LIMITS = {"src": 21, "docs": 8}
 
 
 def texts_of(source: str) -> list[str]:

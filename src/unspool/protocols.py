@@ -52,7 +52,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def fork(self, seq: Seq, child: Seq) -> None:
-        """Copy `seq` to the unknown `child`; afterwards both can change independently."""
+        """Copy `seq` to the unknown `child`; afterwards both can change independently.
+
+        Beam search reorders the cache by forks, drops and extensions of branches.
+        """
 
     @abstractmethod
     def truncate(self, seq: Seq, keep: int) -> int:

@@ -143,7 +143,7 @@ class FullDistribution(Ask):
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """The exact distribution at one position, before and after the processors.
+    """The exact distribution at one position, before and after the processors, and the processor that cut each token.
 
     Each tensor has the shape [vocab], on the CPU.
 

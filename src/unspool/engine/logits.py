@@ -183,7 +183,7 @@ def culprit(logits: torch.Tensor, job: RowContext) -> str:
 
 
 def distribution(logits: torch.Tensor, job: RowContext) -> Distribution:
-    """Return one row's exact distribution, and which processor cut which token. logits: [vocab]"""
+    """Return one row's exact distribution, and the processor that cut each token (`cut_by`). logits: [vocab]"""
     logprobs = logits.double().log_softmax(-1)
     base = logits if job.read is None else job.read
     scores = (base - log_norm(base[None]) if job.log_probs else base.clone())[None]

@@ -1,6 +1,7 @@
-"""The scheduler: admits requests when their memory is free, and plans the next forward pass.
+"""The scheduler (continuous batching): admits requests when their memory is free, and plans the next forward pass.
 
-Knows lengths and budgets; knows neither tensors nor text.
+A pass decodes all running sequences and reads prompts in chunks (chunked prefill). It needs no preemption,
+because memory is reserved for the worst case. Knows lengths and budgets; knows neither tensors nor text.
 """
 
 from __future__ import annotations

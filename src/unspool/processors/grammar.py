@@ -1,4 +1,4 @@
-"""The grammar mask: forbids every token that would leave the formal language of the output.
+"""The mask of structured output (guided decoding): forbids tokens that leave the formal language of the output.
 
 Owns: the option-independent processor `grammar`. Does not know: how a grammar is compiled (unspool.grammars).
 """

@@ -156,7 +156,7 @@ def _check_words(given: Any, field: str) -> None:
 
 
 def _check_counts(body: Body) -> None:
-    """Check fields that the engine has no options for, or reads in another way."""
+    """Check fields that are not options of the engine, or that it reads in another way."""
     _check_words(body.get("bad_words"), "bad_words")
     for name in ("n", "best_of"):
         if (value := body.get(name)) is not None and value < 1:

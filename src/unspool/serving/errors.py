@@ -88,7 +88,7 @@ def too_slow(seconds: float) -> ApiError:
 
 
 def api_error(error: BaseException, fields: Mapping[str, str] | None = None) -> ApiError:
-    """Return the answer to an exception. Logs where an unexpected one was raised.
+    """Return the answer to an exception. Logs the place of an unexpected one.
 
     Args:
         fields: option --> name of the request's field that set it, if the names differ.

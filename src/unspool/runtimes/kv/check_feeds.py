@@ -20,7 +20,7 @@ def check_feeds(info: ModelInfo, feeds: Sequence[Feed], *, takes_source: bool = 
         ModelError: if a feed brings a source to a decoder, or asks for rows that `info` says are not available.
     """
     assert len({feed.seq for feed in feeds}) == len(feeds), "two feeds name the same sequence"
-    assert all(feed.tokens for feed in feeds), "a feed has no tokens"
+    assert all(feed.tokens for feed in feeds), "a feed is empty"
     if not takes_source and any(feed.source is not None for feed in feeds):
         raise ModelError(f"{info.name} is a decoder and takes no source")
     if any(feed.invariant for feed in feeds) and not info.batch_invariant:

@@ -1,4 +1,4 @@
-"""Limits on live sequences and cached tokens.
+"""Limits on live sequences and cached tokens: the memory budget of the KV cache.
 
 A hard limit comes from the user: a request that needs more is refused. A soft limit is the default: requests wait for
 each other, and a request that needs more runs alone.

@@ -1,4 +1,7 @@
-"""The tensors of the KV cache: pools of equal slots. Does not know sequences or tokens."""
+"""The tensors of the KV cache: pools of equal slots. Does not know sequences or tokens.
+
+The cache is not paged: a slot is contiguous memory for one sequence, so it needs no block table (PagedAttention).
+"""
 
 from __future__ import annotations
 

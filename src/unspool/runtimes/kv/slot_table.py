@@ -4,8 +4,8 @@ Owns live sequences, free slots and pools. Does not know models or attention. A 
 
 A free slot keeps its tokens and K/V until it is reused: a fork, or a new sequence with the same prefix, can take them
 over. So prefix caching needs no memory of its own, and no pool grows for it. The least recently used slot is
-overwritten first. If the memory of a slot can be given back to the system, the free slots give it back as soon as all
-slots hold more tokens than live sequences ever held at once.
+overwritten first (LRU eviction). If the memory of a slot can be given back to the system, the free slots give it back
+as soon as all slots hold more tokens than live sequences ever held at once.
 """
 
 from __future__ import annotations

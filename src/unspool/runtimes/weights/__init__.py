@@ -1,1 +1,1 @@
-"""Linear layers: packing, autotuning, fused activations, quantization, batch invariance."""
+"""Linear layers: packing, autotuning, fused activations, batch invariance."""

@@ -1,4 +1,4 @@
-"""Batch invariance of linear layers: each row has the same bits, whatever other rows are in the call.
+"""Batch invariance of linear layers: each row has the same bits beside any other rows of the call.
 
 Our kernels have this property. Other products, and elementwise functions, are called in another way: see
 invariant_calls.py.

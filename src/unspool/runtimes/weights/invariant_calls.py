@@ -1,4 +1,4 @@
-"""Batch-invariant calls of PyTorch: a row has the same bits, whatever other rows are in the tensor.
+"""Batch invariance of PyTorch's calls: a row has the same bits beside any other rows of the tensor.
 
 On a CPU, PyTorch computes exp, tanh, cos and similar functions with vector instructions. The last few numbers of a
 tensor, and of the part of each thread, take scalar instructions, which round differently. Matrix products choose a

@@ -1,4 +1,4 @@
-"""Models of peft: the transformers model inside, and the adapters that it cannot run.
+"""Models of peft (LoRA and other adapters): the transformers model inside, and the adapters that it cannot run.
 
 Recognizes peft by the names of its classes, without importing it.
 """

@@ -1,4 +1,4 @@
-"""Reads prompts that are more than token ids: embeddings, images, audio, further arguments of the model's forward.
+"""Reads multimodal prompts: embeddings, images, audio, and further arguments of the model's forward.
 
 The model's own `generate` prepares the arguments of the first forward (features of images and audio, positions, masks)
 and hands them to a `custom_generate` function. So each model reads prompts by its own code, and a batch in one call.

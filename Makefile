@@ -71,9 +71,10 @@ format: install ## rewrite the sources in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: install ## write the generated parts of docs/ anew
+docs: install ## write the generated parts of docs/ anew: options, outputs, the guide's pictures
 	@$(BIN)/python tools/write_option_docs.py
 	@$(BIN)/python tools/write_doc_outputs.py
+	@$(BIN)/python tools/write_guide.py
 
 bench: install ## measure speed side by side with transformers and others; ARGS="--quick" to try it
 	@$(BIN)/python -m benchmarks $(ARGS)

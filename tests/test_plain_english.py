@@ -50,8 +50,9 @@ def counts(part: str) -> dict[str, int]:
     if part == "src":
         pages = {path: texts_of(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")}
     else:
-        written = [path for path in (ROOT / "docs").glob("*.md") if path.name not in ("options.md", "compatibility.md")]
-        pages = {path: prose_of(path.read_text(encoding="utf-8")) for path in [*written, ROOT / "README.md"]}
+        written = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guide").glob("*.md"), ROOT / "README.md"]
+        generated = ("options.md", "compatibility.md")
+        pages = {path: prose_of(path.read_text(encoding="utf-8")) for path in written if path.name not in generated}
     found = {str(path.relative_to(ROOT)): sum(len(PATTERN.findall(text)) for text in pages[path]) for path in pages}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 

@@ -4,7 +4,7 @@
     python tools/write_doc_outputs.py docs/guide.md
 
 It updates `text output` blocks, and the output below the commands of `console check` blocks. Blocks with `...` are not
-changed, because their text was selected by hand.
+changed, because their text was selected by hand. Translations get their blocks from `tools/write_guide.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.docs.blocks import Block, _run_python, find_blocks, run_command  # noqa: E402
+from tests.docs.blocks import Block, _run_python, find_blocks, pages, run_command  # noqa: E402
 
 
 def checked_commands(block: Block) -> str:
@@ -56,13 +56,10 @@ def rewrite(page: str, name: str) -> str:
 
 def main() -> None:
     os.environ.update(NO_COLOR="1", COLUMNS="100")
-    pages = [Path(given).resolve() for given in sys.argv[1:]] or [
-        ROOT / "README.md",
-        *sorted((ROOT / "docs").rglob("*.md")),
-    ]
+    asked = [Path(given).resolve() for given in sys.argv[1:]] or pages(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for path in pages:
+        for path in asked:
             page = path.read_text()
             written = rewrite(page, path.name)
             if written != page:

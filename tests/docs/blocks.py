@@ -34,6 +34,11 @@ class BlockError(AssertionError):
     """A block does not do what its page says."""
 
 
+def pages(root: Path) -> list[Path]:
+    """Return the pages with blocks to run: README.md and docs/. Translations in docs/guide/zh have equal blocks."""
+    return [root / "README.md", *(path for path in sorted((root / "docs").rglob("*.md")) if path.parent.name != "zh")]
+
+
 def find_blocks(page: str) -> list[Block]:
     """Return the blocks in order. Raises BlockError for a fence that asks for something we do not know."""
     return [_block(match, page.count("\n", 0, match.start("text")) + 1) for match in FENCE.finditer(page)]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import find_blocks, run_page
+from tests.docs.blocks import find_blocks, pages, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = pages(ROOT)
 
 
 @pytest.mark.model

@@ -121,9 +121,10 @@ class GumbelTopK(Ask):
 
 @dataclass(frozen=True, slots=True)
 class Score(Ask):
-    """Ask for the given tokens, in the given order."""
+    """Ask for the given tokens, in the given order. ranks: True for `Row.ranks`, too."""
 
     tokens: tuple[int, ...]
+    ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,8 @@ class Row(NamedTuple):
     log_norm: logsumexp of the row's scores over the vocabulary, so score - log_norm is a log-probability.
     perturbed: for `GumbelTopK`, score + noise of each candidate; else empty.
     similarity: for `Similarity`, in [-1, 1]; its candidates are empty, and its log_norm is NaN. Else None.
+    ranks: for `Score` with `ranks`, the rank of each token among all tokens by the model's logits; 1 is the best, and
+        ties go to the lowest token id. Else empty.
     """
 
     candidates: tuple[Candidate, ...]
@@ -176,6 +179,7 @@ class Row(NamedTuple):
     perturbed: tuple[float, ...] = ()
     distribution: Distribution | None = None
     similarity: float | None = None
+    ranks: tuple[int, ...] = ()
 
 
 Reply: TypeAlias = tuple[Row, ...]

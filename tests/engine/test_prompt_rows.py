@@ -44,6 +44,21 @@ def test_log_probabilities_equal_a_log_softmax_in_double_precision(
     assert [len(each.row.candidates) for each in found] == [3, 2, 3, 1, 1, 40]
 
 
+@pytest.mark.parametrize("per_call", [1, 1 << 21])
+def test_ranks_are_places_in_the_sorted_row(per_call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_rows, "PROMPT_LOGITS_PER_CALL", per_call)
+    logits = torch.tensor([[0.5, 3.0, 3.0, -1.0, 0.5], [1.0, 1.0, 1.0, 1.0, 2.0]])
+    asked: list[tuple[Ask, int]] = [
+        (Score(ROOT, (1, 2, 0, 4, 3), True), 0),  # equal logits: the lowest token id is better
+        (Score(ROOT, (3,)), 0),
+        (Score(ROOT, (3,), True), 1),
+        (Score(ROOT, (4,), True), 1),
+    ]
+    found = [answer.row for answer in prompt_rows.prompt_rows(logits, asked)]
+    assert [row.ranks for row in found] == [(1, 2, 3, 4, 5), (), (5,), (1,)]
+    assert found[1].candidates == found[0].candidates[4:]
+
+
 class Watched(ToyRuntime):
     """A toy that remembers the logits it has returned, as long as somebody holds them."""
 

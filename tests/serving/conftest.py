@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+import torch
 import uvicorn
 
 import unspool
@@ -62,6 +64,15 @@ def tale() -> unspool.LanguageModel:
     lm = unspool.load()
     lm.tokenizer.chat_template = TEMPLATE
     return lm
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """The embedded model as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(unspool.__file__).parent / "tale"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")

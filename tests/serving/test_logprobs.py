@@ -13,7 +13,9 @@ from tests.serving.conftest import TEMPLATE, serving
 from tests.text.tokenizers import byte_level
 from tests.tiny_models import tiny_model
 from unspool import LanguageModel
+from unspool.results.generation import TopLogprob
 from unspool.runtimes.decoder.runtime import DecoderRuntime
+from unspool.serving.logprobs import CompletionLogprobs, Scored, TokenTexts
 
 SPLIT = "国🙂ä"
 
@@ -57,6 +59,27 @@ def test_tokens_of_split_characters_are_named_by_their_bytes(split: openai.OpenA
     named = split.completions.create(prompt="x", logprobs=0, **saying(SPLIT, return_tokens_as_token_ids=True))
     assert named.choices[0].logprobs is not None and named.choices[0].logprobs.tokens is not None
     assert all(token.startswith("token_id:") for token in named.choices[0].logprobs.tokens)
+
+
+class SameTexts(TokenTexts):
+    """Texts of single tokens; all are "a"."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def text(self, token: int, *, as_id: bool = False) -> str:
+        return f"token_id:{token}" if as_id else "a"
+
+
+@pytest.mark.parametrize("chosen", [4, 5, 9])
+def test_tokens_with_one_text_do_not_collide(chosen: int) -> None:
+    top = [TopLogprob(token_id=5, logprob=-0.5, text="a"), TopLogprob(token_id=4, logprob=-1.5, text="a")]
+    logprob = {5: -0.5, 4: -1.5, 9: -7.0}[chosen]
+    writer = CompletionLogprobs(SameTexts(), None, (), num_top=2)
+    found = writer.add([Scored(chosen, logprob, top)])
+    (best,) = found["top_logprobs"]
+    others = {f"token_id:{each.token_id}": each.logprob for each in top if each.token_id != chosen}
+    assert found["tokens"] == ["a"] and best == {"a": logprob, **others}, "the text names the chosen token"
 
 
 def test_chat_logprobs_have_the_bytes_of_split_characters(split: openai.OpenAI) -> None:

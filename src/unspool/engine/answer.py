@@ -122,7 +122,7 @@ def _rows(
     rows: list[tuple[Row, Distribution | None]] = []
     for each, found in zip(asked, result.found, strict=True):
         candidates = _candidates(each.place, found, norms[each.row], now)
-        row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.distribution)
+        row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.distribution, ranks=found.ranks)
         _remember(each.place, row)
         traced = each.place.conversation.recorder is not None
         cut = found.distribution or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)

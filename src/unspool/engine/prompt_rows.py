@@ -63,4 +63,4 @@ def _answered(logits: torch.Tensor, queries: Sequence[RowQuery]) -> Iterator[Pro
         norm = result.norms[query.row]
         pairs = zip(found.tokens, found.logits, strict=True)
         candidates = tuple(Candidate(token, logit - norm, logit - norm, None) for token, logit in pairs)
-        yield PromptRow(Row(candidates, log_norm=0.0), norm)
+        yield PromptRow(Row(candidates, log_norm=0.0, ranks=found.ranks), norm)

@@ -32,7 +32,7 @@ class RowResult(NamedTuple):
     """The answer to one ask: tokens, best or first drawn first, with their raw logits and scores.
 
     perturbed: score + noise of each token if they were drawn; else empty. distribution: for FullDistribution; else
-    None.
+    None. ranks: of each token if they were asked for; else empty.
     """
 
     tokens: Sequence[int]
@@ -40,6 +40,7 @@ class RowResult(NamedTuple):
     scores: Sequence[float]
     perturbed: Sequence[float] = ()
     distribution: Distribution | None = None
+    ranks: tuple[int, ...] = ()
 
 
 class BatchResult(NamedTuple):
@@ -112,13 +113,13 @@ class _QueryGroup(NamedTuple):
 def _query_groups(queries: Sequence[RowQuery], blocks: Sequence[Block]) -> list[_QueryGroup]:
     """Return the queries in groups, without those for a full distribution."""
     line_of = {row: (block, line) for block in blocks for line, row in enumerate(block.rows)}
-    groups: dict[tuple[int, type[Ask], int], _QueryGroup] = {}
+    groups: dict[tuple[int, type[Ask], int, bool], _QueryGroup] = {}
     for index, query in enumerate(queries):
         if isinstance(query.ask, FullDistribution):
             continue
         block, line = line_of[query.row]
         size = _size(query.ask)
-        key = (id(block), type(query.ask), size)
+        key = (id(block), type(query.ask), size, _wants_ranks(query.ask))
         group = groups.get(key)
         if group is None:
             group = groups[key] = _QueryGroup(block, size, [], [], [])
@@ -141,22 +142,28 @@ def _size(ask: Ask) -> int:
     return len(ask.tokens) if isinstance(ask, Score) else 1
 
 
+def _wants_ranks(ask: Ask) -> bool:
+    return isinstance(ask, Score) and ask.ranks
+
+
 # --- pending transfers, and their results -------------------------------------------------------------------------
 
 
 class _PendingScores(NamedTuple):
-    """Logits and scores of given tokens, in a pending transfer."""
+    """Logits, scores and ranks of given tokens, in a pending transfer. ranks: None if they are not asked for."""
 
     group: _QueryGroup
     logits: Transfer
     scores: Transfer
+    ranks: Transfer | None
 
     def read(self) -> Iterator[tuple[int, RowResult]]:
         """Yield the index and the answer of each query."""
-        pairs = zip(self.group.queries, self.logits.rows, self.scores.rows, strict=True)
-        for index, (query, logits, scores) in zip(self.group.indices, pairs, strict=True):
+        ranks = [()] * len(self.group.queries) if self.ranks is None else [tuple(map(int, r)) for r in self.ranks.rows]
+        found = zip(self.group.queries, self.logits.rows, self.scores.rows, ranks, strict=True)
+        for index, (query, logits, scores, own) in zip(self.group.indices, found, strict=True):
             assert isinstance(query.ask, Score), "the queries of a group are of one kind"
-            yield index, RowResult(query.ask.tokens, logits, scores)
+            yield index, RowResult(query.ask.tokens, logits, scores, ranks=own)
 
 
 class _PendingTopK(NamedTuple):
@@ -203,8 +210,26 @@ def _selected(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingScore
     if isinstance(ask, Score):
         named = [query.ask.tokens for query in group.queries if isinstance(query.ask, Score)]
         tokens = indices(named, block.logits.device)
-        return _PendingScores(group, *(device_to_host.add(each) for each in group.figures(tokens, group.lines)))
+        logits, scores = group.figures(tokens, group.lines)
+        ranks = _ranks(rows_of(block.logits, group.lines), tokens, logits) if ask.ranks else None
+        counted = None if ranks is None else device_to_host.add(ranks)
+        return _PendingScores(group, device_to_host.add(logits), device_to_host.add(scores), counted)
     return _best(group, device_to_host) if isinstance(ask, Top) else _drawn(group, device_to_host)
+
+
+def _ranks(logits: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the rank of each token in its row, 1 for the best; ties go to the lowest token id.
+
+    Args:
+        logits: [rows, vocab]
+        tokens, values: token ids and their logits. Each: [rows, k]
+    """
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    ranks = torch.empty_like(tokens)  # --> [rows, k]
+    for at in range(tokens.shape[1]):  # one token at a time: a comparison needs memory for whole rows
+        token, value = tokens[:, at, None], values[:, at, None]
+        ranks[:, at] = ((logits > value) | ((logits == value) & (ids < token))).sum(1) + 1
+    return ranks
 
 
 def _best(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingTopK:

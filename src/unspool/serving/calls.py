@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
 from unspool.planning import PlannedRequest
+from unspool.results import Generation
 from unspool.serving.bodies import Body
 from unspool.serving.decoding import Decoding, decoding
+from unspool.serving.prompt_logprobs import num_prompt_top, prompt_logprobs, with_prompt_scores
 from unspool.serving.service import OpenRequest, Service, new_id
 from unspool.serving.streams import check_stream_options
 
@@ -42,6 +44,7 @@ class Call(ABC):
         self._decoding: Decoding = decoding(
             body, service.settings, tokenizer=lm.tokenizer, vocab_size=lm.info.vocab_size
         )
+        self._num_prompt_top = num_prompt_top(body, service)
         self._options = service.with_objects(self._decoding.options)
         self._options["cache_salt"] = service.salt(salt, body.get("cache_salt", ""))
         self.request = OpenRequest(service, count, self._decoding.fields)
@@ -53,7 +56,11 @@ class Call(ABC):
 
     async def start(self) -> None:
         """Admit, plan and submit. Raises ApiError as `OpenRequest.start`."""
-        await self.request.start(self._plan)
+        await self.request.start(self._planned)
+
+    def _planned(self) -> Sequence[PlannedRequest]:
+        jobs = self._plan()
+        return jobs if self._num_prompt_top is None else with_prompt_scores(jobs, self._num_prompt_top)
 
     @abstractmethod
     def _plan(self) -> Sequence[PlannedRequest]:
@@ -66,6 +73,13 @@ class Call(ABC):
     @abstractmethod
     def events(self) -> AsyncIterator[bytes]:
         """Yield the events of the streamed answer, without [DONE]."""
+
+    def _of_prompt_tokens(self, prompt: int, generation: Generation) -> dict[str, Any]:
+        """Return the field `prompt_logprobs` of a prompt's result; empty if it was not requested."""
+        if self._num_prompt_top is None:
+            return {}
+        job, texts = self.request.jobs[prompt], self._service.texts
+        return {"prompt_logprobs": prompt_logprobs(job, generation, num_top=self._num_prompt_top, texts=texts)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         """Return the fields that an answer and each chunk of a stream begin with."""

@@ -77,7 +77,8 @@ class ChatCall(Call):
             for completion, parts in zip(generation.completions, parsed, strict=True)
         ]
         counts = usage_of([generation], reasoning_tokens=sum(each.reasoning_tokens for each in parsed))
-        return {**self._head("chat.completion"), "choices": choices, "usage": counts}
+        of_prompt = self._of_prompt_tokens(0, generation)
+        return {**self._head("chat.completion"), "choices": choices, "usage": counts, **of_prompt}
 
     def _choice(self, generation: Generation, completion: Completion, parsed: Parsed) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}

@@ -80,8 +80,12 @@ class CompletionCall(Call):
         """Return the whole answer."""
         generations = await self.request.finish()
         choices = [
-            self._choice(prompt * len(generation.completions) + completion.index, generation, completion)
+            {
+                **self._choice(prompt * len(generation.completions) + completion.index, generation, completion),
+                **of_prompt,
+            }
             for prompt, generation in enumerate(generations)
+            for of_prompt in [self._of_prompt_tokens(prompt, generation)]
             for completion in generation.completions
         ]
         counts = usage_of(generations, only_scores=self._decoding.only_scores)

@@ -186,6 +186,12 @@ _VLLM: Final = (
         neutral=(False,),
     ),
     RequestField(
+        "prompt_logprobs",
+        StrictInt,
+        "Log-probability and rank of each prompt token, and of this many alternatives, 0 to 20; not in a stream.",
+        source="vLLM",
+    ),
+    RequestField(
         "structured_outputs",
         dict[str, Any],
         "One of json, regex, choice, grammar, json_object.",

@@ -103,7 +103,7 @@ class CompletionLogprobs:
         offsets = [self._advance(row.token) for row in rows]
         return {
             "tokens": [self._name(row.token) for row in rows],
-            "token_logprobs": [_finite(row.logprob) for row in rows],
+            "token_logprobs": [finite(row.logprob) for row in rows],
             "top_logprobs": [self._top(row) for row in rows] if self._num_top else None,
             "text_offset": offsets if end is None else [min(offset, end) for offset in offsets],
         }
@@ -120,16 +120,21 @@ class CompletionLogprobs:
         return self._texts.text(token, as_id=self._as_ids)
 
     def _top(self, row: Scored) -> dict[str, float | None] | None:
-        """Return alternatives by text; the token itself is added if it is not among them."""
+        """Return alternatives by text; the token itself is added if it is not among them.
+
+        If several tokens have one text, it names the chosen token, or else the most probable one.
+        """
         if row.logprob is None:
             return None
+        own, top = self._name(row.token), row.top[: self._num_top]
         best: dict[str, float | None] = {}
-        for each in row.top[: self._num_top]:
+        for each in top:
             name = self._name(each.token_id)
-            best[name if name not in best else f"token_id:{each.token_id}"] = _finite(each.logprob)
-        if all(each.token_id != row.token for each in row.top[: self._num_top]):
-            name = self._name(row.token)
-            best[name if name not in best else f"token_id:{row.token}"] = _finite(row.logprob)
+            if each.token_id != row.token and (name == own or name in best):
+                name = f"token_id:{each.token_id}"
+            best[name] = finite(each.logprob)
+        if all(each.token_id != row.token for each in top):
+            best[own] = finite(row.logprob)
         return best
 
 
@@ -141,7 +146,7 @@ def chat_logprobs(
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         return {
             "token": texts.text(token, as_id=as_ids),
-            "logprob": _finite(logprob),
+            "logprob": finite(logprob),
             "bytes": list(texts.raw(token)),
         }
 
@@ -155,5 +160,6 @@ def chat_logprobs(
     return {"content": content, "refusal": None}
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """Return a log-probability as JSON can hold it; None stays None."""
     return value if value is None or math.isfinite(value) else MINUS_INFINITY

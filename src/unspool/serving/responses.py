@@ -20,6 +20,17 @@ _INERT: Final = frozenset(
     | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "stream_options"}
 )
 
+_UNANSWERED: Final = {
+    "n": 1,
+    "num_return_sequences": 1,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "prompt_logprobs": None,
+    "return_token_ids": False,
+    "tentative": False,
+}
+"""Fields of the chat route without a place in a response --> neutral value."""
+
 _STATEFUL: Final = frozenset({"previous_response_id", "conversation", "background", "prompt"})
 """Fields that need stored state, which this server does not keep."""
 
@@ -49,6 +60,11 @@ class ResponseCall:
         for name in sorted(_STATEFUL & given.keys()):
             if given[name] is not False:
                 raise refused(name, "needs stored responses, and this server keeps none", code="unsupported_parameter")
+        for name, neutral in _UNANSWERED.items():
+            if given.get(name, neutral) != neutral:
+                raise refused(
+                    name, "does not fit into a response; use /v1/chat/completions", code="unsupported_parameter"
+                )
         self._given = {name: value for name, value in given.items() if name not in _STATEFUL}
         self._tools = [tool for tool in given.get("tools", ()) if tool.get("type") == _HOSTED]
         body = read_body("chat", _chat_body(self._given, self._tools), unknown=unknown)

@@ -67,15 +67,18 @@ class WithPromptScores(WrappedStrategy):
 
     Use one object per request. After the request, `prompt_logprobs` has one log-probability per prompt token, in order,
     without the first token. `prompt_top_logprobs` has the most probable tokens at the same positions, best first.
+    `prompt_ranks` has the ranks of the prompt's tokens there; see `Row.ranks`.
 
     Args:
         inner: the strategy that generates.
         num_top: number of most probable tokens per position, at least 0.
+        ranks: True for `prompt_ranks`; else it stays empty.
     """
 
-    def __init__(self, inner: Strategy, num_top: int = 0) -> None:
+    def __init__(self, inner: Strategy, num_top: int = 0, *, ranks: bool = False) -> None:
         super().__init__(as_strategy(inner))
-        self.num_top = num_top
+        self.num_top, self._ranks = num_top, ranks
+        self.prompt_ranks: tuple[int, ...] = ()
         self.prompt_logprobs: tuple[float, ...] = ()
         self.prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
@@ -83,11 +86,12 @@ class WithPromptScores(WrappedStrategy):
         """Run the inner conversation; returns its hypotheses."""
         prompt = context.prompt
         backs = range(len(prompt) - 1, 0, -1)
-        scores = tuple(Score(ROOT, (prompt[-back],), back=back) for back in backs)
+        scores = tuple(Score(ROOT, (prompt[-back],), self._ranks, back=back) for back in backs)
         tops = tuple(Top(ROOT, self.num_top, back=back) for back in backs) if self.num_top else ()
 
         def note(rows: Reply) -> None:
             self.prompt_logprobs = tuple(row.candidates[0].logprob for row in rows[: len(scores)])
+            self.prompt_ranks = tuple(rank for row in rows[: len(scores)] for rank in row.ranks)
             self.prompt_top_logprobs = tuple(
                 tuple((each.token, each.logprob) for each in row.candidates) for row in rows[len(scores) :]
             )

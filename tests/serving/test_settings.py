@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 
 import unspool
 from tests.serving.test_tools import CALL, RESPONSE, TEMPLATE, TOOLS
+from unspool.cli.serve import _greet
 from unspool.cli.sources import ModelChoice
 from unspool.errors import OptionError
+from unspool.runtimes.toy import ToyRuntime
 from unspool.serving.response_template import set_response_template
 from unspool.serving.settings import ModelSettings, Settings, read_settings
 
@@ -116,3 +120,15 @@ def test_a_server_of_a_file_serves_tools_and_bounds_its_cache(tmp_path: Path) ->
             process.terminate()
         process.stderr.read()
         assert process.wait(30) == 0
+
+
+def test_the_lines_to_try_read_the_key_from_a_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    lm = unspool.LanguageModel(ToyRuntime(lambda tokens: [1.0, 1.0], 2))
+    _greet(lm, Settings(api_key=("secret",)), 8000)
+    told = capsys.readouterr().err
+    assert '-H "Authorization: Bearer $UNSPOOL_API_KEY"' in told and "secret" not in told
+    (python,) = (shlex.split(line)[-1] for line in told.splitlines() if "python -c" in line)
+    assert "os.environ['UNSPOOL_API_KEY']" in ast.unparse(ast.parse(python))
+    _greet(lm, Settings(), 8000)
+    told = capsys.readouterr().err
+    assert "UNSPOOL_API_KEY" not in told and 'api_key="none"' in told

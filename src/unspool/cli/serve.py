@@ -178,19 +178,22 @@ def address_of(settings: Settings, port: int) -> str:
 
 def _greet(lm: LanguageModel, settings: Settings, port: int) -> None:
     """Print the address, and one line to try for curl and one for Python."""
+    from unspool.serving.security import KEY_VARIABLE
+
     name = (settings.served_model_name or (lm.info.name,))[0]
     address = address_of(settings, port)
-    key = ' -H "Authorization: Bearer $KEY"' if settings.api_key else ""
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if settings.api_key else ""
+    of_python = f'os.environ["{KEY_VARIABLE}"]' if settings.api_key else '"none"'
+    imports = f"{'import os; ' if settings.api_key else ''}from openai import OpenAI"
     body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 40}}'
-    call = (
-        f'OpenAI(base_url="{address}/v1", api_key="none").completions.create(model="{name}", prompt="Once upon a time")'
-    )
+    asked = f'model="{name}", prompt="Once upon a time"'
+    call = f'OpenAI(base_url="{address}/v1", api_key={of_python}).completions.create({asked})'
     lines = (
         f"Serving {name} at {address}/v1",
         *(() if settings.no_explore else (f"Explorer at {address}/",)),
         "",
         f"  curl {address}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
-        f"  python -c 'from openai import OpenAI; print({call}.choices[0].text)'",
+        f"  python -c '{imports}; print({call}.choices[0].text)'",
         "",
         "Ctrl-C stops the server.",
     )

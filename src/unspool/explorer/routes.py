@@ -18,11 +18,11 @@ from unspool.explorer.pages import INDEX, page
 from unspool.explorer.positions import allowed_json, distribution_inside, distribution_json
 from unspool.explorer.side_by_side import SideBySide
 from unspool.explorer.snippets import snippets
-from unspool.serving.errors import ApiError, api_error, too_slow
+from unspool.serving.errors import ApiError, api_errors, too_slow
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
-from unspool.serving.log import CLIENT_LEFT
+from unspool.serving.log import CLIENT_LEFT, RequestLog
 from unspool.serving.security import read_json
-from unspool.serving.service import Service
+from unspool.serving.service import OpenRequest, Service
 from unspool.text.labels import token_label
 
 Found = TypeVar("Found")
@@ -58,7 +58,7 @@ def add_explorer(app: FastAPI) -> None:
             prompt = [{"token_id": token, "text": token_label(lm.tokenizer, token)} for token in ids]
             return {**shown, "prompt_tokens": prompt, "snippets": snippets(service, call, "next", _address(request))}
 
-        return JSONResponse(await _in_thread(service, answer))
+        return JSONResponse(await _in_thread(request, service, answer))
 
     @app.post("/explore/position", summary="The distribution at a position of an output, and the allowed tokens")
     async def position(request: Request) -> Response:
@@ -70,35 +70,43 @@ def add_explorer(app: FastAPI) -> None:
             shown = distribution_json(found, lm.tokenizer, call.limit)
             return {**shown, **allowed_json(found, lm.tokenizer, call.limit)}
 
-        return JSONResponse(await _in_thread(service, answer))
+        return JSONResponse(await _in_thread(request, service, answer))
 
     @app.post("/explore/generate", summary="A generation with its trace, streamed")
     async def generate(request: Request) -> Response:
         data = read_json(await request.body())
-        call = await _reading(lambda: read_call(data, service, request.state.caller))
+        with api_errors():
+            call = await asyncio.to_thread(read_call, data, service, request.state.caller)
         live = LiveGeneration(service, call, _address(request))
+        log = _log(request, live.request)
         try:
-            await unless_left(request, live.start())
+            with log.failures():
+                await unless_left(request, live.start())
         except ClientLeft:
             await live.request.close()
             return Response(status_code=CLIENT_LEFT)
-        return EventStream(live.events(), service.settings.keep_alive, {}, live.request.close, b"")
+        return EventStream(log.following(live.events()), service.settings.keep_alive, {}, live.request.close, b"")
 
     @app.post("/explore/compare", summary="Several strategies on one prompt")
     async def compare(request: Request) -> Response:
         data = read_json(await request.body())
-        call = await _reading(lambda: read_call(data, service, request.state.caller))
+        with api_errors():
+            call = await asyncio.to_thread(read_call, data, service, request.state.caller)
         both = SideBySide(service, call, _address(request), threads)
+        log = _log(request, both.request)
         try:
-            return JSONResponse(await unless_left(request, both.answer()))
+            with log.failures():
+                answer = JSONResponse(await unless_left(request, both.answer()))
         except ClientLeft:
             return Response(status_code=CLIENT_LEFT)
-        except ApiError:
-            raise
-        except Exception as error:
-            raise api_error(error) from error
         finally:
             await both.close()
+        log.write(200, "answered")
+        return answer
+
+
+def _log(request: Request, opened: OpenRequest | None = None) -> RequestLog:
+    return RequestLog(request.state.request_id, request.url.path, opened)
 
 
 def _address(request: Request) -> str:
@@ -112,18 +120,14 @@ def _file(path: str) -> Response:
     return found
 
 
-async def _in_thread(service: Service, work: Callable[[], Found]) -> Found:
+async def _in_thread(request: Request, service: Service, work: Callable[[], Found]) -> Found:
     """Run work that needs the model, within the limits of the server. Faults become ApiError."""
-    seconds = service.settings.timeout
-    try:
-        async with asyncio.timeout(seconds), service.admission.room(1):
-            return await _reading(work)
-    except TimeoutError:
-        raise too_slow(seconds) from None
-
-
-async def _reading(work: Callable[[], Found]) -> Found:
-    try:
-        return await asyncio.to_thread(work)
-    except Exception as error:
-        raise api_error(error) from error
+    log, seconds = _log(request), service.settings.timeout
+    with log.failures():
+        try:
+            async with asyncio.timeout(seconds), service.admission.room(1):
+                found = await asyncio.to_thread(work)
+        except TimeoutError:
+            raise too_slow(seconds) from None
+    log.write(200, "answered")
+    return found

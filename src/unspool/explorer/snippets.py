@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from unspool.config import OPTIONS
 from unspool.explorer.calls import Call, as_text
+from unspool.serving.security import KEY_VARIABLE
 from unspool.serving.service import Service
 from unspool.strategy_facts import ASSISTANT
 
@@ -101,4 +102,5 @@ def _curl(service: Service, call: Call, kind: Kind, address: str) -> str:
         if kind == "next":
             body["limit"] = call.limit
     data = json.dumps(body, ensure_ascii=False)
-    return shlex.join(["curl", address + route, "-H", "Content-Type: application/json", "-d", data])
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if service.settings.api_key else ""
+    return shlex.join(["curl", address + route, "-H", "Content-Type: application/json", "-d", data]) + key

@@ -107,19 +107,15 @@ def _add_generation(
         headers = {"x-unspool-ignored": ", ".join(ignored)} if ignored else {}
         log = RequestLog(request.state.request_id, path, running.request)
         try:
-            await unless_left(request, running.start())
-            if running.streams:
-                events = log.following(running.events())
-                return EventStream(events, service.settings.keep_alive, headers, running.request.close, end)
-            answer = JSONResponse(await unless_left(request, running.answer()), headers=headers)
+            with log.failures():
+                await unless_left(request, running.start())
+                if running.streams:
+                    events = log.following(running.events())
+                    return EventStream(events, service.settings.keep_alive, headers, running.request.close, end)
+                answer = JSONResponse(await unless_left(request, running.answer()), headers=headers)
         except ClientLeft:
             await running.request.close()
-            log.write(CLIENT_LEFT, "client_left")
             return Response(status_code=CLIENT_LEFT)
-        except Exception as error:
-            told = api_error(error)
-            log.write(told.status, told.code or "error")
-            raise told from (None if told is error else error)
         log.write(200, "answered")
         return answer
 

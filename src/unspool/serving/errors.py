@@ -6,7 +6,8 @@ Owns the mapping from exceptions to statuses. Knows no routes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from traceback import format_tb
 from typing import Any, Final
 
@@ -112,3 +113,14 @@ def api_error(error: BaseException, fields: Mapping[str, str] | None = None) -> 
     # Without the message, which can hold text of the prompt.
     _LOG.error("unexpected fault: %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
     return ApiError(500, f"the server failed: {type(error).__name__}", code="internal_error", headers=NO_RETRY)
+
+
+@contextmanager
+def api_errors(*others: type[Exception]) -> Iterator[None]:
+    """Turn the exceptions of the block into ApiError. others: exceptions that stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ApiError, *others)):
+            raise
+        raise api_error(error) from error

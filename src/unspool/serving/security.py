@@ -27,6 +27,9 @@ _PUBLIC: Final = frozenset({"/health", "/", *docs_page.PATHS})
 _PUBLIC_FOLDER: Final = "/explore/web/"
 """Routes without a key: they tell nothing about the model. The explorer's page asks its user for the key."""
 
+KEY_VARIABLE: Final = "UNSPOOL_API_KEY"
+"""Environment variable that stands for the API key in lines to copy; the server itself does not read it."""
+
 _LOCAL: Final = ("localhost", "127.0.0.1", "[::1]")
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}")
 

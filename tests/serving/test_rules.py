@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from typing import Any
 
 import openai
 import pytest
+import torch
 
 import unspool
 from tests.serving.conftest import serving
@@ -88,6 +90,44 @@ def test_a_model_without_a_chat_template_says_what_to_do() -> None:
     with serving(unspool.load(), served_model_name=("tale",)) as (address, _):
         refused = post(address, CHAT, "/v1/chat/completions")
         assert refused.status_code == 400 and "chat_template" in refused.json()["error"]["message"]
+
+
+def test_penalties_are_openais_and_count_the_output_only(client: openai.OpenAI, tale: Any, reference: Any) -> None:
+    """Each logit is less by the presence penalty, and by the frequency penalty per occurrence in the output."""
+    prompt, presence, frequency = "The king and the king and the king", 0.8, 0.7
+    ids = list(tale.tokenizer(prompt)["input_ids"])
+    written: list[int] = []
+    for _ in range(14):
+        with torch.no_grad():
+            logits = reference(torch.tensor([ids + written])).logits[0, -1]
+        for token in set(written):
+            logits[token] -= presence + frequency * written.count(token)
+        written.append(int(logits.argmax()))
+    assert len(set(written)) < len(written) and not set(written) & set(tale.info.eos_token_ids)
+    call: dict[str, Any] = {"model": "tale", "prompt": prompt, "max_tokens": 14, "temperature": 0}
+    body = {"return_token_ids": True}
+    found = client.completions.create(**call, presence_penalty=presence, frequency_penalty=frequency, extra_body=body)
+    plain = client.completions.create(**call, extra_body=body)
+    assert (found.choices[0].model_extra or {})["token_ids"] == written
+    assert (plain.choices[0].model_extra or {})["token_ids"] != written
+
+
+def test_an_empty_key_is_no_key(address: str) -> None:
+    """lm-evaluation-harness sends `Bearer ` without a key if none is set."""
+    headers = {"Authorization": "Bearer ", "Content-Type": "application/json"}  # httpx refuses to send this header
+    asked = urllib.request.Request(f"{address}/v1/completions", json.dumps(BASE).encode(), headers)
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        assert answer.status == 200
+
+
+def test_health_and_requests_get_503_while_the_server_ends(tale: Any) -> None:
+    with serving(tale, served_model_name=("tale",)) as (address, service):
+        assert httpx.get(f"{address}/health").status_code == 200
+        service.admission.closed = True
+        assert httpx.get(f"{address}/health").status_code == 503
+        for path, body in (("/v1/completions", BASE), ("/v1/chat/completions", CHAT)):
+            refused = post(address, body, path)
+            assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
 
 
 def test_any_seed_repeats_its_text(client: openai.OpenAI, tale: Any) -> None:

@@ -97,11 +97,24 @@ class Replay:
         self._verified: set[Hashable] = set()
         self._seen: Counter[Hashable] = Counter()
 
-    def run(self, each: ReplayedPass) -> Any:
-        """Run a pass. Returns the results of the model."""
+    def waits(self, rows: int) -> bool:
+        """Return True, and count the pass, if `run` would only run the model: it is too early to record.
+
+        A caller can then run the model by simpler means.
+        """
+        self._follow_version()
+        waits = self._program is None and self._num_passes < REPLAY_MIN_PASSES and rows <= REPLAY_MAX_ROWS
+        self._num_passes += waits
+        return waits
+
+    def _follow_version(self) -> None:
         if self._recorded_version != (version := self._version()):
             self.forget()
             self._recorded_version = version
+
+    def run(self, each: ReplayedPass) -> Any:
+        """Run a pass. Returns the results of the model."""
+        self._follow_version()
         if self.obstacle or each.rows > REPLAY_MAX_ROWS:
             return self._model(each)
         if self._program is None:

@@ -42,13 +42,14 @@ def driver_of(model: Any) -> Driver:
         ModelError: if the model cannot run here; the message says why.
     """
     model = base_of(model)
-    if is_dispatched(model) or find_patch(model):
-        return Driver(Engine(_runtime_of(model)))
+    patch = find_patch(model)
+    if is_dispatched(model) or patch:
+        return Driver(Engine(_runtime_of(model, patch)))
     with _LOCK:
         now = fingerprint(model)
         entry = _DRIVERS.get(model)
         if entry is None or now.has_other_parts(entry.print):
-            runtime = _runtime_of(model)
+            runtime = _runtime_of(model, patch)
             if runtime.in_place:
                 return Driver(Engine(runtime))
             entry = _Entry(Driver(Engine(runtime)), now)
@@ -56,6 +57,6 @@ def driver_of(model: Any) -> Driver:
         return entry.driver
 
 
-def _runtime_of(model: Any) -> Runtime:
+def _runtime_of(model: Any, patch: str) -> Runtime:
     """Return a runtime under the soft limits of `load`."""
-    return runtime_of(model, owns_model=False, max_cache_tokens="auto", max_sequences="auto")
+    return runtime_of(model, owns_model=False, max_cache_tokens="auto", max_sequences="auto", patch=patch)

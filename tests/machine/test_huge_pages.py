@@ -22,9 +22,32 @@ def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
+def begin_huge(pages: HugePages) -> None:
+    """Fill the first chunk, which has usual pages."""
+    pages.bytes(huge_pages._FIRST_CHUNK)
+
+
+@linux_only
+def test_the_weights_of_a_tiny_model_take_no_huge_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    chunk = huge_pages._chunk
+
+    def counted(size: int) -> torch.Tensor:
+        made.append(size)
+        return chunk(size)
+
+    monkeypatch.setattr(huge_pages, "_chunk", counted)
+    pages = HugePages()
+    tiny = [pages.empty((100, 100), torch.float32) for _ in range(12)]
+    assert not made and all(each.data_ptr() % 64 == 0 for each in tiny)
+    pages.empty((100, 1000), torch.float32)
+    assert len(made) == 1
+
+
 @linux_only
 def test_tensors_share_chunks_at_the_start_of_huge_pages() -> None:
     pages = HugePages()
+    begin_huge(pages)
     first = pages.empty((3, 5), torch.float32)
     second = pages.empty((7,), torch.bfloat16)
     large = pages.empty((40 << 20,), torch.uint8)
@@ -49,6 +72,7 @@ def test_a_chunk_is_freed_with_its_last_tensor(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(huge_pages.mmap, "mmap", watching)
     pages = HugePages()
+    begin_huge(pages)
     first, second = pages.empty((4,), torch.float32), pages.empty((4,), torch.float32)
     del pages, first
     gc.collect()

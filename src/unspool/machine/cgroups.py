@@ -34,7 +34,7 @@ def groups(controller: str) -> Iterator[Group]:
 
 def _with_parents(mounts: tuple[Path, ...], own: str) -> Iterator[Path]:
     path = PurePosixPath(own.lstrip("/"))
-    for mount in mounts:
+    for mount in filter(Path.is_dir, mounts):
         yield from (mount / group for group in (path, *path.parents))
 
 

@@ -23,6 +23,8 @@ PAGE: Final = 2 << 20
 """Bytes of a huge page. Smaller weights have usual pages."""
 
 _CHUNK: Final = 32 << 20
+_FIRST_CHUNK: Final = 512 << 10
+"""Bytes with usual pages that come first: the weights of a tiny model fit, and clearing a huge page takes longer."""
 _ALIGNMENT: Final = 64
 
 
@@ -41,7 +43,8 @@ def wants_huge_pages() -> bool:
 class HugePages:
     """An allocator of tensors on huge pages, for the weights of one model.
 
-    Tensors share chunks of memory, so that small ones waste no page. A chunk is freed with its last tensor.
+    Tensors share chunks of memory, so that small ones waste no page. A chunk is freed with its last tensor. The first
+    chunk is small and has usual pages.
     """
 
     def __init__(self) -> None:
@@ -63,7 +66,9 @@ class HugePages:
     def _empty(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
         size = torch.Size(shape).numel() * dtype.itemsize
         if self._chunk is None or self._used + size > len(self._chunk):
-            self._chunk, self._used = _chunk(max(size, _CHUNK)), 0
+            is_first = self._chunk is None and size <= _FIRST_CHUNK
+            self._chunk = torch.empty(_FIRST_CHUNK, dtype=torch.uint8) if is_first else _chunk(max(size, _CHUNK))
+            self._used = 0
         part = self._chunk[self._used : self._used + size]
         self._used += size + -size % _ALIGNMENT
         return part.view(dtype).view(shape)

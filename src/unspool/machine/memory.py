@@ -52,9 +52,12 @@ def _of_groups() -> Iterator[int]:
     """Yield the room in each control group. Cached files that are not in use count as free."""
     for folder, is_v2 in groups("memory"):
         names = ("memory.max", "memory.current") if is_v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        most, used = (read(folder / name) for name in names)
+        most = read(folder / names[0])
         # v1 says "no limit" by a number near 2**63.
-        if most.isdecimal() and used.isdecimal() and int(most) < 1 << 60:
+        if not most.isdecimal() or int(most) >= 1 << 60:
+            continue
+        used = read(folder / names[1])
+        if used.isdecimal():
             yield int(most) - int(used) + _unused_files(folder, "inactive_file" if is_v2 else "total_inactive_file")
 
 

@@ -31,6 +31,7 @@ def runtime_of(
     max_cache_tokens: Limit = None,
     max_sequences: Limit = None,
     attention: AttentionNames | None = None,
+    patch: str | None = None,
 ) -> Runtime:
     """Return a runtime over a loaded transformers model: slot cache, encoder-decoder, own cache, or no cache.
 
@@ -45,6 +46,7 @@ def runtime_of(
         max_cache_tokens: limit on tokens over all live sequences, see `limits`.
         max_sequences: limit on live sequences.
         attention: attention implementations of the model's configs; None for the current ones.
+        patch: the result of `find_patch`; None to look for a patch.
 
     Raises:
         ModelError: if no runtime can run the model; the message says why for each.
@@ -58,7 +60,7 @@ def runtime_of(
         "max_sequences": max_sequences,
     }
     names = attention_names(model) if attention is None else attention
-    patch = find_patch(model)
+    patch = find_patch(model) if patch is None else patch
     if getattr(model.config, "is_encoder_decoder", False) or has_prefix_image(model):
         from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 

@@ -62,7 +62,9 @@ def slot_cache_obstacle(model: Any) -> str | None:
 def forward_parameters(model: Any) -> frozenset[str]:
     """Return the argument names of the model's forward, and of its class's forward if that is replaced."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    forwards = (inner.forward, type(inner).forward)
+    own: Any = inner.forward
+    usual: Any = type(inner).forward
+    forwards: tuple[Any, ...] = (usual,) if getattr(own, "__func__", None) is usual else (own, usual)
     return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
 
 
@@ -110,7 +112,11 @@ class GrowingRope(NamedTuple):
 
 def growing_rope(model: Any) -> GrowingRope | None:
     """Return the rotary embedding that changes within the model's length; None for none."""
-    config, limit = text_config(model), max_positions(model)
+    return _growing_rope(text_config(model))
+
+
+def _growing_rope(config: Any) -> GrowingRope | None:
+    limit = _max_positions(config)
     for rope in _rope_settings(config):
         if (kind := rope.get("rope_type", rope.get("type"))) in _GROWING_ROPE:
             original = rope.get("original_max_position_embeddings")
@@ -125,7 +131,10 @@ def growing_rope(model: Any) -> GrowingRope | None:
 
 def max_positions(model: Any) -> int | None:
     """Return the maximum tokens per sequence by the config; None for no limit."""
-    config = text_config(model)
+    return _max_positions(text_config(model))
+
+
+def _max_positions(config: Any) -> int | None:
     for name in _LENGTHS:
         limit = getattr(config, name, None)
         if isinstance(limit, int) and limit > 0:
@@ -142,9 +151,13 @@ def probe_length(limit: int | None, length: int) -> int:
 
 def length_limit(model: Any) -> tuple[int | None, str]:
     """Return the maximum tokens per sequence (None for no limit), and why it is below the config's, or ""."""
-    rope = growing_rope(model)
+    return _length_limit(text_config(model))
+
+
+def _length_limit(config: Any) -> tuple[int | None, str]:
+    rope = _growing_rope(config)
     if rope is None:
-        return max_positions(model), ""
+        return _max_positions(config), ""
     return rope.original, f"{rope.kind} rotary embedding: sequences of at most {rope.original} tokens"
 
 
@@ -174,7 +187,7 @@ def describe(
         value = getattr(generation, name, None)
         return getattr(config, name, None) if value is None else value
 
-    limit, _ = length_limit(model)
+    limit, _ = _length_limit(config)
     return ModelInfo(
         name=getattr(model.config, "_name_or_path", "") or type(model).__name__,
         vocab_size=vocab_size,

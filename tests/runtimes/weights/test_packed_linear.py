@@ -96,6 +96,7 @@ def test_auto_packs_beside_the_users_weights_while_memory_allows(
     monkeypatch: pytest.MonkeyPatch, free: int | None, packed: int
 ) -> None:
     monkeypatch.setattr(linear, "available_memory", lambda: free)
+    monkeypatch.setattr(linear, "_ALWAYS_FITS", 0)
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack="auto").packed == packed
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=True, pack=True).packed == 1
     assert pack_linears(nn.Sequential(nn.Linear(4, 4)), keep=False, pack="auto").packed == 1

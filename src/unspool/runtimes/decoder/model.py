@@ -15,7 +15,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from unspool.errors import ModelError
-from unspool.runtimes.decoder.probe import compare, learn_layout
+from unspool.runtimes.decoder.probe import compare, read_opening
 from unspool.runtimes.decoder.replayed_pass import FlatPass
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
 from unspool.runtimes.kv.pool import Layout
@@ -94,15 +94,15 @@ class DecoderModel(BackendModel):
         self._keeps = "logits_to_keep" in forward_parameters(self.module)
         with narrow_windows(self.module, _PROBE_WINDOW):
             reference, tokens = self._reference()
-        self._own_attention = attention_names(self.module)
-        self._twin: PromptReader | None = None
-        wrapped.set_attention(ATTENTION_NAME)
-        self.layout = learn_layout(self.module, self._try)
-        wrapped.pack()
-        if self.report.packed:
-            replace_activations(self.module)
-        with narrow_windows(self.module, _PROBE_WINDOW):
-            self.vocab_size = compare(self.module, self.layout, self._try, reference, tokens, self.reads_head)
+            self._own_attention = attention_names(self.module)
+            self._twin: PromptReader | None = None
+            wrapped.set_attention(ATTENTION_NAME)
+            opening = read_opening(self.module, self._try, tokens[: max(1, len(tokens) // 2)])
+            self.layout = opening.layout
+            wrapped.pack()
+            if self.report.packed:
+                replace_activations(self.module)
+            self.vocab_size = compare(self.module, opening, self._try, reference, tokens, self.reads_head)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
@@ -135,7 +135,7 @@ class DecoderModel(BackendModel):
         """Run one flat pass.
 
         Args:
-            cache: a SlotCache (or ShapeProbeCache) made for this pass.
+            cache: a SlotCache (or FirstTokensCache) made for this pass.
             tokens, positions: token id and position of each row.
             asked: rows that need logits, in this order; can be empty, and can repeat.
             hidden: rows that need the input of the head; None for none.

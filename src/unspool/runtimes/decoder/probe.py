@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from unspool.errors import ModelError
 from unspool.runtimes.kv.attention_plan import AttentionPlan
-from unspool.runtimes.kv.cache import ShapeProbeCache, SlotCache
+from unspool.runtimes.kv.cache import FirstTokensCache, SlotCache
 from unspool.runtimes.kv.pool import Layout, SlotPool
 from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.model_info import sliding_layers
@@ -30,14 +30,27 @@ class Pass(Protocol):
     ) -> Rows: ...
 
 
-def learn_layout(module: Any, run: Pass) -> Layout:
-    """Run one token, and return the cache layout of each layer.
+class Opening(NamedTuple):
+    """The first tokens of a probe, read by the model with our attention.
+
+    layout: of the cache. states: keys and values per layer, [1, heads, tokens, width]. logits: of the first token,
+    [1, vocab].
+    """
+
+    layout: Layout
+    states: list[tuple[torch.Tensor, torch.Tensor]]
+    logits: torch.Tensor
+
+
+def read_opening(module: Any, run: Pass, tokens: list[int]) -> Opening:
+    """Read the first tokens of a probe, and learn the cache layout of each layer.
 
     Raises:
         ModelError: if a layer does not attend through the slot cache, or does not tell how.
     """
-    notes = ShapeProbeCache()
-    run(notes, [0], [0], [0])
+    notes = FirstTokensCache()
+    # One row of several: a model can ignore the choice of rows.
+    logits = run(notes, tokens, list(range(len(tokens))), [0]).logits
     kind = type(module).__name__
     if not notes.layouts or sorted(notes.layouts) != list(range(len(notes.layouts))):
         raise ModelError(f"{kind} does not keep keys and values in every layer: not supported in this version")
@@ -45,17 +58,18 @@ def learn_layout(module: Any, run: Pass) -> Layout:
         raise ModelError(f"{kind} has layers that attend by other means: not supported in this version")
     if any(notes.windows[index] is None for index in sliding_layers(module) if index in notes.windows):
         raise ModelError(f"{kind} does not tell the width of its sliding windows: not supported in this version")
-    return tuple(notes.layouts[index] for index in range(len(notes.layouts)))
+    layers = range(len(notes.layouts))
+    return Opening(tuple(notes.layouts[index] for index in layers), [notes.states[index] for index in layers], logits)
 
 
 def compare(
-    module: Any, layout: Layout, run: Pass, reference: torch.Tensor, tokens: list[int], reads_head: bool
+    module: Any, opening: Opening, run: Pass, reference: torch.Tensor, tokens: list[int], reads_head: bool
 ) -> int:
-    """Feed the tokens in two parts beside another sequence, and compare with the model's own logits.
+    """Feed the tokens after the opening beside another sequence, and compare with the model's own logits.
 
     Args:
         reference: the model's own logits, [tokens, vocab] float32.
-        reads_head: True if the second part asks for the input of the head too.
+        reads_head: True to ask for the input of the head too.
 
     Returns:
         The width of the logits.
@@ -63,18 +77,20 @@ def compare(
     Raises:
         ModelError: if they differ by more than rounding.
     """
-    pool, half = SlotPool(layout, len(tokens), 2), max(1, len(tokens) // 2)
-    device = layout[0].device
-    first = [Segment(pool, 0, 0, half, 0), Segment(pool, 1, 0, len(tokens), half)]
-    cache = SlotCache(AttentionPlan(first, "loop", device), len(layout))
-    positions = [*range(half), *range(len(tokens))]
-    found = run(cache, tokens[:half] + tokens[::-1], positions, list(range(half))).logits
-    if half < len(tokens):
-        rest = list(range(half))
-        cache = SlotCache(AttentionPlan([Segment(pool, 0, half, half, 0)], "loop", device), len(layout))
-        hidden = rest if reads_head else None
-        second = run(cache, tokens[half:], list(range(half, len(tokens))), rest, hidden).logits
-        found = torch.cat([found, second])
-    if reason := difference(module, found, reference, "the slot cache"):
+    layout, start, count = opening.layout, opening.states[0][0].shape[2], len(tokens)
+    found, expected = opening.logits, reference[:1]
+    if start < count:
+        pool = SlotPool(layout, count, 2)
+        for layer, (keys, values) in enumerate(opening.states):
+            pool.keys[layer][0, :, :start].copy_(keys[0])
+            pool.values[layer][0, :, :start].copy_(values[0])
+        rest = list(range(start, count))
+        segments = [Segment(pool, 0, start, len(rest), 0), Segment(pool, 1, 0, count, len(rest))]
+        cache = SlotCache(AttentionPlan(segments, "loop", layout[0].device), len(layout))
+        asked = list(range(len(rest)))
+        hidden = asked if reads_head else None
+        rows = run(cache, tokens[start:] + tokens[::-1], [*rest, *range(count)], asked, hidden).logits
+        found, expected = torch.cat([found, rows]), torch.cat([expected, reference[start:]])
+    if reason := difference(module, found, expected, "the slot cache"):
         raise ModelError(f"{type(module).__name__} {reason}: not supported in this version")
     return found.shape[-1]

@@ -1,6 +1,6 @@
 """Probes of how a model can be called: on its own cache or without one, several tokens or sequences at a time.
 
-The reference is one whole forward per position, as in the first step of transformers' `generate`.
+The reference is a whole forward without a cache, as in the first step of transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -98,30 +98,42 @@ def _probe(model: CausalModel, *, use_cache: bool) -> Learned:
     return Learned(probe.capabilities(), reference.vocab_size)
 
 
-class Reference(NamedTuple):
-    """The model's own logits for two short sequences.
+class Reference:
+    """The model's own logits for two short sequences, computed when they are first read.
 
-    ids: [2, length]. logits: [vocab] each, by (sequence, number of its first tokens that were read). opening: number of
-    tokens of the first call.
+    Args:
+        model: the model.
+        ids: [2, length].
+        opening: number of tokens of the first call of a probe.
+        rows: logits of a whole call on the first sequence, see `CausalModel.whole_rows`.
     """
 
-    ids: torch.Tensor
-    logits: dict[tuple[int, int], torch.Tensor]
-    opening: int
+    def __init__(self, model: CausalModel, ids: torch.Tensor, opening: int, rows: torch.Tensor) -> None:
+        self._model, self.ids, self.opening = model, ids, opening
+        self.length, self.vocab_size = ids.shape[1], rows.shape[-1]
+        self._rows: dict[tuple[int, int], torch.Tensor] = {}
+        self._shown: dict[tuple[int, int], torch.Tensor] = {}
+        self._add(0, self.length, rows)
 
-    @property
-    def length(self) -> int:
-        """Tokens of each sequence."""
-        return self.ids.shape[1]
+    def _add(self, sequence: int, count: int, rows: torch.Tensor) -> None:
+        self._rows[sequence, count] = rows[-1]
+        if len(rows) == count:
+            self._shown |= {(sequence, number + 1): row for number, row in enumerate(rows[:-1])}
 
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return len(next(iter(self.logits.values())))
+    def row(self, sequence: int, count: int) -> torch.Tensor:
+        """Return the logits after the first tokens of a sequence, from a call on these tokens alone. --> [vocab]"""
+        if (sequence, count) not in self._rows:
+            self._add(sequence, count, self._model.whole_rows(self.ids[sequence : sequence + 1, :count]))
+        return self._rows[sequence, count]
+
+    def shown(self, sequence: int, count: int) -> torch.Tensor:
+        """Return the same row from a call on more tokens, if there was one: equal if no token sees later ones."""
+        found = self._shown.get((sequence, count))
+        return self.row(sequence, count) if found is None else found
 
 
 def make_reference(model: CausalModel) -> Reference:
-    """Compute the reference, one sequence and one length at a time, and set `model.readable`.
+    """Return the reference, and set `model.readable`.
 
     Raises:
         ModelError: if the model does not run.
@@ -131,13 +143,13 @@ def make_reference(model: CausalModel) -> Reference:
     opening = min(_OPENING, length - 1)
     first = probe_tokens(model.wrapped.module, length, _LENGTH + 2)
     ids = torch.tensor([first, first[::-1]], device=model.wrapped.device)
-    beginnings = [(0, count) for count in range(opening, length + 1)] + [(1, opening), (1, opening + 1)]
     try:
-        model.learn(first)
-        logits = {(n, count): model.next_row(ids[n : n + 1, :count]).logits[0] for n, count in beginnings}
+        reference = Reference(model, ids, opening, model.learn(ids[:1]))
+        # Now, because the layers are packed afterwards.
+        reference.row(1, opening + 1)
     except Exception as error:
         raise ModelError(failure(model.wrapped.module, "", error)) from error
-    return Reference(ids, logits, opening)
+    return reference
 
 
 class _Probe:
@@ -150,7 +162,7 @@ class _Probe:
 
     def _agrees(self, output: ModelOutput, *beginnings: tuple[int, int]) -> bool:
         """Return True if the rows are the logits after these beginnings, (sequence, length) each."""
-        expected = torch.stack([self._reference.logits[each] for each in beginnings])
+        expected = torch.stack([self._reference.row(*each) for each in beginnings])
         return agrees(self._module, output.logits, expected)
 
     def _lengths(self, first: int) -> list[tuple[int, int]]:
@@ -185,6 +197,16 @@ class _WholeProbe(_Probe):
 class _CacheProbe(_Probe):
     """Reads on top of the model's own cache."""
 
+    _sees_past_only = False
+    """True if a row is the same in a longer call. Rows of longer calls are then the reference: they cost no call."""
+
+    def _agrees(self, output: ModelOutput, *beginnings: tuple[int, int]) -> bool:
+        """Do as in `_Probe`, with the rows of longer calls if `_sees_past_only`."""
+        if not self._sees_past_only:
+            return super()._agrees(output, *beginnings)
+        shown = torch.stack([self._reference.shown(*each) for each in beginnings])
+        return agrees(self._module, output.logits, shown)
+
     def capabilities(self) -> Capabilities:
         """Learn how the cache can be used.
 
@@ -205,10 +227,13 @@ class _CacheProbe(_Probe):
     def _try(self) -> Capabilities | str:
         """Return the capabilities, or why the cache cannot be used."""
         opening, ids = self._opening, self._ids
-        one, other = (self._read(ids[n : n + 1, :opening], None, opening) for n in (0, 1))
+        one = self._read(ids[:1, :opening], None, opening)
         if one.tree is None:
             return "returns no cache"
-        if not (self._agrees(one, (0, opening)) and self._agrees(other, (1, opening))):
+        self._sees_past_only = agrees(self._module, one.logits, self._reference.shown(0, opening)[None])
+        both = self._side_by_side()
+        other = None if both is not None else self._read(ids[1:, :opening], None, opening)
+        if not self._agrees(one, (0, opening)) or not (other is None or self._agrees(other, (1, opening))):
             return "gives other results when it fills its cache"
         # Copy all of the tree: the parts that a call changes are not known yet.
         bare = CacheSchema(one.tree, None, one.tree)
@@ -220,7 +245,7 @@ class _CacheProbe(_Probe):
                 return Capabilities(batches=False, schema=schema, continues=False, both_ways=True)
             return "gives other results on its own cache"
         continues = self._continues(bare.copied(one.tree))
-        schema = CacheSchema(one.tree, self._stacked(bare), step.tree)
+        schema = CacheSchema(one.tree, None if both is None else self._stacked(bare, both.tree), step.tree)
         shortens = self._shortens(schema, step.tree)
         return Capabilities(batches=schema.can_stack, schema=schema, continues=continues, shortens=shortens)
 
@@ -233,7 +258,7 @@ class _CacheProbe(_Probe):
         """Return True if a token's row changes with the next token of the same call."""
         count = self._opening + 1
         output = self._model.run(self._ids[:1, :count], None, count, [count - 2])
-        return not self._agrees(output, (0, self._opening))
+        return not super()._agrees(output, (0, self._opening))  # a longer call would see the next token too
 
     def _repeats(self, step: ModelOutput) -> bool:
         """Return True if the same step gives the same row without another sequence in between."""
@@ -251,16 +276,23 @@ class _CacheProbe(_Probe):
             return False
         return self._agrees(output, *self._lengths(self._opening + 1))
 
-    def _stacked(self, schema: CacheSchema) -> Any | None:
-        """Return the tree of both sequences read side by side; None if this call or the next gives other results."""
-        opening, ids = self._opening, self._ids
+    def _side_by_side(self) -> ModelOutput | None:
+        """Read both sequences in one call, the second one first; None if this gives other results."""
+        opening = self._opening
         try:
-            output = self._read(ids[:, :opening], None, opening)
-            step = self._read(ids[:, : opening + 1], schema.copied(output.tree), 1)
+            output = self._read(self._ids.flip(0)[:, :opening], None, opening)
         except Exception:  # a model can refuse the call with any error
             return None
-        is_right = self._agrees(output, (0, opening), (1, opening))
-        return output.tree if is_right and self._agrees(step, (0, opening + 1), (1, opening + 1)) else None
+        return output if self._agrees(output, (1, opening), (0, opening)) else None
+
+    def _stacked(self, schema: CacheSchema, tree: Any) -> Any | None:
+        """Return the tree of `_side_by_side`; None if the next call gives other results."""
+        count = self._opening + 1
+        try:
+            step = self._read(self._ids.flip(0)[:, :count], schema.copied(tree), 1)
+        except Exception:  # a model can refuse the call with any error
+            return None
+        return tree if self._agrees(step, (1, count), (0, count)) else None
 
     def _shortens(self, schema: CacheSchema, longer: Any) -> bool:
         if not can_shorten(longer):

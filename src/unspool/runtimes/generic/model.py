@@ -142,12 +142,24 @@ class CausalModel:
         inputs["logits_to_keep"] = 1
         return True
 
-    def learn(self, tokens: Sequence[int]) -> None:
-        """Run a few tokens to find the states that can be read."""
-        ids = torch.tensor([list(tokens)], device=self.wrapped.device)
+    def learn(self, ids: torch.Tensor) -> torch.Tensor:
+        """Find the states that can be read in a call on [1, tokens]. Returns the logits as `whole_rows` does."""
         with self.wrapped.calling() as module:
             inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
-            _, self.readable = observe(module, len(tokens), lambda: module(**inputs, return_dict=True))
+            output, self.readable = observe(module, ids.shape[1], lambda: module(**inputs, return_dict=True))
+            logits: torch.Tensor = output.logits
+            return logits[0].float()
+
+    def whole_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return all logits of a call on [1, tokens] without a cache. The last row is that of the next token.
+
+        Returns:
+            [tokens, vocab] float32; fewer rows if the model returns fewer.
+        """
+        with self.wrapped.calling() as module:
+            inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
+            logits: torch.Tensor = module(**inputs, return_dict=True).logits
+            return logits[0].float()
 
     def _inputs(
         self,

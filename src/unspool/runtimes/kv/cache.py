@@ -18,7 +18,15 @@ from unspool.runtimes.kv.attention import (
     cache_dtype,
     manual_attention,
 )
-from unspool.runtimes.kv.attention_plan import AttentionPlan, KVView, MaskedRange, SlotCopy, SlotScatter
+from unspool.runtimes.kv.attention_plan import (
+    AttentionPlan,
+    KVView,
+    Mask,
+    MaskedRange,
+    SlotCopy,
+    SlotScatter,
+    seen,
+)
 from unspool.runtimes.kv.pool import LayerLayout
 from unspool.runtimes.kv.segments import Segment
 from unspool.tuning import MAX_BLOCK_QUERIES, MAX_MANUAL_SCORES, MIN_WINDOW_QUERIES
@@ -165,33 +173,38 @@ def _most_queries(segment: Segment, num_heads: int, params: AttentionParams) -> 
     )
 
 
-class ShapeProbeCache(UnmaskedCache):
-    """Records the K/V shape, dtype and window of each layer while the model runs one token.
+class FirstTokensCache(UnmaskedCache):
+    """Keeps K/V, layout and window of each layer while the model reads the first tokens of one sequence.
 
-    The attention output of a layer is then the value of that token. The recorded dtype is that of the cache, see
-    `cache_dtype`.
+    The recorded dtype is that of the cache, see `cache_dtype`.
+
+    Attributes:
+        layouts, windows, states: by layer; keys and values are [1, heads, tokens, width].
+        num_calls: how often the model called its attention.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.layouts: dict[int, LayerLayout] = {}
         self.windows: dict[int, int | None] = {}
+        self.states: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.num_calls = 0
         self._layer = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Record the shapes of one layer."""
+        """Keep the keys and values of one layer."""
         self._layer = layer_idx
         heads, widths = key_states.shape[1], (key_states.shape[-1], value_states.shape[-1])
         self.layouts[layer_idx] = LayerLayout(heads, *widths, key_states.dtype, key_states.device)
+        self.states[layer_idx] = key_states, value_states
         return key_states, value_states
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
-        """Return the value of each token. --> [tokens, heads, value width]"""
+        """Attend in one layer. --> [tokens, heads, value width]"""
         layout = self.layouts[self._layer]
         heads = Heads(layout.num_heads, query.shape[1] // layout.num_heads, layout.key_width)
         # The kernel reads half precision as fast as memory gives it.
@@ -200,4 +213,10 @@ class ShapeProbeCache(UnmaskedCache):
             self.layouts[self._layer] = layout._replace(dtype=dtype)
         self.windows[self._layer] = params.window
         self.num_calls += 1
-        return value[0].repeat_interleave(query.shape[1] // value.shape[1], 0).transpose(0, 1)
+        places = torch.arange(query.shape[2], device=key.device)
+        mask = Mask(seen(places, places[:, None] + 1, params.window)) if len(places) > 1 else None
+        # Half precision would round the scores of attention that is written out.
+        dtype = torch.float32 if params.needs_manual else self.layouts[self._layer].dtype
+        keys, values = key.to(dtype), value.to(dtype)
+        out = attend(query.to(dtype), keys, values, params, mask=None if mask is None else mask.beside(keys))
+        return out[0].transpose(0, 1).to(query.dtype).contiguous()

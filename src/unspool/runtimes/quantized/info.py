@@ -7,13 +7,14 @@ how a model is loaded (`unspool.loading.quantization`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.quantized.linear import QuantizedLinear
 
 _MUCH: Final = 0.1
@@ -22,7 +23,7 @@ _MUCH: Final = 0.1
 
 def quantized_linears(model: nn.Module) -> dict[int, str]:
     """Return the linear layers without a plain floating-point weight: id of the module --> kind, in words."""
-    return {id(module): kind for module in model.modules() if (kind := _kind(module))}
+    return {id(module): kind for module in modules_in(model) if (kind := _kind(module))}
 
 
 def kinds_in_words(model: nn.Module) -> list[str]:
@@ -39,10 +40,12 @@ def kinds_in_words(model: nn.Module) -> list[str]:
 
 def _plain_share(model: nn.Module) -> float:
     """Return the share of matrix weights outside of linear layers and embeddings; 0 without layers of `quantize`."""
-    ours = sum(module.shape.numel() for module in model.modules() if isinstance(module, QuantizedLinear))
-    others = [module for module in model.modules() if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))]
+    ours = sum(module.shape.numel() for module in modules_in(model) if isinstance(module, QuantizedLinear))
+    if not ours:
+        return 0.0
+    others = [module for module in modules_in(model) if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))]
     plain = sum(each.numel() for module in others for each in module.parameters(recurse=False) if each.ndim > 1)
-    return plain / (plain + ours) if ours else 0.0
+    return plain / (plain + ours)
 
 
 def shares_rounding(model: nn.Module) -> bool:
@@ -50,7 +53,7 @@ def shares_rounding(model: nn.Module) -> bool:
 
     Other libraries choose kernels by the number of rows, and some round all rows of a pass on one scale.
     """
-    ours = {id(module) for module in model.modules() if isinstance(module, QuantizedLinear)}
+    ours = {id(module) for module in modules_in(model) if isinstance(module, QuantizedLinear)}
     return bool(quantized_linears(model).keys() - ours)
 
 
@@ -69,13 +72,13 @@ def _kind(module: nn.Module) -> str:
     return "" if type(weight) is torch.Tensor else type(weight).__name__
 
 
-def taken_up(model: nn.Module) -> Iterator[torch.Tensor]:
+def taken_up(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
     """Initialize the state of 8-bit layers of bitsandbytes, as their first forward does; yield the tensors.
 
     Before that, a weight gives its data to the first layer that asks. A copied layer over the same parameter would
     leave none for the original.
     """
-    for module in model.modules():
+    for module in modules:
         state: Any = getattr(module, "state", None)
         take_up = getattr(module, "init_8bit_state", None)
         if take_up is None:

@@ -23,12 +23,16 @@ class EqualLengthAttention:
     """Self-attention over the slots of a pass, and cross-attention over its sources.
 
     Each decoder layer does self-attention right after it has written to the cache, and cross-attention after that.
+
+    Attributes:
+        num_calls: how often the model called it.
     """
 
     supported_params: ClassVar[frozenset[str]] = SUPPORTED
 
     def __init__(self, cache: SelfCache) -> None:
         self.cache, self._batch = cache, cache.batch
+        self.num_calls = 0
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
@@ -42,6 +46,7 @@ class EqualLengthAttention:
 
     def attend_queries(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
         """Attend in one layer; see `Attends`."""
+        self.num_calls += 1
         is_self, self.cache.is_written = self.cache.is_written, False
         attend = self._self_attention if is_self else self._cross_attention
         return _by_query(attend(query, value_width, params))
@@ -91,23 +96,15 @@ class EqualLengthAttention:
 
 
 class FirstTokenAttention:
-    """Attention of a decoder's first token over the keys and values that the model passes.
-
-    Attributes:
-        num_calls: how often the model called it.
-    """
+    """Attention of a decoder's first token over the keys and values that the model passes."""
 
     supported_params: ClassVar[frozenset[str]] = SUPPORTED
-
-    def __init__(self) -> None:
-        self.num_calls = 0
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
     ) -> torch.Tensor:
         """Attend in one layer; see `Attends`."""
         assert query.shape[2] == 1, "only a first token sees all keys without a causal mask"
-        self.num_calls += 1
         return _by_query(_scaled_dot_product(query, key, value, _bias(params, key.dtype), params.scaling))
 
 

@@ -107,7 +107,7 @@ class SourceTable:
 
 
 class FirstStepKV(NamedTuple):
-    """Keys and values of the decoder's first token. own: in self-attention. source: in cross-attention."""
+    """Keys and values of the decoder's first call. own: in self-attention. source: in cross-attention."""
 
     own: KeysValues
     source: KeysValues
@@ -131,8 +131,8 @@ class EncoderAdapter(Protocol):
         """Run the decoder on one token per source, and return its keys and values."""
         ...
 
-    def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Return the model's own logits of full sequences, without a cache. --> [sources, tokens, vocab]"""
+    def whole(self, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, FirstStepKV]:
+        """Return the model's own logits of full sequences, [sources, tokens, vocab], and all keys and values."""
         ...
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
@@ -168,15 +168,14 @@ class CrossAttentionAdapter:
 
     def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
         """Run the decoder on one token, which also computes the keys and values of the source."""
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        ids = torch.full((states.shape[0], 1), token, device=self._device)
-        self._module(**self._arguments(states, ids), past_key_values=cache, use_cache=True, return_dict=True)
-        return FirstStepKV(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
+        return self.whole(states, torch.full((states.shape[0], 1), token, device=self._device))[1]
 
-    def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Run the decoder without a cache."""
-        logits: torch.Tensor = self._module(**self._arguments(states, ids), use_cache=False, return_dict=True).logits
-        return logits
+    def whole(self, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, FirstStepKV]:
+        """Run the decoder on an empty cache."""
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        arguments = self._arguments(states, ids)
+        logits = self._module(**arguments, past_key_values=cache, use_cache=True, return_dict=True).logits
+        return logits, FirstStepKV(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
         """Return the ids with a stand-in for the encoder's output: the model ignores its values once K/V are cached."""
@@ -217,18 +216,17 @@ class PrefixAdapter:
 
     def open(self, states: torch.Tensor, token: int) -> FirstStepKV:
         """Run the model on the image and one token. The K/V of the image do not depend on the token."""
-        cache = DynamicCache()
-        ids = torch.full((states.shape[0], 1), token, device=self._device)
-        self._module(input_ids=ids, pixel_values=states, past_key_values=cache, use_cache=True, return_dict=True)
-        pairs = _pairs(cache)
-        own = [(key[:, :, -1:], value[:, :, -1:]) for key, value in pairs]
-        return FirstStepKV(own, [(key[:, :, :-1], value[:, :, :-1]) for key, value in pairs])
+        return self.whole(states, torch.full((states.shape[0], 1), token, device=self._device))[1]
 
-    def whole(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Run the model on the image and the text without a cache."""
-        output = self._module(input_ids=ids, pixel_values=states, use_cache=False, return_dict=True)
-        logits: torch.Tensor = output.logits[:, -ids.shape[1] :]
-        return logits
+    def whole(self, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, FirstStepKV]:
+        """Run the model on the image and the text, on an empty cache."""
+        cache, count = DynamicCache(), ids.shape[1]
+        options = {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        logits = self._module(input_ids=ids, pixel_values=states, **options).logits
+        pairs = _pairs(cache)
+        own = [(key[:, :, -count:], value[:, :, -count:]) for key, value in pairs]
+        source = [(key[:, :, :-count], value[:, :, :-count]) for key, value in pairs]
+        return logits[:, -count:], FirstStepKV(own, source)
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
         """Return ids and positions. Text positions start at 0 after the image."""

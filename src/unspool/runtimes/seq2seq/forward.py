@@ -99,9 +99,23 @@ class Seq2SeqForward:
             Logits [asked, vocab], and hidden states [hidden, head width] or None.
             Whether each row was finite, bool [rows].
         """
-        own = SelfCache(batch, len(self.layout), returns_all=self.attention == "own")
-        attention, sources = EqualLengthAttention(own), self._sources(batch, cross)
-        device = self.wrapped.device
+        return self.run_with(self.attention_over(batch), tokens, asked, hidden, cross)
+
+    def attention_over(self, batch: EqualLengthBatch) -> EqualLengthAttention:
+        """Return our attention for one pass, with its cache."""
+        return EqualLengthAttention(SelfCache(batch, len(self.layout), returns_all=self.attention == "own"))
+
+    def run_with(
+        self,
+        attention: EqualLengthAttention,
+        tokens: Sequence[Sequence[int]],
+        asked: Sequence[int],
+        hidden: Sequence[int] | None,
+        cross: CrossBatchCache,
+    ) -> tuple[Rows, torch.Tensor]:
+        """Do as `run` with the attention of `attention_over`."""
+        own, batch = attention.cache, attention.cache.batch
+        sources, device = self._sources(batch, cross), self.wrapped.device
         ids = torch.tensor(tokens, device=device)
         with self.wrapped.calling(), self._attending(attention):
             if self.replay is not None and batch.width == 1 and hidden is None and [*asked] == [*range(len(tokens))]:

@@ -124,7 +124,7 @@ class Seq2SeqModel(BackendModel):
         self._why = ""
         for choice in choices:
             self._set_attention(choice)
-            reason = self._obstacle(reader, probe) if choice == "ours" else ""
+            reason = self._obstacle(reader) if choice == "ours" else ""
             self.forward = Seq2SeqForward(
                 wrapped=self._wrapped,
                 reader=reader,
@@ -137,13 +137,13 @@ class Seq2SeqModel(BackendModel):
             self._why = reason
         raise ModelError(f"{type(self.module).__name__} {self._why}: not supported in this version")
 
-    def _obstacle(self, reader: EncoderAdapter, probe: Probe) -> str:
+    def _obstacle(self, reader: EncoderAdapter) -> str:
         """Return why the decoder cannot use our attention, or ""."""
         if reader.has_prefix:
             return "keeps its source among its tokens"
         if self._wrapped.in_place:
             return "runs on the caller's own module"
-        return probe.attention_obstacle(self._wrapped, reader)
+        return ""
 
     def _set_attention(self, attention: Attention) -> None:
         restore_attention(self._attention_before)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.kv.attention import attending, cache_dtype
+from unspool.runtimes.kv.attention import cache_dtype
 from unspool.runtimes.kv.pool import LayerLayout, Layout, SlotPool
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.model_info import probe_length
-from unspool.runtimes.seq2seq.attention import FirstTokenAttention
 from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache
 from unspool.runtimes.seq2seq.encoder_cache import EncoderAdapter, FirstStepKV, SourceTable, visible
 from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
@@ -23,15 +22,16 @@ from unspool.runtimes.wrap.probe import difference, probe_tokens
 from unspool.runtimes.wrap.wrapped import WrappedModel
 from unspool.types import Source
 
+_NO_INTERFACE: Final = "has a decoder that does not use the attention interface"
+
 
 class Probe(NamedTuple):
     """Two rows of tokens after random sources, and the model's own results for them.
 
-    reference: logits, [2, tokens, vocab]. opening: keys and values of the first token and of the sources. reads_head:
-    True if the input of the head can be read.
+    reference: logits, [2, tokens, vocab]. opening: keys and values of the tokens and of the sources. reads_head: True
+    if the input of the head can be read.
     """
 
-    states: torch.Tensor
     tokens: list[list[int]]
     reference: torch.Tensor
     opening: FirstStepKV
@@ -47,10 +47,9 @@ class Probe(NamedTuple):
         with wrapped.calling():
             states = reader.probe_states(2)
             with HeadHook(nn.Identity() if head is None else head) as hook:
-                reference = reader.whole(states, torch.tensor(rows, device=wrapped.device)).float()
-            opening = reader.open(states, tokens[0])
+                reference, opening = reader.whole(states, torch.tensor(rows, device=wrapped.device))
         reads_head = hook.states is not None and len(hook.states) >= 2 * len(tokens)
-        return cls(states, rows, reference, opening, reads_head)
+        return cls(rows, reference.float(), opening, reads_head)
 
     def layout(self, attention: Attention) -> Layout:
         """Return the layout of the decoder's cache under this attention."""
@@ -65,18 +64,6 @@ class Probe(NamedTuple):
             for key, value in self.opening.own
         )
 
-    def attention_obstacle(self, wrapped: WrappedModel, reader: EncoderAdapter) -> str:
-        """Return why the decoder, set to our attention, does not call it once per attention layer, or ""."""
-        first = FirstTokenAttention()
-        try:
-            with wrapped.calling(), attending(first):
-                reader.open(self.states, self.tokens[0][0])
-        except ModelError as error:
-            return str(error)
-        # Self-attention and cross-attention.
-        num_layers = 2 * len(self.opening.own)
-        return "" if first.num_calls == num_layers else "has a decoder that does not use the attention interface"
-
     def difference(self, forward: Seq2SeqForward) -> str:
         """Run both rows in two passes, and compare with the model's own logits. Returns the fault, or ""."""
         table, num_tokens = SourceTable(), len(self.tokens[0])
@@ -90,9 +77,19 @@ class Probe(NamedTuple):
             batch = EqualLengthBatch(list(zip(slots, encoded, strict=True)), prefix + start, half, spans_gaps=False)
             part = [row[start : start + half] for row in self.tokens]
             hidden = [0] if self.reads_head and start else None
+            attention, reason = forward.attention_over(batch), ""
             try:
-                rows, _ = forward.run(batch, part, list(range(2 * half)), hidden, CrossBatchCache())
+                rows, _ = forward.run_with(attention, part, list(range(2 * half)), hidden, CrossBatchCache())
                 found.append(rows.logits.view(2, half, -1))
+            except ModelError as error:
+                reason = str(error)
             except Exception as error:
-                return f"does not run on our cache: {type(error).__name__}: {error}"
+                reason = f"does not run on our cache: {type(error).__name__}: {error}"
+                if forward.attention == "ours" and not attention.num_calls:
+                    reason = _NO_INTERFACE
+            # Self-attention and cross-attention.
+            if not reason and forward.attention == "ours" and attention.num_calls != 2 * len(forward.layout):
+                reason = _NO_INTERFACE
+            if reason:
+                return reason
         return difference(forward.wrapped.module, torch.cat(found, 1), self.reference, "our cache")

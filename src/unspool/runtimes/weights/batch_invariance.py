@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspool.kernels.library import kernels
+from unspool.runtimes.module_tree import parameters_of
 from unspool.runtimes.quantized.info import shares_rounding
 from unspool.runtimes.quantized.linear import QuantizedLinear
 from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
@@ -39,7 +40,7 @@ def batch_invariance(model: nn.Module) -> BatchInvariance:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D, PackedLinear, QuantizedLinear)) and is_plain(module):
             packed.append(isinstance(module, (PackedLinear, QuantizedLinear)) and kernels() is not None)
-        elif not isinstance(module, nn.Embedding) and any(p.ndim > 1 for p in module.parameters(recurse=False)):
+        elif not isinstance(module, nn.Embedding) and any(p.ndim > 1 for p in parameters_of([module])):
             return _impossible(f"`{name}` ({type(module).__name__}) can treat its rows together")
     return BatchInvariance(row_by_row=not all(packed)) if packed else _impossible("it has no linear layers")
 

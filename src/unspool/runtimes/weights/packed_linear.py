@@ -9,7 +9,7 @@ CPU reads faster than the rows of a plain one; results are equal up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.packed import Allocate, PackedWeight, linear, packing_obstacle
 from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
+from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, is_small, shape_of
 from unspool.runtimes.weights.lazy_weight import LazyWeight
@@ -26,6 +27,10 @@ from unspool.runtimes.weights.release_memory import trim_heap
 from unspool.runtimes.weights.trial import Shape
 
 Pack: TypeAlias = bool | Literal["auto"]
+
+
+_ALWAYS_FITS: Final = 1 << 20
+"""Bytes of a copy of weights that needs no look at the free memory, which takes as long as such a copy."""
 
 
 class PackReport(NamedTuple):
@@ -130,7 +135,7 @@ def _to_pack(layers: Mapping[int, nn.Linear | Conv1D]) -> set[int]:
 
 def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
     """Yield (parent, name, layer) of each `nn.Linear` and `Conv1D`, subclasses excluded."""
-    for parent in model.modules():
+    for parent in modules_in(model):
         for name, child in list(parent._modules.items()):
             if type(child) in (nn.Linear, Conv1D):
                 yield parent, name, child  # type: ignore[misc]
@@ -188,7 +193,7 @@ def _move(model: nn.Module, packed: Set[int], pages: HugePages) -> None:
     transformers maps the file of a checkpoint into memory. Without its tensors the file takes no memory any more.
     """
     moved: set[int] = set()
-    for module in model.modules():
+    for module in modules_in(model):
         for name, parameter in module._parameters.items():
             if parameter is None or (id(module) in packed and name == "weight") or id(parameter) in moved:
                 continue
@@ -220,15 +225,15 @@ def _is_ordinary(weight: torch.Tensor) -> bool:
 
 def pack_rest(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackReport:
     """Do as `pack_linears` for a model that can have packed layers already, and count those in the report."""
-    before = sum(isinstance(module, PackedLinear) for module in model.modules())
+    before = sum(isinstance(module, PackedLinear) for module in modules_in(model))
     report = pack_linears(model, keep=keep, pack=pack)
     reason = report.reason if report.total or not before else ""
     return PackReport(before + report.packed, before + report.total, reason)
 
 
 def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
-    free = available_memory()
     needed = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    free = available_memory() if needed > _ALWAYS_FITS else None
     if free is None or needed * 2 <= free:
         return ""
     return f"a packed copy of {needed / 1e9:.1f} GB is more than half of the {free / 1e9:.1f} GB of free memory"
@@ -236,6 +241,6 @@ def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
 
 def repack(model: nn.Module) -> None:
     """Pack every packed layer of `model` again from its plain weight."""
-    for module in model.modules():
+    for module in modules_in(model):
         if isinstance(module, PackedLinear):
             module.repack()

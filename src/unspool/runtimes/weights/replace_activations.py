@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import activations
 
+from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.weights.packed_linear import is_plain
 
 _MANY_OPERATORS = (activations.NewGELUActivation, activations.FastGELUActivation, activations.AccurateGELUActivation)
@@ -22,7 +23,7 @@ def replace_activations(model: nn.Module) -> int:
     """
     sites = [
         (parent, name)
-        for parent in model.modules()
+        for parent in modules_in(model)
         for name, child in parent._modules.items()
         if type(child) in _MANY_OPERATORS and child is not None and is_plain(child)
     ]

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.wrap.compiled import without_compilation
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode inside the context, without compiling it, and restore its mode afterwards."""
-    training: list[Any] = [module for module in model.modules() if module.training]
+    training: list[Any] = [module for module in modules_in(model) if module.training]
     for module in training:
         module.training = False
     try:
@@ -34,7 +35,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def growing_ropes(model: nn.Module) -> list[Any]:
     """Return the rotary embeddings that remember the longest sequence so far."""
-    return [module for module in model.modules() if _grows(module)]
+    return [module for module in modules_in(model) if _grows(module)]
 
 
 def _grows(module: nn.Module) -> bool:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+
+from unspool.runtimes.module_tree import modules_in
 
 
 def uncompiled(model: Any) -> Any:
@@ -32,10 +35,10 @@ def is_compiled_forward(module: nn.Module, value: Any) -> bool:
 
 def uncompile_copy(copy: nn.Module, original: nn.Module) -> None:
     """Make a copied tree plain: without the compiled forwards, which call the original, and compiled submodules."""
-    for module, source in zip(copy.modules(), original.modules(), strict=True):
+    for module, source in zip(modules_in(copy), modules_in(original), strict=True):
         if is_compiled_forward(source, source.__dict__.get("forward")):
             module.__dict__.pop("forward", None)
-    for module in list(copy.modules()):
+    for module in modules_in(copy):
         if not is_optimized(module):
             module._modules.update({name: uncompiled(child) for name, child in module._modules.items()})
 
@@ -46,7 +49,7 @@ def has_compiled_parts(model: nn.Module) -> bool:
         is_optimized(module)
         or module._compiled_call_impl is not None
         or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
-        for module in model.modules()
+        for module in modules_in(model)
     )
 
 
@@ -62,5 +65,11 @@ def without_compilation(model: nn.Module) -> Iterator[None]:
 
 def is_optimized(model: Any) -> bool:
     """Return True for the wrapper that `torch.compile` puts around a module."""
-    kinds = type(model).__mro__
-    return any(kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo") for kind in kinds)
+    kind: Any = type(model)
+    return _is_wrapper(kind)
+
+
+@cache
+def _is_wrapper(kind: type) -> bool:
+    kinds = kind.__mro__
+    return any(base.__name__ == "OptimizedModule" and base.__module__.startswith("torch._dynamo") for base in kinds)

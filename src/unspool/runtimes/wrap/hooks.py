@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from unspool.runtimes.module_tree import modules_in
+
 
 def output_layer(model: Any) -> nn.Module:
     """Return the language-model head of a model that has one."""
@@ -127,7 +129,7 @@ class LayerSearch(_Hook):
 
     def __init__(self, model: nn.Module, num_layers: int | None) -> None:
         super().__init__()
-        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        lists = [module for module in modules_in(model) if isinstance(module, nn.ModuleList)]
         self._stacks = [tuple(modules) for modules in lists if num_layers and len(modules) == num_layers]
         self._calls: list[tuple[nn.Module, torch.Tensor | None, Any]] = []
 

@@ -9,12 +9,15 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig
 
 from unspool.errors import ModelError
+from unspool.runtimes.module_tree import buffers_of, modules_in, parameters_of
 from unspool.runtimes.quantized.info import taken_up
 from unspool.runtimes.weights.packed_linear import PackedLinear
 from unspool.runtimes.wrap.compiled import is_optimized, uncompile_copy
@@ -36,9 +39,12 @@ _VOLATILE: Final = frozenset(
         "_output_capturing_hooks_installed",
     }
 )
-_WINDOWS: Final = frozenset(
-    {"sliding_window", "sliding_window_size", "window_size", "attention_window_size", "attention_chunk_size"}
+_WINDOWS: Final = (
+    *("sliding_window", "sliding_window_size", "window_size"),
+    *("attention_window_size", "attention_chunk_size"),
 )
+_CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
+_CONFIGS: Final = (PreTrainedConfig, GenerationConfig)
 _HOOKS: Final = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -69,8 +75,9 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(model: nn.Module) -> Fingerprint:
     """Return the current fingerprint of a model."""
-    parameters = list(model.parameters())
-    tensors = tuple(id(tensor) for tensor in (*parameters, *model.buffers()))
+    modules = modules_in(model)
+    parameters = parameters_of(modules)
+    tensors = (*map(id, parameters), *map(id, buffers_of(modules)))
     values = tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters)
     return Fingerprint(structure(model), tensors, values)
 
@@ -79,7 +86,7 @@ def structure(model: nn.Module) -> tuple[Any, ...]:
     """Return everything in a plain tree that affects its results, except the values of its tensors."""
     found: list[Any] = []
     configs: dict[int, Any] = {}
-    for module in model.modules():
+    for module in modules_in(model):
         kind = type(module)
         found += (id(module), kind, kind.forward, *map(id, module._modules.values()))
         for name, value in module.__dict__.items():
@@ -103,7 +110,7 @@ def structure(model: nn.Module) -> tuple[Any, ...]:
 
 def modules_of(model: nn.Module) -> tuple[Any, ...]:
     """Return the identity and the class of every module."""
-    return tuple(part for module in model.modules() for part in (id(module), type(module)))
+    return tuple(part for module in modules_in(model) for part in (id(module), type(module)))
 
 
 def _comparable(value: Any) -> Any:
@@ -145,37 +152,81 @@ def copy_bare(model: Any) -> Any:
     tree = _copied(model, memo)
     for path, name in replaced:
         tree.get_submodule(path).__dict__.pop(name, None)
-    for module in tree.modules():
+    for module in modules_in(tree):
         # transformers installs its own hooks again in the next call that needs them.
         module.__dict__.pop("_output_capturing_hooks_installed", None)
     return tree
 
 
 def _copied(model: Any, memo: dict[int, Any]) -> Any:
-    memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *taken_up(model))}
+    modules = modules_in(model)
+    memo |= {id(tensor): tensor for tensor in (*parameters_of(modules), *buffers_of(modules), *taken_up(modules))}
     try:
-        tree = copy.deepcopy(model, memo)
+        tree = _twin(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
     uncompile_copy(tree, model)
     return tree.eval()
 
 
+def _twin(owner: Any, memo: dict[int, Any]) -> Any:
+    """Return `copy.deepcopy(owner, memo)` of a module or config, without a call per attribute: most are numbers."""
+    if id(owner) in memo:
+        return memo[id(owner)]
+    kind: Any = type(owner)
+    if not _has_usual_copies(kind):
+        return copy.deepcopy(owner, memo)
+    twin = memo[id(owner)] = object.__new__(kind)
+    attributes = vars(twin)
+    for name, value in vars(owner).items():
+        if name != "_compiled_call_impl":  # PyTorch copies a module without its compiled call
+            attributes[name] = value if type(value) in _SIMPLE else _copied_attribute(name, value, memo)
+    return twin
+
+
+def _copied_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    kind = type(value)
+    if name == "_modules" and kind is dict:
+        return {key: None if child is None else _twin(child, memo) for key, child in value.items()}
+    if name in ("_parameters", "_buffers") and kind is dict:
+        return dict(value)  # every tensor is in the memo as itself
+    if kind in _CONTAINERS and not value:
+        memo[id(value)] = kind()
+        return memo[id(value)]
+    return _twin(value, memo) if isinstance(value, _CONFIGS) else copy.deepcopy(value, memo)
+
+
+@cache
+def _has_usual_copies(kind: type) -> bool:
+    """Return True if a copy of an object of this class has copies of its attributes, and nothing else."""
+    usual = nn.Module if issubclass(kind, nn.Module) else object
+    methods = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
+    return all(getattr(kind, name, None) is getattr(usual, name, None) for name in methods)
+
+
 def is_dispatched(model: nn.Module) -> bool:
     """Return True if accelerate moves this model's tensors with hooks, which must not be copied."""
-    return any(hasattr(module, "_hf_hook") for module in model.modules())
+    return any("_hf_hook" in module.__dict__ for module in modules_in(model))
 
 
 def _configs(model: nn.Module) -> list[Any]:
     """Return every config in the tree once, with sub-configs."""
     found: dict[int, Any] = {}
-    pending: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    pending: list[Any] = _direct_configs(model)
     while pending:
         config = pending.pop()
         if id(config) not in found and hasattr(config, "_attn_implementation"):
             found[id(config)] = config
             pending += [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
     return list(found.values())
+
+
+def _direct_configs(model: nn.Module) -> list[Any]:
+    """Return the configs of the modules, each as often as modules have it."""
+    owners = (each for each in modules_in(model) if "config" in each.__dict__ or hasattr(type(each), "config"))
+    return [each.config for each in owners]
 
 
 def set_attention(model: nn.Module, name: str) -> None:
@@ -207,13 +258,12 @@ def separate_encoder_attention(model: Any) -> AttentionNames:
     Returns:
         The attention implementation of every config of the decoder.
     """
-    copies: dict[int, Any] = {}
-    for module in model.get_encoder().modules():
-        if hasattr(module, "config"):
-            config = module.config
-            module.config = copies.setdefault(id(config), copy.deepcopy(config))
-    configs = [module.config for module in model.get_decoder().modules() if hasattr(module, "config")]
-    return [(config, config._attn_implementation_internal) for config in {id(each): each for each in configs}.values()]
+    memo: dict[int, Any] = {}
+    for module in modules_in(model.get_encoder()):
+        if "config" in module.__dict__:
+            module.__dict__["config"] = _twin(module.__dict__["config"], memo)
+    configs = {id(each): each for each in _direct_configs(model.get_decoder())}
+    return [(config, config._attn_implementation_internal) for config in configs.values()]
 
 
 @contextmanager
@@ -242,19 +292,15 @@ def input_device(model: Any) -> torch.device:
     return device if device.type != "meta" else torch.device("cpu")
 
 
-def _is_window(name: str, value: Any, least: int) -> bool:
-    return name in _WINDOWS and type(value) is int and value > least
-
-
 @contextmanager
 def narrow_windows(model: nn.Module, width: int) -> Iterator[None]:
     """Limit sliding windows and chunks to `width` tokens inside the context.
 
     A probe of a few tokens fits into any common window, and would not show a window that is applied wrongly.
     """
-    owners = [*model.modules(), *_configs(model)]
-    before = [(each, name, value) for each in owners for name, value in vars(each).items()]
-    changed = [(each, name, value) for each, name, value in before if _is_window(name, value, width)]
+    owners = [*modules_in(model), *_configs(model)]
+    named = [(each, name, vars(each).get(name)) for each in owners for name in _WINDOWS]
+    changed = [(each, name, value) for each, name, value in named if type(value) is int and value > width]
     for each, name, _ in changed:
         each.__dict__[name] = width
     try:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.wrap.compiled import is_compiled_forward, is_optimized
 
 _LIBRARIES: Final = {"torch", "transformers", "unspool", "bitsandbytes", "torchao"}
@@ -39,7 +40,7 @@ def find_patch(model: nn.Module) -> str:
         return "hooks on all modules"
     kinds: set[type] = set()
     configs: dict[int, Any] = {}
-    for module in model.modules():
+    for module in modules_in(model):
         kinds.add(type(module))
         if reason := _patch_of(module):
             return reason

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.weights.packed_linear import Pack, PackReport, pack_rest, repack
 from unspool.runtimes.wrap.call_state import evaluating, growing_ropes, without_memory
 from unspool.runtimes.wrap.model_copy import (
@@ -187,7 +188,7 @@ def _copied(model: Any) -> tuple[Any, str]:
     """Return a second module tree over the model's tensors, or the model itself and the reason."""
     if is_dispatched(model):
         return model, "the model is spread over devices"
-    if any(hasattr(module, "layers_are_rescaled") for module in model.modules()):
+    if any("layers_are_rescaled" in module.__dict__ for module in modules_in(model)):
         # The copy would rescale the tensors that it shares, and the original would not know.
         return model, "the model rescales its own weights"
     try:

@@ -1,0 +1,34 @@
+"""The modules and tensors of a module tree, in PyTorch's order.
+
+`nn.Module.modules()` nests one generator per level, so a walk costs more than the work of most walks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def modules_in(tree: nn.Module) -> list[nn.Module]:
+    """Return every module of the tree once, parents first, in the order of `tree.modules()`."""
+    found: dict[int, nn.Module] = {}
+    pending: list[nn.Module] = [tree]
+    while pending:
+        module = pending.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            if module._modules:
+                pending += [child for child in reversed(module._modules.values()) if child is not None]
+    return list(found.values())
+
+
+def parameters_of(modules: list[nn.Module]) -> list[nn.Parameter]:
+    """Return every parameter of these modules once, in the order of `tree.parameters()`."""
+    every = (each for module in modules if module._parameters for each in module._parameters.values())
+    return list({id(each): each for each in every if each is not None}.values())
+
+
+def buffers_of(modules: list[nn.Module]) -> list[torch.Tensor]:
+    """Return every buffer of these modules once, in the order of `tree.buffers()`."""
+    every = (each for module in modules if module._buffers for each in module._buffers.values())
+    return list({id(each): each for each in every if each is not None}.values())

@@ -103,3 +103,18 @@ def test_it_traces_what_generate_writes(run):
     assert [node.logprob for node in traced.path(0)] == pytest.approx(best["logprobs"], abs=1e-5)
     assert "".join(node.text for node in traced.path(0)) == best["text"]
     assert traced.model and traced.prompt == "Once upon a time"
+
+
+def test_html_is_written_instead_of_the_picture(run, model, tmp_path):
+    file = tmp_path / "trace.html"
+    done = run("trace", "Once", "--html", str(file))
+    assert (done.status, done.out, done.err) == (0, "", "")
+    assert file.read_text(encoding="utf-8") == model.trace.to_html()
+    both = run("trace", "Once", "--html", str(file), "--json")
+    assert Trace.from_json(both.out) == model.trace
+
+
+def test_html_in_a_missing_folder_is_refused_before_the_model_is_asked(run, model, tmp_path):
+    done = run("trace", "Once", "--html", str(tmp_path / "no" / "trace.html"))
+    assert done.status == 2 and not model.calls
+    assert "--html" in done.err and "must be a file in a folder that exists" in done.err and "create " in done.err

@@ -14,7 +14,7 @@ import unspool
 from tests.serving.conftest import serving
 from unspool.explorer import add_explorer
 from unspool.explorer.kept_rows import KeptRows, NextTokenReader
-from unspool.explorer.pages import web_files
+from unspool.results.render.web_files import web_files
 
 PROMPT = "Once upon a time"
 

@@ -52,6 +52,15 @@ AssistantFlag = Annotated[
         "tale-draft is the draft of the embedded model.",
     ),
 ]
+HtmlFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the trace to one HTML file, which works offline: the picture with a player, and the alternatives "
+        "of each token.",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the complete result as JSON.")]
 
 _MODEL_FLAGS: Mapping[str, Any] = {

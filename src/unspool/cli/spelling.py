@@ -30,6 +30,7 @@ _OTHERS: Final = frozenset(
         "threads",
         "strategies",
         "chat_template",
+        "html",
         *(field.name for kind in (ServerSettings, ModelSettings) for field in fields(kind)),
     }
 )

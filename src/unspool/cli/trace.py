@@ -14,6 +14,7 @@ from rich.console import Console
 from unspool.cli.endings import guarded, seeded
 from unspool.cli.options import (
     AssistantFlag,
+    HtmlFlag,
     JsonFlag,
     PromptArgument,
     PromptFileFlag,
@@ -21,6 +22,7 @@ from unspool.cli.options import (
     with_model,
 )
 from unspool.cli.sources import ModelChoice, read_prompt
+from unspool.errors import OptionError
 
 MAX_NEW_TOKENS: Final = 12
 _LENGTHS: Final = ("max_new_tokens", "max_length")
@@ -35,6 +37,7 @@ def trace(
     prompt_file: PromptFileFlag = None,
     assistant_model: AssistantFlag = None,
     as_json: JsonFlag = False,
+    html: HtmlFlag = None,
     choice: ModelChoice,
     options: Mapping[str, Any],
 ) -> None:
@@ -42,7 +45,10 @@ def trace(
 
     Beams are drawn as a tree, verified drafts pass by pass, and all else token by token with the alternatives.
     By default 12 tokens are generated, to fit on a screen; change this with --max-new-tokens or --max-length.
+    With --html, nothing is printed unless --json is given too.
     """
+    if html is not None and not html.parent.is_dir():
+        raise OptionError("html", str(html), "must be a file in a folder that exists", f"create {html.parent} first")
     text = read_prompt(prompt, prompt_file)
     asked = {**options, **choice.load_assistant(assistant_model)}
     if not any(name in asked for name in _LENGTHS):
@@ -51,7 +57,9 @@ def trace(
     with seeded(asked) as drawn:
         answer = language_model.generate(text, trace=True, **drawn).trace
     assert answer is not None, "a traced generation has a trace"
+    if html is not None:
+        answer.to_html(html)
     if as_json:
         typer.echo(answer.to_json(indent=2))
-    else:
+    elif html is None:
         Console(highlight=False).print(answer)

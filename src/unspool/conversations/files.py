@@ -6,12 +6,11 @@ Owns: the file format. Does not know: models, and how messages are answered.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unspool.atomic_files import write_atomically
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError, PromptError
 from unspool.text.chat import Message, read_chat
@@ -48,7 +47,7 @@ def write_chat(file: Path, messages: Sequence[Message], options: Mapping[str, An
         text = json.dumps(saved, ensure_ascii=False, indent=2) + "\n"
     except (TypeError, ValueError) as error:
         raise PromptError(f"cannot save the conversation to {file}: a message is not JSON: {error}") from None
-    _replace(file, text)
+    write_atomically(file, text)
 
 
 def read_file(file: Path) -> SavedChat:
@@ -81,19 +80,3 @@ def read_file(file: Path) -> SavedChat:
 def _is_value(name: str, value: Any) -> bool:
     """Return whether this is an option of the table with a plain value; a strategy can be the caller's object."""
     return name in OPTIONS and (name != "strategy" or isinstance(value, str | None))
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file beside the target first, then replace the target in one step."""
-    target = file.resolve()
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with open(beside, "x", encoding="utf-8") as written:
-            written.write(text)
-        if target.exists():
-            os.chmod(beside, target.stat().st_mode)
-        os.replace(beside, target)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(file)) from error
-    finally:
-        beside.unlink(missing_ok=True)

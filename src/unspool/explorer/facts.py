@@ -33,6 +33,16 @@ _PRESETS: Final[dict[str, dict[str, Any]]] = {
 }
 """First options of strategies that are not in the line-up, or that need more than it sets."""
 
+_ENTRIES: Final[tuple[dict[str, Any], ...]] = (
+    {"name": "greedy", "strategy": "greedy", "options": {}},
+    {"name": "beam", "strategy": "beam", "options": {"num_beams": 4}},
+    {"name": "top_p", "strategy": "sample", "options": {"temperature": 0.8, "top_p": 0.9}},
+)
+"""First entries of a comparison."""
+
+_LONG: Final = frozenset({"json_schema", "regex", "grammar"})
+"""Options with long values, which get a field of several lines."""
+
 
 def facts(service: Service) -> dict[str, Any]:
     """Return the facts of a server."""
@@ -50,6 +60,7 @@ def facts(service: Service) -> dict[str, Any]:
         "names": list(service.names),
         "assistants": list(service.assistants),
         "strategies": [_strategy(name) for name in STRATEGIES],
+        "entries": [dict(each) for each in _ENTRIES],
         "options": [_option(row) for row in OPTIONS.values() if row.door != "drop_in" and row.name not in _HIDDEN],
     }
 
@@ -105,7 +116,10 @@ def _option(row: Option) -> dict[str, Any]:
         "name": row.name,
         "help": row.help.replace("`", ""),
         "range": _range(row.kind.json_words or row.range),
-        "schema": dict(row.kind.schema),
+        "choices": ["true", "false"]
+        if row.cli_type == "bool"
+        else [str(each) for each in row.kind.schema.get("enum", ())],
+        "long": row.name in _LONG,
         "type": row.cli_type,
         "placeholder": _placeholder(row),
         "partners": list(row.partners),

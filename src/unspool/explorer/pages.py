@@ -9,11 +9,12 @@ import base64
 import hashlib
 import re
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
 from typing import Final
 
 from starlette.responses import Response
+
+from unspool.results.render.web_files import INDEX, web_files
 
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -22,24 +23,6 @@ _TYPES: Final = {
     ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-
-INDEX: Final = "index.html"
-
-
-@cache
-def web_files() -> dict[str, bytes]:
-    """Return the files that a browser can load: path relative to the folder `web` --> content."""
-    found: dict[str, bytes] = {}
-
-    def add(folder: Traversable, prefix: str) -> None:
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                add(entry, f"{prefix}{entry.name}/")
-            elif _ending(entry.name) in _TYPES:
-                found[prefix + entry.name] = entry.read_bytes()
-
-    add(files("unspool.explorer") / "web", "")
-    return found
 
 
 @cache
@@ -65,8 +48,4 @@ def page(path: str) -> Response | None:
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
-    return Response(content, headers=headers, media_type=_TYPES[_ending(path)])
-
-
-def _ending(name: str) -> str:
-    return name[name.rfind(".") :]
+    return Response(content, headers=headers, media_type=_TYPES[PurePosixPath(path).suffix])

@@ -14,10 +14,11 @@ from unspool.explorer.calls import read_call, read_prompt
 from unspool.explorer.facts import facts
 from unspool.explorer.kept_rows import NextTokenReader
 from unspool.explorer.live import LiveGeneration
-from unspool.explorer.pages import INDEX, page
+from unspool.explorer.pages import page
 from unspool.explorer.positions import allowed_json, distribution_inside, distribution_json
 from unspool.explorer.side_by_side import SideBySide
 from unspool.explorer.snippets import snippets
+from unspool.results.render.web_files import INDEX
 from unspool.serving.errors import ApiError, api_errors, too_slow
 from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
 from unspool.serving.log import CLIENT_LEFT, RequestLog

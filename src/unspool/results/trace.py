@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from unspool.atomic_files import write_atomically
 from unspool.config.generation import OPTIONS
 from unspool.errors import OptionError
 from unspool.records import Recording, TraceMove, TraceNode, TraceOutput, TraceRow, TraceStep
@@ -115,6 +118,25 @@ class Trace(Drawn, JsonText):
         from unspool.results.plots.trace import plot_trace
 
         return plot_trace(self, ax, max_tokens=max_tokens)
+
+    def to_html(self, file: str | PathLike[str] | None = None) -> str:
+        """Return the trace as one HTML file with the views of the web explorer, which works offline: docs/trace.md.
+
+        Args:
+            file: the file to write as well; None to write none. An old file is replaced in one step.
+
+        Returns:
+            The HTML. The same trace gives the same text.
+
+        Raises:
+            OSError: if the file cannot be written, for example because its folder does not exist.
+        """
+        from unspool.results.render.trace_page import trace_page
+
+        page = trace_page(self)
+        if file is not None:
+            write_atomically(Path(file), page)
+        return page
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trace as plain JSON values; `trace_schema` has their schema."""

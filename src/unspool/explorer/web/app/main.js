@@ -1,8 +1,10 @@
 // The page: its head, the views, and the link that restores each of them.
 
-import { html, render, useEffect, useState } from "render/html.js";
+import { Problem, html, instead, render, useEffect, useState } from "render/html.js";
+import { Theme } from "render/theme.js";
 import { ask, setKey } from "app/api.js";
 import { fromHash, start, toHash } from "app/state.js";
+import { CopyButton } from "app/snippets.js";
 import { NextView } from "views/next.js";
 import { GenerateView } from "views/generate.js";
 import { BeamsView } from "views/beams.js";
@@ -20,24 +22,9 @@ const VIEWS = {
 	structure: ["Structure", StructureView],
 };
 
-/** The button that changes between light and dark; the first choice is the system's. */
-function Theme() {
-	const [theme, setTheme] = useState(localStorage.getItem("unspool-theme") ?? "");
-	useEffect(() => {
-		if (theme) document.documentElement.dataset.theme = theme;
-	}, [theme]);
-	const change = () => {
-		const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-		localStorage.setItem("unspool-theme", dark ? "light" : "dark");
-		setTheme(dark ? "light" : "dark");
-	};
-	return html`<button type="button" class="quiet" onClick=${change} aria-label="Change between light and dark" title="Light or dark">◐</button>`;
-}
-
 /** @param {{ facts: any }} props */
 function App({ facts }) {
 	const [state, setState] = useState(() => fromHash(location.hash, facts) ?? start("next"));
-	const [copied, setCopied] = useState(false);
 	const [opened, setOpened] = useState(0);
 	const update = (patch) => setState((now) => ({ ...now, ...patch }));
 	const link = toHash({ ...state, model: facts.model.name });
@@ -56,18 +43,15 @@ function App({ facts }) {
 		addEventListener("hashchange", read);
 		return () => removeEventListener("hashchange", read);
 	}, []);
-	const open = (view) => (event) => {
-		event.preventDefault();
+	const open = (view) => instead(() => {
 		if (view === state.view) return;
 		const next = start(view, { prompt: state.prompt, assistants: facts.assistants });
 		history.pushState(null, "", toHash(next));
 		setState(next);
-	};
-	const share = async () => {
+	});
+	const share = () => {
 		history.replaceState(null, "", link);
-		await navigator.clipboard?.writeText(location.href).catch(() => undefined);
-		setCopied(true);
-		setTimeout(() => setCopied(false), 1500);
+		return location.href;
 	};
 	const [title, View] = VIEWS[state.view];
 	document.title = `${title} – Unspool explorer`;
@@ -75,7 +59,7 @@ function App({ facts }) {
 			<nav aria-label="Views">${Object.entries(VIEWS).map(([name, [text]]) => html`<a key=${name} href=${`#${name}`} onClick=${open(name)}
 				aria-current=${name === state.view ? "page" : undefined}>${text}</a>`)}</nav>
 			<div class="tools"><span class="model" title=${facts.model.backend}>${facts.model.name}</span>
-				<button type="button" class="quiet" onClick=${share}>${copied ? "Copied" : "Copy link"}</button><${Theme} /></div></header>
+				<${CopyButton} class="quiet" label="Copy link" text=${share} /><${Theme} /></div></header>
 		${state.model !== null && state.model !== facts.model.name && html`<p class="warning" role="status">This link was made with the model
 			${" "}${state.model}; this server runs ${facts.model.name}, so the numbers differ.</p>`}
 		<main><${View} key=${`${state.view}${opened}`} facts=${facts} state=${state} update=${update} /></main>
@@ -90,12 +74,11 @@ function Loader() {
 	useEffect(() => void load(), []);
 	if (facts) return html`<${App} facts=${facts} />`;
 	if (!error) return html`<p class="loading">Loading the explorer …</p>`;
-	const send = (event) => {
-		event.preventDefault();
+	const send = instead((event) => {
 		setKey(event.target.key.value);
 		load();
-	};
-	return html`<main class="view"><p class="error" role="alert">${error.message}</p>
+	});
+	return html`<main class="view"><${Problem} message=${error.message} />
 		${error.status === 401 && html`<form onSubmit=${send}><label for="key">API key of this server</label>
 			<input id="key" name="key" type="password" autocomplete="off" /><button class="primary">Open</button></form>`}</main>`;
 }

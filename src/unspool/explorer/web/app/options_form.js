@@ -1,15 +1,14 @@
 // A form made from the option table: names, help texts, ranges and defaults come from the server.
 
-import { html, useState } from "render/html.js";
+import { Problem, html, useState, withValue } from "render/html.js";
 
-/** @typedef {{ name: string, group: string, help: string, range: string, schema: any, type: string, placeholder: string,
+/** @typedef {{ name: string, group: string, help: string, range: string, choices: string[], long: boolean, type: string, placeholder: string,
  *   read_by: "all" | string[], partners: string[], multiple: boolean, separator: string }} Option */
 
 /** @param {any} value @param {Option} row @returns {string} */
 function shown(value, row) {
-	if (value === undefined || value === null) return "";
 	if (row.multiple && Array.isArray(value) && value.every((each) => typeof each !== "object")) return value.join(row.separator || ", ");
-	return typeof value === "object" ? JSON.stringify(value) : String(value);
+	return value && typeof value === "object" ? JSON.stringify(value) : String(value ?? "");
 }
 
 /** @param {string} text @param {Option} row @returns {any} the value; undefined for an empty field */
@@ -29,7 +28,7 @@ export function parsed(text, row) {
 	return text;
 }
 
-/** @param {{ row: Option, value: any, onChange: (value: any) => void, error: string | null, prefix: string }} props */
+/** @param {{ row: Option, value: any, onChange: (value: any) => void, error: string | null | false | undefined, prefix: string }} props */
 function Field({ row, value, onChange, error, prefix }) {
 	const [text, setText] = useState(/** @type {any} */ (null));
 	const id = `${prefix}option-${row.name}`;
@@ -40,8 +39,7 @@ function Field({ row, value, onChange, error, prefix }) {
 	};
 	const common = { id, name: row.name, value: now, onInput: change, onBlur: () => setText(null), "aria-describedby": `${id}-help`,
 		"aria-invalid": error ? "true" : undefined, placeholder: row.placeholder };
-	const choices = row.type === "bool" ? ["true", "false"] : (row.schema.enum ?? []).map(String);
-	const long = ["json_schema", "regex", "grammar"].includes(row.name);
+	const { choices, long } = row;
 	const field = choices.length
 		? html`<select ...${common}><option value="">default: ${row.placeholder}</option>
 				${choices.map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select>`
@@ -52,7 +50,7 @@ function Field({ row, value, onChange, error, prefix }) {
 	return html`<div class=${`field ${value === undefined ? "" : "set"} ${long ? "wide" : ""}`}><label for=${id}>${row.name}</label>${field}
 		<small id=${`${id}-help`}>${row.help} <span class="range">${row.range}</span>
 			${row.partners.length > 0 && html` <span class="range">with ${row.partners.join(" or ")}</span>`}</small>
-		${error && html`<p class="error" role="alert">${error}</p>`}</div>`;
+		<${Problem} message=${error} /></div>`;
 }
 
 /**
@@ -65,12 +63,9 @@ export function OptionsForm({ facts, strategy, strategies, values, first = [], p
 	const chosen = facts.strategies.find((each) => each.name === strategy);
 	const [[, near], ...more] = chosen.form;
 	const shownFirst = [...first, ...near.filter((name) => !first.includes(name))];
-	const set = (name, value) => {
-		const { [name]: _, ...rest } = values;
-		onChange(value === undefined ? rest : { ...rest, [name]: value });
-	};
+	const set = (name, value) => onChange(withValue(values, name, value));
 	const field = (name) => html`<${Field} key=${name} row=${facts.options.find((each) => each.name === name)} prefix=${prefix} value=${values[name]}
-		error=${error && error.param === name ? error.message : null} onChange=${(value) => set(name, value)} />`;
+		error=${error?.param === name && error?.message} onChange=${(value) => set(name, value)} />`;
 	return html`<details class="optionbox" open=${matchMedia("(min-width: 861px)").matches}><summary>Options</summary><div class="options">
 		${onStrategy && html`<div class="field"><label for=${`${prefix}strategy`}>strategy</label>
 			<select id=${`${prefix}strategy`} value=${strategy} onChange=${({ target }) => onStrategy(target.value)}>

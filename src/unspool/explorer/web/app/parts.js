@@ -1,6 +1,6 @@
 // Parts that several views share.
 
-import { html } from "render/html.js";
+import { Problem, html, instead } from "render/html.js";
 import { TokenText, exp, number, readable } from "render/tokens.js";
 import { OptionsForm, optionsFor } from "app/options_form.js";
 import { useRun } from "app/running.js";
@@ -61,21 +61,20 @@ export function GenerationView({ facts, state, update, strategies, first, kind, 
 	const { error, done } = run;
 	const named = error?.param && facts.options.some((row) => row.name === error.param);
 	const pieces = piecesOf(run);
-	const go = (event) => {
-		event.preventDefault();
+	const go = () => {
 		update({ run: true, step: null, pick: null });
 		begin(bodyOf(state));
 	};
-	return html`<div class="view two"><form class="side" aria-label="Prompt and options" onSubmit=${go}>
+	return html`<div class="view two"><form class="side" aria-label="Prompt and options" onSubmit=${instead(go)}>
 			<${Prompt} value=${state.prompt} onInput=${(prompt) => update({ prompt, path: [], pick: null })} />
 			<${Path} path=${state.path} onChange=${(path) => update({ path, pick: null })} />
 			<${RunBar} busy=${run.busy} seed=${state.seed} update=${update} onStop=${stop} />
-			${error && !named && html`<p class="error" role="alert">${error.message}</p>`}
+			<${Problem} message=${!named && error?.message} />
 			<${OptionsForm} key=${state.strategy} facts=${facts} strategy=${state.strategy} strategies=${strategies} first=${first} values=${state.options} error=${error}
 				onChange=${(options) => update({ options })}
 				onStrategy=${(strategy) => update({ strategy, options: optionsFor(facts, strategy, state.options), step: null })} /></form>
 		<section class="main" aria-label=${label} aria-busy=${run.busy}>
-			${pieces.length || run.busy || done ? html`<div class="output"><${TokenText} pieces=${pieces} selected=${selected} tail=${run.tentative} before=${run.body.prompt}
+			${pieces.length || run.busy || done ? html`<div class="words"><${TokenText} pieces=${pieces} selected=${selected} tail=${run.tentative} before=${run.body.prompt}
 					onSelect=${done && onSelect} /></div>
 					<p class="key note"><span class="ramp"></span> stronger: less probable <span class="tail">grey: tentative</span></p>`
 				: html`<p class="empty">${empty}</p>`}

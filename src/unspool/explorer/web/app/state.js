@@ -80,11 +80,10 @@ export function fromHash(hash, from = {}) {
 	if (!text) return first;
 	try {
 		const given = JSON.parse(decodeURIComponent(text));
-		const state = (first);
 		for (const name of ["model", ...FIELDS[(view)]]) {
 			const value = given[name];
-			const kinds = { model: "string", step: "number", pick: "number" }[name] ?? kind(state[name]);
-			if (kinds === kind(value)) state[name] = value;
+			const kinds = { model: "string", step: "number", pick: "number" }[name] ?? kind(first[name]);
+			if (kinds === kind(value)) first[name] = value;
 		}
 		return first;
 	} catch {

@@ -8,41 +8,26 @@ import { Token, percent } from "render/tokens.js";
  * @typedef {{ rank: number, token_id: number, text: string, probability: number, processed_probability: number,
  *   kept: boolean, cut_by: string | null }} Entry
  * @typedef {{ processor: string, count: number, probability: number }} Cut
- * @typedef {{ tokens: Entry[], processors: string[], num_kept: number, vocab_size: number, cuts?: Cut[],
+ * @typedef {{ tokens: Entry[], processors: string[], num_kept: number, vocab_size: number, cuts: Cut[],
  *   hidden_probability: number }} Distribution
  */
 
 /**
  * Return the shown tokens in sections: the kept ones, then those of each processor, last processor first.
  * @param {Distribution} data
- * @returns {{ processor: string | null, cut: Cut | null, tokens: Entry[] }[]}
+ * @returns {{ processor: string | null, cut?: Cut, tokens: Entry[] }[]}
  */
-export function sections(data) {
-	const kept = data.tokens.filter((each) => each.cut_by === null);
-	/** @type {{ processor: string | null, cut: Cut | null, tokens: Entry[] }[]} */
-	const found = [{ processor: null, cut: null, tokens: kept }];
-	for (const processor of [...data.processors].reverse()) {
-		const tokens = data.tokens.filter((each) => each.cut_by === processor);
-		tokens.sort((a, b) => b.probability - a.probability || a.token_id - b.token_id);
-		const cut = data.cuts?.find((each) => each.processor === processor) ?? null;
-		if (tokens.length || cut) found.push({ processor, cut, tokens });
-	}
-	return found;
-}
-
-/** @param {{ cut: Cut | null, processor: string, shown: number }} props */
-function CutLine({ cut, processor, shown }) {
-	const all = cut
-		? `${cut.count} ${cut.count === 1 ? "token" : "tokens"}, ${percent(cut.probability)} of the model's probability`
-		: `${shown} of the shown tokens`;
-	return html`<li class="cutline" data-processor=${processor} data-count=${cut?.count ?? shown}>
-		<strong>${processor}</strong> cuts here: ${all}</li>`;
+export function sections({ tokens, processors, cuts }) {
+	const from = (processor) => tokens.filter((each) => each.cut_by === processor);
+	return [{ processor: null, tokens: from(null) }, ...[...processors].reverse().map((processor) => ({ processor,
+		cut: cuts.find((each) => each.processor === processor),
+		tokens: from(processor).sort((a, b) => b.probability - a.probability || a.token_id - b.token_id) })).filter(({ cut }) => cut)];
 }
 
 /**
- * @param {{ data: Distribution, onPick?: (entry: Entry) => void, label?: string }} props
+ * @param {{ data: Distribution, onPick?: (entry: Entry) => void, label: string }} props
  */
-export function DistributionChart({ data, onPick, label = "Next tokens" }) {
+export function DistributionChart({ data, onPick, label }) {
 	const [active, setActive] = useState(0);
 	const greatest = Math.max(1e-9, ...data.tokens.map((each) => Math.max(each.probability, each.processed_probability)));
 	let place = -1;
@@ -52,7 +37,8 @@ export function DistributionChart({ data, onPick, label = "Next tokens" }) {
 			<span>model</span><span>drawn</span></div>
 		<ol class="bars" aria-label=${label} onKeyDown=${(event) => roving(event, setActive)}>${sections(data).map(
 			({ processor, cut, tokens }) => html`
-				${processor !== null && html`<${CutLine} key=${processor} processor=${processor} cut=${cut} shown=${tokens.length} />`}
+				${cut && html`<li key=${processor} class="cutline" data-processor=${processor} data-count=${cut.count}><strong>${processor}</strong> cuts here:
+					${" "}${cut.count} ${cut.count === 1 ? "token" : "tokens"}, ${percent(cut.probability)} of the model's probability</li>`}
 				${tokens.map((entry) => {
 					place += 1;
 					const at = place;

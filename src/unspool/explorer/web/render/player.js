@@ -3,18 +3,14 @@
 import { html, useEffect, useState } from "render/html.js";
 
 /**
- * @param {{ last: number, step: number, onStep: (step: number) => void, seconds?: number }} props
+ * @param {{ last: number, step: number, onStep: (step: number) => void }} props
  */
-export function Player({ last, step, onStep, seconds = 0.35 }) {
+export function Player({ last, step, onStep }) {
 	const [playing, setPlaying] = useState(false);
 	useEffect(() => {
-		if (!playing) return undefined;
-		if (step >= last) {
-			setPlaying(false);
-			return undefined;
-		}
-		const timer = setTimeout(() => onStep(step + 1), seconds * 1000);
-		return () => clearTimeout(timer);
+		if (step >= last) setPlaying(false);
+		const timer = playing && step < last && setTimeout(() => onStep(step + 1), 350);
+		return () => clearTimeout(timer || undefined);
 	}, [playing, step, last]);
 	const go = (to) => {
 		setPlaying(false);

@@ -11,7 +11,7 @@ import { outputTokens } from "render/trace_model.js";
  */
 export function allowedCounts(model, vocabSize) {
 	return outputTokens(model, 0).map((token) => ({ ...token,
-		allowed: token.row && token.row.num_allowed !== null ? vocabSize - (token.row.cuts.find((cut) => cut.processor === "grammar")?.count ?? 0) : null }));
+		allowed: (token.row?.num_allowed ?? null) !== null ? vocabSize - (token.row?.cuts.find((cut) => cut.processor === "grammar")?.count ?? 0) : null }));
 }
 
 /** @param {{ tokens: ReturnType<typeof allowedCounts>, vocabSize: number, selected: number | null, onSelect: (index: number) => void }} props */

@@ -44,7 +44,7 @@ export function readable(text, limit = 2000) {
 
 /** A probability as a text. @param {number | null | undefined} value */
 export function percent(value) {
-	if (value === null || value === undefined) return "–";
+	if (typeof value !== "number") return "–";
 	const shown = value * 100;
 	if (value > 0 && shown < 0.01) return "<0.01%";
 	return `${shown.toFixed(shown < 10 ? 2 : 1)}%`;
@@ -52,8 +52,11 @@ export function percent(value) {
 
 /** @param {number | null | undefined} value */
 export function number(value, digits = 3) {
-	return value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits);
+	return typeof value === "number" && Number.isFinite(value) ? value.toFixed(digits) : "–";
 }
+
+/** Options as texts: a name and a value each. @param {Record<string, any>} options */
+export const settings = (options) => Object.entries(options).map(([name, value]) => `${name} ${typeof value === "string" ? value : JSON.stringify(value)}`);
 
 /** @param {number | null} logprob */
 export const exp = (logprob) => (logprob === null ? 0 : Math.min(1, Math.exp(logprob)));

@@ -20,38 +20,35 @@ import { exp } from "render/tokens.js";
  *   prompt: string | null, prompt_token_ids: number[], processors: string[], nodes: TraceNode[], steps: Step[],
  *   outputs: Output[] }} Trace
  * @typedef {TraceNode & { depth: number, total: number, children: number[] }} TreeNode
- * @typedef {{ trace: Trace, nodes: TreeNode[], rows: Map<number, { step: number, row: Row }[]>, last: number }} Model
+ * @typedef {{ trace: Trace, nodes: TreeNode[], rows: Map<number | null, { step: number, row: Row }[]>, sums: "score" | "logprob",
+ *   last: number }} Model
  */
 
 /**
- * Return the tree of a trace. `total` is the sum of the scores from the prompt, `depth` the number of tokens.
+ * Return the tree of a trace. `depth` is the number of tokens from the prompt. `total` is the sum of their scores, or of
+ * their log-probabilities if the scores are logits.
  * @param {Trace} trace
  * @returns {Model}
  */
 export function readTrace(trace) {
 	/** @type {TreeNode[]} */
 	const nodes = [];
+	const sums = trace.nodes.every((node) => (node.score ?? 0) <= 0) ? "score" : "logprob";
 	for (const node of trace.nodes) {
 		const parent = node.parent === null ? null : nodes[node.parent];
 		const own = { ...node, depth: 0, total: 0, children: ([]) };
 		if (parent) {
 			own.depth = parent.depth + 1;
-			own.total = parent.total + (node.score ?? 0);
+			own.total = parent.total + (node[sums] ?? 0);
 			parent.children.push(node.id);
 		}
 		nodes.push(own);
 	}
-	/** @type {Map<number, { step: number, row: Row }[]>} */
+	/** @type {Map<number | null, { step: number, row: Row }[]>} */
 	const rows = new Map();
-	for (const step of trace.steps) {
-		for (const row of step.rows) {
-			if (row.node === null) continue;
-			const known = rows.get(row.node);
-			if (known) known.push({ step: step.index, row });
-			else rows.set(row.node, [{ step: step.index, row }]);
-		}
-	}
-	return { trace, nodes, rows, last: trace.steps.length };
+	for (const { index: step, rows: asked } of trace.steps)
+		for (const row of asked) rows.set(row.node, [...(rows.get(row.node) ?? []), { step, row }]);
+	return { trace, nodes, rows, sums, last: trace.steps.length };
 }
 
 /**
@@ -71,36 +68,29 @@ export function mergeTrace(trace, part) {
 
 /** @typedef {{ node: TreeNode, fate: "live" | "dropped" | "committed" | "output" | "finished" }} Shown */
 
+/** @typedef {{ depth: number, shown: Shown[], hidden: number }} Column */
+
 /**
  * Return the nodes of the model's tree after a step. Nodes that were dropped two steps ago are only counted.
  * @param {Model} model
  * @param {number} step
- * @returns {{ columns: { depth: number, shown: Shown[], hidden: number }[] }}
+ * @returns {Column[]}
  */
 export function treeAt(model, step) {
-	/** @type {{ depth: number, shown: Shown[], hidden: number }[]} */
+	/** @type {Column[]} */
 	const columns = [];
 	for (const node of model.nodes) {
 		if (node.step > step || node.draft) continue;
-		columns[node.depth] ??= { depth: node.depth, shown: [], hidden: 0 };
-		const column = columns[node.depth];
-		const dropped = node.dropped_at !== null && node.dropped_at <= step;
-		if (dropped && (node.dropped_at ?? 0) <= step - 2 && node.ends === null) {
-			column.hidden += 1;
-			continue;
-		}
-		const committed = node.committed !== null && node.committed <= step;
-		const over = step >= model.last;
-		const fate = dropped ? "dropped" : committed ? "committed" : over && node.outputs.length ? "output"
+		const column = (columns[node.depth] ??= { depth: node.depth, shown: [], hidden: 0 });
+		const dropped = node.dropped_at ?? Infinity;
+		const fate = dropped <= step ? "dropped" : (node.committed ?? Infinity) <= step ? "committed" : step >= model.last && node.outputs.length ? "output"
 			: node.ends !== null ? "finished" : "live";
-		column.shown.push({ node, fate });
+		if (dropped <= step - 2 && node.ends === null) column.hidden += 1;
+		else column.shown.push({ node, fate });
 	}
-	for (const column of columns) {
-		if (!column) continue;
-		const rank = (each) => (each.fate === "dropped" ? 1 : 0);
-		column.shown.sort((a, b) => rank(a) - rank(b) || b.node.total - a.node.total || a.node.id - b.node.id);
-	}
-	return { columns: columns.filter(Boolean) };
+	const rank = ({ fate }) => Number(fate === "dropped");
+	return columns.filter(Boolean).map((column) => ({ ...column,
+		shown: column.shown.sort((a, b) => rank(a) - rank(b) || b.node.total - a.node.total || a.node.id - b.node.id) }));
 }
 
 /**
@@ -111,18 +101,11 @@ export function treeAt(model, step) {
  */
 export function hypothesesAt(model, step) {
 	const penalty = model.trace.options.length_penalty ?? 1;
-	const found = new Map();
-	if (step >= model.last) {
-		model.trace.outputs.forEach((output, index) => {
-			const end = model.nodes[output.nodes[output.nodes.length - 1] ?? 0];
-			found.set(end.id, { end, score: output.score, output: index });
-		});
-	}
-	for (const node of model.nodes) {
-		if (node.ends === null || node.draft || node.step > step || found.has(node.id)) continue;
-		found.set(node.id, { end: node, score: node.depth ? node.total / node.depth ** penalty : null, output: null });
-	}
-	return [...found.values()].sort((a, b) => (b.score ?? -Infinity) - (a.score ?? -Infinity));
+	/** @type {{ end: TreeNode, score: number | null, output: number | null }[]} */
+	const returned = (step < model.last ? [] : model.trace.outputs).map(({ nodes, score }, output) => ({ end: model.nodes[nodes.at(-1) ?? 0], score, output }));
+	const others = model.nodes.filter((node) => node.ends !== null && !node.draft && node.step <= step && !returned.some(({ end }) => end === node));
+	return [...returned, ...others.map((end) => ({ end, score: end.depth ? end.total / end.depth ** penalty : null, output: null }))]
+		.sort((a, b) => (b.score ?? -Infinity) - (a.score ?? -Infinity));
 }
 
 /**
@@ -144,9 +127,9 @@ export function pathTo(model, id) {
  * @returns {Row | null}
  */
 export function rowOf(model, node) {
-	const rows = (node.parent === null ? null : model.rows.get(node.parent)) ?? [];
+	const rows = model.rows.get(node.parent) ?? [];
 	const own = rows.filter(({ row }) => row.draft === node.draft);
-	return (own.find(({ row }) => row.candidates.some((each) => each.node === node.id)) ?? own[own.length - 1])?.row ?? null;
+	return (own.find(({ row }) => row.candidates.some((each) => each.node === node.id)) ?? own.at(-1))?.row ?? null;
 }
 
 /**
@@ -155,9 +138,7 @@ export function rowOf(model, node) {
  * @param {number} index
  */
 export function outputTokens(model, index) {
-	const output = model.trace.outputs[index];
-	const ids = output ? output.nodes : [];
-	return ids.map((id) => {
+	return (model.trace.outputs[index]?.nodes ?? []).map((id) => {
 		const node = model.nodes[id];
 		const row = rowOf(model, node);
 		const chosen = row?.candidates.find((each) => each.token === node.token) ?? row?.best.find((each) => each.token === node.token);

@@ -4,7 +4,7 @@ import { html, useState } from "render/html.js";
 import { Token, exp, number, percent, readable, visible } from "render/tokens.js";
 import { Player } from "render/player.js";
 import { BeamTree, TreeList } from "render/beam_tree.js";
-import { hypothesesAt, pathTo, rowOf } from "render/trace_model.js";
+import { hypothesesAt, pathTo, rowOf, treeAt } from "render/trace_model.js";
 
 /**
  * @typedef {import("./trace_model.js").Model} Model
@@ -26,6 +26,19 @@ export function Alternatives({ row, token, onPick }) {
 			<td class="num">${each.cut_by ? "–" : percent(each.processed_probability)}</td><td>${each.cut_by ?? ""}</td></tr>`)}</tbody></table>
 		<p class="note">${row.num_allowed === null ? "" : `${row.num_allowed} tokens allowed`}${row.cuts.map((cut) => ` · ${cut.processor} cut ${cut.count}`)}
 			${row.entropy === null ? "" : ` · entropy ${number(row.entropy, 2)} nats`}</p>`;
+}
+
+/**
+ * One token of an output with its alternatives.
+ * @param {{ tokens: ReturnType<typeof import("./trace_model.js").outputTokens>, pick: number | null, onPick?: (best: import("./trace_model.js").Best) => void }} props
+ */
+export function ChosenToken({ tokens, pick, onPick }) {
+	const chosen = tokens[pick ?? -1];
+	if (!chosen) return html`<p class="note">Hover over a token, or move to it with Tab and the arrow keys, to see its alternatives.</p>`;
+	return html`<section class="details" aria-label="Alternatives"><h3><${Token} text=${chosen.text} />
+			<small> token ${(pick ?? 0) + 1}: model ${percent(chosen.probability)}, drawn ${percent(chosen.processed)}</small></h3>
+		<${Alternatives} row=${chosen.row} token=${chosen.node.token} onPick=${onPick} />
+		${onPick && html`<p class="note">Choose one to branch from there.</p>`}</section>`;
 }
 
 /** @param {{ model: Model, id: number }} props */
@@ -51,25 +64,26 @@ function Hypotheses({ model, step, onSelect }) {
 			<span class="num">${number(score)}</span> ${output !== null && html`<span class="badge">output ${output + 1}</span>`}
 			<span class="reason">${end.ends ?? ""}</span>
 			<bdi>${readable(pathTo(model, end.id).map((node) => (node.text.startsWith("<|") ? "" : node.text)).join(""), 160) || visible("")}</bdi></button></li>`)}</ol>
-		${found.length > 0 && html`<p class="note">Scores are divided by length to the power of length_penalty.</p>`}</section>`;
+		${found.length > 0 && model.sums === "score" && html`<p class="note">Scores are divided by length to the power of length_penalty.</p>`}</section>`;
 }
 
 /**
  * @param {{ model: Model, step?: number, onStep?: (step: number) => void }} props
  */
 export function TraceView({ model, step, onStep }) {
-	const [ownStep, setOwnStep] = useState(model.last);
+	const [ownStep, setOwnStep] = useState(Infinity);
 	const [selected, setSelected] = useState(/** @type {any} */ (null));
 	const now = Math.min(step ?? ownStep, model.last);
+	const tree = { model, columns: treeAt(model, now), selected, onSelect: setSelected };
 	const note = model.trace.steps[now]?.note ?? null;
 	return html`<div class="traceview">
 		<${Player} last=${model.last} step=${now} onStep=${onStep ?? setOwnStep} />
 		${note && html`<p class="note" role="status">${note}</p>`}
-		<${BeamTree} model=${model} step=${now} selected=${selected} onSelect=${setSelected} />
+		<${BeamTree} ...${tree} />
 		<p class="key note">${["committed", "live", "given up"].map((each) => html`<span class=${`k ${each}`}>${each}</span>`)}
-			<span>● ended · +n given up earlier · numbers are cumulative scores</span></p>
+			<span>● ended · +n given up earlier · numbers are cumulative ${model.sums === "score" ? "scores" : "log-probabilities"}</span></p>
 		<div class="columns">
-			<section><h3>Tokens as a tree</h3><${TreeList} model=${model} step=${now} selected=${selected} onSelect=${setSelected} /></section>
+			<section><h3>Tokens as a tree</h3><${TreeList} ...${tree} /></section>
 			<section><${NodeDetails} model=${model} id=${selected ?? 0} /><${Hypotheses} model=${model} step=${now} onSelect=${setSelected} /></section>
 		</div></div>`;
 }

@@ -1,6 +1,6 @@
 // An accessible tree (role=tree) with arrow keys: left for the parent, right for the child, up and down for siblings.
 
-import { html } from "render/html.js";
+import { Kept, html } from "render/html.js";
 
 /** @typedef {{ id: number, parent: Item | null, indent: number, size: number, place: number, level: number }} Item */
 
@@ -23,24 +23,26 @@ function itemsOf(root, childrenOf) {
 
 /**
  * @param {{ label: string, root: number, childrenOf: (id: number) => number[], selected: number | null,
- *   onGo: (id: number) => void, kind?: string, classOf?: (id: number) => string, content: (id: number) => any }} props
+ *   onGo: (id: number) => void, data: any, kind?: string, classOf?: (id: number) => string, content: (id: number) => any }} props
  */
-export function TreeItems({ label, root, childrenOf, selected, onGo, kind = "", classOf = () => "", content }) {
+export function TreeItems({ label, root, childrenOf, selected, onGo, data, kind = "", classOf = () => "", content }) {
 	const items = itemsOf(root, childrenOf);
 	const at = Math.max(0, items.findIndex((item) => item.id === selected));
 	const move = (event) => {
 		const { id, parent, place } = items[at];
 		const siblings = parent ? childrenOf(parent.id) : [];
 		const to = { ArrowLeft: parent?.id, ArrowRight: childrenOf(id)[0], ArrowUp: siblings[place - 2], ArrowDown: siblings[place],
-			Home: root, End: items[items.length - 1].id }[event.key];
+			Home: root, End: items.at(-1)?.id }[event.key];
 		if (to === undefined) return;
 		event.preventDefault();
 		const list = event.currentTarget;
 		onGo(to);
 		requestAnimationFrame(() => list.querySelector(`[data-item="${to}"]`)?.focus());
 	};
-	return html`<div class=${`treelist ${kind}`} role="tree" aria-label=${label} onKeyDown=${move}>${items.map((item, index) =>
-		html`<div role="treeitem" key=${item.id} data-item=${item.id} class=${classOf(item.id)} aria-level=${item.level} aria-setsize=${item.size}
-			aria-posinset=${item.place} aria-selected=${item.id === selected} tabindex=${index === at ? 0 : -1} style=${{ "--indent": Math.min(item.indent, 8) }}
-			onClick=${() => onGo(item.id)}>${content(item.id)}</div>`)}</div>`;
+	return html`<div class=${`treelist ${kind}`} role="tree" aria-label=${label} onKeyDown=${move}>${items.map(({ id, level, size, place, indent }, index) => {
+		const kept = classOf(id), tab = index === at ? 0 : -1;
+		return html`<${Kept} key=${id} data=${data} of=${[kept, level, size, place, indent, tab, id === selected].join()} draw=${() =>
+			html`<div role="treeitem" data-item=${id} class=${kept} aria-level=${level} aria-setsize=${size} aria-posinset=${place}
+				aria-selected=${id === selected} tabindex=${tab} style=${{ "--indent": indent }} onClick=${() => onGo(id)}>${content(id)}</div>`} />`;
+	})}</div>`;
 }

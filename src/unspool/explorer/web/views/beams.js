@@ -11,6 +11,6 @@ export function BeamsView(props) {
 	const { state, update } = props;
 	return html`<${GenerationView} ...${props} strategies=${STRATEGIES} kind="trace" label="Beam tree"
 		empty="Run a search to see its tree grow."
-		body=${({ run, model }) => model && html`<${TraceView} model=${model} step=${run.busy ? model.last : (state.step ?? model.last)}
+		body=${({ run, model }) => model && html`<${TraceView} model=${model} step=${(run.busy ? null : state.step) ?? Infinity}
 			onStep=${(step) => update({ step })} />`} />`;
 }

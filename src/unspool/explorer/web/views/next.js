@@ -1,10 +1,10 @@
 // View 1, the next token: the distribution before and after the processors, with sliders; a walk by hand.
 
-import { html, useEffect, useState } from "render/html.js";
+import { Problem, html, useEffect, withValue } from "render/html.js";
 import { DistributionChart } from "render/distribution.js";
 import { Token, number, readable } from "render/tokens.js";
 import { TreeItems } from "render/tree_items.js";
-import { ask } from "app/api.js";
+import { useAnswer } from "app/running.js";
 import { walkTo } from "app/state.js";
 import { Copy } from "app/snippets.js";
 import { Prompt } from "app/parts.js";
@@ -42,24 +42,11 @@ function Slider({ slider: [name, low, high, step, off], value, help, onChange })
 
 /** @param {ViewProps} props */
 export function NextView({ facts, state, update }) {
-	const [answer, setAnswer] = useState(/** @type {any} */ (null));
-	const [error, setError] = useState(/** @type {any} */ (null));
+	const { answer, asked, ms, error, send } = useAnswer("explore/next");
 	const path = walkTo(state.tree, state.at);
 	const body = { prompt: state.prompt, ...(path.length ? { path: path.map(([token]) => token) } : {}), options: nextOptions(state.next) };
 	const wanted = JSON.stringify(body);
-	useEffect(() => {
-		// The newest question wins: an older one is aborted.
-		const own = new AbortController();
-		const started = performance.now();
-		ask("explore/next", body, own.signal).then(
-			(found) => {
-				setAnswer({ ...found, asked: wanted, ms: performance.now() - started });
-				setError(null);
-			},
-			(failed) => failed.name === "AbortError" || setError(failed),
-		);
-		return () => own.abort();
-	}, [wanted]);
+	useEffect(() => void send(body), [wanted]);
 	const pick = (entry) => {
 		const known = state.tree.findIndex((node) => node[0] === state.at && node[1] === entry.token_id);
 		if (known >= 0) return update({ at: known });
@@ -70,10 +57,7 @@ export function NextView({ facts, state, update }) {
 	return html`<div class="view two"><section class="side" aria-label="Prompt and options">
 			<${Prompt} value=${state.prompt} onInput=${(prompt) => update({ prompt, tree: [], at: -1 })} />
 			<div class="sliders">${SLIDERS.map((slider) => html`<${Slider} key=${slider[0]} slider=${slider} value=${state.next[slider[0]]} help=${help(slider[0])}
-				onChange=${(value) => {
-					const { [slider[0]]: _, ...rest } = state.next;
-					update({ next: value === undefined ? rest : { ...rest, [slider[0]]: value } });
-				}} />`)}</div>
+				onChange=${(value) => update({ next: withValue(state.next, slider[0], value) })} />`)}</div>
 			<p class="note">Penalties count the tokens of the prompt and of your walk. Hover over a name for its meaning.</p>
 		</section>
 		<section class="main" aria-label="Next tokens">
@@ -81,14 +65,14 @@ export function NextView({ facts, state, update }) {
 				html`<bdi class="chosen" key=${index} data-token=${token}>${readable(text, 60)}</bdi>`)}<span class="caret" aria-hidden="true"></span></div>
 			<div class="bar-of-buttons"><button type="button" disabled=${state.at < 0} onClick=${undo}>Undo</button>
 				<button type="button" disabled=${!state.tree.length} onClick=${() => update({ tree: [], at: -1 })}>Start again</button>
-				${answer && html`<span class="facts"><span data-ms=${answer.ms}>${answer.ms.toFixed(0)} ms</span> ·
+				${answer && html`<span class="facts"><span data-ms=${ms}>${ms.toFixed(0)} ms</span> ·
 					entropy ${number(answer.entropy, 2)} → ${number(answer.processed_entropy, 2)} nats</span>`}</div>
-			${error && html`<p class="error" role="alert">${error.message}</p>`}
-			${answer ? html`<div class=${answer.asked === wanted ? "" : "stale"} aria-busy=${answer.asked !== wanted}>
+			<${Problem} message=${error?.message} />
+			${answer ? html`<div class=${asked === wanted ? "" : "stale"} aria-busy=${asked !== wanted}>
 					<${DistributionChart} key=${answer.prompt_tokens.length} data=${answer} onPick=${pick} label="Next tokens; choose one to append it" /></div>`
 				: !error && html`<p class="loading">Asking the model …</p>`}
 			${state.tree.length > 0 && html`<h3>Your walk</h3><p class="note">← parent · → child · ↑ ↓ siblings</p>
-				<${TreeItems} kind="walk" label="Tokens that you chose" root=${-1} selected=${state.at} onGo=${(at) => update({ at })}
+				<${TreeItems} kind="walk" label="Tokens that you chose" root=${-1} selected=${state.at} onGo=${(at) => update({ at })} data=${state.tree}
 					childrenOf=${(id) => state.tree.flatMap(([parent], index) => (parent === id ? [index] : []))}
 					content=${(id) => (id < 0 ? "prompt" : html`<${Token} text=${state.tree[id][2]} limit=${24} />`)} />`}
 			${answer && html`<${Copy} made=${answer.snippets} />`}

@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo chat test test-all test-lm-eval lint format docs bench clean
+.PHONY: help install demo chat test test-all test-lm-eval lint format docs pictures bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ docs: install ## write the generated parts of docs/ anew: options, outputs, the 
 	@$(BIN)/python tools/write_option_docs.py
 	@$(BIN)/python tools/write_doc_outputs.py
 	@$(BIN)/python tools/write_guide.py
+
+pictures: install ## write the pictures of the explorer in docs/explorer/ anew, which needs Chromium
+	@UNSPOOL_PICTURES=docs/explorer $(PYTEST) -n 0 tests/explorer/test_pictures.py
 
 bench: install ## measure speed side by side with transformers and others; ARGS="--quick" to try it
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -196,7 +196,7 @@ def test_a_file_holds_the_old_conversation_or_the_new_one(tmp_path: Path, monkey
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unspool.conversations.files.os.replace", fail)
+    monkeypatch.setattr("unspool.atomic_files.os.replace", fail)
     with pytest.raises(OSError, match="No space left on device.*chat.json"):
         chat.save(file)
     assert file.read_text() == before and list(tmp_path.iterdir()) == [file]

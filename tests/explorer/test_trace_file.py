@@ -130,23 +130,26 @@ def test_a_hostile_trace_harms_nothing(show: Any):
     assert "onerror" in seen and not any(each in seen for each in ("\u202e", "\u2066", "\x1b", "x" * 2100))
 
 
-def test_injected_scripts_do_not_run(show: Any, lm: unspool.LanguageModel):
+def test_injected_scripts_do_not_run(browser: Any, lm: unspool.LanguageModel, tmp_path: Path):
     """Even markup that got into the page could not run: it lacks the nonce."""
-    page = show(traced(lm, max_new_tokens=2))
+    traced(lm, max_new_tokens=2).to_html(tmp_path / "trace.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "trace.html").as_uri())
+    page.wait_for_selector("main")
     blocked = page.evaluate(
         """async () => {
-            const reasons = [];
-            document.addEventListener("securitypolicyviolation", (event) => reasons.push(event.effectiveDirective));
+            const blocked = [];
+            document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
             for (const source of [null, "data:text/javascript,window.broken=1"]) {
                 const script = document.createElement("script");
                 if (source) script.src = source; else script.textContent = "window.broken = 1";
                 document.body.append(script);
             }
-            await new Promise((resolve) => setTimeout(resolve, 200));
-            return [reasons.length, window.broken ?? null];
+            while (blocked.length < 2) await new Promise((resolve) => setTimeout(resolve, 20));
+            return [blocked.length, window.broken ?? null];
         }"""
     )
-    page.context.clear_permissions()
+    page.close()
     assert blocked == [2, None]
 
 

@@ -41,7 +41,6 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "trace": (
         'unspool trace "The fox" --num-beams 3',
         'unspool trace "The fox" --temperature 0.8 --top-k 5 --seed 7',
-        'unspool trace "The fox" --num-beams 3 --html fox.html',
     ),
     "compare": (
         'unspool compare "The fox" --strategies greedy,sample,beam --seed 7',

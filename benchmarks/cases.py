@@ -19,7 +19,7 @@ PEERS = ("transformers", "ctranslate2", "llama.cpp")
 _PIPELINE_BATCH = 16
 _CTRANSLATE2_BATCH = 8
 _NOT_A_BEAM_SEARCH = (
-    "llama.cpp has no beam search: it decodes 5 sequences in one batch a step, each greedily, which is the least that "
+    "llama.cpp lacks beam search: it decodes 5 sequences in one batch a step, each greedily, which is the least that "
     "a beam search would cost it"
 )
 _SORTED = f"CTranslate2 sorts the prompts by length and takes {_CTRANSLATE2_BATCH} at a time, which suits it best"

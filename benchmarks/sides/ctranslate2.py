@@ -36,7 +36,7 @@ class CTranslate2:
         weights = options["weights"]
         offered = ctranslate2.get_supported_compute_types("cpu")
         if weights not in offered:
-            raise Unavailable(f"CTranslate2 has no {weights} on this CPU, only {', '.join(sorted(offered))}")
+            raise Unavailable(f"CTranslate2 lacks {weights} on this CPU, only {', '.join(sorted(offered))}")
         folder = checkpoint.parent / f"{checkpoint.name}-ctranslate2-{weights}"
         if not (folder / "model.bin").exists():
             command = [sys.executable, "-m", "benchmarks.sides.ctranslate2", str(checkpoint), str(folder), weights]
@@ -49,7 +49,7 @@ class CTranslate2:
     def run(self, work: Work) -> Run:
         unread = sorted(set(work.options) - _READ)
         if unread:
-            raise Unavailable(f"CTranslate2 has no {unread[0]}")
+            raise Unavailable(f"CTranslate2 lacks {unread[0]}")
         watch = _Watch() if work.watch_first else None
         results = self._generator.generate_batch(
             [[str(token) for token in prompt] for prompt in work.prompts],

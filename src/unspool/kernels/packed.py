@@ -102,6 +102,7 @@ class PackedWeight:
         vectors = {"scale": _in_blocks(scales if kind == _INT8 else ()), "bias": _in_blocks(bias)}
         self.memory = allocate(size + sum(4 * each.numel() for each in vectors.values()))
         start = self.memory.data_ptr()
+        assert self.memory.device.type == "cpu", "memory for weights must be on the CPU"
         assert start % 64 == 0 and self.memory.is_contiguous(), "memory for weights must be aligned to 64 bytes"
         self._weight.data, place = start, size
         for name, vector in vectors.items():

@@ -67,7 +67,9 @@ class HugePages:
         size = torch.Size(shape).numel() * dtype.itemsize
         if self._chunk is None or self._used + size > len(self._chunk):
             is_first = self._chunk is None and size <= _FIRST_CHUNK
-            self._chunk = torch.empty(_FIRST_CHUNK, dtype=torch.uint8) if is_first else _chunk(max(size, _CHUNK))
+            self._chunk = (
+                torch.empty(_FIRST_CHUNK, dtype=torch.uint8, device="cpu") if is_first else _chunk(max(size, _CHUNK))
+            )
             self._used = 0
         part = self._chunk[self._used : self._used + size]
         self._used += size + -size % _ALIGNMENT

@@ -94,6 +94,15 @@ def copied(page: Any) -> dict[str, str]:
     return found
 
 
+def nearly(value: Any) -> Any:
+    """Return JSON data that equals data with nearly the same numbers, as a prompt that is read in other parts gives."""
+    if isinstance(value, dict):
+        return {name: nearly(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [nearly(each) for each in value]
+    return pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+
+
 PROMPTS = [PROMPT, 'He said: "it\'s a $HOME \\ back`tick`"', "zwei\nZeilen – 中文 🦊"]
 
 
@@ -105,7 +114,7 @@ def test_the_next_token_is_copied(visit: Open, lm: unspool.LanguageModel, python
     wanted = lm.next_tokens(prompt, limit=40, penalty_scope="prompt_and_output", **options)
     made = copied(page)
     assert python(made["Python"]) == f"{wanted}\n"
-    assert shell(f"{made['CLI']} --json") == json.dumps(wanted.to_dict(), ensure_ascii=False, indent=2) + "\n"
+    assert json.loads(shell(f"{made['CLI']} --json")) == nearly(wanted.to_dict())
     sent = json.loads(curl(made["curl"]))["tokens"]
     assert [each["token_id"] for each in sent] == [each.token_id for each in wanted]
 

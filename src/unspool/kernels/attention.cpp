@@ -290,8 +290,6 @@ constexpr int64_t WORTH_THREADS = 1 << 15;   // products of numbers
 
 }  // namespace
 
-#define JOIN(a, b) a##b
-#define ATTEND_OF(name) JOIN(attend_, name)
 
 int ATTEND_OF(NAME)(const Attention& call) {
     AttentionWork work = {&call, 0, 0, 0, 0};

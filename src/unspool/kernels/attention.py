@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from unspool.kernels.library import kernels
-
-_TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
+from unspool.kernels.library import INPUT_TYPES, kernels
 
 
 class SlotQuery(NamedTuple):
@@ -56,7 +54,7 @@ class _Attention(ctypes.Structure):
 
 def attends(dtype: torch.dtype, stored: torch.dtype) -> bool:
     """Return whether `SlotAttention` runs here for a model of `dtype` with keys and values of dtype `stored`."""
-    return dtype in _TYPES and stored in _TYPES and kernels() is not None
+    return dtype in INPUT_TYPES and stored in INPUT_TYPES and kernels() is not None
 
 
 class SlotAttention:
@@ -121,7 +119,7 @@ class SlotAttention:
         call.softcap = softcap or 0.0
         sinks = None if sinks is None else sinks.float().contiguous()
         call.sinks = None if sinks is None else sinks.data_ptr()
-        call.type, call.stored, call.threads = _TYPES[dtype], _TYPES[keys.dtype], torch.get_num_threads()
+        call.type, call.stored, call.threads = INPUT_TYPES[dtype], INPUT_TYPES[keys.dtype], torch.get_num_threads()
         if self._attend(self._address):
             raise MemoryError("no memory for the scores of attention")
 

@@ -583,9 +583,7 @@ static bool pays_here() {
 
 }  // namespace
 
-#define JOIN(a, b) a##b
 #define LEVEL_OF(name) JOIN(LEVEL_, name)
-#define ATTEND_OF(name) JOIN(attend_, name)
 #define TEXT_OF(name) TEXT(name)
 #define TEXT(name) #name
 int ATTEND_OF(NAME)(const Attention&);   // attention.cpp

@@ -23,6 +23,9 @@ from unspool.kernels.build import FACTS, LEVELS, LIBRARY, source_digest
 VARIABLE: Final = "UNSPOOL_KERNELS"
 """Environment variable: "auto", "off", or the name of an instruction set."""
 
+INPUT_TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
+"""Types of the inputs and results of a call, as the library counts them: `Type` in kernels.h."""
+
 _OPTIONS: Final = ("auto", "off", *(level for machine in LEVELS.values() for level in machine))
 _OPENMP: Final = ("GOMP_parallel", "__kmpc_fork_call", "__kmpc_push_num_threads", "__kmpc_global_thread_num")
 

@@ -18,14 +18,13 @@ from typing import Final, Literal, NoReturn, TypeAlias
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from unspool.kernels.library import Kernels, kernels, obstacle
+from unspool.kernels.library import INPUT_TYPES, Kernels, kernels, obstacle
 
 Activation: TypeAlias = Literal["none", "relu", "silu", "gelu", "gelu_tanh"]
 Allocate: TypeAlias = Callable[[int], torch.Tensor]
 
 _ACTIVATIONS: Final = ("none", "relu", "silu", "gelu", "gelu_tanh")
 _KINDS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
-_INPUTS: Final = {torch.float32: 0, torch.bfloat16: 1}
 _BLOCK: Final = 32
 _INT8, _INT4 = 2, 3
 INT4_GROUP: Final = 32
@@ -122,7 +121,7 @@ class PackedWeight:
             assert len(given) in (0, len(weights)), "one scale and one bias per matrix"
         assert all(each.shape == shape and each.dtype == self.dtype for each in weights), "matrices of one form"
         assert all(each.device.type == "cpu" for each in (*weights, *scales, *bias)), "weights on the CPU"
-        assert len(scales) == (0 if self.dtype in _INPUTS else len(weights)), "scales for integers"
+        assert len(scales) == (0 if self.dtype in INPUT_TYPES else len(weights)), "scales for integers"
         assert self.dtype != torch.uint8 or self.inputs % INT4_GROUP == 0, "int4 needs whole groups"
 
     def unpacked(self) -> list[torch.Tensor]:
@@ -181,7 +180,7 @@ def linear(inputs: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | 
     """
     if has_torch_function_unary(inputs):
         return handle_torch_function(linear, (inputs,), inputs, weight, residual)
-    kind, shape = _INPUTS.get(inputs.dtype), inputs.shape
+    kind, shape = INPUT_TYPES.get(inputs.dtype), inputs.shape
     if kind is None or shape[-1] != weight.inputs:
         raise ValueError(f"inputs must be float32 or bfloat16 [..., {weight.inputs}], got {inputs.dtype} {list(shape)}")
     x = inputs if inputs.is_contiguous() else inputs.contiguous()
@@ -200,7 +199,7 @@ def linear(inputs: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | 
 
 def packing_obstacle(dtype: torch.dtype) -> str:
     """Return why weights of a floating-point dtype cannot be packed here; "" if they can."""
-    return obstacle() if dtype in _INPUTS else f"{str(dtype).removeprefix('torch.')} weights cannot be packed"
+    return obstacle() if dtype in INPUT_TYPES else f"{str(dtype).removeprefix('torch.')} weights cannot be packed"
 
 
 def _require() -> Kernels:

@@ -92,3 +92,7 @@ template <class To, class From> INLINE To number(From x) {
 
 }  // namespace
 }  // namespace unspool
+
+// The names of a level's functions, which both sources of a level use.
+#define JOIN(a, b) a##b
+#define ATTEND_OF(name) JOIN(attend_, name)

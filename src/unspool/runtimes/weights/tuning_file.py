@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Final, get_args
 
 import torch
 
+from unspool.atomic_files import write_atomically
 from unspool.kernels.library import kernels
 from unspool.machine.cpu import cpu_name
 from unspool.runtimes.weights.trial import Form, Shape, Times
@@ -66,11 +65,9 @@ class TuningFile:
             for shape, times in self.times.items()
         ]
         content = {"machine": machine(), "rows": TRIAL_ROWS, "spent": self.seconds, "layers": layers}
-        partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, self.path)
+            write_atomically(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def tuning_folder() -> Path:

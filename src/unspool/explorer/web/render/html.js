@@ -21,7 +21,7 @@ export class Kept extends Component {
 	}
 }
 
-/** A handler that does not do what the browser would do by itself. @param {(event: any) => void} go */
+/** A handler without the default action of the browser. @param {(event: any) => void} go */
 export const instead = (go) => (event) => {
 	event.preventDefault();
 	go(event);

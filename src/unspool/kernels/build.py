@@ -23,7 +23,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = FOLDER / "_kernels.so"
 FACTS = FOLDER / "_kernels.json"
-SOURCES = ("kernels.h", "vectors.h", "attention.cpp", "level.cpp", "library.cpp")
+SOURCES = ("kernels.h", "vectors.h", "amx.h", "attention.cpp", "level.cpp", "library.cpp")
 
 _X86 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
@@ -33,6 +33,7 @@ LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx512": _AVX512,
         "avx512vnni": (*_AVX512, "-mavx512vnni"),
         "avx512bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+        "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     },
     "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
 }

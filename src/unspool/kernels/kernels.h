@@ -22,7 +22,6 @@ constexpr int BLOCK = 32;          // outputs side by side
 constexpr int GROUP = 32;          // inputs of int4 that share a scale and a zero
 constexpr int GROUP_BYTES = 640;   // one group of one block
 constexpr int MAX_UNIT = 4;        // blocks of a unit, at most
-constexpr int PASS = 64;           // rows that share one reading of the weights
 
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
 enum Type : int32_t { X_FLOAT32, X_BFLOAT16 };

@@ -2,13 +2,11 @@
 //
 // Each output of each row is summed in one order, whatever the number of rows: pieces in turn, and the inputs of a piece
 // in turn. Integers are summed exactly. So all numbers of rows give a row the same bits, and all levels do, except for
-// bfloat16 weights and inputs, which a level can multiply in pairs.
-#include "vectors.h"
+// bfloat16 weights and inputs, which a level can multiply in pairs or in tiles.
+#include "amx.h"
 
 namespace unspool {
 namespace {
-
-#define PIECE_FUNCTION static __attribute__((noinline)) void   // apart, so that each has all registers
 
 // Rows of a tile: their accumulators fill the registers.
 #if defined(__AVX512VNNI__)
@@ -20,19 +18,6 @@ constexpr int TILE[] = {3, 3, 2, 2};
 #else
 constexpr int TILE[] = {3, 3, 1, 1};
 #endif
-
-// Asks for memory that is read later: the tiles of a piece share the next piece. Hardware prefetchers stop at each 4 KB,
-// and sleep while the second tile of a piece computes.
-struct Ahead {
-    const char* next;
-    int step;   // bytes for each 128 bytes of weights: 128 for one tile
-
-    void move() {
-        __builtin_prefetch(next, 0, 2);
-        if (step == 128) __builtin_prefetch(next + 64, 0, 2);
-        next += step;
-    }
-};
 
 // ---- float32 and bfloat16 weights: x is float32 [inputs][R] -------------------------------------------------------
 
@@ -209,18 +194,19 @@ PIECE_FUNCTION int4_piece(const uint8_t* weight, const int32_t* x, const float* 
 
 // ---- x in the form that the pieces read ---------------------------------------------------------------------------
 
-// Rows are split into tiles of about equal size.
+// Rows are split into tiles of one size; the last one can have fewer rows.
 struct Tile {
     int64_t first;
-    int rows;
+    int rows, size;
 };
 
 struct Input {
     int64_t padded, groups;   // inputs; pieces (int8) or groups (int4)
+    int64_t words;            // of one row of x, if it is in AMX's tiles; otherwise 0
     bool in_pairs;            // bfloat16 weights and x, multiplied in pairs
     const float* numbers;     // float weights: per tile [padded][rows]
     int32_t* bytes;           // integers: per tile [padded / 4][rows][2], or [padded / 4][rows] for int4; pairs: [padded / 2][rows]
-    void* facts;              // per tile [groups][rows]: the offset (int8), or scale and sum (int4)
+    void* facts;              // offsets (int8), or per tile [groups][rows]: scale and sum (int4)
     float* step;              // int8: the scale of each row
 };
 
@@ -271,8 +257,9 @@ INLINE void int8_quad(const int32_t* n, int32_t* to) {
 }
 
 template <class X>
-static void int8_tile(const X* x, int32_t* to, int32_t* offset, float* step, int64_t inputs, int64_t padded, int rows) {
-    for (int r = 0; r < rows; r++, x += inputs) {
+static void int8_tile(const X* x, int32_t* to, int32_t* offset, int64_t stride, float* step, int64_t inputs, int64_t padded,
+                      Tile tile, bool in_tiles) {
+    for (int r = 0; r < tile.rows; r++, x += inputs) {
         float most = largest(x, inputs);
         step[r] = most / 32512.0f;
         bool regular = most > 0 && most < __builtin_inff();
@@ -284,9 +271,14 @@ static void int8_tile(const X* x, int32_t* to, int32_t* offset, float* step, int
             if (regular)
                 for (int64_t k = 0; k < given; k++) n[k] = nearest(value(x + start + k) * inverse);
             for (int64_t k = 0; k < given; k++) sum += n[k];
-            int32_t* quad = to + (start / 4 * rows + r) * 2;
-            for (int64_t k = 0; k < count; k += 4, quad += 2 * rows) int8_quad(n + k, quad);
-            offset[piece * rows + r] = (int32_t)((uint32_t)sum * FLIP);
+            if (in_tiles) {
+                for (int64_t k = 0; k < count; k += STEP[INT8])
+                    int8_step(n + k, to + ((start + k) / STEP[INT8] * 2 * tile.size + r) * STEP_WORDS, tile.size);
+            } else {
+                int32_t* quad = to + (start / 4 * tile.rows + r) * 2;
+                for (int64_t k = 0; k < count; k += 4, quad += 2 * tile.rows) int8_quad(n + k, quad);
+            }
+            offset[piece * stride + r] = (int32_t)((uint32_t)sum * FLIP);
         }
     }
 }
@@ -344,13 +336,18 @@ struct Work {
     const Call* call;
     Input input;
     int64_t first;   // row of this pass
-    int rows, num_tiles;
+    int rows, num_tiles, held;   // held: rows of all tiles, which have one size
     int64_t next_tile, next_unit;
 };
 
 INLINE Tile tile_of(const Work& work, int index) {
-    int size = work.rows / work.num_tiles, larger = work.rows % work.num_tiles;
-    return {(int64_t)index * size + (index < larger ? index : larger), size + (index < larger)};
+    int size = work.held / work.num_tiles, first = index * size, left = work.rows - first;
+    return {first, left < size ? left : size, size};
+}
+
+// The offsets of the rows of an int8 tile in one piece: [pieces][held].
+INLINE int32_t* offsets(const Work& work, int64_t piece, int64_t first) {
+    return static_cast<int32_t*>(work.input.facts) + piece * work.held + first;
 }
 
 template <class X> static void prepare_tile(const Work& work, int index, const X* x) {
@@ -358,12 +355,15 @@ template <class X> static void prepare_tile(const Work& work, int index, const X
     Tile tile = tile_of(work, index);
     int64_t inputs = work.weight->inputs;
     x += (work.first + tile.first) * inputs;
-    if constexpr (sizeof(X) == 2)
+    if constexpr (sizeof(X) == 2) {
+        if (in.words && work.weight->kind == BFLOAT16)
+            return bfloat16_tile(x, in.bytes + tile.first * in.words, inputs, tile.rows, tile.size);
         if (in.in_pairs) return pair_tile(x, in.bytes + tile.first * in.padded / 2, inputs, tile.rows);
+    }
     switch (work.weight->kind) {
         case INT8:
-            return int8_tile(x, in.bytes + tile.first * in.padded / 2, static_cast<int32_t*>(in.facts) + tile.first * in.groups,
-                             in.step + tile.first, inputs, in.padded, tile.rows);
+            return int8_tile(x, in.bytes + tile.first * (in.words ? in.words : in.padded / 2), offsets(work, 0, tile.first),
+                             work.held, in.step + tile.first, inputs, in.padded, tile, in.words != 0);
         case INT4:
             return int4_tile(x, in.bytes + tile.first * in.padded / 4, static_cast<float*>(in.facts) + tile.first * in.groups * 2,
                              inputs, tile.rows);
@@ -396,8 +396,7 @@ static void run_piece(const Work& work, const uint8_t* weight, int64_t start, in
             break;
         case INT8:
             if constexpr (R <= TILE[INT8])
-                int8_piece<R>(weight, in.bytes + begin / 2,
-                              static_cast<int32_t*>(in.facts) + first * in.groups + start / PIECE[INT8] * R, total, inputs, ahead);
+                int8_piece<R>(weight, in.bytes + begin / 2, offsets(work, start / PIECE[INT8], first), total, inputs, ahead);
             break;
         case INT4:
             if constexpr (R <= TILE[INT4])
@@ -405,6 +404,18 @@ static void run_piece(const Work& work, const uint8_t* weight, int64_t start, in
                               static_cast<float*>(in.facts) + 2 * (first * in.groups + start / GROUP * R), total, inputs, ahead);
             break;
     }
+}
+
+template <int TILES>
+static void run_tiles(const Work& work, const uint8_t* weight, int64_t start, int inputs, Tile tile, float* total, Ahead ahead) {
+    const Input& in = work.input;
+    int kind = work.weight->kind, held = tile.size << (kind == INT8);
+    const int32_t* x = in.bytes + tile.first * in.words + start / STEP[kind] * held * STEP_WORDS;
+    int64_t apart = tile.size * in.words;
+    if (kind == BFLOAT16)
+        bfloat16_tiles<TILES>(weight, x, apart, total, inputs, tile.size, ahead);
+    else
+        int8_tiles<TILES>(weight, x, apart, offsets(work, start / PIECE[INT8], tile.first), total, inputs, tile.size, ahead);
 }
 
 static void run_tile(const Work& work, const uint8_t* weight, int64_t start, int inputs, Tile tile, float* total,
@@ -455,7 +466,7 @@ static int64_t run_unit(Work& work, int64_t unit) {
     alignas(64) float total[MAX_UNIT * PASS * BLOCK];
     int64_t first = unit * w.unit, left = blocks_of(w) - first, padded = work.input.padded, next = 0;
     int blocks = (int)(left < w.unit ? left : w.unit);
-    for (int block = 0; block < blocks; block++) memset(total + block * PASS * BLOCK, 0, sizeof(float) * work.rows * BLOCK);
+    for (int block = 0; block < blocks; block++) memset(total + block * PASS * BLOCK, 0, sizeof(float) * work.held * BLOCK);
     const uint8_t* weight = w.data + first * bytes_of(w.kind, padded);
     for (int64_t start = 0; start < padded; start += PIECE[w.kind]) {
         int inputs = (int)(padded - start < PIECE[w.kind] ? padded - start : PIECE[w.kind]);
@@ -466,10 +477,13 @@ static int64_t run_unit(Work& work, int64_t unit) {
                 next = take(&work.next_unit);   // just in time to ask for its first piece
                 ahead = w.data + next * w.unit * bytes_of(w.kind, padded);
             }
-            for (int index = 0; index < work.num_tiles; index++) {
-                Tile tile = tile_of(work, index);
-                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * index / work.num_tiles, 128 / work.num_tiles};
-                run_tile(work, weight, start, inputs, tile, total + (block * PASS + tile.first) * BLOCK, share);
+            int at_once = work.input.words ? 2 : 1, turns = (int)up(work.num_tiles, at_once);
+            for (int turn = 0; turn < turns; turn++) {
+                Tile tile = tile_of(work, turn * at_once);
+                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * turn / turns, 128 / turns};
+                float* sums = total + (block * PASS + tile.first) * BLOCK;
+                auto run = !work.input.words ? run_tile : (turn + 1) * 2 <= work.num_tiles ? run_tiles<2> : run_tiles<1>;
+                run(work, weight, start, inputs, tile, sums, share);
             }
         }
     }
@@ -483,24 +497,40 @@ static int64_t run_unit(Work& work, int64_t unit) {
 static void run_units(void* argument) {
     Work& work = *static_cast<Work*>(argument);
     int64_t units = up(blocks_of(*work.weight), work.weight->unit);
+    if (work.input.words) set_tiles(work.held / work.num_tiles << (work.weight->kind == INT8));
     for (int64_t unit = take(&work.next_unit); unit < units;) unit = run_unit(work, unit);
+    if (work.input.words) release_tiles();
 }
 
+constexpr int64_t LINE = 16;                     // numbers of 64 bytes
 constexpr int64_t WORTH_A_THREAD = 1 << 12;      // numbers of x
 constexpr int64_t WORTH_THREADS = 1 << 14;       // products of numbers
 
+// The 32-bit words of one row of x in AMX's tiles; 0 for a product without them.
+static int64_t words_in_tiles(const Weight& w, int type, int rows) {
+    if (!HAS_TILES || rows < FEWEST_ROWS[w.kind] || (w.kind == BFLOAT16 && type != X_BFLOAT16)) return 0;
+    return up(padded_inputs(w), STEP[w.kind]) * STEP_WORDS << (w.kind == INT8);
+}
+
+static int num_tiles(const Weight& w, int rows, int64_t words) {
+    return (int)up(rows, words ? TILE_ROWS >> (w.kind == INT8) : TILE[w.kind]);
+}
+
 static void run_pass(const Weight& w, const Call& call, int64_t first, int rows, char* memory) {
-    Work work = {&w, &call, {}, first, rows, (int)up(rows, TILE[w.kind]), 0, 0};
+    Work work = {&w, &call, {}, first, rows, 0, 0, 0, 0};
     Input& in = work.input;
     in.padded = padded_inputs(w);
+    in.words = words_in_tiles(w, call.type, rows);
     in.in_pairs = HAS_PAIRS && w.kind == BFLOAT16 && call.type == X_BFLOAT16;
     in.groups = w.kind == INT4 ? in.padded / GROUP : up(in.padded, PIECE[w.kind]);
+    work.num_tiles = num_tiles(w, rows, in.words);
+    work.held = work.num_tiles * (int)up(rows, work.num_tiles);
     if (w.kind <= BFLOAT16 && rows == 1 && call.type == X_FLOAT32 && in.padded == w.inputs) {
         in.numbers = static_cast<const float*>(call.x) + first * w.inputs;   // one row has this form already
     } else {
         in.step = reinterpret_cast<float*>(memory);
         in.facts = in.step + PASS;
-        in.numbers = in.step + PASS + 2 * rows * in.groups;
+        in.numbers = in.step + PASS + up(2 * rows * in.groups, LINE) * LINE;
         in.bytes = reinterpret_cast<int32_t*>(const_cast<float*>(in.numbers));
         parallel(rows * w.inputs < WORTH_A_THREAD ? 1 : call.threads, prepare, &work);
     }
@@ -508,13 +538,17 @@ static void run_pass(const Weight& w, const Call& call, int64_t first, int rows,
 }
 
 static int linear(const Weight& w, const Call& call) {
-    int64_t most = call.rows < PASS ? call.rows : PASS, padded = padded_inputs(w);
-    size_t bytes = 4 * (PASS + most * (2 * up(padded, GROUP) + padded));
+    if (!call.rows) return 0;
+    int64_t most = words_in_tiles(w, call.type, PASS) ? PASS : PASS_WITHOUT_TILES;
+    int rows = (int)(call.rows < most ? call.rows : most);
+    int64_t padded = padded_inputs(w), words = words_in_tiles(w, call.type, rows), tiles = num_tiles(w, rows, words);
+    int64_t numbers = words ? tiles * up(rows, tiles) * words : rows * padded;
+    size_t bytes = 4 * (PASS + up(2 * rows * up(padded, GROUP), LINE) * LINE + up(numbers, LINE) * LINE);
     alignas(64) char near[1 << 15];
-    char* memory = bytes <= sizeof near ? near : static_cast<char*>(malloc(bytes));
+    char* memory = bytes <= sizeof near ? near : static_cast<char*>(aligned_alloc(64, bytes));
     if (!memory) return 1;
-    for (int64_t first = 0; first < call.rows; first += PASS)
-        run_pass(w, call, first, (int)(call.rows - first < PASS ? call.rows - first : PASS), memory);
+    for (int64_t first = 0; first < call.rows; first += most)
+        run_pass(w, call, first, (int)(call.rows - first < most ? call.rows - first : most), memory);
     if (memory != near) free(memory);
     return 0;
 }
@@ -551,7 +585,10 @@ static bool runs_here() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#if defined(__AVX512BF16__)
+#if defined(__AMX_TILE__)
+    return tiles_run_here() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+#elif defined(__AVX512BF16__)
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 #elif defined(__AVX512VNNI__)

@@ -5,11 +5,11 @@
 
 namespace unspool {
 
-extern const Level LEVEL_avx2, LEVEL_avx512, LEVEL_avx512vnni, LEVEL_avx512bf16, LEVEL_neon;
+extern const Level LEVEL_avx2, LEVEL_avx512, LEVEL_avx512vnni, LEVEL_avx512bf16, LEVEL_amx, LEVEL_neon;
 
 // Best first.
 #if defined(__x86_64__)
-static const Level* const LEVELS[] = {&LEVEL_avx512bf16, &LEVEL_avx512vnni, &LEVEL_avx512, &LEVEL_avx2};
+static const Level* const LEVELS[] = {&LEVEL_amx, &LEVEL_avx512bf16, &LEVEL_avx512vnni, &LEVEL_avx512, &LEVEL_avx2};
 #elif defined(__aarch64__)
 static const Level* const LEVELS[] = {&LEVEL_neon};
 #else

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -67,9 +67,12 @@ def choice() -> str:
     return value
 
 
-@cache
+@lru_cache(maxsize=1)
 def _load(wanted: str) -> Kernels | str:
-    """Return the library, or why it cannot be used. A damaged library also causes a warning."""
+    """Return the library, or why it cannot be used. A damaged library also causes a warning.
+
+    One result is kept, because the library has one level at a time.
+    """
     if wanted == "off":
         return f"{VARIABLE}=off"
     if not LIBRARY.exists():

@@ -38,6 +38,8 @@ typedef float LooseF __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE [[maybe_unused]] static inline __attribute__((always_inline))
 
+#define PIECE_FUNCTION static __attribute__((noinline)) void   // apart, so that each has all registers
+
 INLINE F same(float x) { return x - F{}; }   // unlike x + 0, this is x in every bit
 INLINE F converted(I x) { return __builtin_convertvector(x, F); }
 INLINE F low_half(U pair) { return (F)(pair << 16); }
@@ -89,6 +91,19 @@ template <class To, class From> INLINE To number(From x) {
     else
         return narrow(x);
 }
+
+// Asks for memory that is read later: the tiles of a piece share the next piece. Hardware prefetchers stop at each 4 KB,
+// and sleep while the second tile of a piece computes.
+struct Ahead {
+    const char* next;
+    int step;   // bytes for each 128 bytes of weights: 128 for one tile
+
+    void move() {
+        __builtin_prefetch(next, 0, 2);
+        if (step == 128) __builtin_prefetch(next + 64, 0, 2);
+        next += step;
+    }
+};
 
 }  // namespace
 }  // namespace unspool

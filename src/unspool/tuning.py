@@ -120,7 +120,8 @@ TUNING_SECONDS: Final = 2.0  # seconds | not recorded | 2026-11-30
 """The most time that trials take on a machine during loading, in all processes together."""
 
 BUSY_MACHINE: Final = 1.5  # ratio of times | Intel Xeon, 2 cores, idle and busy | 2026-11-30
-"""If the median time of reading memory exceeds the shortest one by this factor, trials are not kept for later runs."""
+"""Trials are not kept for later runs if the median time of reading memory exceeds the shortest one by this factor, or
+if all these times together exceed the CPU time by it."""
 
 CLEARLY_FASTER: Final = 0.9  # ratio of times | not recorded | 2026-11-21
 """A plan is replaced only by a plan that takes at most this part of its time. So noise does not change rounding."""

@@ -84,12 +84,20 @@ def files_of(folder: Path, sizes: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("readings", "expected"),
-    [([], False), ([1.0], False), ([1.0, 1.1, 1.2, 9.0], False), ([1.0, 1.6, 1.7], True), ([1.0, 1.0, 3.0], False)],
+    ("readings", "cpu_seconds", "expected"),
+    [
+        ([], [], False),
+        ([1.0], [0.9], False),
+        ([1.0, 1.1, 1.2, 3.0], [1.0, 1.1, 1.2, 2.9], False),
+        ([1.0, 1.6, 1.7], [1.0, 1.6, 1.7], True),
+        ([1.0, 1.0, 3.0], [1.0, 1.0, 2.9], False),
+        ([3.0, 3.0, 3.0], [1.0, 1.0, 1.0], True),
+    ],
+    ids=["none", "one", "one slow", "most slow", "last slow", "all slow alike"],
 )
-def test_readings_of_memory_show_other_programs(readings: list[float], expected: bool) -> None:
+def test_readings_of_memory_show_other_programs(readings: list[float], cpu_seconds: list[float], expected: bool) -> None:
     trial_of_none = Trial.__new__(Trial)
-    trial_of_none.readings = readings
+    trial_of_none.readings, trial_of_none.cpu_seconds = readings, cpu_seconds
     assert trial_of_none.was_disturbed is expected
 
 

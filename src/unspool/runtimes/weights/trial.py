@@ -52,11 +52,13 @@ class Trial:
 
     Attributes:
         readings: seconds of each reading of other memory. All take equally long on an idle machine.
+        cpu_seconds: seconds of these readings in which this thread ran; the others went to other programs.
     """
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
         self.readings: list[float] = []
+        self.cpu_seconds: list[float] = []
         size = min(last_level_cache(), (available_memory() or 1 << 40) // _SHARE_OF_MEMORY)
         # Not zeros, which the system need not hold in memory.
         self._filler = torch.ones(max(1, size // 4), dtype=torch.float32, device="cpu")
@@ -93,15 +95,19 @@ class Trial:
 
     def _empty_caches(self) -> None:
         """Read other memory, so that the next product reads its weight from memory, as a decode step does."""
-        started = self._clock()
+        ran, started = time.thread_time(), self._clock()
         self._filler.sum()
         self.readings.append(self._clock() - started)
+        self.cpu_seconds.append(time.thread_time() - ran)
 
     @property
     def was_disturbed(self) -> bool:
         """Return whether other programs took so much time that the times can be wrong."""
+        if not self.readings:
+            return False
         ordered = sorted(self.readings)
-        return bool(ordered) and ordered[len(ordered) // 2] > BUSY_MACHINE * ordered[0]
+        uneven = ordered[len(ordered) // 2] > BUSY_MACHINE * ordered[0]
+        return uneven or sum(self.readings) > BUSY_MACHINE * sum(self.cpu_seconds)
 
     def _seconds(self, product: Product, rows: torch.Tensor) -> float:
         started = self._clock()

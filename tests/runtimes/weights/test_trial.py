@@ -95,7 +95,9 @@ def files_of(folder: Path, sizes: Sequence[str]) -> None:
     ],
     ids=["none", "one", "one slow", "most slow", "last slow", "all slow alike"],
 )
-def test_readings_of_memory_show_other_programs(readings: list[float], cpu_seconds: list[float], expected: bool) -> None:
+def test_readings_of_memory_show_other_programs(
+    readings: list[float], cpu_seconds: list[float], expected: bool
+) -> None:
     trial_of_none = Trial.__new__(Trial)
     trial_of_none.readings, trial_of_none.cpu_seconds = readings, cpu_seconds
     assert trial_of_none.was_disturbed is expected

@@ -20,19 +20,9 @@ struct Span {
     F part[PARTS];
 };
 
-INLINE Span loaded(const float* x) {
+template <class T> INLINE Span loaded(const T* x) {
     Span found;
-    UNROLL for (int v = 0; v < PARTS; v++) found.part[v] = reinterpret_cast<const LooseF*>(x)[v];
-    return found;
-}
-
-INLINE Span loaded(const uint16_t* x) {
-    Span found;
-    UNROLL for (int v = 0; v < PARTS; v++) {
-        H half;
-        memcpy(&half, x + v * LANES, sizeof half);
-        found.part[v] = (F)(__builtin_convertvector(half, U) << 16);
-    }
+    UNROLL for (int v = 0; v < PARTS; v++) found.part[v] = load(x + v * LANES);
     return found;
 }
 
@@ -45,7 +35,7 @@ template <class T> INLINE Span loaded(const T* x, int64_t count) {
 }
 
 INLINE void stored(const Span& span, float* to) {
-    UNROLL for (int v = 0; v < PARTS; v++) reinterpret_cast<LooseF*>(to)[v] = span.part[v];
+    UNROLL for (int v = 0; v < PARTS; v++) store(span.part[v], to + v * LANES);
 }
 
 // Adds the halves, then the halves of the result, and so on.

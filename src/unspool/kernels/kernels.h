@@ -84,6 +84,33 @@ struct Attention {
     int32_t threads;
 };
 
+// y = x / sqrt(mean of x^2 + eps) * weight, row by row. Mirrored by `_Norm` in rows.py.
+struct Norm {
+    const float* weight;   // [width]
+    int64_t width;
+    float eps;
+    int32_t type;          // of x and y
+    int32_t rounds;        // 1: x is normalized, rounded to its type, and then multiplied by the weight
+    int32_t lanes;         // numbers of a vector in PyTorch's sums: 4 or 8
+};
+
+// y = x * cos + (-second half of x, first half of x) * sin over the first `rotated` numbers of a row; the others are
+// copied. The numbers of a row are side by side. Mirrored by `_Rotation` in rows.py.
+struct Rotation {
+    int64_t sizes[2];                                                     // rows are [sizes[0], sizes[1]]
+    int64_t x_strides[2], cos_strides[2], sin_strides[2], y_strides[2];   // between rows, in numbers
+    int64_t width, rotated;
+    int32_t type;   // of all four
+};
+
+// The tensors of a call of Norm or Rotation. x and y of Norm are contiguous.
+struct Rows {
+    const void *x, *cos, *sin;
+    void* y;
+    int64_t rows;
+    int32_t threads;
+};
+
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
 inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK) << w.gated; }
 inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
@@ -106,6 +133,8 @@ struct Level {
     bool (*pays_here)();   // whether it is faster than the level below
     int (*linear)(const Weight&, const Call&);   // 0, or 1 without memory
     int (*attend)(const Attention&);             // 0, or 1 without memory
+    void (*norm)(const Norm&, const Rows&);
+    void (*rotate)(const Rotation&, const Rows&);
     float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };
 

@@ -440,18 +440,17 @@ template <class X> static void finish_block(const Work& work, const float* total
     const Weight& w = *work.weight;
     int64_t n = (block >> w.gated) * BLOCK, count = w.outputs - n < BLOCK ? w.outputs - n : BLOCK;
     int64_t place = (work.first + row) * w.outputs + n;
-    alignas(64) float residual[BLOCK] = {};
+    alignas(64) X residual[BLOCK] = {};
     alignas(64) X y[BLOCK];
-    if (work.call->residual)
-        for (int64_t i = 0; i < count; i++) residual[i] = value(static_cast<const X*>(work.call->residual) + place + i);
     UNROLL for (int v = 0; v < VECS; v++) {
         F found = activated(finished(work, total, block, v, row), w.activation);
         if (w.gated) found *= finished(work, total + PASS * BLOCK, block + 1, v, row);
-        found += reinterpret_cast<const F*>(residual)[v];
-        if constexpr (sizeof(X) == 4)
-            reinterpret_cast<F*>(y)[v] = found;
-        else
-            reinterpret_cast<H*>(y)[v] = narrow(found);
+        store(found, y + v * LANES);
+    }
+    if (work.call->residual) {
+        memcpy(residual, static_cast<const X*>(work.call->residual) + place, sizeof(X) * (size_t)count);
+        asm("" : "+m"(y));   // rounded first, like the result of an operator of its own; not joined to a multiplication
+        UNROLL for (int v = 0; v < VECS; v++) store(load(y + v * LANES) + load(residual + v * LANES), y + v * LANES);
     }
     X* to = static_cast<X*>(work.call->y) + place;
     if (count == BLOCK)
@@ -623,8 +622,11 @@ static bool pays_here() {
 #define LEVEL_OF(name) JOIN(LEVEL_, name)
 #define TEXT_OF(name) TEXT(name)
 #define TEXT(name) #name
-int ATTEND_OF(NAME)(const Attention&);   // attention.cpp
+int ATTEND_OF(NAME)(const Attention&);                // attention.cpp
+void NORM_OF(NAME)(const Norm&, const Rows&);         // rows.cpp
+void ROTATE_OF(NAME)(const Rotation&, const Rows&);   // rows.cpp
 extern const Level LEVEL_OF(NAME);
-const Level LEVEL_OF(NAME) = {TEXT_OF(NAME), FLIP, runs_here, pays_here, linear, ATTEND_OF(NAME), read_all};
+const Level LEVEL_OF(NAME) = {TEXT_OF(NAME),   FLIP,          runs_here,       pays_here, linear,
+                              ATTEND_OF(NAME), NORM_OF(NAME), ROTATE_OF(NAME), read_all};
 
 }  // namespace unspool

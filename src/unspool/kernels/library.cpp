@@ -225,6 +225,16 @@ PUBLIC int32_t unspool_linear(const Weight* weight, const void* x, void* y, cons
 // Writes the keys and values of the queries, and computes y; returns 0, or 1 without memory.
 PUBLIC int32_t unspool_attend(const Attention* call) { return level->attend(*call); }
 
+// Computes y.
+PUBLIC void unspool_norm(const Norm* norm, const void* x, void* y, int64_t rows, int32_t threads) {
+    level->norm(*norm, {x, nullptr, nullptr, y, rows, threads});
+}
+
+// Computes y.
+PUBLIC void unspool_rotate(const Rotation* rotation, const void* x, const void* cos, const void* sin, void* y, int32_t threads) {
+    level->rotate(*rotation, {x, cos, sin, y, rotation->sizes[0] * rotation->sizes[1], threads});
+}
+
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.
 PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) { return level->read(data, count, threads); }
 

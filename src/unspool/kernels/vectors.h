@@ -51,6 +51,12 @@ INLINE float wide(uint16_t x) {
     memcpy(&found, &bits, 4);
     return found;
 }
+INLINE F load(const float* x) { return *reinterpret_cast<const LooseF*>(x); }
+INLINE F load(const uint16_t* x) {
+    H half;
+    memcpy(&half, x, sizeof half);
+    return (F)(__builtin_convertvector(half, U) << 16);
+}
 INLINE float value(const float* x) { return *x; }
 INLINE float value(const uint16_t* x) { return wide(*x); }
 
@@ -82,6 +88,12 @@ INLINE uint16_t narrow(float x) {
     return (uint16_t)(x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+INLINE void store(F x, float* to) { *reinterpret_cast<LooseF*>(to) = x; }
+INLINE void store(F x, uint16_t* to) {
+    H half = narrow(x);
+    memcpy(to, &half, sizeof half);
+}
+
 // A number as float, or as the bits of a bfloat16.
 template <class To, class From> INLINE To number(From x) {
     if constexpr (sizeof(To) == sizeof(From))
@@ -108,6 +120,8 @@ struct Ahead {
 }  // namespace
 }  // namespace unspool
 
-// The names of a level's functions, which both sources of a level use.
+// The names of a level's functions, which the sources of a level share.
 #define JOIN(a, b) a##b
 #define ATTEND_OF(name) JOIN(attend_, name)
+#define NORM_OF(name) JOIN(norm_, name)
+#define ROTATE_OF(name) JOIN(rotate_, name)

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from unspool.runtimes.kv.attention import AttentionParams
+from unspool.runtimes.replay.fusion import fuse
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.tracer import Tracer
 
@@ -25,20 +26,25 @@ class Program:
     Args:
         first, second: finished traces of two sizes. The program takes over the graph of the first.
         rewritten: returns the function to call in place of a traced one; None for the traced ones.
+        fuses: True to fuse operators; see fusion.py.
 
     Attributes:
         graph: the calls; print it to read them.
+        num_fused: number of fused calls.
 
     Raises:
         Unrecordable: if the traces differ in more than their sizes.
     """
 
-    def __init__(self, first: Tracer, second: Tracer, *, rewritten: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, first: Tracer, second: Tracer, *, rewritten: Callable[[Any], Any] | None = None, fuses: bool = False
+    ) -> None:
         _join_traces(first, second)
         self.graph = first.graph
         if rewritten is not None:
             for node in self.graph.nodes:
                 node.target = rewritten(node.target) if node.op == "call_function" else node.target
+        self.num_fused = fuse(self.graph, first.constants) if fuses else 0
         self.graph.eliminate_dead_code(_is_needed)
         code = self.graph.python_code("self")
         names = dict(code.globals)

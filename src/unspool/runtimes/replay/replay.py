@@ -75,8 +75,8 @@ class Replay:
     """Passes that run the model until they are recorded, and their replay from then on.
 
     For each size, a replay is trusted once it has given the model's exact results. That check costs a pass, so it runs
-    only for sizes that are likely to come again. If a replay gives other results, or raises, the model runs this pass
-    and every later one.
+    only for sizes that are likely to come again. If a replay gives other results, or raises, the model runs this pass.
+    After a program with fused operators comes a plain one; if that fails too, the model runs every later pass.
 
     Args:
         calls: the mode that the model runs in. A replay calls the functions that the mode calls. None for no mode.
@@ -92,6 +92,7 @@ class Replay:
         self._version = version or (lambda: 0)
         self._recorded_version = self._version()
         self.obstacle = ""
+        self._fuses = True
         self._program: Program | None = None
         self._num_passes = 0
         self._verified: set[Hashable] = set()
@@ -133,7 +134,7 @@ class Replay:
         """Record the pass now; set `obstacle` if that is impossible."""
         try:
             rewritten = None if self._calls is None else self._calls.rewritten
-            self._program = Program(each.trace(0), each.trace(1), rewritten=rewritten)
+            self._program = Program(each.trace(0), each.trace(1), rewritten=rewritten, fuses=self._fuses)
         except Unrecordable as reason:
             self.obstacle = str(reason)
         except Exception as error:  # a model can refuse two tokens at one position in any way
@@ -155,7 +156,7 @@ class Replay:
     def _verify(self, program: Program, each: ReplayedPass) -> Any:
         """Run the program and the model; trust the size from now on if the results are the same."""
         found = self._replayed(program, each)
-        if self.obstacle:
+        if self._program is None:
             return found
         expected = self._model(each)
         if _are_identical(found, expected):
@@ -169,8 +170,12 @@ class Replay:
             return each.model()
 
     def _stop(self, reason: str) -> None:
-        self.obstacle, self._program = reason, None
+        """Drop the program. After a fused program comes a plain one, and after a plain program the model."""
+        has_fused = self._program is not None and self._program.num_fused > 0
+        self.obstacle = "" if has_fused else reason
+        self._fuses, self._program = False, None
         self._verified.clear()
+        self._seen.clear()
 
 
 def _are_identical(found: Any, expected: Any) -> bool:

@@ -125,11 +125,12 @@ class Tracer(TorchFunctionMode):
         """Let a node, or its items, stand for the tensors that a call has returned."""
         self._alive.append(result)
         if isinstance(result, torch.Tensor):
+            node.meta |= {"dtype": result.dtype, "shape": result.shape}
             self._nodes[id(result)] = node
             return
         for index, part in enumerate(result):
             if isinstance(part, torch.Tensor):
-                self._nodes[id(part)] = self.graph.call_function(operator.getitem, (node, index))
+                self._name(self.graph.call_function(operator.getitem, (node, index)), part)
 
     def _encode(self, value: Any) -> Any:
         """Return an argument with a node in place of each tensor and each constant."""

@@ -1,0 +1,131 @@
+// RMSNorm and rotary embeddings of a decode step, for one instruction set.
+//
+// Each result has the bits of PyTorch's operators in turn: the same order of sums, and the same roundings. So the source
+// is compiled without fused multiply-adds. Each row is computed alone.
+#include "vectors.h"
+
+namespace unspool {
+namespace {
+
+constexpr int64_t WORTH_THREADS = 1 << 15;   // numbers
+
+template <class T> INLINE F loaded(const T* x, int64_t count) {
+    if (count >= LANES) return load(x);
+    T some[LANES] = {};
+    for (int64_t i = 0; i < count; i++) some[i] = x[i];
+    return load(some);
+}
+
+template <class T> INLINE void stored(F x, T* to, int64_t count) {
+    if (count >= LANES) return store(x, to);
+    T some[LANES];
+    store(x, some);
+    for (int64_t i = 0; i < count; i++) to[i] = some[i];
+}
+
+// The nearest number of type T.
+template <class T> INLINE F rounded(F x) {
+    T some[LANES];
+    store(x, some);
+    return load(some);
+}
+
+// The sum of squares in the order of PyTorch's sum over neighbors, for its vectors of L numbers: four vectors side by
+// side, in partial sums of up to 4 levels; then the numbers behind the last whole vector; then the lanes in turn.
+template <int L, class X> static float sum_of_squares(const X* x, int64_t count) {
+    constexpr int VECTORS = 4 * L / LANES > 0 ? 4 * L / LANES : 1, LEVELS = 4;
+    static_assert(VECTORS * LANES == 4 * L, "whole vectors");
+    F sum[LEVELS][VECTORS] = {};
+    int64_t groups = count / (4 * L), i = 0;
+    int bits = 0;
+    while (((int64_t)1 << bits) < groups) bits++;
+    int power = bits / LEVELS > 4 ? bits / LEVELS : 4;
+    int64_t step = (int64_t)1 << power;
+    auto add = [&](int64_t stop) __attribute__((always_inline)) {
+        for (; i < stop; i++)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                F some = load(x + i * 4 * L + v * LANES);
+                sum[0][v] += some * some;
+            }
+    };
+    while (i + step <= groups) {
+        add(i + step);
+        for (int level = 1; level < LEVELS; level++) {
+            for (int v = 0; v < VECTORS; v++) sum[level][v] += sum[level - 1][v], sum[level - 1][v] = F{};
+            if (i & ((step - 1) << (level * power))) break;
+        }
+    }
+    add(groups);
+    for (int level = 1; level < LEVELS; level++)
+        for (int v = 0; v < VECTORS; v++) sum[0][v] += sum[level][v];
+    float lane[4][L], total = 0;
+    memcpy(lane, sum[0], sizeof lane);
+    int64_t at = groups * 4 * L;
+    for (; at + L <= count; at += L)
+        for (int j = 0; j < L; j++) lane[0][j] += value(x + at + j) * value(x + at + j);
+    for (int k = 1; k < 4; k++)
+        for (int j = 0; j < L; j++) lane[0][j] += lane[k][j];
+    for (; at < count; at++) total += value(x + at) * value(x + at);
+    for (int j = 0; j < L; j++) total += lane[0][j];
+    return total;
+}
+
+template <class X> static void norm_row(const Norm& norm, const Rows& rows, int64_t row) {
+    int64_t width = norm.width;
+    const X* x = static_cast<const X*>(rows.x) + row * width;
+    X* y = static_cast<X*>(rows.y) + row * width;
+    float sum = norm.lanes == 8 ? sum_of_squares<8>(x, width) : sum_of_squares<4>(x, width);
+    float scale = 1.0f / __builtin_sqrtf(sum / (float)width + norm.eps);
+    for (int64_t i = 0; i < width; i += LANES) {
+        F normed = loaded(x + i, width - i) * scale;
+        if (norm.rounds) normed = rounded<X>(normed);
+        stored(normed * loaded(norm.weight + i, width - i), y + i, width - i);
+    }
+}
+
+template <class X> static void rotate_row(const Rotation& form, const Rows& rows, int64_t row) {
+    int64_t outer = row / form.sizes[1], inner = row % form.sizes[1], half = form.rotated / 2;
+    auto of = [&](const void* data, const int64_t* strides) __attribute__((always_inline)) {
+        return static_cast<const X*>(data) + outer * strides[0] + inner * strides[1];
+    };
+    const X *x = of(rows.x, form.x_strides), *cos = of(rows.cos, form.cos_strides), *sin = of(rows.sin, form.sin_strides);
+    X* y = const_cast<X*>(of(rows.y, form.y_strides));
+    for (int64_t i = 0; i < half; i += LANES) {
+        int64_t j = i + half, count = half - i;
+        F first = loaded(x + i, count), second = loaded(x + j, count);
+        F a = rounded<X>(first * loaded(cos + i, count)) + rounded<X>(-second * loaded(sin + i, count));
+        F b = rounded<X>(second * loaded(cos + j, count)) + rounded<X>(first * loaded(sin + j, count));
+        stored(a, y + i, count);
+        stored(b, y + j, count);
+    }
+    for (int64_t i = form.rotated; i < form.width; i++) y[i] = x[i];
+}
+
+template <class Form> struct Work {
+    const Form* form;
+    const Rows* rows;
+    void (*row)(const Form&, const Rows&, int64_t);
+    int64_t next;
+};
+
+template <class Form> static void run_rows(void* argument) {
+    auto& work = *static_cast<Work<Form>*>(argument);
+    for (int64_t row; (row = take(&work.next)) < work.rows->rows;) work.row(*work.form, *work.rows, row);
+}
+
+template <class Form> static void run(const Form& form, const Rows& rows, void (*row)(const Form&, const Rows&, int64_t)) {
+    Work<Form> work = {&form, &rows, row, 0};
+    parallel(rows.rows * form.width < WORTH_THREADS ? 1 : rows.threads, run_rows<Form>, &work);
+}
+
+}  // namespace
+
+void NORM_OF(NAME)(const Norm& norm, const Rows& rows) {
+    run(norm, rows, norm.type == X_FLOAT32 ? norm_row<float> : norm_row<uint16_t>);
+}
+
+void ROTATE_OF(NAME)(const Rotation& rotation, const Rows& rows) {
+    run(rotation, rows, rotation.type == X_FLOAT32 ? rotate_row<float> : rotate_row<uint16_t>);
+}
+
+}  // namespace unspool

@@ -95,21 +95,27 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, half: int) -> 
     if not x.is_cpu or not x.dtype == cos.dtype == sin.dtype:
         raise ValueError(f"tensors to rotate must be on the CPU and of one dtype, got {x.dtype} and {cos.dtype}")
     y = torch.empty_like(x)
-    run, form = _rotation(x.dtype, half, *[(each.shape, each.stride()) for each in (x, cos, sin, y)])
+    strides = (x.stride(), cos.stride(), sin.stride(), y.stride())
+    run, form = _rotation(x.dtype, half, x.shape, cos.shape, sin.shape, strides)
     run(form, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
 
 
 @lru_cache(maxsize=1024)
 def _rotation(
-    dtype: torch.dtype, half: int, *facts: tuple[torch.Size, tuple[int, ...]]
+    dtype: torch.dtype,
+    half: int,
+    shape: torch.Size,
+    cos_shape: torch.Size,
+    sin_shape: torch.Size,
+    strides: tuple[tuple[int, ...], ...],
 ) -> tuple[Callable[..., None], Any]:
-    """Return the kernel and the form of a rotation. facts: shape and strides of x, cos, sin and the result."""
-    (shape, _), *factors, _ = facts
-    for each, strides in facts:
-        if dtype not in INPUT_TYPES or len(each) != 4 or each[0] != 1 or strides[3] != 1:
-            raise ValueError(f"cannot rotate {dtype} {list(shape)} with strides {strides}")
-    for each, _ in factors:
+    """Return the kernel and the form of a rotation. strides: of x, cos, sin and the result."""
+    facts = list(zip((shape, cos_shape, sin_shape, shape), strides, strict=True))
+    for each, by in facts:
+        if dtype not in INPUT_TYPES or len(each) != 4 or each[0] != 1 or by[3] != 1:
+            raise ValueError(f"cannot rotate {dtype} {list(shape)} with strides {by}")
+    for each in (cos_shape, sin_shape):
         if each[3] != 2 * half or shape[3] < 2 * half or any(each[at] not in (1, shape[at]) for at in (1, 2)):
             raise ValueError(f"cannot rotate {list(shape)} by {list(each)}")
     steps = [tuple(by[at] if each[at] > 1 else 0 for at in (1, 2)) for each, by in facts]

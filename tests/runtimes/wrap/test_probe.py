@@ -28,6 +28,14 @@ def test_the_distance_is_relative_to_the_spread_of_a_row() -> None:
     assert distance(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
 
 
+@pytest.mark.parametrize("extra", [(), (2.0, 2.0, 2.0), (0.0, -math.inf, 4.0)], ids=["plain", "constant", "infinite"])
+def test_the_distance_of_several_rows_is_that_of_the_farthest(extra: tuple[float, ...]) -> None:
+    reference = torch.tensor([(0.0, 2.0, 4.0), (1.0, 0.0, 5.0), *([extra] if extra else [])])
+    found = reference + torch.tensor([0.1, 0.2, 0.3])
+    alone = [distance(*pair) for pair in zip(found.split(1), reference.split(1), strict=True)]
+    assert distance(found, reference) == pytest.approx(max(alone)) and alone[0] != pytest.approx(alone[1])
+
+
 def test_infinite_entries_must_be_the_same() -> None:
     reference = torch.tensor([[1.0, 3.0, -math.inf]])
     assert distance(reference + torch.tensor([1.0, 1.0, 0.0]), reference) == pytest.approx(1.0)

@@ -35,7 +35,12 @@ def distance(found: torch.Tensor, reference: torch.Tensor) -> float:
     if found.shape != reference.shape or not torch.equal(found.isfinite(), reference.isfinite()):
         return float("inf")
     rows, expected = found.flatten(0, -2).double(), reference.flatten(0, -2).double()
-    return max((_row_distance(*pair) for pair in zip(rows, expected, strict=True)), default=0.0)
+    if not len(rows):
+        return 0.0
+    spread = expected.std(-1, correction=0)
+    if bool((spread > 0).all()):  # then all entries are finite
+        return float(((rows - expected).square().mean(-1).sqrt() / spread).max())
+    return max(_row_distance(*pair) for pair in zip(rows, expected, strict=True))
 
 
 def _row_distance(row: torch.Tensor, reference: torch.Tensor) -> float:

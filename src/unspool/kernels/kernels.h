@@ -111,6 +111,14 @@ struct Rows {
     int32_t threads;
 };
 
+// The logsumexp of rows of scores.
+struct LogNorm {
+    const float* x;   // [rows, width], with `stride` numbers from row to row
+    float* y;         // [rows]
+    int64_t rows, width, stride;
+    int32_t threads;
+};
+
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
 inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK) << w.gated; }
 inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
@@ -135,6 +143,7 @@ struct Level {
     int (*attend)(const Attention&);             // 0, or 1 without memory
     void (*norm)(const Norm&, const Rows&);
     void (*rotate)(const Rotation&, const Rows&);
+    void (*log_norm)(const LogNorm&);
     float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };
 

@@ -625,8 +625,9 @@ static bool pays_here() {
 int ATTEND_OF(NAME)(const Attention&);                // attention.cpp
 void NORM_OF(NAME)(const Norm&, const Rows&);         // rows.cpp
 void ROTATE_OF(NAME)(const Rotation&, const Rows&);   // rows.cpp
+void LOG_NORM_OF(NAME)(const LogNorm&);               // rows.cpp
 extern const Level LEVEL_OF(NAME);
 const Level LEVEL_OF(NAME) = {TEXT_OF(NAME),   FLIP,          runs_here,       pays_here, linear,
-                              ATTEND_OF(NAME), NORM_OF(NAME), ROTATE_OF(NAME), read_all};
+                              ATTEND_OF(NAME), NORM_OF(NAME), ROTATE_OF(NAME), LOG_NORM_OF(NAME), read_all};
 
 }  // namespace unspool

@@ -235,6 +235,11 @@ PUBLIC void unspool_rotate(const Rotation* rotation, const void* x, const void* 
     level->rotate(*rotation, {x, cos, sin, y, rotation->sizes[0] * rotation->sizes[1], threads});
 }
 
+// Computes the logsumexp of each row.
+PUBLIC void unspool_log_norm(const float* x, float* y, int64_t rows, int64_t width, int64_t stride, int32_t threads) {
+    level->log_norm({x, y, rows, width, stride, threads});
+}
+
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.
 PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) { return level->read(data, count, threads); }
 

@@ -105,6 +105,8 @@ def _opened(digest: str, version: str, level: str) -> Kernels | str:
     functions.unspool_attend.argtypes = [ctypes.c_void_p]
     functions.unspool_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_rotate.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int32]
+    functions.unspool_log_norm.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
+    functions.unspool_log_norm.restype = None
     functions.unspool_norm.restype = functions.unspool_rotate.restype = None
     functions.unspool_set_threads.argtypes = [ctypes.c_void_p] * 4
     functions.unspool_set_threads(*_openmp())

@@ -1,8 +1,10 @@
-// RMSNorm and rotary embeddings of a decode step, for one instruction set.
+// RMSNorm, rotary embeddings and logsumexp of a decode step, for one instruction set.
 //
 // Each result has the bits of PyTorch's operators in turn: the same order of sums, and the same roundings. So the source
 // is compiled without fused multiply-adds. Each row is computed alone.
 #include "vectors.h"
+
+#include <utility>
 
 namespace unspool {
 namespace {
@@ -101,6 +103,44 @@ template <class X> static void rotate_row(const Rotation& form, const Rows& rows
     for (int64_t i = form.rotated; i < form.width; i++) y[i] = x[i];
 }
 
+// The logsumexp of a row; -inf if all scores are, NaN if one is. Lanes are summed in one order on all levels.
+static float log_norm_of(const float* x, int64_t width) {
+    constexpr int64_t STRETCH = 64 * BLOCK;
+    float last[BLOCK], lanes[BLOCK], most = -__builtin_inff(), flaw = 0;
+    int64_t whole = width / BLOCK * BLOCK;
+    for (int64_t i = 0; i < BLOCK; i++) last[i] = i < width - whole ? x[whole + i] : -__builtin_inff();
+    auto each = [&](int64_t start, int64_t stop, auto use) __attribute__((always_inline)) {
+        for (int64_t i = start; i < stop; i += BLOCK)
+            UNROLL for (int v = 0; v < VECS; v++) use(load((i < whole ? x + i : last) + v * LANES), v);
+    };
+    F greatest[VECS], odd[VECS] = {};
+    for (F& some : greatest) some = same(-__builtin_inff());
+    each(0, width, [&](F a, int v) __attribute__((always_inline)) {
+        greatest[v] = a > greatest[v] ? a : greatest[v];
+        odd[v] = a != a ? a : odd[v];
+    });
+    for (int v = 0; v < VECS; v++)
+        for (int j = 0; j < LANES; j++) most = greatest[v][j] > most ? greatest[v][j] : most, flaw += odd[v][j];
+    if (flaw != flaw || most - most != 0) return flaw + most;   // NaN, or no finite score
+    F total[VECS] = {};
+    for (int64_t start = 0; start < width; start += STRETCH) {
+        F sum[VECS] = {};
+        each(start, start + STRETCH < width ? start + STRETCH : width,
+             [&](F a, int v) __attribute__((always_inline)) { sum[v] += exponential(a - most); });
+        for (int v = 0; v < VECS; v++) total[v] += sum[v];
+    }
+    memcpy(lanes, total, sizeof lanes);
+    double all = 0;
+    for (float lane : lanes) all += lane;
+    return (float)(most + __builtin_log(all));
+}
+
+static void log_norm_rows(void* argument) {
+    auto& work = *static_cast<std::pair<const LogNorm*, int64_t>*>(argument);
+    const LogNorm& call = *work.first;
+    for (int64_t row; (row = take(&work.second)) < call.rows;) call.y[row] = log_norm_of(call.x + row * call.stride, call.width);
+}
+
 template <class Form> struct Work {
     const Form* form;
     const Rows* rows;
@@ -126,6 +166,11 @@ void NORM_OF(NAME)(const Norm& norm, const Rows& rows) {
 
 void ROTATE_OF(NAME)(const Rotation& rotation, const Rows& rows) {
     run(rotation, rows, rotation.type == X_FLOAT32 ? rotate_row<float> : rotate_row<uint16_t>);
+}
+
+void LOG_NORM_OF(NAME)(const LogNorm& call) {
+    std::pair<const LogNorm*, int64_t> work = {&call, 0};
+    parallel(call.rows * call.width < WORTH_THREADS ? 1 : call.threads, log_norm_rows, &work);
 }
 
 }  // namespace unspool

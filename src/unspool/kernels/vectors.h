@@ -125,3 +125,4 @@ struct Ahead {
 #define ATTEND_OF(name) JOIN(attend_, name)
 #define NORM_OF(name) JOIN(norm_, name)
 #define ROTATE_OF(name) JOIN(rotate_, name)
+#define LOG_NORM_OF(name) JOIN(log_norm_, name)

@@ -33,15 +33,12 @@ function App({ facts }) {
 		return () => clearTimeout(timer);
 	}, [link]);
 	useEffect(() => {
-		const read = () => {
+		addEventListener("hashchange", () => {
 			const found = fromHash(location.hash, facts);
-			if (found) {
-				setState(found);
-				setOpened((count) => count + 1);
-			}
-		};
-		addEventListener("hashchange", read);
-		return () => removeEventListener("hashchange", read);
+			if (!found) return;
+			setState(found);
+			setOpened((count) => count + 1);
+		});
 	}, []);
 	const open = (view) => instead(() => {
 		if (view === state.view) return;
@@ -78,7 +75,7 @@ function Loader() {
 		setKey(event.target.key.value);
 		load();
 	});
-	return html`<main class="view"><${Problem} message=${error.message} />
+	return html`<main><${Problem} message=${error.message} />
 		${error.status === 401 && html`<form onSubmit=${send}><label for="key">API key of this server</label>
 			<input id="key" name="key" type="password" autocomplete="off" /><button class="primary">Open</button></form>`}</main>`;
 }

@@ -5,6 +5,9 @@ import { Problem, html, useState, withValue } from "render/html.js";
 /** @typedef {{ name: string, group: string, help: string, range: string, choices: string[], long: boolean, type: string, placeholder: string,
  *   read_by: "all" | string[], partners: string[], multiple: boolean, separator: string }} Option */
 
+/** @param {Option} row */
+const isNumber = ({ type }) => type === "int" || type === "float";
+
 /** @param {any} value @param {Option} row @returns {string} */
 function shown(value, row) {
 	if (row.multiple && Array.isArray(value) && value.every((each) => typeof each !== "object")) return value.join(row.separator || ", ");
@@ -16,7 +19,7 @@ export function parsed(text, row) {
 	if (text === "") return undefined;
 	if (row.multiple && row.type === "int") return text.split(/[\s,]+/).filter(Boolean).map(Number);
 	if (row.multiple) return row.separator ? text.split(row.separator).map((each) => each.trim()).filter(Boolean) : [text];
-	if (row.type === "int" || row.type === "float") return Number.isNaN(Number(text)) ? text : Number(text);
+	if (isNumber(row)) return Number.isNaN(Number(text)) ? text : Number(text);
 	if (row.type === "bool") return text === "true";
 	if (row.type === "json") {
 		try {
@@ -44,10 +47,9 @@ function Field({ row, value, onChange, error, prefix }) {
 		? html`<select ...${common}><option value="">default: ${row.placeholder}</option>
 				${choices.map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select>`
 		: long ? html`<textarea ...${common} rows="3" spellcheck=${false}></textarea>`
-		: row.type === "int" || row.type === "float"
-			? html`<input ...${common} type=${row.multiple ? "text" : "number"} inputmode="decimal" step=${row.type === "int" ? 1 : "any"} />`
-			: html`<input ...${common} type="text" autocomplete="off" spellcheck=${false} />`;
-	return html`<div class=${`field ${value === undefined ? "" : "set"} ${long ? "wide" : ""}`}><label for=${id}>${row.name}</label>${field}
+		: html`<input ...${common} type=${isNumber(row) && !row.multiple ? "number" : "text"} step=${row.type === "int" ? 1 : "any"}
+				autocomplete="off" spellcheck=${false} />`;
+	return html`<div class=${`field ${value === undefined ? "" : "set"}`}><label for=${id}>${row.name}</label>${field}
 		<small id=${`${id}-help`}>${row.help} <span class="range">${row.range}</span>
 			${row.partners.length > 0 && html` <span class="range">with ${row.partners.join(" or ")}</span>`}</small>
 		<${Problem} message=${error} /></div>`;
@@ -66,17 +68,16 @@ export function OptionsForm({ facts, strategy, strategies, values, first = [], p
 	const set = (name, value) => onChange(withValue(values, name, value));
 	const field = (name) => html`<${Field} key=${name} row=${facts.options.find((each) => each.name === name)} prefix=${prefix} value=${values[name]}
 		error=${error?.param === name && error?.message} onChange=${(value) => set(name, value)} />`;
-	return html`<details class="optionbox" open=${matchMedia("(min-width: 861px)").matches}><summary>Options</summary><div class="options">
-		${onStrategy && html`<div class="field"><label for=${`${prefix}strategy`}>strategy</label>
-			<select id=${`${prefix}strategy`} value=${strategy} onChange=${({ target }) => onStrategy(target.value)}>
-				${names.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}</select>
-			<small>${chosen.needs}</small></div>`}
-		${chosen.reads_assistant && html`<div class="field"><label for=${`${prefix}assistant`}>assistant_model</label>
-			<select id=${`${prefix}assistant`} value=${values.assistant_model ?? ""} onChange=${({ target }) => set("assistant_model", target.value || undefined)}>
-				<option value="">none</option>${facts.assistants.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}</select>
-			<small>Draft model, of the server's --assistant-model.</small></div>`}
+	const choice = (name, value, choices, onPick, note) => html`<div class="field"><label for=${prefix + name}>${name}</label>
+		<select id=${prefix + name} value=${value} onChange=${({ target }) => onPick(target.value)}>
+			${choices.map((each) => html`<option key=${each} value=${each}>${each || "none"}</option>`)}</select>
+		<small>${note}</small></div>`;
+	return html`<details open=${matchMedia("(min-width: 861px)").matches}><summary>Options</summary><div class="options">
+		${onStrategy && choice("strategy", strategy, names, onStrategy, chosen.needs)}
+		${chosen.reads_assistant && choice("assistant_model", values.assistant_model ?? "", ["", ...facts.assistants],
+			(name) => set("assistant_model", name || undefined), "Draft model, of the server's --assistant-model.")}
 		${shownFirst.map(field)}
-		<details class="more"><summary>All options of ${strategy}</summary>${more.map(([group, rest]) =>
+		<details><summary>All options of ${strategy}</summary>${more.map(([group, rest]) =>
 			html`<fieldset key=${group}><legend>${group}</legend>${rest.filter((name) => !first.includes(name)).map(field)}</fieldset>`)}</details></div></details>`;
 }
 

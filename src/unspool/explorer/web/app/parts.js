@@ -8,7 +8,7 @@ import { Copy } from "app/snippets.js";
 
 /** @param {{ value: string, onInput: (prompt: string) => void }} props */
 export function Prompt({ value, onInput }) {
-	return html`<div class="field wide"><label for="prompt">prompt</label>
+	return html`<div class="field"><label for="prompt">prompt</label>
 		<textarea id="prompt" rows="3" dir="auto" spellcheck=${false} value=${value}
 			onInput=${({ target }) => onInput(target.value)}></textarea></div>`;
 }
@@ -65,7 +65,7 @@ export function GenerationView({ facts, state, update, strategies, first, kind, 
 		update({ run: true, step: null, pick: null });
 		begin(bodyOf(state));
 	};
-	return html`<div class="view two"><form class="side" aria-label="Prompt and options" onSubmit=${instead(go)}>
+	return html`<div class="two"><form class="side" aria-label="Prompt and options" onSubmit=${instead(go)}>
 			<${Prompt} value=${state.prompt} onInput=${(prompt) => update({ prompt, path: [], pick: null })} />
 			<${Path} path=${state.path} onChange=${(path) => update({ path, pick: null })} />
 			<${RunBar} busy=${run.busy} seed=${state.seed} update=${update} onStop=${stop} />

@@ -10,13 +10,13 @@ export function CopyButton({ label = "Copy", text, ...rest }) {
 		await navigator.clipboard?.writeText(found).then(() => setDone(true), () => undefined);
 		setTimeout(() => setDone(false), 1500);
 	};
-	return html`<button type="button" ...${rest} onClick=${copy}>${done ? "Copied" : label}</button>`;
+	return html`<button ...${rest} onClick=${copy}>${done ? "Copied" : label}</button>`;
 }
 
 /** @param {{ made: Record<string, string> }} props */
 export function Copy({ made }) {
 	return html`<details class="copy"><summary>Copy as Python, CLI or curl</summary>
-		${Object.entries(made).map(([name, text]) => html`<div class="snippet" key=${name}>
+		${Object.entries(made).map(([name, text]) => html`<div key=${name}>
 			<div class="snippethead"><h3>${name}</h3><${CopyButton} text=${() => text} /></div>
 			<pre tabindex="0" aria-label=${name} data-snippet=${name}>${text}</pre></div>`)}</details>`;
 }

@@ -47,12 +47,10 @@ const STARTS = {
  * @returns {State}
  */
 export function start(view, from = {}) {
-	const own = structuredClone(STARTS[(view)] ?? {});
-	if (view === "speculation") {
-		const draft = from.assistants?.[0];
-		Object.assign(own.options, draft ? { assistant_model: draft } : { prompt_lookup_num_tokens: 3 });
-	}
-	return { ...structuredClone(FIRST), ...own, view, prompt: from.prompt ?? FIRST.prompt };
+	const first = { ...FIRST, ...STARTS[view], view, prompt: from.prompt ?? FIRST.prompt };
+	if (view !== "speculation") return first;
+	const draft = from.assistants?.[0];
+	return { ...first, options: { ...first.options, ...(draft ? { assistant_model: draft } : { prompt_lookup_num_tokens: 3 }) } };
 }
 
 /**
@@ -60,8 +58,8 @@ export function start(view, from = {}) {
  * @param {State} state
  */
 export function toHash(state) {
-	const fields = ["model", ...FIELDS[(state.view)]];
-	const kept = Object.fromEntries(fields.map((name) => [name, state[(name)]]));
+	const fields = ["model", ...FIELDS[state.view]];
+	const kept = Object.fromEntries(fields.map((name) => [name, state[name]]));
 	return `#${state.view}=${encodeURIComponent(JSON.stringify(kept))}`;
 }
 
@@ -80,7 +78,7 @@ export function fromHash(hash, from = {}) {
 	if (!text) return first;
 	try {
 		const given = JSON.parse(decodeURIComponent(text));
-		for (const name of ["model", ...FIELDS[(view)]]) {
+		for (const name of ["model", ...FIELDS[view]]) {
 			const value = given[name];
 			const kinds = { model: "string", step: "number", pick: "number" }[name] ?? kind(first[name]);
 			if (kinds === kind(value)) first[name] = value;

@@ -29,7 +29,7 @@ export function sections({ tokens, processors, cuts }) {
  */
 export function DistributionChart({ data, onPick, label }) {
 	const [active, setActive] = useState(0);
-	const greatest = Math.max(1e-9, ...data.tokens.map((each) => Math.max(each.probability, each.processed_probability)));
+	const greatest = Math.max(1e-9, ...data.tokens.flatMap((each) => [each.probability, each.processed_probability]));
 	let place = -1;
 	return html`<div class="chart">
 		<div class="charthead" aria-hidden="true"><span>rank</span><span>token</span>
@@ -40,9 +40,8 @@ export function DistributionChart({ data, onPick, label }) {
 				${cut && html`<li key=${processor} class="cutline" data-processor=${processor} data-count=${cut.count}><strong>${processor}</strong> cuts here:
 					${" "}${cut.count} ${cut.count === 1 ? "token" : "tokens"}, ${percent(cut.probability)} of the model's probability</li>`}
 				${tokens.map((entry) => {
-					place += 1;
-					const at = place;
-					return html`<li key=${entry.token_id}><button type="button" class=${entry.kept ? "row" : "row cut"}
+					const at = (place += 1);
+					return html`<li key=${entry.token_id}><button class=${entry.kept ? "row" : "row cut"}
 						tabindex=${at === active ? 0 : -1} onFocus=${() => setActive(at)} onClick=${() => onPick?.(entry)}
 						data-token=${entry.token_id} data-probability=${entry.probability}
 						data-processed=${entry.processed_probability} data-cut=${entry.cut_by ?? ""}>

@@ -1,25 +1,26 @@
 // Templates without a build step: htm's tagged templates make preact's elements. Text is always a text node.
 
-import { Component, h, render } from "preact";
+import { h, render } from "preact";
+import { useMemo } from "preact/hooks";
 import htm from "htm";
 
 /** @type {(strings: TemplateStringsArray, ...values: any[]) => any} */
 export const html = htm.bind(h);
 export { render };
-export { useEffect, useMemo, useRef, useState } from "preact/hooks";
+export { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 
-/** A part that is drawn again only if `data`, or `of`, a text with all else that it shows, changes. */
-/** @extends {Component<{ of: string, data?: any, draw: () => any }>} */
-export class Kept extends Component {
-	/** @param {any} next */
-	shouldComponentUpdate({ of, data }) {
-		return of !== this.props.of || data !== this.props.data;
-	}
+/** @typedef {{ key: number, group: number, of: string, draw: () => any }} Part `of` is a text with all that the part shows */
 
-	render() {
-		return this.props.draw();
-	}
-}
+/** A part that is drawn again only if `of` changes. @param {Pick<Part, "of" | "draw">} props */
+const Kept = ({ of, draw }) => useMemo(draw, [of]);
+
+/**
+ * Parts in groups. A change draws only its parts, and the browser lays out and paints only their groups.
+ * @param {{ parts: Part[], style: (group: number, size: number) => any }} props
+ */
+export const Groups = ({ parts, style }) => [...Map.groupBy(parts, ({ group }) => group)].map(([group, found]) =>
+	html`<${Kept} key=${group} of=${found.map(({ of }) => of).join()} draw=${() =>
+		html`<div class="group" style=${style(group, found.length)}>${found.map((part) => html`<${Kept} ...${part} />`)}</div>`} />`);
 
 /** A handler without the default action of the browser. @param {(event: any) => void} go */
 export const instead = (go) => (event) => {

@@ -20,10 +20,10 @@ export function Player({ last, step, onStep }) {
 		if (!playing && step >= last) onStep(0);
 		setPlaying(!playing);
 	};
-	const button = (label, sign, to) => html`<button type="button" onClick=${() => go(to)} aria-label=${label} title=${label}>${sign}</button>`;
+	const button = (label, sign, to) => html`<button onClick=${() => go(to)} aria-label=${label} title=${label}>${sign}</button>`;
 	return html`<div class="player" role="group" aria-label="Steps">
 		${button("First step", "|◀", 0)}${button("Step back", "◀", step - 1)}
-		<button type="button" class="play" onClick=${play}>${playing ? "Pause" : "Play"}</button>
+		<button class="play" onClick=${play}>${playing ? "Pause" : "Play"}</button>
 		${button("Step forward", "▶", step + 1)}${button("Last step", "▶|", last)}
 		<input type="range" min="0" max=${last} value=${step} aria-label="Step"
 			onInput=${(event) => go(Number(event.target.value))} />

@@ -17,7 +17,7 @@ export function allowedCounts(model, vocabSize) {
 /** @param {{ tokens: ReturnType<typeof allowedCounts>, vocabSize: number, selected: number | null, onSelect: (index: number) => void }} props */
 export function AllowedStrip({ tokens, vocabSize, selected, onSelect }) {
 	return html`<div class="strip" role="group" aria-label="Tokens of the output" onKeyDown=${(event) => roving(event, onSelect)}>${tokens.map(({ text, allowed }, index) =>
-		html`<button type="button" key=${index} class=${allowed === 1 ? "forced" : ""} aria-pressed=${index === selected} tabindex=${index === (selected ?? 0) ? 0 : -1}
+		html`<button key=${index} class=${allowed === 1 ? "forced" : ""} aria-pressed=${index === selected} tabindex=${index === (selected ?? 0) ? 0 : -1}
 			data-allowed=${allowed} onClick=${() => onSelect(index)}>
 			<${Token} text=${text} limit=${16} /><small>${allowed === 1 ? "forced" : allowed === vocabSize ? "all" : (allowed ?? "–")}</small></button>`)}</div>`;
 }

@@ -22,4 +22,4 @@ function change() {
 
 stored(() => (page.theme = localStorage.getItem(KEY) ?? ""));
 
-export const Theme = () => html`<button type="button" class="quiet" onClick=${change} aria-label="Change between light and dark" title="Light or dark">◐</button>`;
+export const Theme = () => html`<button class="quiet" onClick=${change} aria-label="Change between light and dark" title="Light or dark">◐</button>`;

@@ -82,7 +82,7 @@ export function TokenText({ pieces, selected = null, tail = "", before = "", onS
 		const p = piece.probability;
 		const common = { key: index, class: "piece", style: { "--s": surprise(p) }, "data-probability": p, title: percent(p) };
 		const text = readable(piece.text);
-		return onSelect ? html`<button type="button" ...${common} tabindex=${index === (selected ?? 0) ? 0 : -1} aria-pressed=${index === selected} onClick=${() => onSelect(index)} onMouseEnter=${() => onSelect(index)}>${text}</button>`
+		return onSelect ? html`<button ...${common} tabindex=${index === (selected ?? 0) ? 0 : -1} aria-pressed=${index === selected} onClick=${() => onSelect(index)} onMouseEnter=${() => onSelect(index)}>${text}</button>`
 			: html`<span ...${common}>${text}</span>`;
 	})}${tail && html`<span class="tail">${readable(tail)}</span>`}</div>`;
 }

@@ -19,7 +19,7 @@ function TraceFile({ model }) {
 	return html`<header><h1>Unspool <span>trace</span></h1><div class="tools"><span class="model">${trace.model}</span><${Theme} /></div></header>
 		<main><div class="main"><p class="facts"><strong>${trace.strategy}</strong>${settings(asked).map((each) => ` · ${each}`)}</p>
 			${trace.outputs.length > 1 && html`<div class="bar-of-buttons" role="group" aria-label="Outputs">${trace.outputs.map((each, at) =>
-				html`<button type="button" key=${at} aria-pressed=${at === index} onClick=${() => void (setIndex(at), setPick(null))}>output ${at + 1}</button>`)}</div>`}
+				html`<button key=${at} aria-pressed=${at === index} onClick=${() => void (setIndex(at), setPick(null))}>output ${at + 1}</button>`)}</div>`}
 			<div class="words"><${TokenText} pieces=${tokens} selected=${pick} onSelect=${setPick} before=${trace.prompt ?? ""} /></div>
 			${output && html`<p class="facts">${tokens.length} tokens · log-probability <span data-logprob=${output.logprob}>${number(output.logprob)}</span> ·
 				score <span data-score=${output.score}>${number(output.score)}</span> · ended by ${output.finish_reason}</p>`}

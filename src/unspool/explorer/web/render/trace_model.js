@@ -19,14 +19,15 @@ import { exp } from "render/tokens.js";
  * @typedef {{ version: number, model: string, strategy: string, seed: number, options: Record<string, any>,
  *   prompt: string | null, prompt_token_ids: number[], processors: string[], nodes: TraceNode[], steps: Step[],
  *   outputs: Output[] }} Trace
- * @typedef {TraceNode & { depth: number, total: number, children: number[] }} TreeNode
+ * @typedef {TraceNode & { depth: number, total: number, children: number[], look: string }} TreeNode
  * @typedef {{ trace: Trace, nodes: TreeNode[], rows: Map<number | null, { step: number, row: Row }[]>, sums: "score" | "logprob",
  *   last: number }} Model
  */
 
 /**
  * Return the tree of a trace. `depth` is the number of tokens from the prompt. `total` is the sum of their scores, or of
- * their log-probabilities if the scores are logits.
+ * their log-probabilities if the scores are logits. Children are sorted by it. `look` is a text with all that a picture
+ * shows of the node at any step.
  * @param {Trace} trace
  * @returns {Model}
  */
@@ -36,14 +37,16 @@ export function readTrace(trace) {
 	const sums = trace.nodes.every((node) => (node.score ?? 0) <= 0) ? "score" : "logprob";
 	for (const node of trace.nodes) {
 		const parent = node.parent === null ? null : nodes[node.parent];
-		const own = { ...node, depth: 0, total: 0, children: ([]) };
+		const own = { ...node, depth: 0, total: 0, children: [], look: "" };
 		if (parent) {
 			own.depth = parent.depth + 1;
 			own.total = parent.total + (node[sums] ?? 0);
 			parent.children.push(node.id);
 		}
+		own.look = [node.id, node.token, own.total, node.logprob, node.ends].join();
 		nodes.push(own);
 	}
+	for (const { children } of nodes) children.sort((a, b) => nodes[b].total - nodes[a].total);
 	/** @type {Map<number | null, { step: number, row: Row }[]>} */
 	const rows = new Map();
 	for (const { index: step, rows: asked } of trace.steps)
@@ -66,19 +69,22 @@ export function mergeTrace(trace, part) {
 	return { ...part, nodes, steps };
 }
 
-/** @typedef {{ node: TreeNode, fate: "live" | "dropped" | "committed" | "output" | "finished" }} Shown */
+/** @typedef {{ node: TreeNode, fate: "live" | "dropped" | "committed" | "output" | "finished", row: number }} Shown */
 
 /** @typedef {{ depth: number, shown: Shown[], hidden: number }} Column */
 
 /**
- * Return the nodes of the model's tree after a step. Nodes that were dropped two steps ago are only counted.
+ * Return the nodes of the model's tree after a step, by depth and by id; `row` is the place in its column. Nodes that
+ * were dropped two steps ago are only counted.
  * @param {Model} model
  * @param {number} step
- * @returns {Column[]}
+ * @returns {{ columns: Column[], shownAt: Shown[] }}
  */
 export function treeAt(model, step) {
 	/** @type {Column[]} */
 	const columns = [];
+	/** @type {Shown[]} */
+	const shownAt = [];
 	for (const node of model.nodes) {
 		if (node.step > step || node.draft) continue;
 		const column = (columns[node.depth] ??= { depth: node.depth, shown: [], hidden: 0 });
@@ -86,11 +92,12 @@ export function treeAt(model, step) {
 		const fate = dropped <= step ? "dropped" : (node.committed ?? Infinity) <= step ? "committed" : step >= model.last && node.outputs.length ? "output"
 			: node.ends !== null ? "finished" : "live";
 		if (dropped <= step - 2 && node.ends === null) column.hidden += 1;
-		else column.shown.push({ node, fate });
+		else column.shown.push((shownAt[node.id] = { node, fate, row: 0 }));
 	}
 	const rank = ({ fate }) => Number(fate === "dropped");
-	return columns.filter(Boolean).map((column) => ({ ...column,
-		shown: column.shown.sort((a, b) => rank(a) - rank(b) || b.node.total - a.node.total || a.node.id - b.node.id) }));
+	columns.forEach(({ shown }) => shown.sort((a, b) => rank(a) - rank(b) || b.node.total - a.node.total || a.node.id - b.node.id)
+		.forEach((each, row) => (each.row = row)));
+	return { columns: columns.filter(Boolean), shownAt };
 }
 
 /**

@@ -20,7 +20,7 @@ export function Alternatives({ row, token, onPick }) {
 	return html`<table class="alternatives"><thead><tr><th>token</th><th>model</th><th>drawn</th><th>cut by</th></tr></thead>
 		<tbody>${row.best.map((each) => html`<tr key=${each.token} class=${each.token === token ? "chosen" : ""}>
 			<td>${onPick && each.token !== token
-				? html`<button type="button" class="link" title="Branch from here with this token" onClick=${() => onPick(each)}><${Token} text=${each.text} /></button>`
+				? html`<button class="link" title="Branch from here with this token" onClick=${() => onPick(each)}><${Token} text=${each.text} /></button>`
 				: html`<${Token} text=${each.text} />`}</td>
 			<td class="num" data-probability=${each.probability}>${percent(each.probability)}</td>
 			<td class="num">${each.cut_by ? "–" : percent(each.processed_probability)}</td><td>${each.cut_by ?? ""}</td></tr>`)}</tbody></table>
@@ -59,7 +59,7 @@ function Hypotheses({ model, step, onSelect }) {
 	const found = hypothesesAt(model, step).slice(0, 12);
 	return html`<section class="hypotheses"><h3>Finished hypotheses</h3>
 		${!found.length && html`<p class="note">None yet.</p>`}
-		<ol>${found.map(({ end, score, output }) => html`<li key=${end.id}><button type="button" class="link" onClick=${() => onSelect(end.id)}
+		<ol>${found.map(({ end, score, output }) => html`<li key=${end.id}><button class="link" onClick=${() => onSelect(end.id)}
 				data-score=${score} data-output=${output}>
 			<span class="num">${number(score)}</span> ${output !== null && html`<span class="badge">output ${output + 1}</span>`}
 			<span class="reason">${end.ends ?? ""}</span>
@@ -74,9 +74,9 @@ export function TraceView({ model, step, onStep }) {
 	const [ownStep, setOwnStep] = useState(Infinity);
 	const [selected, setSelected] = useState(/** @type {any} */ (null));
 	const now = Math.min(step ?? ownStep, model.last);
-	const tree = { model, columns: treeAt(model, now), selected, onSelect: setSelected };
+	const tree = { model, ...treeAt(model, now), selected, onSelect: setSelected };
 	const note = model.trace.steps[now]?.note ?? null;
-	return html`<div class="traceview">
+	return html`<div>
 		<${Player} last=${model.last} step=${now} onStep=${onStep ?? setOwnStep} />
 		${note && html`<p class="note" role="status">${note}</p>`}
 		<${BeamTree} ...${tree} />

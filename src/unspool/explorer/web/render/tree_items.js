@@ -1,6 +1,6 @@
 // An accessible tree (role=tree) with arrow keys: left for the parent, right for the child, up and down for siblings.
 
-import { Kept, html } from "render/html.js";
+import { Groups, html } from "render/html.js";
 
 /** @typedef {{ id: number, parent: Item | null, indent: number, size: number, place: number, level: number }} Item */
 
@@ -21,11 +21,15 @@ function itemsOf(root, childrenOf) {
 	return items;
 }
 
+/** Levels of a group, and its most items. A group begins at a level, so that a new item moves few others to another group. */
+const LEVELS = 32, MOST = 64;
+
 /**
- * @param {{ label: string, root: number, childrenOf: (id: number) => number[], selected: number | null,
- *   onGo: (id: number) => void, data: any, kind?: string, classOf?: (id: number) => string, content: (id: number) => any }} props
+ * `look` is a text with all that the class and the content of an item show.
+ * @param {{ label: string, root: number, childrenOf: (id: number) => number[], selected: number | null, onGo: (id: number) => void,
+ *   look: (id: number) => string, kind?: string, classOf?: (id: number) => string, content: (id: number) => any }} props
  */
-export function TreeItems({ label, root, childrenOf, selected, onGo, data, kind = "", classOf = () => "", content }) {
+export function TreeItems({ label, root, childrenOf, selected, onGo, look, kind = "", classOf = () => "", content }) {
 	const items = itemsOf(root, childrenOf);
 	const at = Math.max(0, items.findIndex((item) => item.id === selected));
 	const move = (event) => {
@@ -39,10 +43,14 @@ export function TreeItems({ label, root, childrenOf, selected, onGo, data, kind 
 		onGo(to);
 		requestAnimationFrame(() => list.querySelector(`[data-item="${to}"]`)?.focus());
 	};
-	return html`<div class=${`treelist ${kind}`} role="tree" aria-label=${label} onKeyDown=${move}>${items.map(({ id, level, size, place, indent }, index) => {
-		const kept = classOf(id), tab = index === at ? 0 : -1;
-		return html`<${Kept} key=${id} data=${data} of=${[kept, level, size, place, indent, tab, id === selected].join()} draw=${() =>
-			html`<div role="treeitem" data-item=${id} class=${kept} aria-level=${level} aria-setsize=${size} aria-posinset=${place}
-				aria-selected=${id === selected} tabindex=${tab} style=${{ "--indent": indent }} onClick=${() => onGo(id)}>${content(id)}</div>`} />`;
-	})}</div>`;
+	let start = 0;
+	const parts = items.map(({ id, level, size, place, indent }, index) => {
+		const tab = index === at ? 0 : -1;
+		if (level % LEVELS === 1 || level < items[start].level || index - start === MOST) start = index;
+		return { key: id, group: items[start].id, of: `${look(id)} ${level} ${size} ${place} ${indent} ${tab} ${id === selected}`, draw: () =>
+			html`<div role="treeitem" data-item=${id} class=${classOf(id)} aria-level=${level} aria-setsize=${size} aria-posinset=${place}
+				aria-selected=${id === selected} tabindex=${tab} style=${{ "--indent": indent }} onClick=${() => onGo(id)}>${content(id)}</div>` };
+	});
+	return html`<div class=${`treelist ${kind}`} role="tree" aria-label=${label} onKeyDown=${move}><${Groups} parts=${parts}
+		style=${(_, size) => ({ "--items": size })} /></div>`;
 }

@@ -8,9 +8,9 @@ import { OptionsForm, optionsFor } from "app/options_form.js";
 import { Copy } from "app/snippets.js";
 
 const MOST = 6;
-/** Columns: title, field of the figures, digits. */
-/** @type {[string, string, number][]} */
-const FIGURES = [["log-prob. per token", "mean_logprob", 3], ["distinct-1", "distinct_1", 3], ["distinct-2", "distinct_2", 3], ["rep-3", "rep_3", 3], ["tokens", "num_tokens", 0]];
+/** Columns: title, field of the figures, digits if not 3. */
+/** @type {[string, string, number?][]} */
+const FIGURES = [["log-prob. per token", "mean_logprob"], ["distinct-1", "distinct_1"], ["distinct-2", "distinct_2"], ["rep-3", "rep_3"], ["tokens", "num_tokens", 0]];
 
 /** @param {import("../types").State} state */
 const bodyOf = ({ prompt, entries, tokens, seed }) => ({ prompt, options: { max_new_tokens: tokens, seed },
@@ -29,7 +29,7 @@ export function CompareView({ facts, state, update }) {
 		const name = [1, 2, 3, 4, 5, 6].map((place) => `entry ${place}`).find((name) => !entries.some((each) => each.name === name));
 		update({ entries: [...entries, { name, strategy: "sample", options: {} }] });
 	};
-	return html`<div class="view two"><form class="side" aria-label="Prompt and entries" onSubmit=${instead(run)}>
+	return html`<div class="two"><form class="side" aria-label="Prompt and entries" onSubmit=${instead(run)}>
 			<${Prompt} value=${state.prompt} onInput=${(prompt) => update({ prompt })} />
 			<${RunBar} busy=${busy} seed=${state.seed} update=${update} onStop=${stop} />
 			<div class="field"><label for="tokens">max_new_tokens</label><input id="tokens" type="number" min="1" value=${state.tokens}

@@ -37,7 +37,7 @@ function Slider({ slider: [name, low, high, step, off], value, help, onChange })
 	return html`<div class=${`slider ${value === undefined ? "" : "set"}`} title=${help}><label for=${`slide-${name}`}>${name}</label>
 		<input id=${`slide-${name}`} type="range" min=${low} max=${high} step=${step} value=${now} onInput=${change} aria-valuetext=${value === undefined ? "off" : String(now)} />
 		<input type="number" aria-label=${`${name}, as a number`} min=${low} step=${step} value=${now} onChange=${change} />
-		<button type="button" class="off" disabled=${value === undefined} aria-label=${`Turn ${name} off`} onClick=${() => onChange(undefined)}>off</button></div>`;
+		<button class="off" disabled=${value === undefined} aria-label=${`Turn ${name} off`} onClick=${() => onChange(undefined)}>off</button></div>`;
 }
 
 /** @param {ViewProps} props */
@@ -54,17 +54,17 @@ export function NextView({ facts, state, update }) {
 	};
 	const undo = () => update({ at: state.at < 0 ? -1 : state.tree[state.at][0] });
 	const help = (name) => facts.options.find((each) => each.name === name)?.help ?? "";
-	return html`<div class="view two"><section class="side" aria-label="Prompt and options">
+	return html`<div class="two"><section class="side" aria-label="Prompt and options">
 			<${Prompt} value=${state.prompt} onInput=${(prompt) => update({ prompt, tree: [], at: -1 })} />
 			<div class="sliders">${SLIDERS.map((slider) => html`<${Slider} key=${slider[0]} slider=${slider} value=${state.next[slider[0]]} help=${help(slider[0])}
 				onChange=${(value) => update({ next: withValue(state.next, slider[0], value) })} />`)}</div>
 			<p class="note">Penalties count the tokens of the prompt and of your walk. Hover over a name for its meaning.</p>
 		</section>
 		<section class="main" aria-label="Next tokens">
-			<div class="path"><span class="prompttext">${readable(state.prompt, 300)}</span>${path.map(([token, text], index) =>
+			<div class="path"><span>${readable(state.prompt, 300)}</span>${path.map(([token, text], index) =>
 				html`<bdi class="chosen" key=${index} data-token=${token}>${readable(text, 60)}</bdi>`)}<span class="caret" aria-hidden="true"></span></div>
-			<div class="bar-of-buttons"><button type="button" disabled=${state.at < 0} onClick=${undo}>Undo</button>
-				<button type="button" disabled=${!state.tree.length} onClick=${() => update({ tree: [], at: -1 })}>Start again</button>
+			<div class="bar-of-buttons"><button disabled=${state.at < 0} onClick=${undo}>Undo</button>
+				<button disabled=${!state.tree.length} onClick=${() => update({ tree: [], at: -1 })}>Start again</button>
 				${answer && html`<span class="facts"><span data-ms=${ms}>${ms.toFixed(0)} ms</span> ·
 					entropy ${number(answer.entropy, 2)} → ${number(answer.processed_entropy, 2)} nats</span>`}</div>
 			<${Problem} message=${error?.message} />
@@ -72,7 +72,7 @@ export function NextView({ facts, state, update }) {
 					<${DistributionChart} key=${answer.prompt_tokens.length} data=${answer} onPick=${pick} label="Next tokens; choose one to append it" /></div>`
 				: !error && html`<p class="loading">Asking the model …</p>`}
 			${state.tree.length > 0 && html`<h3>Your walk</h3><p class="note">← parent · → child · ↑ ↓ siblings</p>
-				<${TreeItems} kind="walk" label="Tokens that you chose" root=${-1} selected=${state.at} onGo=${(at) => update({ at })} data=${state.tree}
+				<${TreeItems} kind="walk" label="Tokens that you chose" root=${-1} selected=${state.at} onGo=${(at) => update({ at })} look=${(id) => `${id} ${state.tree[id]}`}
 					childrenOf=${(id) => state.tree.flatMap(([parent], index) => (parent === id ? [index] : []))}
 					content=${(id) => (id < 0 ? "prompt" : html`<${Token} text=${state.tree[id][2]} limit=${24} />`)} />`}
 			${answer && html`<${Copy} made=${answer.snippets} />`}

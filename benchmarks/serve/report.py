@@ -1,6 +1,6 @@
 """The tables of a contest of servers, for the terminal and for docs/serving.md.
 
-python -m benchmarks.serve.report FILE    # keep a record, and write its tables into docs/serving.md
+python -m benchmarks.serve.report FILE    # keep a record, and write the tables of all machines into docs/serving.md
 """
 
 from __future__ import annotations
@@ -90,23 +90,54 @@ def _ratio(
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
-def newest() -> dict[str, Any] | None:
-    """Return the newest record that is kept; None if none is."""
-    files = sorted(KEPT.glob("*.json"))
-    return None if not files else dict(json.loads(files[-1].read_text()))
+def of_all_machines(folder: Path = KEPT) -> list[dict[str, Any]]:
+    """Return the newest kept record of each machine, the newest first."""
+    newest = {_machine_of(file): file for file in sorted(folder.glob("*.json"))}
+    return [json.loads(file.read_text()) for file in sorted(newest.values(), reverse=True)]
 
 
-def with_tables(page: str, record: Mapping[str, Any]) -> str:
-    """Return docs/serving.md with the tables of a record."""
-    return _PLACE.sub(lambda match: f"{match[1]}\n{markdown(record)}\n\n{match[2]}", page)
+def keep(file: Path, folder: Path = KEPT) -> None:
+    """Copy a record into the folder, in place of older records of its machine. Those of other machines stay."""
+    record = json.loads(file.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{record['date']}-{short_name(record['machine'])}.json"
+    shutil.copy(file, kept)
+    for older in folder.glob("*.json"):
+        if older != kept and _machine_of(older) == _machine_of(kept):
+            older.unlink()
+
+
+def _machine_of(file: Path) -> str:
+    """Return the name of a record's machine: that of its file behind the date."""
+    return file.stem[len("2026-01-01-") :]
+
+
+def with_tables(page: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return docs/serving.md with the tables of the records of all machines."""
+    tables = "\n\n".join(markdown(record) for record in records)
+    if len(records) > 1:
+        tables = f"{_side_by_side(records)}\n\n{tables}"
+    return _PLACE.sub(lambda match: f"{match[1]}\n{tables}\n\n{match[2]}", page)
+
+
+def _side_by_side(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one table of the goals, with a column per machine. A goal without figures has a dash."""
+    found = [dict(goals(record)) for record in records]
+    names = [f"{record['machine']['cpu']}, {record['date']}" for record in records]
+    rows = dict.fromkeys(goal for each in found for goal in each)
+    return "\n".join(
+        [
+            f"| Goal | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
+            *(f"| {goal} | {' | '.join(each.get(goal, '-') for each in found)} |" for goal in rows),
+        ]
+    )
 
 
 def main() -> None:
-    """Keep a record, and write its tables into the page."""
-    KEPT.mkdir(exist_ok=True)
-    record = json.loads(Path(sys.argv[1]).read_text())
-    shutil.copy(sys.argv[1], KEPT / f"{record['date']}-{short_name(record['machine'])}.json")
-    _DOC.write_text(with_tables(_DOC.read_text(), record))
+    """Keep a record, and write the tables of all machines into the page."""
+    keep(Path(sys.argv[1]))
+    _DOC.write_text(with_tables(_DOC.read_text(), of_all_machines()))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.serve import report
+from benchmarks.serve import command, report
 from benchmarks.serve.client import ask
 from benchmarks.serve.measure import measure, percentile, prompts
 
@@ -121,7 +122,60 @@ def test_the_tables_have_figures_failures_and_goals():
     }
 
 
-def test_the_page_shows_the_newest_record():
-    record = report.newest()
-    assert record is not None
-    assert report.with_tables(PAGE.read_text(), record) == PAGE.read_text()
+class Stopped(Exception):
+    """Stands for Ctrl-C."""
+
+
+def test_a_contest_saves_each_round(monkeypatch):
+    saved = []
+
+    def fake_run(side, found, address, *, clients, tokens, number):
+        if number == 2:  # the warm-up has number 900
+            raise Stopped
+        return entry(clients, 10.0 * (number + 1))
+
+    monkeypatch.setattr(command, "running", lambda side, found, **how: contextlib.nullcontext("address"))
+    monkeypatch.setattr(command, "_run", fake_run)
+    side = SimpleNamespace(name="unspool")
+    options = SimpleNamespace(cache=Path(), threads=1, rounds=3, clients=[1, 8], tokens=8)
+    figures = {"unspool": []}
+    with pytest.raises(Stopped):
+        command.contest([side], None, options, figures=figures, save=lambda: saved.append(len(figures["unspool"])))
+    assert saved == [2, 4]
+    assert [each["throughput"] for each in figures["unspool"]] == [10.0, 10.0, 20.0, 20.0]
+
+
+def written(folder, date, cpu, speed):
+    record = {
+        "date": date,
+        "machine": {"cpu": cpu, "threads": 2, "cores": 2},
+        "tokens": 8,
+        "absent": {},
+        "figures": {"unspool": [entry(1, 10), entry(32, speed)]},
+        "overhead": [],
+    }
+    file = folder / f"{date}.json"
+    file.write_text(json.dumps(record))
+    return file
+
+
+def test_a_kept_record_replaces_only_those_of_its_machine(tmp_path):
+    kept = tmp_path / "kept"
+    for given in (("2026-01-02", "Fast CPU", 40), ("2026-01-03", "Slow CPU", 20), ("2026-01-04", "Fast CPU", 50)):
+        report.keep(written(tmp_path, *given), kept)
+    records = report.of_all_machines(kept)
+    assert [(each["date"], each["machine"]["cpu"]) for each in records] == [
+        ("2026-01-04", "Fast CPU"),
+        ("2026-01-03", "Slow CPU"),
+    ]
+    assert len(list(kept.iterdir())) == 2
+    page = report.with_tables("<!-- contest: begin -->\nold\n<!-- contest: end -->", records)
+    assert "| Goal | Fast CPU, 2026-01-04 | Slow CPU, 2026-01-03 |" in page
+    assert "| 32 clients: at least 3 times the throughput of one | 5.0 times | 2.0 times |" in page
+    assert "old" not in page and page.count("new tokens per answer") == 2
+
+
+def test_the_page_shows_the_records_of_all_machines():
+    records = report.of_all_machines()
+    assert records
+    assert report.with_tables(PAGE.read_text(), records) == PAGE.read_text()

@@ -208,13 +208,58 @@ def test_progress_is_reported_for_each_window() -> None:
         ({"input_features": features(1, 40, 50)["input_features"]}, "need `attention_mask`"),
         ({**features(1, 32), "no_speech_threshold": 0.5}, "needs `logprob_threshold`"),
         ({**features(1, 32), "is_multilingual": False, "language": "de"}, "for a model of one language"),
-        ({**features(1, 32), "num_segment_frames": 20}, "`num_segment_frames` is not read"),
+        ({**features(1, 32), "num_segment_frames": 20, "strict": True}, "`num_segment_frames` is not read"),
+        ({**features(1, 32), "num_frames": 20, "strict": True}, "`num_frames` is not read"),
         ({**features(1, 32), "return_segments": True, "count_pads": True}, "`count_pads` has no meaning for audio"),
     ],
 )
 def test_calls_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(unspool.UnspoolError, match=message):
         unspool.generate(speaker(1), max_new_tokens=3, **given)
+
+
+@pytest.mark.parametrize("length", [NUM_FRAMES, 3 * NUM_FRAMES])
+def test_settings_that_transformers_ignores_are_ignored_with_a_warning(length: int) -> None:
+    call = Call(1, features(7, length), {"max_new_tokens": 6, "return_segments": True, "num_segment_frames": 20})
+    call.options.update(num_frames=torch.tensor([20]), return_token_timestamps=True)
+    ours, expected = both(call)
+    assert not list(differences(ours, expected))
+    with pytest.warns(UserWarning, match="`num_segment_frames` is not read.*`num_frames` is not read"):
+        unspool.generate(speaker(1), **call.inputs, **call.options)
+
+
+def test_a_warning_says_that_windows_keep_no_states() -> None:
+    options = {"return_dict_in_generate": True, "return_timestamps": True, "output_hidden_states": True}
+    with pytest.warns(UserWarning, match="`output_hidden_states` is not read: windows keep no states"):
+        found = unspool.generate(speaker(1), **features(7, NUM_FRAMES), max_new_tokens=6, **options)
+    assert set(found["segments"][0][0]["result"]) == {"sequences"}
+
+
+REPEATED: list[dict[str, Any]] = [
+    {},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"return_dict_in_generate": True, "force_unique_generate_call": True, "language": ["de", "en"]},
+    {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True},
+    {"return_timestamps": True, "return_segments": True},
+]
+
+
+@pytest.mark.parametrize("options", REPEATED, ids=str)
+def test_a_temperature_of_0_writes_equal_outputs(options: dict[str, Any]) -> None:
+    model = copy.deepcopy(speaker(1))
+    model.set_attn_implementation("eager")
+    options = {**options, "temperature": 0.0, "do_sample": True, "num_return_sequences": 2, "max_new_tokens": 6}
+    inputs = features(7, NUM_FRAMES, NUM_FRAMES)
+    expected = quietly(copy.deepcopy(model).generate, **inputs, **options)
+    found = quietly(unspool.generate, model, **inputs, **options)
+    if "output_attentions" not in options:
+        assert not list(differences(found, expected))
+    rows = found if isinstance(found, torch.Tensor) else found["sequences"]
+    assert len(rows) == 4 and rows[0].equal(rows[1]) and not rows[0].equal(rows[2])
+    assert rows.equal(expected if isinstance(expected, torch.Tensor) else expected["sequences"])
+    for name in ("encoder_attentions", "encoder_hidden_states", "decoder_attentions", "cross_attentions"):
+        if isinstance(expected, dict) and expected.get(name) is not None:
+            assert_equal(found[name], expected[name], name)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.0, "do_sample": True}, {}], ids=str)

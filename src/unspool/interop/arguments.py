@@ -38,7 +38,6 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "token_type_ids": ("is not read by this model", "leave it out: tokenizer(..., return_token_type_ids=False)"),
     "past_key_values": ("is not read by this model", "give the whole prompt as `input_ids`"),
-    "num_segment_frames": ("is not read: the model reads windows of one length", "leave it out"),
 }
 """Refused if set: argument --> (reason, remedy)."""
 
@@ -68,6 +67,8 @@ SPEECH: Final = (
     "time_precision_features",
     "force_unique_generate_call",
     "monitor_progress",
+    "num_segment_frames",
+    "num_frames",
 )
 """Arguments that only speech models read."""
 

@@ -41,6 +41,7 @@ from unspool.interop.semantics import build_call, on_batch, pad_token, with_cach
 from unspool.interop.streaming import streaming
 from unspool.interop.transformers_objects import placed
 from unspool.interop.whisper.arguments import windowed_call, without_zero_temperature
+from unspool.interop.whisper.returned import encoded_once
 from unspool.interop.whisper.transcribe import transcribe
 from unspool.planning import resolve_options
 from unspool.protocols import Runtime
@@ -149,18 +150,19 @@ def generate(
         stored = GenerationConfig.from_transformers(inner.generation_config)
         user = read_config(generation_config, stored, strict=strict)
         info = encoder_of(inner)
-        windows = None if info is None else windowed_call(inner, info, arguments, generation_config)
+        windows = None if info is None else windowed_call(inner, info, arguments, generation_config, ignored)
         if info is not None and windows is not None:
             if count_pads:
                 raise OptionError("count_pads", True, "has no meaning for audio in windows", "leave it out")
             return transcribe(inner, info, windows, user, stored, ignored)
+        repeats = 1
         if info is not None and info.speech is not None:
-            arguments = without_zero_temperature(arguments)
+            arguments, repeats = without_zero_temperature(inner, arguments, generation_config)
         call = _read(inner, arguments, forward, user, stored, ignored, count_pads=count_pads)
         driver = driver_of(inner) if call.own_forward is None else call.own_forward.driver()
         known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
         warn_of_ignored(ignored, stacklevel=2)
-        return decode(driver, replace(call, config=known))
+        return encoded_once(decode(driver, replace(call, config=known)), repeats)
 
 
 def check_model(model: Any) -> None:

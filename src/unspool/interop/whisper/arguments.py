@@ -5,7 +5,7 @@ Owns: which calls need windows, and the origin of each setting. Does not know: d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from unspool.config.foreign import is_set
 from unspool.errors import OptionError, PromptError
 from unspool.interop.arguments import Arguments
 from unspool.interop.encoders import sort_inputs
+from unspool.interop.own_forward import STATES
 from unspool.source_info import SourceInfo
 from unspool.transcription.segments import FRAME_SECONDS, TIME_PRECISION
 from unspool.transcription.settings import TranscriptSettings, read_prompt_ids, read_temperatures
@@ -30,6 +31,16 @@ _BY_WINDOW: Final = (
     "monitor_progress",
 )
 """Settings that a single output cannot honor."""
+
+_UNREAD: Final = {
+    "num_segment_frames": "is not read: the model reads windows of one length",
+    "num_frames": "is not read: `attention_mask` says how many frames of each row count",
+}
+"""Settings that transformers accepts and ignores: name --> reason."""
+
+
+_ROWS: Final = ("input_ids", "encoder_input", "attention_mask")
+"""Arguments with one row per audio, beside those of the encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +83,15 @@ class _Settings:
         return next((value for value in found if value is not None), None)
 
 
-def windowed_call(model: Any, info: SourceInfo, arguments: Arguments, config: Any) -> WindowedCall | None:
+def windowed_call(
+    model: Any, info: SourceInfo, arguments: Arguments, config: Any, ignored: list[OptionError] | None
+) -> WindowedCall | None:
     """Return the call; None for another model, or if the outputs of one window are shown whole, or are several.
 
     Args:
         arguments: of the call.
         config: its generation config, as given; None for none.
+        ignored: collects the errors of options that are not read; None to raise.
 
     Raises:
         OptionError: if a setting is out of range, or does not fit the model or the other settings.
@@ -86,6 +100,7 @@ def windowed_call(model: Any, info: SourceInfo, arguments: Arguments, config: An
     if info.speech is None or info.shape is None:
         return None
     given = _Settings(arguments, config, model.generation_config)
+    _ignore({name: _UNREAD[name] for name in _UNREAD if name in arguments.encoder}, given, "leave it out", ignored)
     features, start_ids = sort_inputs(arguments, info)
     if features.ndim != 3 or features.shape[1] != info.shape[0] or not features.is_floating_point():
         found = f"{features.dtype} {tuple(features.shape)}"
@@ -99,6 +114,9 @@ def windowed_call(model: Any, info: SourceInfo, arguments: Arguments, config: An
     if is_whole and not is_long and not by_window and not _tempers(arguments, greedy_too=not returns_dict):
         return None
     _check_model(given, info)
+    if returns_dict:
+        states = {name: "is not read: windows keep no states" for name in STATES if given(name)}
+        _ignore(states, given, "leave it out, or transcribe one window without timestamps", ignored)
     settings = TranscriptSettings(
         return_timestamps=_timestamps(arguments, given, info, is_long),
         return_token_timestamps=bool(given("return_token_timestamps")),
@@ -141,16 +159,55 @@ def _tempers(arguments: Arguments, *, greedy_too: bool) -> bool:
     temperature = arguments.options.get("temperature")
     if isinstance(temperature, list | tuple):
         return True
-    is_given = temperature is not None and (greedy_too or temperature != 0)
-    return is_given and not arguments.options.get("do_sample")
+    if temperature == 0:
+        return greedy_too
+    return temperature is not None and not arguments.options.get("do_sample")
 
 
-def without_zero_temperature(arguments: Arguments) -> Arguments:
-    """Return the arguments without a temperature of 0, which turns sampling off in transformers' Whisper."""
+def without_zero_temperature(model: Any, arguments: Arguments, config: Any) -> tuple[Arguments, int]:
+    """Return the arguments without a temperature of 0, and how often each row then stands in them.
+
+    Such a temperature turns sampling off in transformers' Whisper. Several outputs of a row are then equal.
+
+    config: the call's generation config, as given; None for none.
+    """
     if arguments.options.get("temperature") != 0:
-        return arguments
+        return arguments, 1
+    given = _Settings(arguments, config, model.generation_config)
+    outputs = given("num_return_sequences") or 1
     options = {name: value for name, value in arguments.options.items() if name != "temperature"}
-    return replace(arguments, options={**options, "do_sample": False})
+    options["do_sample"] = False
+    if outputs == 1 or (given("num_beams") or 1) > 1:
+        return replace(arguments, options=options), 1
+    repeated = {name: _repeated(getattr(arguments, name), outputs) for name in _ROWS}
+    encoder = {name: _repeated(value, outputs) for name, value in arguments.encoder.items()}
+    return replace(arguments, **repeated, encoder=encoder, options={**options, "num_return_sequences": 1}), outputs
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """Return a tensor, a list with one entry per row, or an output of the encoder with each row so many times."""
+    if isinstance(value, torch.Tensor) and value.ndim:
+        return value.repeat_interleave(count, dim=0)
+    if isinstance(value, list):
+        return [each for each in value for _ in range(count)]
+    if isinstance(value, tuple):
+        return tuple(_repeated(each, count) for each in value)
+    if isinstance(value, Mapping):
+        return type(value)(**{name: _repeated(each, count) for name, each in value.items()})  # type: ignore[call-arg]
+    return value
+
+
+def _ignore(reasons: Mapping[str, str], given: _Settings, hint: str, ignored: list[OptionError] | None) -> None:
+    """Note settings that are not read. reasons: name --> reason. ignored: as in `windowed_call`.
+
+    Raises:
+        OptionError: if there is one and `ignored` is None.
+    """
+    for name, reason in reasons.items():
+        error = OptionError(name, given(name), reason, hint)
+        if ignored is None:
+            raise error
+        ignored.append(error)
 
 
 def _timestamps(arguments: Arguments, given: _Settings, info: SourceInfo, is_long: bool) -> bool:

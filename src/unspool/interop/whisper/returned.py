@@ -70,6 +70,15 @@ def whole_outputs(results: Sequence[Any], kind: type, pad_token_id: int | None, 
     return whole
 
 
+def encoded_once(whole: Returned, repeats: int) -> Returned:
+    """Return an output class with the states of the encoder once per audio. repeats: of each audio's row."""
+    if repeats > 1 and not isinstance(whole, torch.Tensor):
+        for name in ("encoder_attentions", "encoder_hidden_states"):
+            if whole.get(name) is not None:
+                whole[name] = tuple(layer[::repeats] for layer in whole[name])
+    return whole
+
+
 def token_times(rows: Rows, device: torch.device) -> torch.Tensor:
     """Return the time of each token of each row in its window, in seconds. --> [rows, longest] float32"""
     return _padded_times([torch.cat([torch.empty(0, device="cpu"), *map(_times, row)]) for row in rows], device)

@@ -30,6 +30,7 @@ from unspool.types import Committed, Distribution, Failed, Finished, ModelInfo
 
 if TYPE_CHECKING:
     from unspool.results.transcript import Transcript
+    from unspool.runtimes.wrap.passing_on import Embedder
     from unspool.saving import Checkpoint
 
 
@@ -43,6 +44,7 @@ class LanguageModel:
         config: the model's stored generation config; None for the defaults.
         max_batch_tokens: most prompt tokens of one forward pass, at least 1.
         checkpoint: written by `save_pretrained`; None if there is nothing to write.
+        embedder: as in `Reader`.
 
     Raises:
         OptionError: if `max_batch_tokens` is not an integer of at least 1.
@@ -57,6 +59,7 @@ class LanguageModel:
         config: GenerationConfig | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         checkpoint: Checkpoint | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.runtime = as_runtime(runtime)
         self.tokenizer, self.processor = tokenizer, processor
@@ -64,7 +67,7 @@ class LanguageModel:
         self.engine = Engine(self.runtime, max_batch_tokens=max_batch_tokens)
         self._driver = Driver(self.engine)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer is not None else None
-        self._checkpoint = checkpoint
+        self._checkpoint, self._embedder = checkpoint, embedder
 
     @property
     def info(self) -> ModelInfo:
@@ -549,7 +552,7 @@ class LanguageModel:
 
     @property
     def _reader(self) -> Reader:
-        return Reader(self.runtime, self.tokenizer, self.processor)
+        return Reader(self.runtime, self.tokenizer, self.processor, self._embedder)
 
     def _plan_all(
         self,

@@ -57,6 +57,41 @@ def test_one_prompt_with_one_image_or_several(family: str):
     assert [list(each.token_ids) for each in several.completions] == expected
 
 
+def test_blip_2_decodes_with_its_language_model_in_every_way_to_call():
+    lm, one, two = loaded("blip_2"), picture("blip_2", 1), picture("blip_2", 2)
+    text = f"{MARK} who is it?"
+    expected = theirs(lm, text, one)[0]
+    assert tokens(lm.generate(text, images=one, **LENGTHS)) == expected != theirs(lm, text, two)[0]
+    several = lm.generate([text, f"{MARK} a?"], images=[one, two], num_beams=3, num_return_sequences=2, **LENGTHS)
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    for written, prompt in zip(several, [(text, one), (f"{MARK} a?", two)], strict=True):
+        assert [list(each.token_ids) for each in written.completions] == theirs(lm, *prompt, **beams)
+    stream = lm.stream(text, images=one, **LENGTHS)
+    assert [token for chunk in stream for token in chunk.token_ids] == expected
+    talk = [{"role": "user", "content": "who is it?"}]
+    asked = lm.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": "who is it?"}]}],
+        tokenize=True, return_dict=True, return_tensors="pt", continue_final_message=False,
+    )  # fmt: skip
+    found = lm.model.generate(**asked, do_sample=False, **LENGTHS)[0, asked["input_ids"].shape[1] :].tolist()
+    assert tokens(lm.chat(talk, images=one, **LENGTHS)) == found
+    assert lm.info.backend.startswith("slot cache")
+    assert tokens(lm.generate("plain text?", **LENGTHS)) == _plain(lm, "plain text?")
+
+
+def _plain(lm: LanguageModel, text: str) -> list[int]:
+    """Return the output of transformers for a text alone, by the language model of BLIP-2."""
+    ids = torch.tensor([lm.tokenizer(text).input_ids])
+    written: list[int] = lm.model.language_model.generate(ids, do_sample=False, **LENGTHS)[0, ids.shape[1] :].tolist()
+    return written
+
+
+def test_images_before_an_encoder_of_a_language_model_are_refused():
+    lm = loaded("blip_2_t5")
+    with pytest.raises(OptionError, match="`images` is not read: the images of this model go to the encoder"):
+        lm.generate(f"{MARK} who?", images=picture("blip_2_t5", 1), **LENGTHS)
+
+
 def test_several_prompts_take_one_entry_each():
     lm = loaded("llava")
     pictures = [picture("llava", number) for number in range(3)]

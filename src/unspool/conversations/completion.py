@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from unspool.config import OPTIONS, GenerationConfig
 from unspool.errors import OptionError
 from unspool.inputs.media import encode_media_chat, has_media, with_turn_media
-from unspool.inputs.reader import EncodedPrompt
+from unspool.inputs.reader import EncodedPrompt, Reader
 from unspool.per_prompt import Configs
 from unspool.results import Chunk, Completion, Generation
 from unspool.streaming import Stream
@@ -36,11 +36,13 @@ class ChatModel(Protocol):
     """The part of a LanguageModel that chat completion needs."""
 
     tokenizer: Any
-    processor: Any
     config: GenerationConfig
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def _reader(self) -> Reader: ...
 
     def generate(self, prompt: Any, **options: Any) -> Any: ...
 
@@ -293,7 +295,7 @@ def _conversation(
     }
     source = None
     if has_media(messages):
-        ids, _, source = encode_media_chat(messages, lm.processor, lm.info, **options)
+        ids, _, source = encode_media_chat(messages, lm._reader, **options)
     else:
         ids = encode_chat(messages, lm.tokenizer, **options)
     seen = None

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Number
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unspool.errors import OptionError, PromptError
 from unspool.inputs.prompts import Prompts
 from unspool.inputs.reader import EncodedPrompt, Reader
 from unspool.text.chat import Message
-from unspool.types import ModelInfo, PromptInputs, Source
+from unspool.types import PromptInputs, Source
+
+if TYPE_CHECKING:
+    from unspool.runtimes.wrap.passing_on import Embedder
 
 _KINDS: Final = {
     "image": "image",
@@ -81,14 +84,18 @@ def read_media(prompts: Prompts, images: Any, audio: Any, reader: Reader) -> Pro
         PromptError: if a prompt is not a text, or if the processor refuses it.
     """
     name, given = ("images", images) if images is not None else ("audio", audio)
-    _check(reader.info, reader.processor, name, given)
+    _check(reader, name, given)
     count = None if prompts.single else len(prompts.items)
     pairs = zip(_entries("images", images, count), _entries("audio", audio, count), strict=True)
     items = [_read(text, *media, reader) for text, media in zip(prompts.items, pairs, strict=True)]
     return Prompts(items, prompts.single)
 
 
-def _check(info: ModelInfo, processor: Any, name: str, given: Any) -> None:
+def _check(reader: Reader, name: str, given: Any) -> None:
+    info, processor = reader.info, reader.processor
+    if info.needs_source and reader.embedder is not None:
+        allowed = f"is not read: the images of this model go to the encoder of its language model, {info.name}"
+        raise OptionError(name, given, allowed, "use unspool.generate(model, **processor(...))")
     if info.needs_source:
         allowed = f"is not read by {info.name}: its prompt is the input of its encoder"
         raise OptionError(name, given, allowed, "give an image or audio as the prompt")
@@ -133,7 +140,7 @@ def _read(text: Any, images: Any, audio: Any, reader: Reader) -> EncodedPrompt:
         features = reader.processor(**arguments)
     except Exception as error:  # a processor can refuse its input with any error
         raise PromptError(f"the processor cannot read the prompt: {_reason(error)}") from error
-    return _encoded(features, text)
+    return _encoded(features, text, reader.embedder)
 
 
 def _samples(given: Sequence[Any], processor: Any) -> tuple[list[Any], int | None]:
@@ -157,8 +164,7 @@ def _samples(given: Sequence[Any], processor: Any) -> tuple[list[Any], int | Non
 
 def encode_media_chat(
     messages: Sequence[Message],
-    processor: Any,
-    info: ModelInfo,
+    reader: Reader,
     *,
     tools: Sequence[Any] | None,
     continue_final_message: bool,
@@ -167,13 +173,14 @@ def encode_media_chat(
 ) -> EncodedPrompt:
     """Return a conversation with images or audio as the processor's chat template writes it.
 
-    Args: as in `encode_chat`. processor, info: of the model.
+    Args: as in `encode_chat`. reader: of the model.
 
     Raises:
         OptionError: if the model reads no such input.
         PromptError: if the template or the processor refuses the messages.
     """
-    _check(info, processor, "messages", "parts that are images or audio")
+    processor = reader.processor
+    _check(reader, "messages", "parts that are images or audio")
     loadable = [_loadable(message) for message in messages]
     try:
         features = processor.apply_chat_template(
@@ -189,7 +196,7 @@ def encode_media_chat(
         )
     except Exception as error:  # a template is a program by its author, and can raise any exception
         raise PromptError(f"the processor rejects these messages: {_reason(error)}") from error
-    return _encoded(features, None)
+    return _encoded(features, None, reader.embedder)
 
 
 def _loadable(message: Message) -> Message:
@@ -217,8 +224,8 @@ def _loadable_part(part: Any) -> Any:
     return {"type": _KINDS[name], "url": address["url"] if isinstance(address, Mapping) else address}
 
 
-def _encoded(features: Mapping[str, Any], text: str | None) -> EncodedPrompt:
-    """Return the output of a processor as a prompt."""
+def _encoded(features: Mapping[str, Any], text: str | None, embedder: Embedder | None) -> EncodedPrompt:
+    """Return the output of a processor as a prompt. embedder: as in `Reader`."""
     import torch
 
     inputs = PromptInputs((name, value) for name, value in features.items() if value is not None)
@@ -228,6 +235,8 @@ def _encoded(features: Mapping[str, Any], text: str | None) -> EncodedPrompt:
         raise PromptError("the processor returns no token, or pads one prompt; turn off its padding")
     inputs["attention_mask"] = mask
     tokens = tuple(int(token) for token in ids[0])
+    if embedder is not None and inputs.keys() > {"input_ids", "attention_mask"}:
+        inputs = embedder(inputs)
     return EncodedPrompt(tokens, text, Source(inputs=inputs, token_ids=tokens))
 
 

@@ -16,6 +16,7 @@ from unspool.types import ModelInfo, Source
 
 if TYPE_CHECKING:
     from unspool.protocols import Runtime
+    from unspool.runtimes.wrap.passing_on import Embedder
     from unspool.source_info import SourceInfo
 
 
@@ -94,10 +95,13 @@ class Reader:
         runtime: of the model.
         tokenizer: for texts, or None.
         processor: of transformers, for audio and images, or None.
+        embedder: makes embeddings of the processor's output, for a model that decodes with a part of it; else None.
     """
 
-    def __init__(self, runtime: Runtime, tokenizer: Any = None, processor: Any = None) -> None:
-        self.runtime, self.tokenizer, self.processor = runtime, tokenizer, processor
+    def __init__(
+        self, runtime: Runtime, tokenizer: Any = None, processor: Any = None, embedder: Embedder | None = None
+    ) -> None:
+        self.runtime, self.tokenizer, self.processor, self.embedder = runtime, tokenizer, processor, embedder
 
     @property
     def info(self) -> ModelInfo:

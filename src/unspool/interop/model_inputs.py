@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
-from transformers import GenerationMixin
 
 from unspool.config import GenerationConfig
 from unspool.errors import OptionError, PromptError
@@ -21,6 +20,7 @@ from unspool.interop.batch import Batch, read_batch, readable_mask
 from unspool.interop.encoders import encoder_of
 from unspool.interop.semantics import pad_token
 from unspool.runtimes.seq2seq.source_info import has_prefix_image
+from unspool.runtimes.wrap.passing_on import decoding_part
 from unspool.runtimes.wrap.prompt_reader import CACHE_NAMES, prepared_call
 from unspool.types import PromptInputs, Source
 
@@ -48,7 +48,7 @@ def decoding_call(model: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, 
         ModelError: if the model's `generate` refuses the arguments, or decodes by other means.
     """
     given = _named(model, given)
-    if not _passes_on(model):
+    if decoding_part(model) is None:
         return model, given
     names = _parameters(type(model).generate) | {"input_ids", "attention_mask"}
     inputs = {name: value for name, value in given.items() if name in names and value is not None}
@@ -70,15 +70,9 @@ def _named(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     inputs, name = given.get("inputs"), model.main_input_name
     if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or name == "input_ids":
         return dict(given)
-    if given.get(name) is not None or not (_passes_on(model) or encoder_of(model) is None):
+    if given.get(name) is not None or not (decoding_part(model) is not None or encoder_of(model) is None):
         return dict(given)  # refused, or read with the other inputs of an encoder
     return {**given, "inputs": None, name: inputs}
-
-
-def _passes_on(model: Any) -> bool:
-    """Return True if the model's class has its own `generate`, and a part of the model could decode instead."""
-    is_own = type(model).generate is not GenerationMixin.generate
-    return is_own and any(isinstance(child, GenerationMixin) for child in model.children())
 
 
 def _parameters(function: Any) -> set[str]:

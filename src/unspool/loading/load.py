@@ -24,6 +24,7 @@ from unspool.machine.threads import limit_threads
 from unspool.model import LanguageModel
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.current import CurrentRuntime
+from unspool.runtimes.wrap.passing_on import Embedder, decoding_part
 from unspool.runtimes.wrap.peft_models import base_of
 from unspool.saving import Checkpoint
 from unspool.tuning import MAX_BATCH_TOKENS
@@ -120,9 +121,11 @@ def load(
     make = partial(
         runtime_of, owns_model=owns_model, pack=pack, max_cache_tokens=max_cache_tokens, max_sequences=max_sequences
     )
-    runtime = CurrentRuntime(model, lambda model, attention: make(model, attention=attention), owns_model=owns_model)
     whole: Any = name_or_path if given is model else model
-    stored = GenerationConfig.from_transformers(whole.generation_config)
+    part = decoding_part(model)
+    decodes = model if part is None else part
+    runtime = CurrentRuntime(decodes, lambda model, attention: make(model, attention=attention), owns_model=owns_model)
+    stored = GenerationConfig.from_transformers((whole if part is None else part).generation_config)
     return LanguageModel(
         runtime,
         read_tokenizer,
@@ -130,6 +133,7 @@ def load(
         config=stored,
         max_batch_tokens=max_batch_tokens,
         checkpoint=Checkpoint(whole, owns_model=owns_model),
+        embedder=None if part is None else Embedder(model),
     )
 
 

@@ -294,6 +294,33 @@ def test_a_response_template_takes_an_answer_apart() -> None:
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"content": {"content": "text"}, "thinking": {"open": "<think>", "content": "text", "optional": False}},
+            "think",
+        ),
+        ({"tool_calls": {"open": "It ", "content": "json", "repeats": True}, "content": {"content": "text"}}, "json"),
+    ],
+    ids=["a missing field", "a malformed call"],
+)
+def test_an_answer_that_the_response_template_cannot_read_is_kept_as_text(fields: dict[str, Any], reason: str) -> None:
+    lm = unspool.load()
+    lm.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    lm.tokenizer.response_template = {"start_anchor": "king.", "fields": fields}
+    question = [{"role": "user", "content": "Tell me of the king."}]
+    with pytest.warns(UserWarning, match=f"`response_template` cannot read an answer .*{reason}.*whole text"):
+        answer = lm.chat(question, choice=["It is warm."], max_new_tokens=30)
+    assert answer.text == "It is warm."
+    assert answer.message == {"role": "assistant", "content": "It is warm."}
+    stream = lm.chat(question, choice=["It is warm."], max_new_tokens=30, stream=True)
+    assert "".join(chunk.text for chunk in stream) == "It is warm."
+    with pytest.warns(UserWarning, match="cannot read an answer"):
+        assert stream.generation.message == answer.message
+
+
+@pytest.mark.model
 def test_a_stop_string_is_no_part_of_a_parsed_answer() -> None:
     lm = unspool.load()
     lm.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"

@@ -6,6 +6,7 @@ generation.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -151,14 +152,17 @@ def answer_of(
 ) -> Message:
     """Return an output as the assistant's message.
 
-    If the tokenizer has a response template, it parses the message into content, thinking and tool calls. Otherwise the
-    content is the text.
+    If the tokenizer has a response template, it parses the message into content, thinking and tool calls. Otherwise, or
+    if the template cannot read the text, the content is the text.
 
     Args:
         text: the output's text, without special tokens.
         prompt_ids, token_ids: token ids of the conversation and of the output.
         tools: as given to `encode_chat`.
         stops: the stop strings, if one of them ended the output.
+
+    Warns:
+        UserWarning: if the template cannot read the text.
     """
     if getattr(tokenizer, "response_template", None) is None:
         return {"role": "assistant", "content": text}
@@ -174,7 +178,13 @@ def answer_of(
         )
     else:
         raw = tokenizer.decode(list(token_ids))
-    parsed: Message = tokenizer.parse_response(raw, prefix=before, tools=None if tools is None else list(tools))
+    try:
+        parsed: Message = tokenizer.parse_response(raw, prefix=before, tools=None if tools is None else list(tools))
+    except Exception as error:  # the parser raises errors of several kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = f"the tokenizer's `response_template` cannot read an answer ({reason}): its content is the whole text"
+        warnings.warn(message, UserWarning, stacklevel=2)
+        return {"role": "assistant", "content": text}
     return parsed
 
 

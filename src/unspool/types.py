@@ -63,10 +63,14 @@ class Fork(NamedTuple):
 
 
 class Extend(NamedTuple):
-    """Append the tokens to the branch."""
+    """Append the tokens to the branch.
+
+    score: of a single token, if asks with different `taken_tokens` gave it different scores; None for the first one.
+    """
 
     branch: int
     tokens: tuple[int, ...]
+    score: float | None = None
 
 
 Move: TypeAlias = Drop | Keep | Fork | Extend

@@ -41,6 +41,19 @@ def test_diverse_beam_search_worked_example() -> None:
     assert [output.token_ids for output in plain] == [(B, B), (B, C)]
 
 
+def test_each_group_keeps_its_own_score_of_the_first_token() -> None:
+    """Group 2 takes b, the choice of group 1, in spite of the penalty: ln 0.6 - 0.1 is above ln 0.4."""
+    options = {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 0.0, "max_new_tokens": 2}
+    found = outputs_of(worked, A, num_beam_groups=2, diversity_penalty=0.1, **options)
+    first, second = found[0], found[1]
+    assert (first.token_ids[0], second.token_ids[0]) == (B, B)
+    assert first.scores[0] == pytest.approx(math.log(0.6), abs=1e-6)
+    assert second.scores[0] == pytest.approx(math.log(0.6) - 0.1, abs=1e-6)
+    assert first.logprobs[0] == second.logprobs[0] == pytest.approx(math.log(0.6), abs=1e-6)
+    for output in found:
+        assert sum(output.scores) == pytest.approx(output.score, abs=1e-6)
+
+
 class Spread:
     """A model of its own for each number: unequal probabilities that depend on all tokens, two tokens that end."""
 

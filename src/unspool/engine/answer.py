@@ -259,7 +259,7 @@ def _remember(place: Place, row: Row) -> None:
     """Store the log-probability and score of each candidate on the branch, for the outputs."""
     node = place.branch.tip.at(place.length)
     for each in row.candidates:
-        # Branches on the same node ask in turn, and the first ask avoids no tokens: keep its figures.
+        # Branches on the same node ask in turn. The first ask avoids no tokens; `Extend` has the scores of the others.
         node.scored.setdefault(each.token, (each.logprob, each.score))
     if row.distribution is not None:
         node.distribution = row.distribution

@@ -108,7 +108,7 @@ class BranchTree:
             elif isinstance(move, Fork):
                 self._fork(self.live(move.parent), move.child)
             else:
-                self._extend(self.live(move.branch), move.tokens, backs.get(move.branch, ()))
+                self._extend(self.live(move.branch), move.tokens, backs.get(move.branch, ()), move.score)
 
     def _drop(self, branch: Branch) -> None:
         branch.alive = False
@@ -161,7 +161,9 @@ class BranchTree:
             # Add them one by one, so that a failing fork still releases the earlier ones.
             branch.cached_seqs += (cached_seq.fork(self._new_seq()),)
 
-    def _extend(self, branch: Branch, tokens: tuple[int, ...], backs: Iterable[int]) -> None:
+    def _extend(
+        self, branch: Branch, tokens: tuple[int, ...], backs: Iterable[int], score: float | None = None
+    ) -> None:
         """Append tokens, and keep the state at every length that this turn asks about."""
         asked = {branch.length + len(tokens) - back for back in backs}
         asked |= set() if branch.anchor is None else {branch.anchor}
@@ -174,7 +176,7 @@ class BranchTree:
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise StrategyError(f"branch {branch.number}: token {token} is outside the vocabulary")
-            branch.tip = branch.tip.follow(token)
+            branch.tip = branch.tip.follow(token, score)
             branch_states = branch_states.advance(self._chain, self._request.criteria, token)
             if branch.length in asked:
                 kept[branch.length] = branch_states

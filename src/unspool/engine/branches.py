@@ -27,14 +27,16 @@ class Node:
 
     Three fields describe the next token. scored: (log-probability, score) of each replied candidate. distribution: the
     distribution, if one was replied. top_logprobs: the best tokens for the option `logprobs`.
-    `hidden` and `context` belong to engine/similarity.py.
+    score: of the node's own token, if the strategy gave it; else None. `hidden` and `context` belong to
+    engine/similarity.py.
     """
 
-    __slots__ = ("top_logprobs", "context", "hidden", "scored", "length", "parent", "token", "distribution")
+    __slots__ = ("top_logprobs", "context", "hidden", "scored", "length", "parent", "token", "score", "distribution")
 
-    def __init__(self, parent: Node | None, token: int) -> None:
+    def __init__(self, parent: Node | None, token: int, score: float | None = None) -> None:
         self.parent = parent
         self.token = token
+        self.score = score
         self.length: int = parent.length + 1 if parent else 0
         self.scored: dict[int, tuple[float, float]] = {}
         self.distribution: Distribution | None = None
@@ -42,12 +44,15 @@ class Node:
         self.hidden: torch.Tensor | None = None
         self.context: Any = None
 
-    def follow(self, token: int) -> Node:
-        """Return a new child. Keeps only this token's figures of a whole distribution, to free its memory."""
+    def follow(self, token: int, score: float | None = None) -> Node:
+        """Return a new child. Keeps only this token's figures of a whole distribution, to free its memory.
+
+        score: of the token; None for the first that was replied.
+        """
         if self.distribution is not None and token not in self.scored:
             self.scored[token] = (float(self.distribution.logprobs[token]), float(self.distribution.scores[token]))
         self.distribution = None
-        return Node(self, token)
+        return Node(self, token, score)
 
     def at(self, length: int) -> Node:
         """Return the ancestor (or self) with this many output tokens."""
@@ -75,7 +80,8 @@ class Node:
     def figures(self) -> tuple[float, float]:
         """Return (logprob, score) of this token as the engine replied them; NaN if it was never a candidate."""
         assert self.parent is not None, "the root node is not a token"
-        return self.parent.scored.get(self.token, (float("nan"), float("nan")))
+        logprob, score = self.parent.scored.get(self.token, (float("nan"), float("nan")))
+        return logprob, score if self.score is None else self.score
 
 
 class RowRef(NamedTuple):

@@ -163,7 +163,7 @@ def continue_with(
         if any(other.branch == beam.branch for other in grown):
             moves.append(Fork(beam.branch, next_branch))
             beam, next_branch = beam._replace(branch=next_branch), next_branch + 1
-        moves.append(Extend(beam.branch, (choice.candidate.token,)))
+        moves.append(Extend(beam.branch, (choice.candidate.token,), choice.candidate.score))
         grown.append(beam)
     return tuple(moves), grown, next_branch
 

@@ -99,6 +99,19 @@ def test_embeddings_without_a_token_in_a_row_are_read_whole():
     assert found.equal(unspool.generate(model, inputs_embeds=embeds, attention_mask=mask, max_new_tokens=4))
 
 
+@pytest.mark.parametrize("reading", ["input_ids", "inputs_embeds"])
+def test_a_source_without_a_token_under_its_mask_is_read_whole(reading: str):
+    model, mask = tiny_seq2seq("t5"), torch.tensor([[0] * 5, [1, 1, 1, 0, 0], [1] * 5])
+    given = {"input_ids": IDS} if reading == "input_ids" else {"inputs_embeds": model.get_input_embeddings()(IDS)}
+    with pytest.warns(UserWarning, match="leaves no token in row 0"):
+        found = unspool.generate(model, **given, attention_mask=mask, max_new_tokens=6)
+    whole = mask.clone()
+    whole[0] = 1
+    assert found.equal(theirs(model, **given, attention_mask=whole, max_new_tokens=6))
+    with pytest.raises(PromptError, match="row 0 of the batch holds only pads"):
+        unspool.generate(model, **given, attention_mask=mask, max_new_tokens=6, strict=True)
+
+
 @DOORS
 @pytest.mark.parametrize("family", ["t5", "bart"])
 @pytest.mark.parametrize("hidden", [[], [2]], ids=["", "with a hidden token"])

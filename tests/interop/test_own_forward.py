@@ -6,11 +6,12 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
 
 import unspool
 from tests.tiny_models import tiny_model
@@ -183,6 +184,34 @@ def test_a_chat_continues_on_the_callers_cache(door: Door, family: str):
         told[each] = tuple(parts(cache))
     assert ids[door].equal(ids[theirs])
     assert_equal(told[door], told[theirs])
+
+
+@pytest.mark.model
+@DOORS
+def test_a_chat_program_keeps_its_cache_between_turns(door: Door):
+    """The program of transformers' page on cache strategies. A turn encodes all messages again, answers included."""
+    folder = Path(unspool.__file__).parent / "tale"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+
+    def talk(generate: Door) -> tuple[list[dict[str, str]], DynamicCache]:
+        past_key_values, messages = DynamicCache(config=model.config), list[dict[str, str]]()
+        for prompt in ("Who was the king?", "And the queen?", "Where did they live?"):
+            messages.append({"role": "user", "content": prompt})
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            width, cached = inputs["input_ids"].shape[1], past_key_values.get_seq_length()
+            given = {"attention_mask": inputs["attention_mask"], "past_key_values": past_key_values}
+            outputs = generate(model, inputs["input_ids"], do_sample=False, max_new_tokens=20, **given)
+            assert cached < width and past_key_values.get_seq_length() == outputs.shape[1] - 1
+            completion = tokenizer.decode(outputs[0, width:], skip_special_tokens=True)
+            messages.append({"role": "assistant", "content": completion})
+        return messages, past_key_values
+
+    (found, cache), (expected, other) = talk(door), talk(theirs)
+    assert found == expected and all(message["content"] for message in found)
+    assert_equal(tuple(parts(cache)), tuple(parts(other)))
 
 
 @DOORS

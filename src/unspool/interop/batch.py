@@ -134,6 +134,21 @@ def readable_mask(mask: torch.Tensor, ignored: list[OptionError] | None, source:
     Raises:
         PromptError: with `ignored=None`, if a row holds only pads, or pads that are not on its left.
     """
+    mask = with_tokens(mask, ignored, source)
+    if reason := _misplaced_pads(mask):
+        if ignored is None:
+            raise PromptError(f"{reason}{source}; set tokenizer.padding_side='left'")
+        allowed = f"puts pads at the end of prompts or inside of them ({reason}{source}), which are read without pads"
+        ignored.append(OptionError("attention_mask", "a mask", allowed, "set tokenizer.padding_side='left'"))
+    return mask
+
+
+def with_tokens(mask: torch.Tensor, ignored: list[OptionError] | None, source: str = "") -> torch.Tensor:
+    """Return the mask with all tokens of a row that it hides wholly. Pads can be anywhere. Args: as in `readable_mask`.
+
+    Raises:
+        PromptError: with `ignored=None`, if a row holds only pads.
+    """
     mask = mask.bool()
     for row in (~mask.any(dim=1)).nonzero()[:, 0].tolist():
         if ignored is None:
@@ -142,11 +157,6 @@ def readable_mask(mask: torch.Tensor, ignored: list[OptionError] | None, source:
         ignored.append(OptionError("attention_mask", "a mask", allowed, "leave out the row"))
         mask = mask.clone()
         mask[row] = True
-    if reason := _misplaced_pads(mask):
-        if ignored is None:
-            raise PromptError(f"{reason}{source}; set tokenizer.padding_side='left'")
-        allowed = f"puts pads at the end of prompts or inside of them ({reason}{source}), which are read without pads"
-        ignored.append(OptionError("attention_mask", "a mask", allowed, "set tokenizer.padding_side='left'"))
     return mask
 
 

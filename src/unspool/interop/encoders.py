@@ -18,7 +18,7 @@ from unspool.errors import ModelError, OptionError, PromptError
 from unspool.inputs.sources import source_rows
 from unspool.inputs.speech import transcript_prompt
 from unspool.interop.arguments import SPEECH, Arguments
-from unspool.interop.batch import Batch, batch_of_bos, read_batch
+from unspool.interop.batch import Batch, batch_of_bos, read_batch, with_tokens
 from unspool.interop.own_forward import has_other_positions
 from unspool.protocols import Runtime
 from unspool.runtimes.seq2seq.source_info import has_prefix_image, source_info, source_obstacle
@@ -89,13 +89,15 @@ def read_sources(
     """
     embeds = arguments.embedded.get("inputs_embeds")
     if embeds is not None:
-        main, prompt, sources = embeds, None, _embedded_sources(embeds, arguments, info)
+        main, prompt, sources = embeds, None, _embedded_sources(embeds, arguments, info, ignored)
     else:
         encoded = arguments.encoder.get("encoder_outputs")
         main, prompt = sort_inputs(arguments, info)
         if has_prefix_image(model):
             return _captions(main, prompt, arguments, config, info, ignored)
         if encoded is None:
+            if info.kind == "text" and _masks(main, arguments.attention_mask):
+                arguments = replace(arguments, attention_mask=with_tokens(arguments.attention_mask, ignored).long())
             sources = _sources(main, arguments, info)
         else:
             sources = _encoded_sources(encoded[0], arguments.attention_mask, main if info.kind == "text" else None)
@@ -122,6 +124,11 @@ def read_sources(
         sources=tuple(sources),
         task="rewrite" if speech is None else "transcribe",
     )
+
+
+def _masks(ids: torch.Tensor, mask: Any) -> bool:
+    """Return whether a mask has the shape of the ids. Others are refused later."""
+    return isinstance(mask, torch.Tensor) and mask.shape == ids.shape
 
 
 def with_default_input(model: Any, arguments: Arguments, config: GenerationConfig, info: SourceInfo) -> Arguments:
@@ -246,18 +253,21 @@ def _sources(main: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list
     return source_rows(inputs, info)
 
 
-def _embedded_sources(embeds: torch.Tensor, arguments: Arguments, info: SourceInfo) -> list[Source]:
-    """Return one source per row of embeddings, without masked positions."""
+def _embedded_sources(
+    embeds: torch.Tensor, arguments: Arguments, info: SourceInfo, ignored: list[OptionError] | None
+) -> list[Source]:
+    """Return one source per row of embeddings, without masked positions. ignored: as in `read_batch`."""
     if info.kind != "text":
         raise OptionError("inputs_embeds", "a tensor", f"is not read by {info.model}", f"give `{info.input_name}`")
     if arguments.input_ids is not None:
         allowed = "cannot be given together with `input_ids`: the encoder reads one of them"
         raise OptionError("inputs_embeds", "a tensor", allowed, "leave out one of the two")
     mask = arguments.attention_mask
-    mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
-    if embeds.ndim != 3 or mask.shape != embeds.shape[:2] or not bool(mask.any(dim=1).all()):
+    mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
+    if embeds.ndim != 3 or mask.shape != embeds.shape[:2]:
         shapes = f"{tuple(embeds.shape)} and `attention_mask` {tuple(mask.shape)}"
-        raise PromptError(f"`inputs_embeds` {shapes} must have as many rows and positions, and a position per row")
+        raise PromptError(f"`inputs_embeds` {shapes} must have as many rows and positions")
+    mask = with_tokens(mask, ignored)
     rows = zip(embeds.detach(), mask, strict=True)
     return [Source(inputs={"inputs_embeds": row[kept.to(row.device)][None]}) for row, kept in rows]
 

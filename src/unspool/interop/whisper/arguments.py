@@ -165,7 +165,7 @@ def _tempers(arguments: Arguments, *, greedy_too: bool) -> bool:
 
 
 def without_zero_temperature(model: Any, arguments: Arguments, config: Any) -> tuple[Arguments, int]:
-    """Return the arguments without a temperature of 0, and how often each row then stands in them.
+    """Return the arguments without a temperature of 0, and the number of times that each row is then in them.
 
     Such a temperature turns sampling off in transformers' Whisper. Several outputs of a row are then equal.
 
@@ -193,7 +193,7 @@ def _repeated(value: Any, count: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_repeated(each, count) for each in value)
     if isinstance(value, Mapping):
-        return type(value)(**{name: _repeated(each, count) for name, each in value.items()})  # type: ignore[call-arg]
+        return type(value)(**{name: _repeated(each, count) for name, each in value.items()})
     return value
 
 

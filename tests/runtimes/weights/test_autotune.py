@@ -97,7 +97,21 @@ def test_trials_end_when_their_time_is_used_up_and_the_largest_come_first(trials
     assert set(forms.values()) == {"native"}, "the others have the form of the most similar shape"
     best_forms([shape(2048, 2048)])
     assert len(trials.shapes) == 2, "the time is for all calls together"
-    assert best_forms([shape(512, 512, torch.bfloat16)]) == {shape(512, 512, torch.bfloat16): "plain"}
+
+
+def test_each_dtype_and_thread_count_is_timed_once_however_little_time_is_left(trials: Trials) -> None:
+    autotune.tuning_file().seconds = 5.0
+    narrow = [shape(512, 512, torch.bfloat16), shape(1024, 512, torch.bfloat16)]
+    for _ in range(2):
+        assert best_forms(narrow) == dict.fromkeys(narrow, "native")
+    assert trials.shapes == [narrow[1]], "the largest one"
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert best_forms([shape(512, 512, torch.bfloat16)])[shape(512, 512, torch.bfloat16)] == "native"
+    finally:
+        torch.set_num_threads(before)
+    assert len(trials.shapes) == 2
 
 
 def test_the_most_similar_shape_decides(trials: Trials) -> None:

@@ -58,8 +58,8 @@ def shape_of(in_features: int, out_features: int, dtype: torch.dtype) -> Shape:
 def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
     """Return the form of each shape: the forced one, else the fastest. New shapes are timed if there is time left.
 
-    Trials take at most `TUNING_SECONDS` on a machine, in all processes together. A shape without times has the form of
-    the most similar shape, or else the plain form.
+    Trials take at most `TUNING_SECONDS` on a machine, in all processes together. The first shape of a dtype and thread
+    count is timed even after that. A shape without times has the form of the most similar shape of its kind.
 
     Args:
         shapes: of large layers that can be packed; see `is_small`.
@@ -100,19 +100,23 @@ def tune(
         key=lambda shape: shape.in_features * shape.out_features,
         reverse=True,
     )
-    if not pending or (not again and file.seconds >= TUNING_SECONDS):
+    known = {_kind(shape) for shape in file.times}
+    if not again and file.seconds >= TUNING_SECONDS:
+        pending = [shape for shape in pending if _kind(shape) not in known]
+    if not pending:
         return
     started = time.perf_counter()
     end = math.inf if again else started + TUNING_SECONDS - file.seconds
     trial = Trial()
     longest = _USUAL_TRIAL
     for shape in pending:
-        before = time.perf_counter()
-        if before + longest > end:
-            break
+        before, is_first = time.perf_counter(), _kind(shape) not in known
+        if before + longest > end and not is_first:
+            continue
         if tell is not None:
             tell(shape)
-        file.times[shape] = trial.times(shape, until=end)
+        file.times[shape] = trial.times(shape, until=math.inf if is_first else end)
+        known.add(_kind(shape))
         longest = max(longest, time.perf_counter() - before)
     if not again:
         file.seconds += time.perf_counter() - started
@@ -132,10 +136,13 @@ def is_autotuned() -> bool:
     return given == "1"
 
 
+def _kind(shape: Shape) -> tuple[torch.dtype, int]:
+    """Return the facts that shapes must share to be compared."""
+    return shape.dtype, shape.threads
+
+
 def _form_of(shape: Shape, file: TuningFile) -> Form:
-    alike = [known for known in file.times if known[2:] == shape[2:]]
-    if not alike:
-        return "plain"
+    alike = [known for known in file.times if _kind(known) == _kind(shape)]
     return fastest(file.times[min(alike, key=lambda known: _distance(known, shape))])
 
 

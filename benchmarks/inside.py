@@ -83,7 +83,7 @@ def _step_parts(checkpoint: Checkpoint, tokens: int) -> Case:
         _entry(checkpoint, f"{count} request{'s' * (count > 1)}", Work(prompts=prompts, new_tokens=tokens))
         for count, prompts in crowds.items()
     )
-    return _cost(checkpoint, STEP_PARTS, "what a step pays for", entries, runs=1)
+    return _cost(checkpoint, STEP_PARTS, "the parts of a step", entries, runs=1)
 
 
 def _entry(checkpoint: Checkpoint, label: str, work: Work) -> Entry:

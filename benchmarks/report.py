@@ -29,10 +29,10 @@ def markdown(record: Mapping[str, Any], *, level: int = 2) -> str:
     """Return the report of one run; figures of tiny models are marked as meaningless. level: of its headings."""
     parts = [
         _machine(record),
-        _section("Where a peer is faster", _wins(record), level),
+        _section("Cases in which a peer is faster", _wins(record), level),
         _section("Against the peers", _against_peers(record, level + 1), level),
         _section("Unspool against itself", _costs(record), level),
-        _section("What a step pays for", _parts(record), level),
+        _section("The parts of a step", _parts(record), level),
         _section("Memory", _memory(record), level),
         _section("Goals", _goals(record), level),
         _section("Not measured", _missing(record), level),

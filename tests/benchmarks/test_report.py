@@ -112,7 +112,7 @@ def test_all_machines_are_side_by_side():
     )
     page = report.with_results(f"{report.BEGIN}{report.END}", [record(), other])
     assert page.index("## A Machine with AVX2") < page.index("## Another with AMX")
-    assert "### Where a peer is faster" in page and "#### a GPT-2" in page
+    assert "### Cases in which a peer is faster" in page and "#### a GPT-2" in page
 
 
 def test_a_table_holds_no_bars_but_its_own():

@@ -17,7 +17,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,7 @@ class Results:
 
     def keep(self, folder: Path = FOLDER) -> None:
         """Put the record among the project's own as well, in place of older ones of the same machine."""
-        folder.mkdir(parents=True, exist_ok=True)
-        older = [file for file in folder.glob("*.json") if _machine_of(read(file)) == _machine_of(self.record)]
-        kept = Path(shutil.copy(self.file, folder))
-        for file in older:
-            if file != kept:
-                file.unlink()
-        self.file = kept
+        self.file = keep(self.file, folder / self.file.name)
 
     def _save(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._started, 1)
@@ -96,7 +90,18 @@ def read(file: Path) -> dict[str, Any]:
     return record
 
 
-def of_all_machines(folder: Path = FOLDER) -> list[dict[str, Any]]:
+def keep(file: Path, kept: Path, read: Callable[[Path], dict[str, Any]] = read) -> Path:
+    """Copy a record, and delete the other records of its machine in the folder of the copy. Returns the copy's path."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    machine = _machine_of(read(file))
+    older = [each for each in kept.parent.glob("*.json") if each != kept and _machine_of(read(each)) == machine]
+    shutil.copy(file, kept)
+    for each in older:
+        each.unlink()
+    return kept
+
+
+def of_all_machines(folder: Path = FOLDER, read: Callable[[Path], dict[str, Any]] = read) -> list[dict[str, Any]]:
     """Return the newest record of a full run of each machine, the newest first. Names begin with the date."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for file in sorted(folder.glob("*.json"), key=lambda file: file.name, reverse=True):

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import results
 from benchmarks.machine import short_name
-from benchmarks.results import FOLDER
 
-KEPT: Final = FOLDER / "serve"
+KEPT: Final = results.FOLDER / "serve"
 _DOC: Final = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 _PLACE: Final = re.compile(r"(<!-- contest: begin -->\n).*?(<!-- contest: end -->)", re.DOTALL)
 _FEW: Final = 1
@@ -92,24 +91,18 @@ def _ratio(
 
 def of_all_machines(folder: Path = KEPT) -> list[dict[str, Any]]:
     """Return the newest kept record of each machine, the newest first."""
-    newest = {_machine_of(file): file for file in sorted(folder.glob("*.json"))}
-    return [json.loads(file.read_text()) for file in sorted(newest.values(), reverse=True)]
+    return results.of_all_machines(folder, _read)
 
 
 def keep(file: Path, folder: Path = KEPT) -> None:
     """Copy a record into the folder, in place of older records of its machine. Those of other machines stay."""
-    record = json.loads(file.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{record['date']}-{short_name(record['machine'])}.json"
-    shutil.copy(file, kept)
-    for older in folder.glob("*.json"):
-        if older != kept and _machine_of(older) == _machine_of(kept):
-            older.unlink()
+    record = _read(file)
+    results.keep(file, folder / f"{record['date']}-{short_name(record['machine'])}.json", _read)
 
 
-def _machine_of(file: Path) -> str:
-    """Return the name of a record's machine: that of its file behind the date."""
-    return file.stem[len("2026-01-01-") :]
+def _read(file: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(file.read_text())
+    return record
 
 
 def with_tables(page: str, records: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.test_packed import HERE, level, num_threads  # noqa: F401
+from tests.kernels.levels import HERE
+from tests.kernels.test_packed import num_threads
 from unspool.kernels.attention import SlotAttention, SlotQuery, attends
 from unspool.kernels.library import VARIABLE, kernels, obstacle
 
@@ -92,7 +93,7 @@ def alone(rows: int = len(STOPS)) -> list[list[SlotQuery]]:
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize(("groups", "width", "value_width"), [(12, 64, 64), (4, 80, 24), (2, 16, 128), (1, 8, 8)])
-def test_each_query_reads_its_own_keys(level: str, name: str, groups: int, width: int, value_width: int) -> None:  # noqa: F811
+def test_each_query_reads_its_own_keys(level: str, name: str, groups: int, width: int, value_width: int) -> None:
     case = Case(groups, width, value_width)
     found = case.run(alone(), **OPTIONS[name])
     for (query,) in alone():
@@ -102,7 +103,7 @@ def test_each_query_reads_its_own_keys(level: str, name: str, groups: int, width
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_bfloat16_rounds_the_result_alone(level: str, stored: torch.dtype) -> None:  # noqa: F811
+def test_bfloat16_rounds_the_result_alone(level: str, stored: torch.dtype) -> None:
     case = Case(4, 64, 64, torch.bfloat16, stored)
     found = case.run(alone())
     for (query,) in alone():

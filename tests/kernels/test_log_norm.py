@@ -5,22 +5,13 @@ import math
 import pytest
 import torch
 
-from unspool.kernels.build import LEVELS, machine
+from tests.kernels.levels import HERE
 from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.kernels.log_norm import log_norm
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
-HERE = list(LEVELS.get(machine(), ()))
 SIZES = (1, 5, 31, 32, 33, 2048, 2049, 4127, 50257)
-
-
-@pytest.fixture(params=HERE)
-def level(request, monkeypatch):
-    monkeypatch.setenv(VARIABLE, request.param)
-    if kernels() is None:
-        pytest.skip(obstacle())
-    return request.param
 
 
 def made(rows: int, size: int, scale: float = 8.0) -> torch.Tensor:

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from unspool.kernels.build import LEVELS, machine
+from tests.kernels.levels import HERE
 from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.kernels.packed import PackedWeight, linear
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
-HERE = list(LEVELS.get(machine(), ()))
 KINDS = ("float32", "bfloat16", "int8", "int4")
 SIZES = ((1, 1), (7, 5), (33, 70), (64, 257), (100, 1056), (257, 32), (300, 544))
 """(outputs, inputs): below, at and above one block of outputs, one piece of inputs, and their multiples."""
@@ -27,14 +26,6 @@ def num_threads(count: int) -> Iterator[None]:
     torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=HERE)
-def level(request, monkeypatch):
-    monkeypatch.setenv(VARIABLE, request.param)
-    if kernels() is None:
-        pytest.skip(obstacle())
-    return request.param
 
 
 def made(*shape: int, seed: int = 0) -> torch.Tensor:

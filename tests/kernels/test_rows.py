@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.test_packed import level, made, num_threads  # noqa: F401
+from tests.kernels.test_packed import made, num_threads
 from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.rows import Norm, rms_norm, rotate, sum_lanes
 
@@ -24,7 +24,7 @@ def in_operators(x: torch.Tensor, weight: torch.Tensor, *, rounds: bool) -> torc
 @DTYPES
 @pytest.mark.parametrize("rounds", [True, False], ids=["llama", "gemma"])
 @pytest.mark.parametrize("width", [8, 9, 31, 64, 100, 576, 1000, 2048, 4099, 16400])
-def test_a_norm_has_the_bits_of_its_operators(level: str, dtype: torch.dtype, rounds: bool, width: int) -> None:  # noqa: F811
+def test_a_norm_has_the_bits_of_its_operators(level: str, dtype: torch.dtype, rounds: bool, width: int) -> None:
     if sum_lanes() is None:
         pytest.skip("PyTorch sums in another order here")
     weight = made(width, seed=1).to(dtype)
@@ -65,7 +65,7 @@ def turned(x: torch.Tensor) -> torch.Tensor:
 
 @DTYPES
 @pytest.mark.parametrize("width,rotated", [(64, 64), (128, 128), (6, 6), (34, 34), (80, 32), (20, 2)])
-def test_a_rotation_has_the_bits_of_its_operators(level: str, dtype: torch.dtype, width: int, rotated: int) -> None:  # noqa: F811
+def test_a_rotation_has_the_bits_of_its_operators(level: str, dtype: torch.dtype, width: int, rotated: int) -> None:
     for rows in (1, 3, 200):
         wide = made(1, rows, 12 * width).to(dtype)
         own = wide[..., : 4 * width].contiguous().view(1, rows, 4, width).transpose(1, 2)

@@ -280,7 +280,6 @@ constexpr int64_t WORTH_THREADS = 1 << 15;   // products of numbers
 
 }  // namespace
 
-
 int ATTEND_OF(NAME)(const Attention& call) {
     AttentionWork work = {&call, 0, 0, 0, 0};
     int64_t keys = 0, widths = call.width + call.value_width;

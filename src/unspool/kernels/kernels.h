@@ -103,19 +103,16 @@ struct Rotation {
     int32_t type;   // of all four
 };
 
-// The tensors of a call of Norm or Rotation. x and y of Norm are contiguous.
+// y = logsumexp of x, row by row. Both are float32.
+struct LogNorm {
+    int64_t width, stride;   // of rows of x, in numbers
+};
+
+// The tensors of a call. x and y of Norm are contiguous, and y of LogNorm.
 struct Rows {
     const void *x, *cos, *sin;
     void* y;
     int64_t rows;
-    int32_t threads;
-};
-
-// The logsumexp of rows of scores.
-struct LogNorm {
-    const float* x;   // [rows, width], with `stride` numbers from row to row
-    float* y;         // [rows]
-    int64_t rows, width, stride;
     int32_t threads;
 };
 
@@ -143,7 +140,7 @@ struct Level {
     int (*attend)(const Attention&);             // 0, or 1 without memory
     void (*norm)(const Norm&, const Rows&);
     void (*rotate)(const Rotation&, const Rows&);
-    void (*log_norm)(const LogNorm&);
+    void (*log_norm)(const LogNorm&, const Rows&);
     float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };
 

@@ -449,7 +449,7 @@ template <class X> static void finish_block(const Work& work, const float* total
     }
     if (work.call->residual) {
         memcpy(residual, static_cast<const X*>(work.call->residual) + place, sizeof(X) * (size_t)count);
-        asm("" : "+m"(y));   // rounded first, like the result of an operator of its own; not joined to a multiplication
+        asm("" : "+m"(y));   // round before the addition, as PyTorch does: no fused multiply-add
         UNROLL for (int v = 0; v < VECS; v++) store(load(y + v * LANES) + load(residual + v * LANES), y + v * LANES);
     }
     X* to = static_cast<X*>(work.call->y) + place;
@@ -580,22 +580,25 @@ static float read_all(const float* data, int64_t count, int threads) {
     return reading.sum;
 }
 
+#if defined(__AVX512F__)
+static bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+}
+#endif
+
 static bool runs_here() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
 #if defined(__AMX_TILE__)
-    return tiles_run_here() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+    return has_avx512() && __builtin_cpu_supports("avx512vnni") && tiles_run_here();
 #elif defined(__AVX512BF16__)
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+    return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 #elif defined(__AVX512VNNI__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
 #elif defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+    return has_avx512();
 #elif defined(__AVX2__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
@@ -625,9 +628,9 @@ static bool pays_here() {
 int ATTEND_OF(NAME)(const Attention&);                // attention.cpp
 void NORM_OF(NAME)(const Norm&, const Rows&);         // rows.cpp
 void ROTATE_OF(NAME)(const Rotation&, const Rows&);   // rows.cpp
-void LOG_NORM_OF(NAME)(const LogNorm&);               // rows.cpp
+void LOG_NORM_OF(NAME)(const LogNorm&, const Rows&);  // rows.cpp
 extern const Level LEVEL_OF(NAME);
-const Level LEVEL_OF(NAME) = {TEXT_OF(NAME),   FLIP,          runs_here,       pays_here, linear,
-                              ATTEND_OF(NAME), NORM_OF(NAME), ROTATE_OF(NAME), LOG_NORM_OF(NAME), read_all};
+const Level LEVEL_OF(NAME) = {TEXT_OF(NAME), FLIP,            runs_here,         pays_here, linear, ATTEND_OF(NAME),
+                              NORM_OF(NAME), ROTATE_OF(NAME), LOG_NORM_OF(NAME), read_all};
 
 }  // namespace unspool

@@ -237,7 +237,7 @@ PUBLIC void unspool_rotate(const Rotation* rotation, const void* x, const void* 
 
 // Computes the logsumexp of each row.
 PUBLIC void unspool_log_norm(const float* x, float* y, int64_t rows, int64_t width, int64_t stride, int32_t threads) {
-    level->log_norm({x, y, rows, width, stride, threads});
+    level->log_norm({width, stride}, {x, nullptr, nullptr, y, rows, threads});
 }
 
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.

@@ -4,8 +4,6 @@
 // is compiled without fused multiply-adds. Each row is computed alone.
 #include "vectors.h"
 
-#include <utility>
-
 namespace unspool {
 namespace {
 
@@ -135,10 +133,8 @@ static float log_norm_of(const float* x, int64_t width) {
     return (float)(most + __builtin_log(all));
 }
 
-static void log_norm_rows(void* argument) {
-    auto& work = *static_cast<std::pair<const LogNorm*, int64_t>*>(argument);
-    const LogNorm& call = *work.first;
-    for (int64_t row; (row = take(&work.second)) < call.rows;) call.y[row] = log_norm_of(call.x + row * call.stride, call.width);
+static void log_norm_row(const LogNorm& form, const Rows& rows, int64_t row) {
+    static_cast<float*>(rows.y)[row] = log_norm_of(static_cast<const float*>(rows.x) + row * form.stride, form.width);
 }
 
 template <class Form> struct Work {
@@ -168,9 +164,6 @@ void ROTATE_OF(NAME)(const Rotation& rotation, const Rows& rows) {
     run(rotation, rows, rotation.type == X_FLOAT32 ? rotate_row<float> : rotate_row<uint16_t>);
 }
 
-void LOG_NORM_OF(NAME)(const LogNorm& call) {
-    std::pair<const LogNorm*, int64_t> work = {&call, 0};
-    parallel(call.rows * call.width < WORTH_THREADS ? 1 : call.threads, log_norm_rows, &work);
-}
+void LOG_NORM_OF(NAME)(const LogNorm& form, const Rows& rows) { run(form, rows, log_norm_row); }
 
 }  // namespace unspool

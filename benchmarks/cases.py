@@ -29,7 +29,7 @@ _PIPELINE = (
     f"text here; {_SORTED}"
 )
 _UNQUANTIZED = "transformers runs the unquantized bfloat16 weights"
-_SMALL = "The model is so small that a pass of the draft model costs nearly as much as a pass of its own"
+_SMALL = "The model is so small that a pass of the draft model costs nearly as much as a pass of the model"
 
 
 def cases(checkpoints: Mapping[str, Checkpoint], *, quick: bool) -> list[Case]:

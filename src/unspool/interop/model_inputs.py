@@ -70,7 +70,7 @@ def _named(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     inputs, name = given.get("inputs"), model.main_input_name
     if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or name == "input_ids":
         return dict(given)
-    if given.get(name) is not None or not (decoding_part(model) is not None or encoder_of(model) is None):
+    if given.get(name) is not None or (decoding_part(model) is None and encoder_of(model) is not None):
         return dict(given)  # refused, or read with the other inputs of an encoder
     return {**given, "inputs": None, name: inputs}
 

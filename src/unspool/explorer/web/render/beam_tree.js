@@ -1,5 +1,5 @@
 // The beam tree as SVG (x = tokens, y = rank among the beams), and the same nodes as an accessible tree.
-// Each column is a picture of its own, in groups, so that a step of the player lays out only the columns that it changes.
+// Each column is a separate picture, in groups, so that a step of the player lays out only the columns that it changes.
 // Pure functions of a trace's JSON form and a step.
 
 import { Groups, html, useLayoutEffect, useRef } from "render/html.js";

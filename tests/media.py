@@ -60,6 +60,9 @@ class TinyProcessor:
         if pictures:
             pixels = torch.stack([torch.as_tensor(each, dtype=torch.float32) for each in pictures])
             found["pixel_values"] = pixels
+            if self.family.startswith("instructblip"):  # the Q-Former reads the text too
+                asked = torch.tensor([self._ids(text.replace(MARK, ""))])
+                found |= {"qformer_input_ids": asked, "qformer_attention_mask": torch.ones_like(asked)}
             if self.family == "qwen2_5_vl":
                 found["pixel_values"] = pixels.flatten(0, 1)
                 found["image_grid_thw"] = torch.tensor([[1, 4, 4]] * len(pictures))

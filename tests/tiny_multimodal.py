@@ -103,13 +103,13 @@ def _paligemma() -> Any:
     )
 
 
-def _blip_2(text: dict[str, Any]) -> Any:
-    return transformers.Blip2Config(
+def _blip_2(text: dict[str, Any], kind: type[Any] = transformers.Blip2Config) -> Any:
+    return kind(
         text_config=text,
-        vision_config=_VISION,
+        vision_config={**_VISION, "initializer_range": 0.1},  # by default 1e-10: all images are equal
         qformer_config={
             **{name: _VISION[name] for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size")},
-            "vocab_size": 10,
+            "vocab_size": VOCAB_SIZE,
             "hidden_size": 16,
             "encoder_hidden_size": 16,
         },
@@ -118,14 +118,14 @@ def _blip_2(text: dict[str, Any]) -> Any:
     )
 
 
-def _blip_2_opt() -> Any:
-    return _blip_2({"model_type": "opt", **_TEXT, "ffn_dim": 48, "word_embed_proj_dim": 32})
+def _opt() -> dict[str, Any]:
+    return {"model_type": "opt", **_TEXT, "ffn_dim": 48, "word_embed_proj_dim": 32}
 
 
-def _blip_2_t5() -> Any:
+def _t5() -> dict[str, Any]:
     text = {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     ids = {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
-    return _blip_2({"model_type": "t5", **text, **ids, "dense_act_fn": "gelu", "initializer_factor": 3.0})
+    return {"model_type": "t5", **text, **ids, "dense_act_fn": "gelu", "initializer_factor": 1.0}
 
 
 def _qwen2_audio() -> Any:
@@ -142,8 +142,10 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma3": _gemma3,
     "mistral3": _mistral3,
     "qwen2_5_vl": _qwen2_5_vl,
-    "blip_2": _blip_2_opt,
-    "blip_2_t5": _blip_2_t5,
+    "blip_2": lambda: _blip_2(_opt()),
+    "blip_2_t5": lambda: _blip_2(_t5()),
+    "instructblip": lambda: _blip_2({"model_type": "llama", **_TEXT}, transformers.InstructBlipConfig),
+    "instructblip_t5": lambda: _blip_2(_t5(), transformers.InstructBlipConfig),
     "qwen2_audio": _qwen2_audio,
     "paligemma": _paligemma,
 }
@@ -161,7 +163,7 @@ def tiny_multimodal(family: str) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "vision" not in name:
-                parameter.mul_(4)
+                parameter.mul_(40 if "crossattention" in name else 4)
     return model
 
 
@@ -184,8 +186,11 @@ def prompts_of(family: str) -> dict[str, torch.Tensor]:
         mask = torch.ones(2, 20, dtype=torch.int64)
         first, second = [*texts[0], *[IMAGE] * 5, *texts[2]], [*texts[1], *[IMAGE] * 5, *texts[3]]
         inputs = {"input_features": floats(2, 8, 20), "feature_attention_mask": mask}
-    elif family in ("blip_2", "blip_2_t5", "paligemma"):
+    elif "blip" in family or family == "paligemma":
         first, second = [*image, *texts[0], *texts[2]], [*image, *texts[1], *texts[3]]
+    if "instruct" in family:  # the Q-Former reads the question too
+        asked = torch.tensor([texts[0], texts[3]])
+        inputs |= {"qformer_input_ids": asked, "qformer_attention_mask": torch.ones_like(asked)}
     return inputs | _padded([first, second], family)
 
 

@@ -57,39 +57,103 @@ def test_one_prompt_with_one_image_or_several(family: str):
     assert [list(each.token_ids) for each in several.completions] == expected
 
 
-def test_blip_2_decodes_with_its_language_model_in_every_way_to_call():
-    lm, one, two = loaded("blip_2"), picture("blip_2", 1), picture("blip_2", 2)
-    text = f"{MARK} who is it?"
-    expected = theirs(lm, text, one)[0]
-    assert tokens(lm.generate(text, images=one, **LENGTHS)) == expected != theirs(lm, text, two)[0]
-    several = lm.generate([text, f"{MARK} a?"], images=[one, two], num_beams=3, num_return_sequences=2, **LENGTHS)
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
+    "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    "one candidate": {"temperature": 0.7, "top_k": 1},
+    "lookup": {"prompt_lookup_num_tokens": 2},
+}
+"""Options of strategies whose tokens are those of transformers."""
+
+DRAWN: dict[str, dict[str, Any]] = {
+    "sampling": {"do_sample": True, "temperature": 5.0, "top_k": 20, "seed": 3, "num_return_sequences": 2},
+    "beam sampling": {"num_beams": 3, "do_sample": True, "temperature": 5.0, "top_k": 20, "seed": 3},
+    "diverse beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},
+    "contrastive": {"penalty_alpha": 0.5, "top_k": 4},
+    "constrained": {"num_beams": 3, "force_words_ids": [[30, 31]]},
+    "best of": {"best_of": 3, "do_sample": True, "temperature": 5.0, "top_k": 20, "seed": 3},
+    "stochastic beams": {"num_beams": 3, "strategy": "stochastic_beam", "top_k": 20, "seed": 3},
+}
+"""Options of strategies that transformers lacks, or whose draws differ: equal to those of the language model alone."""
+
+
+def outputs(lm: LanguageModel, text: str, *pictures: Any, **options: Any) -> list[list[int]]:
+    """Return the outputs of transformers' `generate` for one prompt, without a decoder's start token."""
+    inputs = lm.processor(text, list(pictures))
+    found = lm.model.generate(**inputs, **{"do_sample": False, **LENGTHS, **options})
+    rows: list[list[int]] = found[:, 1 if lm.info.needs_source else inputs["input_ids"].shape[1] :].tolist()
+    return rows
+
+
+@pytest.mark.parametrize("family", ["blip_2", "blip_2_t5", "instructblip", "instructblip_t5"])
+def test_models_that_decode_with_a_language_model_read_images_in_every_way_to_call(family: str):
+    lm, one, two = loaded(family), picture(family, 1), picture(family, 2)
+    text, other = f"{MARK} who is it?", f"{MARK} a?"
+    expected = outputs(lm, text, one)[0]
+    assert tokens(lm.generate(text, images=one, **LENGTHS)) == expected != outputs(lm, text, two)[0]
     beams = {"num_beams": 3, "num_return_sequences": 2}
-    for written, prompt in zip(several, [(text, one), (f"{MARK} a?", two)], strict=True):
-        assert [list(each.token_ids) for each in written.completions] == theirs(lm, *prompt, **beams)
+    several = lm.generate([text, other, "plain text?"], images=[one, two, None], **beams, **LENGTHS)
+    for written, prompt in zip(several, [(text, one), (other, two)], strict=False):
+        assert [list(each.token_ids) for each in written.completions] == outputs(lm, *prompt, **beams)
+    assert [list(each.token_ids) for each in several[2].completions] == _plain(
+        lm, lm.processor("plain text?")["input_ids"], **beams
+    )
+    assert [written.prompt for written in several] == [text, other, "plain text?"]
     stream = lm.stream(text, images=one, **LENGTHS)
     assert [token for chunk in stream for token in chunk.token_ids] == expected
-    talk = [{"role": "user", "content": "who is it?"}]
-    asked = lm.processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": "who is it?"}]}],
-        tokenize=True, return_dict=True, return_tensors="pt", continue_final_message=False,
-    )  # fmt: skip
-    found = lm.model.generate(**asked, do_sample=False, **LENGTHS)[0, asked["input_ids"].shape[1] :].tolist()
-    assert tokens(lm.chat(talk, images=one, **LENGTHS)) == found
-    assert lm.info.backend.startswith("slot cache")
-    assert tokens(lm.generate("plain text?", **LENGTHS)) == _plain(lm, "plain text?")
+    asked = f"{MARK}who is it?/user/a:"
+    talk = lm.chat("who is it?", images=one, **LENGTHS)
+    assert tokens(talk) == outputs(lm, asked, one)[0]
+    with lm.chat("who is it?", images=one, stream=True, **LENGTHS) as answer:
+        assert "".join(chunk.text for chunk in answer) == talk.text
+    read = torch.tensor([lm.tokenizer("plain text?").input_ids])
+    assert tokens(lm.generate("plain text?", **LENGTHS)) == _plain(lm, read)[0]
 
 
-def _plain(lm: LanguageModel, text: str) -> list[int]:
-    """Return the output of transformers for a text alone, by the language model of BLIP-2."""
-    ids = torch.tensor([lm.tokenizer(text).input_ids])
-    written: list[int] = lm.model.language_model.generate(ids, do_sample=False, **LENGTHS)[0, ids.shape[1] :].tolist()
-    return written
+def _plain(lm: LanguageModel, ids: torch.Tensor, **options: Any) -> list[list[int]]:
+    """Return the outputs of transformers for a text alone, by the language model."""
+    found = lm.model.language_model.generate(ids, do_sample=False, **LENGTHS, **options)
+    rows: list[list[int]] = found[:, 1 if lm.info.needs_source else ids.shape[1] :].tolist()
+    return rows
 
 
-def test_images_before_an_encoder_of_a_language_model_are_refused():
-    lm = loaded("blip_2_t5")
-    with pytest.raises(OptionError, match="`images` is not read: the images of this model go to the encoder"):
-        lm.generate(f"{MARK} who?", images=picture("blip_2_t5", 1), **LENGTHS)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *DRAWN])
+@pytest.mark.parametrize("family", ["blip_2_t5", "instructblip_t5"])
+def test_all_strategies_read_images_before_an_encoder(family: str, strategy: str):
+    lm, one = loaded(family), picture(family, 1)
+    text = f"{MARK} who is it?"
+    options = (STRATEGIES | DRAWN)[strategy]
+    written = lm.generate(text, images=one, **options, **LENGTHS)
+    found = [list(each.token_ids) for each in written.completions]
+    if strategy in STRATEGIES:
+        assert found == outputs(lm, text, one, **options)
+        return
+    encoded = {"encoder_outputs": encoder_outputs(lm, text, one)}
+    assert found == unspool.generate(lm.model.language_model, **encoded, **options, **LENGTHS)[:, 1:].tolist()
+
+
+def encoder_outputs(lm: LanguageModel, text: str, image: Any) -> Any:
+    """Return the output of the language model's encoder, as transformers makes it."""
+    kept = []
+
+    def capture(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        kept.append(given["encoder_outputs"])
+        return ids
+
+    lm.model.generate(**lm.processor(text, [image]), custom_generate=capture, max_new_tokens=1)
+    return kept[0]
+
+
+def test_options_of_the_decoder_prompt_act_beside_images():
+    lm, one = loaded("blip_2_t5"), picture("blip_2_t5", 1)
+    text = f"{MARK} who is it?"
+    begun = lm.generate(text, images=one, decoder_input_ids=[0, 40, 41], **LENGTHS)
+    inputs = lm.processor(text, [one])
+    theirs = lm.model.generate(**inputs, decoder_input_ids=torch.tensor([[0, 40, 41]]), do_sample=False, **LENGTHS)
+    assert tokens(begun) == theirs[0, 3:].tolist() != outputs(lm, text, one)[0]
+    with pytest.raises(OptionError, match="`decoder_input_ids` is read by models with an encoder"):
+        loaded("llava").generate(text, images=one, decoder_input_ids=[5])
 
 
 def test_several_prompts_take_one_entry_each():

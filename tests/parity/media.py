@@ -20,6 +20,8 @@ LABELS: dict[str, str] = {
     "mistral3": "Mistral 3",
     "blip_2": "BLIP-2, OPT",
     "blip_2_t5": "BLIP-2, T5",
+    "instructblip": "InstructBLIP, Llama",
+    "instructblip_t5": "InstructBLIP, T5",
     "paligemma": "PaliGemma",
     "qwen2_audio": "Qwen2-Audio",
 }
@@ -72,6 +74,6 @@ def fault_of(family: str, column: str) -> str:
 def backend_of(family: str) -> str:
     """Return the name of the backend that runs the decoder of a family."""
     model: Any = tiny_multimodal(family)
-    decoder = getattr(model, "language_model", model) if family.startswith("blip") else model
+    decoder = getattr(model, "language_model", model) if "blip" in family else model
     backend: str = driver_of(decoder).engine.runtime.info.backend
     return backend.split(":")[0]

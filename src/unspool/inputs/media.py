@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Number
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from unspool.errors import OptionError, PromptError
 from unspool.inputs.prompts import Prompts
 from unspool.inputs.reader import EncodedPrompt, Reader
 from unspool.text.chat import Message
 from unspool.types import PromptInputs, Source
-
-if TYPE_CHECKING:
-    from unspool.runtimes.wrap.passing_on import Embedder
 
 _KINDS: Final = {
     "image": "image",
@@ -93,13 +90,10 @@ def read_media(prompts: Prompts, images: Any, audio: Any, reader: Reader) -> Pro
 
 def _check(reader: Reader, name: str, given: Any) -> None:
     info, processor = reader.info, reader.processor
-    if info.needs_source and reader.embedder is not None:
-        allowed = f"is not read: the images of this model go to the encoder of its language model, {info.name}"
-        raise OptionError(name, given, allowed, "use unspool.generate(model, **processor(...))")
-    if info.needs_source:
+    if info.needs_source and reader.embedder is None:
         allowed = f"is not read by {info.name}: its prompt is the input of its encoder"
         raise OptionError(name, given, allowed, "give an image or audio as the prompt")
-    if not info.takes_source:
+    if not (info.needs_source or info.takes_source):
         raise OptionError(name, given, f"is not read by {info.name} ({info.backend})", "leave it out")
     if processor is None:
         allowed = f"needs the processor of {info.name}"
@@ -140,7 +134,7 @@ def _read(text: Any, images: Any, audio: Any, reader: Reader) -> EncodedPrompt:
         features = reader.processor(**arguments)
     except Exception as error:  # a processor can refuse its input with any error
         raise PromptError(f"the processor cannot read the prompt: {_reason(error)}") from error
-    return _encoded(features, text, reader.embedder)
+    return _encoded(features, text, reader)
 
 
 def _samples(given: Sequence[Any], processor: Any) -> tuple[list[Any], int | None]:
@@ -196,7 +190,7 @@ def encode_media_chat(
         )
     except Exception as error:  # a template is a program by its author, and can raise any exception
         raise PromptError(f"the processor rejects these messages: {_reason(error)}") from error
-    return _encoded(features, None, reader.embedder)
+    return _encoded(features, None, reader)
 
 
 def _loadable(message: Message) -> Message:
@@ -224,8 +218,8 @@ def _loadable_part(part: Any) -> Any:
     return {"type": _KINDS[name], "url": address["url"] if isinstance(address, Mapping) else address}
 
 
-def _encoded(features: Mapping[str, Any], text: str | None, embedder: Embedder | None) -> EncodedPrompt:
-    """Return the output of a processor as a prompt. embedder: as in `Reader`."""
+def _encoded(features: Mapping[str, Any], text: str | None, reader: Reader) -> EncodedPrompt:
+    """Return the output of a processor as a prompt."""
     import torch
 
     inputs = PromptInputs((name, value) for name, value in features.items() if value is not None)
@@ -235,9 +229,10 @@ def _encoded(features: Mapping[str, Any], text: str | None, embedder: Embedder |
         raise PromptError("the processor returns no token, or pads one prompt; turn off its padding")
     inputs["attention_mask"] = mask
     tokens = tuple(int(token) for token in ids[0])
-    if embedder is not None and inputs.keys() > {"input_ids", "attention_mask"}:
-        inputs = embedder(inputs)
-    return EncodedPrompt(tokens, text, Source(inputs=inputs, token_ids=tokens))
+    source = Source(inputs=inputs, token_ids=tokens)
+    if reader.embedder is not None and inputs.keys() > {"input_ids", "attention_mask"}:
+        source = reader.embedder(inputs)
+    return EncodedPrompt(tokens if reader.source is None else (), text, source)
 
 
 def _reason(error: Exception) -> str:

@@ -79,8 +79,8 @@ def _is_id(token: Any) -> bool:
 class EncodedPrompt(NamedTuple):
     """One prompt as its model reads it.
 
-    ids: the decoder's prompt. text: the prompt as given; None if it was not a text. source: the encoder's input, or
-    images and audio in the prompt; None without.
+    ids: the decoder's prompt; empty until `Reader.read` sets the start of the output. text: the prompt as given, or
+    None if it was not a text. source: the encoder's input, or images and audio in the prompt; None without.
     """
 
     ids: tuple[int, ...]
@@ -95,7 +95,7 @@ class Reader:
         runtime: of the model.
         tokenizer: for texts, or None.
         processor: of transformers, for audio and images, or None.
-        embedder: makes embeddings of the processor's output, for a model that decodes with a part of it; else None.
+        embedder: reads the processor's output for a model that decodes with a part of it; else None.
     """
 
     def __init__(
@@ -143,15 +143,18 @@ class Reader:
             PromptError: if the prompt cannot be read.
             OptionError: if the model does not read an option of `beginning`.
         """
-        if isinstance(given, EncodedPrompt):
-            return given
         text = given if isinstance(given, str) else None
         if self.source is None:
             if beginning.asked:
                 name, value = beginning.asked, getattr(beginning, beginning.asked)
                 raise OptionError(name, value, f"is read by models with an encoder, and {self.info.name} has none",
                                   "leave it out")  # fmt: skip
+            if isinstance(given, EncodedPrompt):
+                return given
             return EncodedPrompt(encode(given, self.tokenizer, self.bos_token_id(beginning)), text)
+        if isinstance(given, EncodedPrompt):
+            assert given.source is not None, "a model with an encoder reads a source"
+            return given._replace(ids=given.ids or self._begin(self.source, given.source, beginning, index))
         source = read_source(given, self.source, tokenizer=self.tokenizer, processor=self.processor)
         return EncodedPrompt(self._begin(self.source, source, beginning, index), text, source)
 

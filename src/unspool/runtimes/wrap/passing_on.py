@@ -1,6 +1,6 @@
 """Models that decode with a part of theirs, such as BLIP-2: their `generate` makes embeddings for a language model.
 
-Owns: which part decodes, and the embeddings of a prompt. Does not know: how the part decodes.
+Owns: which part decodes, and the input of that part for a prompt. Does not know: how the part decodes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationMixin
 
 from unspool.runtimes.wrap.prompt_reader import prepared_call
-from unspool.types import PromptInputs
+from unspool.types import PromptInputs, Source
 
 
 def decoding_part(model: Any) -> Any:
@@ -23,13 +23,13 @@ def decoding_part(model: Any) -> Any:
 
 
 class Embedder:
-    """Makes the embeddings of prompts with images or audio. model: with a part that decodes."""
+    """Makes the input of a language model from a prompt with images or audio. model: with a part that decodes."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def __call__(self, inputs: Mapping[str, Any]) -> PromptInputs:
-        """Return the arguments of the language model's `generate` for one prompt of the model.
+    def __call__(self, inputs: Mapping[str, Any]) -> Source:
+        """Return one prompt of the model as its language model reads it: embeddings, or the output of its encoder.
 
         Args:
             inputs: arguments of the model's `generate`, with `input_ids` [1, tokens] and `attention_mask`.
@@ -43,7 +43,10 @@ class Embedder:
             placed[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         with torch.no_grad():
             call = prepared_call(self._model, placed)
+        if call.module.config.is_encoder_decoder:  # transformers has run the encoder
+            return Source(inputs={"encoder_outputs": call.arguments["encoder_outputs"][0]})
         embeds = call.arguments["inputs_embeds"]
         ids = call.ids if call.ids.shape[1] == embeds.shape[1] else placed["input_ids"]
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-        return PromptInputs(input_ids=ids, inputs_embeds=embeds, attention_mask=mask)
+        read = PromptInputs(input_ids=ids, inputs_embeds=embeds, attention_mask=mask)
+        return Source(inputs=read, token_ids=tuple(inputs["input_ids"][0].tolist()))

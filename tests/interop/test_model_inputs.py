@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import unspool
 from tests.tiny_models import tiny_model
@@ -69,6 +70,49 @@ def test_the_decoding_method_reads_embeddings_too(options: dict[str, Any], gives
     given |= {**SCORES, "max_new_tokens": 6, **options} if "max_length" not in options else {**SCORES, **options}
     found = model.generate(**given, custom_generate=unspool.decoding_method)
     assert_same(found, model.generate(**given))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("gives_ids", [True, False], ids=["with ids", "without ids"])
+def test_embeddings_inside_generate_have_the_positions_of_their_ids(gives_ids: bool, beams: int):
+    """transformers counts pads as positions in decoders of BART's kind; here ids and embeddings did not agree."""
+    model = _bart_decoder()
+    ids = torch.tensor([[1, 1, 1, 11, 12], [21, 22, 23, 24, 25]])
+    given: dict[str, Any] = {"attention_mask": (ids != 1).long(), "max_new_tokens": 6, "num_beams": beams}
+    method = {"custom_generate": unspool.decoding_method}
+    by_ids = model.generate(ids, **given, **method)
+    embeds = {"inputs_embeds": model.get_input_embeddings()(ids).detach(), **({"input_ids": ids} if gives_ids else {})}
+    found = model.generate(**embeds, **given, **method)
+    assert found.equal(by_ids if gives_ids else by_ids[:, 5:])
+    assert by_ids[0, 3:].equal(model.generate(ids[:1, 3:], max_new_tokens=6, num_beams=beams)[0])
+    assert not by_ids.equal(model.generate(ids, **given))
+
+
+@pytest.mark.parametrize("family", ["bart", "bloom"])
+def test_the_decoding_method_reads_embeddings_without_a_mask_of_ones(family: str):
+    model: Any = _bart_decoder() if family == "bart" else tiny_model("bloom")
+    embeds = model.get_input_embeddings()(torch.tensor([[11, 12, 13], [21, 22, 23]])).detach()
+    found = model.generate(inputs_embeds=embeds, max_new_tokens=6, custom_generate=unspool.decoding_method)
+    assert found.equal(model.generate(inputs_embeds=embeds, max_new_tokens=6))
+
+
+@cache
+def _bart_decoder() -> Any:
+    config = transformers.BartConfig(
+        vocab_size=100,
+        d_model=16,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        max_position_embeddings=64,
+        init_std=0.5,
+        eos_token_id=2,
+        forced_eos_token_id=None,
+        is_decoder=True,
+        is_encoder_decoder=False,
+    )
+    torch.manual_seed(0)
+    return transformers.BartForCausalLM(config).eval()
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "paligemma"])

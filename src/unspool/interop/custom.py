@@ -31,6 +31,7 @@ from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, is_irregular, prepared_sources, source_of
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
+from unspool.interop.model_inputs import read_embedded, split_inputs
 from unspool.interop.own_forward import (
     STATES,
     cached_length,
@@ -51,7 +52,9 @@ _DONE: Final = ("watermarking_config", "token_healing", "max_time", "stop_string
 _EXPANDED: Final = ("attention_mask", "decoder_attention_mask", "position_ids", "pixel_values")
 """Tensors with one row per beam or output."""
 
-_MEDIA: Final = ("inputs_embeds", "pixel_values", "input_features")
+_EMBEDS: Final = "inputs_embeds"
+
+_MEDIA: Final = (_EMBEDS, "pixel_values", "input_features")
 """Inputs of a decoder's prompt, which its own forward reads."""
 
 _OTHER: Final = frozenset(
@@ -137,10 +140,11 @@ def _read(
     inputs_tensor: the encoder's input, one row per prompt. ignored: as in `resolve_options`.
     """
     if model.config.is_encoder_decoder:
-        given.pop("inputs_embeds", None)  # the encoder has read them already
+        given.pop(_EMBEDS, None)  # the encoder has read them already
     forward = {name: value for name, value in given.items() if name in STATES or name not in (*_OTHER, *OPTIONS)}
-    is_captioner = has_prefix_image(model) and given.get("inputs_embeds") is not None
+    is_captioner = has_prefix_image(model) and given.get(_EMBEDS) is not None
     media = _MEDIA if encoder_of(model) is None or is_captioner else ()
+    embeds = _plain_embeds(model, input_ids, given) if media else None
     given = {name: value for name, value in given.items() if name in KNOWN - {*media} or name not in forward}
     expanded = max(generation_config.num_beams, generation_config.num_return_sequences)
     states = None
@@ -148,9 +152,10 @@ def _read(
         encoded = given.pop("encoder_outputs", None)
         states = None if encoded is None else encoded[0][::expanded]
     else:
-        given["attention_mask"] = _mask(given.get("attention_mask"), input_ids)
+        given["attention_mask"] = _mask(given.get("attention_mask"), input_ids if embeds is None else embeds[..., 0])
     rows = {name: given[name][::expanded] for name in _EXPANDED if given.get(name) is not None}
-    arguments = sort_arguments({**given, **rows, "input_ids": input_ids[::expanded]})
+    embedded = {} if embeds is None else {_EMBEDS: embeds[::expanded]}
+    arguments = sort_arguments({**given, **rows, "input_ids": input_ids[::expanded]}, embedded)
     info = source_of(model, arguments)
     added = tuple(each for each in arguments.stopping_criteria if not _says_the_same(each, generation_config))
     processors = tuple(each for each in arguments.logits_processor if not _repeats_minimum(each, generation_config))
@@ -169,8 +174,9 @@ def _read(
     expanded_batch = PreparedBatch(
         input_ids=input_ids, config=generation_config, arguments=forward, rows_per_prompt=expanded
     )
-    has_media = any(forward.get(name) is not None for name in media)
-    on_own_forward = has_media or _reads_own_forward(config, forward) or is_irregular(model, arguments, info)
+    further = {name: value for name, value in forward.items() if name not in embedded}
+    has_media = any(further.get(name) is not None for name in media)
+    on_own_forward = has_media or _reads_own_forward(config, further) or is_irregular(model, arguments, info)
     if on_own_forward:
         config, own = without_drafts(config, own, ignored)
     if model.config.is_encoder_decoder:
@@ -178,6 +184,8 @@ def _read(
         batch = prepared_sources(arguments, info, inputs_tensor, arguments.input_ids, states)
     elif on_own_forward and info is None:
         expanded_batch, batch = read_prepared(expanded_batch, ignored)
+    elif embedded:  # transformers has subtracted their width from all lengths
+        batch = replace(read_embedded(arguments, config, ignored), embedded_width=None)
     else:
         batch = read_batch(arguments.input_ids, arguments.attention_mask, arguments.position_ids, ignored=ignored)
         if info is not None:
@@ -188,6 +196,16 @@ def _read(
     return with_cache(call, model, lambda rows: expanded_batch, rows=expanded)
 
 
+def _plain_embeds(model: Any, input_ids: torch.Tensor, given: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the embeddings of a decoder's prompts, one for each token id if there are ids; None for other prompts."""
+    inputs = split_inputs(model, given)[1]
+    embeds = inputs.get(_EMBEDS)
+    if embeds is None or len(inputs) > 1 or (input_ids.numel() and embeds.shape[:2] != input_ids.shape):
+        return None
+    assert isinstance(embeds, torch.Tensor), "transformers has read them"
+    return embeds
+
+
 def _reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any]) -> bool:
     """Return whether a call needs the model's own forward. forward: its arguments, with those of every call."""
     caches = [forward[name] for name in ALL_CACHE_NAMES if forward.get(name) is not None]
@@ -196,9 +214,9 @@ def _reads_own_forward(config: GenerationConfig, forward: Mapping[str, Any]) -> 
     return is_callers or reads_own_forward(config, further)
 
 
-def _mask(given: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
-    """Return the mask; transformers leaves out a mask of ones."""
-    return torch.ones_like(input_ids) if given is None else given
+def _mask(given: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
+    """Return the mask; transformers leaves out a mask of ones. columns: [rows, width], of any values."""
+    return torch.ones_like(columns, dtype=torch.int64) if given is None else given
 
 
 def _says_the_same(criterion: Any, generation_config: Any) -> bool:

@@ -141,12 +141,12 @@ def _kernels(kind: str) -> list[Kernel]:
 
 
 def _own(outputs: int, inputs: int, pages: HugePages, kind: str) -> Product:
-    scales: list[torch.Tensor] = []
+    scales = None
     if kind == "int8":
-        numbers, scales = torch.ones(outputs, inputs, dtype=torch.int8), [torch.ones(outputs)]
+        numbers, scales = torch.ones(outputs, inputs, dtype=torch.int8), torch.ones(outputs)
     elif kind == "int4":
         numbers = torch.ones(outputs, inputs, dtype=torch.uint8)
-        scales = [torch.ones(inputs // _GROUP, outputs, 2, dtype=torch.bfloat16)]
+        scales = torch.ones(inputs // _GROUP, outputs, 2, dtype=torch.bfloat16)
     else:
         numbers = torch.ones(outputs, inputs, dtype=getattr(torch, kind))
     packed = PackedWeight(numbers, scales=scales, allocate=pages.bytes)

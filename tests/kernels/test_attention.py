@@ -10,7 +10,7 @@ import torch
 
 from tests.kernels.levels import HERE
 from tests.kernels.test_packed import num_threads
-from unspool.kernels.attention import SlotAttention, SlotQuery, attends
+from unspool.kernels.attention import SlotAttention, SlotQuery, SlotTensors, attends
 from unspool.kernels.library import VARIABLE, kernels, obstacle
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
@@ -62,9 +62,8 @@ class Case:
         """Return the results of all rows; those without a query are 0."""
         shape = (self.query.shape[1], 12, self.values.shape[-1])
         out = torch.zeros(shape, dtype=self.query.dtype)
-        SlotAttention(bundles).attend(
-            self.query[None], (self.key[None], self.value[None]), (self.keys, self.values), out, **options
-        )
+        attention = SlotAttention(bundles, SlotTensors([self.keys], [self.values]))
+        attention.attend(self.query[None], (self.key[None], self.value[None]), 0, out, **options)
         return out
 
     def expected(

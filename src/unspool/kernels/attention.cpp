@@ -163,7 +163,7 @@ static void cap_scores(float* scores, int64_t count, float cap) {
 
 // Turns the scores of one query into e^(score - largest), and returns the inverse of their sum. The scores are filled up
 // to a multiple of SPAN. sink: a score without a value; null for none.
-static float softmax(float* scores, int64_t count, const Attention& call, const float* sink) {
+static float softmax(float* scores, int64_t count, const AttentionCall& call, const float* sink) {
     int64_t padded = up(count, SPAN) * SPAN;
     if (call.softcap > 0) cap_scores(scores, padded, call.softcap);
     for (int64_t j = count; j < padded; j++) scores[j] = -__builtin_inff();
@@ -180,13 +180,13 @@ static float softmax(float* scores, int64_t count, const Attention& call, const 
 }
 
 struct AttentionWork {
-    const Attention* call;
+    const AttentionCall* call;
     int64_t longest;   // keys of one query, at most, filled up to whole spans
     int64_t next_query, next_task;
     int failed;
 };
 
-template <class X, class T> static void write_row(const Attention& call, const Query& query) {
+template <class X, class T> static void write_row(const AttentionCall& call, const Query& query) {
     int64_t position = query.stop - 1;
     for (int64_t head = 0; head < call.groups; head++) {
         int64_t place = (query.slot * call.groups + head) * call.capacity + position;
@@ -199,14 +199,14 @@ template <class X, class T> static void write_row(const Attention& call, const Q
     }
 }
 
-template <class T> static Range<T> range_of(const Attention& call, const void* data, int64_t slot, int64_t head, int64_t width,
+template <class T> static Range<T> range_of(const AttentionCall& call, const void* data, int64_t slot, int64_t head, int64_t width,
                                             int64_t start, int64_t stop) {
     const T* first = static_cast<const T*>(data) + ((slot * call.groups + head) * call.capacity + start) * width;
     return {first, stop > start ? stop - start : 0};
 }
 
 template <int G, class X, class T>
-static void attend_heads(const Attention& call, const Query& query, int64_t group, int64_t head, float* memory, int64_t longest) {
+static void attend_heads(const AttentionCall& call, const Query& query, int64_t group, int64_t head, float* memory, int64_t longest) {
     int64_t padded = up(call.width, SPAN) * SPAN, value_padded = up(call.value_width, SPAN) * SPAN;
     float *queries = memory, *sums = queries + G * padded, *scores = sums + G * value_padded;
     memset(memory, 0, sizeof(float) * G * (padded + value_padded));
@@ -233,7 +233,7 @@ static void attend_heads(const Attention& call, const Query& query, int64_t grou
     }
 }
 
-template <class X, class T> static void attend_query(const Attention& call, const Query& query, int64_t group, float* memory,
+template <class X, class T> static void attend_query(const AttentionCall& call, const Query& query, int64_t group, float* memory,
                                                      int64_t longest) {
     int64_t count = call.heads / call.groups, head = group * count, stop = head + count;
     if constexpr (MOST_HEADS == 4)
@@ -251,7 +251,7 @@ template <class X, class T> static void attend_query(const Attention& call, cons
 
 static void write_rows(void* argument) {
     AttentionWork& work = *static_cast<AttentionWork*>(argument);
-    const Attention& call = *work.call;
+    const AttentionCall& call = *work.call;
     for (int64_t index; (index = take(&work.next_query)) < call.num_queries;)
         BY_TYPES(call, write_row, call, call.queries[index]);
 }
@@ -259,7 +259,7 @@ static void write_rows(void* argument) {
 // A task is one head of keys for the queries of one group: what they share stays in the cache of a core.
 static void attend_tasks(void* argument) {
     AttentionWork& work = *static_cast<AttentionWork*>(argument);
-    const Attention& call = *work.call;
+    const AttentionCall& call = *work.call;
     alignas(64) float near[1 << 13];
     size_t numbers = MOST_HEADS * (up(call.width, SPAN) * SPAN + up(call.value_width, SPAN) * SPAN + work.longest);
     float* memory = numbers <= sizeof near / sizeof(float) ? near : static_cast<float*>(malloc(numbers * sizeof(float)));
@@ -280,7 +280,7 @@ constexpr int64_t WORTH_THREADS = 1 << 15;   // products of numbers
 
 }  // namespace
 
-int ATTEND_OF(NAME)(const Attention& call) {
+int ATTEND_OF(NAME)(const AttentionCall& call) {
     AttentionWork work = {&call, 0, 0, 0, 0};
     int64_t keys = 0, widths = call.width + call.value_width;
     for (int64_t index = 0; index < call.num_queries; index++) {

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,20 +36,25 @@ class SlotQuery(NamedTuple):
     shared: int
 
 
+class _Cached(ctypes.Structure):
+    _fields_ = [("keys", ctypes.c_void_p), ("values", ctypes.c_void_p)]
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("queries", "bundles", "layers")),
+        *((name, ctypes.c_int64) for name in ("num_queries", "num_bundles", "capacity")),
+    ]
+
+
 class _Attention(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("queries", "bundles", "sinks", "query", "key", "value", "keys", "values")
-        ),
-        ("y", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("num_queries", "num_bundles", "heads", "groups", "width", "value_width")),
-        ("capacity", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("layer", "heads", "groups", "width", "value_width")),
         *((f"{name}_{axis}", ctypes.c_int64) for name in ("query", "key", "value") for axis in ("row", "head")),
         ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("type", "stored", "threads")),
+        *((name, ctypes.c_int32) for name in ("type", "stored")),
     ]
 
 
@@ -57,14 +63,34 @@ def attends(dtype: torch.dtype, stored: torch.dtype) -> bool:
     return dtype in INPUT_TYPES and stored in INPUT_TYPES and kernels() is not None
 
 
+class SlotTensors:
+    """The keys and values of a pool, for the kernel.
+
+    Args:
+        keys, values: per layer [slots, groups, capacity, width], contiguous, on the CPU; their memory stays.
+    """
+
+    def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        pairs = [_Cached(key.data_ptr(), value.data_ptr()) for key, value in zip(keys, values, strict=True)]
+        self._layers = (_Cached * len(pairs))(*pairs)
+        self.address = ctypes.addressof(self._layers)
+        self.capacity = keys[0].shape[2]
+        self.dtypes = [key.dtype for key in keys]
+
+
 class SlotAttention:
     """Attention of single queries over the slots of one pool, for all layers of a pass.
 
     Args:
         bundles: the queries; those of one bundle share keys and values, and one thread reads these for all of them.
+        tensors: of the pool.
+
+    Attributes:
+        num_queries: number of queries.
+        address: of the description of the pass.
     """
 
-    def __init__(self, bundles: Sequence[Sequence[SlotQuery]]) -> None:
+    def __init__(self, bundles: Sequence[Sequence[SlotQuery]], tensors: SlotTensors) -> None:
         library = kernels()
         assert library is not None, "the kernels are missing"
         self._attend = library.functions.unspool_attend
@@ -74,15 +100,16 @@ class SlotAttention:
             firsts.append(firsts[-1] + len(bundle))
         self._queries = (ctypes.c_int64 * len(queries))(*queries)
         self._bundles = (ctypes.c_int64 * len(firsts))(*firsts)
-        self._call = _Attention(ctypes.addressof(self._queries), ctypes.addressof(self._bundles))
-        self._call.num_queries, self._call.num_bundles = firsts[-1], len(bundles)
-        self._address = ctypes.addressof(self._call)
+        self._tensors, self.num_queries = tensors, firsts[-1]
+        addresses = (ctypes.addressof(self._queries), ctypes.addressof(self._bundles), tensors.address)
+        self._pass = _Pass(*addresses, self.num_queries, len(bundles), tensors.capacity)
+        self.address = ctypes.addressof(self._pass)
 
     def attend(
         self,
         query: torch.Tensor,
         states: tuple[torch.Tensor, torch.Tensor],
-        cached: tuple[torch.Tensor, torch.Tensor],
+        layer: int,
         out: torch.Tensor,
         *,
         scaling: float | None = None,
@@ -95,7 +122,7 @@ class SlotAttention:
         Args:
             query: [1, heads, rows, width], float32 or bfloat16.
             states: key and value of each row, [1, groups, rows, width] and [1, groups, rows, value width].
-            cached: keys and values of the pool, [slots, groups, capacity, width] each, contiguous.
+            layer: index of the layer in the pool.
             out: [rows, heads, value width], contiguous, the dtype of `query`.
             scaling: factor of the scores; None for 1 / sqrt(width).
             window: most keys that a query sees, its own included; None for all.
@@ -105,29 +132,38 @@ class SlotAttention:
         Raises:
             MemoryError: if the memory for the scores is missing.
         """
-        call, (keys, values), dtype = self._call, cached, query.dtype
-        query, (_, call.query_head, call.query_row, _) = _strided(query, dtype)
-        key, (_, call.key_head, call.key_row, _) = _strided(states[0], dtype)
-        value, (_, call.value_head, call.value_row, _) = _strided(states[1], dtype)
-        call.query, call.key, call.value, call.y = query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr()
-        call.keys, call.values = keys.data_ptr(), values.data_ptr()
-        _, call.heads, _, width = query.shape
-        _, call.groups, call.capacity, call.value_width = values.shape
-        call.width = width
-        call.window = window or 0
-        call.scale = width**-0.5 if scaling is None else scaling
-        call.softcap = softcap or 0.0
+        dtype = query.dtype
+        query, key, value = (_strided(each, dtype) for each in (query, *states))
         sinks = None if sinks is None else sinks.float().contiguous()
-        call.sinks = None if sinks is None else sinks.data_ptr()
-        call.type, call.stored, call.threads = INPUT_TYPES[dtype], INPUT_TYPES[keys.dtype], torch.get_num_threads()
-        if self._attend(self._address):
+        shapes = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+        strides = (query.stride(), key.stride(), value.stride())
+        form = _form(layer, shapes, strides, window, scaling, softcap, dtype, self._tensors.dtypes[layer])
+        pointers = (query.data_ptr(), key.data_ptr(), value.data_ptr(), None if sinks is None else sinks.data_ptr())
+        if self._attend(form, self.address, *pointers, out.data_ptr(), torch.get_num_threads()):
             raise MemoryError("no memory for the scores of attention")
 
 
-def _strided(states: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Return states of a dtype, with the numbers of a head side by side, and their strides."""
-    strides = states.stride()
-    if strides[3] == 1 and states.dtype == dtype:
-        return states, strides
-    states = states.to(dtype).contiguous()
-    return states, states.stride()
+@lru_cache(maxsize=1024)
+def _form(
+    layer: int,
+    shapes: tuple[int, int, int, int],
+    strides: tuple[tuple[int, ...], ...],
+    window: int | None,
+    scaling: float | None,
+    softcap: float | None,
+    dtype: torch.dtype,
+    stored: torch.dtype,
+) -> Any:
+    """Return the description of a layer.
+
+    shapes: heads, groups, width, value width. strides: of query, key and value. stored: the dtype in the slots.
+    """
+    steps = [step for _, head, row, _ in strides for step in (row, head)]
+    scale = shapes[2] ** -0.5 if scaling is None else scaling
+    facts = (window or 0, scale, softcap or 0.0, INPUT_TYPES[dtype], INPUT_TYPES[stored])
+    return ctypes.byref(_Attention(layer, *shapes, *steps, *facts))
+
+
+def _strided(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return states of a dtype, with the numbers of a head side by side."""
+    return states if states.stride(3) == 1 and states.dtype == dtype else states.to(dtype).contiguous()

@@ -25,7 +25,7 @@ constexpr int MAX_UNIT = 4;        // blocks of a unit, at most
 
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
 enum Type : int32_t { X_FLOAT32, X_BFLOAT16 };
-enum Activation : int32_t { NONE, RELU, SILU, GELU, GELU_TANH };
+enum Activation : int32_t { RELU, SILU, GELU, GELU_TANH };
 
 constexpr int PIECE[] = {128, 256, 512, 1024};     // inputs of a piece, per kind
 constexpr int MULTIPLE[] = {1, 2, 4, GROUP};       // inputs are filled up with zeros to a multiple, per kind
@@ -35,12 +35,10 @@ struct Weight {
     uint8_t* data;        // the stream, aligned to 64 bytes
     const float* scale;   // int8: one per output, filled up to whole blocks; otherwise null
     const float* bias;    // float32, filled up to whole blocks; or null
-    int64_t outputs;      // of one matrix
+    int64_t outputs;
     int64_t inputs;
     int32_t kind;
     int32_t unit;         // blocks of a unit: 1, 2 or 4
-    int32_t gated;        // 1: two matrices, block by block in turn; y = activation(x A^T + a) * (x B^T + b)
-    int32_t activation;
 };
 
 // The tensors of a call are contiguous.
@@ -62,25 +60,37 @@ struct Query {
     int64_t shared;
 };
 
-// Single queries over the slots of one pool. First the key and the value of each query are written to its slot.
-// Mirrored by `_Attention` in attention.py.
-struct Attention {
+// Keys and values of one layer of a pool, contiguous. Mirrored by `_Cached` in attention.py.
+struct Cached {
+    void* keys;     // [slots, groups, capacity, width]
+    void* values;   // [slots, groups, capacity, value width]
+};
+
+// Single queries over the slots of one pool, the same in all layers. Mirrored by `_Pass` in attention.py.
+struct Pass {
     const Query* queries;
     const int64_t* bundles;   // [num_bundles + 1], first queries of the bundles; the queries of one share keys
-    const float* sinks;       // [heads], scores without a value; or null
-    const void* query;        // [rows, heads, width], the numbers of a head side by side
-    const void* key;          // [rows, groups, width], likewise
-    const void* value;        // [rows, groups, value width], likewise
-    void* keys;               // [slots, groups, capacity, width], contiguous
-    void* values;             // [slots, groups, capacity, value width], contiguous
-    void* y;                  // [rows, heads, value width], contiguous
-    int64_t num_queries, num_bundles;
-    int64_t heads, groups, width, value_width, capacity;
+    const Cached* layers;
+    int64_t num_queries, num_bundles, capacity;
+};
+
+// Attention in one layer: first the key and the value of each query are written to its slot. Mirrored by `_Attention` in
+// attention.py. The tensors of a call are query [rows, heads, width], key [rows, groups, width], value [rows, groups, value
+// width], with the numbers of a head side by side; sinks [heads], scores without a value, or null; and y [rows, heads,
+// value width], contiguous.
+struct Attention {
+    int64_t layer, heads, groups, width, value_width;
     int64_t query_row, query_head, key_row, key_head, value_row, value_head;   // strides, in numbers
     int64_t window;           // most keys that a query sees; 0 for all
     float scale, softcap;     // factor of the scores; they become softcap * tanh(scores / softcap), 0 for no cap
     int32_t type;             // of query, key, value and y
-    int32_t stored;           // of keys and values
+    int32_t stored;           // of keys and values in their slots
+};
+
+struct AttentionCall : Attention, Pass, Cached {
+    const void *query, *key, *value;
+    const float* sinks;
+    void* y;
     int32_t threads;
 };
 
@@ -92,6 +102,21 @@ struct Norm {
     int32_t type;          // of x and y
     int32_t rounds;        // 1: x is normalized, rounded to its type, and then multiplied by the weight
     int32_t lanes;         // numbers of a vector in PyTorch's sums: 4 or 8
+};
+
+// y = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. Mirrored by `_LayerNorm` in rows.py.
+struct LayerNorm {
+    const float *weight, *bias;   // [width]
+    int64_t width;
+    float eps;
+    int32_t type;   // of x and y
+};
+
+// y = activation(x) * factor, row by row, and rounded between. Mirrored by `_Gate` in rows.py.
+struct Gate {
+    int64_t width, x_row, factor_row;   // strides, in numbers
+    int32_t type;   // of x, factor and y
+    int32_t activation;
 };
 
 // y = x * cos + (-second half of x, first half of x) * sin over the first `rotated` numbers of a row; the others are
@@ -108,16 +133,37 @@ struct LogNorm {
     int64_t width, stride;   // of rows of x, in numbers
 };
 
-// The tensors of a call. x and y of Norm are contiguous, and y of LogNorm.
+// The tensors of a call. They are contiguous where the form has no strides.
 struct Rows {
-    const void *x, *cos, *sin;
+    const void* x;
+    const void *a, *b;   // cos and sin; or the factor of Gate, which can be null
     void* y;
     int64_t rows;
     int32_t threads;
 };
 
+// One call of a kernel, which can be recorded and run again. Its head is mirrored by `_Head` in commands.py.
+enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND };
+constexpr int PLACES = 5;   // x, up to three more inputs, and y
+
+struct Command {
+    int64_t offset[PLACES];   // of a tensor, from its base; with base 0 its address, or 0 for none
+    int64_t rows;
+    int32_t base[PLACES];
+    int32_t operation;
+    int32_t type;             // LINEAR: of x, y and residual
+    union {
+        Weight weight;
+        Norm norm;
+        LayerNorm layer_norm;
+        Rotation rotation;
+        Gate gate;
+        Attention attention;
+    };
+};
+
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
-inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK) << w.gated; }
+inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK); }
 inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
 
 // The bytes of `inputs` inputs of one block.
@@ -137,9 +183,11 @@ struct Level {
     bool (*runs_here)();
     bool (*pays_here)();   // whether it is faster than the level below
     int (*linear)(const Weight&, const Call&);   // 0, or 1 without memory
-    int (*attend)(const Attention&);             // 0, or 1 without memory
+    int (*attend)(const AttentionCall&);         // 0, or 1 without memory
     void (*norm)(const Norm&, const Rows&);
+    void (*layer_norm)(const LayerNorm&, const Rows&);
     void (*rotate)(const Rotation&, const Rows&);
+    void (*gate)(const Gate&, const Rows&);
     void (*log_norm)(const LogNorm&, const Rows&);
     float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };

@@ -303,32 +303,6 @@ template <class X> static void int4_tile(const X* x, int32_t* to, float* facts, 
         }
 }
 
-// ---- the end of a block: scales, bias, activation, gate, residual -------------------------------------------------
-
-// Half of erfc(|x| / sqrt 2), to 1e-7: Abramowitz and Stegun, 7.1.26.
-INLINE F half_erfc(F x) {
-    F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
-    F sum = same(1.061405429f);
-    sum = sum * t - 1.453152027f;
-    sum = sum * t + 1.421413741f;
-    sum = sum * t - 0.284496736f;
-    sum = sum * t + 0.254829592f;
-    return 0.5f * sum * t * exponential(-z * z);
-}
-
-INLINE F activated(F x, int activation) {
-    switch (activation) {
-        case RELU: return x < 0.0f ? F{} : x;
-        case SILU: return x / (1.0f + exponential(-x));
-        case GELU: {
-            F tail = half_erfc(x);
-            return x * (x < 0.0f ? tail : 1.0f - tail);
-        }
-        case GELU_TANH: return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
-        default: return x;
-    }
-}
-
 // ---- a call -------------------------------------------------------------------------------------------------------
 
 struct Work {
@@ -427,6 +401,7 @@ static void run_tile(const Work& work, const uint8_t* weight, int64_t start, int
     }
 }
 
+// The scale and the bias.
 INLINE F finished(const Work& work, const float* total, int64_t block, int v, int64_t row) {
     const Weight& w = *work.weight;
     int64_t n = block * BLOCK + v * LANES;
@@ -438,15 +413,11 @@ INLINE F finished(const Work& work, const float* total, int64_t block, int v, in
 // X: float, or uint16_t for bfloat16. total: [block of the unit][PASS][BLOCK].
 template <class X> static void finish_block(const Work& work, const float* total, int64_t block, int64_t row) {
     const Weight& w = *work.weight;
-    int64_t n = (block >> w.gated) * BLOCK, count = w.outputs - n < BLOCK ? w.outputs - n : BLOCK;
+    int64_t n = block * BLOCK, count = w.outputs - n < BLOCK ? w.outputs - n : BLOCK;
     int64_t place = (work.first + row) * w.outputs + n;
     alignas(64) X residual[BLOCK] = {};
     alignas(64) X y[BLOCK];
-    UNROLL for (int v = 0; v < VECS; v++) {
-        F found = activated(finished(work, total, block, v, row), w.activation);
-        if (w.gated) found *= finished(work, total + PASS * BLOCK, block + 1, v, row);
-        store(found, y + v * LANES);
-    }
+    UNROLL for (int v = 0; v < VECS; v++) store(finished(work, total, block, v, row), y + v * LANES);
     if (work.call->residual) {
         memcpy(residual, static_cast<const X*>(work.call->residual) + place, sizeof(X) * (size_t)count);
         asm("" : "+m"(y));   // round before the addition, as PyTorch does: no fused multiply-add
@@ -486,7 +457,7 @@ static int64_t run_unit(Work& work, int64_t unit) {
             }
         }
     }
-    for (int block = 0; block < blocks; block += 1 + w.gated)
+    for (int block = 0; block < blocks; block++)
         for (int row = 0; row < work.rows; row++)
             (work.call->type == X_FLOAT32 ? finish_block<float> : finish_block<uint16_t>)(
                 work, total + (block * PASS + row) * BLOCK, first + block, row);
@@ -625,12 +596,14 @@ static bool pays_here() {
 #define LEVEL_OF(name) JOIN(LEVEL_, name)
 #define TEXT_OF(name) TEXT(name)
 #define TEXT(name) #name
-int ATTEND_OF(NAME)(const Attention&);                // attention.cpp
-void NORM_OF(NAME)(const Norm&, const Rows&);         // rows.cpp
-void ROTATE_OF(NAME)(const Rotation&, const Rows&);   // rows.cpp
-void LOG_NORM_OF(NAME)(const LogNorm&, const Rows&);  // rows.cpp
+int ATTEND_OF(NAME)(const AttentionCall&);            // attention.cpp, and the others of rows.cpp
+void NORM_OF(NAME)(const Norm&, const Rows&);
+void LAYER_NORM_OF(NAME)(const LayerNorm&, const Rows&);
+void ROTATE_OF(NAME)(const Rotation&, const Rows&);
+void GATE_OF(NAME)(const Gate&, const Rows&);
+void LOG_NORM_OF(NAME)(const LogNorm&, const Rows&);
 extern const Level LEVEL_OF(NAME);
-const Level LEVEL_OF(NAME) = {TEXT_OF(NAME), FLIP,            runs_here,         pays_here, linear, ATTEND_OF(NAME),
-                              NORM_OF(NAME), ROTATE_OF(NAME), LOG_NORM_OF(NAME), read_all};
+const Level LEVEL_OF(NAME) = {TEXT_OF(NAME), FLIP, runs_here, pays_here, linear, ATTEND_OF(NAME), NORM_OF(NAME), LAYER_NORM_OF(NAME),
+                              ROTATE_OF(NAME), GATE_OF(NAME), LOG_NORM_OF(NAME), read_all};
 
 }  // namespace unspool

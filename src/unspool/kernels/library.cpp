@@ -1,7 +1,8 @@
-// The C interface of the library: the choice of a level, threads, packing, masks. Compiled for the lowest CPU of its kind.
+// The C interface of the library: the choice of a level, threads, packing, commands, masks. Compiled for the lowest CPU of its kind.
 #include "kernels.h"
 
 #include <cstring>
+#include <initializer_list>
 
 namespace unspool {
 
@@ -55,7 +56,7 @@ struct Matrix {
 
 struct Packing {
     const Weight* weight;
-    const Matrix* matrices;
+    const Matrix* matrix;
     bool back;   // from the stream to the matrices
     int64_t next;
 };
@@ -136,9 +137,50 @@ static void copy_units(void* argument) {
         for (int64_t start = 0; start < padded; start += PIECE[w.kind]) {
             int64_t count = padded - start < PIECE[w.kind] ? padded - start : PIECE[w.kind];
             for (int64_t block = first; block < first + blocks; block++, to += bytes_of(w.kind, count))
-                copy_piece(packing, packing.matrices[block & w.gated], to, (block >> w.gated) * BLOCK, start, count);
+                copy_piece(packing, *packing.matrix, to, block * BLOCK, start, count);
         }
     }
+}
+
+// ---- commands -----------------------------------------------------------------------------------------------------
+
+static thread_local struct { Command* commands; int64_t most, calls; } recording = {nullptr, 0, 0};
+
+static Command made(Operation operation, std::initializer_list<const void*> inputs, void* y, int64_t rows) {
+    Command command;
+    memset(&command, 0, sizeof command);
+    command.operation = operation;
+    command.rows = rows;
+    int place = 0;
+    for (const void* input : inputs) command.offset[place++] = reinterpret_cast<int64_t>(input);
+    command.offset[PLACES - 1] = reinterpret_cast<int64_t>(y);
+    return command;
+}
+
+static int run(const Command& command, const int64_t* bases, const Pass* pass, int threads) {
+    void* at[PLACES];
+    for (int i = 0; i < PLACES; i++) at[i] = reinterpret_cast<void*>(bases[command.base[i]] + command.offset[i]);
+    Rows rows = {at[0], at[1], at[2], at[4], command.rows, threads};
+    switch (command.operation) {
+        case LINEAR: return level->linear(command.weight, {at[0], at[4], at[1], command.rows, command.type, threads});
+        case NORM: level->norm(command.norm, rows); break;
+        case LAYER_NORM: level->layer_norm(command.layer_norm, rows); break;
+        case ROTATE: level->rotate(command.rotation, rows); break;
+        case GATE: level->gate(command.gate, rows); break;
+        case ATTEND: {
+            const Cached& cached = pass->layers[command.attention.layer];
+            return level->attend({command.attention, *pass, cached, at[0], at[1], at[2], static_cast<const float*>(at[3]), at[4], threads});
+        }
+    }
+    return 0;
+}
+
+// Runs a command of the caller, whose places are addresses, and records it if this thread does.
+static int call(const Command& command, const Pass* pass, int threads) {
+    if (recording.commands && recording.calls < recording.most) recording.commands[recording.calls] = command;
+    recording.calls++;
+    static const int64_t addresses[] = {0};
+    return run(command, addresses, pass, threads);
 }
 
 // ---- masks of tokens ----------------------------------------------------------------------------------------------
@@ -210,29 +252,70 @@ PUBLIC void unspool_set_threads(void* gnu, void* fork, void* push, void* thread)
 // The bytes of the stream of a weight.
 PUBLIC int64_t unspool_bytes(const Weight* weight) { return blocks_of(*weight) * bytes_of(weight->kind, padded_inputs(*weight)); }
 
-// Copies one matrix, or two of a gated weight, into the stream; or back.
-PUBLIC void unspool_pack(const Weight* weight, const Matrix* matrices, int32_t back, int32_t threads) {
-    Packing packing = {weight, matrices, back != 0, 0};
+// Copies a matrix into the stream, or back.
+PUBLIC void unspool_pack(const Weight* weight, const Matrix* matrix, int32_t back, int32_t threads) {
+    Packing packing = {weight, matrix, back != 0, 0};
     parallel(threads, copy_units, &packing);
+}
+
+// Sets where the calls of this thread are recorded: at `most` commands; null for nowhere. Returns how many calls followed the
+// last start, which can be more than `most`.
+PUBLIC int64_t unspool_record(Command* commands, int64_t most) {
+    int64_t found = recording.calls;
+    recording = {commands, most, 0};
+    return found;
+}
+
+PUBLIC int64_t unspool_command_bytes() { return sizeof(Command); }
+
+// Runs recorded commands in order. bases: addresses, the first of them 0. pass: that of all calls of attention, or null.
+// Returns 0, or 1 without memory.
+PUBLIC int32_t unspool_run(const Command* commands, int64_t count, const int64_t* bases, const Pass* pass, int32_t threads) {
+    for (int64_t i = 0; i < count; i++)
+        if (run(commands[i], bases, pass, threads)) return 1;
+    return 0;
 }
 
 // Computes y; returns 0, or 1 without memory.
 PUBLIC int32_t unspool_linear(const Weight* weight, const void* x, void* y, const void* residual, int64_t rows, int32_t type,
                               int32_t threads) {
-    return level->linear(*weight, {x, y, residual, rows, type, threads});
+    Command command = made(LINEAR, {x, residual}, y, rows);
+    command.type = type;
+    command.weight = *weight;
+    return call(command, nullptr, threads);
 }
 
 // Writes the keys and values of the queries, and computes y; returns 0, or 1 without memory.
-PUBLIC int32_t unspool_attend(const Attention* call) { return level->attend(*call); }
-
-// Computes y.
-PUBLIC void unspool_norm(const Norm* norm, const void* x, void* y, int64_t rows, int32_t threads) {
-    level->norm(*norm, {x, nullptr, nullptr, y, rows, threads});
+PUBLIC int32_t unspool_attend(const Attention* attention, const Pass* pass, const void* query, const void* key,
+                              const void* value, const void* sinks, void* y, int32_t threads) {
+    Command command = made(ATTEND, {query, key, value, sinks}, y, pass->num_queries);
+    command.attention = *attention;
+    return call(command, pass, threads);
 }
 
-// Computes y.
+// Computes y, like the next three.
+PUBLIC void unspool_norm(const Norm* norm, const void* x, void* y, int64_t rows, int32_t threads) {
+    Command command = made(NORM, {x}, y, rows);
+    command.norm = *norm;
+    call(command, nullptr, threads);
+}
+
+PUBLIC void unspool_layer_norm(const LayerNorm* norm, const void* x, void* y, int64_t rows, int32_t threads) {
+    Command command = made(LAYER_NORM, {x}, y, rows);
+    command.layer_norm = *norm;
+    call(command, nullptr, threads);
+}
+
 PUBLIC void unspool_rotate(const Rotation* rotation, const void* x, const void* cos, const void* sin, void* y, int32_t threads) {
-    level->rotate(*rotation, {x, cos, sin, y, rotation->sizes[0] * rotation->sizes[1], threads});
+    Command command = made(ROTATE, {x, cos, sin}, y, rotation->sizes[0] * rotation->sizes[1]);
+    command.rotation = *rotation;
+    call(command, nullptr, threads);
+}
+
+PUBLIC void unspool_gate(const Gate* gate, const void* x, const void* factor, void* y, int64_t rows, int32_t threads) {
+    Command command = made(GATE, {x, factor}, y, rows);
+    command.gate = *gate;
+    call(command, nullptr, threads);
 }
 
 // Computes the logsumexp of each row.

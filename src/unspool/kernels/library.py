@@ -102,12 +102,18 @@ def _opened(digest: str, version: str, level: str) -> Kernels | str:
     functions.unspool_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
     functions.unspool_mask.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_int32]
     functions.unspool_mask.restype = None
-    functions.unspool_attend.argtypes = [ctypes.c_void_p]
+    functions.unspool_attend.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int32]
     functions.unspool_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
+    functions.unspool_layer_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
+    functions.unspool_gate.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_rotate.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int32]
     functions.unspool_log_norm.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
     functions.unspool_log_norm.restype = None
-    functions.unspool_norm.restype = functions.unspool_rotate.restype = None
+    for function in ("norm", "layer_norm", "rotate", "gate"):
+        getattr(functions, f"unspool_{function}").restype = None
+    functions.unspool_record.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    functions.unspool_record.restype = functions.unspool_command_bytes.restype = ctypes.c_int64
+    functions.unspool_run.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2, ctypes.c_int32]
     functions.unspool_set_threads.argtypes = [ctypes.c_void_p] * 4
     functions.unspool_set_threads(*_openmp())
     found = functions.unspool_choose(level.encode())

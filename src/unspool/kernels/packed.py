@@ -2,8 +2,7 @@
 
 Owns the memory of a packed weight. Does not know layers, or how numbers are rounded to 8 or 4 bits.
 
-    y = activation(x @ weight.T + bias) + residual
-    y = activation(x @ gate.T + ...) * (x @ weight.T + ...) + residual      with two matrices
+    y = x @ weight.T + bias + residual
 
 The bits of a row of y depend on this row of x alone: each output is summed in one order for any number of rows, any
 number of threads and any instruction set.
@@ -12,18 +11,16 @@ number of threads and any instruction set.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from typing import Final, Literal, NoReturn, TypeAlias
+from collections.abc import Callable
+from typing import Final, NoReturn, TypeAlias
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from unspool.kernels.library import INPUT_TYPES, Kernels, kernels, obstacle
 
-Activation: TypeAlias = Literal["none", "relu", "silu", "gelu", "gelu_tanh"]
 Allocate: TypeAlias = Callable[[int], torch.Tensor]
 
-_ACTIVATIONS: Final = ("none", "relu", "silu", "gelu", "gelu_tanh")
 _KINDS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 _BLOCK: Final = 32
 _INT8, _INT4 = 2, 3
@@ -44,8 +41,6 @@ class _Weight(ctypes.Structure):
         ("inputs", ctypes.c_int64),
         ("kind", ctypes.c_int32),
         ("unit", ctypes.c_int32),
-        ("gated", ctypes.c_int32),
-        ("activation", ctypes.c_int32),
     ]
 
 
@@ -61,19 +56,17 @@ def _bytes(size: int) -> torch.Tensor:
 
 
 class PackedWeight:
-    """One matrix [outputs, inputs] in packed form, or two for a gated product.
+    """One matrix [outputs, inputs] in packed form.
 
     Args:
-        weights: one matrix, or the gate and the matrix that it multiplies; float32, bfloat16, int8, or uint8 for
-            int4 numbers in 0 ... 15. Any strides; not needed afterwards.
-        scales: one per matrix: float32 [outputs] for int8; bfloat16 (scale, zero) [inputs / 32, outputs, 2] for int4,
-            with weight = (number - 8) * scale + zero. Empty for floating-point weights.
-        bias: [outputs] per matrix, or empty for none. Copied.
-        activation: applied after the bias, to the gate if there are two matrices.
+        weight: float32, bfloat16, int8, or uint8 for int4 numbers in 0 ... 15. Any strides; not needed afterwards.
+        scales: float32 [outputs] for int8; bfloat16 (scale, zero) [inputs / 32, outputs, 2] for int4,
+            with weight = (number - 8) * scale + zero. None for floating-point weights.
+        bias: [outputs], or None for none. Copied.
         allocate: returns uninitialized memory of so many bytes, on the CPU and aligned to 64 bytes.
 
     Attributes:
-        outputs, inputs: sizes of one matrix.
+        outputs, inputs: sizes of the matrix.
         memory: all bytes of the packed form.
 
     Raises:
@@ -82,23 +75,23 @@ class PackedWeight:
 
     def __init__(
         self,
-        *weights: torch.Tensor,
-        scales: Sequence[torch.Tensor] = (),
-        bias: Sequence[torch.Tensor] = (),
-        activation: Activation = "none",
+        weight: torch.Tensor,
+        *,
+        scales: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
         allocate: Allocate = _bytes,
     ) -> None:
         self._library = _require()
-        self.outputs, self.inputs = weights[0].shape
-        self.dtype = weights[0].dtype
-        kind, gated = _KINDS[self.dtype], len(weights) == 2
-        self._check(weights, scales, bias)
-        unit = _unit(-(-self.outputs // _BLOCK) << gated, gated)
-        facts = (self.outputs, self.inputs, kind, unit, gated, _ACTIVATIONS.index(activation))
-        self._weight = _Weight(None, None, None, *facts)
+        self.outputs, self.inputs = weight.shape
+        self.dtype = weight.dtype
+        kind = _KINDS[self.dtype]
+        assert all(each is None or each.device.type == "cpu" for each in (weight, scales, bias)), "weights on the CPU"
+        assert (scales is None) == (self.dtype in INPUT_TYPES), "scales for integers"
+        assert self.dtype != torch.uint8 or self.inputs % INT4_GROUP == 0, "int4 needs whole groups"
+        self._weight = _Weight(None, None, None, self.outputs, self.inputs, kind, _unit(-(-self.outputs // _BLOCK)))
         self._address = ctypes.addressof(self._weight)
         size = self._library.functions.unspool_bytes(self._address)
-        vectors = {"scale": _in_blocks(scales if kind == _INT8 else ()), "bias": _in_blocks(bias)}
+        vectors = {"scale": _in_blocks(scales if kind == _INT8 else None), "bias": _in_blocks(bias)}
         self.memory = allocate(size + sum(4 * each.numel() for each in vectors.values()))
         start = self.memory.data_ptr()
         assert self.memory.device.type == "cpu", "memory for weights must be on the CPU"
@@ -110,53 +103,33 @@ class PackedWeight:
                 self.memory[place:end].view(torch.float32).copy_(vector)
                 setattr(self._weight, name, start + place)
                 place = end
-        self._copy(weights, scales if kind == _INT4 else (), back=False)
+        self._copy(weight, scales if kind == _INT4 else None, back=False)
         self._linear = self._library.functions.unspool_linear
 
-    def _check(
-        self, weights: Sequence[torch.Tensor], scales: Sequence[torch.Tensor], bias: Sequence[torch.Tensor]
-    ) -> None:
-        shape = (self.outputs, self.inputs)
-        for given in (weights, scales, bias):
-            assert len(given) in (0, len(weights)), "one scale and one bias per matrix"
-        assert all(each.shape == shape and each.dtype == self.dtype for each in weights), "matrices of one form"
-        assert all(each.device.type == "cpu" for each in (*weights, *scales, *bias)), "weights on the CPU"
-        assert len(scales) == (0 if self.dtype in INPUT_TYPES else len(weights)), "scales for integers"
-        assert self.dtype != torch.uint8 or self.inputs % INT4_GROUP == 0, "int4 needs whole groups"
+    def unpacked(self) -> torch.Tensor:
+        """Return the numbers of the matrix, bit for bit. --> [outputs, inputs]"""
+        return self._unpacked()[0]
 
-    def unpacked(self) -> list[torch.Tensor]:
-        """Return the numbers of the matrices, bit for bit. --> [outputs, inputs] each"""
-        matrices = [torch.empty(self.outputs, self.inputs, dtype=self.dtype, device="cpu") for _ in range(self._count)]
-        self._copy(matrices, [self._new_scales() for _ in matrices] if self._weight.kind == _INT4 else (), back=True)
-        return matrices
-
-    def scales(self) -> list[torch.Tensor]:
-        """Return the scales of the matrices as they were given; empty for floating-point weights."""
+    def scales(self) -> torch.Tensor | None:
+        """Return the scales as they were given; None for floating-point weights."""
         if self._weight.kind == _INT8:
-            start, size = self._weight.scale - self._weight.data, self._count * -(-self.outputs // _BLOCK) * _BLOCK
-            blocks = self.memory[start : start + 4 * size].view(torch.float32).view(-1, self._count, _BLOCK)
-            return [blocks[:, index].reshape(-1)[: self.outputs].clone() for index in range(self._count)]
-        if self._weight.kind != _INT4:
-            return []
-        found = [self._new_scales() for _ in range(self._count)]
-        shape = (self.outputs, self.inputs)
-        self._copy([torch.empty(shape, dtype=self.dtype, device="cpu") for _ in found], found, back=True)
-        return found
+            start = self._weight.scale - self._weight.data
+            return self.memory[start : start + 4 * self.outputs].view(torch.float32).clone()
+        return self._unpacked()[1]
 
-    @property
-    def _count(self) -> int:
-        return 1 + int(self._weight.gated)
+    def _unpacked(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the numbers, and the scales of int4."""
+        weight, scales = torch.empty(self.outputs, self.inputs, dtype=self.dtype, device="cpu"), None
+        if self._weight.kind == _INT4:
+            shape = (self.inputs // INT4_GROUP, self.outputs, 2)
+            scales = torch.empty(shape, dtype=torch.bfloat16, device="cpu")
+        self._copy(weight, scales, back=True)
+        return weight, scales
 
-    def _new_scales(self) -> torch.Tensor:
-        return torch.empty(self.inputs // INT4_GROUP, self.outputs, 2, dtype=torch.bfloat16, device="cpu")
-
-    def _copy(self, weights: Sequence[torch.Tensor], scales: Sequence[torch.Tensor], *, back: bool) -> None:
-        matrices = (_Matrix * len(weights))()
-        held = [each.detach().contiguous() for each in (*weights, *scales)]
-        addresses: list[int | None] = [each.data_ptr() for each in held]
-        for index in range(len(weights)):
-            matrices[index] = _Matrix(addresses[index], addresses[len(weights) + index] if scales else None)
-        self._library.functions.unspool_pack(self._address, matrices, back, torch.get_num_threads())
+    def _copy(self, weight: torch.Tensor, scales: torch.Tensor | None, *, back: bool) -> None:
+        held = [None if each is None else each.detach().contiguous() for each in (weight, scales)]
+        matrix = _Matrix(*(None if each is None else each.data_ptr() for each in held))
+        self._library.functions.unspool_pack(self._address, ctypes.addressof(matrix), back, torch.get_num_threads())
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a packed weight cannot be copied or pickled: copy or save the weight it was made from")
@@ -209,16 +182,14 @@ def _require() -> Kernels:
     return found
 
 
-def _unit(blocks: int, gated: bool) -> int:
+def _unit(blocks: int) -> int:
     """Return how many blocks are one piece of work: more blocks read the inputs less often."""
     least = _UNITS_PER_THREAD * torch.get_num_threads()
-    return next((unit for unit in (4, 2) if blocks // unit >= least), 2 if gated else 1)
+    return next((unit for unit in (4, 2) if blocks // unit >= least), 1)
 
 
-def _in_blocks(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return vectors [outputs] as whole blocks, block by block in turn. --> [blocks * 32], float32; [0] for none"""
-    if not vectors:
+def _in_blocks(vector: torch.Tensor | None) -> torch.Tensor:
+    """Return a vector [outputs], filled up to whole blocks. --> [blocks * 32], float32; [0] for None"""
+    if vector is None:
         return torch.empty(0, dtype=torch.float32, device="cpu")
-    missing = -len(vectors[0]) % _BLOCK
-    padded = [torch.nn.functional.pad(each.detach().float(), (0, missing)).view(-1, _BLOCK) for each in vectors]
-    return torch.stack(padded, 1).reshape(-1)
+    return torch.nn.functional.pad(vector.detach().float(), (0, -len(vector) % _BLOCK))

@@ -1,7 +1,8 @@
-// RMSNorm, rotary embeddings and logsumexp of a decode step, for one instruction set.
+// RMSNorm, LayerNorm, rotary embeddings, activations and logsumexp of a decode step, for one instruction set.
 //
-// Each result has the bits of PyTorch's operators in turn: the same order of sums, and the same roundings. So the source
-// is compiled without fused multiply-adds. Each row is computed alone.
+// RMSNorm and rotary embeddings have the bits of PyTorch's operators in turn: the same order of sums, and the same
+// roundings. So the source is compiled without fused multiply-adds, and all levels give the same bits. Each row is
+// computed alone.
 #include "vectors.h"
 
 namespace unspool {
@@ -88,7 +89,7 @@ template <class X> static void rotate_row(const Rotation& form, const Rows& rows
     auto of = [&](const void* data, const int64_t* strides) __attribute__((always_inline)) {
         return static_cast<const X*>(data) + outer * strides[0] + inner * strides[1];
     };
-    const X *x = of(rows.x, form.x_strides), *cos = of(rows.cos, form.cos_strides), *sin = of(rows.sin, form.sin_strides);
+    const X *x = of(rows.x, form.x_strides), *cos = of(rows.a, form.cos_strides), *sin = of(rows.b, form.sin_strides);
     X* y = const_cast<X*>(of(rows.y, form.y_strides));
     for (int64_t i = 0; i < half; i += LANES) {
         int64_t j = i + half, count = half - i;
@@ -99,6 +100,73 @@ template <class X> static void rotate_row(const Rotation& form, const Rows& rows
         stored(b, y + j, count);
     }
     for (int64_t i = form.rotated; i < form.width; i++) y[i] = x[i];
+}
+
+// Calls use(vector, number of the vector in its block) for a row in blocks; the last block is filled up.
+template <class X, class Use> INLINE void in_blocks(const X* x, int64_t width, float fill, Use use) {
+    int64_t whole = width / BLOCK * BLOCK;
+    float last[BLOCK];
+    for (int64_t i = 0; i < BLOCK; i++) last[i] = whole + i < width ? value(x + whole + i) : fill;
+    for (int64_t i = 0; i < whole; i += BLOCK)
+        UNROLL for (int v = 0; v < VECS; v++) use(load(x + i + v * LANES), v);
+    UNROLL for (int v = 0; v < VECS; v++) use(load(last + v * LANES), v);
+}
+
+static float total_of(const F (&sum)[VECS]) {
+    float lanes[BLOCK];
+    memcpy(lanes, sum, sizeof lanes);
+    for (int half = BLOCK / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+template <class X> static void layer_norm_row(const LayerNorm& norm, const Rows& rows, int64_t row) {
+    int64_t width = norm.width;
+    const X* x = static_cast<const X*>(rows.x) + row * width;
+    X* y = static_cast<X*>(rows.y) + row * width;
+    F sum[VECS] = {}, squares[VECS] = {};
+    in_blocks(x, width, 0, [&](F some, int v) __attribute__((always_inline)) { sum[v] += some; });
+    float mean = total_of(sum) / (float)width;
+    in_blocks(x, width, mean, [&](F some, int v) __attribute__((always_inline)) { squares[v] += (some - mean) * (some - mean); });
+    float scale = 1.0f / __builtin_sqrtf(total_of(squares) / (float)width + norm.eps);
+    for (int64_t i = 0; i < width; i += LANES) {
+        int64_t count = width - i;
+        F normed = (loaded(x + i, count) - mean) * scale;
+        stored(normed * loaded(norm.weight + i, count) + loaded(norm.bias + i, count), y + i, count);
+    }
+}
+
+// Half of erfc(|x| / sqrt 2), to 1e-7: Abramowitz and Stegun, 7.1.26.
+INLINE F half_erfc(F x) {
+    F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+    F sum = same(1.061405429f);
+    sum = sum * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    return 0.5f * sum * t * exponential(-z * z);
+}
+
+INLINE F activated(F x, int activation) {
+    switch (activation) {
+        case RELU: return x < 0.0f ? F{} : x;
+        case SILU: return x / (1.0f + exponential(-x));
+        case GELU: {
+            F tail = half_erfc(x);
+            return x * (x < 0.0f ? tail : 1.0f - tail);
+        }
+        default: return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+    }
+}
+
+template <class X> static void gate_row(const Gate& gate, const Rows& rows, int64_t row) {
+    const X *x = static_cast<const X*>(rows.x) + row * gate.x_row, *factor = static_cast<const X*>(rows.a) + row * gate.factor_row;
+    X* y = static_cast<X*>(rows.y) + row * gate.width;
+    for (int64_t i = 0; i < gate.width; i += LANES) {
+        F found = activated(loaded(x + i, gate.width - i), gate.activation);
+        if (rows.a) found = rounded<X>(found) * loaded(factor + i, gate.width - i);
+        stored(found, y + i, gate.width - i);
+    }
 }
 
 // The logsumexp of a row; -inf if all scores are, NaN if one is. Lanes are summed in one order on all levels.
@@ -158,6 +226,14 @@ template <class Form> static void run(const Form& form, const Rows& rows, void (
 
 void NORM_OF(NAME)(const Norm& norm, const Rows& rows) {
     run(norm, rows, norm.type == X_FLOAT32 ? norm_row<float> : norm_row<uint16_t>);
+}
+
+void LAYER_NORM_OF(NAME)(const LayerNorm& norm, const Rows& rows) {
+    run(norm, rows, norm.type == X_FLOAT32 ? layer_norm_row<float> : layer_norm_row<uint16_t>);
+}
+
+void GATE_OF(NAME)(const Gate& gate, const Rows& rows) {
+    run(gate, rows, gate.type == X_FLOAT32 ? gate_row<float> : gate_row<uint16_t>);
 }
 
 void ROTATE_OF(NAME)(const Rotation& rotation, const Rows& rows) {

@@ -124,5 +124,7 @@ struct Ahead {
 #define JOIN(a, b) a##b
 #define ATTEND_OF(name) JOIN(attend_, name)
 #define NORM_OF(name) JOIN(norm_, name)
+#define LAYER_NORM_OF(name) JOIN(layer_norm_, name)
 #define ROTATE_OF(name) JOIN(rotate_, name)
+#define GATE_OF(name) JOIN(gate_, name)
 #define LOG_NORM_OF(name) JOIN(log_norm_, name)

@@ -20,7 +20,7 @@ from tests.runtimes.kv.test_attention_plan import (
     states_of,
 )
 from tests.tiny_models import tiny_model
-from unspool.kernels.attention import SlotAttention, SlotQuery
+from unspool.kernels.attention import SlotAttention, SlotQuery, SlotTensors
 from unspool.runtimes.decoder.runtime import DecoderRuntime
 from unspool.runtimes.kv import attention_plan
 from unspool.runtimes.kv import shared_prefix as prefixes
@@ -83,9 +83,9 @@ class Bundles:
         shared = self.shared
 
         class Spied(SlotAttention):
-            def __init__(self, bundles: Sequence[Sequence[SlotQuery]]) -> None:
+            def __init__(self, bundles: Sequence[Sequence[SlotQuery]], tensors: SlotTensors) -> None:
                 shared.extend([query.shared for query in bundle] for bundle in bundles)
-                super().__init__(bundles)
+                super().__init__(bundles, tensors)
 
         monkeypatch.setattr(attention_plan, "SlotAttention", Spied)
 

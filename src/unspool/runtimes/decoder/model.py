@@ -31,7 +31,6 @@ from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_invariance
 from unspool.runtimes.weights.invariant_calls import InvariantCalls
 from unspool.runtimes.weights.packed_linear import Pack
-from unspool.runtimes.weights.replace_activations import replace_activations
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.model_copy import (
@@ -100,8 +99,6 @@ class DecoderModel(BackendModel):
             opening = read_opening(self.module, self._try, tokens[: max(1, len(tokens) // 2)])
             self.layout = opening.layout
             wrapped.pack()
-            if self.report.packed:
-                replace_activations(self.module)
             self.vocab_size = compare(self.module, opening, self._try, reference, tokens, self.reads_head)
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariance = self._invariance(on_cpu=on_cpu)

@@ -65,13 +65,6 @@ class MaskedRange(NamedTuple):
     longest: int
 
 
-class KernelCall(NamedTuple):
-    """Single queries over the slots of a pool: one call of the kernel, which also writes their keys and values."""
-
-    pool: SlotPool
-    attention: SlotAttention
-
-
 class Mask:
     """A mask to add to attention scores: 0 for a key that a query sees, else -inf."""
 
@@ -120,7 +113,7 @@ class AttentionPlan:
         run_rows: the rows of these queries; a slice if they are consecutive.
         is_all_runs: True if the runs hold rows [0, num_tokens) in order.
         ranges: single queries of a "masked" pass.
-        kernel_calls: single queries of a "kernel" pass.
+        kernel_calls: single queries of a "kernel" pass, one call per pool, which also writes their keys and values.
     """
 
     def __init__(self, segments: Sequence[Segment], path: AttentionPath, device: torch.device) -> None:
@@ -136,9 +129,9 @@ class AttentionPlan:
         self.runs: list[DecodeRun] = []
         self.run_rows: slice | torch.Tensor = slice(0, 0)
         self.ranges: list[MaskedRange] = []
-        self.kernel_calls: list[KernelCall] = []
+        self.kernel_calls: list[SlotAttention] = []
         if path == "kernel":
-            self.kernel_calls = [KernelCall(pool, SlotAttention(_bundles(each))) for pool, each in by_pool(singles)]
+            self.kernel_calls = [SlotAttention(_bundles(each), pool.tensors) for pool, each in by_pool(singles)]
         elif path == "masked":
             self.ranges = [self._range(pool, group) for pool, group in by_pool(singles)]
         elif singles:

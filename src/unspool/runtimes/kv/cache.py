@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.cache_utils import Cache
 
-from unspool.kernels.attention import attends
+from unspool.kernels.attention import SlotAttention, attends
 from unspool.runtimes.kv.attention import (
     AttentionParams,
     Heads,
@@ -77,10 +77,26 @@ class SlotCache(UnmaskedCache):
         for write in self.plan.writes:
             _store(write, write.pool.keys[layer_idx], key_states)
             _store(write, write.pool.values[layer_idx], value_states)
-        if layer_idx == self.num_layers - 1:
-            # A nonfinite number in an earlier layer makes the input of this layer nonfinite, and so its value.
-            self.finite = value_states[0].sum((0, 2), dtype=torch.float32).isfinite()
+        if self.is_last(layer_idx):
+            self.check(value_states)
         return key_states, value_states
+
+    def is_last(self, layer_idx: int) -> bool:
+        """Return whether a layer is the last one."""
+        return layer_idx == self.num_layers - 1
+
+    def check(self, value_states: torch.Tensor) -> None:
+        """Set `finite` by the values of the last layer.
+
+        A nonfinite number in an earlier layer makes the input of this layer nonfinite, and so its value.
+        """
+        self.finite = value_states[0].sum((0, 2), dtype=torch.float32).isfinite()
+
+    @property
+    def kernel_call(self) -> SlotAttention | None:
+        """The call of the kernel that attends all tokens of the pass; None if it takes others."""
+        calls = self.plan.kernel_calls
+        return calls[0] if len(calls) == 1 and calls[0].num_queries == self.plan.num_tokens else None
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, params: AttentionParams
@@ -93,12 +109,11 @@ class SlotCache(UnmaskedCache):
         if plan.is_all_runs:
             return self._attend_runs(query.transpose(0, 2), layer, params).contiguous()
         out = torch.empty(plan.num_tokens, query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
-        for pool, attention in plan.kernel_calls:
-            cached = (pool.keys[layer], pool.values[layer])
+        for attention in plan.kernel_calls:
             attention.attend(
                 query,
                 self._states,
-                cached,
+                layer,
                 out,
                 scaling=params.scaling,
                 window=params.window,

@@ -6,11 +6,13 @@ The cache is not paged: a slot is contiguous memory for one sequence, so it need
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 from typing import NamedTuple, TypeAlias
 
 import torch
 
+from unspool.kernels.attention import SlotTensors
 from unspool.runtimes.kv.lazy_memory import CAN_GIVE_BACK, LazyZeros
 from unspool.tuning import FIRST_POOL_TOKENS, LARGEST_POOL_TOKENS, SMALLEST_SLOT
 
@@ -104,6 +106,11 @@ class SlotPool:
     def num_tokens(self) -> int:
         """Tokens that the pool has room for."""
         return self.capacity * self.num_slots
+
+    @cached_property
+    def tensors(self) -> SlotTensors:
+        """The keys and values for the kernel of attention."""
+        return SlotTensors(self.keys, self.values)
 
     def views(self, slots: slice, positions: slice) -> LayerStates:
         """Return views of some slots and positions: per layer [slots, heads, positions, width]."""

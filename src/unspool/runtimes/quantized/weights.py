@@ -44,8 +44,7 @@ class PackedQuantized:
     def __init__(
         self, numbers: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, pages: HugePages
     ) -> None:
-        biases = () if bias is None else (bias,)
-        self._packed = PackedWeight(numbers, scales=(scales,), bias=biases, allocate=pages.bytes)
+        self._packed = PackedWeight(numbers, scales=scales, bias=bias, allocate=pages.bytes)
 
     def times(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.dtype in _INPUTS:
@@ -53,7 +52,9 @@ class PackedQuantized:
         return linear(rows.float(), self._packed).to(rows.dtype)
 
     def dense(self) -> torch.Tensor:
-        return values(self._packed.unpacked()[0], self._packed.scales()[0])
+        scales = self._packed.scales()
+        assert scales is not None, "a quantized weight has scales"
+        return values(self._packed.unpacked(), scales)
 
 
 class UnpackedQuantized:

@@ -72,7 +72,7 @@ class PackedLinear(nn.Module):
 
     def _pack(self, weight: torch.Tensor, allocate: Allocate) -> None:
         plain = weight.detach().T if self._transposed else weight.detach()
-        self._packed = PackedWeight(plain, bias=() if self.bias is None else (self.bias,), allocate=allocate)
+        self._packed = PackedWeight(plain, bias=self.bias, allocate=allocate)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -83,7 +83,7 @@ class PackedLinear(nn.Module):
         """Return the plain weight with its values."""
         if self._source:
             return self._source[0]
-        plain = self._packed.unpacked()[0]
+        plain = self._packed.unpacked()
         return plain.T if self._transposed else plain
 
     def repack(self) -> None:
@@ -237,10 +237,3 @@ def _too_large(layers: list[nn.Linear | Conv1D]) -> str:
     if free is None or needed * 2 <= free:
         return ""
     return f"a packed copy of {needed / 1e9:.1f} GB is more than half of the {free / 1e9:.1f} GB of free memory"
-
-
-def repack(model: nn.Module) -> None:
-    """Pack every packed layer of `model` again from its plain weight."""
-    for module in modules_in(model):
-        if isinstance(module, PackedLinear):
-            module.repack()

@@ -151,6 +151,15 @@ REPLAY_MAX_ROWS: Final = 64  # rows | not recorded | 2026-11-21
 REPLAY_MIN_PASSES: Final = 24  # passes | AMD EPYC, 2 cores | 2026-11-29
 """Passes before a pass is recorded, which takes about 60 ms for the embedded model: too long for a short text."""
 
+MIN_SUBGRAPH_CALLS: Final = 3  # calls | Intel Xeon with AMX, 2 cores | 2026-12-01
+"""The fewest calls of kernels that are recorded together."""
+
+MIN_SUBGRAPH_PASSES: Final = 4  # passes | Intel Xeon with AMX, 2 cores | 2026-12-01
+"""Passes of one size before the calls of kernels are recorded."""
+
+MAX_COMMAND_BUFFERS: Final = 32  # sizes | not measured | 2026-12-01
+"""Recorded sizes of a pass, at most: a step of a 1.1B Llama takes 60 KB per size."""
+
 GRAPH_MAX_ROWS: Final = 64  # rows | not measured on a GPU yet | 2026-11-21
 """The most rows of a CUDA graph: with more rows, launching kernels costs little beside running them."""
 

@@ -112,4 +112,4 @@ def test_the_words_of_the_field_are_found_in_the_named_files(word: str, files: s
 
 
 def test_all_questions_are_asked():
-    assert len(WHERE) == 28
+    assert len(WHERE) == 29

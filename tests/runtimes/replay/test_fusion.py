@@ -39,7 +39,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fused_calls(program: Program | None) -> dict[str, int]:
     assert program is not None
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    graphs = [program.graph, *(each.graph for each in program.subgraphs)]
+    calls = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
     names = Counter(node.target.__name__ for node in calls if node.target in (rms_norm, rotate))
     return dict(names) | {"residual": sum(node.target is linear and node.args[2] is not None for node in calls)}
 
@@ -91,7 +92,8 @@ def check_the_plain_program_takes_over(wrong: Any) -> None:
     recorded = runtime_over(tiny_model("llama"), recorded=True, owns_model=True)
     recording = recorded._decoder_model._recorded
     assert recording is not None and recording._program is not None
-    assert any(node.target is wrong for node in recording._program.graph.nodes)
+    graphs = [recording._program.graph, *(each.graph for each in recording._program.subgraphs)]
+    assert any(node.target is wrong for graph in graphs for node in graph.nodes)
     for feeds in script(seed=2, steps=80):
         assert torch.equal(recorded.forward(feeds).logits, plain.forward(feeds).logits)
     assert recording.obstacle == "" and recording._verified

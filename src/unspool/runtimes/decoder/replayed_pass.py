@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import torch
 
@@ -37,6 +37,7 @@ class FlatPass:
     asked rows, each at most once.
     """
 
+    cache_calls: ClassVar[Collection[str]] = ("update", "attend")
     logits: Logits
     num_layers: int
     cache: Any

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -79,6 +79,7 @@ class _Step:
     tree: the cache, if the model has run; else None.
     """
 
+    cache_calls: ClassVar[Collection[str]] = ()
     causal: CausalModel
     schema: CacheSchema
     ids: torch.Tensor

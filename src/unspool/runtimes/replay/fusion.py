@@ -1,4 +1,4 @@
-"""Operator fusion in a recorded pass: RMSNorm, rotary embeddings and residuals become one call of our kernels each.
+"""Operator fusion in a recorded pass: RMSNorm, rotary embeddings, residuals and gates become one kernel call each.
 
 A fused call gives the bits of the operators that it replaces; a replay that does not is found out, see replay.py. Knows
 the algebra alone: neither models nor modules.
@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import fx
 
+from unspool.kernels.gate import gate
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.kernels.packed import linear
 from unspool.kernels.rows import Norm, rms_norm, rotate, sum_lanes
@@ -44,7 +45,7 @@ class _Fusion:
     def run(self) -> int:
         num_fused = 0
         for node in list(self._graph.nodes):
-            call = self._norm(node) or self._rotation(node) or self._residual(node)
+            call = self._norm(node) or self._rotation(node) or self._residual(node) or self._gate(node)
             if call is not None:
                 self._replace(node, *call)
                 num_fused += 1
@@ -122,6 +123,14 @@ class _Fusion:
             is_packed = isinstance(product, fx.Node) and product.target is linear and product.args[2] is None
             if is_packed and len(product.users) == 1 and _facts(other) == _facts(product) == _facts(node):
                 return linear, (*product.args[:2], other)
+        return None
+
+    def _gate(self, node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+        """Match the product of an activation and a tensor."""
+        for activated, other in _factors(node):
+            is_gate = isinstance(activated, fx.Node) and activated.target is gate and activated.args[2] is None
+            if is_gate and len(activated.users) == 1 and _facts(other) == _facts(activated) == _facts(node):
+                return gate, (*activated.args[:2], other)
         return None
 
 

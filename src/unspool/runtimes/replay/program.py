@@ -7,7 +7,7 @@ Knows neither models nor caches.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import fx
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay.fusion import fuse
 from unspool.runtimes.replay.operators import Unrecordable
+from unspool.runtimes.replay.subgraphs import join_calls
 from unspool.runtimes.replay.tracer import Tracer
 
 
@@ -26,18 +27,26 @@ class Program:
     Args:
         first, second: finished traces of two sizes. The program takes over the graph of the first.
         rewritten: returns the function to call in place of a traced one; None for the traced ones.
-        fuses: True to fuse operators; see fusion.py.
+        fuses: True to fuse operators, and to join calls of kernels; see fusion.py and subgraphs.py.
+        cache_calls: methods of the cache that attend by a kernel.
 
     Attributes:
         graph: the calls; print it to read them.
         num_fused: number of fused calls.
+        subgraphs: the joined calls.
 
     Raises:
         Unrecordable: if the traces differ in more than their sizes.
     """
 
     def __init__(
-        self, first: Tracer, second: Tracer, *, rewritten: Callable[[Any], Any] | None = None, fuses: bool = False
+        self,
+        first: Tracer,
+        second: Tracer,
+        *,
+        rewritten: Callable[[Any], Any] | None = None,
+        fuses: bool = False,
+        cache_calls: Collection[str] = (),
     ) -> None:
         _join_traces(first, second)
         self.graph = first.graph
@@ -46,6 +55,7 @@ class Program:
                 node.target = rewritten(node.target) if node.op == "call_function" else node.target
         self.num_fused = fuse(self.graph, first.constants) if fuses else 0
         self.graph.eliminate_dead_code(_is_needed)
+        self.subgraphs = join_calls(self.graph, first.constants, cache_calls) if fuses else []
         code = self.graph.python_code("self")
         names = dict(code.globals)
         exec(compile(code.src, "<replay of a pass>", "exec"), names)

@@ -7,9 +7,9 @@ sequences.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import nullcontext
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -22,7 +22,12 @@ from unspool.tuning import REPLAY_MAX_ROWS, REPLAY_MIN_PASSES
 
 
 class ReplayedPass(Protocol):
-    """One pass of a backend. The model can run behind a replay that failed, with the same result."""
+    """One pass of a backend. The model can run behind a replay that failed, with the same result.
+
+    cache_calls: methods of the cache that attend by a kernel; see `SlotCache.kernel_call`.
+    """
+
+    cache_calls: ClassVar[Collection[str]]
 
     @property
     def rows(self) -> int:
@@ -134,7 +139,8 @@ class Replay:
         """Record the pass now; set `obstacle` if that is impossible."""
         try:
             rewritten = None if self._calls is None else self._calls.rewritten
-            self._program = Program(each.trace(0), each.trace(1), rewritten=rewritten, fuses=self._fuses)
+            first, second = each.trace(0), each.trace(1)
+            self._program = Program(first, second, rewritten=rewritten, fuses=self._fuses, cache_calls=each.cache_calls)
         except Unrecordable as reason:
             self.obstacle = str(reason)
         except Exception as error:  # a model can refuse two tokens at one position in any way

@@ -55,7 +55,10 @@ class Tracer(TorchFunctionMode):
         self.graph = fx.Graph()
         self.constants: list[Any] = []
         self._cache = self.graph.placeholder("cache")
-        self._nodes = {id(tensor): self.graph.placeholder(name) for name, tensor in inputs.items()}
+        self._nodes: dict[int, fx.Node] = {}
+        for name, tensor in inputs.items():
+            self._nodes[id(tensor)] = node = self.graph.placeholder(name)
+            node.meta = {"dtype": tensor.dtype, "shape": tensor.shape}
         self.sizes = {self.graph.placeholder(name): size for name, size in sizes.items()}
         # Identities name the objects, so each object must stay alive.
         self._alive: list[Any] = list(inputs.values())

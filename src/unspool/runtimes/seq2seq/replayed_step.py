@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -29,6 +29,7 @@ class DecodeStep:
     logits: the model; always the same function. attention: of the pass. sources: stand-ins. ids: [rows, 1].
     """
 
+    cache_calls: ClassVar[Collection[str]] = ()
     logits: Logits
     attention: EqualLengthAttention
     sources: KeysValues

@@ -1,0 +1,343 @@
+"""Subgraphs of a recorded pass that consist of calls of our kernels, each run from a command buffer by one call.
+
+Between two matrix products, a step of one token has microseconds of work. The product has filled the caches of the CPU
+with weights, so Python and PyTorch take ten times as long there as usual. A CUDA graph does the same for a GPU.
+
+Owns which calls belong together, and the check of a subgraph against its calls. Knows neither models nor modules.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import fx
+
+from unspool.kernels.commands import INPUTS, CommandBuffer, recording
+from unspool.kernels.gate import gate
+from unspool.kernels.layer_norm import layer_norm
+from unspool.kernels.library import kernels
+from unspool.kernels.packed import linear
+from unspool.kernels.rows import rms_norm, rotate
+from unspool.runtimes.replay.memory_plan import Lifetime, plan_memory
+from unspool.tuning import MAX_COMMAND_BUFFERS, MIN_SUBGRAPH_CALLS, MIN_SUBGRAPH_PASSES
+
+_KERNELS: Final = (gate, layer_norm, linear, rms_norm, rotate)
+_VIEWS: Final = frozenset(
+    ("view", "reshape", "transpose", "unsqueeze", "squeeze", "permute", "flatten", "split", "chunk", "unbind")
+    + ("getitem", "__getitem__")
+)
+"""Names of calls that return views as a rule. If one copies, this is found when the subgraph is recorded."""
+
+
+class _Unrecordable(Exception):
+    """The calls of kernels alone do not give the results of a subgraph; the message says why."""
+
+
+def join_calls(graph: fx.Graph, constants: Sequence[Any], cache_calls: Collection[str]) -> list[Subgraph]:
+    """Replace neighboring calls of kernels by one call of a `Subgraph`, in place.
+
+    Args:
+        graph: of a recorded pass; its first inputs are `constants`.
+        cache_calls: methods of the pass's cache that attend by the kernel.
+
+    Returns:
+        The subgraphs; none without kernels.
+    """
+    if kernels() is None:
+        return []
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    values = dict(zip(inputs, constants, strict=False))
+    return [_join(graph, part, values) for part in _stretches(graph, cache_calls)]
+
+
+def _stretches(graph: fx.Graph, cache_calls: Collection[str]) -> Iterator[list[fx.Node]]:
+    """Yield neighbors that can be one subgraph, from the first call of a kernel to the last."""
+    part: list[fx.Node] = []
+    for node in list(graph.nodes):
+        is_kernel = node.target in _KERNELS if node.op == "call_function" else node.target in cache_calls
+        if is_kernel or (part and _can_be_view(node)):
+            part.append(node)
+            continue
+        yield from _ended(part, cache_calls)
+        part = []
+
+
+def _ended(part: list[fx.Node], cache_calls: Collection[str]) -> Iterator[list[fx.Node]]:
+    while part and _can_be_view(part[-1]):
+        part.pop()
+    if sum(not _can_be_view(node) for node in part) >= MIN_SUBGRAPH_CALLS:
+        yield part
+
+
+def _can_be_view(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target in _KERNELS or node.meta.get("writes"):
+        return False
+    if node.target is operator.mul and "dtype" not in node.meta:
+        return True  # a size
+    is_indexed = any("dtype" in each.meta for each in node.all_input_nodes[1:])
+    return getattr(node.target, "__name__", "") in _VIEWS and not is_indexed
+
+
+def _join(graph: fx.Graph, part: Sequence[fx.Node], values: dict[fx.Node, Any]) -> Subgraph:
+    own = set(part)
+    given = dict.fromkeys(each for node in part for each in node.all_input_nodes if each not in own)
+    results = [node for node in part if any(user not in own for user in node.users)]
+    inner, copies = fx.Graph(), {}
+    constants = [node for node in given if node in values]
+    rest = [node for node in given if node not in values]
+    for node in (*constants, *rest):
+        copies[node] = inner.placeholder(node.name)
+    for node in part:
+        copies[node] = inner.node_copy(node, copies.__getitem__)
+    inner.output(tuple(copies[node] for node in results))
+    caches = [node.all_input_nodes[0] for node in part if node.op == "call_method"]
+    subgraph = Subgraph(inner, [values[node] for node in constants], rest.index(caches[0]) if caches else None)
+    with graph.inserting_after(part[-1]):
+        call = graph.call_function(subgraph, tuple(rest))
+    call.meta["writes"] = bool(caches)
+    with graph.inserting_after(call):
+        for index, node in enumerate(results):
+            node.replace_all_uses_with(graph.call_function(operator.getitem, (call, index)))
+    for node in reversed(part):
+        graph.erase_node(node)
+    return subgraph
+
+
+class _View(NamedTuple):
+    """A result in the memory of a recorded subgraph (base 1), or in that of an input (base 2 and more).
+
+    offset: in bytes, from the start of the base.
+    """
+
+    base: int
+    offset: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def of(self, memory: torch.Tensor, given: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the result: a view of an input, or a copy with the same strides."""
+        if self.base > 1:
+            tensor = given[self.base - 2]
+            start = tensor.storage_offset() + self.offset // tensor.itemsize
+            return tensor.as_strided(self.shape, self.strides, start)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        part = memory[self.offset : self.offset + span * self.dtype.itemsize]
+        return part.clone().view(self.dtype).as_strided(self.shape, self.strides)
+
+
+class _Recorded:
+    """A recorded subgraph for inputs of some shapes and strides."""
+
+    def __init__(self, buffer: CommandBuffer, results: Sequence[_View], values: _View | None, size: int) -> None:
+        self._buffer, self._results, self._values, self.size = buffer, results, values, size
+        self.is_trusted = False
+
+    def run(
+        self, memory: torch.Tensor, given: Sequence[torch.Tensor], attention: int | None
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """Return the results, and the values that the last layer has cached; None if it is not among the calls."""
+        self._buffer.run([0, memory.data_ptr(), *(each.data_ptr() for each in given)], attention)
+        results = tuple(view.of(memory, given) for view in self._results)
+        return results, None if self._values is None else self._values.of(memory, given)
+
+
+class Subgraph:
+    """Neighboring calls of kernels, and views between them, as one function.
+
+    Inputs of new shapes run call by call, and are recorded after some passes. The first run of the recorded commands is
+    compared with the calls, bit by bit; if the results differ, the calls run from then on.
+
+    Args:
+        graph: the calls. Its first inputs are `constants`, the results a tuple.
+        constants: values of these inputs. Their memory stays.
+        cache: index of the cache among the further inputs; None without one.
+
+    Attributes:
+        graph: the calls.
+        obstacle: why commands are not used any more; "" if they can be.
+        refused: why inputs of some shapes cannot be recorded, by shapes and strides.
+    """
+
+    __name__ = "subgraph"
+
+    def __init__(self, graph: fx.Graph, constants: Sequence[Any], cache: int | None) -> None:
+        self.graph, self._constants, self._cache = graph, list(constants), cache
+        code = graph.python_code("self")
+        names = dict(code.globals)
+        exec(compile(code.src, "<subgraph of a pass>", "exec"), names)
+        self._calls = partial(names["forward"], None, *constants)
+        self._recorded: dict[Hashable, _Recorded] = {}
+        self._seen: Counter[Hashable] = Counter()
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        # Of the memory: several engines can share a model.
+        self._lock = threading.Lock()
+        self.obstacle = ""
+        self.refused: dict[Hashable, str] = {}
+
+    def __call__(self, *given: Any) -> tuple[torch.Tensor, ...]:
+        """Return the results of the calls. given: the further inputs, in their order."""
+        cache: Any = None if self._cache is None else given[self._cache]
+        attention = None if cache is None else cache.kernel_call
+        if self.obstacle or (cache is not None and attention is None):
+            return self._calls(*given)  # type: ignore[no-any-return]
+        tensors = [each for each in given if isinstance(each, torch.Tensor)]
+        kind = tuple((each.shape, each.stride()) for each in tensors)
+        recorded = self._recorded.get(kind)
+        if recorded is None:
+            self._seen[kind] += 1
+            waits = kind in self.refused or self._seen[kind] < MIN_SUBGRAPH_PASSES
+            return self._calls(*given) if waits else self._record(kind, given, tensors)
+        if not self._lock.acquire(blocking=False):
+            return self._calls(*given)  # type: ignore[no-any-return]
+        try:
+            results, values = recorded.run(self._memory, tensors, None if attention is None else attention.address)
+            if values is not None:
+                cache.check(values)
+        finally:
+            self._lock.release()
+        return results if recorded.is_trusted else self._verified(recorded, results, given)
+
+    def _verified(
+        self, recorded: _Recorded, results: tuple[torch.Tensor, ...], given: Sequence[Any]
+    ) -> tuple[torch.Tensor, ...]:
+        expected: tuple[torch.Tensor, ...] = self._calls(*given)
+        recorded.is_trusted = all(map(_are_identical, results, expected))
+        if not recorded.is_trusted:
+            self.obstacle = "the recorded commands gave other results"
+            self._recorded.clear()
+        return expected
+
+    def _record(
+        self, kind: Hashable, given: Sequence[Any], tensors: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Run the calls one by one, and record them."""
+        with recording() as buffers:
+            results, made, values = self._run_nodes(given)
+        try:
+            if not buffers:
+                raise _Unrecordable("there are too many calls")
+            found = _planned(buffers[0], results, values, tensors, made, self._constants)
+        except _Unrecordable as reason:
+            self.refused[kind] = str(reason)
+            return results
+        if len(self._recorded) >= MAX_COMMAND_BUFFERS:
+            self._recorded.pop(next(iter(self._recorded)))
+        self._recorded[kind] = found
+        if found.size > len(self._memory):
+            self._memory = torch.empty(found.size, dtype=torch.uint8, device="cpu")
+        return results
+
+    def _run_nodes(
+        self, given: Sequence[Any]
+    ) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor], torch.Tensor | None]:
+        """Run the calls one by one. Returns the results, all tensors on the way, and the values of the last layer."""
+        inputs = iter((*self._constants, *given))
+        values: dict[fx.Node, Any] = {}
+        made: list[torch.Tensor] = []
+        last: torch.Tensor | None = None
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+                continue
+            args = fx.node.map_arg(node.args, values.__getitem__)
+            if node.op == "output":
+                return args[0], made, last
+            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+            if node.op == "call_method":
+                found = getattr(args[0], node.target)(*args[1:], **kwargs)
+                if node.target == "update" and args[0].is_last(args[3]):
+                    last = args[2]
+            else:
+                found = node.target(*args, **kwargs)
+            values[node] = found
+            made += [each for each in (found if isinstance(found, (tuple, list)) else (found,)) if _is_tensor(each)]
+        raise AssertionError("a graph ends with its output")
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _planned(
+    buffer: CommandBuffer,
+    results: Sequence[torch.Tensor],
+    values: torch.Tensor | None,
+    given: Sequence[torch.Tensor],
+    made: Sequence[torch.Tensor],
+    constants: Sequence[Any],
+) -> _Recorded:
+    """Move the commands into memory of their own.
+
+    Each command must read an input, a constant, or the result of an earlier command. So a number that anything else
+    has computed on the way, such as a copy, is found.
+
+    Raises:
+        _Unrecordable: if a command, or a result, needs other memory.
+    """
+    if len({_storage(each) for each in given}) < len(given):
+        raise _Unrecordable("two inputs share memory")
+    blocks = sorted({_storage(each) for each in made} - {_storage(each) for each in given})
+    starts = [start for start, _ in blocks]
+    fixed = [_storage(each) for each in constants if _is_tensor(each)]
+    uses: dict[int, list[int]] = {}  # of a block: the commands that use it, in order
+
+    def block_of(address: int) -> int | None:
+        at = bisect_right(starts, address) - 1
+        return at if at >= 0 and address < sum(blocks[at]) else None
+
+    def place(address: int, command: int, *, is_result: bool) -> tuple[int, int]:
+        """Return the index of the block plus the number of inputs, or the base; and the offset."""
+        if (block := block_of(address)) is not None and (is_result or block in uses):
+            uses.setdefault(block, []).append(command)
+            return -1 - block, address - starts[block]
+        for index, each in enumerate(given):
+            if not is_result and _holds(_storage(each), address):
+                return 2 + index, address - each.data_ptr()
+        if not is_result and (not address or any(_holds(storage, address) for storage in fixed)):
+            return 0, address
+        raise _Unrecordable("a call reads a tensor that no kernel has computed")
+
+    every = []
+    for command, own in enumerate(buffer.addresses()):
+        read = [place(address, command, is_result=False) for address in own[:INPUTS]]
+        every.append([*read, place(own[INPUTS], command, is_result=True)])
+    ends = [*results, *(() if values is None else (values,))]
+    found = [place(each.data_ptr(), len(every), is_result=False) for each in ends]
+    order = sorted(uses, key=lambda block: uses[block][0])
+    offsets, size = plan_memory([Lifetime(blocks[block][1], uses[block][0], uses[block][-1]) for block in order])
+    offset_of = dict(zip(order, offsets, strict=True))
+
+    def moved(base: int, at: int) -> tuple[int, int]:
+        return (base, at) if base >= 0 else (1, offset_of[-1 - base] + at)
+
+    buffer.move([[moved(*each) for each in own] for own in every])
+    views = [
+        _View(*moved(*where), each.shape, each.stride(), each.dtype) for each, where in zip(ends, found, strict=True)
+    ]
+    return _Recorded(buffer, views[: len(results)], None if values is None else views[-1], size)
+
+
+def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the address and the bytes of a tensor's memory."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def _holds(storage: tuple[int, int], address: int) -> bool:
+    return storage[0] <= address < storage[0] + storage[1]
+
+
+def _are_identical(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.shape == other.shape
+        and one.stride() == other.stride()
+        and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+    )

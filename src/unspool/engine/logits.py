@@ -12,7 +12,7 @@ import torch
 
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER
-from unspool.processors.rows import FORBIDDEN, indices, log_norm, rows_of
+from unspool.processors.rows import FORBIDDEN, Best, indices, log_norm, log_norm_and_best, rows_of
 from unspool.protocols import Processor, RowKey
 from unspool.types import Distribution
 
@@ -37,7 +37,8 @@ class Block(NamedTuple):
 
     rows: their indices, one per line. logits: [lines, vocab], of the model. scores: [lines, vocab]; the same tensor as
     `logits` if no processor acts. log_norm_offset: [lines, 1], to be subtracted from the scores; None for 0. norm:
-    [lines], logsumexp of `scores`; None if it follows from that of the logits.
+    [lines, 1], logsumexp of `scores`; None if it follows from that of the logits. best: of each line of `scores`; None
+    if it is not known.
     """
 
     rows: list[int]
@@ -45,13 +46,14 @@ class Block(NamedTuple):
     scores: torch.Tensor
     log_norm_offset: torch.Tensor | None = None
     norm: torch.Tensor | None = None
+    best: Best | None = None
 
 
 class Scored(NamedTuple):
     """Rows before and after the processors.
 
-    logits: [rows, vocab], of the model. norm: [rows], their logsumexp. blocks: first the rows without processors, then
-    the rows with processors; at least one block.
+    logits: [rows, vocab], of the model. norm: [rows, 1], their logsumexp. blocks: first the rows without processors,
+    then the rows with processors; at least one block.
     """
 
     logits: torch.Tensor
@@ -61,46 +63,56 @@ class Scored(NamedTuple):
 
 def process(logits: torch.Tensor, jobs: Sequence[RowContext]) -> Scored:
     """Apply each row's processors. logits: [rows, vocab], not modified."""
-    logits = logits.detach().float()
-    norm = log_norm(logits)
-    plain = [row for row, job in enumerate(jobs) if not job.chain and job.read is None]
-    if len(plain) == len(jobs):
-        return Scored(logits, norm, [_plain(logits, norm, plain, jobs)])
+    logits = _plain_floats(logits)
+    norm, best = log_norm_and_best(logits)
     changed = [row for row, job in enumerate(jobs) if job.chain or job.read is not None]
-    blocks = [_plain(rows_of(logits, plain), rows_of(norm, plain), plain, jobs)] if plain else []
+    if not changed:
+        return Scored(logits, norm, [_plain(logits, norm, best, list(range(len(jobs))), jobs)])
+    plain = [row for row, job in enumerate(jobs) if not job.chain and job.read is None]
+    blocks = []
+    if plain:
+        own_best = None if best is None else Best(*(rows_of(each, plain) for each in best))
+        blocks.append(_plain(rows_of(logits, plain), rows_of(norm, plain), own_best, plain, jobs))
     own, own_norm = rows_of(logits, changed), rows_of(norm, changed)
     scores = _processed(own, own_norm, [jobs[row] for row in changed])
-    return Scored(logits, norm, [*blocks, Block(changed, own, scores, norm=log_norm(scores))])
+    score_norm, best = log_norm_and_best(scores)
+    return Scored(logits, norm, [*blocks, Block(changed, own, scores, norm=score_norm, best=best)])
 
 
 def processed(logits: torch.Tensor, jobs: Sequence[RowContext]) -> torch.Tensor:
     """Return the scores only. logits: [rows, vocab], not modified. --> [rows, vocab] float32"""
-    logits = logits.detach().float()
-    return _processed(logits, log_norm(logits), jobs)
+    logits = _plain_floats(logits)
+    return _processed(logits, log_norm(logits)[:, None], jobs)
 
 
-def _plain(logits: torch.Tensor, norm: torch.Tensor, rows: list[int], jobs: Sequence[RowContext]) -> Block:
+def _plain_floats(logits: torch.Tensor) -> torch.Tensor:
+    return logits.detach().float() if logits.requires_grad or logits.dtype != torch.float32 else logits
+
+
+def _plain(
+    logits: torch.Tensor, norm: torch.Tensor, best: Best | None, rows: list[int], jobs: Sequence[RowContext]
+) -> Block:
     """Return the block of rows without processors: their scores are logits or log-probabilities."""
     beams = [line for line, row in enumerate(rows) if jobs[row].log_probs]
-    if len(beams) == len(rows):
-        return Block(rows, logits, logits, norm[:, None])
-    return Block(rows, logits, logits, _log_norm_offset(norm, beams) if beams else None)
+    if not beams:
+        return Block(rows, logits, logits, best=best)
+    return Block(rows, logits, logits, norm if len(beams) == len(rows) else _log_norm_offset(norm, beams))
 
 
 def _log_norm_offset(norm: torch.Tensor, beams: Sequence[int]) -> torch.Tensor:
     """Return the offset that turns the rows `beams` into log-probabilities, and 0 for other rows. --> [rows, 1]"""
     index = indices(beams, norm.device)
-    return torch.zeros_like(norm).index_copy_(0, index, norm[index])[:, None]
+    return torch.zeros_like(norm).index_copy_(0, index, norm[index])
 
 
 def _processed(logits: torch.Tensor, norm: torch.Tensor, jobs: Sequence[RowContext]) -> torch.Tensor:
-    """Return the processed scores. norm: [rows], logsumexp of the logits. --> [rows, vocab]"""
+    """Return the processed scores. norm: [rows, 1], logsumexp of the logits. --> [rows, vocab]"""
     scores = logits.clone()
     read = [row for row, job in enumerate(jobs) if job.read is not None]
     if read:
         index = indices(read, logits.device)
         scores[index] = torch.stack([job.read for job in jobs if job.read is not None])
-        norm = norm.index_copy(0, index, log_norm(scores[index]))
+        norm = norm.index_copy(0, index, log_norm(scores[index])[:, None])
     beams = [row for row, job in enumerate(jobs) if job.log_probs]
     if beams:
         scores -= _log_norm_offset(norm, beams)

@@ -16,7 +16,7 @@ from unspool.engine.logits import Block, RowContext, Scored, distribution
 from unspool.engine.sampler import TopKList, resolve_ties
 from unspool.engine.transfer import DeviceToHost, Transfer
 from unspool.noise import NoiseKey
-from unspool.processors.rows import figures_of, indices, rows_of
+from unspool.processors.rows import Best, figures_of, indices, rows_of
 from unspool.types import Ask, Distribution, FullDistribution, GumbelTopK, Score, Top
 
 
@@ -61,12 +61,11 @@ def find(
 ) -> BatchResult:
     """Answer the queries. num_alternatives: by row, how many of the tokens with the greatest logits to add."""
     device_to_host = DeviceToHost()
-    norms = device_to_host.add(scored.norm[:, None])
-    changed = [
-        (block.rows, device_to_host.add(block.norm[:, None])) for block in scored.blocks if block.norm is not None
-    ]
+    norms = device_to_host.add(scored.norm)
+    changed = [(block.rows, device_to_host.add(block.norm)) for block in scored.blocks if block.norm is not None]
     pending = [_selected(group, device_to_host) for group in _query_groups(queries, scored.blocks)]
-    extras = [_selected(group, device_to_host) for group in _alternative_groups(num_alternatives, scored.logits)]
+    others = _alternative_groups(num_alternatives, scored.logits) if num_alternatives else []
+    extras = [_selected(group, device_to_host) for group in others]
     device_to_host.send()
     own = [norm for (norm,) in norms.rows]
     # Without processors, scores are logits with the same norm, or log-probabilities with norm 0 (NaN stays NaN).
@@ -74,7 +73,9 @@ def find(
     for rows, transfer in changed:
         for row, (norm,) in zip(rows, transfer.rows, strict=True):
             of_scores[row] = norm
-    found = dict(each for group in pending for each in group.read())
+    found: dict[int, RowResult] = {}
+    for group in pending:
+        found.update(group.read())
     for index, query in enumerate(queries):
         if isinstance(query.ask, FullDistribution):
             found[index] = RowResult((), (), (), (), distribution(scored.logits[query.row], jobs[query.row]))
@@ -235,7 +236,8 @@ def _ranks(logits: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor) -> 
 def _best(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingTopK:
     block = group.block
     log_norm_offset = None if block.log_norm_offset is None else rows_of(block.log_norm_offset, group.lines)
-    top_k_list = sampler.top_k_list(rows_of(block.scores, group.lines), group.size, log_norm_offset)
+    known = None if block.best is None else Best(*(rows_of(each, group.lines) for each in block.best))
+    top_k_list = sampler.top_k_list(rows_of(block.scores, group.lines), group.size, log_norm_offset, known)
     values = logits = device_to_host.add(top_k_list.values)
     if block.scores is not block.logits or log_norm_offset is not None:
         logits = device_to_host.add(figures_of(block.logits, group.lines, top_k_list.tokens))

@@ -57,16 +57,20 @@ def resolve_ties(values: Sequence[float], tokens: Sequence[float], k: int) -> Se
     return sorted(allowed, key=lambda place: (-values[place], tokens[place]))[:k]
 
 
-def top_k_list(scores: torch.Tensor, k: int, log_norm_offset: torch.Tensor | None = None) -> TopKList:
+def top_k_list(
+    scores: torch.Tensor, k: int, log_norm_offset: torch.Tensor | None = None, known: Best | None = None
+) -> TopKList:
     """List the k best tokens of each row, with a few more to resolve ties.
 
     Args:
         scores: [rows, vocab].
         k: at least 1.
         log_norm_offset: [rows, 1], subtracted from listed scores only, because rounding can create ties; None for 0.
+        known: the best token of each row, as `first_best`; None if it is not known.
     """
     if log_norm_offset is None:
-        return TopKList(*_foremost(scores, k), scores.__getitem__)
+        found = known if k == 1 and known is not None else _foremost(scores, k)
+        return TopKList(*found, scores.__getitem__)
     found = best(scores, k + SPARE_CANDIDATES)
     return TopKList(found.values - log_norm_offset, found.ids, lambda row: scores[row] - log_norm_offset[row])
 

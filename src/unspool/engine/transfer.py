@@ -12,8 +12,7 @@ class Transfer:
 
     __slots__ = ("rows",)
 
-    def __init__(self) -> None:
-        self.rows: list[list[float]] = []
+    rows: list[list[float]]
 
 
 class DeviceToHost:
@@ -25,14 +24,15 @@ class DeviceToHost:
     def add(self, numbers: torch.Tensor) -> Transfer:
         """Add a tensor. numbers: [rows, columns], floats or token ids; ids arrive as floats, without rounding."""
         item = Transfer()
-        self._packed.append((item, numbers))
+        if on_host(numbers):
+            item.rows = numbers.tolist()
+        else:
+            self._packed.append((item, numbers))
         return item
 
     def send(self) -> None:
         """Copy all tensors and fill their `rows`."""
-        if all(on_host(numbers) for _, numbers in self._packed):
-            for item, numbers in self._packed:
-                item.rows = numbers.tolist()
+        if not self._packed:
             return
         # One float64 tensor promotes all others to float64, which holds ids and float32 exactly.
         parts = [numbers.flatten() for _, numbers in self._packed]

@@ -128,9 +128,11 @@ struct Rotation {
     int32_t type;   // of all four
 };
 
-// y = logsumexp of x, row by row. Both are float32.
+// y = logsumexp of x, row by row, and the greatest number of each row. Numbers are float32.
 struct LogNorm {
     int64_t width, stride;   // of rows of x, in numbers
+    float* greatest;         // [rows]; NaN is not counted
+    int64_t* ids;            // [rows], the first place of the greatest number
 };
 
 // The tensors of a call. They are contiguous where the form has no strides.

@@ -318,9 +318,10 @@ PUBLIC void unspool_gate(const Gate* gate, const void* x, const void* factor, vo
     call(command, nullptr, threads);
 }
 
-// Computes the logsumexp of each row.
-PUBLIC void unspool_log_norm(const float* x, float* y, int64_t rows, int64_t width, int64_t stride, int32_t threads) {
-    level->log_norm({width, stride}, {x, nullptr, nullptr, y, rows, threads});
+// Computes the logsumexp of each row, its greatest number, and the first place of that number.
+PUBLIC void unspool_log_norm(const float* x, float* y, float* greatest, int64_t* ids, int64_t rows, int64_t width,
+                             int64_t stride, int32_t threads) {
+    level->log_norm({width, stride, greatest, ids}, {x, nullptr, nullptr, y, rows, threads});
 }
 
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.

@@ -169,10 +169,31 @@ template <class X> static void gate_row(const Gate& gate, const Rows& rows, int6
     }
 }
 
+INLINE bool any(I found) {
+    int64_t parts[WIDTH / 8], all = 0;
+    memcpy(parts, &found, sizeof parts);
+    for (int64_t part : parts) all |= part;
+    return all != 0;
+}
+
+// The first place of a number in a row; 0 if the row lacks it.
+static int64_t place_of(float number, const float* x, int64_t width) {
+    int64_t i = 0;
+    for (F wanted = same(number); i + BLOCK <= width; i += BLOCK) {
+        I found = {};
+        UNROLL for (int v = 0; v < VECS; v++) found |= (I)(load(x + i + v * LANES) == wanted);
+        if (any(found)) break;
+    }
+    for (; i < width; i++)
+        if (x[i] == number) return i;
+    return 0;
+}
+
 // The logsumexp of a row; -inf if all scores are, NaN if one is. Lanes are summed in one order on all levels.
-static float log_norm_of(const float* x, int64_t width) {
+// most: gets the greatest score that is a number.
+static float log_norm_of(const float* x, int64_t width, float& most) {
     constexpr int64_t STRETCH = 64 * BLOCK;
-    float last[BLOCK], lanes[BLOCK], most = -__builtin_inff(), flaw = 0;
+    float last[BLOCK], lanes[BLOCK], flaw = 0;
     int64_t whole = width / BLOCK * BLOCK;
     for (int64_t i = 0; i < BLOCK; i++) last[i] = i < width - whole ? x[whole + i] : -__builtin_inff();
     auto each = [&](int64_t start, int64_t stop, auto use) __attribute__((always_inline)) {
@@ -185,6 +206,7 @@ static float log_norm_of(const float* x, int64_t width) {
         greatest[v] = a > greatest[v] ? a : greatest[v];
         odd[v] = a != a ? a : odd[v];
     });
+    most = -__builtin_inff();
     for (int v = 0; v < VECS; v++)
         for (int j = 0; j < LANES; j++) most = greatest[v][j] > most ? greatest[v][j] : most, flaw += odd[v][j];
     if (flaw != flaw || most - most != 0) return flaw + most;   // NaN, or no finite score
@@ -202,7 +224,9 @@ static float log_norm_of(const float* x, int64_t width) {
 }
 
 static void log_norm_row(const LogNorm& form, const Rows& rows, int64_t row) {
-    static_cast<float*>(rows.y)[row] = log_norm_of(static_cast<const float*>(rows.x) + row * form.stride, form.width);
+    const float* x = static_cast<const float*>(rows.x) + row * form.stride;
+    static_cast<float*>(rows.y)[row] = log_norm_of(x, form.width, form.greatest[row]);
+    form.ids[row] = place_of(form.greatest[row], x, form.width);
 }
 
 template <class Form> struct Work {

@@ -82,14 +82,26 @@ def log_norm(scores: torch.Tensor) -> torch.Tensor:
 
     torch.logsumexp is not batch-invariant.
     """
-    if (found := compiled_log_norm(scores)) is not None:
-        return found
+    found = compiled_log_norm(scores)
+    return (_log_norm(scores) if found is None else found.norm)[:, 0]
+
+
+def log_norm_and_best(scores: torch.Tensor) -> tuple[torch.Tensor, Best | None]:
+    """Return each row's logsumexp, [rows, 1], and its highest score, as `first_best`; None on a device."""
+    found = compiled_log_norm(scores)
+    if found is None:
+        return _log_norm(scores), first_best(scores) if on_host(scores) else None
+    return found.norm, Best(found.greatest, found.ids)
+
+
+def _log_norm(scores: torch.Tensor) -> torch.Tensor:
+    """Return each row's logsumexp by PyTorch's operators. --> [rows, 1]"""
     # softmax is faster than exp, but its sum is rough. The greatest share gives that sum, and the sum of the shares
     # gives its error.
     shares = scores.softmax(-1)
     mass = row_sum(shares).div_(shares.amax(-1, keepdim=True))
     # The shares are NaN if all tokens are forbidden or a score is NaN or +inf; the greatest score then is the result.
-    return mass.nan_to_num_(nan=1.0).log_().add_(scores.amax(-1, keepdim=True))[:, 0]
+    return mass.nan_to_num_(nan=1.0).log_().add_(scores.amax(-1, keepdim=True))
 
 
 def best(scores: torch.Tensor, k: int) -> Best:

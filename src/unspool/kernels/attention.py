@@ -9,8 +9,10 @@ and threads, with a shared prefix or without one.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -94,14 +96,11 @@ class SlotAttention:
         library = kernels()
         assert library is not None, "the kernels are missing"
         self._attend = library.functions.unspool_attend
-        queries = [number for bundle in bundles for query in bundle for number in query]
-        firsts = [0]
-        for bundle in bundles:
-            firsts.append(firsts[-1] + len(bundle))
-        self._queries = (ctypes.c_int64 * len(queries))(*queries)
-        self._bundles = (ctypes.c_int64 * len(firsts))(*firsts)
+        firsts = [0, *accumulate(map(len, bundles))]
+        self._queries = array("q", [number for bundle in bundles for query in bundle for number in query])
+        self._bundles = array("q", firsts)
         self._tensors, self.num_queries = tensors, firsts[-1]
-        addresses = (ctypes.addressof(self._queries), ctypes.addressof(self._bundles), tensors.address)
+        addresses = (self._queries.buffer_info()[0], self._bundles.buffer_info()[0], tensors.address)
         self._pass = _Pass(*addresses, self.num_queries, len(bundles), tensors.capacity)
         self.address = ctypes.addressof(self._pass)
 

@@ -115,7 +115,7 @@ def test_every_token_reads_its_own_past_and_nothing_else_is_touched(path: Any, n
         for pool, layers in zip(pools, before, strict=True):
             for now, was in zip(_layers(pool), layers, strict=True):
                 assert torch.equal(now[0], was[0]) and torch.equal(now[1], was[1])
-        assert cache.finite is not None and cache.finite.shape == (num_tokens,) and cache.finite.all()
+        assert cache.sums is not None and cache.sums.shape == (num_tokens,) and cache.sums.isfinite().all()
 
 
 def _layers(pool: SlotPool) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -144,9 +144,9 @@ def test_rows_whose_values_are_not_finite_are_named() -> None:
     value[0, 1, 2, 5] = math.inf
     value[0, 0, 0, 0] = math.nan
     for layer in range(NUM_LAYERS):
-        assert cache.finite is None
+        assert cache.sums is None
         cache.update(states_of(2, 4), value, layer)
-    assert cache.finite is not None and cache.finite.tolist() == [False, True, False, True]
+    assert cache.sums is not None and cache.sums.isfinite().tolist() == [False, True, False, True]
 
 
 class Calls:

@@ -117,7 +117,7 @@ def test_a_number_that_is_not_finite_is_found(monkeypatch: pytest.MonkeyPatch) -
     rows = runtime.forward([Feed(seq=seq, tokens=[token], asked=(0,)) for seq, token in ((1, 5), (2, 9), (3, 6))])
     rows = runtime.forward([Feed(seq=seq, tokens=[token], asked=(0,)) for seq, token in ((4, 5), (5, 9), (6, 6))])
     assert rows.logits.isfinite().all(-1).tolist() == [True, False, True]
-    finite = [[] if cache.finite is None else cache.finite.tolist() for cache in caches]
+    finite = [[] if cache.sums is None else cache.sums.isfinite().tolist() for cache in caches]
     assert len(finite) >= 3 and all(each == [True, False, True] for each in finite)
 
 

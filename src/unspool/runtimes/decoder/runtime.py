@@ -6,6 +6,7 @@ Owns the order of one forward: room, plan, pass, advance. Tokens and lengths are
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -264,8 +265,6 @@ def _wants_cuda_graphs() -> bool:
 
 
 def _finite_spans(cache: SlotCache, spans: Sequence[Segment]) -> list[bool]:
-    assert cache.finite is not None, "the last layer was not reached"
-    if bool(cache.finite.all()):
-        return [True] * len(spans)
-    flags = cache.finite.tolist()
-    return [all(flags[span.rows]) for span in spans]
+    assert cache.sums is not None, "the last layer was not reached"
+    sums = cache.sums.tolist()
+    return [all(map(math.isfinite, sums[span.rows])) for span in spans]

@@ -53,13 +53,13 @@ class SlotCache(UnmaskedCache):
     """The KV cache of one pass: writes keys and values into slots, and attends over slots.
 
     Attributes:
-        finite: after the pass, whether the values of each token were finite; bool [tokens].
+        sums: after the pass, the sum of the values of each token, [tokens]; finite if all of its values were.
     """
 
     def __init__(self, plan: AttentionPlan, num_layers: int) -> None:
         super().__init__()
         self.plan, self.num_layers = plan, num_layers
-        self.finite: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None
         self._layer = 0
         self._states: tuple[torch.Tensor, torch.Tensor]
 
@@ -86,11 +86,11 @@ class SlotCache(UnmaskedCache):
         return layer_idx == self.num_layers - 1
 
     def check(self, value_states: torch.Tensor) -> None:
-        """Set `finite` by the values of the last layer.
+        """Set `sums` by the values of the last layer.
 
         A nonfinite number in an earlier layer makes the input of this layer nonfinite, and so its value.
         """
-        self.finite = value_states[0].sum((0, 2), dtype=torch.float32).isfinite()
+        self.sums = value_states[0].sum((0, 2), dtype=torch.float32)
 
     @property
     def kernel_call(self) -> SlotAttention | None:

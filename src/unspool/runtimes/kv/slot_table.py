@@ -66,8 +66,8 @@ class SlotTable:
         Raises:
             CapacityError: if the limits leave no room. In this case no sequence is opened.
         """
-        self._check_limits([seq for seq, _ in needs], sum(count for _, count in needs))
         opened = [seq for seq, _ in needs if seq not in self.live]
+        self._check_limits(len(opened), sum([count for _, count in needs]))
         try:
             return [self._room(seq, count, (salts or {}).get(seq, "")) for seq, count in needs]
         except BaseException:
@@ -75,9 +75,9 @@ class SlotTable:
                 self.release(seq)
             raise
 
-    def _check_limits(self, seqs: Sequence[Seq], num_tokens: int) -> None:
+    def _check_limits(self, num_opened: int, num_tokens: int) -> None:
         check_room(
-            num_sequences=len(self.live.keys() | set(seqs)),
+            num_sequences=len(self.live) + num_opened,
             num_tokens=self.num_live_tokens + num_tokens,
             max_sequences=self.max_sequences,
             max_tokens=self.max_tokens,
@@ -135,7 +135,7 @@ class SlotTable:
         """
         assert child not in self.live, f"sequence {child} exists"
         parent = self.live[seq]
-        self._check_limits([child], parent.length)
+        self._check_limits(1, parent.length)
         slot = self._take_free(size_class(parent.length + 1), parent)
         slot.take(parent)
         self._open(child, slot)
@@ -179,7 +179,7 @@ class SlotTable:
         if found is None:
             return 0
         source, length = found
-        self._check_limits([seq], length)
+        self._check_limits(1, length)
         capacity = size_class(len(tokens) + 1)  # at least one more token follows
         free = self._free.setdefault(capacity, [])
         if source.length == length and source in free:

@@ -68,6 +68,7 @@ def _set_original(rope: Any, prefix: str) -> None:
 
 
 def usable_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows of a call in float32, as a tensor that autograd can use."""
-    rows = rows.float()
-    return rows.clone() if rows.is_inference() else rows
+    """Return the rows of a call in float32, as a tensor that autograd can use. It can share the memory of `rows`."""
+    rows = rows if rows.dtype == torch.float32 else rows.float()
+    # A tensor of inference mode stays one, but an ordinary tensor can share its memory. GPT-2's logits have 200 KB.
+    return rows.new_empty(0).set_(rows) if rows.is_inference() else rows  # type: ignore[call-overload]

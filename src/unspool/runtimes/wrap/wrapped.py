@@ -119,6 +119,10 @@ class WrappedModel:
     @contextmanager
     def calling(self) -> Iterator[Any]:
         """Yield the module, ready for calls: evaluation mode, no gradients, its attention implementations."""
+        if not (self._exclusive or self.in_place or self._attention is not None or self._ropes):
+            with torch.inference_mode():
+                yield self.module
+            return
         with ExitStack() as stack:
             if self._exclusive or self.in_place:
                 stack.enter_context(self._lock)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
@@ -41,14 +41,6 @@ class Place(NamedTuple):
         return len(self.branch.main.prompt) + self.length
 
 
-class Asked(NamedTuple):
-    """One ask, and the index of the row of logits that answers it."""
-
-    ask: Ask
-    place: Place
-    row: int
-
-
 class Answer(NamedTuple):
     """The reply to one turn. cuts: for traced requests, each row's distribution or None; else empty."""
 
@@ -58,6 +50,8 @@ class Answer(NamedTuple):
 
 Answers: TypeAlias = dict[int, Answer | Exception]
 
+_DRAWS: Final = (Sample, GumbelTopK)
+
 
 def answer(conversations: Sequence[Conversation], now: float) -> Answers:
     """Return, by request number, the answer to each open turn, or a NumericsError if a row is not a distribution.
@@ -66,21 +60,25 @@ def answer(conversations: Sequence[Conversation], now: float) -> Answers:
         conversations: requests that have all the rows they ask about.
         now: seconds, on the clock of the requests' deadlines.
     """
-    asked, places = _collect(conversations)
+    queries, places = _collect(conversations)
     answers: Answers = {}
-    rows = iter(_rows(asked, places, answers, now))
+    found = iter(_rows(queries, places, answers, now))
     for conversation in conversations:
         similar = iter(_similarities(conversation))
-        pairs: list[tuple[Row, Distribution | None]] = []
+        rows: list[Row] = []
+        cuts: list[Distribution | None] = []
         for ask in conversation.turn.asks:
+            row, cut = None, None
             if isinstance(ask, Similarity):
-                pairs.append((Row((), math.nan, similarity=next(similar)), None))
+                row = Row((), math.nan, similarity=next(similar))
             elif _is_in_prompt(conversation, ask):
-                pairs.append((_prompt_row(conversation, ask, answers), None))
+                row = _prompt_row(conversation, ask, answers)
             else:
-                pairs.append(next(rows))
-        cuts = tuple(cut for _, cut in pairs) if conversation.recorder is not None else ()
-        answers.setdefault(conversation.number, Answer(tuple(row for row, _ in pairs), cuts))
+                row, cut = next(found)
+            rows.append(row)
+            cuts.append(cut)
+        reply = Answer(tuple(rows), tuple(cuts) if conversation.recorder is not None else ())
+        answers.setdefault(conversation.number, reply)
     return answers
 
 
@@ -99,34 +97,38 @@ def _prompt_row(conversation: Conversation, ask: Ask, answers: Answers) -> Row:
 
 def _similarities(conversation: Conversation) -> list[float]:
     """Return the answers to a turn's Similarity asks, in their order."""
+    if conversation.hidden is None:
+        return []
     tips = [conversation.branches[ask.branch].tip for ask in conversation.turn.asks if isinstance(ask, Similarity)]
-    return conversation.hidden.similarities(tips) if conversation.hidden is not None and tips else []
+    return conversation.hidden.similarities(tips) if tips else []
 
 
 def _rows(
-    asked: Sequence[Asked], places: Sequence[Place], answers: Answers, now: float
+    queries: Sequence[RowQuery], places: Sequence[Place], answers: Answers, now: float
 ) -> list[tuple[Row, Distribution | None]]:
     """Return the rows that answer all asks about logits. Adds the errors of flawed rows to `answers`."""
-    if not asked:
+    if not queries:
         return []
     jobs = [_row_context(place) for place in places]
     scored = process(_gather([place.branch.main.rows[place.length] for place in places]), jobs)
-    result = find([_query(each) for each in asked], jobs, scored, _num_alternatives(places))
+    result = find(queries, jobs, scored, _num_alternatives(places))
     norms, score_norms = result.norms, result.score_norms
     _note_flaws(places, jobs, scored.logits, (norms, score_norms), answers)
     for number, others in result.top_logprobs.items():
         node = places[number].branch.tip.at(places[number].length)
         pairs = zip(others.tokens, others.logits, strict=True)
         node.top_logprobs = tuple((token, logit - norms[number]) for token, logit in pairs)
-    _prepare_criteria(asked, result.found)
+    _prepare_criteria(queries, places, result.found)
     rows: list[tuple[Row, Distribution | None]] = []
-    for each, found in zip(asked, result.found, strict=True):
-        candidates = _candidates(each.place, found, norms[each.row], now)
-        row = Row(candidates, score_norms[each.row], tuple(found.perturbed), found.distribution, ranks=found.ranks)
-        _remember(each.place, row)
-        traced = each.place.conversation.recorder is not None
-        cut = found.distribution or (distribution(scored.logits[each.row], jobs[each.row]) if traced else None)
-        rows.append((row, cut if traced else None))
+    for query, found in zip(queries, result.found, strict=True):
+        place = places[query.row]
+        candidates = _candidates(place, found, norms[query.row], now)
+        row = Row(candidates, score_norms[query.row], tuple(found.perturbed), found.distribution, ranks=found.ranks)
+        _remember(place, row)
+        cut = None
+        if place.conversation.recorder is not None:
+            cut = found.distribution or distribution(scored.logits[query.row], jobs[query.row])
+        rows.append((row, cut))
     return rows
 
 
@@ -139,6 +141,8 @@ def _note_flaws(
 ) -> None:
     """Add an error for each request with a row that is not a distribution. norms: of the logits and of the scores."""
     for row, (place, norm, score_norm) in enumerate(zip(places, *norms, strict=True)):
+        if math.isfinite(norm) and math.isfinite(score_norm):
+            continue
         hides_nan = place.conversation.request.config.remove_invalid_values
         reason = _flaw(score_norm if hides_nan else norm, score_norm)
         if reason is None:
@@ -153,12 +157,13 @@ def _note_flaws(
         answers[place.conversation.number] = NumericsError(place.branch.number, place.position, reason)
 
 
-def _prepare_criteria(asked: Sequence[Asked], found: Sequence[RowResult]) -> None:
+def _prepare_criteria(queries: Sequence[RowQuery], places: Sequence[Place], found: Sequence[RowResult]) -> None:
     """Pass all candidate tokens at once to criteria that prepare for them."""
     pairs: dict[int, tuple[Criterion, list[tuple[Any, int]]]] = {}
-    for each, result in zip(asked, found, strict=True):
-        branch_states = each.place.branch.branch_states[each.place.length]
-        for criterion, state in zip(each.place.conversation.request.criteria, branch_states.criteria, strict=True):
+    for query, result in zip(queries, found, strict=True):
+        place = places[query.row]
+        criteria = place.conversation.request.criteria
+        for criterion, state in zip(criteria, place.branch.branch_states[place.length].criteria, strict=True):
             if criterion.prepares:
                 _, prepared = pairs.setdefault(id(criterion), (criterion, []))
                 prepared += [(state, token) for token in result.tokens]
@@ -166,9 +171,9 @@ def _prepare_criteria(asked: Sequence[Asked], found: Sequence[RowResult]) -> Non
         criterion.prepare(prepared)
 
 
-def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[Place]]:
-    """Return every ask about logits with its row index, and the place of every row; equal places share a row."""
-    asked: list[Asked] = []
+def _collect(conversations: Iterable[Conversation]) -> tuple[list[RowQuery], list[Place]]:
+    """Return every ask about logits as a query, and the place of every row; equal places share a row."""
+    queries: list[RowQuery] = []
     rows: dict[tuple[int, int, int, int, tuple[int, ...]], int] = {}
     places: list[Place] = []
     for conversation in conversations:
@@ -176,14 +181,13 @@ def _collect(conversations: Iterable[Conversation]) -> tuple[list[Asked], list[P
             if isinstance(ask, Similarity) or _is_in_prompt(conversation, ask):
                 continue
             branch = conversation.branches[ask.branch]
-            output = ask.output if isinstance(ask, Sample | GumbelTopK) else 0
-            place = Place(conversation, branch, branch.length - ask.back, output, ask.taken_tokens)
-            key = (conversation.number, branch.number, place.length, output, ask.taken_tokens)
-            row = rows.setdefault(key, len(places))
+            length = branch.length - ask.back
+            output = ask.output if isinstance(ask, _DRAWS) else 0
+            row = rows.setdefault((conversation.number, branch.number, length, output, ask.taken_tokens), len(places))
             if row == len(places):
-                places.append(place)
-            asked.append(Asked(ask, place, row))
-    return asked, places
+                places.append(Place(conversation, branch, length, output, ask.taken_tokens))
+            queries.append(RowQuery(ask, row, _noise_key(ask, places[row]) if isinstance(ask, _DRAWS) else None))
+    return queries, places
 
 
 def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
@@ -227,15 +231,10 @@ def _flaw(norm: float, score_norm: float) -> str | None:
     return None
 
 
-def _query(asked: Asked) -> RowQuery:
-    """Return the ask with its row, and its noise key if it is a draw."""
-    ask, place = asked.ask, asked.place
-    if not isinstance(ask, Sample | GumbelTopK):
-        return RowQuery(ask, asked.row)
+def _noise_key(ask: Sample | GumbelTopK, place: Place) -> NoiseKey:
     lane = ask.lane if isinstance(ask, GumbelTopK) else 0
     conversation = place.conversation
-    key = NoiseKey(conversation.request.seed, conversation.prompt_key, place.output, place.position, lane)
-    return RowQuery(ask, asked.row, key)
+    return NoiseKey(conversation.request.seed, conversation.prompt_key, place.output, place.position, lane)
 
 
 def _num_alternatives(places: Sequence[Place]) -> dict[int, int]:
@@ -248,10 +247,12 @@ def _candidates(place: Place, found: RowResult, norm: float, now: float) -> tupl
     """Return the tokens as the strategy receives them. norm: logsumexp of the raw logits."""
     conversation = place.conversation
     late = conversation.deadline is not None and now >= conversation.deadline
-    branch_states = place.branch.branch_states[place.length]
+    endings = conversation.endings(place.branch.branch_states[place.length], place.length, found.tokens, late)
     return tuple(
-        Candidate(token, score, logit - norm, conversation.ending(branch_states, place.length, token, late))
-        for token, logit, score in zip(found.tokens, found.logits, found.scores, strict=True)
+        [
+            Candidate(token, score, logit - norm, ends)
+            for token, logit, score, ends in zip(found.tokens, found.logits, found.scores, endings, strict=True)
+        ]
     )
 
 

@@ -14,7 +14,7 @@ from unspool.errors import StrategyError
 from unspool.protocols import Context, Processor, Runtime
 from unspool.types import DRAFT, ROOT, Drop, Extend, Fork, Keep, Move, Seq
 
-_ORDER = (Drop, Keep, Fork, Extend)
+_ORDER: Mapping[type, int] = {Drop: 0, Keep: 1, Fork: 2, Extend: 3}
 """The order in which the moves of a turn are applied."""
 
 
@@ -100,7 +100,7 @@ class BranchTree:
             if type(move) not in _ORDER:
                 name = self._request.strategy.name
                 raise StrategyError(f"{name}: a move must be Drop, Keep, Fork or Extend, got {move!r}")
-        for move in sorted(moves, key=lambda move: _ORDER.index(type(move))):
+        for move in sorted(moves, key=lambda move: _ORDER[type(move)]):
             if isinstance(move, Drop):
                 self._drop(self.live(move.branch))
             elif isinstance(move, Keep):
@@ -165,23 +165,25 @@ class BranchTree:
         self, branch: Branch, tokens: tuple[int, ...], backs: Iterable[int], score: float | None = None
     ) -> None:
         """Append tokens, and keep the state at every length that this turn asks about."""
-        asked = {branch.length + len(tokens) - back for back in backs}
-        asked |= set() if branch.anchor is None else {branch.anchor}
+        before = tip = branch.tip
+        asked = {tip.length + len(tokens) - back for back in backs}
+        if branch.anchor is not None:
+            asked.add(branch.anchor)
         kept = {length: branch_states for length, branch_states in branch.branch_states.items() if length in asked}
-        branch_states = branch.branch_states[branch.length]
-        if branch.length in kept:
+        branch_states = branch.branch_states[tip.length]
+        if tip.length in kept:
             branch_states = branch_states.fork(self._chain)
         vocab_size = branch.main.runtime.info.vocab_size
-        before = branch.tip
+        last = tip.length + len(tokens)
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise StrategyError(f"branch {branch.number}: token {token} is outside the vocabulary")
-            branch.tip = branch.tip.follow(token, score)
+            branch.tip = tip = tip.follow(token, score)
             branch_states = branch_states.advance(self._chain, self._request.criteria, token)
-            if branch.length in asked:
-                kept[branch.length] = branch_states
+            if tip.length in asked and tip.length < last:
+                kept[tip.length] = branch_states
                 branch_states = branch_states.fork(self._chain)
-        kept[branch.length] = branch_states
+        kept[last] = branch_states
         branch.branch_states = kept
         for cached_seq in branch.cached_seqs:
             cached_seq.extend(tokens, before)

@@ -105,14 +105,18 @@ class BranchState(NamedTuple):
 
     def fork(self, processors: Sequence[Processor]) -> BranchState:
         """Return a copy that can be advanced independently."""
-        forked = (p.fork(state) for p, state in zip(processors, self.processors, strict=True))
+        if not processors:
+            return self
+        forked = [p.fork(state) for p, state in zip(processors, self.processors, strict=True)]
         return BranchState(tuple(forked), self.criteria)
 
     def advance(self, processors: Sequence[Processor], criteria: Sequence[Criterion], token: int) -> BranchState:
         """Return the states after one more token. This object must not be used afterwards."""
+        if not processors and not criteria:
+            return self
         return BranchState(
-            tuple(p.advance(state, token) for p, state in zip(processors, self.processors, strict=True)),
-            tuple(c.advance(state, token) for c, state in zip(criteria, self.criteria, strict=True)),
+            tuple([p.advance(state, token) for p, state in zip(processors, self.processors, strict=True)]),
+            tuple([c.advance(state, token) for c, state in zip(criteria, self.criteria, strict=True)]),
         )
 
 
@@ -192,7 +196,7 @@ class CachedSequence:
         Args:
             tip: the branch's newest output token before these.
         """
-        if self.ahead[: len(tokens)] == tuple(tokens):
+        if self.ahead and self.ahead[: len(tokens)] == tuple(tokens):
             self.cached += len(tokens)
             self.ahead = self.ahead[len(tokens) :]
             rows = {length: row for length, row in self.rows.items() if length > tip.length}

@@ -5,7 +5,7 @@ Knows neither scheduling nor logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ from unspool.engine.request import Request, prompt_key_of
 from unspool.engine.trace.recorder import Recorder
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER, PROCESSORS
-from unspool.protocols import Context, Processor, Runtime
+from unspool.protocols import Context, Criterion, Processor, Runtime
 from unspool.types import ROOT, Committed, Distribution, Finished, Hypothesis, Reply, Seq, Tentative, Turn
 
 
@@ -128,12 +128,13 @@ class Conversation:
         events: list[Committed | Tentative] = []
         for commit in turn.commits:
             event = self._commit_log.commit(commit)
-            events += [event] if event else []
+            if event is not None:
+                events.append(event)
+                self._was_committed |= commit.output == 0
             if self.recorder is not None:
                 self.recorder.commit(commit)
         self.open_turn.check()
         self.forced_tokens = self.open_turn.forced_tokens(self.chain)
-        self._was_committed |= any(event.output == 0 for event in events)
         return events + self._tentative()
 
     def _tentative(self) -> list[Tentative]:
@@ -169,17 +170,11 @@ class Conversation:
 
     # --- outputs ------------------------------------------------------------------------------------------------
 
-    def ending(self, branch_states: BranchState, length: int, token: int, late: bool) -> str | None:
-        """Return the finish reason if a branch of this length ends with this token, or None."""
-        if token in self.eos:
-            return "eos"
-        for criterion, state in zip(self.request.criteria, branch_states.criteria, strict=True):
-            verdict: Any = criterion.ends(state, token)
-            if verdict is not False and _is_true(verdict, criterion.name, length):
-                return criterion.name
-        if length + 1 >= self.context.max_new_tokens:
-            return "length"
-        return "time" if late else None
+    def endings(self, branch_states: BranchState, length: int, tokens: Iterable[int], late: bool) -> list[str | None]:
+        """Return, for each token, the finish reason if a branch of this length ends with it, or None."""
+        further = "length" if length + 1 >= self.context.max_new_tokens else "time" if late else None
+        criteria = list(zip(self.request.criteria, branch_states.criteria, strict=True))
+        return ["eos" if token in self.eos else _met(criteria, token, length) or further for token in tokens]
 
     def finished(self) -> Finished:
         """Return the `Finished` event, with the outputs in the order of the strategy."""
@@ -208,6 +203,15 @@ class Conversation:
     def check(self) -> None:
         """Assert the invariants that hold between steps."""
         self.tree.check()
+
+
+def _met(criteria: Iterable[tuple[Criterion, Any]], token: int, length: int) -> str | None:
+    """Return the name of the first criterion that ends a branch of this length with this token, or None."""
+    for criterion, state in criteria:
+        verdict: Any = criterion.ends(state, token)
+        if verdict is not False and _is_true(verdict, criterion.name, length):
+            return criterion.name
+    return None
 
 
 def _is_true(verdict: Any, name: str, length: int) -> bool:

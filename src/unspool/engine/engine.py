@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -149,23 +148,17 @@ class Engine:
             In order of occurrence: `Committed` for new final tokens, `Tentative` for a new preview, and one `Finished`
             or `Failed` per request that ended. Empty if the engine is idle.
         """
-        with self._timed_step():
-            events = self._admit()
-            events += self._draft_phase()
-            planned = self._plan(self._model, events)
-            events += self._forward(planned)
-            answers = self._select()
-            events += self._advance(answers)
-        return events
-
-    @contextmanager
-    def _timed_step(self) -> Iterator[None]:
-        """Count a step, and the time that it spends outside of models, processors and the sampler."""
         timing, started = self.timing, time.perf_counter()
-        spent = timing.forward + timing.vocabulary
-        yield
+        elsewhere = timing.forward + timing.vocabulary
+        events = self._admit()
+        events += self._draft_phase()
+        planned = self._plan(self._model, events)
+        events += self._forward(planned)
+        answers = self._select()
+        events += self._advance(answers)
         timing.steps += 1
-        timing.bookkeeping += time.perf_counter() - started - (timing.forward + timing.vocabulary - spent)
+        timing.bookkeeping += time.perf_counter() - started - (timing.forward + timing.vocabulary - elsewhere)
+        return events
 
     # --- phases -------------------------------------------------------------------------------------------------
 
@@ -234,7 +227,8 @@ class Engine:
         started = time.perf_counter()
         try:
             rows = planned[0].cached_seq.runtime.forward([each.feed for each in planned])
-            return rows._replace(logits=_fitted(rows.logits, self.runtime.info.vocab_size))
+            logits = _fitted(rows.logits, self.runtime.info.vocab_size)
+            return rows if logits is rows.logits else rows._replace(logits=logits)
         finally:
             self.timing.forward += time.perf_counter() - started
 
@@ -247,7 +241,7 @@ class Engine:
             num_own = min(count, len(cached_seq.pending))
             cached_seq.cached += num_own
             cached_seq.source = None
-            cached_seq.pending = cached_seq.pending[num_own:]
+            del cached_seq.pending[:num_own]
             cached_seq.ahead = tuple(feed.tokens[num_own:])
             for length in lengths:
                 layers = None
@@ -266,7 +260,8 @@ class Engine:
                 assert rows.hidden is not None, "the runtime left out the hidden states"
                 conversation.tree.remember(branch, start, rows.hidden[hidden : hidden + count])
                 hidden += count
-        self._answer_in_prompt(rows.logits, in_prompt)
+        if in_prompt:
+            self._answer_in_prompt(rows.logits, in_prompt)
 
     def _answer_in_prompt(self, logits: torch.Tensor, asked: list[tuple[CachedSequence, int, Ask, int]]) -> None:
         """Give the answers about prompt positions to their sequences; their rows of logits are then freed."""

@@ -78,12 +78,11 @@ class OpenTurn:
         """Return the branches that the open turn asks about, each once, in the order of its asks."""
         return [self._tree.branches[number] for number in self.backs]
 
-    def wanted(self, branch: Branch, cached_seq: CachedSequence) -> set[int]:
-        """Return the lengths that the open turn asks about and for which this sequence lacks a row."""
-        lengths = {branch.length - back for back in self.backs[branch.number]}
-        if cached_seq is not branch.main:
-            lengths = {length for length in lengths if length >= 0}  # only the main sequence scores the prompt
-        return {length for length in lengths if not cached_seq.has_row(length)}
+    def wanted(self, branch: Branch, cached_seq: CachedSequence) -> list[int]:
+        """Return the lengths, ascending, that the open turn asks about and for which this sequence lacks a row."""
+        tip, scores_prompt = branch.length, cached_seq is branch.main
+        lengths = [tip - back for back in self.backs[branch.number] if scores_prompt or back <= tip]
+        return sorted([length for length in lengths if not cached_seq.has_row(length)])
 
     def prompt_asks(self, branch: Branch, length: int) -> Sequence[Ask]:
         """Return the open turn's asks about a position inside the prompt."""
@@ -116,7 +115,7 @@ class OpenTurn:
         if self._tree.hidden is not None and cached_seq is branch.main and not branch.drafts:
             return 0
         # The row of a length comes from feeding the token before.
-        return len(cached_seq.prompt) + min(self.wanted(branch, cached_seq)) - 1
+        return len(cached_seq.prompt) + self.wanted(branch, cached_seq)[0] - 1
 
     def lacks(self, branch: Branch, cached_seq: CachedSequence) -> bool:
         """Return True if this sequence needs a forward pass before the open turn can be answered."""
@@ -128,6 +127,8 @@ class OpenTurn:
     @property
     def is_ready(self) -> bool:
         """True if all rows that the open turn asks about are computed."""
-        return not any(
-            self.lacks(branch, cached_seq) for branch in self.branches() for cached_seq in branch.cached_seqs
-        )
+        for branch in self.branches():
+            for cached_seq in branch.cached_seqs:
+                if self.lacks(branch, cached_seq):
+                    return False
+        return True

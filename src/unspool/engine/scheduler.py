@@ -7,7 +7,7 @@ because memory is reserved for the worst case. Knows lengths and budgets; knows 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Planned(NamedTuple):
     branch: Branch
     cached_seq: CachedSequence
     feed: Feed
-    lengths: tuple[int, ...]
+    lengths: Sequence[int]
 
 
 class Need(NamedTuple):
@@ -187,6 +187,8 @@ class Scheduler:
             if cached_seq.runtime is runtime and conversation.open_turn.lacks(branch, cached_seq)
         ]
         planned = [self._feed(*each, len(each[2].pending)) for each in asked if each[2].has_prompt]
+        if len(planned) == len(asked):
+            return planned
         # Prompts get at least a quarter of the budget, so that decoding sequences cannot block them.
         free = self._max_batch_tokens - sum(len(each.feed.tokens) for each in planned)
         budget = max(free, self._max_batch_tokens // 4, 1)
@@ -223,23 +225,19 @@ class Scheduler:
 
     def _feed(self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, count: int) -> Planned:
         start = cached_seq.cached - len(cached_seq.prompt)
-        lengths = tuple(
-            sorted(
-                length
-                for length in conversation.open_turn.wanted(branch, cached_seq)
-                if start < length <= start + count
-            )
-        )
+        wanted = conversation.open_turn.wanted(branch, cached_seq)
+        lengths = [length for length in wanted if start < length <= start + count]
         tokens = cached_seq.pending[:count]
-        if cached_seq.has_prompt and count == len(cached_seq.pending):
-            tokens = [*tokens, *conversation.forced_tokens]
-            lengths += tuple(range(start + count + 1, start + len(tokens) + 1))
+        if conversation.forced_tokens and cached_seq.has_prompt and count == len(cached_seq.pending):
+            tokens += conversation.forced_tokens
+            lengths += range(start + count + 1, start + len(tokens) + 1)
+        is_main = cached_seq is branch.main and not branch.drafts
         feed = Feed(
             seq=cached_seq.seq,
             tokens=tokens,
-            asked=tuple(length - start - 1 for length in lengths),
-            hidden=conversation.hidden is not None and cached_seq is branch.main and not branch.drafts,
-            layers=conversation.context.layers if lengths and cached_seq is branch.main and not branch.drafts else (),
+            asked=tuple([length - start - 1 for length in lengths]),
+            hidden=conversation.hidden is not None and is_main,
+            layers=conversation.context.layers if lengths and is_main else (),
             invariant=_is_invariant(conversation, branch),
             source=cached_seq.source,
             salt=cached_seq.salt,

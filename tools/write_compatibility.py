@@ -13,6 +13,7 @@ import os
 import string
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,6 +140,7 @@ def result_faults() -> list[str]:
 
 def page() -> str:
     """Return the page as the tests' table has it."""
+    from tests.parity import media
     from tests.parity.families import GROUPS, LABELS, OPTIONS, REASONS, WITHOUT_MEMORY
     from tests.parity.results import KNOWN as RESULTS_KNOWN
     from tests.parity.results import REASONS as RESULTS_REASONS
@@ -170,9 +172,8 @@ def page() -> str:
     for reason in REASONS:
         names = ", ".join(LABELS[family] for family in reason.families)
         parts.append(f"- **{letters[id(reason)]}** ({', '.join(reason.options)}; {names}): {reason.text}")
-    for letter, (cells, text) in RESULTS_REASONS.items():
-        names = ", ".join(LABELS[family] for family, _ in cells)
-        parts.append(f"- **{letter}** ({', '.join(dict.fromkeys(column for _, column in cells))}; {names}): {text}")
+    parts += [_reason(letter, *reason, LABELS) for letter, reason in RESULTS_REASONS.items()]
+    parts += [_reason(letter, *reason, media.LABELS) for letter, reason in media.REASONS.items()]
     given = "; ".join(
         f"{LABELS[family]}: `{name}={value}`" for family, one in WITHOUT_MEMORY.items() for name, value in one.items()
     )
@@ -183,19 +184,29 @@ def page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def _reason(letter: str, cells: Sequence[tuple[str, str]], text: str, labels: Mapping[str, str]) -> str:
+    """Return the line of a reason for several cells, (family, column)."""
+    names = ", ".join(labels[family] for family, _ in cells)
+    return f"- **{letter}** ({', '.join(dict.fromkeys(column for _, column in cells))}; {names}): {text}"
+
+
 def _media() -> list[str]:
     """Return the table of models for images and audio."""
-    from tests.parity.media import COLUMNS, LABELS, backend_of
+    from tests.parity.media import COLUMNS, KNOWN, LABELS, backend_of
 
     text = (
         "Models that read images or audio in the prompt, through the drop-in with `output_scores`. **✓**: tokens, "
-        "scores and output class are those of `model.generate`. The model's own forward reads each prompt once; then "
-        "the backend decodes."
+        "scores and output class are those of `model.generate`, and in the last columns the states or the cache. The "
+        "model's own forward reads each prompt once; then the backend decodes. All columns but the second ask for the "
+        "padded batch of the first."
     )
     parts = [f"\n## Images and audio\n\n{text}\n", "| Column | What is asked |\n|---|---|"]
     parts += [f"| {name} | {column.text} |" for name, column in COLUMNS.items()]
     parts += ["", _row(["Family", "Backend", *COLUMNS]), _row(["---"] * (len(COLUMNS) + 2))]
-    parts += [_row([LABELS[family], backend_of(family), *(["✓"] * len(COLUMNS))]) for family in LABELS]
+    parts += [
+        _row([LABELS[family], backend_of(family), *(KNOWN.get((family, column), "✓") for column in COLUMNS)])
+        for family in LABELS
+    ]
     return parts
 
 

@@ -96,6 +96,14 @@ def test_the_decoding_method_reads_embeddings_without_a_mask_of_ones(family: str
     assert found.equal(model.generate(inputs_embeds=embeds, max_new_tokens=6))
 
 
+def test_embeddings_can_stand_behind_pixels():
+    """transformers fails here: it takes the number of pixel rows for that of the prompts."""
+    model, inputs = tiny_multimodal("qwen2_5_vl"), prompts_of("qwen2_5_vl")
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    expected = model.generate(inputs_embeds=embeds, **inputs, **LENGTHS, num_beams=2)
+    assert unspool.generate(model, **inputs, inputs_embeds=embeds, **LENGTHS, num_beams=2).equal(expected)
+
+
 @cache
 def _bart_decoder() -> Any:
     config = transformers.BartConfig(

@@ -26,11 +26,11 @@ RESULTS: dict[str, dict[str, Any]] = {
 """Column --> the options of its call."""
 
 REASONS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
-    "l": (
+    "p": (
         (("whisper", "states of beams"),),
         "Whisper's own `generate` returns the rows of its outputs only. Here they are those of all beams.",
     ),
-    "m": (
+    "q": (
         tuple(
             (family, "returned cache")
             for family in ("mpt", "rwkv", "openai", "xlnet", "xlm", "recurrent_gemma", "bert")
@@ -47,29 +47,38 @@ CELLS = [(family, column) for families in GROUPS.values() for family in families
 
 def fault_of(family: str, column: str) -> str:
     """Return how a result differs from transformers', in words; "" if all its fields are equal."""
-    model, given = copy.deepcopy(model_of(family)), dict(RESULTS[column])
+    given = dict(RESULTS[column])
+    if family in WITHOUT_ATTENTION:
+        given.pop("output_attentions", None)
+    return difference(model_of(family), _inputs(family), {**given, **WITHOUT_MEMORY.get(family, {})})
+
+
+def difference(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return how the result of a call of the drop-in differs from transformers', in words; "" if its fields are equal.
+
+    options: those of a column of RESULTS. Without attentions and hidden states the returned cache is compared.
+    """
+    model, given = copy.deepcopy(model), dict(options)
     try:
         model.set_attn_implementation("eager")
     except ValueError:
         given.pop("output_attentions", None)
-    if family in WITHOUT_ATTENTION:
-        given.pop("output_attentions", None)
     given |= {"return_dict_in_generate": True, "max_new_tokens": 4, "eos_token_id": None, "pad_token_id": PAD}
-    inputs = _inputs(family)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = model.generate(**inputs, do_sample=False, **given, **WITHOUT_MEMORY.get(family, {}))
-        found = unspool.generate(model, **inputs, **given, **WITHOUT_MEMORY.get(family, {}))
-    names = ["sequences", *(() if column == "returned cache" else (*STATES, *ENCODED))]
+        expected = model.generate(**inputs, do_sample=False, **given)
+        found = unspool.generate(model, **inputs, **given)
+    is_cache = "output_hidden_states" not in options
+    names = ["sequences", *(() if is_cache else (*STATES, *ENCODED))]
     for name in names:
         if expected.get(name) is not None and not same(found.get(name), expected[name]):
             return f"{name} differs"
-    if column == "returned cache":
-        cache = found.get("past_key_values")
-        assert cache is None or len(cache) >= 0  # computes it
-        one, other = _tensors(cache), _tensors(expected.get("past_key_values"))
-        return "" if other and same(one, other) else f"past_key_values differs or holds nothing ({len(other)} tensors)"
-    return ""
+    if not is_cache:
+        return "" if any(expected.get(name) is not None for name in STATES) else "transformers returns no states"
+    cache = found.get("past_key_values")
+    assert cache is None or len(cache) >= 0  # computes it
+    one, other = _tensors(cache), _tensors(expected.get("past_key_values"))
+    return "" if other and same(one, other) else f"past_key_values differs or holds nothing ({len(other)} tensors)"
 
 
 def same(found: Any, expected: Any) -> bool:

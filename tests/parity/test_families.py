@@ -5,6 +5,7 @@ A reason that no longer holds fails as well. docs/compatibility.md is the same t
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,13 @@ def test_the_families_of_a_group_run_on_its_path(group: str) -> None:
 def test_no_reason_is_given_for_what_is_not_in_the_table_or_twice() -> None:
     assert set(KNOWN) <= set(CELLS)
     assert len(KNOWN) == sum(len(reason.families) * len(reason.options) for reason in REASONS)
+
+
+def test_every_letter_of_the_page_has_one_reason() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^- \*\*(\w+)\*\* ", page, re.MULTILINE)
+    used = {cell.strip() for line in page.splitlines() if line.startswith("|") for cell in line.split("|")[2:-1]}
+    assert sorted(set(explained)) == explained and {cell for cell in used if len(cell) == 1} == {"✓", *explained}
 
 
 def test_every_family_that_unspool_promises_is_in_the_table() -> None:

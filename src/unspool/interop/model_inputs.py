@@ -175,7 +175,8 @@ def _read_embeds(embeds: Any, arguments: Arguments, ignored: list[OptionError] |
     if mask.shape != (rows, width):
         raise PromptError(f"`attention_mask` must have the shape {(rows, width)} of `inputs_embeds`")
     mask = readable_mask(mask, ignored).long()
-    inputs = {**arguments.embedded, "attention_mask": mask}
+    # transformers counts the rows of the first tensor, and those of pixels can be more.
+    inputs = {"inputs_embeds": embeds, **arguments.embedded, "attention_mask": mask}
     return Batch(
         input_ids=torch.empty(rows, 0, dtype=torch.int64, device=embeds.device),
         prompts=tuple((0,) * count for count in mask.bool().sum(dim=1).tolist()),

@@ -64,9 +64,12 @@ def opened(browser: Any, **how: Any) -> Iterator[Callable[[str], Any]]:
     faults: list[str] = []
     hosts: set[str] = set()
 
+    def in_words(said: Any) -> str:
+        return f"{said.text} ({said.location['url']})"
+
     def go(address: str) -> Any:
         page = context.new_page()
-        page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("console", lambda said: faults.append(in_words(said)) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "//" in request.url else "data"))
         page.goto(address)

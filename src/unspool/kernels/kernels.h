@@ -27,7 +27,7 @@ enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
 enum Type : int32_t { X_FLOAT32, X_BFLOAT16 };
 enum Activation : int32_t { RELU, SILU, GELU, GELU_TANH };
 
-constexpr int PIECE[] = {128, 256, 512, 1024};     // inputs of a piece, per kind
+constexpr int PIECE[] = {256, 256, 512, 1024};     // inputs of a piece, per kind
 constexpr int MULTIPLE[] = {1, 2, 4, GROUP};       // inputs are filled up with zeros to a multiple, per kind
 
 // Mirrored by `_Weight` in packed.py.

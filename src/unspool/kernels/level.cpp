@@ -210,10 +210,18 @@ struct Input {
     float* step;              // int8: the scale of each row
 };
 
+// Input after input, so that each line of the tile is written once.
+template <int R, class X> static void float_tile_of(const X* x, float* to, int64_t inputs, int64_t padded) {
+    for (int64_t k = 0; k < inputs; k++, to += R)
+        UNROLL for (int r = 0; r < R; r++) to[r] = value(x + r * inputs + k);
+    for (int64_t k = inputs * R; k < padded * R; k++) *to++ = 0;
+}
+
 template <class X> static void float_tile(const X* x, float* to, int64_t inputs, int64_t padded, int rows) {
-    for (int r = 0; r < rows; r++) {
-        for (int64_t k = 0; k < inputs; k++) to[k * rows + r] = value(x + r * inputs + k);
-        for (int64_t k = inputs; k < padded; k++) to[k * rows + r] = 0;
+    switch (rows) {
+#define CASE(R) case R: return float_tile_of<R>(x, to, inputs, padded);
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
     }
 }
 
@@ -510,15 +518,15 @@ static void run_pass(const Weight& w, const Call& call, int64_t first, int rows,
 static int linear(const Weight& w, const Call& call) {
     if (!call.rows) return 0;
     int64_t most = words_in_tiles(w, call.type, PASS) ? PASS : PASS_WITHOUT_TILES;
-    int rows = (int)(call.rows < most ? call.rows : most);
+    int rows = (int)up(call.rows, up(call.rows, most));   // passes of equal size: a small last one would read the weight alone
     int64_t padded = padded_inputs(w), words = words_in_tiles(w, call.type, rows), tiles = num_tiles(w, rows, words);
     int64_t numbers = words ? tiles * up(rows, tiles) * words : rows * padded;
     size_t bytes = 4 * (PASS + up(2 * rows * up(padded, GROUP), LINE) * LINE + up(numbers, LINE) * LINE);
     alignas(64) char near[1 << 15];
     char* memory = bytes <= sizeof near ? near : static_cast<char*>(aligned_alloc(64, bytes));
     if (!memory) return 1;
-    for (int64_t first = 0; first < call.rows; first += most)
-        run_pass(w, call, first, (int)(call.rows - first < most ? call.rows - first : most), memory);
+    for (int64_t first = 0; first < call.rows; first += rows)
+        run_pass(w, call, first, (int)(call.rows - first < rows ? call.rows - first : rows), memory);
     if (memory != near) free(memory);
     return 0;
 }

@@ -14,7 +14,7 @@ import torch
 from unspool.engine.branches import Branch, RowRef
 from unspool.engine.combine_logits import combine_logits
 from unspool.engine.conversation import Conversation
-from unspool.engine.logits import RowContext, culprit, distribution, process, support_of
+from unspool.engine.logits import PLAIN, PLAIN_LOG_PROBS, RowContext, culprit, distribution, process, support_of
 from unspool.engine.row_queries import RowQuery, RowResult, find
 from unspool.errors import NumericsError
 from unspool.noise import NoiseKey
@@ -200,12 +200,14 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
 
 
 def _row_context(place: Place) -> RowContext:
-    conversation, request = place.conversation, place.conversation.request
-    key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.taken_tokens)
+    conversation, request, cached_seqs = place.conversation, place.conversation.request, place.branch.cached_seqs
     log_probs = request.strategy.space == "log_probs"
-    branch_states, cached_seqs = place.branch.branch_states[place.length], place.branch.cached_seqs
     main = cached_seqs[0].rows[place.length]
     negative = cached_seqs[1].rows[place.length] if len(cached_seqs) > 1 else None
+    if not conversation.chain and negative is None and main.inner is None:
+        return PLAIN_LOG_PROBS if log_probs else PLAIN
+    key = RowKey(request.seed, conversation.prompt_key, place.output, place.position, place.taken_tokens)
+    branch_states = place.branch.branch_states[place.length]
     read = None
     if negative is not None or main.inner is not None:
         scale = request.config.guidance_scale

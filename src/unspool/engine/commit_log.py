@@ -52,21 +52,23 @@ class CommitLog:
             raise StrategyError(f"output {commit.output}: tokens that were committed have changed")
         self._progress[commit.output] = _Progress(node, commit.finished is not None)
         nodes = node.since(before.node.length)
-        steps = [(each.token, each.figures()[0]) for each in nodes]
+        token_ids = [each.token for each in nodes]
+        logprobs = [each.figures()[0] for each in nodes]
         alternatives = [each.parent.top_logprobs if each.parent else None for each in nodes]
         last = commit.finished.last if commit.finished else None
         if last is not None:
-            steps.append((last.token, last.logprob))
+            token_ids.append(last.token)
+            logprobs.append(last.logprob)
             alternatives.append(node.top_logprobs)
-        if not steps and not commit.finished:
+        if not token_ids and not commit.finished:
             return None
         return Committed(
             request=self._number,
             output=commit.output,
-            token_ids=tuple(token for token, _ in steps),
-            logprobs=tuple(logprob for _, logprob in steps),
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
             finish_reason=finish_reason(commit.finished) if commit.finished else None,
-            top_logprobs=tuple(each or () for each in alternatives) if any(alternatives) else None,
+            top_logprobs=tuple([each or () for each in alternatives]) if any(alternatives) else None,
         )
 
     def beyond(self, output: int, tip: Node) -> list[Node] | None:

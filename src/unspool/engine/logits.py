@@ -6,7 +6,7 @@ Owns the order of processors in a mixed batch. Knows neither strategies nor text
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -30,6 +30,11 @@ class RowContext(NamedTuple):
     log_probs: bool
     key: RowKey
     read: torch.Tensor | None = None
+
+
+PLAIN: Final = RowContext((), (), None, False, RowKey(0, 0, 0, 0, ()))
+PLAIN_LOG_PROBS: Final = PLAIN._replace(log_probs=True)
+"""Contexts of rows without processors: of logits, and of log-probabilities."""
 
 
 class Block(NamedTuple):

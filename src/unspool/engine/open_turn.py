@@ -56,7 +56,7 @@ class OpenTurn:
             if isinstance(ask, Top | GumbelTopK) and (not isinstance(ask.k, int) or ask.k < 1):
                 raise StrategyError(f"{ask}: k must be at least 1")
             named = (*ask.taken_tokens, *(ask.tokens if isinstance(ask, Score) else ()))
-            if not all(0 <= token < self._context.info.vocab_size for token in named):
+            if named and not all(0 <= token < self._context.info.vocab_size for token in named):
                 raise StrategyError(f"{ask}: a token is outside the vocabulary of {self._context.info.vocab_size}")
             if isinstance(ask, Sample | GumbelTopK) and ask.output < 0:
                 raise StrategyError(f"{ask}: output must be at least 0")
@@ -93,6 +93,8 @@ class OpenTurn:
 
         Empty if other branches are alive, because these would wait.
         """
+        if not chain:
+            return ()
         ask = self._asks[0]
         takes_one = isinstance(ask, Sample) or (isinstance(ask, Top) and ask.k == 1)
         is_alone = self._tree.num_live == 1 and len(self._asks) == 1 and self._request.lockstep_group is None

@@ -10,15 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from unspool.engine.logits import RowContext, process
+from unspool.engine.logits import PLAIN, process
 from unspool.engine.row_queries import RowQuery, find
 from unspool.processors.rows import indices
-from unspool.protocols import RowKey
 from unspool.tuning import PROMPT_LOGITS_PER_CALL
 from unspool.types import Ask, Candidate, Row
-
-_PLAIN = RowContext((), (), None, False, RowKey(0, 0, 0, 0, ()))
-"""Processors apply to output positions only."""
 
 
 class PromptRow(NamedTuple):
@@ -57,7 +53,7 @@ def _part(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
 
 def _answered(logits: torch.Tensor, queries: Sequence[RowQuery]) -> Iterator[PromptRow]:
     """Yield the answers to queries about all rows of `logits`."""
-    jobs = [_PLAIN] * len(logits)
+    jobs = [PLAIN] * len(logits)  # processors apply to output positions only
     result = find(queries, jobs, process(logits, jobs), {})
     for query, found in zip(queries, result.found, strict=True):
         norm = result.norms[query.row]

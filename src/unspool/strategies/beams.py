@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Literal, NamedTuple, Self
 
 from unspool.protocols import Context
@@ -145,7 +146,7 @@ def continuations(beams: list[Beam], reply: Reply) -> list[Choice]:
 
 def by_total(choices: Iterable[Choice]) -> list[Choice]:
     """Return the choices best first; ties keep their order: the better beam first, then the lower token."""
-    return sorted(choices, key=lambda choice: -choice.total)
+    return sorted(choices, key=attrgetter("total"), reverse=True)
 
 
 def continue_with(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from unspool.runtimes.kv.segments import Segment
@@ -39,19 +38,22 @@ class Batch:
         self.invariant = any(feed.invariant for feed in feeds)
         pairs = list(zip(feeds, slots, strict=True))
         order = sorted(range(len(pairs)), key=lambda index: _place(*pairs[index]))
-        segments = {index: self._append(*pairs[index]) for index in order}
-        for before, index in itertools.pairwise(order):
-            segments[index] = segments[index]._replace(shared=_num_shared(pairs[before], pairs[index]))
+        segments: dict[int, Segment] = {}
+        before: tuple[Feed, Slot] | None = None
+        for index in order:
+            here = pairs[index]
+            segments[index] = self._append(*here, 0 if before is None else _num_shared(before, here))
+            before = here
         self.spans = [segments[index] for index in range(len(pairs))]
         for feed, segment in zip(feeds, self.spans, strict=True):
             self._ask(feed, segment.row)
 
-    def _append(self, feed: Feed, slot: Slot) -> Segment:
+    def _append(self, feed: Feed, slot: Slot, shared: int) -> Segment:
         row, count, length = len(self.tokens), len(feed.tokens), slot.length
         self.tokens += feed.tokens
         position = length + slot.position_offset
         self.positions += range(position, position + count)
-        return Segment(slot.pool, slot.index, length, count, row, feed.invariant)
+        return Segment(slot.pool, slot.index, length, count, row, feed.invariant, shared)
 
     def _ask(self, feed: Feed, row: int) -> None:
         self.asked += [row + index for index in feed.asked]

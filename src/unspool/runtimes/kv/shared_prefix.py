@@ -62,10 +62,9 @@ def shared_prefixes(queries: Sequence[S], bytes_per_token: int) -> list[SharedPr
     for group in found:
         if group.num_saved_keys * bytes_per_token >= MIN_SAVED_BYTES:
             groups.append(group)
-        elif groups and not groups[-1].length:
-            groups[-1] = groups[-1]._replace(stop=group.stop)
         else:
-            groups.append(group._replace(length=0))
+            first = groups.pop().first if groups and not groups[-1].length else group.first
+            groups.append(SharedPrefix(first, group.stop, 0))
     return groups
 
 

@@ -228,11 +228,63 @@ def test_settings_that_transformers_ignores_are_ignored_with_a_warning(length: i
         unspool.generate(speaker(1), **call.inputs, **call.options)
 
 
-def test_a_warning_says_that_windows_keep_no_states() -> None:
-    options = {"return_dict_in_generate": True, "return_timestamps": True, "output_hidden_states": True}
-    with pytest.warns(UserWarning, match="`output_hidden_states` is not read: windows keep no states"):
-        found = unspool.generate(speaker(1), **features(7, NUM_FRAMES), max_new_tokens=6, **options)
-    assert set(found["segments"][0][0]["result"]) == {"sequences"}
+STATES: dict[str, Any] = {
+    "return_dict_in_generate": True,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "max_new_tokens": 6,
+}
+
+
+@cache
+def eager_speaker() -> Any:
+    """Return a model that computes attention weights."""
+    model: Any = copy.deepcopy(speaker(1))
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"condition_on_prev_tokens": True}, {"temperature": (0.0, 1e-6), "logprob_threshold": -1.5, "top_k": 0}],
+    ids=str,
+)
+def test_each_segment_has_the_states_of_its_window(options: dict[str, Any]) -> None:
+    inputs = features(7, 3 * NUM_FRAMES)
+    options = {**options, **STATES, "return_timestamps": True}
+    expected = quietly(copy.deepcopy(eager_speaker()).generate, **inputs, **options)
+    found = quietly(unspool.generate, eager_speaker(), **inputs, **options)
+    assert found["sequences"].equal(expected["sequences"]) and len(found["segments"][0]) > 1
+    for segment, other in zip(found["segments"][0], expected["segments"][0], strict=True):
+        for name in ("encoder_attentions", "encoder_hidden_states", *FIELDS):
+            if name in other["result"]:
+                assert_equal(tuple(segment["result"][name]), tuple(other["result"][name]), name)
+        assert len(segment["result"]["decoder_hidden_states"]) > 1 and "cross_attentions" in segment["result"]
+
+
+@pytest.mark.parametrize("temperature", [(0.0,), (0.0, 1e-6)], ids=str)
+def test_windows_that_are_returned_whole_have_their_states(temperature: tuple[float, ...]) -> None:
+    inputs = features(7, NUM_FRAMES, NUM_FRAMES)
+    options = {**STATES, "temperature": temperature, "min_new_tokens": 6}
+    expected = quietly(copy.deepcopy(eager_speaker()).generate, **inputs, **options)
+    found = quietly(unspool.generate, eager_speaker(), **inputs, **options)
+    assert type(found) is type(expected) and found.sequences.equal(expected.sequences)
+    for name in ("encoder_attentions", "encoder_hidden_states", *FIELDS):
+        if expected.get(name) is not None:
+            assert_equal(found[name], expected[name], name)
+    assert expected.cross_attentions is not None
+
+
+def test_the_states_of_beams_in_windows_are_those_of_the_output() -> None:
+    """transformers returns those of the row that a beam has in the batch."""
+    model, inputs = eager_speaker(), features(7, NUM_FRAMES)
+    options = {**STATES, "return_timestamps": True, "num_beams": 3}
+    window = quietly(unspool.generate, model, **inputs, **options)["segments"][0][0]["result"]
+    read = window["sequences"][None, :-1]
+    with torch.no_grad():
+        whole = model(inputs["input_features"], decoder_input_ids=read, output_hidden_states=True)
+    steps = [torch.cat(layers, dim=1) for layers in zip(*window["decoder_hidden_states"], strict=True)]
+    assert_equal(tuple(steps), whole.decoder_hidden_states)
 
 
 REPEATED: list[dict[str, Any]] = [

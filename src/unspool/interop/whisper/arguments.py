@@ -51,8 +51,8 @@ class WindowedCall:
     bins, frames]. num_frames: per row, the frames that count. audible: per row, the frames under the attention mask;
     None without a mask. start_ids: the caller's decoder prompt for the first window, or None. repeats: outputs per row.
     returns_segments, returns_dict, unique: as transformers' `return_segments`, `return_dict_in_generate` and
-    `force_unique_generate_call`. time_precision: seconds per timestamp. frame_seconds: seconds per frame. monitor: gets
-    [rows, 2], the current and the last frame, before each window.
+    `force_unique_generate_call`. states: the requested names of STATES. time_precision: seconds per timestamp.
+    frame_seconds: seconds per frame. monitor: gets [rows, 2], the current and the last frame, before each window.
     """
 
     arguments: Arguments
@@ -65,9 +65,15 @@ class WindowedCall:
     returns_segments: bool
     returns_dict: bool
     unique: bool
+    states: tuple[str, ...]
     time_precision: float
     frame_seconds: float
     monitor: Callable[[torch.Tensor], object] | None
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the result is an output class with one window per row; False for transcripts and segments."""
+        return self.returns_dict and (self.unique or not self.settings.return_timestamps)
 
 
 class _Settings:
@@ -114,9 +120,6 @@ def windowed_call(
     if is_whole and not is_long and not by_window and not _tempers(arguments, greedy_too=not returns_dict):
         return None
     _check_model(given, info)
-    if returns_dict:
-        states = {name: "is not read: windows keep no states" for name in STATES if given(name)}
-        _ignore(states, given, "leave it out, or transcribe one window without timestamps", ignored)
     settings = TranscriptSettings(
         return_timestamps=_timestamps(arguments, given, info, is_long),
         return_token_timestamps=bool(given("return_token_timestamps")),
@@ -145,6 +148,7 @@ def windowed_call(
         returns_segments=bool(given("return_segments")),
         returns_dict=returns_dict,
         unique=unique,
+        states=tuple(name for name in STATES if returns_dict and given(name)),
         time_precision=given("time_precision") or TIME_PRECISION,
         frame_seconds=given("time_precision_features") or FRAME_SECONDS,
         monitor=given("monitor_progress"),

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unspool.interop.decode import Returned
 from unspool.interop.record import steps_of
+from unspool.interop.whisper.states import stacked_states
 from unspool.transcription.segments import Segment
 
 Rows: TypeAlias = "Sequence[Sequence[Segment]]"
@@ -60,6 +61,8 @@ def whole_outputs(results: Sequence[Any], kind: type, pad_token_id: int | None, 
             found[name] = steps_of(values, pad_token_id, device)
         elif name == "token_timestamps":
             found[name] = whole_times(results, device)
+        elif isinstance(values[0], list | tuple):
+            found[name] = stacked_states(name, values, device)
         elif values[0].ndim:
             found[name] = pad_sequence(values, batch_first=True, padding_value=-1).to(device)  # beam indices
         else:

@@ -27,6 +27,7 @@ from unspool.interop.whisper.returned import (
     whole_sequences,
     whole_times,
 )
+from unspool.interop.whisper.states import WindowStates
 from unspool.interop.whisper.windows import Align, WindowDecoder
 from unspool.protocols import Runtime
 from unspool.runtimes.seq2seq.cross_attention import CrossAttention
@@ -73,7 +74,8 @@ def transcribe(
     assert speech is not None, "windowed calls are for speech models"
     conversations, audios = _conversations(model, info, call, config, speech, lambda: driver.engine.runtime)
     align = _aligner(model, call, speech) if call.settings.return_token_timestamps else None
-    decoder = WindowDecoder(driver, call, options, speech, align)
+    states = WindowStates(model, call.states) if call.states else None
+    decoder = WindowDecoder(driver, call, options, speech, align=align, states=states)
     rows = run_together(conversations, _monitored(decoder.decode, call, audios))
     return _returned(call, rows, decoder, pad_token(config))
 
@@ -156,8 +158,8 @@ def _monitored(
 def _returned(call: WindowedCall, rows: Sequence[list[Segment]], decoder: WindowDecoder, pad: int | None) -> Returned:
     """Return the result of the call in transformers' form. pad: fills shorter rows."""
     settings, device = call.settings, call.features.device
-    results = decoder.newest_results()
-    if call.returns_dict and (call.unique or not settings.return_timestamps):
+    results = decoder.newest_results(pad)
+    if call.is_whole:
         return whole_outputs(results, decoder.kind, pad, device)
     sequences = whole_sequences(results, pad, device) if call.unique else transcripts(rows, pad, device)
     shows_segments = call.returns_segments or call.returns_dict

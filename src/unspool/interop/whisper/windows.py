@@ -20,6 +20,8 @@ from unspool.interop.decode import Call, Returned, returned, run
 from unspool.interop.semantics import build_call, pad_token
 from unspool.interop.transformers_objects import placed
 from unspool.interop.whisper.arguments import WindowedCall
+from unspool.interop.whisper.returned import padded
+from unspool.interop.whisper.states import WindowStates
 from unspool.processors.timestamps import Timestamps
 from unspool.source_info import Speech
 from unspool.transcription.conversation import Decoded, WindowJob
@@ -40,6 +42,7 @@ class WindowDecoder:
         options: per temperature.
         speech: the model's stored prompt.
         align: gives tokens their times; None if they need none.
+        states: reads attentions and hidden states; None if the caller requests none.
 
     Attributes:
         kind: the class of the last call's result.
@@ -53,9 +56,12 @@ class WindowDecoder:
         call: WindowedCall,
         options: Mapping[float | None, Options],
         speech: Speech,
+        *,
         align: Align | None,
+        states: WindowStates | None,
     ) -> None:
-        self._newest: dict[int, Any] = {}
+        self._newest: dict[int, tuple[WindowJob, Any]] = {}
+        self._states = states
         self._driver, self._call, self._options, self._speech, self._align = driver, call, options, speech, align
 
     def decode(self, jobs: Sequence[WindowJob]) -> list[Decoded]:
@@ -68,9 +74,17 @@ class WindowDecoder:
             found |= zip(places, self._decode_group([jobs[place] for place in places]), strict=True)
         return [found[place] for place in range(len(jobs))]
 
-    def newest_results(self) -> list[Any]:
-        """Return the last result of each row, as `whole_outputs` reads it."""
-        return [self._newest[row] for row in range(len(self._newest))]
+    def newest_results(self, pad_token_id: int | None) -> list[Any]:
+        """Return the last result of each row, as `whole_outputs` reads it. pad_token_id: is read after an end."""
+        newest = [self._newest[row] for row in range(len(self._newest))]
+        if self._states is None or not self._call.is_whole:
+            return [result for _, result in newest]
+        # A row that has ended reads pads, so that all rows have as many steps.
+        ids = padded([result["sequences"].tolist() for _, result in newest], pad_token_id, torch.device("cpu")).tolist()
+        return [
+            result | self._states.read(job.window.source, row, len(job.prompt))
+            for (job, result), row in zip(newest, ids, strict=True)
+        ]
 
     def _decode_group(self, jobs: Sequence[WindowJob]) -> list[Decoded]:
         """Decode windows with the same options in one call."""
@@ -82,7 +96,8 @@ class WindowDecoder:
         decoded = []
         for row, job in enumerate(jobs):
             tokens = outputs.groups[row][0].token_ids
-            result = self._newest[job.audio] = self._result(call, whole, row, job, tokens)
+            result = self._result(call, whole, row, job, tokens)
+            self._newest[job.audio] = job, result
             wants_logprob = self._call.settings.logprob_threshold is not None
             decoded.append(
                 Decoded(
@@ -161,6 +176,9 @@ class WindowDecoder:
             times = [*[0.0] * call.batch.width, *self._align(job, tokens)]
             times += times[-1:] * (len(result["sequences"]) - len(times))
             result["token_timestamps"] = torch.tensor(times, dtype=torch.float32, device="cpu")
+        if self._states is not None and not self._call.is_whole:
+            ids = result["sequences"].tolist()[call.batch.width - len(job.prompt) :]
+            result |= self._states.read(job.window.source, ids, len(job.prompt))
         return result
 
 

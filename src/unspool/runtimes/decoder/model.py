@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -146,26 +146,37 @@ class DecoderModel(BackendModel):
         places = torch.tensor([positions], device=self.device)
         keep = torch.tensor(asked, dtype=torch.int64, device=self.device)
         recorded = self._recorded_invariant if invariant else self._recorded
-        states = None
-        with attending(cache), self._wrapped.calling(), ExitStack() as modes:
+        states = between = None
+        with attending(cache), self._wrapped.calling():
             if recorded is not None and hidden is None and not inner and 1 <= len(asked) <= len(tokens):
                 logits = recorded.run(FlatPass(self._logits, len(self.layout), cache, ids, places, keep))
                 between = None if inner is None else logits[:0]
             else:
-                if invariant:
-                    modes.enter_context(self._invariant_calls())
-                with ExitStack() as hooks:
-                    head = (
-                        hooks.enter_context(HeadHook(output_layer(self.module), keep)) if hidden is not None else None
-                    )
-                    layers = hooks.enter_context(LayerHook(self.layers or (), inner)) if inner else None
-                    logits = self._logits(cache, ids, places, keep) if head is None else self._call(cache, ids, places)
-                states = None if head is None else head.rows(hidden or ())
-                between = None if inner is None else logits[:0]
-                if layers is not None:
-                    between = output_layer(self.module)(layers.states()[None])[0]
-        states, between = (None if rows is None else usable_rows(rows) for rows in (states, between))
-        return Rows(usable_rows(logits), states, between)
+                with self._invariant_calls() if invariant else nullcontext():
+                    logits, states, between = self._observed(cache, ids, places, keep, hidden, inner)
+        if states is not None:
+            states = usable_rows(states)
+        return Rows(usable_rows(logits), states, None if between is None else usable_rows(between))
+
+    def _observed(
+        self,
+        cache: Any,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        keep: torch.Tensor,
+        hidden: Sequence[int] | None,
+        inner: Sequence[LayerRow] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Run the module, and read the states that `run` returns."""
+        with ExitStack() as hooks:
+            head = None if hidden is None else hooks.enter_context(HeadHook(output_layer(self.module), keep))
+            layers = hooks.enter_context(LayerHook(self.layers or (), inner)) if inner else None
+            logits = self._logits(cache, ids, positions, keep) if head is None else self._call(cache, ids, positions)
+        states = None if head is None else head.rows(hidden or ())
+        between = None if inner is None else logits[:0]
+        if layers is not None:
+            between = output_layer(self.module)(layers.states()[None])[0]
+        return logits, states, between
 
     def plain(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Run one flat pass for logits only, over tensors on the device.

@@ -88,6 +88,20 @@ def test_embeddings_inside_generate_have_the_positions_of_their_ids(gives_ids: b
     assert not by_ids.equal(model.generate(ids, **given))
 
 
+@pytest.mark.filterwarnings("ignore:these options are ignored")
+def test_embeddings_inside_generate_skip_hidden_columns_as_their_ids_do():
+    model = _bart_decoder()
+    ids = torch.tensor([[11, 12, 13, 14, 15], [21, 22, 23, 24, 25]])
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]])
+    method: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 6, "custom_generate": unspool.decoding_method}
+    embeds = model.get_input_embeddings()(ids).detach()
+    by_ids = model.generate(ids, **method)
+    assert model.generate(inputs_embeds=embeds, **method).equal(by_ids[:, 5:])
+    for row in (0, 1):
+        alone = model.generate(ids[row, mask[row].bool()][None], max_new_tokens=6)
+        assert alone[0, -6:].equal(by_ids[row, 5:])
+
+
 @pytest.mark.parametrize("family", ["bart", "bloom"])
 def test_the_decoding_method_reads_embeddings_without_a_mask_of_ones(family: str):
     model: Any = _bart_decoder() if family == "bart" else tiny_model("bloom")

@@ -1,4 +1,4 @@
-"""Operator fusion: LayerNorm and activations as modules that make one call of our kernels.
+"""Operator fusion: LayerNorm and activations as modules that make one call of our kernels, or of PyTorch without them.
 
 On a CPU each operator costs microseconds, which count beside the few milliseconds of a small model's decode step.
 Results are equal up to rounding.
@@ -20,15 +20,14 @@ from unspool.runtimes.module_tree import modules_in, parameters_of
 from unspool.runtimes.weights.autotune import choice
 from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
 
+_MANY_OPERATORS = (activations.NewGELUActivation, activations.FastGELUActivation, activations.AccurateGELUActivation)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: "relu",
     nn.SiLU: "silu",
     activations.SiLUActivation: "silu",
     activations.GELUActivation: "gelu",
     activations.GELUTanh: "gelu_tanh",
-    activations.NewGELUActivation: "gelu_tanh",
-    activations.FastGELUActivation: "gelu_tanh",
-    activations.AccurateGELUActivation: "gelu_tanh",
+    **dict.fromkeys(_MANY_OPERATORS, "gelu_tanh"),
 }
 
 
@@ -66,11 +65,12 @@ class KernelActivation(nn.Module):
         return found
 
 
-def use_kernels(model: nn.Module) -> int:
+def fuse_modules(model: nn.Module) -> int:
     """Replace LayerNorm and activations of `model`, in place, by modules on our kernels.
 
-    Modules with hooks, with a replaced `forward` or of another dtype stay. All modules stay without kernels, if a
-    parameter is not on the CPU, or with `UNSPOOL_LINEAR=plain`.
+    Modules with hooks, with a replaced `forward` or of another dtype stay. Without kernels, and with
+    `UNSPOOL_LINEAR=plain`, activations of many operators become one operator of PyTorch, and other modules stay. If a
+    parameter is not on the CPU, all stay.
 
     Returns:
         The number of replaced modules.
@@ -80,13 +80,14 @@ def use_kernels(model: nn.Module) -> int:
     """
     every = modules_in(model)
     is_on_cpu = all(each.device.type == "cpu" for each in parameters_of(every))
-    if kernels() is None or not is_on_cpu or choice() == "plain":
+    if not is_on_cpu:
         return 0
+    replacement = _replacement if kernels() is not None and choice() != "plain" else _one_operator
     sites = [
         (parent, name, child, made)
         for parent in every
         for name, child in parent._modules.items()
-        if child is not None and is_plain(child) and (made := _replacement(child)) is not None
+        if child is not None and is_plain(child) and (made := replacement(child)) is not None
     ]
     for parent, name, child, made in sites:
         setattr(parent, name, made(child))
@@ -107,6 +108,10 @@ def _replacement(module: nn.Module) -> Callable[[Any], nn.Module] | None:
     if type(module) is nn.GELU:
         activation = "gelu" if module.approximate == "none" else "gelu_tanh"
     return None if activation is None else lambda child: KernelActivation(child, activation)
+
+
+def _one_operator(module: nn.Module) -> Callable[[Any], nn.Module] | None:
+    return (lambda _: nn.GELU("tanh")) if type(module) in _MANY_OPERATORS else None
 
 
 def _fits(norm: nn.LayerNorm) -> bool:

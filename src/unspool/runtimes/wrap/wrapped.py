@@ -17,7 +17,7 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.runtimes.module_tree import modules_in
-from unspool.runtimes.weights.kernel_modules import repack, use_kernels
+from unspool.runtimes.weights.kernel_modules import fuse_modules, repack
 from unspool.runtimes.weights.packed_linear import Pack, PackReport, pack_rest
 from unspool.runtimes.wrap.call_state import evaluating, growing_ropes, without_memory
 from unspool.runtimes.wrap.model_copy import (
@@ -107,7 +107,7 @@ class WrappedModel:
             return
         self.report = pack_rest(self.module, keep=self._source is not None, pack=self._pack)
         if self._pack:
-            use_kernels(self.module)
+            fuse_modules(self.module)
 
     def set_attention(self, name: str) -> None:
         """Use the registered attention function `name` in every layer: permanently in a copy, per call in place."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from unspool.kernels.library import INPUT_TYPES, kernels
 
@@ -56,9 +57,14 @@ class Norm:
         self._form = _Norm(self._weight.data_ptr(), self.width, eps, INPUT_TYPES[dtype], rounds, lanes)
         self._address = ctypes.addressof(self._form)
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a norm holds addresses, so it cannot be copied or pickled: make a new one")
+
 
 def rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Return x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+
+    Tracers see this call as one call of PyTorch.
 
     Args:
         x: [..., width], the dtype of the norm, on the CPU.
@@ -69,6 +75,8 @@ def rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     Raises:
         ValueError: if a shape or a dtype is not as described.
     """
+    if has_torch_function_unary(x):
+        return handle_torch_function(rms_norm, (x,), x, norm)
     if not x.is_cpu or x.dtype != norm.dtype or x.shape[-1] != norm.width or x.stride(-1) != 1:
         raise ValueError(f"a norm of {norm.dtype} [..., {norm.width}] got {x.dtype} {list(x.shape)}")
     # The rows of a dense tensor follow each other in memory in some order, and the result has the same order.

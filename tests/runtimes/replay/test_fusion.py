@@ -97,7 +97,8 @@ def check_the_plain_program_takes_over(wrong: Any) -> None:
     for feeds in script(seed=2, steps=80):
         assert torch.equal(recorded.forward(feeds).logits, plain.forward(feeds).logits)
     assert recording.obstacle == "" and recording._verified
-    assert fused_calls(recording._program) == {"residual": 0}
+    # The module tree itself has norms of one call.
+    assert fused_calls(recording._program) == {"residual": 0} | ({"rms_norm": 5} if sum_lanes() else {})
 
 
 def test_without_kernels_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,11 @@ def test_other_norms_stay(norm: nn.Module) -> None:
     assert fuse_modules(nn.Sequential(norm)) == 0
 
 
+def test_dropout_is_removed() -> None:
+    model = nn.Sequential(nn.Dropout(0.5)).eval()
+    assert fuse_modules(model) == 1 and type(model[0]) is nn.Identity
+
+
 def test_a_norm_without_a_bias() -> None:
     norm = nn.LayerNorm(64, bias=False)
     model, inputs = nn.Sequential(norm), made(3, 64)

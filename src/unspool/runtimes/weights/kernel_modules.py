@@ -1,4 +1,4 @@
-"""Operator fusion: LayerNorm and activations as modules that make one call of our kernels, or of PyTorch without them.
+"""Operator fusion: norms and activations as modules that make one call of our kernels, or of PyTorch without them.
 
 On a CPU each operator costs microseconds, which count beside the few milliseconds of a small model's decode step.
 Results are equal up to rounding.
@@ -18,6 +18,7 @@ from unspool.kernels.layer_norm import LayerNorm, layer_norm
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.runtimes.module_tree import modules_in, parameters_of
 from unspool.runtimes.weights.autotune import choice
+from unspool.runtimes.weights.kernel_rms_norm import KernelRMSNorm, kernel_rms_norm
 from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
 
 _MANY_OPERATORS = (activations.NewGELUActivation, activations.FastGELUActivation, activations.AccurateGELUActivation)
@@ -66,7 +67,7 @@ class KernelActivation(nn.Module):
 
 
 def fuse_modules(model: nn.Module) -> int:
-    """Replace LayerNorm and activations of `model`, in place, by modules on our kernels.
+    """Replace norms and activations of `model`, in place, by modules on our kernels, and remove dropout.
 
     Modules with hooks, with a replaced `forward` or of another dtype stay. Without kernels, and with
     `UNSPOOL_LINEAR=plain`, activations of many operators become one operator of PyTorch, and other modules stay. If a
@@ -95,19 +96,24 @@ def fuse_modules(model: nn.Module) -> int:
 
 
 def repack(model: nn.Module) -> None:
-    """Let every packed layer and LayerNorm of `model` take the values of its parameters again."""
+    """Let every packed layer and norm of `model` take the values of its parameters again."""
     for module in modules_in(model):
-        if isinstance(module, (PackedLinear, KernelLayerNorm)):
+        if isinstance(module, (PackedLinear, KernelLayerNorm, KernelRMSNorm)):
             module.repack()
 
 
 def _replacement(module: nn.Module) -> Callable[[Any], nn.Module] | None:
+    if type(module) is nn.Dropout:
+        return lambda _: nn.Identity()  # models here are in evaluation mode
     if type(module) is nn.LayerNorm:
         return KernelLayerNorm if _fits(module) else None
     activation: Activation | None = _ACTIVATIONS.get(type(module))
     if type(module) is nn.GELU:
         activation = "gelu" if module.approximate == "none" else "gelu_tanh"
-    return None if activation is None else lambda child: KernelActivation(child, activation)
+    if activation is not None:
+        return lambda child: KernelActivation(child, activation)
+    norm = kernel_rms_norm(module)
+    return None if norm is None else lambda _: norm
 
 
 def _one_operator(module: nn.Module) -> Callable[[Any], nn.Module] | None:

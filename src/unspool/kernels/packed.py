@@ -192,4 +192,6 @@ def _in_blocks(vector: torch.Tensor | None) -> torch.Tensor:
     """Return a vector [outputs], filled up to whole blocks. --> [blocks * 32], float32; [0] for None"""
     if vector is None:
         return torch.empty(0, dtype=torch.float32, device="cpu")
-    return torch.nn.functional.pad(vector.detach().float(), (0, -len(vector) % _BLOCK))
+    missing = -vector.shape[0] % _BLOCK
+    numbers = vector.detach().float()
+    return torch.nn.functional.pad(numbers, (0, missing)) if missing else numbers

@@ -48,36 +48,33 @@ class HugePages:
     """
 
     def __init__(self) -> None:
+        self._wants = wants_huge_pages()
         self._chunk: torch.Tensor | None = None
-        self._used = 0
+        self._used = self._size = 0
 
     def empty(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """Return a new contiguous tensor on the CPU, with undefined values."""
-        if not wants_huge_pages():
-            return torch.empty(shape, dtype=dtype, device="cpu")
-        # A tensor made in inference mode could not be written outside of it.
-        with torch.inference_mode(False):
-            return self._empty(shape, dtype)
+        with torch.inference_mode(False):  # as in `bytes`
+            return self.bytes(torch.Size(shape).numel() * dtype.itemsize).view(dtype).view(shape)
 
     def bytes(self, size: int) -> torch.Tensor:
         """Return memory of so many bytes, aligned to 64 bytes. --> [size], uint8"""
-        return self.empty((size,), torch.uint8)
-
-    def _empty(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        size = torch.Size(shape).numel() * dtype.itemsize
-        if self._chunk is None or self._used + size > len(self._chunk):
-            is_first = self._chunk is None and size <= _FIRST_CHUNK
-            self._chunk = (
-                torch.empty(_FIRST_CHUNK, dtype=torch.uint8, device="cpu") if is_first else _chunk(max(size, _CHUNK))
-            )
-            self._used = 0
-        part = self._chunk[self._used : self._used + size]
-        self._used += size + -size % _ALIGNMENT
-        return part.view(dtype).view(shape)
+        # A tensor made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            if not self._wants:
+                return torch.empty(size, dtype=torch.uint8, device="cpu")
+            if self._chunk is None or self._used + size > self._size:
+                is_first = self._chunk is None and size <= _FIRST_CHUNK
+                self._size, self._used = _FIRST_CHUNK if is_first else max(size, _CHUNK), 0
+                self._chunk = (
+                    torch.empty(self._size, dtype=torch.uint8, device="cpu") if is_first else _chunk(self._size)
+                )
+            start, self._used = self._used, self._used + size + -size % _ALIGNMENT
+            return self._chunk[start : start + size]
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a contiguous copy of a tensor, on huge pages if it is large; the tensor itself without huge pages."""
-        if not wants_huge_pages():
+        if not self._wants:
             return tensor
         if tensor.nbytes < PAGE:
             return tensor.contiguous() if not tensor.is_contiguous() else tensor.clone()

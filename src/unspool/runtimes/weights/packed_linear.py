@@ -59,15 +59,29 @@ class PackedLinear(nn.Module):
         pages: memory for packed weights; None for memory of its own.
     """
 
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    shape: torch.Size
+    bias: torch.Tensor | None
+    _transposed: bool
+    _source: tuple[torch.Tensor, ...]
+
     def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool, pages: HugePages | None = None) -> None:
         super().__init__()
-        self._transposed = isinstance(layer, Conv1D)
-        weight = layer.weight
-        self.in_features, self.out_features = weight.shape if self._transposed else weight.shape[::-1]
-        self.dtype, self.shape = weight.dtype, weight.shape
-        # In a tuple, so that a parameter of the user's model is not registered here.
-        self._source: tuple[torch.Tensor, ...] = (weight,) if keep else ()
-        self.bias = layer.bias
+        weight, transposed = layer.weight, isinstance(layer, Conv1D)
+        width, height = weight.shape if transposed else weight.shape[::-1]
+        self._parameters["bias"] = layer.bias
+        # An assignment by `nn.Module` takes a microsecond, and a model has many layers.
+        vars(self).update(
+            in_features=width,
+            out_features=height,
+            dtype=weight.dtype,
+            shape=weight.shape,
+            _transposed=transposed,
+            # In a tuple, so that a parameter of the user's model is not registered here.
+            _source=(weight,) if keep else (),
+        )
         self._pack(weight, (pages or HugePages()).bytes)
 
     def _pack(self, weight: torch.Tensor, allocate: Allocate) -> None:
@@ -105,7 +119,7 @@ class PackedLinear(nn.Module):
 def is_plain(module: nn.Module) -> bool:
     """Return whether a call of the module runs only the code of its class: no hooks and no replaced `forward`."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and "forward" not in module.__dict__ and not hasattr(module, "_hf_hook")
+    return not any(hooks) and module.__dict__.keys().isdisjoint(("forward", "_hf_hook"))
 
 
 def _obstacle(layer: nn.Linear | Conv1D) -> str:
@@ -214,7 +228,7 @@ def _replace(
         if key in chosen:
             if key not in packed:
                 packed[key] = PackedLinear(layer, keep=keep, pages=pages)
-            setattr(parent, name, packed[key])
+            parent._modules[name] = packed[key]
 
 
 def _is_ordinary(weight: torch.Tensor) -> bool:

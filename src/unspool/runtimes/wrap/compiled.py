@@ -33,14 +33,20 @@ def is_compiled_forward(module: nn.Module, value: Any) -> bool:
     return original.__func__ is type(module).forward
 
 
-def uncompile_copy(copy: nn.Module, original: nn.Module) -> None:
-    """Make a copied tree plain: without the compiled forwards, which call the original, and compiled submodules."""
-    for module, source in zip(modules_in(copy), modules_in(original), strict=True):
+def uncompile_copy(copy: nn.Module, originals: list[nn.Module]) -> None:
+    """Make a copied tree plain: without the compiled forwards, which call the original, and compiled submodules.
+
+    Args:
+        copy: the copied tree.
+        originals: the modules of the original tree; see `modules_in`.
+    """
+    for module, source in zip(modules_in(copy), originals, strict=True):
         if is_compiled_forward(source, source.__dict__.get("forward")):
             module.__dict__.pop("forward", None)
-    for module in modules_in(copy):
         if not is_optimized(module):
-            module._modules.update({name: uncompiled(child) for name, child in module._modules.items()})
+            for name, child in module._modules.items():
+                if is_optimized(child):
+                    module._modules[name] = uncompiled(child)
 
 
 def has_compiled_parts(model: nn.Module) -> bool:

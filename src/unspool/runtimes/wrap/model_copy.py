@@ -81,14 +81,18 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     parameters = parameters_of(modules)
     tensors = (*map(id, parameters), *map(id, buffers_of(modules)))
     values = tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters)
-    return Fingerprint(structure(model), tensors, values)
+    return Fingerprint(_structure(modules), tensors, values)
 
 
 def structure(model: nn.Module) -> tuple[Any, ...]:
     """Return everything in a plain tree that affects its results, except the values of its tensors."""
+    return _structure(modules_in(model))
+
+
+def _structure(modules: list[nn.Module]) -> tuple[Any, ...]:
     found: list[Any] = []
     configs: dict[int, Any] = {}
-    for module in modules_in(model):
+    for module in modules:
         kind = type(module)
         found += (id(module), kind, kind.forward, *map(id, module._modules.values()))
         for name, value in module.__dict__.items():
@@ -167,8 +171,8 @@ def _copied(model: Any, memo: dict[int, Any]) -> Any:
         tree = _twin(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
-    uncompile_copy(tree, model)
-    return tree.eval()
+    uncompile_copy(tree, modules)
+    return tree.eval() if any(module.training for module in modules) else tree
 
 
 def _twin(owner: Any, memo: dict[int, Any]) -> Any:
@@ -176,35 +180,35 @@ def _twin(owner: Any, memo: dict[int, Any]) -> Any:
     if id(owner) in memo:
         return memo[id(owner)]
     kind: Any = type(owner)
-    if not _has_usual_copies(kind):
+    if not has_usual_copies(kind):
         return copy.deepcopy(owner, memo)
     twin = memo[id(owner)] = object.__new__(kind)
     attributes = vars(twin)
     for name, value in vars(owner).items():
-        if name != "_compiled_call_impl":  # PyTorch copies a module without its compiled call
-            attributes[name] = value if type(value) in _SIMPLE else _copied_attribute(name, value, memo)
+        if type(value) in _SIMPLE:
+            attributes[name] = value
+        elif name != "_compiled_call_impl":  # PyTorch copies a module without its compiled call
+            attributes[name] = memo[id(value)] if id(value) in memo else _copied_attribute(name, value, memo)
     return twin
 
 
 def _copied_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
     kind = type(value)
+    if kind in _CONTAINERS and not value:
+        memo[id(value)] = kind()
+        return memo[id(value)]
     if name == "_modules" and kind is dict:
         return {key: None if child is None else _twin(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers") and kind is dict:
         return dict(value)  # every tensor is in the memo as itself
-    if kind in _CONTAINERS and not value:
-        memo[id(value)] = kind()
-        return memo[id(value)]
     return _twin(value, memo) if isinstance(value, _CONFIGS) else copy.deepcopy(value, memo)
 
 
 @cache
-def _has_usual_copies(kind: type) -> bool:
+def has_usual_copies(kind: type) -> bool:
     """Return True if a copy of an object of this class has copies of its attributes, and nothing else."""
     usual = nn.Module if issubclass(kind, nn.Module) else object
-    methods = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
+    methods = ("__copy__", "__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
     return all(getattr(kind, name, None) is getattr(usual, name, None) for name in methods)
 
 

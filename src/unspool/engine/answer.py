@@ -195,7 +195,7 @@ def _gather(refs: Sequence[RowRef]) -> torch.Tensor:
     source = refs[0].source
     if all(ref.source is source for ref in refs):
         index = [ref.row for ref in refs]
-        return source if index == list(range(len(source))) else source[index]
+        return source if index == list(range(source.shape[0])) else source[index]
     return torch.stack([ref.source[ref.row] for ref in refs])
 
 

@@ -150,7 +150,7 @@ def _apply_group(scores: torch.Tensor, jobs: Sequence[RowContext], rows: Sequenc
             stage[2].append(state)
     for _, (processor, members, states) in sorted(stages.items(), key=lambda item: item[0]):
         keys = [jobs[row].key for row in members]
-        if len(members) == len(scores):
+        if len(members) == scores.shape[0]:
             scores = _applied(processor, states, scores, keys)
         else:
             index = indices(members, scores.device)

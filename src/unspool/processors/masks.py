@@ -16,13 +16,20 @@ from unspool.processors.base import Fixed
 from unspool.processors.bias import refuse_unknown
 from unspool.processors.cells import NO_IDS, Ids, cells_of, ids
 from unspool.processors.history import Countdown, Counting
-from unspool.processors.rows import FORBIDDEN
+from unspool.processors.rows import FORBIDDEN, on_host
 from unspool.processors.suffixes import Matching, SuffixMatching, matching
 from unspool.protocols import Context, RowKey
 
 
 def forbid(tokens: Sequence[Ids], scores: torch.Tensor) -> torch.Tensor:
     """Forbid, in place, the given tokens of each row."""
+    if on_host(scores):
+        # numpy writes a few cells in a fraction of the time that torch takes.
+        numbers = scores.detach().numpy()
+        for row, found in enumerate(tokens):
+            if len(found):
+                numbers[row, found] = FORBIDDEN
+        return scores
     cells = cells_of(tokens, scores)
     if len(cells.tokens):
         scores[cells.rows, cells.tokens] = FORBIDDEN

@@ -52,12 +52,12 @@ def indices(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.devi
 
 def rows_of(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Return the given rows in the given order; all rows in order need no copy."""
-    return values if rows == list(range(len(values))) else values[indices(rows, values.device)]
+    return values if rows == list(range(values.shape[0])) else values[indices(rows, values.device)]
 
 
 def figures_of(values: torch.Tensor, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
     """Return the values of tokens in the given rows. values: [any, vocab]; tokens: [rows, k] --> [rows, k]"""
-    if rows == list(range(len(values))):
+    if rows == list(range(values.shape[0])):
         return values.gather(1, tokens)
     return values[indices(rows, values.device)[:, None], tokens]
 
@@ -120,7 +120,7 @@ def best(scores: torch.Tensor, k: int) -> Best:
 def first_best(scores: torch.Tensor) -> Best:
     """Return the highest score of each row; ties go to the lowest id. scores: on the CPU"""
     # numpy's argmax is ten times faster than torch's, and takes the first of equal scores.
-    ids = torch.from_numpy(scores.detach().numpy().argmax(1))[:, None]
+    ids = torch.from_numpy(scores.detach().numpy().argmax(1)).unsqueeze(1)
     return Best(scores.gather(1, ids), ids)
 
 

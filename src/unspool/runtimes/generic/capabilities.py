@@ -16,7 +16,7 @@ from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, Cac
 from unspool.runtimes.generic.model import CausalModel, ModelOutput
 from unspool.runtimes.model_info import max_positions
 from unspool.runtimes.wrap.model_copy import modules_of
-from unspool.runtimes.wrap.probe import Readable, agrees, failure, probe_tokens
+from unspool.runtimes.wrap.probe import Readable, allowed_distance, distance, failure, probe_tokens
 
 _OPENING, _LENGTH = 3, 6
 """Tokens of the first call of a probe, and of all its calls."""
@@ -159,11 +159,16 @@ class _Probe:
         self._model, self._reference = model, reference
         self._module = model.wrapped.module
         self._ids, self._opening = reference.ids, reference.opening
+        self._allowed = allowed_distance(self._module)
+
+    def _is_near(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Return True if rows differ by rounding at most. Rows: [rows, vocab]."""
+        return distance(found, expected.to(found.device)) <= self._allowed
 
     def _agrees(self, output: ModelOutput, *beginnings: tuple[int, int]) -> bool:
         """Return True if the rows are the logits after these beginnings, (sequence, length) each."""
         expected = torch.stack([self._reference.row(*each) for each in beginnings])
-        return agrees(self._module, output.logits, expected)
+        return self._is_near(output.logits, expected)
 
     def _lengths(self, first: int) -> list[tuple[int, int]]:
         """Return the beginnings of the first sequence with at least `first` tokens."""
@@ -205,7 +210,7 @@ class _CacheProbe(_Probe):
         if not self._sees_past_only:
             return super()._agrees(output, *beginnings)
         shown = torch.stack([self._reference.shown(*each) for each in beginnings])
-        return agrees(self._module, output.logits, shown)
+        return self._is_near(output.logits, shown)
 
     def capabilities(self) -> Capabilities:
         """Learn how the cache can be used.
@@ -230,7 +235,7 @@ class _CacheProbe(_Probe):
         one = self._read(ids[:1, :opening], None, opening)
         if one.tree is None:
             return "returns no cache"
-        self._sees_past_only = agrees(self._module, one.logits, self._reference.shown(0, opening)[None])
+        self._sees_past_only = self._is_near(one.logits, self._reference.shown(0, opening)[None])
         both = self._side_by_side()
         other = None if both is not None else self._read(ids[1:, :opening], None, opening)
         if not self._agrees(one, (0, opening)) or not (other is None or self._agrees(other, (1, opening))):
@@ -264,7 +269,7 @@ class _CacheProbe(_Probe):
         """Return True if the same step gives the same row without another sequence in between."""
         ids, opening = self._ids[:1], self._opening
         tree = self._read(ids[:, :opening], None, opening).tree
-        return agrees(self._module, self._read(ids[:, : opening + 1], tree, 1).logits, step.logits)
+        return self._is_near(self._read(ids[:, : opening + 1], tree, 1).logits, step.logits)
 
     def _continues(self, tree: Any) -> bool:
         count = self._reference.length - self._opening

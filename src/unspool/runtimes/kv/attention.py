@@ -120,11 +120,12 @@ def cached_attention(
     params = AttentionParams(scaling, sliding_window, softcap, s_aux, position_bias)
     if attention_mask is not None:
         raise _unsupported(module, "a mask of its own")
-    for name, words in _OPTIONAL.items():
-        if getattr(params, name) is not None and name not in target.supported_params:
-            raise _unsupported(module, words)
+    if any(each is not None for each in (sliding_window, softcap, s_aux, position_bias)):
+        for name, words in _OPTIONAL.items():
+            if getattr(params, name) is not None and name not in target.supported_params:
+                raise _unsupported(module, words)
     out = target.attend(query, key, value, params)
-    return out.view(len(query), -1, *out.shape[1:]), None
+    return out.view(query.shape[0], -1, *out.shape[1:]), None
 
 
 def _unsupported(module: torch.nn.Module, words: str) -> ModelError:

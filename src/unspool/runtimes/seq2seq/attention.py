@@ -11,10 +11,14 @@ from typing import ClassVar, Final
 import torch
 import torch.nn.functional as F
 
+from unspool.kernels.library import INPUT_TYPES
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
 from unspool.runtimes.seq2seq.equal_length_batch import SlotRun
 from unspool.runtimes.seq2seq.self_cache import SelfCache
+
+MAX_KERNEL_QUERIES: Final = 4
+"""New tokens per row, at most, that our kernel attends: it reads all keys for each of them."""
 
 SUPPORTED: Final = frozenset({"bias"})
 
@@ -24,14 +28,19 @@ class EqualLengthAttention:
 
     Each decoder layer does self-attention right after it has written to the cache, and cross-attention after that.
 
+    Args:
+        cache: of the pass.
+        uses_kernel: True if our kernel attends few queries. It knows no position bias.
+
     Attributes:
         num_calls: how often the model called it.
     """
 
     supported_params: ClassVar[frozenset[str]] = SUPPORTED
 
-    def __init__(self, cache: SelfCache) -> None:
+    def __init__(self, cache: SelfCache, *, uses_kernel: bool = False) -> None:
         self.cache, self._batch = cache, cache.batch
+        self._uses_kernel = uses_kernel and self._batch.width <= MAX_KERNEL_QUERIES
         self.num_calls = 0
 
     def attend(
@@ -47,9 +56,23 @@ class EqualLengthAttention:
     def attend_queries(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
         """Attend in one layer; see `Attends`."""
         self.num_calls += 1
-        is_self, self.cache.is_written = self.cache.is_written, False
-        attend = self._self_attention if is_self else self._cross_attention
-        return _by_query(attend(query, value_width, params))
+        if self.cache.states is None:
+            return _by_query(self._cross_attention(query, value_width, params))
+        if self._uses_kernel and params.bias is None and query.dtype in INPUT_TYPES:
+            return self._by_kernel(query, value_width, params, self.cache.states)
+        self.cache.store()
+        return _by_query(self._self_attention(query, value_width, params))
+
+    def _by_kernel(
+        self, query: torch.Tensor, value_width: int, params: AttentionParams, states: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Write keys and values and do self-attention, in one call per pool; see `Attends`."""
+        self.cache.states, layer = None, self.cache.layer
+        query, key, value = (_in_one_row(each) for each in (query, *states))
+        out = query.new_empty(query.shape[2], query.shape[1], value_width)
+        for attention in self._batch.kernel_calls:
+            attention.attend(query, (key, value), layer, out, scaling=params.scaling)
+        return out
 
     def _self_attention(self, query: torch.Tensor, value_width: int, params: AttentionParams) -> torch.Tensor:
         """Return [rows, heads, width, value width], as for `_cross_attention`."""
@@ -72,9 +95,7 @@ class EqualLengthAttention:
         return out
 
     def _over_slots(self, run: SlotRun, query: torch.Tensor, params: AttentionParams) -> torch.Tensor:
-        layer, stop = self.cache.layer, self._batch.stop
-        keys = run.pool.keys[layer][run.first : run.stop, :, :stop]
-        values = run.pool.values[layer][run.first : run.stop, :, :stop]
+        keys, values = run.whole.keys[self.cache.layer], run.whole.values[self.cache.layer]
         queries = query.to(keys.dtype)
         if run.offsets is not None:
             queries = keys.new_zeros(keys.shape[0], *query.shape[1:])
@@ -89,6 +110,8 @@ class EqualLengthAttention:
     def _over_source(self, encoded: EncodedSource, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
         keys, values = encoded.keys[self.cache.layer], encoded.values[self.cache.layer]
         rows, heads, width, size = query.shape
+        if rows == 1:
+            return _scaled_dot_product(query.to(keys.dtype), keys, values, None, scaling).to(query.dtype)
         # Fold the rows into queries of one row, so that one call reads the source once for all of them.
         queries = query.to(keys.dtype).transpose(0, 1).reshape(1, heads, rows * width, size)
         out = _scaled_dot_product(queries, keys, values, None, scaling)
@@ -117,6 +140,11 @@ def _scaled_dot_product(
 ) -> torch.Tensor:
     is_grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=is_grouped)
+
+
+def _in_one_row(states: torch.Tensor) -> torch.Tensor:
+    """Put the tokens of all rows side by side: [rows, heads, width, size] --> [1, heads, rows * width, size]"""
+    return states.transpose(0, 2) if states.shape[2] == 1 else states.transpose(0, 1).flatten(1, 2)[None]
 
 
 def _by_query(out: torch.Tensor) -> torch.Tensor:

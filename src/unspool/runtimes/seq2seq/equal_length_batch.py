@@ -7,26 +7,31 @@ a pass. Knows slots and encoded sources; knows neither models nor sequences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from unspool.runtimes.kv.pool import SlotPool
+from unspool.kernels.attention import SlotAttention, SlotQuery
+from unspool.runtimes.kv.pool import LayerStates, SlotPool
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
 
 
 class SlotRun(NamedTuple):
-    """Rows in neighboring slots of a pool: row `rows.start + n` is in slot `first + n`.
+    """Rows in neighboring slots of a pool: row `rows.start + n` is in slot n of the run.
 
-    With `offsets`, slots of other sequences lie between: row `rows.start + n` is in slot `first + offsets[n]`.
+    Attributes:
+        rows: of the pass.
+        offsets: the slot of each row, if slots of other sequences lie between; else None.
+        new: keys and values of the positions that the pass appends, per layer [slots, heads, width, head width].
+        whole: those of all positions, [slots, heads, stop, head width].
     """
 
-    pool: SlotPool
-    first: int
-    stop: int
     rows: slice
     offsets: torch.Tensor | None
+    new: LayerStates
+    whole: LayerStates
 
 
 class SourceGroup(NamedTuple):
@@ -47,7 +52,6 @@ class EqualLengthBatch:
 
     Attributes:
         stop: positions after the pass, `start + width`.
-        runs: the rows by slot.
         encoded: the source of each row.
         groups: the rows by source.
     """
@@ -56,7 +60,7 @@ class EqualLengthBatch:
         assert [self.order(slot) for slot, _ in rows] == sorted(self.order(slot) for slot, _ in rows), "rows by slot"
         self.start, self.width, self.num_rows = start, width, len(rows)
         self.stop = start + width
-        self.runs = list(_slot_runs([slot for slot, _ in rows], spans_gaps))
+        self._slots, self._spans_gaps = [slot for slot, _ in rows], spans_gaps
         self.encoded = [encoded for _, encoded in rows]
         self.groups = list(_source_groups(self.encoded))
         self._causal: torch.Tensor | None = None
@@ -66,6 +70,22 @@ class EqualLengthBatch:
         """Return the sort key of a row."""
         return id(slot.pool), slot.index
 
+    @cached_property
+    def runs(self) -> list[SlotRun]:
+        """The rows by slot."""
+        return list(_slot_runs(self._slots, slice(self.start, self.stop), self._spans_gaps))
+
+    @cached_property
+    def kernel_calls(self) -> list[SlotAttention]:
+        """One call of the attention kernel per pool. Its queries are all new tokens, row by row."""
+        calls: dict[int, tuple[SlotPool, list[list[SlotQuery]]]] = {}
+        for row, slot in enumerate(self._slots):
+            _, bundles = calls.setdefault(id(slot.pool), (slot.pool, []))
+            for at in range(self.width):
+                query = SlotQuery(row * self.width + at, slot.index, self.start + at + 1, slot.index, 0)
+                bundles.append([query])
+        return [SlotAttention(bundles, pool.tensors) for pool, bundles in calls.values()]
+
     def causal(self, device: torch.device) -> torch.Tensor:
         """Return the causal mask: True if a new token sees a position. --> bool [width, stop]"""
         if self._causal is None:
@@ -74,7 +94,7 @@ class EqualLengthBatch:
         return self._causal.to(device)
 
 
-def _slot_runs(slots: Sequence[Slot], spans_gaps: bool) -> Iterator[SlotRun]:
+def _slot_runs(slots: Sequence[Slot], new: slice, spans_gaps: bool) -> Iterator[SlotRun]:
     begin = 0
     for end in range(1, len(slots) + 1):
         first, last = slots[begin], slots[end - 1]
@@ -83,7 +103,9 @@ def _slot_runs(slots: Sequence[Slot], spans_gaps: bool) -> Iterator[SlotRun]:
         offsets = None
         if last.index - first.index != end - 1 - begin:
             offsets = torch.tensor([slot.index - first.index for slot in slots[begin:end]], device="cpu")
-        yield SlotRun(first.pool, first.index, last.index + 1, slice(begin, end), offsets)
+        run = slice(first.index, last.index + 1)
+        views = (first.pool.views(run, positions) for positions in (new, slice(0, new.stop)))
+        yield SlotRun(slice(begin, end), offsets, *views)
         begin = end
 
 

@@ -18,6 +18,7 @@ from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.seq2seq.attention import EqualLengthAttention, FirstTokenAttention
 from unspool.runtimes.seq2seq.cross_cache import CrossBatchCache, joint_cache
+from unspool.runtimes.seq2seq.cross_projections import Projection, by_head
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource, EncoderAdapter, KeysValues, stacked, visible
 from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
 from unspool.runtimes.seq2seq.replayed_step import DecodeStep
@@ -36,24 +37,37 @@ class Seq2SeqForward:
     """Calls a wrapped model.
 
     wrapped: the model. reader: how it encodes. layout: shape and dtype of each decoder layer's keys and values.
-    attention: of the decoder. reads_head: True if the input of the head can be read. replay: of decode steps; None for
-    none.
+    attention: of the decoder. uses_kernel: see `EqualLengthAttention`. reads_head: True if the input of the head can be
+    read. replay: of decode steps; None for none. projections: the layers that make the keys and the values of a source,
+    per decoder layer; None if a pass of the decoder must make them.
     """
 
     wrapped: WrappedModel
     reader: EncoderAdapter
     layout: Layout
     attention: Attention
+    uses_kernel: bool
     reads_head: bool
     replay: Replay | None = None
+    projections: Sequence[tuple[Projection, Projection]] | None = None
 
     def encode(self, group: Sequence[Source]) -> list[KeysValues]:
         """Encode sources with inputs of equal shapes. Returns the keys and values per source."""
         inputs = stacked(group, self.wrapped.device, next(self.wrapped.module.parameters()).dtype)
         with self.wrapped.calling(), self._attending(FirstTokenAttention()):
-            opening = self.reader.open(self.reader.states(inputs), 0)
+            pairs = self._read(self.reader.states(inputs))
             mask = inputs.get("attention_mask")
-            return [self.copied(visible(opening.source, row, mask)) for row in range(len(group))]
+            return [self.copied(visible(pairs, row, mask)) for row in range(len(group))]
+
+    def _read(self, states: torch.Tensor) -> KeysValues:
+        """Return the keys and values of encoder outputs."""
+        if self.projections is None:
+            return self.reader.open(states, 0).source
+        heads = [layer.num_heads for layer in self.layout]
+        return [
+            (by_head(key(states), count), by_head(value(states), count))
+            for (key, value), count in zip(self.projections, heads, strict=True)
+        ]
 
     def copied(self, pairs: KeysValues) -> KeysValues:
         """Return a copy in the layout's dtypes, so that one source does not keep the memory of its batch."""
@@ -103,7 +117,8 @@ class Seq2SeqForward:
 
     def attention_over(self, batch: EqualLengthBatch) -> EqualLengthAttention:
         """Return our attention for one pass, with its cache."""
-        return EqualLengthAttention(SelfCache(batch, len(self.layout), returns_all=self.attention == "own"))
+        cache = SelfCache(batch, len(self.layout), returns_all=self.attention == "own")
+        return EqualLengthAttention(cache, uses_kernel=self.uses_kernel)
 
     def run_with(
         self,

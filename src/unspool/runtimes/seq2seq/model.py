@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from unspool.errors import ModelError
+from unspool.kernels.attention import attends
 from unspool.runtimes.kv.attention import ATTENTION_NAME
 from unspool.runtimes.kv.pool import Layout
 from unspool.runtimes.model_info import has_experts
@@ -98,7 +99,11 @@ class Seq2SeqModel(BackendModel):
         # The operators of a pass with experts depend on the routing of its tokens.
         can_replay = self.forward.attention == "ours" and on_cpu and not has_experts(self.module)
         replay = Replay(version=lambda: wrapped.version) if can_replay else None
-        self.forward = replace(self.forward, reader=adapter_of(self.module), replay=replay)
+        projections = None
+        if self._projections is not None:
+            find = self.module.get_decoder().get_submodule
+            projections = [(find(key), find(value)) for key, value in self._projections]
+        self.forward = replace(self.forward, reader=adapter_of(self.module), replay=replay, projections=projections)
         self._builds = wrapped.builds
 
     def _build(self) -> None:
@@ -109,7 +114,7 @@ class Seq2SeqModel(BackendModel):
             reason = failure(self.module, "a probe input", error)
             raise ModelError(f"{reason}: not supported in this version") from error
         self._wrapped.pack()
-        self.vocab_size = probe.reference.shape[-1]
+        self.vocab_size, self._projections = probe.reference.shape[-1], probe.projections
         self._can_change = not self._wrapped.in_place and not reader.has_prefix
         self._attention_before = separate_encoder_attention(self.module) if self._can_change else []
         self._choose_attention(reader, probe)
@@ -125,11 +130,13 @@ class Seq2SeqModel(BackendModel):
         for choice in choices:
             self._set_attention(choice)
             reason = self._obstacle(reader) if choice == "ours" else ""
+            layout, dtype = probe.layout(choice), next(self.module.parameters()).dtype
             self.forward = Seq2SeqForward(
                 wrapped=self._wrapped,
                 reader=reader,
-                layout=probe.layout(choice),
+                layout=layout,
                 attention=choice,
+                uses_kernel=all(layer.device.type == "cpu" and attends(dtype, layer.dtype) for layer in layout),
                 reads_head=probe.reads_head,
             )
             if not (reason := reason or probe.difference(self.forward)):

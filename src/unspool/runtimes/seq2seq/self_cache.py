@@ -20,8 +20,8 @@ class SelfCache(Cache):
             positions. False returns stand-ins of that shape, since `EqualLengthAttention` reads the slots.
 
     Attributes:
-        layer: the layer that was written last.
-        is_written: whether the layer's keys and values were written and not attended to yet.
+        layer: the newest layer.
+        states: its keys and values until they are in the slots; else None.
         finite: after the pass, whether each row's newest values were finite, bool [rows].
     """
 
@@ -29,33 +29,42 @@ class SelfCache(Cache):
         super().__init__(layers=[])
         self.batch, self.num_layers, self._returns_all = batch, num_layers, returns_all
         self.finite: torch.Tensor | None = None
-        self.layer, self.is_written = 0, False
+        self.layer = 0
+        self.states: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's keys and values, and return those of all positions, or stand-ins."""
+        """Take one layer's keys and values, and return those of all positions, or stand-ins."""
         self.write(key_states, value_states, layer_idx)
         if not self._returns_all:
-            return self.stand_in(key_states), self.stand_in(value_states)
-        keys = [_read(run, run.pool.keys[layer_idx], self.batch.stop) for run in self.batch.runs]
-        values = [_read(run, run.pool.values[layer_idx], self.batch.stop) for run in self.batch.runs]
-        return _concatenated(keys), _concatenated(values)
+            keys = self.stand_in(key_states)
+            return keys, keys if key_states.shape == value_states.shape else self.stand_in(value_states)
+        self.store()
+        written = [_read(run, run.whole.keys[layer_idx]) for run in self.batch.runs]
+        values = [_read(run, run.whole.values[layer_idx]) for run in self.batch.runs]
+        return _concatenated(written), _concatenated(values)
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: int) -> None:
-        """Write one layer's keys and values, [rows, heads, width, head width], into the slots."""
-        self.layer, self.is_written = layer, True
-        for run in self.batch.runs:
-            _write(run, run.pool.keys[layer], key_states, self.batch)
-            _write(run, run.pool.values[layer], value_states, self.batch)
+        """Take one layer's keys and values, [rows, heads, width, head width]. `store` or the kernel writes them."""
+        self.layer, self.states = layer, (key_states, value_states)
         if layer == self.num_layers - 1:
             # A nonfinite value in an earlier layer makes this layer's input, and so its value, nonfinite.
             self.finite = value_states.float().sum((1, 2, 3)).isfinite()
 
+    def store(self) -> None:
+        """Write the newest keys and values into the slots."""
+        assert self.states is not None, "each layer is written once"
+        (keys, values), self.states, layer = self.states, None, self.layer
+        for run in self.batch.runs:
+            _write(run, run.new.keys[layer], keys[run.rows])
+            _write(run, run.new.values[layer], values[run.rows])
+
     def stand_in(self, states: torch.Tensor) -> torch.Tensor:
         """Return a tensor with the shape of all positions. --> [rows, heads, stop, head width]"""
         # A model with a position bias reads the number of positions from this shape.
-        return states[:, :, :1].expand(-1, -1, self.batch.stop, -1)
+        first = states if states.shape[2] == 1 else states[:, :, :1]
+        return first.expand(-1, -1, self.batch.stop, -1)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the positions cached before this pass."""
@@ -73,18 +82,15 @@ class SelfCache(Cache):
         return self.num_layers
 
 
-def _write(run: SlotRun, cached: torch.Tensor, states: torch.Tensor, batch: EqualLengthBatch) -> None:
-    rows = states[run.rows].to(cached.dtype)
+def _write(run: SlotRun, slots: torch.Tensor, rows: torch.Tensor) -> None:
     if run.offsets is None:
-        cached[run.first : run.stop, :, batch.start : batch.stop] = rows
+        slots.copy_(rows)
     else:
-        cached[run.first + run.offsets.to(cached.device), :, batch.start : batch.stop] = rows
+        slots[run.offsets.to(slots.device)] = rows.to(slots.dtype)
 
 
-def _read(run: SlotRun, cached: torch.Tensor, stop: int) -> torch.Tensor:
-    if run.offsets is None:
-        return cached[run.first : run.stop, :, :stop]
-    return cached[run.first + run.offsets.to(cached.device), :, :stop]
+def _read(run: SlotRun, slots: torch.Tensor) -> torch.Tensor:
+    return slots if run.offsets is None else slots[run.offsets.to(slots.device)]
 
 
 def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:

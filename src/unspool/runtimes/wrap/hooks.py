@@ -30,7 +30,7 @@ class LayerRow(NamedTuple):
     layer: int
 
 
-class _Hook:
+class Hook:
     """Hooks that act inside the context, in the thread that made them: other threads can run the same modules."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class _Hook:
             handle.remove()
 
 
-class HeadHook(_Hook):
+class HeadHook(Hook):
     """Keeps the input of the language-model head, and passes some of its rows on.
 
     Args:
@@ -80,7 +80,7 @@ class HeadHook(_Hook):
         return self.states[torch.tensor(rows, device=self.states.device)]
 
 
-class LayerHook(_Hook):
+class LayerHook(Hook):
     """Keeps some rows of the inputs of some layers.
 
     Args:
@@ -119,7 +119,7 @@ class LayerHook(_Hook):
         return torch.cat([states.to(device) for states in found])[torch.tensor(self._order, device=device)]
 
 
-class LayerSearch(_Hook):
+class LayerSearch(Hook):
     """Finds the decoder layers: a list of modules, each of which passes its states unchanged to the next.
 
     Args:

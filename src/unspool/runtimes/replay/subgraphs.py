@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import operator
 import threading
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import fx
 
-from unspool.kernels.commands import INPUTS, CommandBuffer, recording
+from unspool.kernels.commands import recording
 from unspool.kernels.gate import gate
 from unspool.kernels.layer_norm import layer_norm
 from unspool.kernels.library import kernels
 from unspool.kernels.packed import linear
 from unspool.kernels.rows import rms_norm, rotate
-from unspool.runtimes.replay.memory_plan import Lifetime, plan_memory
+from unspool.runtimes.replay.recorded_calls import RecordedCalls, Unplannable, plan_calls
 from unspool.tuning import MAX_COMMAND_BUFFERS, MIN_SUBGRAPH_CALLS, MIN_SUBGRAPH_PASSES
 
 _KERNELS: Final = (gate, layer_norm, linear, rms_norm, rotate)
@@ -34,10 +33,6 @@ _VIEWS: Final = frozenset(
     + ("getitem", "__getitem__")
 )
 """Names of calls that return views as a rule. If one copies, this is found when the subgraph is recorded."""
-
-
-class _Unrecordable(Exception):
-    """The calls of kernels alone do not give the results of a subgraph; the message says why."""
 
 
 def join_calls(graph: fx.Graph, constants: Sequence[Any], cache_calls: Collection[str]) -> list[Subgraph]:
@@ -110,45 +105,6 @@ def _join(graph: fx.Graph, part: Sequence[fx.Node], values: dict[fx.Node, Any]) 
     return subgraph
 
 
-class _View(NamedTuple):
-    """A result in the memory of a recorded subgraph (base 1), or in that of an input (base 2 and more).
-
-    offset: in bytes, from the start of the base.
-    """
-
-    base: int
-    offset: int
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    def of(self, memory: torch.Tensor, given: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the result: a view of an input, or a copy with the same strides."""
-        if self.base > 1:
-            tensor = given[self.base - 2]
-            start = tensor.storage_offset() + self.offset // tensor.itemsize
-            return tensor.as_strided(self.shape, self.strides, start)
-        span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        part = memory[self.offset : self.offset + span * self.dtype.itemsize]
-        return part.clone().view(self.dtype).as_strided(self.shape, self.strides)
-
-
-class _Recorded:
-    """A recorded subgraph for inputs of some shapes and strides."""
-
-    def __init__(self, buffer: CommandBuffer, results: Sequence[_View], values: _View | None, size: int) -> None:
-        self._buffer, self._results, self._values, self.size = buffer, results, values, size
-        self.is_trusted = False
-
-    def run(
-        self, memory: torch.Tensor, given: Sequence[torch.Tensor], attention: int | None
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
-        """Return the results, and the values that the last layer has cached; None if it is not among the calls."""
-        self._buffer.run([0, memory.data_ptr(), *(each.data_ptr() for each in given)], attention)
-        results = tuple(view.of(memory, given) for view in self._results)
-        return results, None if self._values is None else self._values.of(memory, given)
-
-
 class Subgraph:
     """Neighboring calls of kernels, and views between them, as one function.
 
@@ -174,7 +130,7 @@ class Subgraph:
         names = dict(code.globals)
         exec(compile(code.src, "<subgraph of a pass>", "exec"), names)
         self._calls = partial(names["forward"], None, *constants)
-        self._recorded: dict[Hashable, _Recorded] = {}
+        self._recorded: dict[Hashable, RecordedCalls] = {}
         self._seen: Counter[Hashable] = Counter()
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         # Of the memory: several engines can share a model.
@@ -206,7 +162,7 @@ class Subgraph:
         return results if recorded.is_trusted else self._verified(recorded, results, given)
 
     def _verified(
-        self, recorded: _Recorded, results: tuple[torch.Tensor, ...], given: Sequence[Any]
+        self, recorded: RecordedCalls, results: tuple[torch.Tensor, ...], given: Sequence[Any]
     ) -> tuple[torch.Tensor, ...]:
         expected: tuple[torch.Tensor, ...] = self._calls(*given)
         recorded.is_trusted = all(map(_are_identical, results, expected))
@@ -223,9 +179,9 @@ class Subgraph:
             results, made, values = self._run_nodes(given)
         try:
             if not buffers:
-                raise _Unrecordable("there are too many calls")
-            found = _planned(buffers[0], results, values, tensors, made, self._constants)
-        except _Unrecordable as reason:
+                raise Unplannable("there are too many calls")
+            found = plan_calls(buffers[0], results, values, tensors, made, self._constants)
+        except Unplannable as reason:
             self.refused[kind] = str(reason)
             return results
         if len(self._recorded) >= MAX_COMMAND_BUFFERS:
@@ -264,75 +220,6 @@ class Subgraph:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
-
-
-def _planned(
-    buffer: CommandBuffer,
-    results: Sequence[torch.Tensor],
-    values: torch.Tensor | None,
-    given: Sequence[torch.Tensor],
-    made: Sequence[torch.Tensor],
-    constants: Sequence[Any],
-) -> _Recorded:
-    """Move the commands into memory of their own.
-
-    Each command must read an input, a constant, or the result of an earlier command. So a number that anything else
-    has computed on the way, such as a copy, is found.
-
-    Raises:
-        _Unrecordable: if a command, or a result, needs other memory.
-    """
-    if len({_storage(each) for each in given}) < len(given):
-        raise _Unrecordable("two inputs share memory")
-    blocks = sorted({_storage(each) for each in made} - {_storage(each) for each in given})
-    starts = [start for start, _ in blocks]
-    fixed = [_storage(each) for each in constants if _is_tensor(each)]
-    uses: dict[int, list[int]] = {}  # of a block: the commands that use it, in order
-
-    def block_of(address: int) -> int | None:
-        at = bisect_right(starts, address) - 1
-        return at if at >= 0 and address < sum(blocks[at]) else None
-
-    def place(address: int, command: int, *, is_result: bool) -> tuple[int, int]:
-        """Return the index of the block plus the number of inputs, or the base; and the offset."""
-        if (block := block_of(address)) is not None and (is_result or block in uses):
-            uses.setdefault(block, []).append(command)
-            return -1 - block, address - starts[block]
-        for index, each in enumerate(given):
-            if not is_result and _holds(_storage(each), address):
-                return 2 + index, address - each.data_ptr()
-        if not is_result and (not address or any(_holds(storage, address) for storage in fixed)):
-            return 0, address
-        raise _Unrecordable("a call reads a tensor that no kernel has computed")
-
-    every = []
-    for command, own in enumerate(buffer.addresses()):
-        read = [place(address, command, is_result=False) for address in own[:INPUTS]]
-        every.append([*read, place(own[INPUTS], command, is_result=True)])
-    ends = [*results, *(() if values is None else (values,))]
-    found = [place(each.data_ptr(), len(every), is_result=False) for each in ends]
-    order = sorted(uses, key=lambda block: uses[block][0])
-    offsets, size = plan_memory([Lifetime(blocks[block][1], uses[block][0], uses[block][-1]) for block in order])
-    offset_of = dict(zip(order, offsets, strict=True))
-
-    def moved(base: int, at: int) -> tuple[int, int]:
-        return (base, at) if base >= 0 else (1, offset_of[-1 - base] + at)
-
-    buffer.move([[moved(*each) for each in own] for own in every])
-    views = [
-        _View(*moved(*where), each.shape, each.stride(), each.dtype) for each, where in zip(ends, found, strict=True)
-    ]
-    return _Recorded(buffer, views[: len(results)], None if values is None else views[-1], size)
-
-
-def _storage(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the address and the bytes of a tensor's memory."""
-    storage = tensor.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
-
-
-def _holds(storage: tuple[int, int], address: int) -> bool:
-    return storage[0] <= address < storage[0] + storage[1]
 
 
 def _are_identical(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -73,6 +73,9 @@ class SlotTensors:
     """
 
     def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        library = kernels()
+        assert library is not None, "the kernels are missing"
+        self.attend = library.functions.unspool_attend
         pairs = [_Cached(key.data_ptr(), value.data_ptr()) for key, value in zip(keys, values, strict=True)]
         self._layers = (_Cached * len(pairs))(*pairs)
         self.address = ctypes.addressof(self._layers)
@@ -93,9 +96,6 @@ class SlotAttention:
     """
 
     def __init__(self, bundles: Sequence[Sequence[SlotQuery]], tensors: SlotTensors) -> None:
-        library = kernels()
-        assert library is not None, "the kernels are missing"
-        self._attend = library.functions.unspool_attend
         firsts = [0, *accumulate(map(len, bundles))]
         self._queries = array("q", [number for bundle in bundles for query in bundle for number in query])
         self._bundles = array("q", firsts)
@@ -138,7 +138,7 @@ class SlotAttention:
         strides = (query.stride(), key.stride(), value.stride())
         form = _form(layer, shapes, strides, window, scaling, softcap, dtype, self._tensors.dtypes[layer])
         pointers = (query.data_ptr(), key.data_ptr(), value.data_ptr(), None if sinks is None else sinks.data_ptr())
-        if self._attend(form, self.address, *pointers, out.data_ptr(), torch.get_num_threads()):
+        if self._tensors.attend(form, self.address, *pointers, out.data_ptr(), torch.get_num_threads()):
             raise MemoryError("no memory for the scores of attention")
 
 

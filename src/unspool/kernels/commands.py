@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from unspool.kernels.library import kernels
+from unspool.kernels.library import Kernels, kernels
 
 INPUTS: Final = 4
 """Tensors that a command reads, at most. The result comes behind them."""
@@ -32,8 +32,8 @@ class _Head(ctypes.Structure):
 class CommandBuffer:
     """Recorded calls of kernels. Weights that a call reads must keep their memory."""
 
-    def __init__(self, memory: ctypes.Array[ctypes.c_char], count: int, stride: int) -> None:
-        self._memory, self._count = memory, count
+    def __init__(self, library: Kernels, memory: ctypes.Array[ctypes.c_char], count: int, stride: int) -> None:
+        self._run, self._memory, self._count = library.functions.unspool_run, memory, count
         self._address = ctypes.addressof(memory)
         self._heads = [_Head.from_buffer(memory, number * stride) for number in range(count)]
 
@@ -57,10 +57,8 @@ class CommandBuffer:
         Raises:
             MemoryError: if memory for a call is missing.
         """
-        library = kernels()
-        assert library is not None, "the kernels are missing"
         addresses = (ctypes.c_int64 * len(bases))(*bases)
-        if library.functions.unspool_run(self._address, self._count, addresses, attention, torch.get_num_threads()):
+        if self._run(self._address, self._count, addresses, attention, torch.get_num_threads()):
             raise MemoryError("no memory for a recorded call of a kernel")
 
 
@@ -82,4 +80,4 @@ def recording() -> Iterator[list[CommandBuffer]]:
         count = library.functions.unspool_record(None, 0)
     if count <= _MOST:
         kept = ctypes.create_string_buffer(memory.raw[: count * stride], max(1, count * stride))
-        found.append(CommandBuffer(kept, count, stride))
+        found.append(CommandBuffer(library, kept, count, stride))

@@ -72,31 +72,31 @@ class Probe(NamedTuple):
         )
 
     def difference(self, forward: Seq2SeqForward) -> str:
-        """Run the second half of both rows in a pass over the first, and compare. Returns the fault, or ""."""
+        """Run both rows in two passes, and compare with the model's own logits. Returns the fault, or ""."""
         table, num_tokens = SourceTable(), len(self.tokens[0])
         pairs = [forward.copied(visible(self.opening.source, row, None)) for row in (0, 1)]
         encoded = [table.make(Source(inputs={}), each, 0) for each in pairs]
         pool = SlotPool(forward.layout, forward.num_prefixed(encoded[0]) + num_tokens, 2)
         slots = [Slot(pool, row, row) for row in (0, 1)]
         prefix = [forward.write_prefix(slot, each) for slot, each in zip(slots, encoded, strict=True)][0]
-        half = num_tokens // 2
-        for layer, (keys, values) in enumerate(self.opening.own):
-            pool.keys[layer][:, :, prefix : prefix + half].copy_(keys[:, :, :half])
-            pool.values[layer][:, :, prefix : prefix + half].copy_(values[:, :, :half])
-        width = num_tokens - half
-        batch = EqualLengthBatch(list(zip(slots, encoded, strict=True)), prefix + half, width, spans_gaps=False)
-        attention, rest = forward.attention_over(batch), [row[half:] for row in self.tokens]
-        hidden = [0] if self.reads_head else None
-        try:
-            rows, _ = forward.run_with(attention, rest, list(range(2 * width)), hidden, CrossBatchCache())
-        except ModelError as error:
-            return str(error)
-        except Exception as error:
-            if forward.attention == "ours" and not attention.num_calls:
-                return _NO_INTERFACE
-            return f"does not run on our cache: {type(error).__name__}: {error}"
-        # Self-attention and cross-attention.
-        if forward.attention == "ours" and attention.num_calls != 2 * len(forward.layout):
-            return _NO_INTERFACE
-        found = rows.logits.view(2, width, -1)
-        return difference(forward.wrapped.module, found, self.reference[:, half:], "our cache")
+        half, found = max(1, num_tokens // 2), []
+        for start in range(0, num_tokens, half):
+            batch = EqualLengthBatch(list(zip(slots, encoded, strict=True)), prefix + start, half, spans_gaps=False)
+            part = [row[start : start + half] for row in self.tokens]
+            hidden = [0] if self.reads_head and start else None
+            attention, reason = forward.attention_over(batch), ""
+            try:
+                rows, _ = forward.run_with(attention, part, list(range(2 * half)), hidden, CrossBatchCache())
+                found.append(rows.logits.view(2, half, -1))
+            except ModelError as error:
+                reason = str(error)
+            except Exception as error:
+                reason = f"does not run on our cache: {type(error).__name__}: {error}"
+                if forward.attention == "ours" and not attention.num_calls:
+                    reason = _NO_INTERFACE
+            # Self-attention and cross-attention.
+            if not reason and forward.attention == "ours" and attention.num_calls != 2 * len(forward.layout):
+                reason = _NO_INTERFACE
+            if reason:
+                return reason
+        return difference(forward.wrapped.module, torch.cat(found, 1), self.reference, "our cache")

@@ -36,8 +36,9 @@ class LayerNorm:
         assert library is not None, "the kernels are missing"
         self._run = library.functions.unspool_layer_norm
         self.dtype, self.width = dtype, width
-        self._weight = torch.ones(width, device="cpu") if weight is None else weight.detach().float().contiguous()
-        self._bias = torch.zeros(width, device="cpu") if bias is None else bias.detach().float().contiguous()
+        one, zero = (torch.full((width,), value, dtype=torch.float32, device="cpu") for value in (1.0, 0.0))
+        self._weight = (one if weight is None else weight).detach().float().contiguous()
+        self._bias = (zero if bias is None else bias).detach().float().contiguous()
         self._form = _LayerNorm(self._weight.data_ptr(), self._bias.data_ptr(), width, eps, INPUT_TYPES[dtype])
         self._address = ctypes.addressof(self._form)
 

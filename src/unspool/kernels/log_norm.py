@@ -40,7 +40,7 @@ def log_norm(scores: torch.Tensor) -> LogNorm | None:
     if library is None or not is_plain or scores.requires_grad:
         return None
     (rows, vocab), stride = scores.shape, scores.stride(0)
-    norm, greatest = torch.empty(rows, 1, device="cpu"), torch.empty(rows, 1, device="cpu")
+    norm, greatest = (torch.empty(rows, 1, dtype=torch.float32, device="cpu") for _ in range(2))
     ids = torch.empty(rows, 1, dtype=torch.int64, device="cpu")
     tensors, threads = (scores, norm, greatest, ids), torch.get_num_threads()
     library.functions.unspool_log_norm(*[each.data_ptr() for each in tensors], rows, vocab, stride, threads)

@@ -82,4 +82,4 @@ def _trial_rows(width: int, dtype: torch.dtype) -> torch.Tensor:
     """Return rows of usual, small and large numbers, and a row of zeros. --> [4, width]"""
     generator = torch.Generator("cpu").manual_seed(0)
     rows = torch.randn(4, width, generator=generator, dtype=torch.float32, device="cpu")
-    return (rows * torch.tensor([[1.0], [1e-4], [1e4], [0.0]], device="cpu")).to(dtype)
+    return (rows * torch.tensor([[1.0], [1e-4], [1e4], [0.0]], dtype=torch.float32, device="cpu")).to(dtype)

@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from unspool.kernels.library import kernels
-from unspool.runtimes.weights.kernel_modules import fuse_modules, repack
+from unspool.runtimes.weights.fuse_modules import fuse_modules
+from unspool.runtimes.weights.kernel_module import repack
 from unspool.runtimes.weights.kernel_rms_norm import KernelRMSNorm
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="needs the kernels")

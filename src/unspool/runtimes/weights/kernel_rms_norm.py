@@ -6,19 +6,20 @@ Each family of models has a class of its own. So a module is recognized by its r
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from unspool.kernels.library import INPUT_TYPES
 from unspool.kernels.rows import Norm, rms_norm, sum_lanes
+from unspool.runtimes.weights.kernel_module import KernelModule
 
 _SHORTEST: Final = 8
 """Numbers of a row, at least: PyTorch sums shorter rows in another order."""
 
 
-class KernelRMSNorm(nn.Module):
+class KernelRMSNorm(KernelModule):
     """An RMSNorm on our kernel.
 
     Args:
@@ -34,7 +35,6 @@ class KernelRMSNorm(nn.Module):
         self.repack()
 
     def repack(self) -> None:
-        """Read the weight again, after its values have changed."""
         weight: Any = self.weight
         self._norm = Norm(weight, self._eps, weight.dtype, rounds=self._rounds)
 
@@ -43,9 +43,6 @@ class KernelRMSNorm(nn.Module):
             found: torch.Tensor = self._plain[0](x)
             return found
         return rms_norm(x, self._norm)
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("an RMSNorm on a kernel cannot be copied or pickled: copy the model that it was made from")
 
 
 def kernel_rms_norm(module: nn.Module) -> KernelRMSNorm | None:

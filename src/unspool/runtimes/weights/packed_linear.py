@@ -9,7 +9,7 @@ CPU reads faster than the rows of a plain one; results are equal up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from unspool.machine.memory import available_memory
 from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, is_small, shape_of
+from unspool.runtimes.weights.kernel_module import KernelModule
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.release_memory import trim_heap
 from unspool.runtimes.weights.trial import Shape
@@ -47,7 +48,7 @@ class PackReport(NamedTuple):
         return f"{text} ({self.reason})" if self.reason else text
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(KernelModule):
     """`nn.Linear` or `Conv1D` with a copy of its weight that is packed for our kernels.
 
     Copy, pickle and state_dict cannot read the packed memory. So it is a plain attribute, and copying or pickling the
@@ -111,9 +112,6 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a packed linear layer cannot be copied or pickled: copy or save the model it was made from")
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -19,9 +19,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from unspool.errors import ModelError
 from unspool.runtimes.module_tree import buffers_of, modules_in, parameters_of
 from unspool.runtimes.quantized.info import taken_up
-from unspool.runtimes.weights.kernel_modules import KernelLayerNorm
-from unspool.runtimes.weights.kernel_rms_norm import KernelRMSNorm
-from unspool.runtimes.weights.packed_linear import PackedLinear
+from unspool.runtimes.weights.kernel_module import KernelModule
 from unspool.runtimes.wrap.compiled import is_optimized, uncompile_copy
 
 AttentionNames: TypeAlias = "Sequence[tuple[Any, str | None]]"
@@ -148,7 +146,7 @@ def copy_bare(model: Any) -> Any:
     replaced: list[tuple[str, str]] = []
     for path, module in model.named_modules():
         memo |= {id(module.__dict__[name]): OrderedDict() for name in _HOOKS if name in module.__dict__}
-        if isinstance(module, (PackedLinear, KernelLayerNorm, KernelRMSNorm)):
+        if isinstance(module, KernelModule):
             memo[id(module)] = module  # cannot be copied, and keeps no state
         for name, value in module.__dict__.items():
             if callable(value) and not isinstance(value, nn.Module) and not is_optimized(module):

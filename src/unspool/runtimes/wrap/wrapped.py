@@ -17,7 +17,8 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.runtimes.module_tree import modules_in
-from unspool.runtimes.weights.kernel_modules import fuse_modules, repack
+from unspool.runtimes.weights.fuse_modules import fuse_modules
+from unspool.runtimes.weights.kernel_module import repack
 from unspool.runtimes.weights.packed_linear import Pack, PackReport, pack_rest
 from unspool.runtimes.wrap.call_state import evaluating, growing_ropes, without_memory
 from unspool.runtimes.wrap.model_copy import (

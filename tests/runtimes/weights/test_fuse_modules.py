@@ -12,7 +12,8 @@ from transformers.activations import ACT2FN
 from tests.kernels.test_packed import made
 from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.runtimes.weights.autotune import VARIABLE as FORM
-from unspool.runtimes.weights.kernel_modules import KernelActivation, KernelLayerNorm, fuse_modules, repack
+from unspool.runtimes.weights.fuse_modules import KernelActivation, KernelLayerNorm, fuse_modules
+from unspool.runtimes.weights.kernel_module import repack
 from unspool.runtimes.wrap.model_copy import copy_bare
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")

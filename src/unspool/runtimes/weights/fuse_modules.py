@@ -7,7 +7,7 @@ Results are equal up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from unspool.kernels.layer_norm import LayerNorm, layer_norm
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.runtimes.module_tree import modules_in, parameters_of
 from unspool.runtimes.weights.autotune import choice
-from unspool.runtimes.weights.kernel_rms_norm import KernelRMSNorm, kernel_rms_norm
-from unspool.runtimes.weights.packed_linear import PackedLinear, is_plain
+from unspool.runtimes.weights.kernel_module import KernelModule
+from unspool.runtimes.weights.kernel_rms_norm import kernel_rms_norm
+from unspool.runtimes.weights.packed_linear import is_plain
 
 _MANY_OPERATORS = (activations.NewGELUActivation, activations.FastGELUActivation, activations.AccurateGELUActivation)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -32,7 +33,7 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 
-class KernelLayerNorm(nn.LayerNorm):
+class KernelLayerNorm(KernelModule, nn.LayerNorm):
     """A LayerNorm on our kernel, with the parameters of the module that it replaces."""
 
     def __init__(self, module: nn.LayerNorm) -> None:
@@ -43,14 +44,10 @@ class KernelLayerNorm(nn.LayerNorm):
         self.repack()
 
     def repack(self) -> None:
-        """Read the parameters again, after their values have changed."""
         self._norm = LayerNorm(self.weight, self.bias, len(self.weight), self.eps, self.weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return layer_norm(x, self._norm) if x.dtype == self._norm.dtype else super().forward(x)
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a LayerNorm on a kernel cannot be copied or pickled: copy the model that it was made from")
 
 
 class KernelActivation(nn.Module):
@@ -93,13 +90,6 @@ def fuse_modules(model: nn.Module) -> int:
     for parent, name, child, made in sites:
         setattr(parent, name, made(child))
     return len(sites)
-
-
-def repack(model: nn.Module) -> None:
-    """Let every packed layer and norm of `model` take the values of its parameters again."""
-    for module in modules_in(model):
-        if isinstance(module, (PackedLinear, KernelLayerNorm, KernelRMSNorm)):
-            module.repack()
 
 
 def _replacement(module: nn.Module) -> Callable[[Any], nn.Module] | None:

@@ -165,6 +165,9 @@ GRAPH_MAX_ROWS: Final = 64  # rows | not measured on a GPU yet | 2026-11-21
 
 # --- generic and seq2seq runtimes -----------------------------------------------------------------------------------
 
+MAX_KERNEL_QUERIES: Final = 4  # tokens | not recorded | 2026-12-01
+"""New tokens per row of an encoder-decoder, at most, that our kernel attends: it reads all keys for each of them."""
+
 TOKENS_PER_CALL: Final = 16  # tokens | not recorded | 2026-11-21
 """A call over this many tokens costs about as much as a call over one. If a model reads one token per call on top of
 its cache, reading the whole sequence again is faster for many new tokens."""

@@ -12,7 +12,7 @@ import torch
 
 from unspool.errors import StrategyError
 from unspool.processors import DEFAULT_ORDER
-from unspool.processors.rows import FORBIDDEN, Best, indices, log_norm, log_norm_and_best, rows_of
+from unspool.processors.rows import FORBIDDEN, Best, best_of_rows, indices, log_norm, log_norm_and_best, rows_of
 from unspool.protocols import Processor, RowKey
 from unspool.types import Distribution
 
@@ -76,8 +76,8 @@ def process(logits: torch.Tensor, jobs: Sequence[RowContext]) -> Scored:
     plain = [row for row, job in enumerate(jobs) if not job.chain and job.read is None]
     blocks = []
     if plain:
-        own_best = None if best is None else Best(*(rows_of(each, plain) for each in best))
-        blocks.append(_plain(rows_of(logits, plain), rows_of(norm, plain), own_best, plain, jobs))
+        plain_best = best_of_rows(best, plain)
+        blocks.append(_plain(rows_of(logits, plain), rows_of(norm, plain), plain_best, plain, jobs))
     own, own_norm = rows_of(logits, changed), rows_of(norm, changed)
     scores = _processed(own, own_norm, [jobs[row] for row in changed])
     score_norm, best = log_norm_and_best(scores)

@@ -16,7 +16,7 @@ from unspool.engine.logits import Block, RowContext, Scored, distribution
 from unspool.engine.sampler import TopKList, resolve_ties
 from unspool.engine.transfer import DeviceToHost, Transfer
 from unspool.noise import NoiseKey
-from unspool.processors.rows import Best, figures_of, indices, rows_of
+from unspool.processors.rows import best_of_rows, figures_of, indices, rows_of
 from unspool.types import Ask, Distribution, FullDistribution, GumbelTopK, Score, Top
 
 
@@ -236,7 +236,7 @@ def _ranks(logits: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor) -> 
 def _best(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingTopK:
     block = group.block
     log_norm_offset = None if block.log_norm_offset is None else rows_of(block.log_norm_offset, group.lines)
-    known = None if block.best is None else Best(*(rows_of(each, group.lines) for each in block.best))
+    known = best_of_rows(block.best, group.lines)
     top_k_list = sampler.top_k_list(rows_of(block.scores, group.lines), group.size, log_norm_offset, known)
     values = logits = device_to_host.add(top_k_list.values)
     if block.scores is not block.logits or log_norm_offset is not None:

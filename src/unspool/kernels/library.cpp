@@ -1,4 +1,5 @@
-// The C interface of the library: the choice of a level, threads, packing, commands, masks. Compiled for the lowest CPU of its kind.
+// The C interface of the library: the choice of a level, threads, packing, commands, masks. Compiled for the lowest CPU
+// of its kind.
 #include "kernels.h"
 
 #include <cstring>
@@ -57,7 +58,7 @@ struct Matrix {
 struct Packing {
     const Weight* weight;
     const Matrix* matrix;
-    bool back;   // from the stream to the matrices
+    bool back;   // from the stream to the matrix
     int64_t next;
 };
 
@@ -169,13 +170,14 @@ static int run(const Command& command, const int64_t* bases, const Pass* pass, i
         case GATE: level->gate(command.gate, rows); break;
         case ATTEND: {
             const Cached& cached = pass->layers[command.attention.layer];
-            return level->attend({command.attention, *pass, cached, at[0], at[1], at[2], static_cast<const float*>(at[3]), at[4], threads});
+            const float* sinks = static_cast<const float*>(at[3]);
+            return level->attend({command.attention, *pass, cached, at[0], at[1], at[2], sinks, at[4], threads});
         }
     }
     return 0;
 }
 
-// Runs a command of the caller, whose places are addresses, and records it if this thread does.
+// Runs a command that holds addresses. Records it if this thread records its calls.
 static int call(const Command& command, const Pass* pass, int threads) {
     if (recording.commands && recording.calls < recording.most) recording.commands[recording.calls] = command;
     recording.calls++;

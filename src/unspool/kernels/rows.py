@@ -18,6 +18,9 @@ from unspool.kernels.library import INPUT_TYPES, kernels
 _LANES: Final = (8, 4)
 """Numbers of a vector in PyTorch's sums: by CPU and version."""
 
+SHORTEST_ROW: Final = 8
+"""Numbers of a row of `rms_norm`, at least, for PyTorch's bits: PyTorch sums shorter rows in another order."""
+
 
 class _Norm(ctypes.Structure):
     _fields_ = [

@@ -86,6 +86,11 @@ def log_norm(scores: torch.Tensor) -> torch.Tensor:
     return (_log_norm(scores) if found is None else found.norm)[:, 0]
 
 
+def best_of_rows(best: Best | None, rows: Sequence[int]) -> Best | None:
+    """Return the lists of some rows; None for None."""
+    return None if best is None else Best(*(rows_of(each, rows) for each in best))
+
+
 def log_norm_and_best(scores: torch.Tensor) -> tuple[torch.Tensor, Best | None]:
     """Return each row's logsumexp, [rows, 1], and its highest score, as `first_best`; None on a device."""
     found = compiled_log_norm(scores)

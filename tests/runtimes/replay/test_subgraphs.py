@@ -227,3 +227,16 @@ def test_another_thread_in_the_middle_runs_the_calls() -> None:
     with run.subgraph._lock:
         assert torch.equal(run(x), in_turn(run.weight, x))
     assert torch.equal(run(x), in_turn(run.weight, x))
+
+
+def test_a_result_that_is_a_constant_is_refused() -> None:
+    graph, weight, rows = fx.Graph(), PackedWeight(made(64, 64)), made(2, 64, seed=3)
+    packed, constant, x = (graph.placeholder(name) for name in ("weight", "constant", "x"))
+    row = graph.call_function(torch.Tensor.__getitem__, (constant, 1))
+    graph.output((chain(graph, packed, x), row))
+    subgraph = Subgraph(graph, [weight, rows], None)
+    for turn in range(4):
+        x = made(3, 64, seed=turn)
+        found, last = subgraph(x)
+        assert torch.equal(found, in_turn(weight, x)) and torch.equal(last, rows[1])
+    assert list(subgraph.refused.values()) == ["a result is a constant"]

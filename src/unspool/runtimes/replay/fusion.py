@@ -15,11 +15,9 @@ from torch import fx
 from unspool.kernels.gate import gate
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.kernels.packed import linear
-from unspool.kernels.rows import Norm, rms_norm, rotate, sum_lanes
+from unspool.kernels.rows import SHORTEST_ROW, Norm, rms_norm, rotate, sum_lanes
 
 _CASTS: Final = ("to", "type_as", "float", "bfloat16")
-_SHORTEST: Final = 8
-"""Numbers of a row, at least: PyTorch sums shorter rows in another order."""
 
 
 def fuse(graph: fx.Graph, constants: list[Any]) -> int:
@@ -188,7 +186,7 @@ def _is_weight(value: Any, x: Any, dtype: torch.dtype | None) -> bool:
     if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or value.dtype not in INPUT_TYPES:
         return False
     width = _shape(x)[-1]
-    return value.shape == (width,) and width >= _SHORTEST and dtype in (None, value.dtype)
+    return value.shape == (width,) and width >= SHORTEST_ROW and dtype in (None, value.dtype)
 
 
 def _is_rotation(x: Any, cos: Any, sin: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import fx
 
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay.fusion import fuse
+from unspool.runtimes.replay.graph_function import function_of
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.subgraphs import join_calls
 from unspool.runtimes.replay.tracer import Tracer
@@ -56,10 +56,7 @@ class Program:
         self.num_fused = fuse(self.graph, first.constants) if fuses else 0
         self.graph.eliminate_dead_code(_is_needed)
         self.subgraphs = join_calls(self.graph, first.constants, cache_calls) if fuses else []
-        code = self.graph.python_code("self")
-        names = dict(code.globals)
-        exec(compile(code.src, "<replay of a pass>", "exec"), names)
-        self._run = partial(names["forward"], None, *first.constants)
+        self._run = function_of(self.graph, first.constants, "replay of a pass")
 
     def __call__(self, *given: Any) -> Any:
         """Run the pass. given: the cache, and the inputs and sizes of the tracer, in their order."""

@@ -86,7 +86,7 @@ def plan_calls(
         return at if at >= 0 and address < sum(blocks[at]) else None
 
     def place(address: int, command: int, *, is_result: bool) -> tuple[int, int]:
-        """Return the index of the block plus the number of inputs, or the base; and the offset."""
+        """Return the base and the offset of a tensor. A block lacks its place in the memory yet: -1 - its index."""
         if (block := block_of(address)) is not None and (is_result or block in uses):
             uses.setdefault(block, []).append(command)
             return -1 - block, address - starts[block]
@@ -103,6 +103,8 @@ def plan_calls(
         every.append([*read, place(own[INPUTS], command, is_result=True)])
     ends = [*results, *(() if values is None else (values,))]
     found = [place(each.data_ptr(), len(every), is_result=False) for each in ends]
+    if any(base == 0 for base, _ in found):
+        raise Unplannable("a result is a constant")
     order = sorted(uses, key=lambda block: uses[block][0])
     offsets, size = plan_memory([Lifetime(blocks[block][1], uses[block][0], uses[block][-1]) for block in order])
     offset_of = dict(zip(order, offsets, strict=True))

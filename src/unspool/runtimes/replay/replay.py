@@ -11,9 +11,7 @@ from collections.abc import Callable, Collection, Hashable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
-import torch
-from torch.utils._pytree import tree_leaves
-
+from unspool.runtimes.replay.graph_function import are_identical
 from unspool.runtimes.replay.operators import Unrecordable
 from unspool.runtimes.replay.program import Program
 from unspool.runtimes.replay.tracer import Tracer
@@ -165,7 +163,7 @@ class Replay:
         if self._program is None:
             return found
         expected = self._model(each)
-        if _are_identical(found, expected):
+        if are_identical(found, expected):
             self._verified.add(each.size)
         else:
             self._stop(f"replayed, it gave other results for {each.rows} tokens")
@@ -182,12 +180,3 @@ class Replay:
         self._fuses, self._program = False, None
         self._verified.clear()
         self._seen.clear()
-
-
-def _are_identical(found: Any, expected: Any) -> bool:
-    ours, theirs = tree_leaves(found), tree_leaves(expected)
-    return len(ours) == len(theirs) and all(
-        (one.shape, one.dtype) == (other.shape, other.dtype)
-        and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-        for one, other in zip(ours, theirs, strict=True)
-    )

@@ -12,11 +12,11 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
-from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from unspool.kernels.commands import recording
 from unspool.kernels.gate import gate
@@ -24,6 +24,7 @@ from unspool.kernels.layer_norm import layer_norm
 from unspool.kernels.library import kernels
 from unspool.kernels.packed import linear
 from unspool.kernels.rows import rms_norm, rotate
+from unspool.runtimes.replay.graph_function import are_identical, function_of
 from unspool.runtimes.replay.recorded_calls import RecordedCalls, Unplannable, plan_calls
 from unspool.tuning import MAX_COMMAND_BUFFERS, MIN_SUBGRAPH_CALLS, MIN_SUBGRAPH_PASSES
 
@@ -126,10 +127,7 @@ class Subgraph:
 
     def __init__(self, graph: fx.Graph, constants: Sequence[Any], cache: int | None) -> None:
         self.graph, self._constants, self._cache = graph, list(constants), cache
-        code = graph.python_code("self")
-        names = dict(code.globals)
-        exec(compile(code.src, "<subgraph of a pass>", "exec"), names)
-        self._calls = partial(names["forward"], None, *constants)
+        self._calls = function_of(graph, constants, "subgraph of a pass")
         self._recorded: dict[Hashable, RecordedCalls] = {}
         self._seen: Counter[Hashable] = Counter()
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -165,7 +163,8 @@ class Subgraph:
         self, recorded: RecordedCalls, results: tuple[torch.Tensor, ...], given: Sequence[Any]
     ) -> tuple[torch.Tensor, ...]:
         expected: tuple[torch.Tensor, ...] = self._calls(*given)
-        recorded.is_trusted = all(map(_are_identical, results, expected))
+        strides = [[each.stride() for each in given] for given in (results, expected)]
+        recorded.is_trusted = are_identical(results, expected) and strides[0] == strides[1]
         if not recorded.is_trusted:
             self.obstacle = "the recorded commands gave other results"
             self._recorded.clear()
@@ -214,17 +213,5 @@ class Subgraph:
             else:
                 found = node.target(*args, **kwargs)
             values[node] = found
-            made += [each for each in (found if isinstance(found, (tuple, list)) else (found,)) if _is_tensor(each)]
+            made += [each for each in tree_leaves(found) if isinstance(each, torch.Tensor)]
         raise AssertionError("a graph ends with its output")
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def _are_identical(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (
-        one.shape == other.shape
-        and one.stride() == other.stride()
-        and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-    )

@@ -16,9 +16,7 @@ from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.seq2seq.encoder_cache import EncodedSource
 from unspool.runtimes.seq2seq.equal_length_batch import SlotRun
 from unspool.runtimes.seq2seq.self_cache import SelfCache
-
-MAX_KERNEL_QUERIES: Final = 4
-"""New tokens per row, at most, that our kernel attends: it reads all keys for each of them."""
+from unspool.tuning import MAX_KERNEL_QUERIES
 
 SUPPORTED: Final = frozenset({"bias"})
 

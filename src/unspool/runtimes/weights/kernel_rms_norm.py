@@ -1,22 +1,19 @@
 """RMSNorm modules that make one call of our kernel each, with the bits of their operators.
 
-Each family of models has a class of its own. So a module is recognized by its results, not by its class.
+Each family of models has another class, so a module is recognized by its results.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from unspool.kernels.library import INPUT_TYPES
-from unspool.kernels.rows import Norm, rms_norm, sum_lanes
+from unspool.kernels.rows import SHORTEST_ROW, Norm, rms_norm, sum_lanes
 from unspool.runtimes.weights.kernel_module import KernelModule
-
-_SHORTEST: Final = 8
-"""Numbers of a row, at least: PyTorch sums shorter rows in another order."""
 
 
 class KernelRMSNorm(KernelModule):
@@ -65,7 +62,7 @@ def _has_form(module: nn.Module) -> bool:
     if weight is None or has_more or isinstance(module, KernelRMSNorm):
         return False
     code = getattr(type(module).forward, "__code__", None)
-    is_long_vector = weight.ndim == 1 and weight.shape[0] >= _SHORTEST
+    is_long_vector = weight.ndim == 1 and weight.shape[0] >= SHORTEST_ROW
     return is_long_vector and weight.dtype in INPUT_TYPES and _has_one_argument(code)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.levels import HERE
-from tests.kernels.test_packed import num_threads
+from tests.kernels.levels import everywhere
 from unspool.kernels.attention import SlotAttention, SlotQuery, SlotTensors, attends
-from unspool.kernels.library import VARIABLE, kernels, obstacle
+from unspool.kernels.library import kernels, obstacle
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
@@ -124,18 +123,13 @@ def test_float32_in_bfloat16_slots_rounds_to_the_nearest(name: str) -> None:
 def test_all_levels_threads_and_companies_give_a_row_the_same_bits(
     groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = []
-    for name in HERE:
-        monkeypatch.setenv(VARIABLE, name)
-        if kernels() is None:
-            continue
-        for threads in (1, 3):
-            with num_threads(threads):
-                together = Case(groups, 40, 72, rows=40).run(alone(40), **OPTIONS["all"])
-                each = [Case(groups, 40, 72, rows=40).run([query], **OPTIONS["all"]) for query in alone(40)]
-            results += [together, torch.stack([rows[row] for row, rows in enumerate(each)])]
-    assert len(results) >= 4
-    assert all(each.equal(results[0]) for each in results)
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        together = Case(groups, 40, 72, rows=40).run(alone(40), **OPTIONS["all"])
+        each = [Case(groups, 40, 72, rows=40).run([query], **OPTIONS["all"]) for query in alone(40)]
+        return together, torch.stack([rows[row] for row, rows in enumerate(each)])
+
+    found = everywhere(monkeypatch, results)
+    assert all(each.equal(found[0]) for each in found)
 
 
 @pytest.mark.parametrize("window", [None, 30])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.levels import HERE
-from tests.kernels.test_packed import made, num_threads
+from tests.kernels.levels import everywhere
+from tests.kernels.test_packed import made
 from unspool.kernels.layer_norm import LayerNorm, layer_norm
-from unspool.kernels.library import VARIABLE, kernels, obstacle
+from unspool.kernels.library import kernels, obstacle
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
@@ -42,17 +42,14 @@ def test_bfloat16_rounds_the_result_alone(level: str, width: int) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_row_has_the_same_bits_in_any_company_on_all_levels(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    x, found = made(70, width), []
-    for name in HERE:
-        monkeypatch.setenv(VARIABLE, name)
-        if kernels() is None:
-            continue
+    x = made(70, width)
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
         norm, _, _ = norm_of(width)
-        for threads in (1, 3):
-            with num_threads(threads):
-                found.append(layer_norm(x, norm))
-                found.append(torch.cat([layer_norm(row, norm) for row in x.split(1)]))
-    assert len(found) >= 4 and all(torch.equal(each, found[0]) for each in found)
+        return layer_norm(x, norm), torch.cat([layer_norm(row, norm) for row in x.split(1)])
+
+    found = everywhere(monkeypatch, results)
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_any_strides_and_dimensions_and_no_parameters() -> None:

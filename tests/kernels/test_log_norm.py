@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.kernels.levels import HERE
-from unspool.kernels.library import VARIABLE, kernels, obstacle
+from tests.kernels.levels import everywhere
+from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.log_norm import log_norm
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
@@ -52,12 +52,9 @@ def test_a_row_has_the_same_bits_in_any_company(level, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_all_instruction_sets_give_the_same_bits(monkeypatch, size):
-    scores, found = made(4, size), []
-    for name in HERE:
-        monkeypatch.setenv(VARIABLE, name)
-        if kernels() is not None:
-            found.append(log_norm(scores))
-    assert all(are_equal(each, found[0]) for each in found)
+    scores = made(4, size)
+    found = everywhere(monkeypatch, lambda: [torch.cat([each.double() for each in log_norm(scores)], 1)])
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 @pytest.mark.parametrize("place", [0, 31, 32, 69])

@@ -1,15 +1,13 @@
 """Products with packed weights: compared with float64 products, at each instruction set, alone and in company."""
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tests.kernels.levels import HERE
-from unspool.kernels.library import VARIABLE, kernels, obstacle
+from tests.kernels.levels import everywhere
+from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.packed import PackedWeight, linear
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
@@ -18,14 +16,6 @@ KINDS = ("float32", "bfloat16", "int8", "int4")
 SIZES = ((1, 1), (7, 5), (33, 70), (64, 257), (100, 1056), (257, 32), (300, 544))
 """(outputs, inputs): below, at and above one block of outputs, one piece of inputs, and their multiples."""
 ROWS = (0, 1, 2, 3, 5, 8, 9, 16, 17, 65, 259)
-
-
-@contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -97,14 +87,8 @@ def test_a_row_has_the_same_bits_in_any_company(level, kind, outputs, inputs, dt
 @pytest.mark.parametrize(("kind", "outputs", "inputs"), cases())
 def test_all_instruction_sets_and_thread_counts_give_the_same_bits(monkeypatch, kind, outputs, inputs):
     numbers, scales, _ = weight_of(kind, outputs, inputs)
-    x, found = made(9, inputs), []
-    for name in HERE:
-        monkeypatch.setenv(VARIABLE, name)
-        if kernels() is None:
-            continue
-        for threads in (1, 2):
-            with num_threads(threads):
-                found.append(linear(x, PackedWeight(numbers, scales=scales)))
+    x = made(9, inputs)
+    found = everywhere(monkeypatch, lambda: [linear(x, PackedWeight(numbers, scales=scales))])
     assert all(torch.equal(each, found[0]) for each in found)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.test_packed import made, num_threads
+from tests.kernels.levels import num_threads
+from tests.kernels.test_packed import made
 from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.rows import Norm, rms_norm, rotate, sum_lanes
 

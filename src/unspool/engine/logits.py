@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from unspool.errors import StrategyError
+from unspool.kernels.top_k import Best
 from unspool.processors import DEFAULT_ORDER
-from unspool.processors.rows import FORBIDDEN, Best, best_of_rows, indices, log_norm, log_norm_and_best, rows_of
+from unspool.processors.rows import FORBIDDEN, best_of_rows, indices, log_norm, log_norm_and_best, rows_of
 from unspool.protocols import Processor, RowKey
 from unspool.types import Distribution
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from unspool.kernels.top_k import Best
 from unspool.noise import NoiseKey, gumbel, gumbel_parts, streams
-from unspool.processors.rows import FORBIDDEN, Best, best, first_best, on_host, survivors, token_ids
+from unspool.processors.rows import FORBIDDEN, best, first_best, on_host, survivors, token_ids
 from unspool.tuning import FEW_ALLOWED_TOKENS, NOISE_TOKENS_PER_CALL, SPARE_CANDIDATES
 
 

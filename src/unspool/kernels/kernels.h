@@ -128,11 +128,14 @@ struct Rotation {
     int32_t type;   // of all four
 };
 
-// y = logsumexp of x, row by row, and the greatest number of each row. Numbers are float32.
-struct LogNorm {
+constexpr int LONGEST_LIST = 80;   // mirrored in top_k.py
+
+// The greatest scores of each row; y = logsumexp of x, row by row, unless y is null. Scores are float32.
+struct TopK {
     int64_t width, stride;   // of rows of x, in numbers
-    float* greatest;         // [rows]; NaN is not counted
-    int64_t* ids;            // [rows], the first place of the greatest number
+    int64_t count;           // scores to list, 1 to width and at most LONGEST_LIST
+    float* values;           // [rows, count], best first
+    int64_t* ids;            // [rows, count]
 };
 
 // The tensors of a call. They are contiguous where the form has no strides.
@@ -190,7 +193,7 @@ struct Level {
     void (*layer_norm)(const LayerNorm&, const Rows&);
     void (*rotate)(const Rotation&, const Rows&);
     void (*gate)(const Gate&, const Rows&);
-    void (*log_norm)(const LogNorm&, const Rows&);
+    void (*top_k)(const TopK&, const Rows&);
     float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };
 

@@ -609,9 +609,9 @@ void NORM_OF(NAME)(const Norm&, const Rows&);
 void LAYER_NORM_OF(NAME)(const LayerNorm&, const Rows&);
 void ROTATE_OF(NAME)(const Rotation&, const Rows&);
 void GATE_OF(NAME)(const Gate&, const Rows&);
-void LOG_NORM_OF(NAME)(const LogNorm&, const Rows&);
+void TOP_K_OF(NAME)(const TopK&, const Rows&);
 extern const Level LEVEL_OF(NAME);
 const Level LEVEL_OF(NAME) = {TEXT_OF(NAME), FLIP, runs_here, pays_here, linear, ATTEND_OF(NAME), NORM_OF(NAME), LAYER_NORM_OF(NAME),
-                              ROTATE_OF(NAME), GATE_OF(NAME), LOG_NORM_OF(NAME), read_all};
+                              ROTATE_OF(NAME), GATE_OF(NAME), TOP_K_OF(NAME), read_all};
 
 }  // namespace unspool

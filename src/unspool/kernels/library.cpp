@@ -320,10 +320,10 @@ PUBLIC void unspool_gate(const Gate* gate, const void* x, const void* factor, vo
     call(command, nullptr, threads);
 }
 
-// Computes the logsumexp of each row, its greatest number, and the first place of that number.
-PUBLIC void unspool_log_norm(const float* x, float* y, float* greatest, int64_t* ids, int64_t rows, int64_t width,
-                             int64_t stride, int32_t threads) {
-    level->log_norm({width, stride, greatest, ids}, {x, nullptr, nullptr, y, rows, threads});
+// Lists the `count` greatest scores of each row, and computes its logsumexp unless y is null.
+PUBLIC void unspool_top_k(const float* x, float* y, float* values, int64_t* ids, int64_t rows, int64_t width,
+                          int64_t stride, int64_t count, int32_t threads) {
+    level->top_k({width, stride, count, values, ids}, {x, nullptr, nullptr, y, rows, threads});
 }
 
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.

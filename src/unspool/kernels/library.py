@@ -107,8 +107,8 @@ def _opened(digest: str, version: str, level: str) -> Kernels | str:
     functions.unspool_layer_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_gate.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_rotate.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int32]
-    functions.unspool_log_norm.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int32]
-    functions.unspool_log_norm.restype = None
+    functions.unspool_top_k.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_int32]
+    functions.unspool_top_k.restype = None
     for function in ("norm", "layer_norm", "rotate", "gate"):
         getattr(functions, f"unspool_{function}").restype = None
     functions.unspool_record.argtypes = [ctypes.c_void_p, ctypes.c_int64]

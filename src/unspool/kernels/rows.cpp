@@ -1,4 +1,4 @@
-// RMSNorm, LayerNorm, rotary embeddings, activations and logsumexp of a decode step, for one instruction set.
+// RMSNorm, LayerNorm, rotary embeddings, activations, top-k and logsumexp of a decode step, for one instruction set.
 //
 // RMSNorm and rotary embeddings have the bits of PyTorch's operators in turn: the same order of sums, and the same
 // roundings. So the source is compiled without fused multiply-adds, and all levels give the same bits. Each row is
@@ -102,14 +102,14 @@ template <class X> static void rotate_row(const Rotation& form, const Rows& rows
     for (int64_t i = form.rotated; i < form.width; i++) y[i] = x[i];
 }
 
-// Calls use(vector, number of the vector in its block) for a row in blocks; the last block is filled up.
+// Calls use(vector, its number in its block, place of the block) for a row in blocks; the last block is filled up.
 template <class X, class Use> INLINE void in_blocks(const X* x, int64_t width, float fill, Use use) {
     int64_t whole = width / BLOCK * BLOCK;
     float last[BLOCK];
     for (int64_t i = 0; i < BLOCK; i++) last[i] = whole + i < width ? value(x + whole + i) : fill;
     for (int64_t i = 0; i < whole; i += BLOCK)
-        UNROLL for (int v = 0; v < VECS; v++) use(load(x + i + v * LANES), v);
-    UNROLL for (int v = 0; v < VECS; v++) use(load(last + v * LANES), v);
+        UNROLL for (int v = 0; v < VECS; v++) use(load(x + i + v * LANES), v, i);
+    UNROLL for (int v = 0; v < VECS; v++) use(load(last + v * LANES), v, whole);
 }
 
 static float total_of(const F (&sum)[VECS]) {
@@ -125,9 +125,11 @@ template <class X> static void layer_norm_row(const LayerNorm& norm, const Rows&
     const X* x = static_cast<const X*>(rows.x) + row * width;
     X* y = static_cast<X*>(rows.y) + row * width;
     F sum[VECS] = {}, squares[VECS] = {};
-    in_blocks(x, width, 0, [&](F some, int v) __attribute__((always_inline)) { sum[v] += some; });
+    in_blocks(x, width, 0, [&](F some, int v, int64_t) __attribute__((always_inline)) { sum[v] += some; });
     float mean = total_of(sum) / (float)width;
-    in_blocks(x, width, mean, [&](F some, int v) __attribute__((always_inline)) { squares[v] += (some - mean) * (some - mean); });
+    in_blocks(x, width, mean, [&](F some, int v, int64_t) __attribute__((always_inline)) {
+        squares[v] += (some - mean) * (some - mean);
+    });
     float scale = 1.0f / __builtin_sqrtf(total_of(squares) / (float)width + norm.eps);
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t count = width - i;
@@ -176,57 +178,59 @@ INLINE bool any(I found) {
     return all != 0;
 }
 
-// The first place of a number in a row; 0 if the row lacks it.
-static int64_t place_of(float number, const float* x, int64_t width) {
-    int64_t i = 0;
-    for (F wanted = same(number); i + BLOCK <= width; i += BLOCK) {
-        I found = {};
-        UNROLL for (int v = 0; v < VECS; v++) found |= (I)(load(x + i + v * LANES) == wanted);
-        if (any(found)) break;
-    }
-    for (; i < width; i++)
-        if (x[i] == number) return i;
-    return 0;
+// Lists the greatest scores of a row, best first, and of equal scores the lowest id first. NaN is never listed. If the
+// list is longer than the scores above -inf, other ids follow, with -inf.
+static void list_best(const float* x, int64_t width, int64_t count, float* to_values, int64_t* to_ids) {
+    const float forbidden = -__builtin_inff();
+    float values[LONGEST_LIST];   // not in place: the lists of two threads can share a cache line
+    int64_t ids[LONGEST_LIST], listed = 0;
+    F least = same(forbidden);   // the last listed score, once the list is full
+    I found = {};
+    auto add = [&](float score, int64_t id) {
+        int64_t at = listed < count ? listed++ : count - 1;
+        for (; at && values[at - 1] < score; at--) values[at] = values[at - 1], ids[at] = ids[at - 1];
+        values[at] = score;
+        ids[at] = id;
+        if (listed == count) least = same(values[count - 1]);
+    };
+    in_blocks(x, width, forbidden, [&](F some, int v, int64_t start) __attribute__((always_inline)) {
+        found |= (I)(some > least);
+        if (v < VECS - 1 || !any(found)) return;
+        found = I{};
+        for (int64_t i = start; i < start + BLOCK && i < width; i++)
+            if (x[i] > least[0]) add(x[i], i);
+    });
+    for (int64_t i = 0; listed < count; i++)
+        if (!(x[i] > forbidden)) add(forbidden, i);
+    memcpy(to_values, values, count * sizeof *values);
+    memcpy(to_ids, ids, count * sizeof *ids);
 }
 
 // The logsumexp of a row; -inf if all scores are, NaN if one is. Lanes are summed in one order on all levels.
-// most: gets the greatest score that is a number.
-static float log_norm_of(const float* x, int64_t width, float& most) {
-    constexpr int64_t STRETCH = 64 * BLOCK;
-    float last[BLOCK], lanes[BLOCK], flaw = 0;
-    int64_t whole = width / BLOCK * BLOCK;
-    for (int64_t i = 0; i < BLOCK; i++) last[i] = i < width - whole ? x[whole + i] : -__builtin_inff();
-    auto each = [&](int64_t start, int64_t stop, auto use) __attribute__((always_inline)) {
-        for (int64_t i = start; i < stop; i += BLOCK)
-            UNROLL for (int v = 0; v < VECS; v++) use(load((i < whole ? x + i : last) + v * LANES), v);
-    };
-    F greatest[VECS], odd[VECS] = {};
-    for (F& some : greatest) some = same(-__builtin_inff());
-    each(0, width, [&](F a, int v) __attribute__((always_inline)) {
-        greatest[v] = a > greatest[v] ? a : greatest[v];
-        odd[v] = a != a ? a : odd[v];
-    });
-    most = -__builtin_inff();
-    for (int v = 0; v < VECS; v++)
-        for (int j = 0; j < LANES; j++) most = greatest[v][j] > most ? greatest[v][j] : most, flaw += odd[v][j];
-    if (flaw != flaw || most - most != 0) return flaw + most;   // NaN, or no finite score
-    F total[VECS] = {};
-    for (int64_t start = 0; start < width; start += STRETCH) {
-        F sum[VECS] = {};
-        each(start, start + STRETCH < width ? start + STRETCH : width,
-             [&](F a, int v) __attribute__((always_inline)) { sum[v] += exponential(a - most); });
-        for (int v = 0; v < VECS; v++) total[v] += sum[v];
+static float log_norm_of(const float* x, int64_t width, float greatest) {
+    if (greatest - greatest != 0) {   // -inf or +inf
+        for (int64_t i = 0; i < width; i++)
+            if (x[i] != x[i]) return x[i];
+        return greatest;
     }
-    memcpy(lanes, total, sizeof lanes);
+    constexpr int64_t STRETCH = 64 * BLOCK;
+    F total[VECS] = {}, sum[VECS] = {};
+    in_blocks(x, width, -__builtin_inff(), [&](F some, int v, int64_t start) __attribute__((always_inline)) {
+        sum[v] += exponential(some - greatest);
+        if (start % STRETCH == STRETCH - BLOCK) total[v] += sum[v], sum[v] = F{};
+    });
     double all = 0;
-    for (float lane : lanes) all += lane;
-    return (float)(most + __builtin_log(all));
+    for (int v = 0; v < VECS; v++) total[v] += sum[v];
+    for (int v = 0; v < VECS; v++)
+        for (int j = 0; j < LANES; j++) all += total[v][j];
+    return (float)(greatest + __builtin_log(all));
 }
 
-static void log_norm_row(const LogNorm& form, const Rows& rows, int64_t row) {
+static void top_k_row(const TopK& form, const Rows& rows, int64_t row) {
     const float* x = static_cast<const float*>(rows.x) + row * form.stride;
-    static_cast<float*>(rows.y)[row] = log_norm_of(x, form.width, form.greatest[row]);
-    form.ids[row] = place_of(form.greatest[row], x, form.width);
+    float* values = form.values + row * form.count;
+    list_best(x, form.width, form.count, values, form.ids + row * form.count);
+    if (rows.y) static_cast<float*>(rows.y)[row] = log_norm_of(x, form.width, values[0]);
 }
 
 template <class Form> struct Work {
@@ -264,6 +268,6 @@ void ROTATE_OF(NAME)(const Rotation& rotation, const Rows& rows) {
     run(rotation, rows, rotation.type == X_FLOAT32 ? rotate_row<float> : rotate_row<uint16_t>);
 }
 
-void LOG_NORM_OF(NAME)(const LogNorm& form, const Rows& rows) { run(form, rows, log_norm_row); }
+void TOP_K_OF(NAME)(const TopK& form, const Rows& rows) { run(form, rows, top_k_row); }
 
 }  // namespace unspool

@@ -127,4 +127,4 @@ struct Ahead {
 #define LAYER_NORM_OF(name) JOIN(layer_norm_, name)
 #define ROTATE_OF(name) JOIN(rotate_, name)
 #define GATE_OF(name) JOIN(gate_, name)
-#define LOG_NORM_OF(name) JOIN(log_norm_, name)
+#define TOP_K_OF(name) JOIN(top_k_, name)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 
-from unspool.kernels.log_norm import log_norm as compiled_log_norm
+from unspool.kernels.top_k import Best
+from unspool.kernels.top_k import log_norm as compiled_log_norm
+from unspool.kernels.top_k import top_k as compiled_top_k
 from unspool.tuning import TOP_K_BLOCK
 
 FORBIDDEN = -math.inf
@@ -24,13 +25,6 @@ FORBIDDEN = -math.inf
 def on_host(values: torch.Tensor) -> bool:
     """Return True if the values can be read without a device synchronization."""
     return values.device.type == "cpu"
-
-
-class Best(NamedTuple):
-    """The highest scores of each row, best first. values: [rows, k] float32. ids: [rows, k] int64."""
-
-    values: torch.Tensor
-    ids: torch.Tensor
 
 
 def column(numbers: Sequence[float], scores: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -83,7 +77,7 @@ def log_norm(scores: torch.Tensor) -> torch.Tensor:
     torch.logsumexp is not batch-invariant.
     """
     found = compiled_log_norm(scores)
-    return (_log_norm(scores) if found is None else found.norm)[:, 0]
+    return (_log_norm(scores) if found is None else found[0])[:, 0]
 
 
 def best_of_rows(best: Best | None, rows: Sequence[int]) -> Best | None:
@@ -94,9 +88,7 @@ def best_of_rows(best: Best | None, rows: Sequence[int]) -> Best | None:
 def log_norm_and_best(scores: torch.Tensor) -> tuple[torch.Tensor, Best | None]:
     """Return each row's logsumexp, [rows, 1], and its highest score, as `first_best`; None on a device."""
     found = compiled_log_norm(scores)
-    if found is None:
-        return _log_norm(scores), first_best(scores) if on_host(scores) else None
-    return found.norm, Best(found.greatest, found.ids)
+    return found or (_log_norm(scores), first_best(scores) if on_host(scores) else None)
 
 
 def _log_norm(scores: torch.Tensor) -> torch.Tensor:
@@ -116,6 +108,9 @@ def best(scores: torch.Tensor, k: int) -> Best:
     """
     vocab = scores.shape[1]
     k = min(k, vocab)
+    found = compiled_top_k(scores, k)
+    if found is not None:
+        return found
     blocks = vocab // TOP_K_BLOCK
     if not on_host(scores) or 4 * k > blocks:
         return Best(*scores.topk(k))

@@ -237,6 +237,7 @@ class Engine:
         row = inner = hidden = 0
         in_prompt: list[tuple[CachedSequence, int, Ask, int]] = []
         for conversation, branch, cached_seq, feed, lengths in planned:
+            conversation.open_turn.rows_arrived()
             start, count = cached_seq.cached, len(feed.tokens)
             num_own = min(count, len(cached_seq.pending))
             cached_seq.cached += num_own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from unspool.engine.branch_tree import BranchTree
 from unspool.engine.branches import Branch, CachedSequence
@@ -11,6 +12,17 @@ from unspool.engine.request import Request
 from unspool.errors import StrategyError
 from unspool.protocols import Context, Processor
 from unspool.types import Ask, GumbelTopK, Sample, Score, Similarity, Top, Turn
+
+
+class Missing(NamedTuple):
+    """A sequence that needs a forward pass before the open turn can be answered.
+
+    lengths: of the rows that it lacks, ascending; empty if it lacks only the hidden state of its newest token.
+    """
+
+    branch: Branch
+    cached_seq: CachedSequence
+    lengths: list[int]
 
 
 class OpenTurn:
@@ -29,6 +41,7 @@ class OpenTurn:
     def __init__(self, turn: Turn, tree: BranchTree, request: Request, context: Context) -> None:
         self._asks, self._tree, self._request, self._context = turn.asks, tree, request, context
         self._prompt_asks: dict[tuple[int, int], list[Ask]] = {}
+        self._missing: list[Missing] | None = None
         self.backs: dict[int, set[int]] = {}
         for ask in turn.asks:
             backs = self.backs.setdefault(ask.branch, set())
@@ -74,11 +87,32 @@ class OpenTurn:
         if branch.drafts or ask.back or branch.total < 2:
             raise StrategyError(f"{ask}: only the newest of at least two tokens on the model can be compared")
 
-    def branches(self) -> list[Branch]:
-        """Return the branches that the open turn asks about, each once, in the order of its asks."""
-        return [self._tree.branches[number] for number in self.backs]
+    @property
+    def missing(self) -> list[Missing]:
+        """The sequences that need a forward pass, in the order of the asks."""
+        if self._missing is None:
+            # A similarity needs the hidden state of the newest token, even if it needs no row.
+            hidden = self._tree.hidden is not None
+            branches = [self._tree.branches[number] for number in self.backs]
+            every = [(branch, cached_seq) for branch in branches for cached_seq in branch.cached_seqs]
+            found = [Missing(*each, self._wanted(*each)) for each in every]
+            self._missing = [
+                each
+                for each in found
+                if each.lengths or (hidden and each.cached_seq.pending and each.cached_seq is each.branch.main)
+            ]
+        return self._missing
 
-    def wanted(self, branch: Branch, cached_seq: CachedSequence) -> list[int]:
+    @property
+    def is_ready(self) -> bool:
+        """True if all rows that the open turn asks about are computed."""
+        return not self.missing
+
+    def rows_arrived(self) -> None:
+        """Take note that a forward pass computed rows for the open turn."""
+        self._missing = None
+
+    def _wanted(self, branch: Branch, cached_seq: CachedSequence) -> list[int]:
         """Return the lengths, ascending, that the open turn asks about and for which this sequence lacks a row."""
         tip, scores_prompt = branch.length, cached_seq is branch.main
         lengths = [tip - back for back in self.backs[branch.number] if scores_prompt or back <= tip]
@@ -117,20 +151,4 @@ class OpenTurn:
         if self._tree.hidden is not None and cached_seq is branch.main and not branch.drafts:
             return 0
         # The row of a length comes from feeding the token before.
-        return len(cached_seq.prompt) + self.wanted(branch, cached_seq)[0] - 1
-
-    def lacks(self, branch: Branch, cached_seq: CachedSequence) -> bool:
-        """Return True if this sequence needs a forward pass before the open turn can be answered."""
-        if self.wanted(branch, cached_seq):
-            return True
-        # A similarity needs the hidden state of the newest token, even if it needs no row.
-        return self._tree.hidden is not None and bool(cached_seq.pending) and cached_seq is branch.main
-
-    @property
-    def is_ready(self) -> bool:
-        """True if all rows that the open turn asks about are computed."""
-        for branch in self.branches():
-            for cached_seq in branch.cached_seqs:
-                if self.lacks(branch, cached_seq):
-                    return False
-        return True
+        return len(cached_seq.prompt) + self._wanted(branch, cached_seq)[0] - 1

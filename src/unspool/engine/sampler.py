@@ -27,12 +27,14 @@ class Picked(NamedTuple):
 class TopKList(NamedTuple):
     """The best tokens of each row, on the device that computed them. Ties are in any order.
 
-    values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab].
+    values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab]. scores: of the tokens,
+    before an offset or noise, [rows, listed]; None if they are not known.
     """
 
     values: torch.Tensor
     tokens: torch.Tensor
     whole: Callable[[int], torch.Tensor]
+    scores: torch.Tensor | None = None
 
     def full_row_top_k(self, row: int, k: int) -> Picked:
         """Return the k best tokens of a full row, for ties beyond the list. Needs another transfer."""
@@ -71,9 +73,9 @@ def top_k_list(
     """
     if log_norm_offset is None:
         found = known if k == 1 and known is not None else _foremost(scores, k)
-        return TopKList(*found, scores.__getitem__)
-    found = best(scores, k + SPARE_CANDIDATES)
-    return TopKList(found.values - log_norm_offset, found.ids, lambda row: scores[row] - log_norm_offset[row])
+        return TopKList(*found, scores.__getitem__, found.values)
+    values, ids = best(scores, k + SPARE_CANDIDATES)
+    return TopKList(values - log_norm_offset, ids, lambda row: scores[row] - log_norm_offset[row], values)
 
 
 def _foremost(scores: torch.Tensor, k: int) -> Best:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from unspool.engine.branches import Branch, CachedSequence
 from unspool.engine.conversation import Conversation
 from unspool.engine.locked_runtime import LockedRuntime, locked
+from unspool.engine.open_turn import Missing
 from unspool.engine.prefix_admission import PrefixAdmission
 from unspool.engine.request import Request
 from unspool.errors import CapacityError
@@ -179,14 +180,16 @@ class Scheduler:
             PrefixError: if a request's prefix-cache lookup raises; plan again without that request.
         """
         asked = [
-            (conversation, branch, cached_seq)
+            (conversation, each)
             for conversation in running
-            for branch in conversation.open_turn.branches()
-            if branch.drafts is drafts
-            for cached_seq in branch.cached_seqs
-            if cached_seq.runtime is runtime and conversation.open_turn.lacks(branch, cached_seq)
+            for each in conversation.open_turn.missing
+            if each.branch.drafts is drafts and each.cached_seq.runtime is runtime
         ]
-        planned = [self._feed(*each, len(each[2].pending)) for each in asked if each[2].has_prompt]
+        planned = [
+            self._feed(conversation, each, len(each.cached_seq.pending))
+            for conversation, each in asked
+            if each.cached_seq.has_prompt
+        ]
         if len(planned) == len(asked):
             return planned
         # Prompts get at least a quarter of the budget, so that decoding sequences cannot block them.
@@ -194,9 +197,10 @@ class Scheduler:
         budget = max(free, self._max_batch_tokens // 4, 1)
         num_writing = len(planned)
         prefix_admission = PrefixAdmission()
-        for conversation, branch, cached_seq in asked:
+        for conversation, missing in asked:
             if budget <= 0:
                 break
+            branch, cached_seq, _ = missing
             invariant = _is_invariant(conversation, branch)
             if cached_seq.has_prompt or prefix_admission.should_wait(
                 conversation, branch, cached_seq, invariant=invariant
@@ -205,7 +209,7 @@ class Scheduler:
             count = self._chunk(cached_seq, budget, invariant=invariant, first=len(planned) == num_writing)
             if count == 0:
                 break  # the next prompt must not overtake this one
-            planned.append(self._feed(conversation, branch, cached_seq, count))
+            planned.append(self._feed(conversation, missing, count))
             prefix_admission.note(cached_seq, invariant=invariant)
             budget -= count
         return planned
@@ -223,9 +227,9 @@ class Scheduler:
             return count if first or count <= budget else 0
         return min(count, budget)
 
-    def _feed(self, conversation: Conversation, branch: Branch, cached_seq: CachedSequence, count: int) -> Planned:
+    def _feed(self, conversation: Conversation, missing: Missing, count: int) -> Planned:
+        branch, cached_seq, wanted = missing
         start = cached_seq.cached - len(cached_seq.prompt)
-        wanted = conversation.open_turn.wanted(branch, cached_seq)
         lengths = [length for length in wanted if start < length <= start + count]
         tokens = cached_seq.pending[:count]
         if conversation.forced_tokens and cached_seq.has_prompt and count == len(cached_seq.pending):

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks import results
 from benchmarks.machine import short_name
+from benchmarks.report import table
 
 KEPT: Final = results.FOLDER / "serve"
 _DOC: Final = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
@@ -33,32 +34,32 @@ def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{record['date']}, {facts['cpu']}, {facts['threads']} threads, {record['tokens']} new tokens per answer."
     yield "Medians of all rounds; times in milliseconds as median and 99th percentile."
     yield ""
-    yield "| Server | Clients | Tokens per second | First token | Between tokens |"
-    yield "|---|---|---|---|---|"
+    yield table(("Server", "Clients", "Tokens per second", "First token", "Between tokens"), _rows(record))
+    yield ""
+    yield table(("Goal", "Result"), goals(record))
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of each server and number of clients, then the servers that did not run."""
     for name, entries in record["figures"].items():
         for clients in sorted({entry["clients"] for entry in entries if "clients" in entry}):
-            yield f"| {name} | {clients} | {_cells([each for each in entries if each.get('clients') == clients])} |"
+            yield name, str(clients), *_cells([each for each in entries if each.get("clients") == clients])
         if failed := next((entry["failed"] for entry in entries if "clients" not in entry), None):
-            yield f"| {name} | | did not start: {failed.splitlines()[0]} | | |"
+            yield name, "", f"did not start: {failed.splitlines()[0]}", "", ""
     for name, reason in record["absent"].items():
-        yield f"| {name} | | absent: {reason} | | |"
-    yield ""
-    yield "| Goal | Result |"
-    yield "|---|---|"
-    for goal, result in goals(record):
-        yield f"| {goal} | {result} |"
+        yield name, "", f"absent: {reason}", "", ""
 
 
-def _cells(entries: Sequence[Mapping[str, Any]]) -> str:
+def _cells(entries: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     served = [entry for entry in entries if "failed" not in entry]
     if not served:
-        return f"failed: {entries[0]['failed'][:60]} | | "
+        return f"failed: {entries[0]['failed'][:60]}", "", ""
 
     def ms(key: str) -> str:
         return f"{1000 * statistics.median(entry[key] for entry in served):.0f}"
 
     speed = statistics.median(entry["throughput"] for entry in served)
-    return f"{speed:.0f} | {ms('first_p50')}, {ms('first_p99')} | {ms('between_p50')}, {ms('between_p99')}"
+    return f"{speed:.0f}", f"{ms('first_p50')}, {ms('first_p99')}", f"{ms('between_p50')}, {ms('between_p99')}"
 
 
 def goals(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -118,13 +119,7 @@ def _side_by_side(records: Sequence[Mapping[str, Any]]) -> str:
     found = [dict(goals(record)) for record in records]
     names = [f"{record['machine']['cpu']}, {record['date']}" for record in records]
     rows = dict.fromkeys(goal for each in found for goal in each)
-    return "\n".join(
-        [
-            f"| Goal | {' | '.join(names)} |",
-            "|---" * (len(names) + 1) + "|",
-            *(f"| {goal} | {' | '.join(each.get(goal, '-') for each in found)} |" for goal in rows),
-        ]
-    )
+    return table(("Goal", *names), [(goal, *(each.get(goal, "-") for each in found)) for goal in rows])
 
 
 def main() -> None:

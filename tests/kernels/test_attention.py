@@ -124,8 +124,9 @@ def test_all_levels_threads_and_companies_give_a_row_the_same_bits(
     groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def results() -> tuple[torch.Tensor, torch.Tensor]:
-        together = Case(groups, 40, 72, rows=40).run(alone(40), **OPTIONS["all"])
-        each = [Case(groups, 40, 72, rows=40).run([query], **OPTIONS["all"]) for query in alone(40)]
+        case = Case(groups, 40, 72, rows=40)
+        together = case.run(alone(40), **OPTIONS["all"])
+        each = [case.run([query], **OPTIONS["all"]) for query in alone(40)]
         return together, torch.stack([rows[row] for row, rows in enumerate(each)])
 
     found = everywhere(monkeypatch, results)

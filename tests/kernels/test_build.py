@@ -43,8 +43,8 @@ def test_without_a_compiler_nothing_is_built(tool, tmp_path, monkeypatch):
     build.machine() not in build.LEVELS or os.name == "nt", reason="kernels do not exist for this machine"
 )
 def test_the_message_of_a_failing_compiler_is_passed_on(tool, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'level.cpp:1: error: unknown flag' >&2; exit 1"))
-    assert tool["build_if_possible"]() == f"{NOT_BUILT}: compiler failed: level.cpp:1: error: unknown flag"
+    monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'linear.cpp:1: error: unknown flag' >&2; exit 1"))
+    assert tool["build_if_possible"]() == f"{NOT_BUILT}: compiler failed: linear.cpp:1: error: unknown flag"
     assert not tool["is_current"]()
 
 

@@ -4,7 +4,7 @@
 // a shared prefix, for any number of threads and on any level.
 #include "vectors.h"
 
-namespace unspool {
+namespace unspool::NAME {
 namespace {
 
 constexpr int SPAN = 16;            // numbers that are summed side by side
@@ -76,12 +76,6 @@ template <int N> INLINE void totals(const Span (&sums)[N], float* to) {
     UNROLL for (int i = 0; i < N; i++) to[i] = total(sums[i]);
 }
 
-// Keys or values that follow each other in one slot.
-template <class T> struct Range {
-    const T* first;
-    int64_t count;
-};
-
 // The products of J keys with G queries, [G][padded width]. scores: [G][stride].
 template <int J, int G, class T>
 INLINE void score_keys(const float* queries, int64_t padded, const T* keys, int64_t width, float* scores, int64_t stride) {
@@ -100,39 +94,21 @@ INLINE void score_keys(const float* queries, int64_t padded, const T* keys, int6
     UNROLL for (int g = 0; g < G; g++) memcpy(scores + g * stride, found + g * J, sizeof(float) * J);
 }
 
-template <int G, class T>
-static void score(const float* queries, int64_t padded, Range<T> keys, int64_t width, float* scores, int64_t stride) {
-    constexpr int J = SUMS / G;
-    int64_t j = 0;
-    for (; j + J <= keys.count; j += J)
-        score_keys<J, G>(queries, padded, keys.first + j * width, width, scores + j, stride);
-    for (; j < keys.count; j++) score_keys<1, G>(queries, padded, keys.first + j * width, width, scores + j, stride);
-}
-
-// Adds the weighted values of D spans for G queries. to: [G][padded].
+// Adds the weighted values of D spans for G queries. weights: [G][stride]. to: [G][padded].
 template <int D, int G, class T>
-INLINE void add_spans(const float* weights, int64_t stride, Range<T> values, int64_t width, int64_t at, float* to, int64_t padded) {
+INLINE void add_spans(const float* weights, int64_t stride, const T* values, int64_t count, int64_t width, float* to, int64_t padded,
+                      int64_t at) {
     Span sum[G][D];
     UNROLL for (int g = 0; g < G; g++)
         UNROLL for (int d = 0; d < D; d++) sum[g][d] = loaded(to + g * padded + at + d * SPAN);
-    const T* value = values.first + at;
-    for (int64_t j = 0; j < values.count; j++, value += width) {
+    for (int64_t j = 0; j < count; j++)
         UNROLL for (int d = 0; d < D; d++) {
-            Span one = loaded(value + d * SPAN, width - at - d * SPAN);
+            Span one = loaded(values + j * width + at + d * SPAN, width - at - d * SPAN);
             UNROLL for (int g = 0; g < G; g++)
                 UNROLL for (int v = 0; v < PARTS; v++) sum[g][d].part[v] += one.part[v] * same(weights[g * stride + j]);
         }
-    }
     UNROLL for (int g = 0; g < G; g++)
         UNROLL for (int d = 0; d < D; d++) stored(sum[g][d], to + g * padded + at + d * SPAN);
-}
-
-template <int G, class T>
-static void add_values(const float* weights, int64_t stride, Range<T> values, int64_t width, float* to, int64_t padded) {
-    int64_t at = 0;
-    for (; at + SPANS * SPAN <= width; at += SPANS * SPAN)
-        add_spans<SPANS, G>(weights, stride, values, width, at, to, padded);
-    for (; at < width; at += SPAN) add_spans<1, G>(weights, stride, values, width, at, to, padded);
 }
 
 // e^(score - largest) in place. scores: up to a multiple of SPAN, filled up with -infinity. Returns their sum.
@@ -163,9 +139,9 @@ static void cap_scores(float* scores, int64_t count, float cap) {
 
 // Turns the scores of one query into e^(score - largest), and returns the inverse of their sum. The scores are filled up
 // to a multiple of SPAN. sink: a score without a value; null for none.
-static float softmax(float* scores, int64_t count, const AttentionCall& call, const float* sink) {
+static float softmax(float* scores, int64_t count, float softcap, const float* sink) {
     int64_t padded = up(count, SPAN) * SPAN;
-    if (call.softcap > 0) cap_scores(scores, padded, call.softcap);
+    if (softcap > 0) cap_scores(scores, padded, softcap);
     for (int64_t j = count; j < padded; j++) scores[j] = -__builtin_inff();
     F most = same(sink ? *sink : -__builtin_inff());
     for (int64_t at = 0; at < padded; at += LANES) {
@@ -179,100 +155,86 @@ static float softmax(float* scores, int64_t count, const AttentionCall& call, co
     return 1.0f / sum;
 }
 
-struct AttentionWork {
-    const AttentionCall* call;
-    int64_t longest;   // keys of one query, at most, filled up to whole spans
-    int64_t next_query, next_task;
-    int failed;
+template <class From, class To> INLINE void copy_as(const void* from, void* to, int64_t count, float factor) {
+    for (int64_t i = 0; i < count; i++) static_cast<To*>(to)[i] = number<To>(value(static_cast<const From*>(from) + i) * factor);
+}
+
+// Numbers of a type, from the index `first`.
+struct Numbers {
+    const void* data;
+    int64_t first;
+    int32_t type;
+    void* at() const { return static_cast<char*>(const_cast<void*>(data)) + first * (type == X_FLOAT32 ? 4 : 2); }
 };
 
-template <class X, class T> static void write_row(const AttentionCall& call, const Query& query) {
-    int64_t position = query.stop - 1;
-    for (int64_t head = 0; head < call.groups; head++) {
-        int64_t place = (query.slot * call.groups + head) * call.capacity + position;
-        const X* key = static_cast<const X*>(call.key) + query.row * call.key_row + head * call.key_head;
-        const X* value_ = static_cast<const X*>(call.value) + query.row * call.value_row + head * call.value_head;
-        T* keys = static_cast<T*>(call.keys) + place * call.width;
-        T* values = static_cast<T*>(call.values) + place * call.value_width;
-        for (int64_t i = 0; i < call.width; i++) keys[i] = number<T>(key[i]);
-        for (int64_t i = 0; i < call.value_width; i++) values[i] = number<T>(value_[i]);
+// Copies numbers times a factor, rounded to the nearest of their new type.
+static void copy(Numbers from, Numbers to, int64_t count, float factor) {
+    bool is_wide = to.type == X_FLOAT32;
+    if (from.type == X_FLOAT32)
+        (is_wide ? copy_as<float, float> : copy_as<float, uint16_t>)(from.at(), to.at(), count, factor);
+    else
+        (is_wide ? copy_as<uint16_t, float> : copy_as<uint16_t, uint16_t>)(from.at(), to.at(), count, factor);
+}
+
+// The first number of a position in a slot, in numbers of this width.
+INLINE int64_t place(const Call& call, int64_t slot, int64_t group, int64_t position, int64_t width) {
+    return ((slot * call.form.attention.groups + group) * call.pass->capacity + position) * width;
+}
+
+static void write_row(const Call& call, const Cached& cached, const Query& query) {
+    const Attention& form = call.form.attention;
+    for (int64_t group = 0; group < form.groups; group++) {
+        Numbers key = {call.at[1], query.row * form.key_row + group * form.key_head, form.type};
+        Numbers value = {call.at[2], query.row * form.value_row + group * form.value_head, form.type};
+        copy(key, {cached.keys, place(call, query.slot, group, query.stop - 1, form.width), form.stored}, form.width, 1);
+        copy(value, {cached.values, place(call, query.slot, group, query.stop - 1, form.value_width), form.stored}, form.value_width, 1);
     }
 }
 
-template <class T> static Range<T> range_of(const AttentionCall& call, const void* data, int64_t slot, int64_t head, int64_t width,
-                                            int64_t start, int64_t stop) {
-    const T* first = static_cast<const T*>(data) + ((slot * call.groups + head) * call.capacity + start) * width;
-    return {first, stop > start ? stop - start : 0};
-}
-
-template <int G, class X, class T>
-static void attend_heads(const AttentionCall& call, const Query& query, int64_t group, int64_t head, float* memory, int64_t longest) {
-    int64_t padded = up(call.width, SPAN) * SPAN, value_padded = up(call.value_width, SPAN) * SPAN;
+template <int G, class T>
+static void attend_heads(const Call& call, const Cached& cached, const Query& query, int64_t group, int64_t head, float* memory,
+                         int64_t longest) {
+    const Attention& form = call.form.attention;
+    int64_t width = form.width, value_width = form.value_width, padded = up(width, SPAN) * SPAN, value_padded = up(value_width, SPAN) * SPAN;
     float *queries = memory, *sums = queries + G * padded, *scores = sums + G * value_padded;
     memset(memory, 0, sizeof(float) * G * (padded + value_padded));
-    for (int g = 0; g < G; g++) {
-        const X* from = static_cast<const X*>(call.query) + query.row * call.query_row + (head + g) * call.query_head;
-        for (int64_t i = 0; i < call.width; i++) queries[g * padded + i] = value(from + i) * call.scale;
-    }
-    int64_t start = call.window && query.stop > call.window ? query.stop - call.window : 0;
-    int64_t middle = query.shared > start ? query.shared : start, shared = middle - start;
-    Range<T> shared_keys = range_of<T>(call, call.keys, query.base, group, call.width, start, middle);
-    Range<T> own_keys = range_of<T>(call, call.keys, query.slot, group, call.width, middle, query.stop);
-    Range<T> shared_values = range_of<T>(call, call.values, query.base, group, call.value_width, start, middle);
-    Range<T> own_values = range_of<T>(call, call.values, query.slot, group, call.value_width, middle, query.stop);
-    score<G>(queries, padded, shared_keys, call.width, scores, longest);
-    score<G>(queries, padded, own_keys, call.width, scores + shared, longest);
-    float inverse[G];
     for (int g = 0; g < G; g++)
-        inverse[g] = softmax(scores + g * longest, query.stop - start, call, call.sinks ? call.sinks + head + g : nullptr);
-    add_values<G>(scores, longest, shared_values, call.value_width, sums, value_padded);
-    add_values<G>(scores + shared, longest, own_values, call.value_width, sums, value_padded);
-    for (int g = 0; g < G; g++) {
-        X* to = static_cast<X*>(call.y) + (query.row * call.heads + head + g) * call.value_width;
-        for (int64_t i = 0; i < call.value_width; i++) to[i] = number<X>(sums[g * value_padded + i] * inverse[g]);
+        copy({call.at[0], query.row * form.query_row + (head + g) * form.query_head, form.type}, {queries, g * padded, X_FLOAT32}, width,
+             form.scale);
+    int64_t start = form.window && query.stop > form.window ? query.stop - form.window : 0;
+    int64_t middle = query.shared > start ? query.shared : start;
+    struct { int64_t slot, start, stop; } ranges[] = {{query.base, start, middle}, {query.slot, middle, query.stop}};
+    for (auto range : ranges) {
+        constexpr int J = SUMS / G;
+        const T* keys = static_cast<const T*>(cached.keys) + place(call, range.slot, group, 0, width);
+        int64_t j = range.start;
+        for (; j + J <= range.stop; j += J) score_keys<J, G>(queries, padded, keys + j * width, width, scores + j - start, longest);
+        for (; j < range.stop; j++) score_keys<1, G>(queries, padded, keys + j * width, width, scores + j - start, longest);
     }
+    float inverse[G];
+    const float* sinks = call.tensor<float>(3);
+    for (int g = 0; g < G; g++)
+        inverse[g] = softmax(scores + g * longest, query.stop - start, form.softcap, sinks ? sinks + head + g : nullptr);
+    for (auto range : ranges) {
+        const T* values = static_cast<const T*>(cached.values) + place(call, range.slot, group, range.start, value_width);
+        const float* weights = scores + range.start - start;
+        int64_t at = 0, count = range.stop - range.start;
+        for (; at + SPANS * SPAN <= value_width; at += SPANS * SPAN)
+            add_spans<SPANS, G>(weights, longest, values, count, value_width, sums, value_padded, at);
+        for (; at < value_width; at += SPAN) add_spans<1, G>(weights, longest, values, count, value_width, sums, value_padded, at);
+    }
+    for (int g = 0; g < G; g++)
+        copy({sums, g * value_padded, X_FLOAT32}, {call.at[Y], (query.row * form.heads + head + g) * value_width, form.type}, value_width,
+             inverse[g]);
 }
 
-template <class X, class T> static void attend_query(const AttentionCall& call, const Query& query, int64_t group, float* memory,
-                                                     int64_t longest) {
-    int64_t count = call.heads / call.groups, head = group * count, stop = head + count;
+template <class T>
+static void attend_query(const Call& call, const Cached& cached, const Query& query, int64_t group, float* memory, int64_t longest) {
+    int64_t count = call.form.attention.heads / call.form.attention.groups, head = group * count, stop = head + count;
     if constexpr (MOST_HEADS == 4)
-        for (; head + 4 <= stop; head += 4) attend_heads<4, X, T>(call, query, group, head, memory, longest);
-    for (; head + 2 <= stop; head += 2) attend_heads<2, X, T>(call, query, group, head, memory, longest);
-    for (; head < stop; head++) attend_heads<1, X, T>(call, query, group, head, memory, longest);
-}
-
-// Calls the function for the type of the inputs and that of the keys and values.
-#define BY_TYPES(call, FUNCTION, ...)                                                                          \
-    ((call).type == X_FLOAT32 ? ((call).stored == X_FLOAT32 ? FUNCTION<float, float>(__VA_ARGS__)              \
-                                                            : FUNCTION<float, uint16_t>(__VA_ARGS__))          \
-                              : ((call).stored == X_FLOAT32 ? FUNCTION<uint16_t, float>(__VA_ARGS__)           \
-                                                            : FUNCTION<uint16_t, uint16_t>(__VA_ARGS__)))
-
-static void write_rows(void* argument) {
-    AttentionWork& work = *static_cast<AttentionWork*>(argument);
-    const AttentionCall& call = *work.call;
-    for (int64_t index; (index = take(&work.next_query)) < call.num_queries;)
-        BY_TYPES(call, write_row, call, call.queries[index]);
-}
-
-// A task is one head of keys for the queries of one group: what they share stays in the cache of a core.
-static void attend_tasks(void* argument) {
-    AttentionWork& work = *static_cast<AttentionWork*>(argument);
-    const AttentionCall& call = *work.call;
-    alignas(64) float near[1 << 13];
-    size_t numbers = MOST_HEADS * (up(call.width, SPAN) * SPAN + up(call.value_width, SPAN) * SPAN + work.longest);
-    float* memory = numbers <= sizeof near / sizeof(float) ? near : static_cast<float*>(malloc(numbers * sizeof(float)));
-    if (!memory) {
-        __atomic_store_n(&work.failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    for (int64_t task; (task = take(&work.next_task)) < call.num_bundles * call.groups;) {
-        int64_t bundle = task / call.groups;
-        for (int64_t index = call.bundles[bundle]; index < call.bundles[bundle + 1]; index++)
-            BY_TYPES(call, attend_query, call, call.queries[index], task % call.groups, memory, work.longest);
-    }
-    if (memory != near) free(memory);
+        for (; head + 4 <= stop; head += 4) attend_heads<4, T>(call, cached, query, group, head, memory, longest);
+    for (; head + 2 <= stop; head += 2) attend_heads<2, T>(call, cached, query, group, head, memory, longest);
+    for (; head < stop; head++) attend_heads<1, T>(call, cached, query, group, head, memory, longest);
 }
 
 constexpr int64_t WORTH_WRITERS = 1 << 16;   // numbers to write
@@ -280,17 +242,33 @@ constexpr int64_t WORTH_THREADS = 1 << 15;   // products of numbers
 
 }  // namespace
 
-int ATTEND_OF(NAME)(const AttentionCall& call) {
-    AttentionWork work = {&call, 0, 0, 0, 0};
-    int64_t keys = 0, widths = call.width + call.value_width;
-    for (int64_t index = 0; index < call.num_queries; index++) {
-        keys += call.queries[index].stop;
-        if (call.queries[index].stop > work.longest) work.longest = call.queries[index].stop;
+int attend(const Call& call) {
+    const Attention& form = call.form.attention;
+    const Pass& pass = *call.pass;
+    const Cached& cached = pass.layers[form.layer];
+    int64_t keys = 0, longest = 0, widths = form.width + form.value_width;
+    for (int64_t index = 0; index < pass.num_queries; index++) {
+        keys += pass.queries[index].stop;
+        longest = pass.queries[index].stop > longest ? pass.queries[index].stop : longest;
     }
-    work.longest = up(work.longest, SPAN) * SPAN;
-    parallel(call.num_queries * call.groups * widths < WORTH_WRITERS ? 1 : call.threads, write_rows, &work);
-    parallel(keys * call.heads * widths < WORTH_THREADS ? 1 : call.threads, attend_tasks, &work);
-    return work.failed;
+    longest = up(longest, SPAN) * SPAN;   // whole spans
+    each(pass.num_queries * form.groups * widths < WORTH_WRITERS ? 1 : call.threads, pass.num_queries,
+         [&](int64_t index) { write_row(call, cached, pass.queries[index]); });
+    int threads = keys * form.heads * widths < WORTH_THREADS ? 1 : call.threads;
+    int64_t numbers = MOST_HEADS * (up(form.width, SPAN) * SPAN + up(form.value_width, SPAN) * SPAN + longest);
+    float* memory = static_cast<float*>(malloc(sizeof(float) * numbers * threads));
+    if (!memory) return 1;
+    int64_t next_memory = 0, next_task = 0;
+    // A task is one head of keys for the queries of one bundle: what they share stays in the cache of a core.
+    in_threads(threads, [&] {
+        float* own = memory + take(&next_memory) * numbers;
+        for (int64_t task; (task = take(&next_task)) < pass.num_bundles * form.groups;)
+            for (int64_t bundle = task / form.groups, index = pass.bundles[bundle]; index < pass.bundles[bundle + 1]; index++)
+                (form.stored == X_FLOAT32 ? attend_query<float> : attend_query<uint16_t>)(call, cached, pass.queries[index],
+                                                                                         task % form.groups, own, longest);
+    });
+    free(memory);
+    return 0;
 }
 
-}  // namespace unspool
+}  // namespace unspool::NAME

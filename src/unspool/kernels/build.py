@@ -23,7 +23,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = FOLDER / "_kernels.so"
 FACTS = FOLDER / "_kernels.json"
-SOURCES = ("kernels.h", "vectors.h", "amx.h", "attention.cpp", "level.cpp", "rows.cpp", "library.cpp")
+SOURCES = ("kernels.h", "vectors.h", "pieces.h", "amx.h", "attention.cpp", "linear.cpp", "rows.cpp", "library.cpp")
 
 _X86 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
@@ -115,7 +115,7 @@ def build() -> None:
 
 def _parts(kind: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """Return the sources of each level of a machine, with the level's name and flags."""
-    sources = {"level.cpp": (), "attention.cpp": (), "rows.cpp": ("-ffp-contract=off",)}
+    sources = {"linear.cpp": (), "attention.cpp": (), "rows.cpp": ("-ffp-contract=off",)}
     return [(source, level, (*flags, *own)) for level, flags in LEVELS[kind].items() for source, own in sources.items()]
 
 

@@ -41,16 +41,6 @@ struct Weight {
     int32_t unit;         // blocks of a unit: 1, 2 or 4
 };
 
-// The tensors of a call are contiguous.
-struct Call {
-    const void* x;          // [rows, inputs]
-    void* y;                // [rows, outputs]
-    const void* residual;   // [rows, outputs], added to y; or null
-    int64_t rows;
-    int32_t type;           // of x, y and residual
-    int32_t threads;
-};
-
 // One query of a call of attention. Mirrored by the rows of a table in attention.py.
 struct Query {
     int64_t row;      // of the tensors of the call
@@ -75,9 +65,8 @@ struct Pass {
 };
 
 // Attention in one layer: first the key and the value of each query are written to its slot. Mirrored by `_Attention` in
-// attention.py. The tensors of a call are query [rows, heads, width], key [rows, groups, width], value [rows, groups, value
-// width], with the numbers of a head side by side; sinks [heads], scores without a value, or null; and y [rows, heads,
-// value width], contiguous.
+// attention.py. It reads query [rows, heads, width], key [rows, groups, width], value [rows, groups, value width], with the
+// numbers of a head side by side, and sinks [heads], scores without a value, or null. It writes y [rows, heads, value width].
 struct Attention {
     int64_t layer, heads, groups, width, value_width;
     int64_t query_row, query_head, key_row, key_head, value_row, value_head;   // strides, in numbers
@@ -87,14 +76,7 @@ struct Attention {
     int32_t stored;           // of keys and values in their slots
 };
 
-struct AttentionCall : Attention, Pass, Cached {
-    const void *query, *key, *value;
-    const float* sinks;
-    void* y;
-    int32_t threads;
-};
-
-// y = x / sqrt(mean of x^2 + eps) * weight, row by row. Mirrored by `_Norm` in rows.py.
+// It reads x and writes y = x / sqrt(mean of x^2 + eps) * weight, row by row. Mirrored by `_Norm` in rows.py.
 struct Norm {
     const float* weight;   // [width]
     int64_t width;
@@ -104,7 +86,7 @@ struct Norm {
     int32_t lanes;         // numbers of a vector in PyTorch's sums: 4 or 8
 };
 
-// y = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. Mirrored by `_LayerNorm` in rows.py.
+// It reads x and writes y = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. Mirrored by `_LayerNorm` in rows.py.
 struct LayerNorm {
     const float *weight, *bias;   // [width]
     int64_t width;
@@ -112,15 +94,16 @@ struct LayerNorm {
     int32_t type;   // of x and y
 };
 
-// y = activation(x) * factor, row by row, and rounded between. Mirrored by `_Gate` in rows.py.
+// It reads x and a factor, or null, and writes y = activation(x) * factor, row by row, rounded between. Mirrored by `_Gate`
+// in gate.py.
 struct Gate {
     int64_t width, x_row, factor_row;   // strides, in numbers
     int32_t type;   // of x, factor and y
     int32_t activation;
 };
 
-// y = x * cos + (-second half of x, first half of x) * sin over the first `rotated` numbers of a row; the others are
-// copied. The numbers of a row are side by side. Mirrored by `_Rotation` in rows.py.
+// It reads x, cos and sin, and writes y = x * cos + (-second half of x, first half of x) * sin over the first `rotated`
+// numbers of a row; the others are copied. The numbers of a row are side by side. Mirrored by `_Rotation` in rows.py.
 struct Rotation {
     int64_t sizes[2];                                                     // rows are [sizes[0], sizes[1]]
     int64_t x_strides[2], cos_strides[2], sin_strides[2], y_strides[2];   // between rows, in numbers
@@ -130,49 +113,61 @@ struct Rotation {
 
 constexpr int LONGEST_LIST = 80;   // mirrored in top_k.py
 
-// The greatest scores of each row; y = logsumexp of x, row by row, unless y is null. Scores are float32.
+// It reads x, and writes values and ids [rows, count], the greatest numbers of each row, best first, and y = logsumexp of x,
+// row by row, unless y is null. Numbers are float32.
 struct TopK {
     int64_t width, stride;   // of rows of x, in numbers
-    int64_t count;           // scores to list, 1 to width and at most LONGEST_LIST
-    float* values;           // [rows, count], best first
-    int64_t* ids;            // [rows, count]
+    int64_t count;           // numbers to list, 1 to width and at most LONGEST_LIST
 };
 
-// The tensors of a call. They are contiguous where the form has no strides.
-struct Rows {
-    const void* x;
-    const void *a, *b;   // cos and sin; or the factor of Gate, which can be null
-    void* y;
-    int64_t rows;
-    int32_t threads;
+// It reads masks [rows, words], one bit per token, and writes -infinity to y if the bit is 0 or missing. Numbers are float32.
+struct Mask {
+    int64_t width, stride;   // of rows of y, in numbers
+    int64_t words;
+};
+
+enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, OPERATIONS };
+constexpr int PLACES = 5, Y = 4;   // of tensors: x, up to three others, and y
+
+union Form {
+    Weight weight;
+    Norm norm;
+    LayerNorm layer_norm;
+    Rotation rotation;
+    Gate gate;
+    Attention attention;
+    TopK top_k;
+    Mask mask;
 };
 
 // One call of a kernel, which can be recorded and run again. Its head is mirrored by `_Head` in commands.py.
-enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND };
-constexpr int PLACES = 5;   // x, up to three more inputs, and y
-
 struct Command {
     int64_t offset[PLACES];   // of a tensor, from its base; with base 0 its address, or 0 for none
     int64_t rows;
     int32_t base[PLACES];
     int32_t operation;
-    int32_t type;             // LINEAR: of x, y and residual
-    union {
-        Weight weight;
-        Norm norm;
-        LayerNorm layer_norm;
-        Rotation rotation;
-        Gate gate;
-        Attention attention;
-    };
+    int32_t type;             // LINEAR: of x, residual and y
+    Form form;
 };
 
-inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
-inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK); }
-inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
+// What a kernel gets. The tensors are contiguous if the form has no strides.
+struct Call {
+    const Form& form;
+    void* at[PLACES];
+    const Pass* pass;   // ATTEND
+    int64_t rows;
+    int32_t type, threads;
+
+    template <class T> T* tensor(int place) const { return static_cast<T*>(at[place]); }
+};
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
+static inline int64_t blocks_of(const Weight& w) { return up(w.outputs, BLOCK); }
+static inline int64_t padded_inputs(const Weight& w) { return up(w.inputs, MULTIPLE[w.kind]) * MULTIPLE[w.kind]; }
 
 // The bytes of `inputs` inputs of one block.
-inline int64_t bytes_of(int kind, int64_t inputs) {
+static inline int64_t bytes_of(int kind, int64_t inputs) {
     return kind == INT4 ? inputs / GROUP * GROUP_BYTES : inputs * BLOCK * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1);
 }
 
@@ -180,21 +175,25 @@ inline int64_t bytes_of(int kind, int64_t inputs) {
 void parallel(int threads, void (*body)(void*), void* argument);
 
 // An integer that the threads of one call count up: each takes the next piece of work.
-inline int64_t take(int64_t* next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+static inline int64_t take(int64_t* next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
 
+// Runs body() in each thread.
+template <class Body> static void in_threads(int threads, Body body) {
+    parallel(threads, [](void* argument) { (*static_cast<Body*>(argument))(); }, &body);
+}
+
+// Runs body(i) for each i in [0, count), in some thread.
+template <class Body> static void each(int threads, int64_t count, Body body) {
+    int64_t next = 0;
+    in_threads(threads, [&] {
+        for (int64_t i; (i = take(&next)) < count;) body(i);
+    });
+}
+
+// The kernels of one instruction set. Each returns 0, or 1 without memory.
 struct Level {
-    const char* name;
+    int (*kernels[OPERATIONS])(const Call&);
     uint8_t flip;   // int8 weights are stored with these bits inverted
-    bool (*runs_here)();
-    bool (*pays_here)();   // whether it is faster than the level below
-    int (*linear)(const Weight&, const Call&);   // 0, or 1 without memory
-    int (*attend)(const AttentionCall&);         // 0, or 1 without memory
-    void (*norm)(const Norm&, const Rows&);
-    void (*layer_norm)(const LayerNorm&, const Rows&);
-    void (*rotate)(const Rotation&, const Rows&);
-    void (*gate)(const Gate&, const Rows&);
-    void (*top_k)(const TopK&, const Rows&);
-    float (*read)(const float* data, int64_t count, int threads);   // a sum, at the speed of the memory
 };
 
 }  // namespace unspool

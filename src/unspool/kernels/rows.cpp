@@ -1,14 +1,12 @@
-// RMSNorm, LayerNorm, rotary embeddings, activations, top-k and logsumexp of a decode step, for one instruction set.
+// RMSNorm, LayerNorm, rotary embeddings, activations, top-k, logsumexp and masks of rows, for one instruction set.
 //
 // RMSNorm and rotary embeddings have the bits of PyTorch's operators in turn: the same order of sums, and the same
 // roundings. So the source is compiled without fused multiply-adds, and all levels give the same bits. Each row is
 // computed alone.
 #include "vectors.h"
 
-namespace unspool {
+namespace unspool::NAME {
 namespace {
-
-constexpr int64_t WORTH_THREADS = 1 << 15;   // numbers
 
 template <class T> INLINE F loaded(const T* x, int64_t count) {
     if (count >= LANES) return load(x);
@@ -34,63 +32,55 @@ template <class T> INLINE F rounded(F x) {
 // The sum of squares in the order of PyTorch's sum over neighbors, for its vectors of L numbers: four vectors side by
 // side, in partial sums of up to 4 levels; then the numbers behind the last whole vector; then the lanes in turn.
 template <int L, class X> static float sum_of_squares(const X* x, int64_t count) {
-    constexpr int VECTORS = 4 * L / LANES > 0 ? 4 * L / LANES : 1, LEVELS = 4;
-    static_assert(VECTORS * LANES == 4 * L, "whole vectors");
-    F sum[LEVELS][VECTORS] = {};
-    int64_t groups = count / (4 * L), i = 0;
+    constexpr int LEVELS = 4, WIDE = 4 * L;
+    float sum[LEVELS][WIDE] = {}, total = 0;
+    int64_t groups = count / WIDE, i = 0;
     int bits = 0;
     while (((int64_t)1 << bits) < groups) bits++;
     int power = bits / LEVELS > 4 ? bits / LEVELS : 4;
-    int64_t step = (int64_t)1 << power;
-    auto add = [&](int64_t stop) __attribute__((always_inline)) {
+    while (i < groups) {
+        int64_t step = (int64_t)1 << power, stop = i + step < groups ? i + step : groups;
+        bool is_whole = i + step <= groups;
         for (; i < stop; i++)
-            UNROLL for (int v = 0; v < VECTORS; v++) {
-                F some = load(x + i * 4 * L + v * LANES);
-                sum[0][v] += some * some;
-            }
-    };
-    while (i + step <= groups) {
-        add(i + step);
-        for (int level = 1; level < LEVELS; level++) {
-            for (int v = 0; v < VECTORS; v++) sum[level][v] += sum[level - 1][v], sum[level - 1][v] = F{};
+            for (int j = 0; j < WIDE; j++) sum[0][j] += value(x + i * WIDE + j) * value(x + i * WIDE + j);
+        for (int level = 1; is_whole && level < LEVELS; level++) {
+            for (int j = 0; j < WIDE; j++) sum[level][j] += sum[level - 1][j], sum[level - 1][j] = 0;
             if (i & ((step - 1) << (level * power))) break;
         }
     }
-    add(groups);
     for (int level = 1; level < LEVELS; level++)
-        for (int v = 0; v < VECTORS; v++) sum[0][v] += sum[level][v];
-    float lane[4][L], total = 0;
-    memcpy(lane, sum[0], sizeof lane);
-    int64_t at = groups * 4 * L;
+        for (int j = 0; j < WIDE; j++) sum[0][j] += sum[level][j];
+    int64_t at = groups * WIDE;
     for (; at + L <= count; at += L)
-        for (int j = 0; j < L; j++) lane[0][j] += value(x + at + j) * value(x + at + j);
-    for (int k = 1; k < 4; k++)
-        for (int j = 0; j < L; j++) lane[0][j] += lane[k][j];
+        for (int j = 0; j < L; j++) sum[0][j] += value(x + at + j) * value(x + at + j);
+    for (int j = L; j < WIDE; j++) sum[0][j % L] += sum[0][j];
     for (; at < count; at++) total += value(x + at) * value(x + at);
-    for (int j = 0; j < L; j++) total += lane[0][j];
+    for (int j = 0; j < L; j++) total += sum[0][j];
     return total;
 }
 
-template <class X> static void norm_row(const Norm& norm, const Rows& rows, int64_t row) {
-    int64_t width = norm.width;
-    const X* x = static_cast<const X*>(rows.x) + row * width;
-    X* y = static_cast<X*>(rows.y) + row * width;
-    float sum = norm.lanes == 8 ? sum_of_squares<8>(x, width) : sum_of_squares<4>(x, width);
-    float scale = 1.0f / __builtin_sqrtf(sum / (float)width + norm.eps);
-    for (int64_t i = 0; i < width; i += LANES) {
-        F normed = loaded(x + i, width - i) * scale;
+template <class X> static void norm_row(const Call& call, int64_t row) {
+    const Norm& norm = call.form.norm;
+    const X* x = call.tensor<X>(0) + row * norm.width;
+    X* y = call.tensor<X>(Y) + row * norm.width;
+    float sum = norm.lanes == 8 ? sum_of_squares<8>(x, norm.width) : sum_of_squares<4>(x, norm.width);
+    float scale = 1.0f / __builtin_sqrtf(sum / (float)norm.width + norm.eps);
+    for (int64_t i = 0; i < norm.width; i += LANES) {
+        int64_t count = norm.width - i;
+        F normed = loaded(x + i, count) * scale;
         if (norm.rounds) normed = rounded<X>(normed);
-        stored(normed * loaded(norm.weight + i, width - i), y + i, width - i);
+        stored(normed * loaded(norm.weight + i, count), y + i, count);
     }
 }
 
-template <class X> static void rotate_row(const Rotation& form, const Rows& rows, int64_t row) {
+template <class X> static void rotate_row(const Call& call, int64_t row) {
+    const Rotation& form = call.form.rotation;
     int64_t outer = row / form.sizes[1], inner = row % form.sizes[1], half = form.rotated / 2;
-    auto of = [&](const void* data, const int64_t* strides) __attribute__((always_inline)) {
-        return static_cast<const X*>(data) + outer * strides[0] + inner * strides[1];
+    auto of = [&](int place, const int64_t* strides) __attribute__((always_inline)) {
+        return call.tensor<X>(place) + outer * strides[0] + inner * strides[1];
     };
-    const X *x = of(rows.x, form.x_strides), *cos = of(rows.a, form.cos_strides), *sin = of(rows.b, form.sin_strides);
-    X* y = const_cast<X*>(of(rows.y, form.y_strides));
+    const X *x = of(0, form.x_strides), *cos = of(1, form.cos_strides), *sin = of(2, form.sin_strides);
+    X* y = of(Y, form.y_strides);
     for (int64_t i = 0; i < half; i += LANES) {
         int64_t j = i + half, count = half - i;
         F first = loaded(x + i, count), second = loaded(x + j, count);
@@ -105,10 +95,11 @@ template <class X> static void rotate_row(const Rotation& form, const Rows& rows
 // Calls use(vector, its number in its block, place of the block) for a row in blocks; the last block is filled up.
 template <class X, class Use> INLINE void in_blocks(const X* x, int64_t width, float fill, Use use) {
     int64_t whole = width / BLOCK * BLOCK;
-    float last[BLOCK];
-    for (int64_t i = 0; i < BLOCK; i++) last[i] = whole + i < width ? value(x + whole + i) : fill;
     for (int64_t i = 0; i < whole; i += BLOCK)
         UNROLL for (int v = 0; v < VECS; v++) use(load(x + i + v * LANES), v, i);
+    if (whole == width) return;
+    float last[BLOCK];
+    for (int64_t i = 0; i < BLOCK; i++) last[i] = whole + i < width ? value(x + whole + i) : fill;
     UNROLL for (int v = 0; v < VECS; v++) use(load(last + v * LANES), v, whole);
 }
 
@@ -120,19 +111,19 @@ static float total_of(const F (&sum)[VECS]) {
     return lanes[0];
 }
 
-template <class X> static void layer_norm_row(const LayerNorm& norm, const Rows& rows, int64_t row) {
-    int64_t width = norm.width;
-    const X* x = static_cast<const X*>(rows.x) + row * width;
-    X* y = static_cast<X*>(rows.y) + row * width;
+template <class X> static void layer_norm_row(const Call& call, int64_t row) {
+    const LayerNorm& norm = call.form.layer_norm;
+    const X* x = call.tensor<X>(0) + row * norm.width;
+    X* y = call.tensor<X>(Y) + row * norm.width;
     F sum[VECS] = {}, squares[VECS] = {};
-    in_blocks(x, width, 0, [&](F some, int v, int64_t) __attribute__((always_inline)) { sum[v] += some; });
-    float mean = total_of(sum) / (float)width;
-    in_blocks(x, width, mean, [&](F some, int v, int64_t) __attribute__((always_inline)) {
+    in_blocks(x, norm.width, 0, [&](F some, int v, int64_t) __attribute__((always_inline)) { sum[v] += some; });
+    float mean = total_of(sum) / (float)norm.width;
+    in_blocks(x, norm.width, mean, [&](F some, int v, int64_t) __attribute__((always_inline)) {
         squares[v] += (some - mean) * (some - mean);
     });
-    float scale = 1.0f / __builtin_sqrtf(total_of(squares) / (float)width + norm.eps);
-    for (int64_t i = 0; i < width; i += LANES) {
-        int64_t count = width - i;
+    float scale = 1.0f / __builtin_sqrtf(total_of(squares) / (float)norm.width + norm.eps);
+    for (int64_t i = 0; i < norm.width; i += LANES) {
+        int64_t count = norm.width - i;
         F normed = (loaded(x + i, count) - mean) * scale;
         stored(normed * loaded(norm.weight + i, count) + loaded(norm.bias + i, count), y + i, count);
     }
@@ -161,13 +152,15 @@ INLINE F activated(F x, int activation) {
     }
 }
 
-template <class X> static void gate_row(const Gate& gate, const Rows& rows, int64_t row) {
-    const X *x = static_cast<const X*>(rows.x) + row * gate.x_row, *factor = static_cast<const X*>(rows.a) + row * gate.factor_row;
-    X* y = static_cast<X*>(rows.y) + row * gate.width;
+template <class X> static void gate_row(const Call& call, int64_t row) {
+    const Gate& gate = call.form.gate;
+    const X *x = call.tensor<X>(0) + row * gate.x_row, *factor = call.tensor<X>(1) + row * gate.factor_row;
+    X* y = call.tensor<X>(Y) + row * gate.width;
     for (int64_t i = 0; i < gate.width; i += LANES) {
-        F found = activated(loaded(x + i, gate.width - i), gate.activation);
-        if (rows.a) found = rounded<X>(found) * loaded(factor + i, gate.width - i);
-        stored(found, y + i, gate.width - i);
+        int64_t count = gate.width - i;
+        F found = activated(loaded(x + i, count), gate.activation);
+        if (call.at[1]) found = rounded<X>(found) * loaded(factor + i, count);
+        stored(found, y + i, count);
     }
 }
 
@@ -226,48 +219,47 @@ static float log_norm_of(const float* x, int64_t width, float greatest) {
     return (float)(greatest + __builtin_log(all));
 }
 
-static void top_k_row(const TopK& form, const Rows& rows, int64_t row) {
-    const float* x = static_cast<const float*>(rows.x) + row * form.stride;
-    float* values = form.values + row * form.count;
-    list_best(x, form.width, form.count, values, form.ids + row * form.count);
-    if (rows.y) static_cast<float*>(rows.y)[row] = log_norm_of(x, form.width, values[0]);
+static void top_k_row(const Call& call, int64_t row) {
+    const TopK& form = call.form.top_k;
+    const float* x = call.tensor<float>(0) + row * form.stride;
+    float* values = call.tensor<float>(1) + row * form.count;
+    list_best(x, form.width, form.count, values, call.tensor<int64_t>(2) + row * form.count);
+    if (float* y = call.tensor<float>(Y)) y[row] = log_norm_of(x, form.width, values[0]);
 }
 
-template <class Form> struct Work {
-    const Form* form;
-    const Rows* rows;
-    void (*row)(const Form&, const Rows&, int64_t);
-    int64_t next;
-};
-
-template <class Form> static void run_rows(void* argument) {
-    auto& work = *static_cast<Work<Form>*>(argument);
-    for (int64_t row; (row = take(&work.next)) < work.rows->rows;) work.row(*work.form, *work.rows, row);
+static void mask_row(const Call& call, int64_t row) {
+    const Mask& form = call.form.mask;
+    const uint32_t* words = call.tensor<uint32_t>(0) + row * form.words;
+    float* y = call.tensor<float>(Y) + row * form.stride;
+    for (int64_t i = 0; i < form.width; i += BLOCK, y += BLOCK) {
+        uint32_t word = i / BLOCK < form.words ? words[i / BLOCK] : 0;
+        if (word == ~0u) continue;
+        auto forbid = [&](int count) __attribute__((always_inline)) {
+            for (int j = 0; j < count; j++) y[j] = word & 1u << j ? y[j] : -__builtin_inff();
+        };
+        if (i + BLOCK <= form.width)
+            forbid(BLOCK);   // a constant: the compiler makes vectors
+        else
+            forbid((int)(form.width - i));
+    }
 }
 
-template <class Form> static void run(const Form& form, const Rows& rows, void (*row)(const Form&, const Rows&, int64_t)) {
-    Work<Form> work = {&form, &rows, row, 0};
-    parallel(rows.rows * form.width < WORTH_THREADS ? 1 : rows.threads, run_rows<Form>, &work);
+constexpr int64_t WORTH_THREADS = 1 << 15;   // numbers
+
+static int each_row(const Call& call, int64_t width, void (*row)(const Call&, int64_t)) {
+    each(call.rows * width < WORTH_THREADS ? 1 : call.threads, call.rows, [&](int64_t index) { row(call, index); });
+    return 0;
 }
 
 }  // namespace
 
-void NORM_OF(NAME)(const Norm& norm, const Rows& rows) {
-    run(norm, rows, norm.type == X_FLOAT32 ? norm_row<float> : norm_row<uint16_t>);
-}
+#define BY_TYPE(form, function) each_row(call, form.width, form.type == X_FLOAT32 ? function<float> : function<uint16_t>)
 
-void LAYER_NORM_OF(NAME)(const LayerNorm& norm, const Rows& rows) {
-    run(norm, rows, norm.type == X_FLOAT32 ? layer_norm_row<float> : layer_norm_row<uint16_t>);
-}
+int norm(const Call& call) { return BY_TYPE(call.form.norm, norm_row); }
+int layer_norm(const Call& call) { return BY_TYPE(call.form.layer_norm, layer_norm_row); }
+int rotate(const Call& call) { return BY_TYPE(call.form.rotation, rotate_row); }
+int gate(const Call& call) { return BY_TYPE(call.form.gate, gate_row); }
+int top_k(const Call& call) { return each_row(call, call.form.top_k.width, top_k_row); }
+int mask(const Call& call) { return each_row(call, call.form.mask.width, mask_row); }
 
-void GATE_OF(NAME)(const Gate& gate, const Rows& rows) {
-    run(gate, rows, gate.type == X_FLOAT32 ? gate_row<float> : gate_row<uint16_t>);
-}
-
-void ROTATE_OF(NAME)(const Rotation& rotation, const Rows& rows) {
-    run(rotation, rows, rotation.type == X_FLOAT32 ? rotate_row<float> : rotate_row<uint16_t>);
-}
-
-void TOP_K_OF(NAME)(const TopK& form, const Rows& rows) { run(form, rows, top_k_row); }
-
-}  // namespace unspool
+}  // namespace unspool::NAME

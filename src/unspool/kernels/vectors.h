@@ -1,6 +1,5 @@
-// Vectors of one instruction set, and numbers in them. Included by each source that is compiled once per level.
-//
-// Only static functions: an inline function with external linkage could replace that of a lower level.
+// Vectors of one instruction set, and numbers in them. Included by each source that is compiled once per level, in a
+// namespace with the name of the level.
 #pragma once
 #include "kernels.h"
 
@@ -10,13 +9,19 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
-#if defined(__linux__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
 #endif
 
-namespace unspool {
+namespace unspool::NAME {
+
+int linear(const Call&);
+int norm(const Call&);
+int layer_norm(const Call&);
+int rotate(const Call&);
+int gate(const Call&);
+int attend(const Call&);
+int top_k(const Call&);
+int mask(const Call&);
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -104,27 +109,5 @@ template <class To, class From> INLINE To number(From x) {
         return narrow(x);
 }
 
-// Asks for memory that is read later: the tiles of a piece share the next piece. Hardware prefetchers stop at each 4 KB,
-// and sleep while the second tile of a piece computes.
-struct Ahead {
-    const char* next;
-    int step;   // bytes for each 128 bytes of weights: 128 for one tile
-
-    void move() {
-        __builtin_prefetch(next, 0, 2);
-        if (step == 128) __builtin_prefetch(next + 64, 0, 2);
-        next += step;
-    }
-};
-
 }  // namespace
-}  // namespace unspool
-
-// The names of a level's functions, which the sources of a level share.
-#define JOIN(a, b) a##b
-#define ATTEND_OF(name) JOIN(attend_, name)
-#define NORM_OF(name) JOIN(norm_, name)
-#define LAYER_NORM_OF(name) JOIN(layer_norm_, name)
-#define ROTATE_OF(name) JOIN(rotate_, name)
-#define GATE_OF(name) JOIN(gate_, name)
-#define TOP_K_OF(name) JOIN(top_k_, name)
+}  // namespace unspool::NAME

@@ -36,11 +36,17 @@ class LayerNorm:
         assert library is not None, "the kernels are missing"
         self._run = library.functions.unspool_layer_norm
         self.dtype, self.width = dtype, width
-        one, zero = (torch.full((width,), value, dtype=torch.float32, device="cpu") for value in (1.0, 0.0))
-        self._weight = (one if weight is None else weight).detach().float().contiguous()
-        self._bias = (zero if bias is None else bias).detach().float().contiguous()
+        self._weight = _vector(weight, width, 1.0)
+        self._bias = _vector(bias, width, 0.0)
         self._form = _LayerNorm(self._weight.data_ptr(), self._bias.data_ptr(), width, eps, INPUT_TYPES[dtype])
         self._address = ctypes.addressof(self._form)
+
+
+def _vector(given: torch.Tensor | None, width: int, missing: float) -> torch.Tensor:
+    """Return a parameter in float32, or `missing` for each number of a row. --> [width]"""
+    if given is None:
+        return torch.full((width,), missing, dtype=torch.float32, device="cpu")
+    return given.detach().float().contiguous()
 
 
 def layer_norm(x: torch.Tensor, norm: LayerNorm) -> torch.Tensor:

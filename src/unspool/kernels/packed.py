@@ -91,18 +91,17 @@ class PackedWeight:
         self._weight = _Weight(None, None, None, self.outputs, self.inputs, kind, _unit(-(-self.outputs // _BLOCK)))
         self._address = ctypes.addressof(self._weight)
         size = self._library.functions.unspool_bytes(self._address)
-        vectors = {"scale": _in_blocks(scales if kind == _INT8 else None), "bias": _in_blocks(bias)}
+        given = {"scale": scales if kind == _INT8 else None, "bias": bias}
+        vectors = {name: _in_blocks(vector) for name, vector in given.items() if vector is not None}
         self.memory = allocate(size + sum(4 * each.numel() for each in vectors.values()))
         start = self.memory.data_ptr()
         assert self.memory.device.type == "cpu", "memory for weights must be on the CPU"
         assert start % 64 == 0 and self.memory.is_contiguous(), "memory for weights must be aligned to 64 bytes"
         self._weight.data, place = start, size
         for name, vector in vectors.items():
-            if vector.numel():
-                end = place + 4 * vector.numel()
-                self.memory[place:end].view(torch.float32).copy_(vector)
-                setattr(self._weight, name, start + place)
-                place = end
+            setattr(self._weight, name, start + place)
+            ctypes.memmove(start + place, vector.data_ptr(), 4 * vector.numel())
+            place += 4 * vector.numel()
         self._copy(weight, scales if kind == _INT4 else None, back=False)
         self._linear = self._library.functions.unspool_linear
 
@@ -188,10 +187,8 @@ def _unit(blocks: int) -> int:
     return next((unit for unit in (4, 2) if blocks // unit >= least), 1)
 
 
-def _in_blocks(vector: torch.Tensor | None) -> torch.Tensor:
-    """Return a vector [outputs], filled up to whole blocks. --> [blocks * 32], float32; [0] for None"""
-    if vector is None:
-        return torch.empty(0, dtype=torch.float32, device="cpu")
+def _in_blocks(vector: torch.Tensor) -> torch.Tensor:
+    """Return a vector [outputs], filled up to whole blocks. --> [blocks * 32], float32, contiguous"""
     missing = -vector.shape[0] % _BLOCK
-    numbers = vector.detach().float()
+    numbers = vector.detach().float().contiguous()
     return torch.nn.functional.pad(numbers, (0, missing)) if missing else numbers

@@ -19,7 +19,10 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 
 
 def text_config(model: Any) -> Any:
-    """Return the part of the model's config that describes its text decoder."""
+    """Return the part of the model's config that describes its text decoder.
+
+    For some encoder-decoders this is a new copy of the config, which takes as long as ten modules: ask once.
+    """
     config = model.config
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
@@ -80,9 +83,8 @@ def num_hidden_layers(model: Any) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def has_experts(model: Any) -> bool:
-    """Return True if the model routes tokens to experts."""
-    config = text_config(model)
+def has_experts(config: Any) -> bool:
+    """Return True if a text decoder routes tokens to experts. config: see `text_config`."""
     parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
     return any(_largest(getattr(part, name, None)) > 1 for part in parts for name in _EXPERTS)
 
@@ -169,6 +171,7 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def describe(
     model: Any,
+    config: Any,
     *,
     vocab_size: int,
     backend: str,
@@ -180,8 +183,11 @@ def describe(
     takes_source: bool = False,
     bytes_per_token: int | None,
 ) -> ModelInfo:
-    """Return the facts for the engine. Token ids come from the generation config, else from the config."""
-    generation, config = getattr(model, "generation_config", None), text_config(model)
+    """Return the facts for the engine. Token ids come from the generation config, else from `config`.
+
+    config: see `text_config`.
+    """
+    generation = getattr(model, "generation_config", None)
 
     def special(name: str) -> Any:
         value = getattr(generation, name, None)

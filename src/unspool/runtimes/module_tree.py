@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import nn
+
+COLLECTIONS: Final = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+"""The collections that PyTorch keeps in every module, such as its parameters and hooks: most of its attributes."""
 
 
 def modules_in(tree: nn.Module) -> list[nn.Module]:

@@ -30,6 +30,7 @@ from unspool.interop.whisper.returned import (
 from unspool.interop.whisper.states import WindowStates
 from unspool.interop.whisper.windows import Align, WindowDecoder
 from unspool.protocols import Runtime
+from unspool.runtimes.model_info import text_config
 from unspool.runtimes.seq2seq.cross_attention import CrossAttention
 from unspool.runtimes.seq2seq.source_info import decoder_limit
 from unspool.runtimes.seq2seq.whisper import speech_of
@@ -97,7 +98,7 @@ def _conversations(
     about = SpeechModel(
         speech=speech,
         vocab_size=model.config.vocab_size,
-        max_length=decoder_limit(model) or 0,
+        max_length=decoder_limit(text_config(model)) or 0,
         time_precision=call.time_precision,
         frame_seconds=call.frame_seconds,
     )

@@ -26,6 +26,7 @@ from unspool.runtimes.model_info import (
     max_positions,
     probe_length,
     slot_cache_obstacle,
+    text_config,
 )
 from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.weights.batch_invariance import BatchInvariance, batch_invariance
@@ -103,7 +104,7 @@ class DecoderModel(BackendModel):
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         self.batch_invariance = self._invariance(on_cpu=on_cpu)
         # The operators of a pass with experts depend on the routing of its tokens.
-        if on_cpu and not spread and not has_experts(self.module):
+        if on_cpu and not spread and not has_experts(text_config(self.module)):
             self._recorded = Replay(version=lambda: wrapped.version)
             self._recorded_invariant = Replay(self._invariant_calls(), version=lambda: wrapped.version)
         self._builds = wrapped.builds
@@ -111,7 +112,7 @@ class DecoderModel(BackendModel):
     def _invariance(self, *, on_cpu: bool) -> BatchInvariance:
         if not on_cpu:
             return BatchInvariance(obstacle="it is not on the CPU")
-        if has_experts(self.module):
+        if has_experts(text_config(self.module)):
             return BatchInvariance(obstacle="it routes rows to experts, which compute them together")
         return batch_invariance(self.module)
 

@@ -28,7 +28,7 @@ from unspool.runtimes.kv.limits import Limit, limits_of
 from unspool.runtimes.kv.segments import Segment
 from unspool.runtimes.kv.slot import Slot
 from unspool.runtimes.kv.slot_table import SlotTable
-from unspool.runtimes.model_info import describe
+from unspool.runtimes.model_info import describe, text_config
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.wrapped import shared
 from unspool.types import Feed, ModelInfo, Rows, Seq
@@ -100,6 +100,7 @@ class DecoderRuntime(Runtime):
             obstacle = 'attention="masked" reads many rows in one call; use attention="loop"'
         self.info: ModelInfo = describe(
             decoder_model.module,
+            text_config(decoder_model.module),
             vocab_size=decoder_model.vocab_size,
             backend=self._backend(),
             batch_invariance_obstacle=obstacle,

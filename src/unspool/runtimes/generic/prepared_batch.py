@@ -18,7 +18,7 @@ from unspool.protocols import Runtime
 from unspool.runtimes.generic.last_tokens import last_tokens, logits_of, with_last_tokens
 from unspool.runtimes.kv.check_feeds import check_feeds
 from unspool.runtimes.kv.limits import limits_of
-from unspool.runtimes.model_info import describe
+from unspool.runtimes.model_info import describe, text_config
 from unspool.runtimes.wrap.wrapped import WrappedModel
 from unspool.source_info import SourceInfo
 from unspool.types import Feed, ModelInfo, Rows, Seq
@@ -121,6 +121,7 @@ class PreparedBatchRuntime(Runtime):
             self._logits = self._take(output, begun, last)
         info = describe(
             model,
+            text_config(model),
             vocab_size=self._logits.shape[-1],
             backend="transformers' own batch and cache, for a call that reads more than logits or brings arguments",
             batch_invariance_obstacle="it runs on transformers' own batch, which reads rows together",

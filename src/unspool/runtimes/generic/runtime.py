@@ -95,13 +95,15 @@ class GenericRuntime(Runtime):
         if self._row_by_row or (self._wrapped.patch and not self._use_cache):
             self._can = self._can._replace(shows_all=False)
         readable, module = self._model.readable, self._wrapped.module
+        config = text_config(module)
         layers = readable.layers if self._can.shows_all else None
         per_token = 0
         if self._use_cache:
-            per_token = estimated_bytes_per_token(text_config(module), next(module.parameters()).dtype)
+            per_token = estimated_bytes_per_token(config, next(module.parameters()).dtype)
         cache = "on its own cache" if self._use_cache else "without a cache"
         self.info = describe(
             module,
+            config,
             vocab_size=vocab_size,
             backend=self._describe(),
             batch_invariance_obstacle=f"it runs {cache}, and its own attention reads rows together",
@@ -114,7 +116,7 @@ class GenericRuntime(Runtime):
         )
         schema = self._can.schema
         can_replay = schema is not None and schema.is_fixed and self._can.batches and self._can.shows_all
-        is_plain = not self._wrapped.in_place and self._wrapped.device.type == "cpu" and not has_experts(module)
+        is_plain = not self._wrapped.in_place and self._wrapped.device.type == "cpu" and not has_experts(config)
         self._steps = RecurrentSteps(self._model, schema) if can_replay and is_plain and schema is not None else None
         self._builds = self._wrapped.builds
 

@@ -32,6 +32,8 @@ def kinds_in_words(model: nn.Module) -> list[str]:
     If `quantize` left a large share of the weights plain, the last entry tells the share.
     """
     kinds = Counter(quantized_linears(model).values())
+    if not kinds:
+        return []
     words = [f"{count} quantized as {kind}" for kind, count in sorted(kinds.items())]
     if (share := _plain_share(model)) > _MUCH:
         words.append(f"{share:.0%} of the weights are in no linear layer and stay as they are")
@@ -79,10 +81,11 @@ def taken_up(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
     leave none for the original.
     """
     for module in modules:
-        state: Any = getattr(module, "state", None)
-        take_up = getattr(module, "init_8bit_state", None)
-        if take_up is None:
+        kind: Any = type(module)
+        if not hasattr(kind, "init_8bit_state"):
             continue
-        if getattr(module.weight, "CB", None) is not None:
-            take_up()
+        each: Any = module
+        state = each.state
+        if getattr(each.weight, "CB", None) is not None:
+            each.init_8bit_state()
         yield from (held for held in (state.CB, state.SCB) if held is not None)

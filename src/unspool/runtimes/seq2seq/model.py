@@ -12,12 +12,12 @@ from unspool.errors import ModelError
 from unspool.kernels.attention import attends
 from unspool.runtimes.kv.attention import ATTENTION_NAME
 from unspool.runtimes.kv.pool import Layout
-from unspool.runtimes.model_info import has_experts
+from unspool.runtimes.model_info import has_experts, text_config
 from unspool.runtimes.replay.replay import Replay
 from unspool.runtimes.seq2seq.encoder_cache import EncoderAdapter, adapter_of
 from unspool.runtimes.seq2seq.forward import Attention, Seq2SeqForward
 from unspool.runtimes.seq2seq.probe import Probe
-from unspool.runtimes.seq2seq.source_info import source_obstacle
+from unspool.runtimes.seq2seq.source_info import decoder_limit, source_obstacle
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.model_copy import (
     AttentionNames,
@@ -42,6 +42,7 @@ class Seq2SeqModel(BackendModel):
 
     Attributes:
         forward: runs passes; another object after the model's modules have changed.
+        config: of the decoder; see `text_config`.
         vocab_size: width of the logits.
 
     Raises:
@@ -49,6 +50,7 @@ class Seq2SeqModel(BackendModel):
     """
 
     forward: Seq2SeqForward
+    config: Any
     vocab_size: int
 
     def __init__(
@@ -97,7 +99,7 @@ class Seq2SeqModel(BackendModel):
         # The probe can run on a copy; the adapter must call the module that stays.
         on_cpu = all(layer.device.type == "cpu" for layer in self.layout)
         # The operators of a pass with experts depend on the routing of its tokens.
-        can_replay = self.forward.attention == "ours" and on_cpu and not has_experts(self.module)
+        can_replay = self.forward.attention == "ours" and on_cpu and not has_experts(self.config)
         replay = Replay(version=lambda: wrapped.version) if can_replay else None
         projections = None
         if self._projections is not None:
@@ -109,7 +111,8 @@ class Seq2SeqModel(BackendModel):
     def _build(self) -> None:
         try:
             reader = adapter_of(self.module)
-            probe = Probe.of(self._wrapped, reader)
+            self.config = text_config(self.module)
+            probe = Probe.of(self._wrapped, reader, decoder_limit(self.config))
         except Exception as error:
             reason = failure(self.module, "a probe input", error)
             raise ModelError(f"{reason}: not supported in this version") from error

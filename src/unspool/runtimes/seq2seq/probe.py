@@ -18,7 +18,6 @@ from unspool.runtimes.seq2seq.cross_projections import ProjectionSearch
 from unspool.runtimes.seq2seq.encoder_cache import EncoderAdapter, FirstStepKV, SourceTable, visible
 from unspool.runtimes.seq2seq.equal_length_batch import EqualLengthBatch
 from unspool.runtimes.seq2seq.forward import Attention, Seq2SeqForward
-from unspool.runtimes.seq2seq.source_info import decoder_limit
 from unspool.runtimes.wrap.hooks import HeadHook
 from unspool.runtimes.wrap.probe import difference, probe_tokens
 from unspool.runtimes.wrap.wrapped import WrappedModel
@@ -41,10 +40,10 @@ class Probe(NamedTuple):
     projections: list[tuple[str, str]] | None
 
     @classmethod
-    def of(cls, wrapped: WrappedModel, reader: EncoderAdapter) -> Probe:
-        """Run the model's own forward on a few tokens."""
+    def of(cls, wrapped: WrappedModel, reader: EncoderAdapter, limit: int | None) -> Probe:
+        """Run the model's own forward on a few tokens. limit: see `decoder_limit`."""
         module = wrapped.module
-        tokens = probe_tokens(module, probe_length(decoder_limit(module), 4), 6)
+        tokens = probe_tokens(module, probe_length(limit, 4), 6)
         rows = [tokens, tokens[::-1]]
         head = module.get_output_embeddings()
         # The caller's own modules, which can have hooks, encode as their decoder does.

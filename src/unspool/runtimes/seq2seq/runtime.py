@@ -105,6 +105,7 @@ class Seq2SeqRuntime(Runtime):
         self._spans_gaps = model.layout[0].device.type != "cpu"
         info = describe(
             model.module,
+            model.config,
             vocab_size=model.vocab_size,
             backend=model.describe(),
             batch_invariance_obstacle="it has an encoder, and batches of encoder inputs are not invariant",
@@ -114,7 +115,7 @@ class Seq2SeqRuntime(Runtime):
             limits=limits,
             bytes_per_token=per_token,
         )
-        self.info: ModelInfo = replace(info, needs_source=True, max_length=decoder_limit(model.module))
+        self.info: ModelInfo = replace(info, needs_source=True, max_length=decoder_limit(model.config))
 
     @property
     def in_place(self) -> bool:  # type: ignore[override]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unspool.runtimes.model_info import generation_obstacle, text_config
+from unspool.runtimes.model_info import generation_obstacle
 from unspool.runtimes.seq2seq.whisper import frames_per_position, speech_of
 from unspool.source_info import SourceInfo, SourceKind
 
@@ -59,9 +59,8 @@ def source_info(model: Any) -> SourceInfo:
     )
 
 
-def decoder_limit(model: Any) -> int | None:
-    """Return the most tokens that the decoder can hold, with its prompt; None for no limit."""
-    config = text_config(model)
+def decoder_limit(config: Any) -> int | None:
+    """Return the most tokens that the decoder can hold, with its prompt; None for no limit. config: its text config."""
     limit = None if _has_relative_positions(config) else _first(config, _DECODER_LIMITS)
     return _without_padding(limit, config)
 

@@ -36,6 +36,8 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 class KernelLayerNorm(KernelModule, nn.LayerNorm):
     """A LayerNorm on our kernel, with the parameters of the module that it replaces."""
 
+    _norm: LayerNorm
+
     def __init__(self, module: nn.LayerNorm) -> None:
         nn.Module.__init__(self)
         self.__dict__ |= {name: value for name, value in module.__dict__.items() if name not in self.__dict__}
@@ -44,7 +46,10 @@ class KernelLayerNorm(KernelModule, nn.LayerNorm):
         self.repack()
 
     def repack(self) -> None:
-        self._norm = LayerNorm(self.weight, self.bias, len(self.weight), self.eps, self.weight.dtype)
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None, "`_fits` has checked the weight"
+        # An assignment by `nn.Module` takes a microsecond, and a model has many norms.
+        vars(self)["_norm"] = LayerNorm(weight, bias, len(weight), self.eps, weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return layer_norm(x, self._norm) if x.dtype == self._norm.dtype else super().forward(x)
@@ -88,7 +93,7 @@ def fuse_modules(model: nn.Module) -> int:
         if child is not None and is_plain(child) and (made := replacement(child)) is not None
     ]
     for parent, name, child, made in sites:
-        setattr(parent, name, made(child))
+        parent._modules[name] = made(child)
     return len(sites)
 
 

@@ -6,14 +6,18 @@ Each family of models has another class, so a module is recognized by its result
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from unspool.kernels.library import INPUT_TYPES
 from unspool.kernels.rows import SHORTEST_ROW, Norm, rms_norm, sum_lanes
+from unspool.runtimes.module_tree import COLLECTIONS
 from unspool.runtimes.weights.kernel_module import KernelModule
+
+_UNREAD: Final = COLLECTIONS | {"training"}
+"""Attributes of a module that an RMSNorm does not read: those without its eps, and its mode."""
 
 
 class KernelRMSNorm(KernelModule):
@@ -24,16 +28,21 @@ class KernelRMSNorm(KernelModule):
         eps, rounds: see `Norm`.
     """
 
+    _plain: tuple[nn.Module]
+    _eps: float
+    _rounds: bool
+    _norm: Norm
+
     def __init__(self, module: nn.Module, eps: float, *, rounds: bool) -> None:
         super().__init__()
         self._parameters.update(module._parameters)
-        # In a tuple, so that it is not a module of the tree.
-        self._plain, self._eps, self._rounds = (module,), eps, rounds
+        # The module is in a tuple, so that it is not in the tree. An assignment by `nn.Module` takes a microsecond.
+        vars(self).update(_plain=(module,), _eps=eps, _rounds=rounds)
         self.repack()
 
     def repack(self) -> None:
-        weight: Any = self.weight
-        self._norm = Norm(weight, self._eps, weight.dtype, rounds=self._rounds)
+        weight: Any = self._parameters["weight"]
+        vars(self)["_norm"] = Norm(weight, self._eps, weight.dtype, rounds=self._rounds)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype != self._norm.dtype or x.stride(-1) != 1:
@@ -44,15 +53,46 @@ class KernelRMSNorm(KernelModule):
 
 def kernel_rms_norm(module: nn.Module) -> KernelRMSNorm | None:
     """Return a norm with the bits of a plain module on the CPU; None if the module is not an RMSNorm."""
-    eps = [each for each in vars(module).values() if type(each) is float]
-    if len(eps) != 1 or not _has_form(module) or sum_lanes() is None:
+    if not _has_form(module) or sum_lanes() is None:
         return None
-    weight: Any = module.weight
-    rows = _trial_rows(*weight.shape, weight.dtype)
+    kind: Any = type(module)
+    weight = module._parameters["weight"]
+    attributes = tuple((name, value) for name, value in vars(module).items() if name not in _UNREAD)
+    eps = [value for _, value in attributes if type(value) is float]
+    if weight is None or len(eps) != 1:
+        return None
+    try:
+        rounds = _rounding(kind, kind.forward, attributes, weight.shape[0], weight.dtype)
+    except TypeError:  # an attribute cannot be hashed
+        rounds = _rounding.__wrapped__(kind, kind.forward, attributes, weight.shape[0], weight.dtype)
+    return None if rounds is None else KernelRMSNorm(module, eps[0], rounds=rounds)
+
+
+@lru_cache(maxsize=64)
+def _rounding(
+    kind: Any, _: Any, attributes: tuple[tuple[str, Any], ...], width: int, dtype: torch.dtype
+) -> bool | None:
+    """Return `rounds` of the kernel that has the bits of such modules; None if they compute something else.
+
+    A model has many norms of one class, which differ in their weights only. So one module with a random weight is tried
+    for all of them.
+
+    Args:
+        kind, attributes: class and attributes of the modules.
+        _: the forward of the class, so that a replaced one is tried anew.
+    """
+    module = object.__new__(kind)
+    nn.Module.__init__(module)
+    weight, rows = _trial_rows(width, dtype)
+    vars(module).update(attributes, training=False)
+    module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    eps = next(value for _, value in attributes if type(value) is float)
     with torch.inference_mode():
         expected = module(rows)
-        norms = (KernelRMSNorm(module, eps[0], rounds=rounds) for rounds in (True, False))
-        return next((norm for norm in norms if expected.dtype == rows.dtype and expected.equal(norm(rows))), None)
+        for rounds in (True, False):
+            if expected.dtype == dtype and expected.equal(rms_norm(rows, Norm(weight, eps, dtype, rounds=rounds))):
+                return rounds
+    return None
 
 
 def _has_form(module: nn.Module) -> bool:
@@ -71,9 +111,9 @@ def _has_one_argument(code: Any) -> bool:
     return code is not None and code.co_argcount == 2 and not code.co_kwonlyargcount and not code.co_flags & 0xC
 
 
-@lru_cache(maxsize=8)
-def _trial_rows(width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return rows of usual, small and large numbers, and a row of zeros. --> [4, width]"""
+def _trial_rows(width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a random weight [width], and rows [4, width]: usual, small and large numbers, and zeros."""
     generator = torch.Generator("cpu").manual_seed(0)
-    rows = torch.randn(4, width, generator=generator, dtype=torch.float32, device="cpu")
-    return (rows * torch.tensor([[1.0], [1e-4], [1e4], [0.0]], dtype=torch.float32, device="cpu")).to(dtype)
+    weight, *rows = torch.randn(5, width, generator=generator, dtype=torch.float32, device="cpu")
+    sizes = torch.tensor([[1.0], [1e-4], [1e4], [0.0]], dtype=torch.float32, device="cpu")
+    return weight.to(dtype), (torch.stack(rows) * sizes).to(dtype)

@@ -65,14 +65,17 @@ class PackedLinear(KernelModule):
     dtype: torch.dtype
     shape: torch.Size
     bias: torch.Tensor | None
+    _packed: PackedWeight
     _transposed: bool
     _source: tuple[torch.Tensor, ...]
 
     def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool, pages: HugePages | None = None) -> None:
         super().__init__()
-        weight, transposed = layer.weight, isinstance(layer, Conv1D)
+        parameters = layer._parameters
+        weight, transposed = parameters["weight"], isinstance(layer, Conv1D)
+        assert weight is not None, "a linear layer has a weight"
         width, height = weight.shape if transposed else weight.shape[::-1]
-        self._parameters["bias"] = layer.bias
+        self._parameters["bias"] = parameters["bias"]
         # An assignment by `nn.Module` takes a microsecond, and a model has many layers.
         vars(self).update(
             in_features=width,
@@ -87,7 +90,7 @@ class PackedLinear(KernelModule):
 
     def _pack(self, weight: torch.Tensor, allocate: Allocate) -> None:
         plain = weight.detach().T if self._transposed else weight.detach()
-        self._packed = PackedWeight(plain, bias=self.bias, allocate=allocate)
+        vars(self)["_packed"] = PackedWeight(plain, bias=self._parameters["bias"], allocate=allocate)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -116,8 +119,10 @@ class PackedLinear(KernelModule):
 
 def is_plain(module: nn.Module) -> bool:
     """Return whether a call of the module runs only the code of its class: no hooks and no replaced `forward`."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and module.__dict__.keys().isdisjoint(("forward", "_hf_hook"))
+    state = module.__dict__
+    has_hooks = state["_forward_hooks"] or state["_forward_pre_hooks"]
+    has_hooks = has_hooks or state["_backward_hooks"] or state["_backward_pre_hooks"]
+    return not has_hooks and "forward" not in state and "_hf_hook" not in state
 
 
 def _obstacle(layer: nn.Linear | Conv1D) -> str:

@@ -39,7 +39,9 @@ def growing_ropes(model: nn.Module) -> list[Any]:
 
 
 def _grows(module: nn.Module) -> bool:
-    kinds = getattr(module, "rope_type", None)
+    kinds = module.__dict__.get("rope_type")  # `getattr` takes microseconds for a module that lacks it
+    if kinds is None:
+        return False
     kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any("dynamic" in str(kind) for kind in kinds) and hasattr(module, "original_max_seq_len")
 

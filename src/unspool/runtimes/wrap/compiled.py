@@ -41,7 +41,7 @@ def uncompile_copy(copy: nn.Module, originals: list[nn.Module]) -> None:
         originals: the modules of the original tree; see `modules_in`.
     """
     for module, source in zip(modules_in(copy), originals, strict=True):
-        if is_compiled_forward(source, source.__dict__.get("forward")):
+        if "forward" in source.__dict__ and is_compiled_forward(source, source.__dict__["forward"]):
             module.__dict__.pop("forward", None)
         if not is_optimized(module):
             for name, child in module._modules.items():

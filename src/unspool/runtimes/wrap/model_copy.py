@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from unspool.errors import ModelError
-from unspool.runtimes.module_tree import buffers_of, modules_in, parameters_of
+from unspool.runtimes.module_tree import COLLECTIONS, buffers_of, modules_in, parameters_of
 from unspool.runtimes.quantized.info import taken_up
 from unspool.runtimes.weights.kernel_module import KernelModule
 from unspool.runtimes.wrap.compiled import is_optimized, uncompile_copy
@@ -39,6 +39,7 @@ _VOLATILE: Final = frozenset(
         "_output_capturing_hooks_installed",
     }
 )
+_UNCOMPARED: Final = _VOLATILE | COLLECTIONS
 _WINDOWS: Final = (
     *("sliding_window", "sliding_window_size", "window_size"),
     *("attention_window_size", "attention_chunk_size"),
@@ -94,12 +95,13 @@ def _structure(modules: list[nn.Module]) -> tuple[Any, ...]:
         kind = type(module)
         found += (id(module), kind, kind.forward, *map(id, module._modules.values()))
         for name, value in module.__dict__.items():
+            if name in _UNCOMPARED:
+                continue
             if type(value) in _SIMPLE:
-                if name not in _VOLATILE:
-                    found += (name, value)
+                found += (name, value)
             elif name == "config":
                 configs[id(value)] = value
-            elif (callable(value) or type(value) is tuple) and name not in _VOLATILE:
+            elif callable(value) or type(value) is tuple:
                 found += (name, _comparable(value))
     pending = list(configs.values())
     while pending:
@@ -183,18 +185,22 @@ def _twin(owner: Any, memo: dict[int, Any]) -> Any:
     twin = memo[id(owner)] = object.__new__(kind)
     attributes = vars(twin)
     for name, value in vars(owner).items():
-        if type(value) in _SIMPLE:
+        kind = type(value)
+        if kind in _SIMPLE:
             attributes[name] = value
-        elif name != "_compiled_call_impl":  # PyTorch copies a module without its compiled call
-            attributes[name] = memo[id(value)] if id(value) in memo else _copied_attribute(name, value, memo)
+        elif name == "_compiled_call_impl":
+            continue  # PyTorch copies a module without its compiled call
+        elif id(value) in memo:
+            attributes[name] = memo[id(value)]
+        elif kind in _CONTAINERS and not value:
+            attributes[name] = memo[id(value)] = kind()
+        else:
+            attributes[name] = _copied_attribute(name, value, memo)
     return twin
 
 
 def _copied_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _CONTAINERS and not value:
-        memo[id(value)] = kind()
-        return memo[id(value)]
     if name == "_modules" and kind is dict:
         return {key: None if child is None else _twin(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers") and kind is dict:

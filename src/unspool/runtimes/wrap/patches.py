@@ -17,7 +17,7 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from unspool.runtimes.module_tree import modules_in
+from unspool.runtimes.module_tree import COLLECTIONS, modules_in
 from unspool.runtimes.wrap.compiled import is_compiled_forward, is_optimized
 
 _LIBRARIES: Final = {"torch", "transformers", "unspool", "bitsandbytes", "torchao"}
@@ -63,7 +63,9 @@ def _patch_of(module: nn.Module) -> str:
     if module._forward_pre_hooks or not _are_harmless(module._forward_hooks):
         return f"hooks ({name})"
     for key, value in module.__dict__.items():
-        if type(value) not in _SCALARS and callable(value) and not _is_expected(module, key, value):
+        if key in COLLECTIONS or type(value) in _SCALARS:
+            continue
+        if callable(value) and not _is_expected(module, key, value):
             return f"a replaced `{key}` ({name})"
     return ""
 

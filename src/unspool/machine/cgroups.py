@@ -34,13 +34,14 @@ def groups(controller: str) -> Iterator[Group]:
 
 def _with_parents(mounts: tuple[Path, ...], own: str) -> Iterator[Path]:
     path = PurePosixPath(own.lstrip("/"))
-    for mount in filter(Path.is_dir, mounts):
+    for mount in filter(Path.is_dir, dict.fromkeys(mounts)):
         yield from (mount / group for group in (path, *path.parents))
 
 
 def read(path: Path) -> str:
     """Return the text of a file; "" if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        with path.open("rb", buffering=0) as file:  # twice as fast as `read_text`
+            return file.readall().decode().strip()
     except OSError:
         return ""

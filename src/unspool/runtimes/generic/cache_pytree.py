@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from types import FunctionType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -22,30 +23,69 @@ from unspool.runtimes.wrap.model_copy import has_usual_copies
 Tree: TypeAlias = Any
 Path: TypeAlias = tuple[Any, ...]
 
-_ATOMS = (nn.Module, PreTrainedConfig, type, FunctionType, torch.dtype, torch.device, str, bytes)
+_ATOMS: Final = (nn.Module, PreTrainedConfig, type, FunctionType, bytes)
+_PLAIN: Final = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_SIMPLE: Final[frozenset[Any]] = frozenset(_PLAIN)
+"""The classes of most attributes of a cache: numbers, flags and names."""
+
+
+_Form: TypeAlias = Literal["atom", "tensor", "tuple", "list", "mapping", "object"]
+
+
+@cache
+def _form(kind: type) -> _Form:
+    """Return how the parts of an object of this class are read."""
+    forms: tuple[tuple[Any, _Form], ...] = (
+        ((*_ATOMS, *_SIMPLE), "atom"),
+        (torch.Tensor, "tensor"),
+        (tuple, "tuple"),
+        (list, "list"),
+        (Mapping, "mapping"),
+    )
+    return next((form for kinds, form in forms if issubclass(kind, kinds)), "object")
 
 
 def _children(tree: Tree) -> Mapping[Any, Any] | None:
     """Return the parts of a container or object by key; None for an atom."""
-    if tree is None or isinstance(tree, _ATOMS):
+    kind: Any = type(tree)
+    form = _form(kind)
+    if form == "atom":
         return None
-    if isinstance(tree, (list, tuple)):
+    if form == "tuple" or form == "list":
         return dict(enumerate(tree))
-    if isinstance(tree, Mapping):
-        return tree
-    return getattr(tree, "__dict__", None)
+    return tree if form == "mapping" else getattr(tree, "__dict__", None)
 
 
 def leaves(tree: Tree) -> dict[Path, torch.Tensor]:
     """Return every tensor of the tree by its path."""
-    return {path: each for path, each in _walk(tree, (), set()) if isinstance(each, torch.Tensor)}
+    found: dict[Path, torch.Tensor] = {}
+    _collect(tree, (), found, set())
+    return found
+
+
+def _collect(tree: Tree, path: Path, found: dict[Path, torch.Tensor], seen: set[int]) -> None:
+    """Add every tensor to `found`, in the order of `_walk`, which takes longer."""
+    if isinstance(tree, torch.Tensor):
+        found[path] = tree
+        return
+    children = _children(tree)
+    if children is None or id(tree) in seen:
+        return
+    seen.add(id(tree))
+    for key, child in children.items():
+        if type(child) not in _SIMPLE:
+            _collect(child, (*path, key), found, seen)
+
+
+def cloned(tree: Tree) -> Tree:
+    """Return a copy of the tree with copies of its tensors."""
+    return rebuild(tree, lambda _, tensor: tensor.clone())
 
 
 def frame(tree: Tree) -> dict[Path, Any]:
     """Return everything but the tensors by its path: numbers, flags and names, and the identities of other objects."""
-    simple = (bool, int, float, str, type(None), torch.dtype, torch.device)
     return {
-        path: each if isinstance(each, simple) else id(each)
+        path: each if isinstance(each, _PLAIN) else id(each)
         for path, each in _walk(tree, (), set())
         if not isinstance(each, torch.Tensor)
     }
@@ -74,28 +114,30 @@ def _rebuild(
 ) -> Tree:
     if id(tree) in done:
         return done[id(tree)]
-    if isinstance(tree, torch.Tensor):
+    kind: Any = type(tree)
+    form = _form(kind)
+    if form == "tensor":
         done[id(tree)] = change(path, tree)
         return done[id(tree)]
     children = _children(tree)
     if children is None:
         return tree
-    if isinstance(tree, tuple):
+    if form == "tuple":
         items = [_rebuild(child, (*path, key), change, done) for key, child in children.items()]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
     twin = done[id(tree)] = _shallow(tree)
+    parts = twin.__dict__ if form == "object" else twin
     for key, child in list(children.items()):
-        value = _rebuild(child, (*path, key), change, done)
-        if isinstance(tree, (list, Mapping)):
-            twin[key] = value
-        else:
-            twin.__dict__[key] = value
+        if type(child) not in _SIMPLE:
+            parts[key] = _rebuild(child, (*path, key), change, done)
     return twin
 
 
 def _shallow(tree: Tree) -> Tree:
     """Return `copy.copy(tree)`, which takes several times as long for an object."""
     kind: Any = type(tree)
+    if kind is dict or kind is list:
+        return tree.copy()
     if not has_usual_copies(kind):
         return copy.copy(tree)
     twin = object.__new__(kind)

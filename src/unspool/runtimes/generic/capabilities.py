@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, CacheSlice, can_shorten
+from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, CacheSlice, can_shorten, cloned
 from unspool.runtimes.generic.model import CausalModel, ModelOutput
 from unspool.runtimes.model_info import max_positions
 from unspool.runtimes.wrap.model_copy import modules_of
@@ -241,16 +241,15 @@ class _CacheProbe(_Probe):
         if not self._agrees(one, (0, opening)) or not (other is None or self._agrees(other, (1, opening))):
             return "gives other results when it fills its cache"
         # Copy all of the tree: the parts that a call changes are not known yet.
-        bare = CacheSchema(one.tree, None, one.tree)
-        step = self._read(ids[:1, : opening + 1], bare.copied(one.tree), 1)
+        step = self._read(ids[:1, : opening + 1], cloned(one.tree), 1)
         # The other sequence was read in between: state that the model keeps outside of its cache would show here.
         if not self._agrees(step, (0, opening + 1)):
             if self._sees_both_ways() and self._repeats(step):
                 schema = CacheSchema(one.tree, None, step.tree)
                 return Capabilities(batches=False, schema=schema, continues=False, both_ways=True)
             return "gives other results on its own cache"
-        continues = self._continues(bare.copied(one.tree))
-        schema = CacheSchema(one.tree, None if both is None else self._stacked(bare, both.tree), step.tree)
+        continues = self._continues(cloned(one.tree))
+        schema = CacheSchema(one.tree, None if both is None else self._stacked(both.tree), step.tree)
         shortens = self._shortens(schema, step.tree)
         return Capabilities(batches=schema.can_stack, schema=schema, continues=continues, shortens=shortens)
 
@@ -290,11 +289,11 @@ class _CacheProbe(_Probe):
             return None
         return output if self._agrees(output, (1, opening), (0, opening)) else None
 
-    def _stacked(self, schema: CacheSchema, tree: Any) -> Any | None:
+    def _stacked(self, tree: Any) -> Any | None:
         """Return the tree of `_side_by_side`; None if the next call gives other results."""
         count = self._opening + 1
         try:
-            step = self._read(self._ids.flip(0)[:, :count], schema.copied(tree), 1)
+            step = self._read(self._ids.flip(0)[:, :count], cloned(tree), 1)
         except Exception:  # a model can refuse the call with any error
             return None
         return tree if self._agrees(step, (1, count), (0, count)) else None

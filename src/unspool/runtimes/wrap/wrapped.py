@@ -9,7 +9,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -120,8 +120,8 @@ class WrappedModel:
     @contextmanager
     def calling(self) -> Iterator[Any]:
         """Yield the module, ready for calls: evaluation mode, no gradients, its attention implementations."""
-        if not (self._exclusive or self.in_place or self._attention is not None or self._ropes):
-            with torch.inference_mode():
+        if not (self.in_place or self._attention is not None or self._ropes):
+            with self._lock if self._exclusive else nullcontext(), torch.inference_mode():
                 yield self.module
             return
         with ExitStack() as stack:

@@ -45,6 +45,7 @@ class CurrentRuntime(Runtime):
         self._attention = attention_names(model)
         self._homes: dict[Seq, Runtime] = {}
         self._lengths: dict[Seq, int] = {}
+        self._looked_for: set[Seq] = set()
         self.newest = self._make(model, self._attention)
         self._state = _state_of(model)
         self._plain = None if self._state.patch else (self._state, self.newest)
@@ -80,8 +81,10 @@ class CurrentRuntime(Runtime):
             CapacityError, ModelError: as the newest runtime.
         """
         opened = {feed.seq for feed in feeds if feed.seq not in self._homes}
-        if opened or not feeds:
+        # Right before a pass, the lookup of prefixes has checked the model for new sequences.
+        if not feeds or not opened <= self._looked_for:
             self._look()
+        self._looked_for.clear()
         homes = [self._homes.get(feed.seq, self.newest) for feed in feeds]
         if len(set(map(id, homes))) <= 1:
             rows = (homes[0] if homes else self.newest).forward(feeds)
@@ -106,6 +109,7 @@ class CurrentRuntime(Runtime):
         """Forget a sequence; see Runtime.release."""
         home = self._homes.pop(seq, None)
         self._lengths.pop(seq, None)
+        self._looked_for.discard(seq)
         if home is not None:
             home.release(seq)
 
@@ -115,6 +119,8 @@ class CurrentRuntime(Runtime):
         count = self.newest.match_prefix(seq, tokens, least=least, invariant=invariant, salt=salt)
         if count:
             self._homes[seq], self._lengths[seq] = self.newest, count
+        else:
+            self._looked_for.add(seq)
         return count
 
     def refresh(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.runtimes.weights.autotune import VARIABLE as FORM
 from unspool.runtimes.weights.fuse_modules import KernelActivation, KernelLayerNorm, fuse_modules
 from unspool.runtimes.weights.kernel_module import repack
+from unspool.runtimes.weights.tanh_gelu import TanhGELU
 from unspool.runtimes.wrap.model_copy import copy_bare
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
@@ -101,11 +103,19 @@ def test_modules_stay_where_everything_is_to_be_plain(
 
 @pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_accurate"])
 @torch.inference_mode()
-def test_without_kernels_activations_of_many_operators_become_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_activations_of_many_operators_have_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "off")
     model, inputs = nn.Sequential(ACT2FN[name]), 3 * made(1, 9, 64)
-    assert fuse_modules(model) == 1 and isinstance(model[0], nn.GELU)
+    assert fuse_modules(model) == 1 and isinstance(model[0], TanhGELU)
     torch.testing.assert_close(model(inputs), ACT2FN[name](inputs), atol=1e-6, rtol=1e-5)
+    half = inputs.to(torch.bfloat16)
+    torch.testing.assert_close(model(half), ACT2FN[name](half), atol=1e-2, rtol=1e-2)
+
+
+def test_tanh_gelu_at_the_ends_of_float32() -> None:
+    large = torch.tensor([-3e38, -1e20, -20.0, 0.0, 20.0, 1e20, 3e38])
+    assert TanhGELU()(large).tolist() == large.clamp(min=0).tolist()
+    assert TanhGELU()(torch.tensor([math.nan])).isnan().all()
 
 
 def test_models_on_other_devices_stay() -> None:

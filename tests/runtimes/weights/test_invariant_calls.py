@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
 from unspool.runtimes.weights.invariant_calls import InvariantCalls
+from unspool.runtimes.weights.tanh_gelu import TanhGELU
 
 _ACTIVATIONS = {name: ACT2FN[name] for name in ("gelu_new", "gelu_pytorch_tanh", "silu", "quick_gelu")}
+_ACTIVATIONS["TanhGELU"] = TanhGELU()
 _FUNCTIONS = {"F.silu": F.silu, "F.gelu": F.gelu, "tanh": torch.tanh, "cos": torch.Tensor.cos, **_ACTIVATIONS}
 
 

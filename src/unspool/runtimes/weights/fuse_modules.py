@@ -21,6 +21,7 @@ from unspool.runtimes.weights.autotune import choice
 from unspool.runtimes.weights.kernel_module import KernelModule
 from unspool.runtimes.weights.kernel_rms_norm import kernel_rms_norm
 from unspool.runtimes.weights.packed_linear import is_plain
+from unspool.runtimes.weights.tanh_gelu import TanhGELU
 
 _MANY_OPERATORS = (activations.NewGELUActivation, activations.FastGELUActivation, activations.AccurateGELUActivation)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -72,7 +73,7 @@ def fuse_modules(model: nn.Module) -> int:
     """Replace norms and activations of `model`, in place, by modules on our kernels, and remove dropout.
 
     Modules with hooks, with a replaced `forward` or of another dtype stay. Without kernels, and with
-    `UNSPOOL_LINEAR=plain`, activations of many operators become one operator of PyTorch, and other modules stay. If a
+    `UNSPOOL_LINEAR=plain`, activations of many operators become `TanhGELU`, and other modules stay. If a
     parameter is not on the CPU, all stay.
 
     Returns:
@@ -85,7 +86,7 @@ def fuse_modules(model: nn.Module) -> int:
     is_on_cpu = all(each.device.type == "cpu" for each in parameters_of(every))
     if not is_on_cpu:
         return 0
-    replacement = _replacement if kernels() is not None and choice() != "plain" else _one_operator
+    replacement = _replacement if kernels() is not None and choice() != "plain" else _few_operators
     sites = [
         (parent, name, child, made)
         for parent in every
@@ -111,8 +112,8 @@ def _replacement(module: nn.Module) -> Callable[[Any], nn.Module] | None:
     return None if norm is None else lambda _: norm
 
 
-def _one_operator(module: nn.Module) -> Callable[[Any], nn.Module] | None:
-    return (lambda _: nn.GELU("tanh")) if type(module) in _MANY_OPERATORS else None
+def _few_operators(module: nn.Module) -> Callable[[Any], nn.Module] | None:
+    return (lambda _: TanhGELU()) if type(module) in _MANY_OPERATORS else None
 
 
 def _fits(norm: nn.LayerNorm) -> bool:

@@ -41,7 +41,11 @@ def find_patch(model: nn.Module) -> str:
     kinds: set[type] = set()
     configs: dict[int, Any] = {}
     for module in modules_in(model):
-        kinds.add(type(module))
+        kind: Any = type(module)
+        if kind not in kinds:
+            kinds.add(kind)
+            if _root(kind.__module__) not in _LIBRARIES:
+                return f"modules of {_root(kind.__module__)} ({kind.__name__})"
         if reason := _patch_of(module):
             return reason
         if (config := module.__dict__.get("config")) is not None:
@@ -55,18 +59,17 @@ def _first(reasons: Iterator[str]) -> str:
 
 
 def _patch_of(module: nn.Module) -> str:
-    name, kind = type(module).__name__, type(module)
-    if _root(kind.__module__) not in _LIBRARIES:
-        return f"modules of {_root(kind.__module__)} ({name})"
-    if "parametrizations" in module._modules:
-        return f"parametrizations ({name})"
-    if module._forward_pre_hooks or not _are_harmless(module._forward_hooks):
-        return f"hooks ({name})"
-    for key, value in module.__dict__.items():
+    state = module.__dict__
+    if "parametrizations" in state["_modules"]:
+        return f"parametrizations ({type(module).__name__})"
+    hooks = state["_forward_hooks"]
+    if state["_forward_pre_hooks"] or (hooks and not _are_harmless(hooks)):
+        return f"hooks ({type(module).__name__})"
+    for key, value in state.items():
         if key in COLLECTIONS or type(value) in _SCALARS:
             continue
         if callable(value) and not _is_expected(module, key, value):
-            return f"a replaced `{key}` ({name})"
+            return f"a replaced `{key}` ({type(module).__name__})"
     return ""
 
 

@@ -75,3 +75,15 @@ def test_a_model_without_a_cache_of_transformers_classes_returns_none(family: st
 
 def test_use_cache_false_returns_none():
     assert unspool.generate(tiny_model("llama"), IDS, use_cache=False, **GIVEN).past_key_values is None
+
+
+@DOORS
+@pytest.mark.parametrize("ids", [IDS, None], ids=["with ids", "alone"])
+def test_embeddings_return_it_also_with_use_cache_false(door: Door, ids: torch.Tensor | None):
+    # transformers needs the cache there to tell the first step from the others.
+    model = tiny_model("llama")
+    call = {**GIVEN, "inputs_embeds": model.get_input_embeddings()(IDS), "use_cache": False}
+    expected = theirs(model, ids, **call)
+    found = door(model, ids, **call)
+    assert found.sequences.equal(expected.sequences)
+    assert_equal(tuple(parts(found.past_key_values)), tuple(parts(expected.past_key_values)))

@@ -28,7 +28,7 @@ from unspool.interop.encoders import (
 )
 from unspool.interop.ignored import ignored_options, warn_of_ignored
 from unspool.interop.lenient import lenient
-from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs
+from unspool.interop.model_inputs import decoding_call, read_embedded, split_inputs, with_cache_of_embeddings
 from unspool.interop.own_forward import (
     decoder_inputs,
     prepare,
@@ -200,6 +200,7 @@ def _read(
         check_plain(arguments, model)
         inputs = {**decoder_inputs(arguments), **forward}
         if arguments.embedded:
+            config = with_cache_of_embeddings(arguments, config)
             batch = read_embedded(arguments, config, ignored)
         elif on_own_forward:
             prepared, batch = read_prepared(prepare(model, inputs, config, tokenizer=arguments.tokenizer), ignored)

@@ -100,6 +100,13 @@ def split_inputs(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return {name: value for name, value in given.items() if name not in inputs}, inputs
 
 
+def with_cache_of_embeddings(arguments: Arguments, config: GenerationConfig) -> GenerationConfig:
+    """Return the options of a decoder's call; with `inputs_embeds` transformers sets `use_cache=True` in all calls."""
+    if arguments.embedded.get("inputs_embeds") is None or config.extras.get("use_cache") is not False:
+        return config
+    return config.replace(use_cache=True)
+
+
 def read_embedded(arguments: Arguments, config: GenerationConfig, ignored: list[OptionError] | None = None) -> Batch:
     """Return the prompts of a decoder that reads further inputs beside token ids.
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from unspool.serving.admission import Admission
 from unspool.serving.errors import ApiError
+from unspool.serving.execution.admission import Admission
 
 
 async def settle() -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 import pytest
 
 from tests.serving.conftest import serving
-from unspool.serving.docs_page import page
+from unspool.serving.http.docs_page import page
 
 httpx = pytest.importorskip("httpx2", reason="comes with openai")
 

@@ -15,7 +15,7 @@ import unspool
 from tests.sampling import sampled
 from tests.serving.conftest import serving
 from tests.serving.load import eventually
-from unspool.serving.fields import fields_of
+from unspool.serving.requests.fields import fields_of
 
 httpx = pytest.importorskip("httpx2", reason="comes with openai")
 

@@ -16,7 +16,7 @@ from unspool.cli.serve import address_of
 from unspool.errors import OptionError
 from unspool.runtimes.toy import ToyRuntime
 from unspool.serving.app import create_app
-from unspool.serving.listening import bound, listening_error, port_of
+from unspool.serving.http.listening import bound, listening_error, port_of
 from unspool.serving.run import serve
 from unspool.serving.settings import Settings
 
@@ -67,7 +67,7 @@ def test_a_port_of_the_administrator_is_refused() -> None:
         pytest.skip("this system lets every user open every port")
     code = f"""
 import encodings.idna, os  # the first look-up of a host imports this codec, which another user cannot read
-from unspool.serving.listening import bound
+from unspool.serving.http.listening import bound
 if os.getuid() == 0:
     os.setuid(65534)
 with bound("127.0.0.1", {first - 1}):

@@ -15,7 +15,7 @@ from tests.tiny_models import tiny_model
 from unspool import LanguageModel
 from unspool.results.generation import TopLogprob
 from unspool.runtimes.decoder.runtime import DecoderRuntime
-from unspool.serving.logprobs import CompletionLogprobs, Scored, TokenTexts
+from unspool.serving.answers.logprobs import CompletionLogprobs, Scored, TokenTexts
 
 SPLIT = "国🙂ä"
 

@@ -25,9 +25,9 @@ import unspool
 from tests.serving.conftest import serving
 from tests.serving.test_completions import NATIVE, STRATEGIES
 from unspool.serving.errors import ApiError
-from unspool.serving.http_answers import EventStream
+from unspool.serving.execution.worker import Running
+from unspool.serving.http.http_answers import EventStream
 from unspool.serving.log import RequestLog
-from unspool.serving.worker import Running
 
 httpx = pytest.importorskip("httpx2", reason="comes with openai")
 

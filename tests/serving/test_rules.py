@@ -13,8 +13,8 @@ import torch
 import unspool
 from tests.serving.conftest import serving
 from tests.serving.test_protocol import BASE, post
-from unspool.serving.fields import FIELDS
-from unspool.serving.fingerprint import fingerprint
+from unspool.serving.execution.fingerprint import fingerprint
+from unspool.serving.requests.fields import FIELDS
 
 httpx = pytest.importorskip("httpx2", reason="comes with openai")
 

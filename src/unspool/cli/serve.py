@@ -20,7 +20,7 @@ from unspool.cli.endings import guarded, with_parameters
 from unspool.cli.options import with_model
 from unspool.cli.sources import ModelChoice
 from unspool.errors import MissingExtra
-from unspool.serving.listening import bound, url_host
+from unspool.serving.http.listening import bound, url_host
 from unspool.serving.response_template import set_response_template
 from unspool.serving.settings import ModelSettings, Settings, read_settings
 
@@ -178,7 +178,7 @@ def address_of(settings: Settings, port: int) -> str:
 
 def _greet(lm: LanguageModel, settings: Settings, port: int) -> None:
     """Print the address, and one line to try for curl and one for Python."""
-    from unspool.serving.security import KEY_VARIABLE
+    from unspool.serving.http.security import KEY_VARIABLE
 
     name = (settings.served_model_name or (lm.info.name,))[0]
     address = address_of(settings, port)

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from unspool.config import OPTIONS
 from unspool.model import LanguageModel
-from unspool.serving.decoding import check_grammars, check_sizes
 from unspool.serving.errors import ApiError, refused
-from unspool.serving.service import Service
+from unspool.serving.execution.service import Service
+from unspool.serving.requests.decoding import check_grammars, check_sizes
 from unspool.serving.settings import Settings
 from unspool.strategy_facts import ASSISTANT
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from unspool.comparing import LINE_UP
 from unspool.config import OPTIONS
 from unspool.options.option import Option
-from unspool.serving.service import Service
+from unspool.serving.execution.service import Service
 from unspool.strategies import STRATEGIES
 from unspool.strategy_facts import ASSISTANT
 

@@ -12,8 +12,8 @@ from unspool.explorer.snippets import Kind, snippets
 from unspool.planning import PlannedRequest
 from unspool.records import Recording, TraceNode
 from unspool.results import Chunk, Trace
-from unspool.serving.service import OpenRequest, Service
-from unspool.serving.sse import event
+from unspool.serving.execution.service import OpenRequest, Service
+from unspool.serving.http.sse import event
 from unspool.text.labels import token_label
 
 _KINDS: Final[tuple[Kind, ...]] = ("generate", "trace")

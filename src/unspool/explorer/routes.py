@@ -20,10 +20,10 @@ from unspool.explorer.side_by_side import SideBySide
 from unspool.explorer.snippets import snippets
 from unspool.results.render.web_files import INDEX
 from unspool.serving.errors import ApiError, api_errors, too_slow
-from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.execution.service import OpenRequest, Service
+from unspool.serving.http.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.http.security import read_json
 from unspool.serving.log import CLIENT_LEFT, RequestLog
-from unspool.serving.security import read_json
-from unspool.serving.service import OpenRequest, Service
 from unspool.text.labels import token_label
 
 Found = TypeVar("Found")

@@ -13,7 +13,7 @@ from unspool.explorer.snippets import snippets
 from unspool.planning import PlannedRequest
 from unspool.results import Generation
 from unspool.serving.errors import ApiError, refused
-from unspool.serving.service import OpenRequest, Service
+from unspool.serving.execution.service import OpenRequest, Service
 
 
 class SideBySide:

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 from unspool.config import OPTIONS
 from unspool.explorer.calls import Call, as_text
-from unspool.serving.security import KEY_VARIABLE
-from unspool.serving.service import Service
+from unspool.serving.execution.service import Service
+from unspool.serving.http.security import KEY_VARIABLE
 from unspool.strategy_facts import ASSISTANT
 
 Kind: TypeAlias = Literal["next", "generate", "trace", "compare"]

@@ -16,20 +16,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from unspool.model import LanguageModel
-from unspool.serving import docs_page, models
-from unspool.serving.bodies import read_body
-from unspool.serving.chat import ChatCall
-from unspool.serving.completions import CompletionCall
 from unspool.serving.errors import ApiError, api_error
-from unspool.serving.fields import body_model
-from unspool.serving.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.execution.service import Service
+from unspool.serving.http import docs_page
+from unspool.serving.http.http_answers import ClientLeft, EventStream, unless_left
+from unspool.serving.http.openapi import ERRORS, add_bodies, body_of, content
+from unspool.serving.http.security import Guard, cors_options, read_json
+from unspool.serving.http.sse import DONE
 from unspool.serving.log import CLIENT_LEFT, RequestLog
-from unspool.serving.openapi import ERRORS, add_bodies, body_of, content
-from unspool.serving.responses import ResponseCall
-from unspool.serving.security import Guard, cors_options, read_json
-from unspool.serving.service import Service
+from unspool.serving.requests.bodies import read_body
+from unspool.serving.requests.fields import body_model
+from unspool.serving.routes import models
+from unspool.serving.routes.chat import ChatCall
+from unspool.serving.routes.completions import CompletionCall
+from unspool.serving.routes.responses import ResponseCall
 from unspool.serving.settings import Settings
-from unspool.serving.sse import DONE
 
 _LOG: Final = logging.getLogger("unspool.server")
 

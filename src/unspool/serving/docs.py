@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Final
 
-from unspool.serving.fields import BOTH, FIELDS, RequestField
+from unspool.serving.requests.fields import BOTH, FIELDS, RequestField
 from unspool.serving.settings import ModelSettings, Settings
 
 BEGIN: Final = "<!-- {name}: begin -->"

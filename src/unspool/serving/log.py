@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from unspool.serving.errors import ApiError, api_errors
-from unspool.serving.http_answers import ClientLeft
-from unspool.serving.service import OpenRequest
+from unspool.serving.execution.service import OpenRequest
+from unspool.serving.http.http_answers import ClientLeft
 
 _LOG: Final = logging.getLogger("unspool.server")
 

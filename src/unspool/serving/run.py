@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from unspool.serving.errors import ApiError
-from unspool.serving.listening import listening_error, port_of
-from unspool.serving.service import Service
+from unspool.serving.execution.service import Service
+from unspool.serving.http.listening import listening_error, port_of
 
 _END_SECONDS: Final = 5.0
 """Seconds for the last events after the grace time, before uvicorn closes the connections."""

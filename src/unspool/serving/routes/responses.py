@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from unspool.results import Chunk, Completion, Generation
-from unspool.serving.bodies import read_body
-from unspool.serving.chat import ChatCall
+from unspool.serving.answers.message_parts import MessageParts
 from unspool.serving.errors import ApiError, api_error, refused
-from unspool.serving.message_parts import MessageParts
-from unspool.serving.service import OpenRequest, Service, new_id
-from unspool.serving.sse import event
+from unspool.serving.execution.service import OpenRequest, Service, new_id
+from unspool.serving.http.sse import event
+from unspool.serving.requests.bodies import read_body
+from unspool.serving.routes.chat import ChatCall
 
 _INERT: Final = frozenset(
     {"include", "metadata", "store", "user", "service_tier", "safety_identifier", "client_metadata"}

@@ -9,14 +9,14 @@ from typing import Any, Final
 from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation
 from unspool.results.generation import named_tokens
-from unspool.serving.answers import finish_reason, stop_reason, usage_of, vendor
-from unspool.serving.bodies import Body
-from unspool.serving.calls import Call
+from unspool.serving.answers.answers import finish_reason, stop_reason, usage_of, vendor
+from unspool.serving.answers.logprobs import CompletionLogprobs, Scored, scored
+from unspool.serving.answers.streams import StreamUsage
 from unspool.serving.errors import ApiError, refused
-from unspool.serving.logprobs import CompletionLogprobs, Scored, scored
-from unspool.serving.service import Service
-from unspool.serving.sse import event
-from unspool.serving.streams import StreamUsage
+from unspool.serving.execution.service import Service
+from unspool.serving.http.sse import event
+from unspool.serving.requests.bodies import Body
+from unspool.serving.routes.calls import Call
 from unspool.strategies import WithPromptScores
 from unspool.text.infill import FillTokens, fill_ends, fill_prompt, fill_tokens
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from unspool.planning import PlannedRequest
 from unspool.results import Chunk
-from unspool.serving.answers import usage
-from unspool.serving.bodies import Body
+from unspool.serving.answers.answers import usage
 from unspool.serving.errors import refused
+from unspool.serving.requests.bodies import Body
 
 
 class StreamUsage:

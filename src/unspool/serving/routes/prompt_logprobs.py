@@ -8,11 +8,11 @@ from typing import Any
 
 from unspool.planning import PlannedRequest
 from unspool.results import Generation
-from unspool.serving.bodies import Body
-from unspool.serving.decoding import MAX_TOP_LOGPROBS
+from unspool.serving.answers.logprobs import TokenTexts, finite
 from unspool.serving.errors import refused
-from unspool.serving.logprobs import TokenTexts, finite
-from unspool.serving.service import Service
+from unspool.serving.execution.service import Service
+from unspool.serving.requests.bodies import Body
+from unspool.serving.requests.decoding import MAX_TOP_LOGPROBS
 from unspool.strategies import WithPromptScores
 
 _FIELD = "prompt_logprobs"

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from unspool.planning import PlannedRequest
 from unspool.results import Generation
-from unspool.serving.bodies import Body
-from unspool.serving.decoding import Decoding, decoding
-from unspool.serving.prompt_logprobs import num_prompt_top, prompt_logprobs, with_prompt_scores
-from unspool.serving.service import OpenRequest, Service, new_id
-from unspool.serving.streams import check_stream_options
+from unspool.serving.answers.streams import check_stream_options
+from unspool.serving.execution.service import OpenRequest, Service, new_id
+from unspool.serving.requests.bodies import Body
+from unspool.serving.requests.decoding import Decoding, decoding
+from unspool.serving.routes.prompt_logprobs import num_prompt_top, prompt_logprobs, with_prompt_scores
 
 
 class Call(ABC):

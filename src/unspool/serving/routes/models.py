@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from unspool.serving.errors import ApiError, refused
-from unspool.serving.messages import read_messages
-from unspool.serving.openapi import body_of, content
-from unspool.serving.security import read_json
-from unspool.serving.service import Service
+from unspool.serving.execution.service import Service
+from unspool.serving.http.openapi import body_of, content
+from unspool.serving.http.security import read_json
+from unspool.serving.requests.messages import read_messages
 from unspool.text.chat import encode_chat
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from unspool.serving.sse import COMMENT, DONE, HEADERS, with_errors
+from unspool.serving.http.sse import COMMENT, DONE, HEADERS, with_errors
 
 Found = TypeVar("Found")
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 from unspool.config import OPTIONS
 from unspool.config.strategies import STRATEGIES, selectors
 from unspool.errors import OptionError
-from unspool.serving.bodies import Body
 from unspool.serving.errors import ApiError, api_error, refused
-from unspool.serving.fields import fields_of
+from unspool.serving.requests.bodies import Body
+from unspool.serving.requests.fields import fields_of
 from unspool.serving.settings import Settings
 from unspool.strategy_facts import ASSISTANT
 

@@ -16,13 +16,13 @@ from unspool.model import LanguageModel
 from unspool.planning import PlannedRequest
 from unspool.records import Recording
 from unspool.results import Chunk, Generation
-from unspool.serving.admission import Admission
+from unspool.serving.answers.logprobs import TokenTexts
 from unspool.serving.errors import ApiError, api_error, refused, too_long, too_slow
-from unspool.serving.fingerprint import fingerprint
-from unspool.serving.logprobs import TokenTexts
-from unspool.serving.metrics import Metrics, Watch
+from unspool.serving.execution.admission import Admission
+from unspool.serving.execution.fingerprint import fingerprint
+from unspool.serving.execution.metrics import Metrics, Watch
+from unspool.serving.execution.worker import EngineThread, Running
 from unspool.serving.settings import Settings
-from unspool.serving.worker import EngineThread, Running
 
 
 class Service:

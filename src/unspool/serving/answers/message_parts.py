@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from unspool.results import Chunk, Completion
-from unspool.serving.tools import Parsed, call_object, name_and_arguments
+from unspool.serving.requests.tools import Parsed, call_object, name_and_arguments
 from unspool.text.detokenize import Detokenizer
 from unspool.text.emit import TextEmitter
 

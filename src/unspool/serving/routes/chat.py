@@ -10,18 +10,18 @@ from unspool.conversations.completion import encode_conversations
 from unspool.errors import PromptError
 from unspool.planning import PlannedRequest
 from unspool.results import Chunk, Completion, Generation
-from unspool.serving.answers import finish_reason, stop_reason, usage_of, vendor
-from unspool.serving.bodies import Body
-from unspool.serving.calls import Call
-from unspool.serving.decoding import CONSTRAINTS
+from unspool.serving.answers.answers import finish_reason, stop_reason, usage_of, vendor
+from unspool.serving.answers.logprobs import chat_logprobs, scored
+from unspool.serving.answers.message_parts import MessageParts, ParsedParts, PlainParts, whole
+from unspool.serving.answers.streams import StreamUsage
 from unspool.serving.errors import refused
-from unspool.serving.logprobs import chat_logprobs, scored
-from unspool.serving.message_parts import MessageParts, ParsedParts, PlainParts, whole
-from unspool.serving.messages import read_messages
-from unspool.serving.service import Service
-from unspool.serving.sse import event
-from unspool.serving.streams import StreamUsage
-from unspool.serving.tools import Parsed, call_grammar, call_object, check_tools
+from unspool.serving.execution.service import Service
+from unspool.serving.http.sse import event
+from unspool.serving.requests.bodies import Body
+from unspool.serving.requests.decoding import CONSTRAINTS
+from unspool.serving.requests.messages import read_messages
+from unspool.serving.requests.tools import Parsed, call_grammar, call_object, check_tools
+from unspool.serving.routes.calls import Call
 
 
 class ChatCall(Call):

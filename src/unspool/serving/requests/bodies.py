@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from unspool.serving.errors import ApiError
-from unspool.serving.fields import Route, body_model, fields_of
+from unspool.serving.requests.fields import Route, body_model, fields_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unspool.serving import docs_page
 from unspool.serving.errors import ApiError
-from unspool.serving.listening import url_host
+from unspool.serving.http import docs_page
+from unspool.serving.http.listening import url_host
 from unspool.serving.settings import Settings
 
 _PUBLIC: Final = frozenset({"/health", "/", *docs_page.PATHS})

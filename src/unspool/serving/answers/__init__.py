@@ -1,0 +1,1 @@
+"""Parts of the server's answers, in the shapes of OpenAI."""

@@ -1,0 +1,1 @@
+"""The model behind the server: its queue, its thread, and the figures about both."""

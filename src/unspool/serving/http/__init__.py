@@ -1,0 +1,1 @@
+"""HTTP of the server: events, answers, security, sockets, and the OpenAPI document."""

@@ -27,12 +27,20 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         found.append((name, len(rows)))
         return rows
 
-    def packing(weight: torch.Tensor, allocate: object) -> object:
+    def packing(weight: torch.Tensor, allocate: object = None) -> object:
+        if allocate is None:
+            return "tiny"
         assert weight.shape == (SHAPE.out_features, SHAPE.in_features) and bool(weight.std() > 0.1), "no zeros"
         return object()
 
+    def calls(row: torch.Tensor) -> torch.Tensor:
+        found.append(("call", len(row)))
+        return row
+
     monkeypatch.setattr(trial, "PackedWeight", packing)
-    monkeypatch.setattr(trial, "linear", lambda rows, _: noted("native", rows))
+    monkeypatch.setattr(
+        trial, "linear", lambda rows, weight: calls(rows) if weight == "tiny" else noted("native", rows)
+    )
     monkeypatch.setattr(trial.F, "linear", lambda rows, _: noted("plain", rows))
     monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)
     monkeypatch.setattr(Trial, "_empty_caches", lambda self: found.append(("other", self._filler.nbytes)))
@@ -41,8 +49,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_other_memory_is_read_before_each_number_of_rows(notes: list[tuple[str, int]]) -> None:
     Trial().times(SHAPE)
-    one = [each for rows in TRIAL_ROWS for each in (("other", 1 << 12), ("plain", rows), ("native", rows))]
-    assert notes == one * TRIAL_ROUNDS
+    one = [(("other", 1 << 12), ("plain", rows), ("call", 1), ("native", rows)) for rows in TRIAL_ROWS]
+    assert notes == [each for several in one for each in several] * TRIAL_ROUNDS
 
 
 @pytest.mark.usefixtures("notes")

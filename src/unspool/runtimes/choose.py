@@ -59,13 +59,14 @@ def runtime_of(
         "max_cache_tokens": max_cache_tokens,
         "max_sequences": max_sequences,
     }
-    names = attention_names(model) if attention is None else attention
     patch = find_patch(model) if patch is None else patch
     if getattr(model.config, "is_encoder_decoder", False) or has_prefix_image(model):
         from unspool.runtimes.seq2seq.runtime import Seq2SeqRuntime
 
-        runtime: Runtime = Seq2SeqRuntime(model, **options, names=names if owns_model and patch else None, patch=patch)
+        own_names = (attention or attention_names(model)) if owns_model and patch else None
+        runtime: Runtime = Seq2SeqRuntime(model, **options, names=own_names, patch=patch)
         return runtime
+    names = attention_names(model) if attention is None else attention
     runtime = _patched(model, options, names, patch) if patch else _fastest(model, options, names)
     rope = growing_rope(model)
     if rope is None or rope.longest <= rope.original:

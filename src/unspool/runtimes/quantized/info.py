@@ -7,7 +7,7 @@ how a model is loaded (`unspool.loading.quantization`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -26,12 +26,16 @@ def quantized_linears(model: nn.Module) -> dict[int, str]:
     return {id(module): kind for module in modules_in(model) if (kind := _kind(module))}
 
 
-def kinds_in_words(model: nn.Module) -> list[str]:
+def kinds_in_words(model: nn.Module, quantized: Mapping[int, str]) -> list[str]:
     """Return the number of quantized linear layers per kind, in words; an empty list for none.
 
     If `quantize` left a large share of the weights plain, the last entry tells the share.
+
+    Args:
+        model: the model.
+        quantized: see `quantized_linears`.
     """
-    kinds = Counter(quantized_linears(model).values())
+    kinds = Counter(quantized.values())
     if not kinds:
         return []
     words = [f"{count} quantized as {kind}" for kind, count in sorted(kinds.items())]

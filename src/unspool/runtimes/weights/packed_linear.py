@@ -145,9 +145,13 @@ def _sides(layer: nn.Linear | Conv1D) -> tuple[int, int]:
 
 def _to_pack(layers: Mapping[int, nn.Linear | Conv1D]) -> set[int]:
     """Return the layers that are faster packed. Small ones are packed without a trial."""
-    shapes = {key: shape_of(*_sides(layer), layer.weight.dtype) for key, layer in layers.items()}
-    forms = best_forms(shapes[key] for key, layer in layers.items() if not is_small(*_sides(layer)))
-    return {key for key, shape in shapes.items() if forms.get(shape, "native") == "native"}
+    large = {
+        key: shape_of(*sides, layer.weight.dtype)
+        for key, layer in layers.items()
+        if not is_small(*(sides := _sides(layer)))
+    }
+    forms = best_forms(large.values())
+    return {key for key in layers if key not in large or forms[large[key]] == "native"}
 
 
 def _linear_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
@@ -181,7 +185,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     quantized = quantized_linears(model)
     total = len(layers.keys() | quantized.keys())
     if not pack:
-        return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model)]))
+        return PackReport(0, total, "; ".join(["packing is off", *kinds_in_words(model, quantized)]))
     forced = [f"{VARIABLE}={choice()}"] if choice() != "auto" and layers.keys() - quantized.keys() else []
     obstacles = {key: _obstacle(layer) for key, layer in layers.items() if key not in quantized}
     able = {key: layer for key, layer in layers.items() if not obstacles.get(key, "quantized")}
@@ -201,7 +205,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     _replace(sites, chosen, pages, keep=keep)
     if not keep:
         trim_heap()
-    return PackReport(len(chosen), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model)]))
+    return PackReport(len(chosen), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model, quantized)]))
 
 
 def _move(model: nn.Module, packed: Set[int], pages: HugePages) -> None:

@@ -6,6 +6,7 @@ its spread. A missing position, a wrong mask or a missing layer changes some row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -32,14 +33,17 @@ def distance(found: torch.Tensor, reference: torch.Tensor) -> float:
     Returns:
         At least 0; inf if shapes or infinite entries differ.
     """
-    if found.shape != reference.shape or not torch.equal(found.isfinite(), reference.isfinite()):
+    if found.shape != reference.shape:
         return float("inf")
     rows, expected = found.flatten(0, -2).double(), reference.flatten(0, -2).double()
     if not len(rows):
         return 0.0
     spread = expected.std(-1, correction=0)
-    if bool((spread > 0).all()):  # then all entries are finite
-        return float(((rows - expected).square().mean(-1).sqrt() / spread).max())
+    largest = float(((rows - expected).square().mean(-1).sqrt() / spread).max())
+    if math.isfinite(largest):  # then all entries are finite, and no spread is 0
+        return largest
+    if not torch.equal(found.isfinite(), reference.isfinite()):
+        return float("inf")
     return max(_row_distance(*pair) for pair in zip(rows, expected, strict=True))
 
 

@@ -103,7 +103,8 @@ class WrappedModel:
         if self._is_packed:
             return
         self._is_packed = True
-        if self.in_place or is_dispatched(self.module):
+        # A copy is never spread: such a model runs in place.
+        if self.in_place or (self._source is None and is_dispatched(self.module)):
             self.report = PackReport(0, 0, self.reason or "the model is spread over devices")
             return
         self.report = pack_rest(self.module, keep=self._source is not None, pack=self._pack)

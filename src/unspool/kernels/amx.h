@@ -45,10 +45,11 @@ template <int KIND> struct Tiles {
         int32_t* to = in.x + first * in.length / SHARE;
         for (int r = 0; r < rows; r++, x += in.inputs, to += WORDS) {
             if constexpr (KIND == INT8) {
-                Int8::round_row<STEP>(x, in, first + r, [&](int64_t k, const int32_t* n) {
-                    int8_t* high = reinterpret_cast<int8_t*>(to + k / STEP * 2 * apart);
-                    int8_t* low = reinterpret_cast<int8_t*>(to + (k / STEP * 2 + 1) * apart);   // n = 256 * high + low
-                    for (int i = 0; i < STEP; i++) high[i] = (int8_t)((n[i] + 128) >> 8), low[i] = (int8_t)n[i];
+                int32_t* at = to;
+                Int8::round_row<STEP>(x, in, first + r, [&](const int32_t* n) __attribute__((always_inline)) {
+                    int8_t *high = reinterpret_cast<int8_t*>(at), *low = reinterpret_cast<int8_t*>(at + apart);
+                    for (int i = 0; i < STEP; i++) high[i] = (int8_t)((n[i] + 128) >> 8), low[i] = (int8_t)n[i];   // 256 high + low
+                    at += 2 * apart;
                 });
             } else {
                 int64_t k = 0;

@@ -48,14 +48,13 @@ INLINE float total(const Span& span) {
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-// The order in which sums are joined, so that element i of the result is the total of sum i.
-constexpr int INTERLEAVED[8][2] = {{0, 4}, {8, 12}, {1, 5}, {9, 13}, {2, 6}, {10, 14}, {3, 7}, {11, 15}};
-
 // The totals of all sums. to: element i is that of sums[i].
 template <int N> INLINE void totals(const Span (&sums)[N], float* to) {
 #if defined(__AVX512F__)
     if constexpr (N == 16) {
-        // Each step adds halves as `total` does, and joins what is left of two sums in one vector.
+        // Each step adds halves as `total` does, and joins the results of two sums in one vector, in an order that makes
+        // element i of the last vector the total of sum i.
+        constexpr int INTERLEAVED[8][2] = {{0, 4}, {8, 12}, {1, 5}, {9, 13}, {2, 6}, {10, 14}, {3, 7}, {11, 15}};
         __m512 eight[8], four[4], two[2];
         UNROLL for (int i = 0; i < 8; i++) {
             __m512 a = (__m512)sums[INTERLEAVED[i][0]].part[0], b = (__m512)sums[INTERLEAVED[i][1]].part[0];

@@ -172,44 +172,38 @@ using Pairs = Bfloat16;
 // others multiply 16-bit numbers. The sum of a piece fits 32 bits: 512 * 127 * (127 * 256 + 128) < 2**31.
 // int4: x has 8 bits and a scale per group; nibbles are unsigned.
 
-#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
-INLINE I even_bytes(I a) { return a; }   // not called, like the next two
-INLINE I odd_bytes(I a) { return a; }
-INLINE I pairs(I a, I) { return a; }
-#endif
 #if defined(__AVX512VNNI__)
-constexpr int DIGITS = 2;
 constexpr uint8_t FLIP = 128;
 INLINE I dot(I sum, I bytes, int32_t x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, _mm512_set1_epi32(x)); }
-INLINE I nibble_dot(I sum, I bytes, int32_t x) { return dot(sum, bytes, x); }
-INLINE I nibble_sum(I sum) { return sum; }
 #elif defined(__ARM_FEATURE_DOTPROD)
-constexpr int DIGITS = 2;
 constexpr uint8_t FLIP = 0;
 INLINE I dot(I sum, I bytes, int32_t x) {
     return (I)vdotq_s32((int32x4_t)sum, vreinterpretq_s8_s32((int32x4_t)bytes), vreinterpretq_s8_s32(vdupq_n_s32(x)));
+}
+#endif
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
+constexpr int DIGITS = 2;
+INLINE void add_products(I (&sum)[DIGITS], I bytes, const int32_t* x) {
+    UNROLL for (int d = 0; d < DIGITS; d++) sum[d] = dot(sum[d], bytes, x[d]);
 }
 INLINE I nibble_dot(I sum, I bytes, int32_t x) { return dot(sum, bytes, x); }
 INLINE I nibble_sum(I sum) { return sum; }
 #else
 constexpr int DIGITS = 1;
 constexpr uint8_t FLIP = 0;
-INLINE I dot(I sum, I, int32_t) { return sum; }   // not called
 #if defined(__AVX512F__)
 INLINE I pairs(I a, I b) { return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 INLINE I byte_pairs(I a, I b) { return (I)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
-INLINE I add16(I a, I b) { return (I)_mm512_add_epi16((__m512i)a, (__m512i)b); }
-INLINE I even_bytes(I a) { return (I)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)a, 8), 8); }
-INLINE I odd_bytes(I a) { return (I)_mm512_srai_epi16((__m512i)a, 8); }
 #else
 INLINE I pairs(I a, I b) { return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 INLINE I byte_pairs(I a, I b) { return (I)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-INLINE I add16(I a, I b) { return (I)_mm256_add_epi16((__m256i)a, (__m256i)b); }
-INLINE I even_bytes(I a) { return (I)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)a, 8), 8); }
-INLINE I odd_bytes(I a) { return (I)_mm256_srai_epi16((__m256i)a, 8); }
 #endif
+INLINE void add_products(I (&sum)[DIGITS], I bytes, const int32_t* x) {
+    sum[0] += pairs((I)((S)bytes << 8 >> 8), I{} + x[0]);
+    sum[0] += pairs((I)((S)bytes >> 8), I{} + x[1]);
+}
 // Sums of 8 pairs of products fit 16 bits: 8 * 2 * 15 * 127 < 2**15.
-INLINE I nibble_dot(I sum, I bytes, int32_t x) { return add16(sum, byte_pairs(bytes, I{} + x)); }
+INLINE I nibble_dot(I sum, I bytes, int32_t x) { return (I)((S)sum + (S)byte_pairs(bytes, I{} + x)); }
 INLINE I nibble_sum(I sum) { return pairs(sum, I{} + 0x10001); }
 #endif
 
@@ -224,17 +218,24 @@ template <class X> static float largest(const X* x, int64_t count) {
     return most + finite;
 }
 
-// Rounds numbers to integers of a scale, ties to even; the others are 0. Returns the sum of the integers.
-// most: the largest absolute value of the row or group; NaN makes all integers 0.
+// The nearest integer, ties to even; |x| < 2**22.
+INLINE int32_t nearest(float x) {
+    float moved = x + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &moved, 4);
+    return bits - 0x4b400000;
+}
+
+// Rounds numbers to integers of at most `limit`, and returns their sum. most: the largest absolute value of the numbers; if it
+// is 0 or not finite, the integers are 0.
 template <class X, class N> INLINE int32_t round_to(N* n, const X* x, int64_t count, float most, float limit) {
-    float inverse = most > 0 && most < __builtin_inff() ? limit / most : 0.0f;
     int32_t sum = 0;
+    bool regular = most > 0 && most < __builtin_inff();
+    float inverse = regular ? limit / most : 0.0f;
     for (int64_t k = 0; k < count; k++) {
-        float moved = (inverse > 0 ? value(x + k) * inverse : 0.0f) + 12582912.0f;
-        int32_t bits;
-        memcpy(&bits, &moved, 4);
-        n[k] = (N)(bits - 0x4b400000);
-        sum += n[k];
+        int32_t number = regular ? nearest(value(x + k) * inverse) : 0;
+        n[k] = (N)number;
+        sum += number;
     }
     return sum;
 }
@@ -243,58 +244,62 @@ template <class X, class N> INLINE int32_t round_to(N* n, const X* x, int64_t co
 struct Int8 : Kind {
     static constexpr int ROWS = TILE[INT8], MOST = ROWS, MULTIPLE = 4, SHARE = 2, SPACING = PIECE[INT8], FACTS = 1;
 
-    // Calls use(k, integers) for every N inputs at k.
-    template <int N, class X, class Use> static void round_row(const X* x, const Input& in, int64_t row, Use use) {
+    // Calls use(integers) for each N inputs in turn.
+    template <int N, class X, class Use> INLINE void round_row(const X* x, const Input& in, int64_t row, Use use) {
         float most = largest(x, in.inputs);
         in.step[row] = most / 32512.0f;
+        bool regular = most > 0 && most < __builtin_inff();
+        float inverse = regular ? 32512.0f / most : 0.0f;
         for (int64_t start = 0; start < in.length; start += SPACING) {
-            int32_t n[SPACING] = {};
-            int32_t sum = round_to(n, x + start, least(in.inputs - start, SPACING), most, 32512.0f);
-            for (int64_t k = 0; k < least(in.length - start, SPACING); k += N) use(start + k, n + k);
+            int32_t n[SPACING] = {}, sum = 0;
+            int64_t given = least(in.inputs - start, SPACING);
+            if (regular)
+                for (int64_t k = 0; k < given; k++) n[k] = nearest(value(x + start + k) * inverse);
+            for (int64_t k = 0; k < given; k++) sum += n[k];
+            for (int64_t k = 0, count = least(in.length - start, SPACING); k < count; k += N) use(n + k);
             in.facts[start / SPACING * in.held + row] = (int32_t)((uint32_t)sum * FLIP);
         }
     }
 
     template <class X> static void prepare(const X* x, const Input& in, int64_t first, int rows) {
-        for (int r = 0; r < rows; r++, x += in.inputs)
-            round_row<4>(x, in, first + r, [&](int64_t k, const int32_t* n) {
-                int32_t* to = in.x + first * in.length / SHARE + (k / 4 * rows + r) * 2;
-                uint32_t a = (uint32_t)n[0], b = (uint32_t)n[1], c = (uint32_t)n[2], d = (uint32_t)n[3];
+        int32_t* tile = in.x + first * in.length / SHARE;
+        for (int r = 0; r < rows; r++, x += in.inputs, tile += 2) {
+            int32_t* to = tile;
+            round_row<4>(x, in, first + r, [&](const int32_t* n) __attribute__((always_inline)) {
+                uint32_t a = (uint32_t)n[0], b = (uint32_t)n[1], c = (uint32_t)n[2], d = (uint32_t)n[3], high = 0, low = 0;
                 if (DIGITS == 2) {
-                    uint32_t high = (a + 128) >> 8 & 255, low = a & 255;
+                    high |= (a + 128) >> 8 & 255, low |= a & 255;
                     high |= (b + 128) & 0xff00, low |= (b & 255) << 8;
                     high |= ((c + 128) & 0xff00) << 8, low |= (c & 255) << 16;
                     high |= ((d + 128) & 0xff00) << 16, low |= d << 24;
-                    to[0] = (int32_t)high, to[1] = (int32_t)low;
                 } else {
-                    to[0] = (int32_t)((a & 0xffff) | c << 16), to[1] = (int32_t)((b & 0xffff) | d << 16);
+                    high = (a & 0xffff) | c << 16, low = (b & 0xffff) | d << 16;
                 }
+                to[0] = (int32_t)high, to[1] = (int32_t)low;
+                to += 2 * rows;
             });
+        }
     }
 
     template <int R> PIECE_FUNCTION piece(const Part& part) {
         Part p = part;
-        I sum[R][DIGITS][VECS] = {};
+        I sum[R][VECS][DIGITS] = {};
         for (int k = 0; k < p.inputs; k += 4, p.weight += 4 * BLOCK, p.x += 2 * R) {
             p.ahead.move();
             const I* w = reinterpret_cast<const I*>(p.weight);
-            if constexpr (DIGITS == 2) {
+            if constexpr (DIGITS == 2) {   // each order keeps the sums in registers
                 UNROLL for (int r = 0; r < R; r++)
-                    UNROLL for (int d = 0; d < DIGITS; d++)
-                        UNROLL for (int v = 0; v < VECS; v++) sum[r][d][v] = dot(sum[r][d][v], w[v], p.x[2 * r + d]);
+                    UNROLL for (int v = 0; v < VECS; v++) add_products(sum[r][v], w[v], p.x + 2 * r);
             } else {
-                UNROLL for (int v = 0; v < VECS; v++) {
-                    I even = even_bytes(w[v]), odd = odd_bytes(w[v]);
-                    UNROLL for (int r = 0; r < R; r++) sum[r][0][v] += pairs(even, I{} + p.x[2 * r]);
-                    UNROLL for (int r = 0; r < R; r++) sum[r][0][v] += pairs(odd, I{} + p.x[2 * r + 1]);
-                }
+                UNROLL for (int v = 0; v < VECS; v++)
+                    UNROLL for (int r = 0; r < R; r++) add_products(sum[r][v], w[v], p.x + 2 * r);
             }
         }
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int v = 0; v < VECS; v++) {
                 // Unsigned arithmetic wraps: only the last result must fit 32 bits.
-                U whole = (U)sum[r][0][v];
-                if (DIGITS == 2) whole = (whole << 8) + (U)sum[r][DIGITS - 1][v];
+                U whole = (U)sum[r][v][0];
+                if (DIGITS == 2) whole = (whole << 8) + (U)sum[r][v][DIGITS - 1];
                 if (FLIP) whole -= (uint32_t)p.facts[r];
                 reinterpret_cast<F*>(p.total + r * BLOCK)[v] += converted((I)whole);
             }

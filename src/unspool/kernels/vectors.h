@@ -37,6 +37,7 @@ constexpr int VECS = BLOCK / LANES;   // vectors of one block
 typedef float F __attribute__((vector_size(WIDTH), may_alias));
 typedef int32_t I __attribute__((vector_size(WIDTH), may_alias));
 typedef uint32_t U __attribute__((vector_size(WIDTH), may_alias));
+typedef int16_t S __attribute__((vector_size(WIDTH), may_alias));
 typedef uint16_t H __attribute__((vector_size(WIDTH / 2), may_alias));
 typedef float LooseF __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 

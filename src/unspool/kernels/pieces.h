@@ -55,7 +55,7 @@ struct Part {
     Ahead ahead;
 };
 
-// What kinds without AMX have in common.
+// The parts that all kinds without AMX share.
 struct Kind {
     static constexpr int AT_ONCE = 1, MOST_ROWS = 64;   // tiles in one call of `piece`; rows that share one reading of weights
     static constexpr bool IS_BFLOAT16 = false;          // whether x must be bfloat16

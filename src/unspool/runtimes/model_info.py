@@ -71,6 +71,11 @@ def forward_parameters(model: Any) -> frozenset[str]:
     return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
 
 
+def cache_argument(model: Any) -> str:
+    """Return the name of the forward's argument for attention's cache; transformers 5.24 renamed it."""
+    return "cache" if "cache" in forward_parameters(model) else "past_key_values"
+
+
 def sliding_layers(model: Any) -> set[int]:
     """Return the indices of the layers with a sliding window in the config."""
     types = getattr(text_config(model), "layer_types", None) or ()

@@ -20,6 +20,7 @@ from unspool.runtimes.decoder.replayed_pass import FlatPass
 from unspool.runtimes.kv.attention import ATTENTION_NAME, attending
 from unspool.runtimes.kv.pool import Layout
 from unspool.runtimes.model_info import (
+    cache_argument,
     forward_parameters,
     has_experts,
     length_limit,
@@ -92,6 +93,7 @@ class DecoderModel(BackendModel):
         self._recorded: Replay | None = None
         self._recorded_invariant: Replay | None = None
         self._keeps = "logits_to_keep" in forward_parameters(self.module)
+        self._cache_argument = cache_argument(self.module)
         with narrow_windows(self.module, _PROBE_WINDOW):
             reference, tokens = self._reference()
             self._own_attention = attention_names(self.module)
@@ -224,7 +226,7 @@ class DecoderModel(BackendModel):
         return logits[keep.to(logits.device)]
 
     def _call(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
-        options |= {"position_ids": positions, "past_key_values": cache, "use_cache": True, "return_dict": True}
+        options |= {"position_ids": positions, self._cache_argument: cache, "use_cache": True, "return_dict": True}
         # No layer uses this mask. Without it, some models warn of padding if a prompt ends with the pad token.
         output = self.module(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
         logits: torch.Tensor = output.logits[0]

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from unspool.errors import ModelError
+from unspool.runtimes.model_info import cache_argument
 from unspool.tuning import MAX_BATCH_SOURCES, MAX_IDLE_SOURCES
 from unspool.types import Seq, Source
 
@@ -118,6 +119,8 @@ class EncoderAdapter(Protocol):
 
     has_prefix: bool
     """True if the source precedes the tokens in the decoder's self-attention; False for cross-attention."""
+    cache_argument: str
+    """The name of the decoder's argument for its cache."""
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the encoder's output, or the inputs if the decoder encodes them. --> [sources, positions, width]"""
@@ -147,6 +150,7 @@ class CrossAttentionAdapter:
 
     def __init__(self, module: Any) -> None:
         self._module, self._encoder = module, module.get_encoder()
+        self.cache_argument = cache_argument(module)
         weights = next(self._encoder.parameters())
         self._dtype, self._device = weights.dtype, weights.device
         self._width = _width_of(module.config)
@@ -174,7 +178,8 @@ class CrossAttentionAdapter:
         """Run the decoder on an empty cache."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         arguments = self._arguments(states, ids)
-        logits = self._module(**arguments, past_key_values=cache, use_cache=True, return_dict=True).logits
+        options = {self.cache_argument: cache, "use_cache": True, "return_dict": True}
+        logits = self._module(**arguments, **options).logits
         return logits, FirstStepKV(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
@@ -199,6 +204,7 @@ class PrefixAdapter:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.cache_argument = cache_argument(module)
         weights = next(module.parameters())
         self._dtype, self._device = weights.dtype, weights.device
 
@@ -221,7 +227,7 @@ class PrefixAdapter:
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, FirstStepKV]:
         """Run the model on the image and the text, on an empty cache."""
         cache, count = DynamicCache(), ids.shape[1]
-        options = {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        options = {self.cache_argument: cache, "use_cache": True, "return_dict": True}
         logits = self._module(input_ids=ids, pixel_values=states, **options).logits
         pairs = _pairs(cache)
         own = [(key[:, :, -count:], value[:, :, -count:]) for key, value in pairs]

@@ -161,9 +161,8 @@ class Seq2SeqForward:
         """Call the decoder, and return its logits as rows."""
         cache = own if self.reader.has_prefix else joint_cache(own, sources)
         start = own.batch.start - (self.num_prefixed(own.batch.encoded[0]) if self.reader.has_prefix else 0)
-        output: Any = self.wrapped.module(
-            **self.reader.arguments(ids, start), past_key_values=cache, use_cache=True, return_dict=True
-        )
+        options = {self.reader.cache_argument: cache, "use_cache": True, "return_dict": True}
+        output: Any = self.wrapped.module(**self.reader.arguments(ids, start), **options)
         logits: torch.Tensor = output.logits.flatten(0, 1)
         return logits
 

@@ -16,12 +16,13 @@ from transformers import GenerationConfig
 from transformers.utils.generic import ModelOutput
 
 from unspool.errors import ModelError
+from unspool.runtimes.model_info import cache_argument
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.prompt_batch import PromptBatch, PromptRow
 from unspool.types import Feed
 
-CACHE_NAMES = ("past_key_values", "cache_params", "state")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 """Arguments of a forward that carry its cache."""
 
 _KEPT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -112,7 +113,7 @@ class PromptReader:
             raise ModelError(f"{type(self._module).__name__} decodes with {type(call.module).__name__}: use that")
         arguments = dict(call.arguments)
         if cache is not None:
-            arguments["past_key_values"] = cache
+            arguments[cache_argument(self._module)] = cache
         places = _places(call)
         wanted = _wanted(places, feeds)
         if "logits_to_keep" in arguments:

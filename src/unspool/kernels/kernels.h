@@ -1,4 +1,4 @@
-// What the parts of the library share: a packed weight, a call, and one instruction set level.
+// The types that the sources of the library share: a packed weight, a call, and one instruction set level.
 //
 // A packed weight holds y = x W^T in blocks of 32 outputs, as one sequential stream:
 //
@@ -150,7 +150,7 @@ struct Command {
     Form form;
 };
 
-// What a kernel gets. The tensors are contiguous if the form has no strides.
+// The tensors and the form of one call of a kernel. The tensors are contiguous if the form has no strides.
 struct Call {
     const Form& form;
     void* at[PLACES];

@@ -274,17 +274,20 @@ PUBLIC void unspool_mask(float* scores, const uint32_t* masks, int64_t rows, int
     call(MASK, Mask{vocab, stride, words}, {masks}, scores, rows, threads);
 }
 
-// Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick.
+// Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick. Each thread reads
+// four streams side by side, as the products do.
 PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) {
     typedef float Four __attribute__((vector_size(16)));
     constexpr int64_t PORTION = 1 << 16, LINE = 16;
     float found = 0;
     each(threads, count / PORTION, [&](int64_t portion) {
         Four sum[4] = {};
-        for (const float* at = data + portion * PORTION, *end = at + PORTION; at < end; at += LINE) {
-            __builtin_prefetch(at + 3072, 0, 2);
-            for (int j = 0; j < 4; j++) sum[j] += reinterpret_cast<const Four*>(at)[j];
-        }
+        for (int64_t i = 0; i < PORTION / 4; i += LINE)
+            for (int stream = 0; stream < 4; stream++) {
+                const float* at = data + portion * PORTION + stream * (PORTION / 4) + i;
+                __builtin_prefetch(at + 3072, 0, 2);
+                for (int j = 0; j < 4; j++) sum[j] += reinterpret_cast<const Four*>(at)[j];
+            }
         Four all = sum[0] + sum[1] + sum[2] + sum[3];
         __atomic_store(&found, (float*)&all, __ATOMIC_RELAXED);   // used, so that nothing is left out
     });

@@ -19,9 +19,10 @@ from unspool.interop.arguments import ENCODER, Arguments
 from unspool.interop.batch import Batch, read_batch, readable_mask
 from unspool.interop.encoders import encoder_of
 from unspool.interop.semantics import pad_token
+from unspool.runtimes.model_info import cache_names
 from unspool.runtimes.seq2seq.source_info import has_prefix_image
 from unspool.runtimes.wrap.passing_on import decoding_part
-from unspool.runtimes.wrap.prompt_reader import CACHE_NAMES, prepared_call
+from unspool.runtimes.wrap.prompt_reader import prepared_call
 from unspool.types import PromptInputs, Source
 
 _BESIDE: Final = ("token_type_ids", "position_ids")
@@ -29,7 +30,7 @@ _BESIDE: Final = ("token_type_ids", "position_ids")
 
 _NOT_INPUTS: Final = frozenset(
     {
-        *CACHE_NAMES,
+        *cache_names(),
         *("self", "args", "kwargs", "input_ids", "attention_mask", "labels", "use_cache", "cache_position"),
         *("next_sequence_length", "is_first_iteration", "logits_to_keep", "return_dict"),
         *("output_attentions", "output_hidden_states", "output_router_logits", "encoder_outputs"),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.runtimes.kv.limits import Limits
 from unspool.types import ModelInfo
@@ -71,9 +72,18 @@ def forward_parameters(model: Any) -> frozenset[str]:
     return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
 
 
+def cache_names() -> tuple[str, ...]:
+    """Return the arguments of a forward that carry its cache, in this version of transformers.
+
+    transformers 5.24 renamed `past_key_values` to `cache`. Before, XLM had an argument of that name for another object.
+    """
+    return tuple(name for name in ("cache", "past_key_values", "cache_params", "state") if name in ALL_CACHE_NAMES)
+
+
 def cache_argument(model: Any) -> str:
-    """Return the name of the forward's argument for attention's cache; transformers 5.24 renamed it."""
-    return "cache" if "cache" in forward_parameters(model) else "past_key_values"
+    """Return the name of the forward's argument for attention's cache."""
+    is_renamed = "cache" in cache_names() and "cache" in forward_parameters(model)
+    return "cache" if is_renamed else "past_key_values"
 
 
 def sliding_layers(model: Any) -> set[int]:

@@ -14,10 +14,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from unspool.runtimes.generic.cache_pytree import Tree
-from unspool.runtimes.model_info import forward_parameters, text_config
+from unspool.runtimes.model_info import cache_names, forward_parameters, text_config
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.probe import Readable, observe
-from unspool.runtimes.wrap.prompt_reader import CACHE_NAMES
 from unspool.runtimes.wrap.wrapped import WrappedModel
 
 
@@ -45,7 +44,7 @@ class CausalModel:
     def __init__(self, wrapped: WrappedModel) -> None:
         self.wrapped, self.readable = wrapped, Readable()
         self._accepted = forward_parameters(wrapped.module)
-        self.cache_name = next((name for name in CACHE_NAMES if name in self._accepted), None)
+        self.cache_name = next((name for name in cache_names() if name in self._accepted), None)
 
     @property
     def num_embeddings(self) -> int:

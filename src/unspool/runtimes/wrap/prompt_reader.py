@@ -16,14 +16,11 @@ from transformers import GenerationConfig
 from transformers.utils.generic import ModelOutput
 
 from unspool.errors import ModelError
-from unspool.runtimes.model_info import cache_argument
+from unspool.runtimes.model_info import cache_argument, cache_names
 from unspool.runtimes.wrap.call_state import usable_rows
 from unspool.runtimes.wrap.hooks import HeadHook, LayerHook, LayerRow, output_layer
 from unspool.runtimes.wrap.prompt_batch import PromptBatch, PromptRow
 from unspool.types import Feed
-
-CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
-"""Arguments of a forward that carry its cache."""
 
 _KEPT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -166,14 +163,14 @@ class PromptReader:
     def _later(self, arguments: dict[str, Any], output: Any) -> dict[str, Any]:
         """Return the arguments after the first forward, as `generate` keeps them, without media and cache."""
         later = next_arguments(self._module, output, arguments, 1)
-        return {name: value for name, value in later.items() if name not in CACHE_NAMES and not _is_media(value)}
+        return {name: value for name, value in later.items() if name not in cache_names() and not _is_media(value)}
 
     def _next_positions(
         self, call: PreparedCall, output: Any, later: Mapping[str, Any], count: int
     ) -> list[int | None]:
         """Return the position of the token after each row, by the model's own preparation of the next forward."""
         ids = torch.cat([call.ids, call.ids.new_zeros(count, 1)], dim=1)
-        cached = {name: value for name in CACHE_NAMES if (value := getattr(output, name, None)) is not None}
+        cached = {name: value for name in cache_names() if (value := getattr(output, name, None)) is not None}
         inputs = self._module.prepare_inputs_for_generation(ids, next_sequence_length=1, **cached, **later)
         positions = inputs.get("position_ids")
         if positions is None:
@@ -279,7 +276,7 @@ def _rows(
 
 def _cache_of(output: Any, arguments: Mapping[str, Any]) -> Any:
     """Return the filled cache: of the output, else the given one, which the model fills in place."""
-    for name in CACHE_NAMES:
+    for name in cache_names():
         found = getattr(output, name, None)
         found = arguments.get(name) if found is None else found
         if found is not None:

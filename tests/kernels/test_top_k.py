@@ -53,12 +53,11 @@ def test_the_greatest_score_is_the_first_of_equals(level, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("k", [1, 2, 5, 14, LONGEST_LIST])
 @pytest.mark.parametrize("scale", [8.0, 1.0])
-def test_the_list_is_sorted_and_ties_go_to_the_lowest_id(level, size, k, scale):
+def test_the_list_is_sorted_and_ties_go_to_the_lowest_id(level, size, scale):
     scores = made(5, size, scale).round()
-    k = min(k, size)
-    assert are_equal(top_k(scores, k), sorted_best(scores, k))
+    for k in sorted({min(k, size) for k in (1, 2, 5, 14, LONGEST_LIST)}):
+        assert are_equal(top_k(scores, k), sorted_best(scores, k)), k
 
 
 @pytest.mark.parametrize("descending", [True, False])

@@ -174,8 +174,6 @@ class Conversation:
         """Return, for each token, the finish reason if a branch of this length ends with it, or None."""
         further = "length" if length + 1 >= self.context.max_new_tokens else "time" if late else None
         criteria = list(zip(self.request.criteria, branch_states.criteria, strict=True))
-        if not criteria:
-            return ["eos" if token in self.eos else further for token in tokens]
         return ["eos" if token in self.eos else _met(criteria, token, length) or further for token in tokens]
 
     def finished(self) -> Finished:

@@ -179,8 +179,7 @@ def _applied(processor: Processor, states: Sequence[Any], scores: torch.Tensor, 
     shape = scores.shape
     changed: Any = processor.apply(states, scores, keys)
     if isinstance(changed, torch.Tensor) and changed.shape == shape and changed.is_floating_point():
-        is_same = changed.dtype == scores.dtype and changed.device == scores.device and not changed.requires_grad
-        return changed if is_same else changed.detach().to(scores)
+        return (changed.detach() if changed.requires_grad else changed).to(scores)
     got = f"{changed.dtype} of shape {tuple(changed.shape)}" if isinstance(changed, torch.Tensor) else repr(changed)
     raise StrategyError(
         f"the processor {processor.name} must return floating-point scores of shape {tuple(shape)} (position "

@@ -241,7 +241,7 @@ def _best(group: _QueryGroup, device_to_host: DeviceToHost) -> _PendingTopK:
     values = logits = device_to_host.add(top_k_list.values)
     if block.scores is not block.logits:
         logits = device_to_host.add(figures_of(block.logits, group.lines, top_k_list.tokens))
-    elif log_norm_offset is not None and top_k_list.scores is not None:
+    elif top_k_list.scores is not None:
         logits = device_to_host.add(top_k_list.scores)
     return _PendingTopK(group, top_k_list, values, device_to_host.add(top_k_list.tokens), logits, values)
 

@@ -27,8 +27,8 @@ class Picked(NamedTuple):
 class TopKList(NamedTuple):
     """The best tokens of each row, on the device that computed them. Ties are in any order.
 
-    values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab]. scores: of the tokens,
-    before an offset or noise, [rows, listed]; None if they are not known.
+    values, tokens: [rows, listed], best first. whole: returns all values of a row, [vocab]. scores: of the tokens
+    before an offset was subtracted, [rows, listed]; None without an offset.
     """
 
     values: torch.Tensor
@@ -73,7 +73,7 @@ def top_k_list(
     """
     if log_norm_offset is None:
         found = known if k == 1 and known is not None else _foremost(scores, k)
-        return TopKList(*found, scores.__getitem__, found.values)
+        return TopKList(*found, scores.__getitem__)
     values, ids = best(scores, k + SPARE_CANDIDATES)
     return TopKList(values - log_norm_offset, ids, lambda row: scores[row] - log_norm_offset[row], values)
 

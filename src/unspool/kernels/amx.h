@@ -1,7 +1,8 @@
 // Products of tiles with Intel's AMX, for bfloat16 and int8: 16 rows of x by 16 outputs in one instruction.
 //
-// x: per tile [steps][rows][16 words]. A step is 32 inputs of bfloat16, or 64 of int8, whose rows are the high bytes of the
-// numbers, then the low bytes. The blocks of a packed weight are tiles already. AMX sums each output in one order for all sizes, so a row has the same bits in any company.
+// x: per tile [steps][rows][16 words]. A step is 32 inputs of bfloat16, or 64 of int8. With int8, a row of x takes two rows of
+// the tile: the high bytes of its numbers, then the low bytes. The blocks of a packed weight are tiles already. AMX sums each
+// output in one order for all sizes, so a row has the same bits in any company.
 #pragma once
 #include "pieces.h"
 

@@ -258,7 +258,7 @@ int attend(const Call& call) {
     float* memory = static_cast<float*>(malloc(sizeof(float) * numbers * threads));
     if (!memory) return 1;
     int64_t next_memory = 0, next_task = 0;
-    // A task is one head of keys for the queries of one bundle: what they share stays in the cache of a core.
+    // A task is one head of keys for the queries of one bundle, so that their shared keys stay in the cache of a core.
     in_threads(threads, [&] {
         float* own = memory + take(&next_memory) * numbers;
         for (int64_t task; (task = take(&next_task)) < pass.num_bundles * form.groups;)

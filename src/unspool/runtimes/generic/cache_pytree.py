@@ -36,7 +36,7 @@ _Form: TypeAlias = Literal["atom", "tensor", "tuple", "list", "mapping", "object
 def _form(kind: type) -> _Form:
     """Return how the parts of an object of this class are read."""
     forms: tuple[tuple[Any, _Form], ...] = (
-        ((*_ATOMS, *_SIMPLE), "atom"),
+        ((*_ATOMS, *_PLAIN), "atom"),
         (torch.Tensor, "tensor"),
         (tuple, "tuple"),
         (list, "list"),
@@ -59,22 +59,13 @@ def _children(tree: Tree) -> Mapping[Any, Any] | None:
 def leaves(tree: Tree) -> dict[Path, torch.Tensor]:
     """Return every tensor of the tree by its path."""
     found: dict[Path, torch.Tensor] = {}
-    _collect(tree, (), found, set())
+
+    def add(path: Path, leaf: Any) -> None:
+        if isinstance(leaf, torch.Tensor):
+            found[path] = leaf
+
+    _visit(tree, (), set(), add, _SIMPLE)
     return found
-
-
-def _collect(tree: Tree, path: Path, found: dict[Path, torch.Tensor], seen: set[int]) -> None:
-    """Add every tensor to `found`, in the order of `_walk`, which takes longer."""
-    if isinstance(tree, torch.Tensor):
-        found[path] = tree
-        return
-    children = _children(tree)
-    if children is None or id(tree) in seen:
-        return
-    seen.add(id(tree))
-    for key, child in children.items():
-        if type(child) not in _SIMPLE:
-            _collect(child, (*path, key), found, seen)
 
 
 def cloned(tree: Tree) -> Tree:
@@ -84,24 +75,28 @@ def cloned(tree: Tree) -> Tree:
 
 def frame(tree: Tree) -> dict[Path, Any]:
     """Return everything but the tensors by its path: numbers, flags and names, and the identities of other objects."""
-    return {
-        path: each if isinstance(each, _PLAIN) else id(each)
-        for path, each in _walk(tree, (), set())
-        if not isinstance(each, torch.Tensor)
-    }
+    found: dict[Path, Any] = {}
+
+    def add(path: Path, leaf: Any) -> None:
+        if not isinstance(leaf, torch.Tensor):
+            found[path] = leaf if isinstance(leaf, _PLAIN) else id(leaf)
+
+    _visit(tree, (), set(), add, frozenset())
+    return found
 
 
-def _walk(tree: Tree, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Yield the leaves: tensors and atoms."""
+def _visit(tree: Tree, path: Path, seen: set[int], use: Callable[[Path, Any], None], skipped: frozenset[Any]) -> None:
+    """Call `use` for the leaves, tensors and atoms, in order; parts of the skipped classes are left out."""
     children = None if isinstance(tree, torch.Tensor) else _children(tree)
     if children is None:
-        yield path, tree
+        use(path, tree)
         return
     if id(tree) in seen:
         return
     seen.add(id(tree))
     for key, child in children.items():
-        yield from _walk(child, (*path, key), seen)
+        if type(child) not in skipped:
+            _visit(child, (*path, key), seen, use, skipped)
 
 
 def rebuild(tree: Tree, change: Callable[[Path, torch.Tensor], torch.Tensor]) -> Tree:

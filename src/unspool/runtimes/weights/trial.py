@@ -86,7 +86,7 @@ class Trial:
             linear(row, tiny)
             return result
 
-        # In this order: the native product then follows a call of the kernels, as it does in a command buffer.
+        # The order counts: in a command buffer, too, a native product follows another call of the kernels.
         products: dict[Form, Product] = {"plain": parted, "native": lambda rows: linear(rows, packed)}
         inputs = [
             torch.empty(rows, shape.in_features, dtype=shape.dtype, device="cpu").uniform_(-1, 1, generator=generator)

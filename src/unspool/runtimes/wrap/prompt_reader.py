@@ -163,7 +163,8 @@ class PromptReader:
     def _later(self, arguments: dict[str, Any], output: Any) -> dict[str, Any]:
         """Return the arguments after the first forward, as `generate` keeps them, without media and cache."""
         later = next_arguments(self._module, output, arguments, 1)
-        return {name: value for name, value in later.items() if name not in cache_names() and not _is_media(value)}
+        caches = cache_names()
+        return {name: value for name, value in later.items() if name not in caches and not _is_media(value)}
 
     def _next_positions(
         self, call: PreparedCall, output: Any, later: Mapping[str, Any], count: int

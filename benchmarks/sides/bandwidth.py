@@ -1,7 +1,7 @@
 """How fast this machine reads memory: the yardstick of every other figure.
 
 The memory is on huge pages where the kernel gives them, as the weights of Unspool are; `load` names the pages. The
-loop is that of the kernel library, or else a dot product of a vector with itself, which reads each number once.
+loop is that of the kernel library, in each of its numbers of streams, or else a dot product of a vector with itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from benchmarks.sides.side import Run
 from benchmarks.work import Work
 from unspool.kernels.library import kernels
+from unspool.kernels.packed import STREAMS, set_streams
 from unspool.machine.huge_pages import HugePages
 
 _TRIES = 5
@@ -42,10 +43,12 @@ class Bandwidth:
         return f"the best of {_TRIES} {loop} of a float32 vector of {self._vector.nbytes >> 20} MiB on pages of {pages}"
 
     def run(self, work: Work) -> Run:
-        best = min(self._seconds() for _ in range(_TRIES))
+        best = min(self._seconds(streams) for _ in range(_TRIES) for streams in STREAMS)
         return Run(parts={"bytes_per_second": self._vector.nbytes / best})
 
-    def _seconds(self) -> float:
+    def _seconds(self, streams: int) -> float:
+        if kernels() is not None:
+            set_streams(streams)
         started = time.perf_counter()
         self._read()
         return time.perf_counter() - started

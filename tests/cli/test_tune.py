@@ -27,12 +27,16 @@ class Trials:
     def times(self, shape, *, until):
         return {form: tuple(1e-3 / (index + 1) for _ in TRIAL_ROWS) for index, form in enumerate(FORMS)}
 
+    def streams(self):
+        return {1: 2e-3, 4: 1e-3}
+
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TuningFile:
     found = TuningFile(tmp_path / "linear.json")
     monkeypatch.setattr(autotune, "tuning_file", lambda: found)
     monkeypatch.setattr(autotune, "Trial", Trials)
+    monkeypatch.setattr(autotune, "set_streams", lambda count: None)
     return found
 
 
@@ -50,7 +54,9 @@ def test_the_known_shapes_are_measured_again(run, file: TuningFile):
     lines = [line.split() for line in result.out.splitlines()]
     assert lines[1][-5:] == ["plain", "1000", "1000", "1000", "1000"] and lines[1][:3] == ["700", "x", "300,"]
     assert lines[-1][:2] == ["native", "chosen"]
-    assert TuningFile(file.path).times[KNOWN]["plain"] == (1e-3,) * 4
+    assert "Streams in which a thread reads a weight: 4 (2000 µs with 1, 1000 µs with 4)" in result.err
+    kept = TuningFile(file.path)
+    assert kept.times[KNOWN]["plain"] == (1e-3,) * 4 and list(kept.streams.values()) == [{1: 2e-3, 4: 1e-3}]
 
 
 def test_the_large_layers_of_a_model_are_measured(run, file: TuningFile, folder: Path):

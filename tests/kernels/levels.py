@@ -10,6 +10,7 @@ import torch
 
 from unspool.kernels.build import LEVELS, machine
 from unspool.kernels.library import VARIABLE, kernels
+from unspool.kernels.packed import set_streams
 
 HERE = list(LEVELS.get(machine(), ()))
 """The names of the instruction sets that tests go through."""
@@ -24,6 +25,16 @@ def num_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def num_streams(count: int) -> Iterator[None]:
+    """Let products read weights in so many streams."""
+    set_streams(count)
+    try:
+        yield
+    finally:
+        set_streams(1)
 
 
 def everywhere(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Iterable[torch.Tensor]]) -> list[torch.Tensor]:

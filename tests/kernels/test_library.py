@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.levels import num_streams
 from unspool.errors import OptionError
 from unspool.kernels import library
 from unspool.kernels.library import FACTS, LIBRARY, VARIABLE, kernels, obstacle
+from unspool.kernels.packed import STREAMS, set_streams
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
@@ -101,8 +103,16 @@ assert before and runtimes() == before, (before, runtimes())
 
 
 @needs_kernels
-def test_reading_touches_all_memory_and_returns():
+@pytest.mark.parametrize("streams", STREAMS)
+def test_reading_touches_all_memory_and_returns(streams: int):
     data = torch.ones(1 << 17)
     functions = kernels().functions
     assert isinstance(functions, ctypes.CDLL)
-    functions.unspool_read(data.data_ptr(), data.numel(), 2)
+    with num_streams(streams):
+        functions.unspool_read(data.data_ptr(), data.numel(), 2)
+
+
+@needs_kernels
+def test_a_number_of_streams_must_be_known():
+    with pytest.raises(ValueError, match=r"streams must be one of \(1, 4\), got 3"):
+        set_streams(3)

@@ -1,14 +1,15 @@
 """Products with packed weights: compared with float64 products, at each instruction set, alone and in company."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tests.kernels.levels import everywhere
+from tests.kernels.levels import everywhere, num_streams
 from unspool.kernels.library import kernels, obstacle
-from unspool.kernels.packed import PackedWeight, linear
+from unspool.kernels.packed import STREAMS, PackedWeight, linear
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
@@ -85,10 +86,16 @@ def test_a_row_has_the_same_bits_in_any_company(level, kind, outputs, inputs, dt
 
 
 @pytest.mark.parametrize(("kind", "outputs", "inputs"), cases())
-def test_all_instruction_sets_and_thread_counts_give_the_same_bits(monkeypatch, kind, outputs, inputs):
+def test_all_instruction_sets_streams_and_thread_counts_give_the_same_bits(monkeypatch, kind, outputs, inputs):
     numbers, scales, _ = weight_of(kind, outputs, inputs)
     x = made(9, inputs)
-    found = everywhere(monkeypatch, lambda: [linear(x, PackedWeight(numbers, scales=scales))])
+
+    def products() -> Iterator[torch.Tensor]:
+        for count in STREAMS:
+            with num_streams(count):
+                yield linear(x, PackedWeight(numbers, scales=scales))
+
+    found = everywhere(monkeypatch, products)
     assert all(torch.equal(each, found[0]) for each in found)
 
 

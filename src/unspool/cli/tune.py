@@ -1,4 +1,4 @@
-"""`unspool tune`: measures the forms of linear layers on this machine again, and prints the table.
+"""`unspool tune`: measures linear layers in each form, and the streams of memory, and prints the table.
 
 Owns: the shapes to measure, and the table. Does not know: trials and their file (unspool.runtimes.weights).
 """
@@ -50,7 +50,9 @@ def tune(
 ) -> None:
     """Measure linear layers on this CPU in each form, without a time limit, and keep the times for later runs."""
     lm = None if model is None else load_model(model, threads=threads, dtype=dtype, pack=False)
-    # Imported late: they import torch.
+    # Imported late, like torch itself.
+    import torch
+
     from unspool.kernels.library import obstacle
     from unspool.runtimes.weights import autotune
     from unspool.runtimes.weights.packed_linear import tunable_shapes
@@ -61,6 +63,7 @@ def tune(
     shapes = list(file.times) if lm is None else tunable_shapes(lm.model)
     if not shapes:
         raise OptionError("model", model, "must have large linear layers in float32 or bfloat16", "name another model")
+    autotune.choose_streams(again=True)
     with progress_bar(len(shapes), sys.stderr.isatty(), work="measuring", unit="shape") as bar:
         autotune.tune(shapes, file, again=True, tell=lambda _: bar.update())
     found = {shape: file.times[shape] for shape in shapes}
@@ -69,6 +72,9 @@ def tune(
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     console.print(table(found))
+    if (seconds := file.streams.get(torch.get_num_threads())) is not None:
+        times = ", ".join(f"{_microseconds([each])[0]:.0f} µs with {count}" for count, each in seconds.items())
+        typer.echo(f"Streams in which a thread reads a weight: {autotune.fastest_streams(seconds)} ({times})", err=True)
     typer.echo(f"The times are in {file.path}", err=True)
 
 

@@ -82,7 +82,8 @@ template <int KIND> struct Tiles {
                 _tile_loadd(3, second + BLOCK / 2, 4 * BLOCK);
             }
         }
-        int share = STEP_BYTES / 128 * p.ahead.step;
+        // Hardware prefetchers read one stream of a single turn well, but stop at each 4 KB.
+        int share = STEP_BYTES / 128 * p.ahead.step, most = p.ahead.step == 128 && !p.ahead.last ? 256 : share;
         for (int left = p.inputs; left > 0; left -= STEP, p.weight += STEP_BYTES, p.x += rows * WORDS) {
             if (left < STEP) {
                 int64_t bytes = bytes_of(KIND, left);
@@ -96,7 +97,7 @@ template <int KIND> struct Tiles {
             MULTIPLY(0, 4, 6);
             _tile_loadd(7, p.weight + 64, 4 * BLOCK);
             MULTIPLY(1, 4, 7);
-            for (int line = 0; line < share; line += 64) __builtin_prefetch(p.ahead.next + line, 0, 2);
+            for (int line = 0; line < most; line += 64) __builtin_prefetch(p.ahead.next + line, 0, 2);
             p.ahead.pass(share);
             if constexpr (N == 2) {
                 _tile_loadd(5, p.x + apart, 64);

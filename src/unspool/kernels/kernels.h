@@ -129,6 +129,9 @@ struct Mask {
 enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, OPERATIONS };
 constexpr int PLACES = 5, Y = 4;   // of tensors: x, up to three others, and y
 
+// Places of a weight that a thread asks for side by side: a power of two. Some CPUs read several streams faster, others one.
+extern int streams;
+
 union Form {
     Weight weight;
     Norm norm;

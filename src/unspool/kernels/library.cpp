@@ -67,6 +67,7 @@ static const Choice CHOICES[] = {{"neon", &neon::level, has_dot_products}};
 #endif
 
 static const Level* level = nullptr;
+int streams = 1;
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 
@@ -203,6 +204,9 @@ PUBLIC const char* unspool_choose(const char* name) {
     return nullptr;
 }
 
+// Sets in how many streams each thread reads a weight, 1 or a power of two. No bit of a result depends on this.
+PUBLIC void unspool_set_streams(int32_t count) { streams = count; }
+
 // Sets the entry points of PyTorch's OpenMP runtime; either `gnu`, or the three others, are not null.
 PUBLIC void unspool_set_threads(void* gnu, void* fork, void* push, void* thread) {
     gnu_parallel = reinterpret_cast<decltype(gnu_parallel)>(gnu);
@@ -275,16 +279,16 @@ PUBLIC void unspool_mask(float* scores, const uint32_t* masks, int64_t rows, int
 }
 
 // Reads memory that is aligned to 64 bytes, all but less than 256 KB, and returns something: a yardstick. Each thread reads
-// four streams side by side, as the products do.
+// as many streams as for a weight.
 PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) {
     typedef float Four __attribute__((vector_size(16)));
     constexpr int64_t PORTION = 1 << 16, LINE = 16;
     float found = 0;
     each(threads, count / PORTION, [&](int64_t portion) {
         Four sum[4] = {};
-        for (int64_t i = 0; i < PORTION / 4; i += LINE)
-            for (int stream = 0; stream < 4; stream++) {
-                const float* at = data + portion * PORTION + stream * (PORTION / 4) + i;
+        for (int64_t i = 0; i < PORTION / streams; i += LINE)
+            for (int stream = 0; stream < streams; stream++) {
+                const float* at = data + portion * PORTION + stream * (PORTION / streams) + i;
                 __builtin_prefetch(at + 3072, 0, 2);
                 for (int j = 0; j < 4; j++) sum[j] += reinterpret_cast<const Four*>(at)[j];
             }

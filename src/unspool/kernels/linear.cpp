@@ -60,7 +60,7 @@ template <class Kind> static int64_t run_unit(Work& work, int64_t unit) {
                 int rows = (int)least(at_once, work.rows - row);
                 const int32_t* x = in.x + (row * in.length + start * Kind::side(rows, in.size)) / Kind::SHARE;
                 const int32_t* facts = in.facts + (start / Kind::SPACING * in.held + row) * Kind::FACTS;
-                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * turn / turns, 128 / turns, bytes / turns / 256 * 64};
+                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * turn / turns, 128 / turns, bytes / turns / streams / 64 * 64};
                 Part part = {weight, x, facts, total[block][row], inputs, in.size, in.held, in.length, share};
                 with_constant<Kind::MOST>(Kind::parts(rows, in.size), [&](auto count) { Kind::template piece<count>(part); });
             }

@@ -28,6 +28,9 @@ INT4_GROUP: Final = 32
 """Inputs that share a scale and a zero in int4. The number of inputs must be a multiple of this."""
 
 
+STREAMS: Final = (1, 4)
+"""Numbers of places at which a thread can read a packed weight side by side."""
+
 _UNITS_PER_THREAD: Final = 8
 """Pieces of work for each thread, at least: a thread that is delayed leaves the rest to others."""
 
@@ -167,6 +170,21 @@ def linear(inputs: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | 
     if weight._linear(weight._address, x.data_ptr(), found.data_ptr(), address, rows, kind, torch.get_num_threads()):
         raise MemoryError("no memory for the inputs of a product")
     return found
+
+
+def set_streams(count: int) -> None:
+    """Read packed weights in so many streams per thread, in all threads of this process. Results keep their bits.
+
+    Args:
+        count: one of `STREAMS`; 1 at the start of a process.
+
+    Raises:
+        ValueError: if the count is another one.
+        RuntimeError: if the kernels cannot be used here.
+    """
+    if count not in STREAMS:
+        raise ValueError(f"streams must be one of {STREAMS}, got {count}")
+    _require().functions.unspool_set_streams(count)
 
 
 def packing_obstacle(dtype: torch.dtype) -> str:

@@ -24,13 +24,12 @@ constexpr int TILE[] = {3, 3, 1, 1};
 #endif
 
 // Asks for memory that is read later: the tiles of a piece share the next piece. Hardware prefetchers stop at each 4 KB,
-// and sleep while the second tile of a piece computes. The quarters of a share are asked for side by side: a CPU reads
-// several streams faster than one.
+// and sleep while the second tile of a piece computes. A share is asked for in `streams` parts side by side.
 struct Ahead {
     const char* next;
-    int step;         // bytes for each 128 bytes of weights: 128 for one tile
-    int64_t quarter;  // bytes
-    int turn = 0;
+    int step;       // bytes for each 128 bytes of weights: 128 for one tile
+    int64_t part;   // bytes
+    int last = streams - 1, turn = 0;
 
     void move() {
         __builtin_prefetch(next, 0, 2);
@@ -38,7 +37,7 @@ struct Ahead {
         pass(step);
     }
 
-    void pass(int64_t bytes) { next += ++turn & 3 ? quarter : bytes - 3 * quarter; }
+    void pass(int64_t bytes) { next += ++turn & last ? part : bytes - last * part; }
 };
 
 // Rows of x as a kind of product reads them. They are split into tiles of one size; the last one can have fewer rows.

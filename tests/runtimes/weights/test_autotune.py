@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.levels import num_threads
 from unspool.errors import OptionError
 from unspool.runtimes.weights import autotune
-from unspool.runtimes.weights.autotune import AUTOTUNE, VARIABLE, best_forms, fastest, is_small, shape_of, tune
+from unspool.runtimes.weights.autotune import (
+    AUTOTUNE,
+    VARIABLE,
+    best_forms,
+    choose_streams,
+    fastest,
+    is_small,
+    shape_of,
+    tune,
+)
 from unspool.runtimes.weights.trial import Form, Shape, Times
 from unspool.runtimes.weights.tuning_file import TuningFile
 
@@ -39,10 +49,13 @@ def test_a_small_loss_with_one_row_does_not_veto() -> None:
 
 
 class Trials:
-    """Stands for real trials: each takes one second of the replaced clock."""
+    """Stands for real trials: each of a shape takes one second of the replaced clock."""
 
     def __init__(self, times: Times) -> None:
         self.times_of_all, self.shapes, self.now, self.was_disturbed = times, [], 0.0, False
+        self.events: list[object] = []
+        """Trials of streams, numbers of streams that are set, and trials of shapes, in order."""
+        self.seconds_of_streams, self.time_of_streams = {1: 2.0, 4: 1.0}, 0.0
 
     def __call__(self) -> Trials:
         return self
@@ -52,8 +65,14 @@ class Trials:
 
     def times(self, shape: Shape, *, until: float) -> Times:
         self.shapes.append(shape)
+        self.events.append(shape)
         self.now += 1.0
         return self.times_of_all
+
+    def streams(self) -> dict[int, float]:
+        self.events.append("streams")
+        self.now += self.time_of_streams
+        return self.seconds_of_streams
 
 
 @pytest.fixture
@@ -65,6 +84,8 @@ def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trials:
     file = TuningFile(tmp_path / "linear.json")
     monkeypatch.setattr(autotune, "Trial", found)
     monkeypatch.setattr(autotune, "time", found)
+    monkeypatch.setattr(autotune, "kernels", lambda: "kernels")
+    monkeypatch.setattr(autotune, "set_streams", found.events.append)
     monkeypatch.setattr(autotune, "tuning_file", lambda: file)
     return found
 
@@ -105,12 +126,8 @@ def test_each_dtype_and_thread_count_is_timed_once_however_little_time_is_left(t
     for _ in range(2):
         assert best_forms(narrow) == dict.fromkeys(narrow, "native")
     assert trials.shapes == [narrow[1]], "the largest one"
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
+    with num_threads(torch.get_num_threads() + 1):
         assert best_forms([shape(512, 512, torch.bfloat16)])[shape(512, 512, torch.bfloat16)] == "native"
-    finally:
-        torch.set_num_threads(before)
     assert len(trials.shapes) == 2
 
 
@@ -148,6 +165,43 @@ def test_autotuning_can_be_turned_off(trials: Trials, monkeypatch: pytest.Monkey
     monkeypatch.setenv(AUTOTUNE, "2")
     with pytest.raises(OptionError, match=r"UNSPOOL_AUTOTUNE.*must be 0 or 1.*'2'"):
         best_forms([shape(512, 512)])
+
+
+def test_streams_are_timed_before_shapes_once_per_machine_and_number_of_threads(trials: Trials, tmp_path: Path) -> None:
+    trials.time_of_streams = 0.25
+    for _ in range(2):
+        best_forms([shape(512, 512)])
+    assert trials.events == ["streams", 4, shape(512, 512), 4], "the times of shapes depend on the streams"
+    kept = TuningFile(tmp_path / "linear.json")
+    assert kept.streams == {torch.get_num_threads(): {1: 2.0, 4: 1.0}} and kept.seconds == 1.25
+    with num_threads(torch.get_num_threads() + 1):
+        trials.seconds_of_streams = {1: 1.0, 4: 1.01}
+        choose_streams()
+    assert trials.events[4:] == ["streams", 1]
+    choose_streams(again=True)
+    assert trials.events[6:] == ["streams", 1], "the new times count"
+    assert autotune.tuning_file().seconds == 1.5
+
+
+def test_streams_of_a_busy_machine_are_for_this_process_only(trials: Trials, tmp_path: Path) -> None:
+    trials.was_disturbed = True
+    for _ in range(2):
+        choose_streams()
+    assert trials.events == ["streams", 4, 4] and not (tmp_path / "linear.json").exists()
+
+
+@pytest.mark.parametrize("case", ["no kernels", "no trials", "no packed layers"])
+def test_streams_stay_as_they_are(case: str, trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    if case == "no packed layers":
+        monkeypatch.setenv(VARIABLE, "plain")
+        best_forms([shape(512, 512)])
+    elif case == "no trials":
+        monkeypatch.setenv(AUTOTUNE, "0")
+        choose_streams()
+    else:
+        monkeypatch.setattr(autotune, "kernels", lambda: None)
+        choose_streams()
+    assert not trials.events
 
 
 def test_large_layers_behave_like_cut_ones_and_small_ones_are_not_timed() -> None:

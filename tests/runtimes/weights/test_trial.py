@@ -78,6 +78,22 @@ def test_a_real_trial_times_real_products(dtype: torch.dtype, monkeypatch: pytes
     assert all(len(each) == len(TRIAL_ROWS) and all(0 < seconds < 60 for seconds in each) for each in found.values())
 
 
+def test_streams_take_turns_with_one_row_and_with_five(
+    notes: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[int] = []
+    monkeypatch.setattr(trial, "set_streams", streams.append)
+    monkeypatch.setattr(trial, "PackedWeight", lambda *_, **__: "weight")
+    monkeypatch.setattr(trial, "linear", lambda rows, _: notes.append(("product", len(rows))))
+    # Seconds of each product: one row with 1 and with 4 streams, three rounds; then five rows.
+    seconds = [3.0, 5.0, 2.0, 6.0, 4.0, 7.0, 10.0, 1.0, 11.0, 9.0, 12.0, 8.0]
+    times = itertools.accumulate(each for length in seconds for each in (0.0, length))
+    assert Trial(clock=lambda: next(times)).streams() == {1: 12.0, 4: 6.0}
+    assert streams == [1, 4] * TRIAL_ROUNDS * 2
+    one, five = ([("other", 1 << 12), ("product", rows)] * TRIAL_ROUNDS * 2 for rows in (1, 5))
+    assert notes == one + five
+
+
 @pytest.mark.parametrize(("free", "expected"), [(1 << 13, 1 << 10), (1 << 20, 1 << 12), (None, 1 << 12)])
 def test_memory_of_a_trial_is_bounded(free: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "last_level_cache", lambda: 1 << 12)

@@ -23,6 +23,7 @@ def written(path: Path) -> TuningFile:
         SHAPES[0]: {"plain": (1.0, 2.0, 3.0, 4.0), "native": (0.5, 1e-6, 3.0, 4.0)},
         SHAPES[1]: {"plain": (0.1, 0.2, 0.3, 0.4), "native": (0.4, 0.3, 0.2, 0.1)},
     }
+    file.streams = {1: {1: 0.25, 4: 0.5}, 2: {1: 2.0, 4: 1.0}}
     file.seconds = 1.25
     file.write()
     return file
@@ -31,7 +32,7 @@ def written(path: Path) -> TuningFile:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     file = written(tmp_path / "new" / "linear.json")
     again = TuningFile(file.path)
-    assert again.times == file.times and again.seconds == 1.25
+    assert again.times == file.times and again.streams == file.streams and again.seconds == 1.25
     assert [path.name for path in file.path.parent.iterdir()] == ["linear.json"], "no partial file is left"
 
 
@@ -58,6 +59,7 @@ def test_each_machine_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.
         {"layers": [{"in": 3, "out": 4, "dtype": "float32", "threads": 1, "seconds": {"plain": "x", "native": [1]}}]},
         {"layers": [{"in": 3, "out": 4, "dtype": "float32", "threads": 1, "seconds": {"plain": [1]}}]},
         {"spent": None},
+        {"streams": {"2": {"1": 1.0}}},
     ],
     ids=str,
 )
@@ -66,7 +68,7 @@ def test_a_file_that_does_not_fit_counts_as_empty(change: dict[str, Any], tmp_pa
     content = json.loads(file.path.read_text())
     file.path.write_text(json.dumps(content | change))
     again = TuningFile(file.path)
-    assert again.times == {} and again.seconds == 0.0
+    assert again.times == {} and again.streams == {} and again.seconds == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "\xff"])

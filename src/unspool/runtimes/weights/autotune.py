@@ -1,4 +1,4 @@
-"""Autotuning of linear layers: the fastest form per shape, from times on this machine.
+"""Autotuning of linear layers: the fastest form per shape and the number of streams, from times on this machine.
 
 Owns the environment variables `UNSPOOL_LINEAR` and `UNSPOOL_AUTOTUNE`, the decision, and the time that trials can take.
 Knows shapes, dtypes and threads. Does not know modules.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 import torch
 
 from unspool.errors import OptionError
+from unspool.kernels.library import kernels
+from unspool.kernels.packed import set_streams
 from unspool.runtimes.weights.trial import Form, Shape, Times, Trial
 from unspool.runtimes.weights.tuning_file import TuningFile
 from unspool.tuning import CLEARLY_FASTER, LARGEST_TRIAL, SMALLEST_TRIAL, TRIAL_PASSES, TUNING_SECONDS
@@ -69,12 +71,39 @@ def best_forms(shapes: Iterable[Shape]) -> dict[Shape, Form]:
     """
     wanted = list(dict.fromkeys(shapes))
     forced = choice()
+    if wanted and forced != "plain":
+        choose_streams()
     if forced != "auto":
         return dict.fromkeys(wanted, forced)
     if not is_autotuned():
         return dict.fromkeys(wanted, "plain")
     tune(wanted, tuning_file())
     return {shape: _form_of(shape, tuning_file()) for shape in wanted}
+
+
+def choose_streams(*, again: bool = False) -> None:
+    """Read packed weights in the number of streams that is fastest here, timed once per machine and number of threads.
+
+    Nothing changes without kernels, or if `UNSPOOL_AUTOTUNE` is 0.
+
+    Args:
+        again: True to time a known number of threads too, whatever `UNSPOOL_AUTOTUNE` is.
+    """
+    if kernels() is None or not (again or is_autotuned()):
+        return
+    file, threads = tuning_file(), torch.get_num_threads()
+    if again or threads not in file.streams:
+        started, trial = time.perf_counter(), Trial()
+        file.streams[threads] = trial.streams()
+        file.seconds += 0.0 if again else time.perf_counter() - started
+        if again or not trial.was_disturbed:
+            file.write()
+    set_streams(fastest_streams(file.streams[threads]))
+
+
+def fastest_streams(seconds: Mapping[int, float]) -> int:
+    """Return the number of streams with the least time. Noise changes no result, so that a small gain is enough."""
+    return min(seconds, key=seconds.__getitem__)
 
 
 @cache

@@ -21,7 +21,7 @@ from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
-from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, is_small, shape_of
+from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, choose_streams, is_small, shape_of
 from unspool.runtimes.weights.kernel_module import KernelModule
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.release_memory import trim_heap
@@ -196,6 +196,7 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     if choice() == "auto" and len(chosen) < len(able):
         reasons.add("some are faster as they are")
     if not {"int8", "int4"}.isdisjoint(quantized.values()):
+        choose_streams()
         reasons |= {obstacle()} - {""}
     # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers, able

@@ -5,6 +5,7 @@ Owns the timing. Does not know how the times are judged and kept (autotune.py, t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from unspool.kernels.packed import PackedWeight, linear
+from unspool.kernels.packed import STREAMS, PackedWeight, linear, set_streams
 from unspool.machine.huge_pages import HugePages
 from unspool.machine.memory import available_memory
 from unspool.tuning import BUSY_MACHINE, LARGEST_CPU_CACHE, TRIAL_ROUNDS, TRIAL_ROWS, USUAL_CPU_CACHE
@@ -31,6 +32,10 @@ Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 _SHARE_OF_MEMORY: Final = 8
 _TINY: Final = 32
 """Sides of a weight that is so small that its product takes only the time of a call."""
+
+_WIDTH, _HEIGHT = 2048, 4096
+"""The sides of a weight that is read in different numbers of streams, and the rows."""
+_STREAM_ROWS: Final = (1, 5)
 
 
 class Shape(NamedTuple):
@@ -101,6 +106,22 @@ class Trial:
                 for form, product in products.items():
                     best[form][index] = min(best[form][index], self._seconds(product, rows))
         return {form: tuple(found) for form, found in best.items()}
+
+    @torch.no_grad()
+    def streams(self) -> dict[int, float]:
+        """Return the seconds of products of 1 and of 5 rows for each number of streams. The last one is in use then."""
+        ones = torch.ones(_HEIGHT, _WIDTH, dtype=torch.float32, device="cpu")
+        weight = PackedWeight(ones, allocate=HugePages().bytes)
+        found = dict.fromkeys(STREAMS, 0.0)
+        for rows in _STREAM_ROWS:
+            inputs, best = torch.ones(rows, _WIDTH, dtype=torch.float32, device="cpu"), dict.fromkeys(STREAMS, math.inf)
+            for _ in range(TRIAL_ROUNDS):
+                for count in STREAMS:
+                    set_streams(count)
+                    self._empty_caches()
+                    best[count] = min(best[count], self._seconds(lambda x: linear(x, weight), inputs))
+            found = {count: found[count] + best[count] for count in STREAMS}
+        return found
 
     def _empty_caches(self) -> None:
         """Read other memory, so that the next product reads its weight from memory, as a decode step does."""

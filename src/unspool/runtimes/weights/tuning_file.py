@@ -1,4 +1,4 @@
-"""The tuning file: times of linear layers on this machine, kept in the user's cache folder.
+"""The tuning file: times of linear layers and of streams on this machine, kept in the user's cache folder.
 
 One file per CPU, PyTorch and Unspool version and kernel library. A damaged file counts as empty, and a folder that
 cannot be written means that times last for this process.
@@ -17,6 +17,7 @@ import torch
 
 from unspool.atomic_files import write_atomically
 from unspool.kernels.library import kernels
+from unspool.kernels.packed import STREAMS
 from unspool.machine.cpu import cpu_name
 from unspool.runtimes.weights.trial import Form, Shape, Times
 from unspool.tuning import TRIAL_ROWS
@@ -34,12 +35,14 @@ class TuningFile:
         path: the file.
         seconds: time that automatic trials have taken so far, over all processes.
         times: per shape.
+        streams: per number of threads, the seconds for each number of streams; see `Trial.streams`.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or tuning_folder() / f"linear-{_digest(machine())}.json"
         self.seconds = 0.0
         self.times: dict[Shape, Times] = {}
+        self.streams: dict[int, dict[int, float]] = {}
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             self._read(json.loads(self.path.read_text(encoding="utf-8")))
 
@@ -50,7 +53,11 @@ class TuningFile:
         for entry in content["layers"]:
             shape = Shape(entry["in"], entry["out"], getattr(torch, entry["dtype"]), entry["threads"])
             times[shape] = {form: tuple(map(float, entry["seconds"][form])) for form in get_args(Form)}
-        self.seconds, self.times = float(content["spent"]), times
+        streams = {
+            int(threads): {count: float(seconds[str(count)]) for count in STREAMS}
+            for threads, seconds in content["streams"].items()
+        }
+        self.seconds, self.times, self.streams = float(content["spent"]), times, streams
 
     def write(self) -> None:
         """Write the file at once, if the folder can be written."""
@@ -64,7 +71,13 @@ class TuningFile:
             }
             for shape, times in self.times.items()
         ]
-        content = {"machine": machine(), "rows": TRIAL_ROWS, "spent": self.seconds, "layers": layers}
+        content = {
+            "machine": machine(),
+            "rows": TRIAL_ROWS,
+            "spent": self.seconds,
+            "streams": self.streams,
+            "layers": layers,
+        }
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(content, indent=1) + "\n")

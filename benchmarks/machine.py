@@ -35,9 +35,8 @@ def describe(threads: int) -> dict[str, Any]:
 
 def short_name(facts: dict[str, Any]) -> str:
     """Return a machine's name for a file, such as "amd-epyc-2-cores"."""
-    words = re.findall(r"[a-z0-9]+", facts["cpu"].lower().replace("(r)", "").replace("(tm)", ""))
-    telling = [word for word in words if word not in ("cpu", "processor", "with")][:4]
-    # Some virtual machines give several CPUs one name.
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|@ \S+", "", facts["cpu"].lower()))
+    telling = [word for word in words if word not in ("cpu", "processor", "with", "family", "model")][:6]
     unit = [word.strip().lower().replace("-", "") for word in str(facts.get("vector", "")).split(",")[-1:] if word]
     return "-".join([*telling, *unit, str(facts["cores"]), "cores"])
 
@@ -48,8 +47,11 @@ def available_bytes() -> int | None:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as it gives it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """Return the processor's name, with its family and model: some virtual machines give several CPUs one name."""
+    name, family, model = (_cpuinfo(field) for field in ("model name", "cpu family", "model"))
+    if name and family and model:
+        return f"{name} (family {family}, model {model})"
+    return name or platform.processor() or platform.machine()
 
 
 def vector_units() -> str:

@@ -67,10 +67,9 @@ def side_by_side(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name(record: Mapping[str, Any]) -> str:
-    """Return a machine in a few words, with the widest vector instructions: some CPUs share a name."""
+    """Return a machine in a few words."""
     machine = record["machine"]
-    unit = machine["vector"].rpartition(", ")[2]
-    return f"{machine['cpu']}{f' with {unit}' if unit else ''}, {machine['cores']} cores"
+    return f"{machine['cpu']}, {machine['cores']} cores"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

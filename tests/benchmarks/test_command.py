@@ -92,7 +92,17 @@ def test_the_machine_has_a_name_for_files():
     facts = {"cpu": "Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", "cores": 8}
     assert machine.short_name(facts) == "intel-xeon-platinum-8488c-8-cores"
     assert machine.short_name(facts | {"vector": "AVX2, AVX-512"}) == "intel-xeon-platinum-8488c-avx512-8-cores"
+    virtual = {"cpu": "AMD EPYC (family 26, model 2)", "cores": 2}
+    assert machine.short_name(virtual) == "amd-epyc-26-2-2-cores", "another family can have the same name"
     assert machine.short_name(machine.describe(1)).endswith(f"-{machine.num_cores()}-cores")
+
+
+def test_a_cpu_is_named_with_its_family_and_model(monkeypatch: pytest.MonkeyPatch):
+    fields = {"model name": "AMD EPYC", "cpu family": "26", "model": "2"}
+    monkeypatch.setattr(machine, "_cpuinfo", fields.get)
+    assert machine.cpu_name() == "AMD EPYC (family 26, model 2)"
+    monkeypatch.setattr(machine, "_cpuinfo", {"model name": "AMD EPYC"}.get)
+    assert machine.cpu_name() == "AMD EPYC"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -75,6 +75,18 @@ template <int N> INLINE void totals(const Span (&sums)[N], float* to) {
     UNROLL for (int i = 0; i < N; i++) to[i] = total(sums[i]);
 }
 
+// Memory that is read next, in the order of reading. The keys and values of one head are so few that hardware prefetchers
+// have hardly begun when they end.
+struct Next {
+    const char* at;
+
+    explicit Next(const void* first) : at(static_cast<const char*>(first)) {}
+
+    void ask(int64_t bytes) {
+        for (const char* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 // The products of J keys with G queries, [G][padded width]. scores: [G][stride].
 template <int J, int G, class T>
 INLINE void score_keys(const float* queries, int64_t padded, const T* keys, int64_t width, float* scores, int64_t stride) {
@@ -93,19 +105,21 @@ INLINE void score_keys(const float* queries, int64_t padded, const T* keys, int6
     UNROLL for (int g = 0; g < G; g++) memcpy(scores + g * stride, found + g * J, sizeof(float) * J);
 }
 
-// Adds the weighted values of D spans for G queries. weights: [G][stride]. to: [G][padded].
+// Adds the weighted values of D spans for G queries. weights: [G][stride]. to: [G][padded]. step: bytes to ask for per value.
 template <int D, int G, class T>
 INLINE void add_spans(const float* weights, int64_t stride, const T* values, int64_t count, int64_t width, float* to, int64_t padded,
-                      int64_t at) {
+                      int64_t at, Next& next, int64_t step) {
     Span sum[G][D];
     UNROLL for (int g = 0; g < G; g++)
         UNROLL for (int d = 0; d < D; d++) sum[g][d] = loaded(to + g * padded + at + d * SPAN);
-    for (int64_t j = 0; j < count; j++)
+    for (int64_t j = 0; j < count; j++) {
+        next.ask(step);
         UNROLL for (int d = 0; d < D; d++) {
             Span one = loaded(values + j * width + at + d * SPAN, width - at - d * SPAN);
             UNROLL for (int g = 0; g < G; g++)
                 UNROLL for (int v = 0; v < PARTS; v++) sum[g][d].part[v] += one.part[v] * same(weights[g * stride + j]);
         }
+    }
     UNROLL for (int g = 0; g < G; g++)
         UNROLL for (int d = 0; d < D; d++) stored(sum[g][d], to + g * padded + at + d * SPAN);
 }
@@ -180,6 +194,12 @@ INLINE int64_t place(const Call& call, int64_t slot, int64_t group, int64_t posi
     return ((slot * call.form.attention.groups + group) * call.pass->capacity + position) * width;
 }
 
+// Keys or values from a position in a slot.
+template <class T>
+INLINE const T* rows_at(const void* data, const Call& call, int64_t slot, int64_t group, int64_t position, int64_t width) {
+    return static_cast<const T*>(data) + place(call, slot, group, position, width);
+}
+
 static void write_row(const Call& call, const Cached& cached, const Query& query) {
     const Attention& form = call.form.attention;
     for (int64_t group = 0; group < form.groups; group++) {
@@ -190,9 +210,16 @@ static void write_row(const Call& call, const Cached& cached, const Query& query
     }
 }
 
+// The first position that a query sees.
+INLINE int64_t start_of(const Call& call, const Query& query) {
+    int64_t window = call.form.attention.window;
+    return window && query.stop > window ? query.stop - window : 0;
+}
+
+// next: the keys that this thread reads afterwards.
 template <int G, class T>
 static void attend_heads(const Call& call, const Cached& cached, const Query& query, int64_t group, int64_t head, float* memory,
-                         int64_t longest) {
+                         int64_t longest, Next next) {
     const Attention& form = call.form.attention;
     int64_t width = form.width, value_width = form.value_width, padded = up(width, SPAN) * SPAN, value_padded = up(value_width, SPAN) * SPAN;
     float *queries = memory, *sums = queries + G * padded, *scores = sums + G * value_padded;
@@ -200,14 +227,17 @@ static void attend_heads(const Call& call, const Cached& cached, const Query& qu
     for (int g = 0; g < G; g++)
         copy({call.at[0], query.row * form.query_row + (head + g) * form.query_head, form.type}, {queries, g * padded, X_FLOAT32}, width,
              form.scale);
-    int64_t start = form.window && query.stop > form.window ? query.stop - form.window : 0;
-    int64_t middle = query.shared > start ? query.shared : start;
+    int64_t start = start_of(call, query), middle = query.shared > start ? query.shared : start;
     struct { int64_t slot, start, stop; } ranges[] = {{query.base, start, middle}, {query.slot, middle, query.stop}};
     for (auto range : ranges) {
         constexpr int J = SUMS / G;
-        const T* keys = static_cast<const T*>(cached.keys) + place(call, range.slot, group, 0, width);
+        const T* keys = rows_at<T>(cached.keys, call, range.slot, group, 0, width);
         int64_t j = range.start;
-        for (; j + J <= range.stop; j += J) score_keys<J, G>(queries, padded, keys + j * width, width, scores + j - start, longest);
+        Next values(rows_at<T>(cached.values, call, range.slot, group, j, value_width));
+        for (; j + J <= range.stop; j += J) {
+            values.ask(J * value_width * sizeof(T));
+            score_keys<J, G>(queries, padded, keys + j * width, width, scores + j - start, longest);
+        }
         for (; j < range.stop; j++) score_keys<1, G>(queries, padded, keys + j * width, width, scores + j - start, longest);
     }
     float inverse[G];
@@ -215,12 +245,13 @@ static void attend_heads(const Call& call, const Cached& cached, const Query& qu
     for (int g = 0; g < G; g++)
         inverse[g] = softmax(scores + g * longest, query.stop - start, form.softcap, sinks ? sinks + head + g : nullptr);
     for (auto range : ranges) {
-        const T* values = static_cast<const T*>(cached.values) + place(call, range.slot, group, range.start, value_width);
+        const T* values = rows_at<T>(cached.values, call, range.slot, group, range.start, value_width);
         const float* weights = scores + range.start - start;
-        int64_t at = 0, count = range.stop - range.start;
-        for (; at + SPANS * SPAN <= value_width; at += SPANS * SPAN)
-            add_spans<SPANS, G>(weights, longest, values, count, value_width, sums, value_padded, at);
-        for (; at < value_width; at += SPAN) add_spans<1, G>(weights, longest, values, count, value_width, sums, value_padded, at);
+        int64_t at = 0, count = range.stop - range.start, step = width * sizeof(T);
+        for (; at + SPANS * SPAN <= value_width; at += SPANS * SPAN, step = 0)
+            add_spans<SPANS, G>(weights, longest, values, count, value_width, sums, value_padded, at, next, step);
+        for (; at < value_width; at += SPAN, step = 0)
+            add_spans<1, G>(weights, longest, values, count, value_width, sums, value_padded, at, next, step);
     }
     for (int g = 0; g < G; g++)
         copy({sums, g * value_padded, X_FLOAT32}, {call.at[Y], (query.row * form.heads + head + g) * value_width, form.type}, value_width,
@@ -228,12 +259,33 @@ static void attend_heads(const Call& call, const Cached& cached, const Query& qu
 }
 
 template <class T>
-static void attend_query(const Call& call, const Cached& cached, const Query& query, int64_t group, float* memory, int64_t longest) {
+static void attend_query(const Call& call, const Cached& cached, const Query& query, int64_t group, float* memory, int64_t longest,
+                         Next next) {
     int64_t count = call.form.attention.heads / call.form.attention.groups, head = group * count, stop = head + count;
     if constexpr (MOST_HEADS == 4)
-        for (; head + 4 <= stop; head += 4) attend_heads<4, T>(call, cached, query, group, head, memory, longest);
-    for (; head + 2 <= stop; head += 2) attend_heads<2, T>(call, cached, query, group, head, memory, longest);
-    for (; head < stop; head++) attend_heads<1, T>(call, cached, query, group, head, memory, longest);
+        for (; head + 4 <= stop; head += 4) attend_heads<4, T>(call, cached, query, group, head, memory, longest, next);
+    for (; head + 2 <= stop; head += 2) attend_heads<2, T>(call, cached, query, group, head, memory, longest, next);
+    for (; head < stop; head++) attend_heads<1, T>(call, cached, query, group, head, memory, longest, next);
+}
+
+// The first key of a query behind `known` keys that another query has just read.
+template <class T> static Next keys_of(const Call& call, const Cached& cached, const Query& query, int64_t group, int64_t known) {
+    int64_t start = start_of(call, query), position = start > known ? start : known;
+    int64_t slot = position < query.shared ? query.base : query.slot;
+    return Next(rows_at<T>(cached.keys, call, slot, group, position, call.form.attention.width));
+}
+
+// One head of keys for the queries of one bundle. later: the next task of this thread.
+template <class T>
+static void attend_bundle(const Call& call, const Cached& cached, int64_t task, int64_t later, float* memory, int64_t longest) {
+    const Pass& pass = *call.pass;
+    int64_t groups = call.form.attention.groups, group = task % groups, stop = pass.bundles[task / groups + 1];
+    for (int64_t index = pass.bundles[task / groups]; index < stop; index++) {
+        bool stays = index + 1 < stop;
+        const Query& next = pass.queries[stays ? index + 1 : pass.bundles[later / groups]];
+        attend_query<T>(call, cached, pass.queries[index], group, memory, longest,
+                        keys_of<T>(call, cached, next, stays ? group : later % groups, stays ? next.shared : 0));
+    }
 }
 
 constexpr int64_t WORTH_WRITERS = 1 << 16;   // numbers to write
@@ -261,10 +313,12 @@ int attend(const Call& call) {
     // A task is one head of keys for the queries of one bundle, so that their shared keys stay in the cache of a core.
     in_threads(threads, [&] {
         float* own = memory + take(&next_memory) * numbers;
-        for (int64_t task; (task = take(&next_task)) < pass.num_bundles * form.groups;)
-            for (int64_t bundle = task / form.groups, index = pass.bundles[bundle]; index < pass.bundles[bundle + 1]; index++)
-                (form.stored == X_FLOAT32 ? attend_query<float> : attend_query<uint16_t>)(call, cached, pass.queries[index],
-                                                                                         task % form.groups, own, longest);
+        int64_t tasks = pass.num_bundles * form.groups;
+        for (int64_t task = take(&next_task), later; task < tasks; task = later) {
+            later = take(&next_task);
+            (form.stored == X_FLOAT32 ? attend_bundle<float> : attend_bundle<uint16_t>)(call, cached, task, least(later, tasks - 1),
+                                                                                       own, longest);
+        }
     });
     free(memory);
     return 0;

@@ -148,9 +148,14 @@ struct Pairs : Kind {
 
     static void prepare(const uint16_t* x, const Input& in, int64_t first, int rows) {
         int32_t* to = in.x + first * in.length / SHARE;
-        for (int r = 0; r < rows; r++, x += in.inputs)
-            for (int64_t k = 0; k < in.inputs; k += 2)
-                to[k / 2 * rows + r] = (int32_t)(x[k] | (k + 1 < in.inputs ? (uint32_t)x[k + 1] << 16 : 0));
+        with_constant<ROWS>(rows, [&](auto count) {
+            constexpr int R = decltype(count)::value;
+            int64_t k = 0;
+            for (; k + 1 < in.inputs; k += 2, to += R)
+                UNROLL for (int r = 0; r < R; r++) memcpy(to + r, x + r * in.inputs + k, 4);
+            if (k < in.inputs)
+                for (int r = 0; r < R; r++) to[r] = x[r * in.inputs + k];
+        });
     }
 
     template <int R> PIECE_FUNCTION piece(const Part& part) {

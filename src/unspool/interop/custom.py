@@ -29,7 +29,7 @@ from unspool.interop.batch import read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.drop_in import check_model
 from unspool.interop.encoders import encoder_of, is_irregular, prepared_sources, source_of
-from unspool.interop.ignored import ignored_options, warn_of_ignored
+from unspool.interop.ignored import ignored_options, level_outside_transformers, warn_of_ignored
 from unspool.interop.lenient import lenient
 from unspool.interop.model_inputs import read_embedded, split_inputs
 from unspool.interop.own_forward import (
@@ -120,7 +120,7 @@ def decoding_method(
         call = _read(model, input_ids, generation_config, given, inputs_tensor, ignored)
         driver = driver_of(model) if call.own_forward is None else call.own_forward.driver()
         known = with_known_ids(call.config, driver.engine.runtime.info.vocab_size, ignored)
-        warn_of_ignored(ignored, stacklevel=4)  # of the caller of model.generate, behind its decorator
+        warn_of_ignored(ignored, stacklevel=level_outside_transformers())
         return decode(driver, replace(call, config=known))
 
 

@@ -5,10 +5,15 @@ Owns: its text. Does not know: which options are ignored.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
+from typing import Final
 
 from unspool.errors import OptionError
+
+_BETWEEN: Final = ("transformers", "torch")
+"""Packages with functions between a caller of `model.generate` and its decoding method; their number varies."""
 
 
 def ignored_options(strict: bool) -> list[OptionError] | None:
@@ -20,6 +25,14 @@ def ignored_options(strict: bool) -> list[OptionError] | None:
     if not isinstance(strict, bool):
         raise OptionError("strict", strict, "must be True or False", "leave it out for False")
     return None if strict else []
+
+
+def level_outside_transformers() -> int:
+    """Return the stacklevel of the code that called transformers, counted from this function's caller as 1."""
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def warn_of_ignored(errors: Sequence[OptionError] | None, *, stacklevel: int) -> None:

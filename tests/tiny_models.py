@@ -5,16 +5,19 @@ Weights are drawn wider than a fresh model's, so that greedy decoding does not f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPTJForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 VOCAB_SIZE = 97
 MAX_LENGTH = 256
 WINDOW = 7
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+"""The name of the cache in the installed transformers; 5.24 renamed it, and warns of the earlier name."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import unspool
 from tests.interop.test_transformers_objects import ENDS, Spy, Watch
 from tests.text.tokenizers import byte_level
-from tests.tiny_models import tiny_model
+from tests.tiny_models import CACHE, tiny_model
 from tests.tiny_seq2seq import FAMILIES, TEXT, random_source, tiny_seq2seq
 from unspool.engines import driver_of
 from unspool.errors import OptionError
@@ -171,9 +171,9 @@ def test_nothing_asked_is_ignored(options: dict[str, Any], option: str):
 
 def test_a_cache_that_holds_the_whole_prompt_is_refused():
     cache = transformers.DynamicCache(config=MODEL.config)
-    MODEL(PADDED[1:2], past_key_values=cache)
-    with pytest.raises(OptionError, match="past_key_values"):
-        through(PADDED[1:2], past_key_values=cache)
+    MODEL(PADDED[1:2], **{CACHE: cache})
+    with pytest.raises(OptionError, match=CACHE):
+        through(PADDED[1:2], **{CACHE: cache})
 
 
 def test_an_encoder_decoder_writes_what_transformers_writes():

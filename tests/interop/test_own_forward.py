@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
 
 import unspool
-from tests.tiny_models import tiny_model
+from tests.tiny_models import CACHE, tiny_model
 from tests.tiny_seq2seq import tiny_seq2seq
 from unspool.errors import OptionError
 
@@ -179,7 +179,7 @@ def test_a_chat_continues_on_the_callers_cache(door: Door, family: str):
     for each in (theirs, door):
         cache, ids[each] = DynamicCache(config=model.config), WHOLE
         for turn in range(3):
-            ids[each] = each(model, ids[each], past_key_values=cache, max_new_tokens=3)
+            ids[each] = each(model, ids[each], **{CACHE: cache}, max_new_tokens=3)
             ids[each] = torch.cat([ids[each], torch.tensor([[50 + turn, 7]] * 2)], dim=1)
         told[each] = tuple(parts(cache))
     assert ids[door].equal(ids[theirs])
@@ -202,7 +202,7 @@ def test_a_chat_program_keeps_its_cache_between_turns(door: Door):
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
             width, cached = inputs["input_ids"].shape[1], past_key_values.get_seq_length()
-            given = {"attention_mask": inputs["attention_mask"], "past_key_values": past_key_values}
+            given = {"attention_mask": inputs["attention_mask"], CACHE: past_key_values}
             outputs = generate(model, inputs["input_ids"], do_sample=False, max_new_tokens=20, **given)
             assert cached < width and past_key_values.get_seq_length() == outputs.shape[1] - 1
             completion = tokenizer.decode(outputs[0, width:], skip_special_tokens=True)
@@ -223,13 +223,13 @@ def test_a_returned_cache_is_continued_here_and_by_transformers(door: Door, fami
     expected = theirs(model, IDS, attention_mask=MASK, max_new_tokens=6, eos_token_id=None)
     for each in (door, theirs):
         cache = copy.deepcopy(first.past_key_values)
-        given = {"attention_mask": mask, "past_key_values": cache, "max_new_tokens": 3, "eos_token_id": None}
+        given = {"attention_mask": mask, CACHE: cache, "max_new_tokens": 3, "eos_token_id": None}
         assert each(model, first.sequences, **given).equal(expected)
         assert cache.get_seq_length() == expected.shape[1] - 1
     positions = mask.cumsum(dim=1)[:, -1:] - 1
     newest = {"input_ids": first.sequences[:, -1:], "position_ids": positions} if family != "bloom" else None
     if newest is not None:
-        logits = model(**newest, attention_mask=mask, past_key_values=first.past_key_values).logits[:, -1]
+        logits = model(**newest, attention_mask=mask, **{CACHE: first.past_key_values}).logits[:, -1]
         assert logits.argmax(dim=-1).equal(expected[:, -3])
 
 
@@ -245,10 +245,27 @@ def test_a_static_cache_is_returned_if_it_is_asked_for(door: Door, family: str):
     assert_equal(tuple(parts(found.past_key_values)), tuple(parts(expected.past_key_values)))
 
 
+@pytest.mark.parametrize("name", dict.fromkeys(["past_key_values", CACHE]))
+def test_a_cache_has_its_earlier_name_too(name: str):
+    model = model_of("llama")
+    cache = model(WHOLE[:, :2], use_cache=True)[CACHE]
+    expected = theirs(model, WHOLE, max_new_tokens=3)
+    assert unspool.generate(model, WHOLE, **{name: cache}, max_new_tokens=3).equal(expected)
+    assert cache.get_seq_length() == expected.shape[1] - 1
+
+
+@pytest.mark.parametrize("name", ["cache_params"] if CACHE == "past_key_values" else ["cache_params", CACHE])
+def test_a_state_of_mamba_is_continued_under_each_of_its_names(name: str):
+    model = tiny_model("mamba")
+    states = [model(WHOLE[:, :2], use_cache=True).cache_params for _ in range(2)]
+    expected = theirs(model, WHOLE, cache_params=states[0], max_new_tokens=3)
+    assert unspool.generate(model, WHOLE, **{name: states[1]}, max_new_tokens=3).equal(expected)
+
+
 def test_a_cache_as_long_as_the_prompt_is_refused():
     model = model_of("llama")
     cache = model(WHOLE, use_cache=True).past_key_values
-    with pytest.raises(OptionError, match="`past_key_values` must hold fewer tokens than the 4 of the prompt"):
+    with pytest.raises(OptionError, match=f"`{CACHE}` must hold fewer tokens than the 4 of the prompt"):
         unspool.generate(model, WHOLE, past_key_values=cache)
 
 
@@ -315,5 +332,5 @@ def test_a_cache_of_embeddings_is_compared_with_their_length():
     with torch.no_grad():
         cache = model(inputs_embeds=embeds[:, :2], use_cache=True).past_key_values
     given = {"inputs_embeds": embeds, "attention_mask": torch.ones_like(WHOLE), "max_new_tokens": 4}
-    expected = theirs(model, **given, past_key_values=copy.deepcopy(cache))
+    expected = theirs(model, **given, **{CACHE: copy.deepcopy(cache)})
     assert unspool.generate(model, **given, past_key_values=cache).equal(expected)

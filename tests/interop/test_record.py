@@ -9,7 +9,7 @@ import torch
 
 import unspool
 from tests.oracle import is_close, oracle_cases, oracle_model
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.tiny_models import CACHE, VOCAB_SIZE, tiny_model
 from unspool.interop.record import steps_of
 
 MODEL = tiny_model("llama", seed=5)
@@ -112,7 +112,7 @@ def test_only_what_is_asked_for_is_kept():
     found = unspool.generate(MODEL, PROMPT, output_logits=True, **arguments)
     assert found.scores is None and len(found.logits) == 2
     found = unspool.generate(MODEL, PROMPT, **arguments)
-    assert list(found) == ["sequences", "past_key_values"]
+    assert list(found) == ["sequences", CACHE]
 
 
 # --- beams, and every other strategy ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import unspool
 from tests.interop.test_own_forward import FIELDS, assert_equal, parts
 from tests.parity.test_dropin_fuzz import quietly
 from tests.sampling import sampled
+from tests.tiny_models import CACHE
 from tests.tiny_seq2seq import NUM_FRAMES, NUM_MEL_BINS, tiny_seq2seq
 
 LANGUAGES = {"<|en|>": 20, "<|de|>": 21, "<|fr|>": 22}
@@ -112,8 +113,8 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
             yield f"{path}: {ours}, not {theirs}"
     elif isinstance(theirs, dict):
         # Windows keep neither caches nor attention maps.
-        names = {name for name in theirs if "attentions" not in name and name != "past_key_values"}
-        found = set(ours) - {"past_key_values"}
+        names = {name for name in theirs if "attentions" not in name and name != CACHE}
+        found = set(ours) - {CACHE}
         if found != names:
             yield f"{path}: {sorted(found)}, not {sorted(names)}"
         for name in names & found:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.config import GenerationConfig, option_status
 from unspool.config.foreign import is_set
@@ -17,6 +18,12 @@ from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
 from unspool.interop.lenient import lenient
 from unspool.interop.transformers_objects import callables
+
+CACHE: Final = "cache" if "cache" in ALL_CACHE_NAMES else "past_key_values"
+"""The cache among the arguments and in the results of `generate`; transformers 5.24 renamed `past_key_values`."""
+
+_CACHES: Final = tuple(dict.fromkeys([CACHE, "past_key_values", "cache_params"]))
+"""This name and the names before 5.24, which `generate` still accepts; the last is that of models like Mamba."""
 
 _FEEDS_IDS: Final = "is not read: only the token ids of `input_ids` are fed"
 REFUSED: Final[Mapping[str, tuple[str, str]]] = {
@@ -37,7 +44,7 @@ REFUSED: Final[Mapping[str, tuple[str, str]]] = {
         "give the prompt as `input_ids`; for embeddings that no token has, use model.generate",
     ),
     "token_type_ids": ("is not read by this model", "leave it out: tokenizer(..., return_token_type_ids=False)"),
-    "past_key_values": ("is not read by this model", "give the whole prompt as `input_ids`"),
+    **dict.fromkeys(_CACHES, ("is not read by this model", "give the whole prompt as `input_ids`")),
 }
 """Refused if set: argument --> (reason, remedy)."""
 
@@ -88,7 +95,7 @@ _OBJECTS: Final = ("tokenizer", "logits_processor", "stopping_criteria", "prefix
 
 KNOWN: Final = frozenset(
     {*_TENSORS, *_OBJECTS, *ENCODER, *SPEECH, *REFUSED, *NO_EFFECT, "processors", "criteria", "strategy"}
-) - {"past_key_values", "token_type_ids", "cache_position"}
+) - {*_CACHES, "token_type_ids", "cache_position"}
 """Arguments that this module reads. The others can be arguments of the model's own forward."""
 
 
@@ -118,6 +125,14 @@ class Arguments:
     embedded: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any]
+
+
+def with_current_names(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a call with its cache under the name in this version of transformers."""
+    found = next((name for name in _CACHES if given.get(name) is not None), CACHE)
+    if found == CACHE or CACHE != "cache":
+        return given
+    return {**{name: value for name, value in given.items() if name != found}, CACHE: given[found]}
 
 
 def sort_arguments(given: Mapping[str, Any], embedded: Mapping[str, Any] | None = None) -> Arguments:

@@ -26,6 +26,7 @@ from unspool.engine.driver import Driver
 from unspool.engine.request import LockstepGroup
 from unspool.errors import OptionError, StrategyError
 from unspool.inputs.reader import EncodedPrompt, EncodedReader, Reader
+from unspool.interop.arguments import CACHE
 from unspool.interop.batch import Batch
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.chain import InLogits, ProcessorChain
@@ -296,7 +297,7 @@ def _output(call: Call, sequences: torch.Tensor, groups: Sequence[Sequence[Outpu
             if has_beams and record is not None
             else sequences[:, call.batch.input_ids.shape[1] : -1]
         )
-        rows["past_key_values"] = call.cache_source.cache(written)
+        rows[CACHE] = call.cache_source.cache(written)
     if call.config.strategy not in BEAMS:
         for name in call.kept:
             assert record is not None, "rows are kept by a record"

@@ -14,7 +14,7 @@ import torch
 from unspool.config import GenerationConfig
 from unspool.engines import driver_of
 from unspool.errors import ModelError, OptionError
-from unspool.interop.arguments import KNOWN, Arguments, read_config, sort_arguments
+from unspool.interop.arguments import KNOWN, Arguments, read_config, sort_arguments, with_current_names
 from unspool.interop.batch import Batch, batch_of_bos, read_batch
 from unspool.interop.decode import Call, Returned, decode
 from unspool.interop.encoders import (
@@ -104,12 +104,12 @@ def generate(
         then its output, then pads. Outputs of one prompt are adjacent. The pad is `pad_token_id`, else the first
         end-of-sequence token. With return_dict_in_generate=True a GenerateDecoderOnlyOutput: `sequences`; if requested,
         `scores` (after the processors) and `logits` (before them), one [rows, vocab] float32 per step. Rows that have
-        ended hold 0 for the pad and -inf elsewhere; `attentions` and `hidden_states` as in transformers;
-        `past_key_values`, a cache of all tokens but the newest, computed when it is first used. With beams a
-        GenerateBeamDecoderOnlyOutput, best first: `sequences`, `sequences_scores`, `beam_indices`, and `scores` and
-        `logits` with one row per beam. For encoder-decoders the rows begin with the decoder prompt, and the classes are
-        GenerateEncoderDecoderOutput and GenerateBeamEncoderDecoderOutput. A tensor of Whisper's holds neither the
-        decoder prompt nor the end token.
+        ended hold 0 for the pad and -inf elsewhere; `attentions` and `hidden_states` as in transformers; `cache`
+        (`past_key_values` before transformers 5.24), a cache of all tokens but the newest, computed when it is first
+        used. With beams a GenerateBeamDecoderOnlyOutput, best first: `sequences`, `sequences_scores`, `beam_indices`,
+        and `scores` and `logits` with one row per beam. For encoder-decoders the rows begin with the decoder prompt,
+        and the classes are GenerateEncoderDecoderOutput and GenerateBeamEncoderDecoderOutput. A tensor of Whisper's
+        holds neither the decoder prompt nor the end token.
 
     Warns:
         UserWarning: if options are ignored; the message names them. If an output lacks forced words; the message names
@@ -142,7 +142,7 @@ def generate(
     }
     with streaming(streamer):
         check_model(model)
-        inner, given = decoding_call(base_of(model), options if strict else lenient(options))
+        inner, given = decoding_call(base_of(model), with_current_names(options if strict else lenient(options)))
         general, embedded = split_inputs(inner, given)
         forward = split_forward_arguments(inner, general, KNOWN)
         general = {name: value for name, value in general.items() if name not in forward}

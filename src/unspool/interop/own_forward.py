@@ -19,7 +19,7 @@ from unspool.config import OPTIONS, GenerationConfig, option_status
 from unspool.engine import Engine
 from unspool.engine.driver import Driver
 from unspool.errors import OptionError
-from unspool.interop.arguments import Arguments
+from unspool.interop.arguments import CACHE, Arguments
 from unspool.interop.batch import Batch, readable_mask
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.processors import GUIDANCE
@@ -62,7 +62,7 @@ class OwnForward:
         for name in ("attentions", "hidden_states"):
             if encoded is not None and encoded.get(name) is not None:
                 fields[f"encoder_{name}"] = encoded[name]
-        return {**fields, "past_key_values": self.runtime.cache}
+        return {**fields, CACHE: self.runtime.cache}
 
     def _order(self, layout: BatchLayout, step: int) -> list[int]:
         """Return for each row of `scores` at a step the row of the batch that it shows."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from tests.tiny_models import tiny_model
+from tests.tiny_models import CACHE, tiny_model
 from unspool.errors import ModelError
 from unspool.runtimes.generic.prepared_batch import PreparedBatch, PreparedBatchRuntime
 from unspool.types import Feed
@@ -19,7 +19,7 @@ MODEL = tiny_model("llama")
 
 def runtime_of(rows_per_prompt: int = 1, prompts: Any = PROMPTS) -> PreparedBatchRuntime:
     config: Any = GenerationConfig()  # type: ignore[no-untyped-call]
-    arguments = {"past_key_values": DynamicCache(config=MODEL.config), "use_cache": True}
+    arguments = {CACHE: DynamicCache(config=MODEL.config), "use_cache": True}
     batch = PreparedBatch(
         input_ids=torch.tensor(prompts).repeat_interleave(rows_per_prompt, dim=0),
         config=config,

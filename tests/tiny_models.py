@@ -76,8 +76,6 @@ GENERAL: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("FalconConfig", _COMMON),
     "falcon_alibi": ("FalconConfig", {**_COMMON, "alibi": True}),
     "falcon_grouped": ("FalconConfig", {**_COMMON, "new_decoder_architecture": True, "num_kv_heads": 2}),
-    "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 8, **_ENDS}),
-    "codegen": ("CodeGenConfig", {**_GPT, "n_ctx": MAX_LENGTH, "rotary_dim": 8, **_ENDS}),
     "mpt": (
         "MptConfig",
         {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": MAX_LENGTH, **_ENDS},
@@ -173,6 +171,13 @@ RECOMPUTED: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", _COMMON),
 }
 """Families that have no cache of use: every forward reads the whole sequence."""
+
+_JOINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 8, **_ENDS}),
+    "codegen": ("CodeGenConfig", {**_GPT, "n_ctx": MAX_LENGTH, "rotary_dim": 8, **_ENDS}),
+}
+(FAMILIES if GPTJForCausalLM._supports_attention_backend else GENERAL).update(_JOINED)
+"""Families that use transformers' attention interface from 5.24 on."""
 
 OTHERS = GENERAL | RECOMPUTED
 """Families that do not run on the slot cache."""

@@ -26,8 +26,8 @@ INTRODUCTION = """\
 # Compatibility
 
 Written by `python tools/write_compatibility.py`, which runs every cell of these tables; `make test` runs a sample of
-them, `make test-all` all. Each family is there as a tiny model with random weights: what is tested is the code of the
-family, not a checkpoint.
+them, `make test-all` all. The tables are those of transformers VERSION. Each family is there as a tiny model with
+random weights: what is tested is the code of the family, not a checkpoint.
 
 **✓** means **exact**: the tokens are, one by one, those that
 
@@ -85,6 +85,18 @@ OPTION_TEXTS = {
 }
 
 
+LATER = """
+## With transformers 5.24
+
+All cells were also run with transformers 5.24.0. They are equal, up to these changes of transformers:
+
+- GPT-J and CodeGen use its attention interface, so they run on the slot cache.
+- Guidance of Mamba 2 is exact. Mamba and Falcon Mamba still differ: they multiply one new token by a mask of all
+  tokens.
+- XLM takes a cache. Before each step it reads a mask token, which stays in the cache and counts as text. Here, as with
+  `use_cache=False`, it does not.
+"""
+
 RESULTS_TEXT = """\
 Here **✓** means that the drop-in returns the values of transformers, in its shapes: attentions and hidden states of
 greedy search ("states") and of three beams, and `past_key_values` as a cache of transformers. Mamba has no attentions.
@@ -140,6 +152,8 @@ def result_faults() -> list[str]:
 
 def page() -> str:
     """Return the page as the tests' table has it."""
+    import transformers
+
     from tests.parity import media
     from tests.parity.families import GROUPS, LABELS, OPTIONS, REASONS, WITHOUT_MEMORY
     from tests.parity.results import KNOWN as RESULTS_KNOWN
@@ -181,7 +195,8 @@ def page() -> str:
         "\ntransformers is asked to go without its memory where that refuses beams, or goes on with what it kept for "
         f"other tokens ({given})."
     )
-    return "\n".join(parts) + "\n"
+    parts.append(LATER)
+    return "\n".join(parts).replace("VERSION", transformers.__version__).rstrip() + "\n"
 
 
 def _reason(letter: str, cells: Sequence[tuple[str, str]], text: str, labels: Mapping[str, str]) -> str:

@@ -78,7 +78,7 @@ RUNTIMES = {
     "gemma2": decoder("gemma2"),
     "bloom": chosen("bloom"),
     "falcon": chosen("falcon"),
-    "gptj": chosen("gptj"),
+    "gpt_neo": chosen("gpt_neo"),
     "mamba": chosen("mamba"),
     "jamba": chosen("jamba"),
     "llama4": chosen("llama4"),

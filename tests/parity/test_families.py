@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 from tests.parity import results
 from tests.parity.families import CELLS, GROUPS, KNOWN, LABELS, REASONS, examine, expected_word, path_of
@@ -64,5 +65,8 @@ def test_every_family_that_unspool_promises_is_in_the_table() -> None:
 
 
 def test_the_page_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    if f"those of transformers {transformers.__version__}. " not in page:
+        pytest.skip("the page shows the tables of another version of transformers")
     done = subprocess.run([sys.executable, ROOT / "tools" / "write_compatibility.py", "--check"], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -84,8 +84,11 @@ def test_the_path_says_which_one_it_is_and_why_not_a_faster_one(family: str, own
 
 def test_what_was_tried_before_is_told() -> None:
     paths = {family: runtime_of(tiny_model(family), owns_model=True).info.backend for family in RECOMPUTED}
-    assert {family for family, path in paths.items() if "takes no cache" in path} == {"openai", "xlnet", "xlm"}
-    assert {family for family, path in paths.items() if "returns no cache" in path} == {"recurrent_gemma", "bert"}
+    takes = {family for family, path in paths.items() if "takes no cache" in path}
+    returns = {family for family, path in paths.items() if "returns no cache" in path}
+    assert takes | returns == set(RECOMPUTED)
+    # From 5.24 on XLM takes a cache that it does not return.
+    assert takes - {"xlm"} == {"openai", "xlnet"} and returns - {"xlm"} == {"recurrent_gemma", "bert"}
     assert {family for family, path in paths.items() if "one pass for each position" in path} == READING_A_PLACE
 
 

@@ -39,6 +39,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"use_cache": False},
     "bert": {"use_cache": False},
     "xlnet": {"use_mems": False},
+    "xlm": {"use_cache": False},
 }
 PROMPTS = [[52, 56, 8, 36, 68, 65, 54, 41, 64, 48, 77], [29, 3, 90, 15, 44, 71]]
 

@@ -11,8 +11,9 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
 import unspool
-from tests.interop.test_own_forward import DOORS, IDS, MASK, Door, assert_equal, parts, theirs
+from tests.interop.test_own_forward import DOORS, IDS, MASK, Door, assert_equal, drop_in, parts, theirs
 from tests.tiny_models import tiny_model
+from tests.tiny_multimodal import prompts_of, tiny_multimodal
 from tests.tiny_seq2seq import tiny_seq2seq
 
 GIVEN: dict[str, Any] = {"attention_mask": MASK, "max_new_tokens": 5, "return_dict_in_generate": True}
@@ -31,6 +32,29 @@ def test_it_equals_that_of_transformers(door: Door, family: str, options: dict[s
     assert isinstance(cache, EncoderDecoderCache if family in ("t5", "bart") else DynamicCache)
     assert_equal(tuple(parts(cache)), tuple(parts(expected)))
     assert type(cache) is type(expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 1}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "qwen2_audio"])
+def test_drafts_of_transformers_change_its_columns_under_pads_alone(family: str, options: dict[str, Any]):
+    """A pad sees no token, so eager attention gives it the mean of its whole pass: in the first, of drafts too."""
+    if family == "qwen2_audio":
+        model = tiny_multimodal(family)
+        inputs = {name: value[1:] for name, value in prompts_of(family).items()}
+    else:
+        model = tiny_model(family, **({"sliding_window": None} if family == "mistral" else {}))
+        inputs = {"input_ids": IDS[:1], "attention_mask": MASK[:1]}
+    model.set_attn_implementation("eager")
+    draft, pads = copy.deepcopy(model), int((inputs["attention_mask"] == 0).sum())
+    draft.generation_config.num_assistant_tokens = 2
+    given = {**inputs, **options, "max_new_tokens": 6, "eos_token_id": None, "return_dict_in_generate": True}
+    found, drafted = (each(model, **given, assistant_model=draft) for each in (drop_in, theirs))
+    plain = theirs(model, **given)
+    assert pads and found.sequences.equal(plain.sequences) and drafted.sequences.equal(plain.sequences)
+    cache, other = parts(found.past_key_values), parts(drafted.past_key_values)
+    assert_equal(tuple(cache), tuple(parts(plain.past_key_values)))
+    assert_equal(tuple(each[:, :, pads:] for each in cache), tuple(each[:, :, pads:] for each in other))
+    assert not torch.allclose(cache[2][:, :, :pads], other[2][:, :, :pads], atol=0.01)  # keys of the second layer
 
 
 def test_beams_have_the_rows_of_their_last_step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -25,6 +26,7 @@ from unspool.protocols import Runtime
 from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.generic.model import CausalModel
 from unspool.runtimes.generic.runtime import GenericRuntime
+from unspool.runtimes.model_info import cache_names
 from unspool.runtimes.wrap.wrapped import refresh
 from unspool.types import Source
 
@@ -304,6 +306,33 @@ def test_a_model_that_mixes_up_a_batch_is_run_one_sequence_at_a_time() -> None:
     calls = passes_of(runtime)
     runtime.forward([feed(0, [5, 6]), feed(1, [7, 8])])
     assert calls == [(1, 2), (1, 2)] and "one sequence at a time" in runtime.info.backend
+
+
+class Forgetful(transformers.BloomModel):
+    """Keeps a number outside of the cache: the first token of the newest prompt, or the sum of all tokens since."""
+
+    counts_all = False
+
+    @functools.wraps(transformers.BloomModel.forward)
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        cache = next((options[name] for name in cache_names() if options.get(name) is not None), None)
+        sums, begins = input_ids.sum(1)[:, None, None], cache is None or cache.get_seq_length() == 0
+        if self.counts_all:
+            self.__dict__["kept"] = sums if begins else self.kept + sums
+        elif begins:
+            self.__dict__["kept"] = input_ids[:, :1, None]
+        output = super().forward(input_ids, **options)
+        output.last_hidden_state = output.last_hidden_state * (1 + 0.01 * self.kept)
+        return output
+
+
+@pytest.mark.parametrize("counts_all", [False, True])
+def test_a_model_with_state_outside_of_its_cache_is_not_run_on_its_cache(counts_all: bool) -> None:
+    model = tiny_model("bloom")
+    model.transformer = Forgetful(model.config).eval()
+    model.transformer.counts_all = counts_all
+    with pytest.raises(ModelError, match="gives other results on its own cache"):
+        GenericRuntime(model, owns_model=False)
 
 
 def test_a_recurrent_state_goes_back_to_any_token_of_its_last_feed() -> None:

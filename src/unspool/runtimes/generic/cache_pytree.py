@@ -152,7 +152,7 @@ class CacheSchema:
 
     Args:
         one, two: trees of one sequence and of two, of the same length; `two` is None if sequences cannot be batched.
-        longer: the tree of one longer sequence.
+        longer: the tree of the two sequences, or of the one without `two`, after more tokens.
 
     Attributes:
         can_stack: True if sequences of one length can be batched.
@@ -161,11 +161,11 @@ class CacheSchema:
 
     def __init__(self, one: Tree, two: Tree | None, longer: Tree) -> None:
         first, last = leaves(one), leaves(longer)
-        both = leaves(two) if two is not None else {}
+        both = first if two is None else leaves(two)
         self._kinds: dict[Path, Kind] = {}
         self.can_stack = two is not None and first.keys() == both.keys() == last.keys()
         for path, tensor in first.items():
-            grows = path in last and last[path].shape != tensor.shape
+            grows = path in both and path in last and last[path].shape != both[path].shape
             wider = _differing(tensor, both[path]) if self.can_stack else []
             self.can_stack = self.can_stack and (wider is not None and len(wider) <= 1)
             self._kinds[path] = Kind(wider[0] if wider else None, grows)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
-from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, CacheSlice, can_shorten, cloned
+from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSchema, CacheSlice, Tree, can_shorten, cloned
 from unspool.runtimes.generic.model import CausalModel, ModelOutput
 from unspool.runtimes.model_info import max_positions
 from unspool.runtimes.wrap.model_copy import modules_of
@@ -20,6 +20,8 @@ from unspool.runtimes.wrap.probe import Readable, allowed_distance, distance, fa
 
 _OPENING, _LENGTH = 3, 6
 """Tokens of the first call of a probe, and of all its calls."""
+
+_OTHER_FILL = "gives other results when it fills its cache"
 
 
 class Capabilities(NamedTuple):
@@ -199,6 +201,13 @@ class _WholeProbe(_Probe):
         return self._agrees(output, (0, length), (1, length))
 
 
+class _Stepped(NamedTuple):
+    """The result of a step on the model's own cache. stack: the cache after it, of both sequences or the first one."""
+
+    schema: CacheSchema
+    stack: BatchedCache
+
+
 class _CacheProbe(_Probe):
     """Reads on top of the model's own cache."""
 
@@ -232,25 +241,28 @@ class _CacheProbe(_Probe):
     def _try(self) -> Capabilities | str:
         """Return the capabilities, or why the cache cannot be used."""
         opening, ids = self._opening, self._ids
+        both = self._side_by_side()
         one = self._read(ids[:1, :opening], None, opening)
         if one.tree is None:
             return "returns no cache"
         self._sees_past_only = self._is_near(one.logits, self._reference.shown(0, opening)[None])
-        both = self._side_by_side()
-        other = None if both is not None else self._read(ids[1:, :opening], None, opening)
-        if not self._agrees(one, (0, opening)) or not (other is None or self._agrees(other, (1, opening))):
-            return "gives other results when it fills its cache"
-        # Copy all of the tree: the parts that a call changes are not known yet.
-        step = self._read(ids[:1, : opening + 1], cloned(one.tree), 1)
-        # The other sequence was read in between: state that the model keeps outside of its cache would show here.
-        if not self._agrees(step, (0, opening + 1)):
-            if self._sees_both_ways() and self._repeats(step):
-                schema = CacheSchema(one.tree, None, step.tree)
-                return Capabilities(batches=False, schema=schema, continues=False, both_ways=True)
-            return "gives other results on its own cache"
-        continues = self._continues(cloned(one.tree))
-        schema = CacheSchema(one.tree, None if both is None else self._stacked(both.tree), step.tree)
-        shortens = self._shortens(schema, step.tree)
+        if not self._agrees(one, (0, opening)):
+            return _OTHER_FILL
+        # Another call has filled a cache meanwhile: state that the model keeps outside of its cache shows in a step.
+        stepped = None if both is None else self._stepped_together(one.tree, both)
+        if stepped is None:
+            other = self._read(ids[1:, :opening], None, opening)
+            if not self._agrees(other, (1, opening)):
+                return _OTHER_FILL
+            # Copy all of the tree: the parts that a call changes are not known yet.
+            step = self._read(ids[:1, : opening + 1], cloned(one.tree), 1)
+            stepped = _Stepped(CacheSchema(one.tree, None, step.tree), BatchedCache(step.tree, 1, opening + 1))
+            if not self._agrees(step, (0, opening + 1)):
+                if self._sees_both_ways() and self._repeats(step):
+                    return Capabilities(batches=False, schema=stepped.schema, continues=False, both_ways=True)
+                return "gives other results on its own cache"
+        schema = stepped.schema
+        continues, shortens = self._continues(cloned(one.tree)), self._shortens(stepped)
         return Capabilities(batches=schema.can_stack, schema=schema, continues=continues, shortens=shortens)
 
     def _read(self, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> ModelOutput:
@@ -281,30 +293,37 @@ class _CacheProbe(_Probe):
         return self._agrees(output, *self._lengths(self._opening + 1))
 
     def _side_by_side(self) -> ModelOutput | None:
-        """Read both sequences in one call, the second one first; None if this gives other results."""
-        opening = self._opening
+        """Read both sequences in one call, the second one first; None if the model refuses this."""
         try:
-            output = self._read(self._ids.flip(0)[:, :opening], None, opening)
+            return self._read(self._ids.flip(0)[:, : self._opening], None, self._opening)
         except Exception:  # a model can refuse the call with any error
             return None
-        return output if self._agrees(output, (1, opening), (0, opening)) else None
 
-    def _stacked(self, tree: Any) -> Any | None:
-        """Return the tree of `_side_by_side`; None if the next call gives other results."""
+    def _stepped_together(self, one: Tree, both: ModelOutput) -> _Stepped | None:
+        """Read a token on the cache of both sequences; None if this or the call before gives other results.
+
+        one: the tree of the first sequence alone.
+        """
         count = self._opening + 1
+        if not self._agrees(both, (1, count - 1), (0, count - 1)):
+            return None
         try:
-            step = self._read(self._ids.flip(0)[:, :count], cloned(tree), 1)
+            step = self._read(self._ids.flip(0)[:, :count], cloned(both.tree), 1)
         except Exception:  # a model can refuse the call with any error
             return None
-        return tree if self._agrees(step, (1, count), (0, count)) else None
+        if not self._agrees(step, (1, count), (0, count)):
+            return None
+        schema = CacheSchema(one, both.tree, step.tree)
+        return _Stepped(schema, BatchedCache(step.tree, 2, count)) if schema.can_stack else None
 
-    def _shortens(self, schema: CacheSchema, longer: Any) -> bool:
-        if not can_shorten(longer):
+    def _shortens(self, stepped: _Stepped) -> bool:
+        stack, opening = stepped.stack, self._opening
+        if not can_shorten(stack.tree):
             return False
-        opening = self._opening
-        part = CacheSlice(BatchedCache(longer, 1, opening + 1), 0, opening - 1)
+        part = CacheSlice(stack, stack.rows - 1, opening - 1)  # the first sequence is the last row
         try:
-            output = self._read(self._ids[:1, :opening], schema.gathered([part], part.length), 1)
+            tree = stepped.schema.gathered([part], part.length)
+            output = self._read(self._ids[:1, :opening], tree, 1)
         except Exception:  # a cache can refuse to be cut with any error
             return False
         return self._agrees(output, (0, opening))

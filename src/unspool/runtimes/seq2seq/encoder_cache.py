@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
+from torch.overrides import has_torch_function_unary
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -154,6 +155,7 @@ class CrossAttentionAdapter:
         weights = next(self._encoder.parameters())
         self._dtype, self._device = weights.dtype, weights.device
         self._width = _width_of(module.config)
+        self._stand_in: tuple[int, BaseModelOutput | None] = (0, None)
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Run the encoder, unless the inputs contain its output."""
@@ -177,17 +179,20 @@ class CrossAttentionAdapter:
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, FirstStepKV]:
         """Run the decoder on an empty cache."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        arguments = self._arguments(states, ids)
+        encoded = BaseModelOutput(last_hidden_state=states)
         options = {self.cache_argument: cache, "use_cache": True, "return_dict": True}
-        logits = self._module(**arguments, **options).logits
+        logits = self._module(encoder_outputs=encoded, decoder_input_ids=ids, **options).logits
         return logits, FirstStepKV(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
 
     def arguments(self, ids: torch.Tensor, start: int) -> dict[str, Any]:
         """Return the ids with a stand-in for the encoder's output: the model ignores its values once K/V are cached."""
-        return self._arguments(torch.zeros(len(ids), 1, self._width, dtype=self._dtype, device=self._device), ids)
-
-    def _arguments(self, states: torch.Tensor, ids: torch.Tensor) -> dict[str, Any]:
-        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "decoder_input_ids": ids}
+        (rows, stand_in), is_traced = self._stand_in, has_torch_function_unary(ids)
+        if rows != len(ids) or is_traced:
+            states = torch.zeros(len(ids), 1, self._width, dtype=self._dtype, device=self._device)
+            stand_in = BaseModelOutput(last_hidden_state=states)
+            if not is_traced:
+                self._stand_in = len(ids), stand_in
+        return {"encoder_outputs": stand_in, "decoder_input_ids": ids}
 
 
 def _width_of(config: Any) -> int:

@@ -282,12 +282,9 @@ def _fill(
     stored: frozenset[str] = frozenset(),
     explicit: frozenset[str] | None = None,
 ) -> None:
-    for name, row in OPTIONS.items():
-        object.__setattr__(config, name, values.get(name, row.default))
-    object.__setattr__(config, "explicit", frozenset(values) if explicit is None else explicit)
-    object.__setattr__(config, "requested", requested)
-    object.__setattr__(config, "stored", stored)
-    object.__setattr__(config, "extras", dict(extras))
+    explicit = frozenset(values) if explicit is None else explicit
+    # The class is frozen, and `object.__setattr__` would take several times as long.
+    vars(config).update(_DEFAULTS, **values, explicit=explicit, requested=requested, stored=stored, extras=dict(extras))
 
 
 def build(values: Mapping[str, Any], **rest: Any) -> GenerationConfig:
@@ -378,5 +375,7 @@ def _signature() -> inspect.Signature:
 
 OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(_read_table())
 """Every option by name, in the order of the groups."""
+
+_DEFAULTS: Final = {name: row.default for name, row in OPTIONS.items()}
 
 GenerationConfig.__signature__ = _signature()  # type: ignore[attr-defined]

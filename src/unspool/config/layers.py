@@ -84,11 +84,7 @@ class _Resolution:
         self.layers, self.drop_in, self.assistant, self.custom = layers, drop_in, assistant, custom
         self.ignored = ignored
         self.stored = layers[2]
-        self.layer: dict[str, int] = {
-            name: next(index for index, layer in enumerate(layers) if name in layer.explicit)
-            for name in OPTIONS
-            if any(name in layer.explicit for layer in layers)
-        }
+        self.layer = {name: index for index in (2, 1, 0) for name in layers[index].explicit}
         self.values: dict[str, Any] = {
             name: getattr(layers[self.layer[name]], name) if name in self.layer else self._default(row)
             for name, row in OPTIONS.items()

@@ -18,13 +18,14 @@ from unspool.runtimes.choose import runtime_of
 from unspool.runtimes.wrap.model_copy import Fingerprint, fingerprint, is_dispatched
 from unspool.runtimes.wrap.patches import find_patch
 from unspool.runtimes.wrap.peft_models import base_of
+from unspool.runtimes.wrap.wrapped import known_fingerprint
 
 
 class _Entry(NamedTuple):
     """A driver, and the model's fingerprint when it was made."""
 
     driver: Driver
-    print: Fingerprint
+    print: Fingerprint | None
 
 
 _DRIVERS: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
@@ -46,13 +47,12 @@ def driver_of(model: Any) -> Driver:
     if is_dispatched(model) or patch:
         return Driver(Engine(_runtime_of(model, patch)))
     with _LOCK:
-        now = fingerprint(model)
         entry = _DRIVERS.get(model)
-        if entry is None or now.has_other_parts(entry.print):
+        if entry is None or fingerprint(model).has_other_parts(entry.print):
             runtime = _runtime_of(model, patch)
             if runtime.in_place:
                 return Driver(Engine(runtime))
-            entry = _Entry(Driver(Engine(runtime)), now)
+            entry = _Entry(Driver(Engine(runtime)), known_fingerprint(model))
             _DRIVERS[model] = entry
         return entry.driver
 

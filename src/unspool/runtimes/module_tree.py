@@ -29,11 +29,11 @@ def modules_in(tree: nn.Module) -> list[nn.Module]:
 
 def parameters_of(modules: list[nn.Module]) -> list[nn.Parameter]:
     """Return every parameter of these modules once, in the order of `tree.parameters()`."""
-    every = (each for module in modules if module._parameters for each in module._parameters.values())
-    return list({id(each): each for each in every if each is not None}.values())
+    held = [module._parameters for module in modules if module._parameters]
+    return list({id(each): each for some in held for each in some.values() if each is not None}.values())
 
 
 def buffers_of(modules: list[nn.Module]) -> list[torch.Tensor]:
     """Return every buffer of these modules once, in the order of `tree.buffers()`."""
-    every = (each for module in modules if module._buffers for each in module._buffers.values())
-    return list({id(each): each for each in every if each is not None}.values())
+    held = [module._buffers for module in modules if module._buffers]
+    return list({id(each): each for some in held for each in some.values() if each is not None}.values())

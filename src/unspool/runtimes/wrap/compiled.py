@@ -40,6 +40,8 @@ def uncompile_copy(copy: nn.Module, originals: list[nn.Module]) -> None:
         copy: the copied tree.
         originals: the modules of the original tree; see `modules_in`.
     """
+    if not any("forward" in source.__dict__ or is_optimized(source) for source in originals):
+        return
     for module, source in zip(modules_in(copy), originals, strict=True):
         if "forward" in source.__dict__ and is_compiled_forward(source, source.__dict__["forward"]):
             module.__dict__.pop("forward", None)

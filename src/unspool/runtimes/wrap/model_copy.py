@@ -45,6 +45,7 @@ _WINDOWS: Final = (
     *("attention_window_size", "attention_chunk_size"),
 )
 _CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
+_FLAT: Final = frozenset({dict, list, set, tuple})
 _CONFIGS: Final = (PreTrainedConfig, GenerationConfig)
 _HOOKS: Final = (
     "_forward_hooks",
@@ -79,7 +80,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     modules = modules_in(model)
     parameters = parameters_of(modules)
     tensors = (*map(id, parameters), *map(id, buffers_of(modules)))
-    values = tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters)
+    # The version is the number of writes. A tensor made in inference mode lacks it.
+    values = tuple([(each.data_ptr(), 0 if each.is_inference() else each._version) for each in parameters])
     return Fingerprint(_structure(modules), tensors, values)
 
 
@@ -122,11 +124,6 @@ def modules_of(model: nn.Module) -> tuple[Any, ...]:
 def _comparable(value: Any) -> Any:
     """Return a value that `==` compares fast: tensors in a tuple by identity."""
     return tuple(part if type(part) in _SIMPLE else id(part) for part in value) if type(value) is tuple else value
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Return the number of writes to the tensor; 0 for a tensor made in inference mode."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def copy_tree(model: Any) -> Any:
@@ -188,6 +185,8 @@ def _twin(owner: Any, memo: dict[int, Any]) -> Any:
         kind = type(value)
         if kind in _SIMPLE:
             attributes[name] = value
+        elif name in COLLECTIONS and not value:
+            attributes[name] = kind()  # no other module has it
         elif name == "_compiled_call_impl":
             continue  # PyTorch copies a module without its compiled call
         elif id(value) in memo:
@@ -205,13 +204,18 @@ def _copied_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return {key: None if child is None else _twin(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers") and kind is dict:
         return dict(value)  # every tensor is in the memo as itself
+    if kind in _FLAT and _SIMPLE.issuperset(map(type, (*value, *value.values()) if kind is dict else value)):
+        memo[id(value)] = kind(value)
+        return memo[id(value)]
     return _twin(value, memo) if isinstance(value, _CONFIGS) else copy.deepcopy(value, memo)
 
 
 @cache
 def has_usual_copies(kind: type) -> bool:
     """Return True if a copy of an object of this class has copies of its attributes, and nothing else."""
-    usual = nn.Module if issubclass(kind, nn.Module) else object
+    # A convolution restores one attribute that old files lack.
+    bases: tuple[Any, ...] = (nn.modules.conv._ConvNd, nn.Module, object)
+    usual = next(base for base in bases if issubclass(kind, base))
     methods = ("__copy__", "__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
     return all(getattr(kind, name, None) is getattr(usual, name, None) for name in methods)
 

@@ -23,6 +23,7 @@ from unspool.runtimes.weights.packed_linear import Pack, PackReport, pack_rest
 from unspool.runtimes.wrap.call_state import evaluating, growing_ropes, without_memory
 from unspool.runtimes.wrap.model_copy import (
     AttentionNames,
+    Fingerprint,
     attention_names,
     attention_of,
     copy_bare,
@@ -56,6 +57,7 @@ class WrappedModel:
         patch: as given.
         device: device of the token ids.
         report: the packed layers; none before `pack`.
+        fingerprint: of the user's model, as the module follows it; None for a model of ours.
         builds: number of modules made so far. It grows if the user's model gets other parts than before.
         version: number of changes of weights or parts found so far. Results of an earlier version are out of date.
     """
@@ -65,6 +67,7 @@ class WrappedModel:
     reason: str
     device: torch.device
     report: PackReport
+    fingerprint: Fingerprint | None
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class WrappedModel:
         self._build(model)
 
     def _build(self, model: Any) -> None:
-        self._fingerprint = None if self._source is None else fingerprint(model)
+        self.fingerprint = None if self._source is None else fingerprint(model)
         self.module, self.reason = self._module_for(model)
         self.in_place = bool(self.reason)
         self.device = input_device(self.module)
@@ -170,13 +173,13 @@ class WrappedModel:
             self.version += 1  # hooks can give other results in every call
             return
         now = fingerprint(model)
-        if now == self._fingerprint:
+        if now == self.fingerprint:
             return
         self.version += 1
-        if now.has_other_parts(self._fingerprint):
+        if now.has_other_parts(self.fingerprint):
             self._build(model)
         else:
-            self._fingerprint = now
+            self.fingerprint = now
             repack(self.module)
 
     def refresh(self) -> None:
@@ -244,6 +247,11 @@ class BackendModel(ABC):
         return self._wrapped.version
 
     @property
+    def fingerprint(self) -> Fingerprint | None:
+        """The fingerprint of the user's model; see `WrappedModel`."""
+        return self._wrapped.fingerprint
+
+    @property
     def in_place(self) -> bool:
         """True if the caller's own module runs."""
         return self._wrapped.in_place
@@ -287,6 +295,13 @@ def shared(model: Any, make: Callable[..., AnyWrapper], **options: Any) -> AnyWr
         if not found.in_place:
             wrappers[key] = found
         return found
+
+
+def known_fingerprint(model: Any) -> Fingerprint | None:
+    """Return the fingerprint of a user's own model, as its newest wrapper follows it; None without a wrapper."""
+    with _LOCK:
+        wrappers = [*_SHARED.get(model, {}).values()]
+    return wrappers[-1].fingerprint if wrappers else None
 
 
 def refresh(model: Any) -> None:

@@ -6,6 +6,7 @@ Imports nothing of ours. Does not know: which limits there are, or their meaning
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -20,16 +21,21 @@ class Group(NamedTuple):
     is_v2: bool
 
 
-def groups(controller: str) -> Iterator[Group]:
-    """Yield this process's groups under a controller, such as "cpu", and their parents. Some folders do not exist."""
-    for line in read(_OWN_CGROUPS).splitlines():
+def groups(controller: str) -> tuple[Group, ...]:
+    """Return this process's groups under a controller, such as "cpu", and their parents. Some folders do not exist."""
+    return _groups(controller, read(_OWN_CGROUPS), _CGROUPS)
+
+
+@lru_cache(maxsize=16)
+def _groups(controller: str, own_groups: str, root: Path) -> tuple[Group, ...]:
+    found: list[Group] = []
+    for line in own_groups.splitlines():
         _, controllers, own = line.split(":", 2)
         if controllers == "":
-            for folder in _with_parents((_CGROUPS, _CGROUPS / "unified"), own):
-                yield Group(folder, True)
+            found += [Group(folder, True) for folder in _with_parents((root, root / "unified"), own)]
         elif controller in controllers.split(","):
-            for folder in _with_parents((_CGROUPS / controllers, _CGROUPS / controller), own):
-                yield Group(folder, False)
+            found += [Group(folder, False) for folder in _with_parents((root / controllers, root / controller), own)]
+    return tuple(found)
 
 
 def _with_parents(mounts: tuple[Path, ...], own: str) -> Iterator[Path]:

@@ -27,12 +27,15 @@ def rows_of(feeds: Sequence[Feed], found: Sequence[RowBuffer], vocab_size: int) 
     logits = [row for each in found for row in each.logits]
     hidden = [part for each in found for part in each.hidden]
     inner = [part for each in found for part in each.inner]
-    nothing = torch.empty(0, vocab_size, dtype=torch.float32, device="cpu")
     return Rows(
-        torch.stack(logits) if logits else nothing,
+        torch.stack(logits) if logits else _no_rows(vocab_size),
         torch.cat(hidden) if hidden else None,
-        (torch.cat(inner) if inner else nothing) if any(feed.layers for feed in feeds) else None,
+        (torch.cat(inner) if inner else _no_rows(vocab_size)) if any(feed.layers for feed in feeds) else None,
     )
+
+
+def _no_rows(vocab_size: int) -> torch.Tensor:
+    return torch.empty(0, vocab_size, dtype=torch.float32, device="cpu")
 
 
 def split_rows(rows: Rows, feeds: Sequence[Feed]) -> list[Rows]:

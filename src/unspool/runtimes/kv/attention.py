@@ -120,7 +120,7 @@ def cached_attention(
     params = AttentionParams(scaling, sliding_window, softcap, s_aux, position_bias)
     if attention_mask is not None:
         raise _unsupported(module, "a mask of its own")
-    if any(each is not None for each in (sliding_window, softcap, s_aux, position_bias)):
+    if sliding_window is not None or softcap is not None or s_aux is not None or position_bias is not None:
         for name, words in _OPTIONAL.items():
             if getattr(params, name) is not None and name not in target.supported_params:
                 raise _unsupported(module, words)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final
 
@@ -92,8 +92,8 @@ def _is_expected(module: nn.Module, key: str, value: Any) -> bool:
     if key != "forward" and _root(_home(value)) == "accelerate":
         return True  # methods such as `to`, which warn if a model is spread over devices
     if isinstance(value, type):
-        return _root(value.__module__) in _HELPERS
-    return _root(_home(value)) in _HELPERS and not hasattr(type(module), key)
+        return _is_helper(value.__module__)
+    return _is_helper(_home(value)) and not hasattr(type(module), key)
 
 
 def _is_dispatching(module: nn.Module) -> bool:
@@ -122,10 +122,15 @@ def _root(name: str | None) -> str:
     return (name or "").partition(".")[0]
 
 
+@cache
+def _is_helper(name: str | None) -> bool:
+    return _root(name) in _HELPERS
+
+
 def _patched_class(kind: type) -> str:
     """Return a function of a class that comes from another package; "" for none."""
     for key, value in vars(kind).items():
-        if type(value) is FunctionType and _root(value.__globals__.get("__name__")) not in _HELPERS:
+        if type(value) is FunctionType and not _is_helper(value.__globals__.get("__name__")):
             return f"a replaced `{kind.__name__}.{key}`"
     return ""
 
@@ -137,7 +142,7 @@ def _files_of(classes: set[type]) -> set[str]:
 def _patched_file(name: str) -> str:
     """Return a function in a model's file that comes from another package; "" for none."""
     for key, value in vars(sys.modules[name]).items():
-        if type(value) is FunctionType and _root(value.__globals__.get("__name__")) not in _HELPERS:
+        if type(value) is FunctionType and not _is_helper(value.__globals__.get("__name__")):
             return f"a replaced `{name}.{key}`"
     return ""
 
@@ -150,6 +155,6 @@ def _attention(configs: dict[int, Any]) -> str:
             name = getattr(each, "_attn_implementation_internal", None)
             for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
                 function = table.get(name) if isinstance(name, str) else None
-                if function is not None and _root(_home(function)) not in _HELPERS:
+                if function is not None and not _is_helper(_home(function)):
                     return f"an attention function of its own ({name})"
     return ""

@@ -82,7 +82,10 @@ def _is_packed(model: Any) -> bool:
 
 def _plain_state(model: Any) -> dict[str, torch.Tensor]:
     """Return the state dict with unpacked weights. Tied weights are one tensor again."""
-    state: dict[str, torch.Tensor] = model.state_dict()
+    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    # Once per weight: that of tied embeddings is computed.
+    plain = {key: tensor.detach() for key, tensor in {id(each): each for each in state.values()}.items()}
+    state |= {name: plain[id(tensor)] for name, tensor in state.items()}
     unpacked: dict[int, torch.Tensor] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, PackedLinear):

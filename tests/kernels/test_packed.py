@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from tests.kernels.levels import everywhere, num_streams
+from tests.kernels.levels import everywhere, num_streams, num_threads
 from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.packed import STREAMS, PackedWeight, linear
 
@@ -106,6 +107,36 @@ def test_unpacking_returns_the_same_bits(level, kind, outputs, inputs):
     assert torch.equal(packed.unpacked(), numbers)
     found = packed.scales()
     assert found is scales is None or torch.equal(found, scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), [*SIZES, (641, 257), (2245, 300)])
+def test_rows_have_the_bits_of_an_embedding(level, outputs, inputs, dtype):
+    """With one thread, the two largest weights have units of two and four blocks, and a last one of fewer."""
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    numbers = torch.randint(torch.iinfo(bits).min, torch.iinfo(bits).max, (outputs, inputs), dtype=bits).view(dtype)
+    every = torch.arange(outputs).flip(0)
+    for threads in (1, 3):
+        with num_threads(threads):
+            packed = PackedWeight(numbers, bias=made(outputs))
+            for ids in (every, every.int(), every[::2], every[:0], every[0], every.repeat(2, 3)):
+                found = packed.rows(ids)
+                assert found.dtype == dtype and found.is_contiguous()
+                assert torch.equal(found.view(bits), F.embedding(ids, numbers).view(bits))
+
+
+@pytest.mark.parametrize("bad", [-1, 40, -(2**63), 2**63 - 1])
+def test_a_row_that_does_not_exist_is_refused_as_by_an_embedding(bad):
+    ids = torch.tensor([[0, 39], [bad, 1]])
+    numbers = made(40, 8)
+    for read in (PackedWeight(numbers).rows, lambda ids: F.embedding(ids, numbers)):
+        with pytest.raises(IndexError):
+            read(ids)
+
+
+def test_ids_of_rows_must_be_integers():
+    with pytest.raises(ValueError, match="ids must be int64 or int32 on the CPU, got torch.float32 on cpu"):
+        PackedWeight(made(8, 4)).rows(torch.ones(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)

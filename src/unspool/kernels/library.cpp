@@ -223,6 +223,24 @@ PUBLIC void unspool_pack(const Weight* weight, const Matrix* matrix, int32_t bac
     each(threads, up(blocks_of(*weight), weight->unit), [&](int64_t unit) { copy_unit(*weight, *matrix, back, unit); });
 }
 
+// Copies rows of a float32 or bfloat16 weight to y, [count, inputs]. Returns 0, or 1 if an id is not in [0, outputs).
+PUBLIC int32_t unspool_rows(const Weight* weight, const int64_t* ids, uint8_t* y, int64_t count, int32_t threads) {
+    const Weight& w = *weight;
+    int64_t padded = padded_inputs(w), size = bytes_of(w.kind, 1) / BLOCK;
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= w.outputs) return 1;
+    each((int)least(threads, count), count, [&](int64_t i) {
+        int64_t block = ids[i] / BLOCK, first = block / w.unit * w.unit, blocks = least(w.unit, blocks_of(w) - first);
+        uint8_t* piece = w.data + first * bytes_of(w.kind, padded) + ids[i] % BLOCK * 4;
+        for (int64_t start = 0; start < w.inputs; start += PIECE[w.kind]) {
+            int64_t bytes = bytes_of(w.kind, least(padded - start, PIECE[w.kind])), inputs = least(w.inputs - start, PIECE[w.kind]);
+            copy_words(true, piece + (block - first) * bytes, y + (i * w.inputs + start) * size, inputs * size, 0);
+            piece += blocks * bytes;
+        }
+    });
+    return 0;
+}
+
 // Sets where the calls of this thread are recorded: at `most` commands; null for nowhere. Returns how many calls followed the
 // last start, which can be more than `most`.
 PUBLIC int64_t unspool_record(Command* commands, int64_t most) {

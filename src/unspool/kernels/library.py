@@ -98,6 +98,7 @@ def _opened(digest: str, version: str, level: str) -> Kernels | str:
     functions.unspool_bytes.restype = ctypes.c_int64
     functions.unspool_bytes.argtypes = [ctypes.c_void_p]
     functions.unspool_pack.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
+    functions.unspool_rows.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_linear.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32, ctypes.c_int32]
     functions.unspool_set_streams.argtypes = [ctypes.c_int32]
     functions.unspool_set_streams.restype = None

@@ -112,6 +112,29 @@ class PackedWeight:
         """Return the numbers of the matrix, bit for bit. --> [outputs, inputs]"""
         return self._unpacked()[0]
 
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows of a floating-point matrix, bit for bit.
+
+        Args:
+            ids: [...], int64 or int32, on the CPU.
+
+        Returns:
+            [..., inputs]
+
+        Raises:
+            IndexError: if an id is negative, or not below `outputs`.
+            ValueError: if the ids are of another dtype, or on another device.
+        """
+        assert self.dtype in INPUT_TYPES, "the rows of an integer matrix need scales"
+        if ids.dtype not in (torch.int64, torch.int32) or not ids.is_cpu:
+            raise ValueError(f"ids must be int64 or int32 on the CPU, got {ids.dtype} on {ids.device}")
+        ids = ids.long().contiguous()
+        found = ids.new_empty((*ids.shape, self.inputs), dtype=self.dtype)
+        run, threads = self._library.functions.unspool_rows, torch.get_num_threads()
+        if run(self._address, ids.data_ptr(), found.data_ptr(), ids.numel(), threads):
+            raise IndexError(f"an id of a row must be in [0, {self.outputs})")
+        return found
+
     def scales(self) -> torch.Tensor | None:
         """Return the scales as they were given; None for floating-point weights."""
         if self._weight.kind == _INT8:

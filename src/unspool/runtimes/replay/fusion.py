@@ -1,5 +1,7 @@
 """Operator fusion in a recorded pass: RMSNorm, rotary embeddings, residuals and gates become one kernel call each.
 
+An embedding that reads the rows of a packed weight becomes a call of its kernel.
+
 A fused call gives the bits of the operators that it replaces; a replay that does not is found out, see replay.py. Knows
 the algebra alone: neither models nor modules.
 """
@@ -10,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from unspool.kernels.gate import gate
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.kernels.packed import linear
 from unspool.kernels.rows import SHORTEST_ROW, Norm, rms_norm, rotate, sum_lanes
+from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 _CASTS: Final = ("to", "type_as", "float", "bfloat16")
 
@@ -43,7 +47,8 @@ class _Fusion:
     def run(self) -> int:
         num_fused = 0
         for node in list(self._graph.nodes):
-            call = self._norm(node) or self._rotation(node) or self._residual(node) or self._gate(node)
+            matches = (self._norm, self._rotation, self._residual, self._gate, self._rows)
+            call = next((call for match in matches if (call := match(node)) is not None), None)
             if call is not None:
                 self._replace(node, *call)
                 num_fused += 1
@@ -130,6 +135,12 @@ class _Fusion:
             if is_gate and len(activated.users) == 1 and _facts(other) == _facts(activated) == _facts(node):
                 return gate, (*activated.args[:2], other)
         return None
+
+    def _rows(self, node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+        """Match an embedding that reads the rows of a packed weight."""
+        weight = self._value(node.args[1]) if node.target is F.embedding else None
+        rows = weight.rows if isinstance(weight, LazyWeight) else None
+        return None if rows is None else (rows, node.args[:1])
 
 
 def _is_call(node: Any, name: str) -> bool:

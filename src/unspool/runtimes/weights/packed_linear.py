@@ -8,7 +8,7 @@ CPU reads faster than the rows of a plain one; results are equal up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping, Set
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, choo
 from unspool.runtimes.weights.kernel_module import KernelModule
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 from unspool.runtimes.weights.release_memory import trim_heap
+from unspool.runtimes.weights.tied_embeddings import read_rows, weights_to_free
 from unspool.runtimes.weights.trial import Shape
 
 Pack: TypeAlias = bool | Literal["auto"]
@@ -95,7 +96,10 @@ class PackedLinear(KernelModule):
     @property
     def weight(self) -> torch.Tensor:
         """The plain weight, in the layout of the layer that was packed, bit for bit. Values are unpacked when read."""
-        return self._source[0] if self._source else LazyWeight(self.shape, self.dtype, self.unpacked)
+        if self._source:
+            return self._source[0]
+        rows = None if self._transposed else self._packed.rows
+        return LazyWeight(self.shape, self.dtype, self.unpacked, rows)
 
     def unpacked(self) -> torch.Tensor:
         """Return the plain weight with its values."""
@@ -201,23 +205,24 @@ def pack_linears(model: nn.Module, *, keep: bool, pack: Pack = "auto") -> PackRe
     # Drop each plain layer before the next one is packed, to limit peak memory.
     del layers, able
     pages = HugePages()
+    freed = {} if keep else weights_to_free(model, chosen)
     if not keep:
-        _move(model, chosen, pages)
-    _replace(sites, chosen, pages, keep=keep)
+        _move(model, freed, pages)
+    _replace(sites, chosen, freed, pages, keep=keep)
     if not keep:
         trim_heap()
     return PackReport(len(chosen), total, "; ".join([*sorted(reasons), *forced, *kinds_in_words(model, quantized)]))
 
 
-def _move(model: nn.Module, packed: Set[int], pages: HugePages) -> None:
+def _move(model: nn.Module, freed: Container[int], pages: HugePages) -> None:
     """Copy the parameters that stay plain into memory of ours, large ones on huge pages.
 
     transformers maps the file of a checkpoint into memory. Without its tensors the file takes no memory any more.
     """
     moved: set[int] = set()
     for module in modules_in(model):
-        for name, parameter in module._parameters.items():
-            if parameter is None or (id(module) in packed and name == "weight") or id(parameter) in moved:
+        for parameter in module._parameters.values():
+            if parameter is None or id(parameter) in freed or id(parameter) in moved:
                 continue
             if _is_ordinary(parameter):
                 moved.add(id(parameter))
@@ -225,9 +230,14 @@ def _move(model: nn.Module, packed: Set[int], pages: HugePages) -> None:
 
 
 def _replace(
-    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]], chosen: Set[int], pages: HugePages, *, keep: bool
+    sites: list[tuple[nn.Module, str, nn.Linear | Conv1D]],
+    chosen: Set[int],
+    freed: Mapping[int, list[nn.Embedding]],
+    pages: HugePages,
+    *,
+    keep: bool,
 ) -> None:
-    """Replace layers by packed ones, and empty the list."""
+    """Replace layers by packed ones, with their embeddings, and empty the list. freed: see `weights_to_free`."""
     packed: dict[int, PackedLinear] = {}
     sites.reverse()
     while sites:
@@ -236,6 +246,7 @@ def _replace(
         if key in chosen:
             if key not in packed:
                 packed[key] = PackedLinear(layer, keep=keep, pages=pages)
+                read_rows(freed.get(id(layer.weight), []), packed[key].weight)
             parent._modules[name] = packed[key]
 
 

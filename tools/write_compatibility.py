@@ -27,7 +27,7 @@ INTRODUCTION = """\
 
 Written by `python tools/write_compatibility.py`, which runs every cell of these tables; `make test` runs a sample of
 them, `make test-all` all. The tables are those of transformers VERSION. Each family is there as a tiny model with
-random weights: what is tested is the code of the family, not a checkpoint.
+random weights. So the tables test the code of the family, not a checkpoint.
 
 **✓** means **exact**: the tokens are, one by one, those that
 
@@ -93,8 +93,8 @@ All cells were also run with transformers 5.24.0. They are equal, up to these ch
 - GPT-J and CodeGen use its attention interface, so they run on the slot cache.
 - Guidance of Mamba 2 is exact. Mamba and Falcon Mamba still differ: they multiply one new token by a mask of all
   tokens.
-- XLM takes a cache. Before each step it reads a mask token, which stays in the cache and counts as text. Here, as with
-  `use_cache=False`, it does not.
+- XLM takes a cache. Before each step it reads a mask token, which stays in the cache and counts as text. Unspool
+  leaves mask tokens out of later steps, as transformers does with `use_cache=False`.
 """
 
 RESULTS_TEXT = """\
@@ -192,8 +192,8 @@ def page() -> str:
         f"{LABELS[family]}: `{name}={value}`" for family, one in WITHOUT_MEMORY.items() for name, value in one.items()
     )
     parts.append(
-        "\ntransformers is asked to go without its memory where that refuses beams, or goes on with what it kept for "
-        f"other tokens ({given})."
+        "\nFor some models, transformers runs here without its memory, because the memory refuses beams or continues "
+        f"with values of other tokens ({given})."
     )
     parts.append(LATER)
     return "\n".join(parts).replace("VERSION", transformers.__version__).rstrip() + "\n"

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from transformers.generation.utils import ALL_CACHE_NAMES
 
 from unspool.config import GenerationConfig, option_status
 from unspool.config.foreign import is_set
@@ -18,8 +17,9 @@ from unspool.config.generation import check_foreign
 from unspool.errors import OptionError
 from unspool.interop.lenient import lenient
 from unspool.interop.transformers_objects import callables
+from unspool.runtimes.model_info import cache_names
 
-CACHE: Final = "cache" if "cache" in ALL_CACHE_NAMES else "past_key_values"
+CACHE: Final = cache_names()[0]
 """The cache among the arguments and in the results of `generate`; transformers 5.24 renamed `past_key_values`."""
 
 _CACHES: Final = tuple(dict.fromkeys([CACHE, "past_key_values", "cache_params"]))

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from transformers import GenerationConfig as TransformersConfig
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
-from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
+from transformers.generation.utils import GenerationMixin
 
 from unspool.config import OPTIONS, GenerationConfig, option_status
 from unspool.engine import Engine
@@ -24,7 +24,7 @@ from unspool.interop.batch import Batch, readable_mask
 from unspool.interop.batch_layout import BatchLayout
 from unspool.interop.processors import GUIDANCE
 from unspool.planning import CallerObjects
-from unspool.runtimes.generic.prepared_batch import PreparedBatch, PreparedBatchRuntime
+from unspool.runtimes.generic.prepared_batch import PreparedBatch, PreparedBatchRuntime, cache_name_of
 from unspool.runtimes.wrap.call_state import evaluating
 from unspool.source_info import SourceInfo
 
@@ -264,7 +264,7 @@ def _with_mask(prepared: PreparedBatch, mask: torch.Tensor) -> PreparedBatch:
 
 
 def _check_cache(batch: PreparedBatch) -> None:
-    name = next((name for name in ALL_CACHE_NAMES if batch.arguments.get(name) is not None), None)
+    name = cache_name_of(batch.arguments)
     embeds = batch.arguments.get("inputs_embeds")
     width = max(batch.input_ids.shape[1], 0 if embeds is None else embeds.shape[1])
     length = cached_length(batch.arguments.get(name)) if name else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
@@ -51,21 +50,17 @@ def gate(x: torch.Tensor, activation: Activation, factor: torch.Tensor | None = 
             raise ValueError(f"a factor must be {x.dtype} {list(x.shape)}, got {factor.dtype} {list(factor.shape)}")
         factor, factor_row = _in_rows(factor)
         address = factor.data_ptr()
+    library = kernels()
+    assert library is not None, "the kernels are missing"
     y, width = x.new_empty(x.shape), x.shape[-1]
-    run, form = _call(width, x_row, factor_row, x.dtype, activation)
-    run(form, x.data_ptr(), address, y.data_ptr(), x.numel() // max(1, width), torch.get_num_threads())
+    rows, form = x.numel() // max(1, width), _form(width, x_row, factor_row, x.dtype, activation)
+    library.functions.unspool_gate(form, x.data_ptr(), address, y.data_ptr(), rows, torch.get_num_threads())
     return y
 
 
 @lru_cache(maxsize=256)
-def _call(
-    width: int, x_row: int, factor_row: int, dtype: torch.dtype, activation: Activation
-) -> tuple[Callable[..., None], Any]:
-    """Return the kernel and the form of a call."""
-    library = kernels()
-    assert library is not None, "the kernels are missing"
-    form = _Gate(width, x_row, factor_row, INPUT_TYPES[dtype], _ACTIVATIONS.index(activation))
-    return library.functions.unspool_gate, ctypes.byref(form)
+def _form(width: int, x_row: int, factor_row: int, dtype: torch.dtype, activation: Activation) -> Any:
+    return ctypes.byref(_Gate(width, x_row, factor_row, INPUT_TYPES[dtype], _ACTIVATIONS.index(activation)))
 
 
 def _in_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -48,6 +48,11 @@ _FIELDS: Final = {
 """Argument of the forward --> fields of its output: those of a decoder, those of an encoder-decoder."""
 
 
+def cache_name_of(arguments: Mapping[str, Any]) -> str | None:
+    """Return the name of the cache among the arguments of a call; None without a cache."""
+    return next((name for name in ALL_CACHE_NAMES if arguments.get(name) is not None), None)
+
+
 class StepOutput(NamedTuple):
     """The output of one call.
 
@@ -259,7 +264,7 @@ class PreparedBatchRuntime(Runtime):
 
     @property
     def _cache_name(self) -> str | None:
-        return next((name for name in ALL_CACHE_NAMES if self.arguments.get(name) is not None), None)
+        return cache_name_of(self.arguments)
 
     def _reorder(self, module: Any, order: list[int]) -> None:
         """Move the rows of the cache. order: for each row, the row that it continues."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Final, Literal, TypeAlias, cast, get_args
 
@@ -93,11 +94,8 @@ def choose_streams(*, again: bool = False) -> None:
         return
     file, threads = tuning_file(), torch.get_num_threads()
     if again or threads not in file.streams:
-        started, trial = time.perf_counter(), Trial()
-        file.streams[threads] = trial.streams()
-        file.seconds += 0.0 if again else time.perf_counter() - started
-        if again or not trial.was_disturbed:
-            file.write()
+        with _trials(file, again=again) as trial:
+            file.streams[threads] = trial.streams()
     set_streams(fastest_streams(file.streams[threads]))
 
 
@@ -134,19 +132,25 @@ def tune(
         pending = [shape for shape in pending if _kind(shape) not in known]
     if not pending:
         return
-    started = time.perf_counter()
-    end = math.inf if again else started + TUNING_SECONDS - file.seconds
-    trial = Trial()
+    end = math.inf if again else time.perf_counter() + TUNING_SECONDS - file.seconds
     longest = _USUAL_TRIAL
-    for shape in pending:
-        before, is_first = time.perf_counter(), _kind(shape) not in known
-        if before + longest > end and not is_first:
-            continue
-        if tell is not None:
-            tell(shape)
-        file.times[shape] = trial.times(shape, until=math.inf if is_first else end)
-        known.add(_kind(shape))
-        longest = max(longest, time.perf_counter() - before)
+    with _trials(file, again=again) as trial:
+        for shape in pending:
+            before, is_first = time.perf_counter(), _kind(shape) not in known
+            if before + longest > end and not is_first:
+                continue
+            if tell is not None:
+                tell(shape)
+            file.times[shape] = trial.times(shape, until=math.inf if is_first else end)
+            known.add(_kind(shape))
+            longest = max(longest, time.perf_counter() - before)
+
+
+@contextmanager
+def _trials(file: TuningFile, *, again: bool) -> Iterator[Trial]:
+    """Yield a trial. Its time counts if `again` is False. Disturbed times are written only if `again` is True."""
+    started, trial = time.perf_counter(), Trial()
+    yield trial
     if not again:
         file.seconds += time.perf_counter() - started
     if again or not trial.was_disturbed:

@@ -33,7 +33,8 @@ _SHARE_OF_MEMORY: Final = 8
 _TINY: Final = 32
 """Sides of a weight that is so small that its product takes only the time of a call."""
 
-_WIDTH, _HEIGHT = 2048, 4096
+_WIDTH: Final = 2048
+_HEIGHT: Final = 4096
 """The sides of a weight that is read in different numbers of streams, and the rows."""
 _STREAM_ROWS: Final = (1, 5)
 

@@ -28,7 +28,7 @@ class Trials:
         return {form: tuple(1e-3 / (index + 1) for _ in TRIAL_ROWS) for index, form in enumerate(FORMS)}
 
     def streams(self):
-        return {1: 2e-3, 4: 1e-3}
+        return {0: 3e-3, 1: 2e-3, 4: 1e-3}
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def test_the_known_shapes_are_measured_again(run, file: TuningFile):
     lines = [line.split() for line in result.out.splitlines()]
     assert lines[1][-5:] == ["plain", "1000", "1000", "1000", "1000"] and lines[1][:3] == ["700", "x", "300,"]
     assert lines[-1][:2] == ["native", "chosen"]
-    assert "Streams in which a thread reads a weight: 4 (2000 µs with 1, 1000 µs with 4)" in result.err
+    assert "Streams of a weight that a thread asks for ahead: 4 (3000 µs with 0, 2000 µs with 1, 1000 µs with 4)" in result.err
     kept = TuningFile(file.path)
-    assert kept.times[KNOWN]["plain"] == (1e-3,) * 4 and list(kept.streams.values()) == [{1: 2e-3, 4: 1e-3}]
+    assert kept.times[KNOWN]["plain"] == (1e-3,) * 4 and list(kept.streams.values()) == [{0: 3e-3, 1: 2e-3, 4: 1e-3}]
 
 
 def test_the_large_layers_of_a_model_are_measured(run, file: TuningFile, folder: Path):
@@ -75,4 +75,10 @@ def test_without_kernels_nothing_is_measured(run, file: TuningFile, monkeypatch:
 
 def test_without_known_shapes_a_model_is_needed(run, file: TuningFile):
     result = run("tune")
-    assert result.status == 2 and "--model" in result.err and "large linear layers" in result.err
+    assert result.status == 2 and "must name a model, because no layer was measured" in result.err
+
+
+def test_a_model_without_large_layers_is_refused(run, file: TuningFile, tmp_path: Path):
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=600, **SPECIAL)).save_pretrained(tmp_path)
+    result = run("tune", "--model", str(tmp_path))
+    assert result.status == 2 and "must have large linear layers" in result.err and str(tmp_path) in result.err

@@ -114,5 +114,5 @@ def test_reading_touches_all_memory_and_returns(streams: int):
 
 @needs_kernels
 def test_a_number_of_streams_must_be_known():
-    with pytest.raises(ValueError, match=r"streams must be one of \(1, 4\), got 3"):
+    with pytest.raises(ValueError, match=r"streams must be one of \(0, 1, 4\), got 3"):
         set_streams(3)

@@ -61,6 +61,9 @@ def tune(
         raise ModelError(f"there is one form of linear layers here, and nothing to measure: {reason}")
     file = autotune.tuning_file()
     shapes = list(file.times) if lm is None else tunable_shapes(lm.model)
+    if not shapes and lm is None:
+        rule = "must name a model, because no layer was measured on this machine yet"
+        raise OptionError("model", None, rule, "for example `--model gpt2`")
     if not shapes:
         raise OptionError("model", model, "must have large linear layers in float32 or bfloat16", "name another model")
     autotune.choose_streams(again=True)
@@ -74,7 +77,7 @@ def tune(
     console.print(table(found))
     if (seconds := file.streams.get(torch.get_num_threads())) is not None:
         times = ", ".join(f"{_microseconds([each])[0]:.0f} µs with {count}" for count, each in seconds.items())
-        typer.echo(f"Streams in which a thread reads a weight: {autotune.fastest_streams(seconds)} ({times})", err=True)
+        typer.echo(f"Streams of a weight that a thread asks for ahead: {autotune.fastest_streams(seconds)} ({times})", err=True)
     typer.echo(f"The times are in {file.path}", err=True)
 
 

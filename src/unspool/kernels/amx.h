@@ -18,7 +18,7 @@ constexpr int TILE_ROWS = 16, WORDS = 16, STEP_BYTES = 2 * TILE_ROWS * WORDS * 4
 // KIND: BFLOAT16 or INT8.
 template <int KIND> struct Tiles {
     static constexpr int STEP = KIND == INT8 ? 64 : 32, BYTES = KIND == INT8 ? 2 : 1;   // BYTES: rows of one row of x
-    static constexpr int ROWS = TILE_ROWS / BYTES, AT_ONCE = 2, MOST = AT_ONCE, MOST_ROWS = 256;
+    static constexpr int ROWS = TILE_ROWS / BYTES, AT_ONCE = 2, MOST = AT_ONCE, MOST_ROWS = 256, FEW_ROWS = 0;
     static constexpr int MULTIPLE = STEP, SHARE = 2, SPACING = Int8::SPACING, FACTS = Int8::FACTS;
     static constexpr bool IS_BFLOAT16 = KIND == BFLOAT16;
 

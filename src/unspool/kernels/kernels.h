@@ -129,7 +129,8 @@ struct Mask {
 enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, OPERATIONS };
 constexpr int PLACES = 5, Y = 4;   // of tensors: x, up to three others, and y
 
-// Places of a weight that a thread asks for side by side: a power of two. Some CPUs read several streams faster, others one.
+// Places of a weight that a thread asks for side by side: a power of two, or 0 to leave few rows to the CPU's own prefetchers.
+// Some CPUs read several streams faster, others one, and others read fastest if nothing is asked for.
 extern int streams;
 
 union Form {

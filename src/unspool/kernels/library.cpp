@@ -304,10 +304,11 @@ PUBLIC float unspool_read(const float* data, int64_t count, int32_t threads) {
     float found = 0;
     each(threads, count / PORTION, [&](int64_t portion) {
         Four sum[4] = {};
-        for (int64_t i = 0; i < PORTION / streams; i += LINE)
-            for (int stream = 0; stream < streams; stream++) {
-                const float* at = data + portion * PORTION + stream * (PORTION / streams) + i;
-                __builtin_prefetch(at + 3072, 0, 2);
+        int parts = streams ? streams : 1;
+        for (int64_t i = 0; i < PORTION / parts; i += LINE)
+            for (int part = 0; part < parts; part++) {
+                const float* at = data + portion * PORTION + part * (PORTION / parts) + i;
+                if (streams) __builtin_prefetch(at + 3072, 0, 2);
                 for (int j = 0; j < 4; j++) sum[j] += reinterpret_cast<const Four*>(at)[j];
             }
         Four all = sum[0] + sum[1] + sum[2] + sum[3];

@@ -45,6 +45,7 @@ template <class Kind> static int64_t run_unit(Work& work, int64_t unit) {
     alignas(64) float total[MAX_UNIT][MOST_HELD][BLOCK];
     int64_t first = unit * w.unit, padded = padded_inputs(w), next = 0;
     int blocks = (int)least(blocks_of(w) - first, w.unit), at_once = in.size * Kind::AT_ONCE, turns = (int)up(work.rows, at_once);
+    int parts = streams ? streams : 1, step = !streams && work.rows <= Kind::FEW_ROWS ? 0 : 128 / turns;
     for (int block = 0; block < blocks; block++) memset(total[block], 0, sizeof(float) * in.held * BLOCK);
     const uint8_t* weight = w.data + first * bytes_of(w.kind, padded);
     for (int64_t start = 0; start < padded; start += PIECE[w.kind]) {
@@ -60,7 +61,7 @@ template <class Kind> static int64_t run_unit(Work& work, int64_t unit) {
                 int rows = (int)least(at_once, work.rows - row);
                 const int32_t* x = in.x + (row * in.length + start * Kind::side(rows, in.size)) / Kind::SHARE;
                 const int32_t* facts = in.facts + (start / Kind::SPACING * in.held + row) * Kind::FACTS;
-                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * turn / turns, 128 / turns, bytes / turns / streams / 64 * 64};
+                Ahead share = {reinterpret_cast<const char*>(ahead) + bytes * turn / turns, step, bytes / turns / parts / 64 * 64, parts - 1};
                 Part part = {weight, x, facts, total[block][row], inputs, in.size, in.held, in.length, share};
                 with_constant<Kind::MOST>(Kind::parts(rows, in.size), [&](auto count) { Kind::template piece<count>(part); });
             }

@@ -28,8 +28,8 @@ INT4_GROUP: Final = 32
 """Inputs that share a scale and a zero in int4. The number of inputs must be a multiple of this."""
 
 
-STREAMS: Final = (1, 4)
-"""Numbers of places at which a thread can read a packed weight side by side."""
+STREAMS: Final = (0, 1, 4)
+"""Numbers of places of a packed weight that a thread can ask for side by side, ahead of its reading; 0 asks for nothing."""
 
 _UNITS_PER_THREAD: Final = 8
 """Pieces of work for each thread, at least: a thread that is delayed leaves the rest to others."""
@@ -199,7 +199,8 @@ def set_streams(count: int) -> None:
     """Read packed weights in so many streams per thread, in all threads of this process. Results keep their bits.
 
     Args:
-        count: one of `STREAMS`; 1 at the start of a process.
+        count: one of `STREAMS`; 1 at the start of a process. With 0, few rows are left to the prefetchers of the CPU, and
+            many rows read one stream.
 
     Raises:
         ValueError: if the count is another one.

@@ -1,6 +1,7 @@
 // How the kinds of weights are multiplied, on one instruction set.
 //
 // A kind of product is a class: how it prepares rows of x, and how it multiplies a piece of one block by a tile of rows.
+// FEW_ROWS: the most rows for which the prefetchers of some CPUs are faster alone. More rows compute so long that they fall back.
 // Each output of each row is summed in one order for any number of rows: pieces in turn, and the inputs of a piece in turn.
 // Integers are summed exactly. So a row has the same bits in any company and on all levels, except for bfloat16 weights and
 // inputs, which a level can multiply in pairs or in tiles.
@@ -24,14 +25,16 @@ constexpr int TILE[] = {3, 3, 1, 1};
 #endif
 
 // Asks for memory that is read later: the tiles of a piece share the next piece. Hardware prefetchers stop at each 4 KB,
-// and sleep while the second tile of a piece computes. A share is asked for in `streams` parts side by side.
+// and sleep while the second tile of a piece computes. A share is asked for in parts side by side.
 struct Ahead {
     const char* next;
-    int step;       // bytes for each 128 bytes of weights: 128 for one tile
+    int step;       // bytes for each 128 bytes of weights: 128 for one tile, 0 to ask for nothing
     int64_t part;   // bytes
-    int last = streams - 1, turn = 0;
+    int last;       // index of the last part
+    int turn = 0;
 
     void move() {
+        if (!step) return;
         __builtin_prefetch(next, 0, 2);
         if (step == 128) __builtin_prefetch(next + 64, 0, 2);
         pass(step);
@@ -98,7 +101,7 @@ template <int R> INLINE void add_to(float* total, const F (&sum)[R][VECS]) {
 
 // x: float32 [length][rows].
 struct Float32 : Kind {
-    static constexpr int ROWS = TILE[FLOAT32], MOST = ROWS, MULTIPLE = 1, SHARE = 1, SPACING = 1 << 30, FACTS = 0;
+    static constexpr int ROWS = TILE[FLOAT32], MOST = ROWS, MULTIPLE = 1, SHARE = 1, SPACING = 1 << 30, FACTS = 0, FEW_ROWS = 5;
 
     // Input after input, so that each line of the tile is written once.
     template <class X> static void prepare(const X* x, const Input& in, int64_t first, int rows) {
@@ -143,7 +146,7 @@ struct Bfloat16 : Float32 {
 #if defined(__AVX512BF16__)
 // Both numbers of a pair at once: twice as many products per instruction. x: bfloat16 [length / 2][rows][2].
 struct Pairs : Kind {
-    static constexpr int ROWS = TILE[BFLOAT16], MOST = ROWS, MULTIPLE = 2, SHARE = 2, SPACING = 1 << 30, FACTS = 0;
+    static constexpr int ROWS = TILE[BFLOAT16], MOST = ROWS, MULTIPLE = 2, SHARE = 2, SPACING = 1 << 30, FACTS = 0, FEW_ROWS = 5;
     static constexpr bool IS_BFLOAT16 = true;
 
     static void prepare(const uint16_t* x, const Input& in, int64_t first, int rows) {
@@ -251,7 +254,7 @@ template <class X, class N> INLINE int32_t round_to(N* n, const X* x, int64_t co
 
 // x: [length / 4][rows][2 words]. facts: the sum of a piece of x, times FLIP.
 struct Int8 : Kind {
-    static constexpr int ROWS = TILE[INT8], MOST = ROWS, MULTIPLE = 4, SHARE = 2, SPACING = PIECE[INT8], FACTS = 1;
+    static constexpr int ROWS = TILE[INT8], MOST = ROWS, MULTIPLE = 4, SHARE = 2, SPACING = PIECE[INT8], FACTS = 1, FEW_ROWS = 3;
 
     // Calls use(integers) for each N inputs in turn.
     template <int N, class X, class Use> INLINE void round_row(const X* x, const Input& in, int64_t row, Use use) {
@@ -317,7 +320,7 @@ struct Int8 : Kind {
 
 // x: bytes [length / 4][rows][4]. facts: floats, the scale and the sum of a group of x.
 struct Int4 : Kind {
-    static constexpr int ROWS = TILE[INT4], MOST = ROWS, MULTIPLE = GROUP, SHARE = 4, SPACING = GROUP, FACTS = 2;
+    static constexpr int ROWS = TILE[INT4], MOST = ROWS, MULTIPLE = GROUP, SHARE = 4, SPACING = GROUP, FACTS = 2, FEW_ROWS = 2;
 
     template <class X> static void prepare(const X* x, const Input& in, int64_t first, int rows) {
         for (int r = 0; r < rows; r++, x += in.inputs)

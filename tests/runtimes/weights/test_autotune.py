@@ -55,7 +55,7 @@ class Trials:
         self.times_of_all, self.shapes, self.now, self.was_disturbed = times, [], 0.0, False
         self.events: list[object] = []
         """Trials of streams, numbers of streams that are set, and trials of shapes, in order."""
-        self.seconds_of_streams, self.time_of_streams = {1: 2.0, 4: 1.0}, 0.0
+        self.seconds_of_streams, self.time_of_streams = {0: 3.0, 1: 2.0, 4: 1.0}, 0.0
 
     def __call__(self) -> Trials:
         return self
@@ -173,13 +173,13 @@ def test_streams_are_timed_before_shapes_once_per_machine_and_number_of_threads(
         best_forms([shape(512, 512)])
     assert trials.events == ["streams", 4, shape(512, 512), 4], "the times of shapes depend on the streams"
     kept = TuningFile(tmp_path / "linear.json")
-    assert kept.streams == {torch.get_num_threads(): {1: 2.0, 4: 1.0}} and kept.seconds == 1.25
+    assert kept.streams == {torch.get_num_threads(): {0: 3.0, 1: 2.0, 4: 1.0}} and kept.seconds == 1.25
     with num_threads(torch.get_num_threads() + 1):
-        trials.seconds_of_streams = {1: 1.0, 4: 1.01}
+        trials.seconds_of_streams = {0: 1.0, 1: 1.02, 4: 1.01}
         choose_streams()
-    assert trials.events[4:] == ["streams", 1]
+    assert trials.events[4:] == ["streams", 0]
     choose_streams(again=True)
-    assert trials.events[6:] == ["streams", 1], "the new times count"
+    assert trials.events[6:] == ["streams", 0], "the new times count"
     assert autotune.tuning_file().seconds == 1.5
 
 

@@ -85,12 +85,12 @@ def test_streams_take_turns_with_one_row_and_with_five(
     monkeypatch.setattr(trial, "set_streams", streams.append)
     monkeypatch.setattr(trial, "PackedWeight", lambda *_, **__: "weight")
     monkeypatch.setattr(trial, "linear", lambda rows, _: notes.append(("product", len(rows))))
-    # Seconds of each product: one row with 1 and with 4 streams, three rounds; then five rows.
-    seconds = [3.0, 5.0, 2.0, 6.0, 4.0, 7.0, 10.0, 1.0, 11.0, 9.0, 12.0, 8.0]
+    # Seconds of each product: one row with 0, 1 and 4 streams, three rounds; then five rows.
+    seconds = [9.0, 3.0, 5.0, 9.0, 2.0, 6.0, 8.0, 4.0, 7.0, 8.0, 10.0, 1.0, 9.0, 11.0, 9.0, 9.0, 12.0, 8.0]
     times = itertools.accumulate(each for length in seconds for each in (0.0, length))
-    assert Trial(clock=lambda: next(times)).streams() == {1: 12.0, 4: 6.0}
-    assert streams == [1, 4] * TRIAL_ROUNDS * 2
-    one, five = ([("other", 1 << 12), ("product", rows)] * TRIAL_ROUNDS * 2 for rows in (1, 5))
+    assert Trial(clock=lambda: next(times)).streams() == {0: 16.0, 1: 12.0, 4: 6.0}
+    assert streams == [0, 1, 4] * TRIAL_ROUNDS * 2
+    one, five = ([("other", 1 << 12), ("product", rows)] * TRIAL_ROUNDS * 3 for rows in (1, 5))
     assert notes == one + five
 
 

@@ -23,7 +23,7 @@ def written(path: Path) -> TuningFile:
         SHAPES[0]: {"plain": (1.0, 2.0, 3.0, 4.0), "native": (0.5, 1e-6, 3.0, 4.0)},
         SHAPES[1]: {"plain": (0.1, 0.2, 0.3, 0.4), "native": (0.4, 0.3, 0.2, 0.1)},
     }
-    file.streams = {1: {1: 0.25, 4: 0.5}, 2: {1: 2.0, 4: 1.0}}
+    file.streams = {1: {0: 0.5, 1: 0.25, 4: 0.5}, 2: {0: 1.5, 1: 2.0, 4: 1.0}}
     file.seconds = 1.25
     file.write()
     return file

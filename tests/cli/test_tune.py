@@ -54,7 +54,8 @@ def test_the_known_shapes_are_measured_again(run, file: TuningFile):
     lines = [line.split() for line in result.out.splitlines()]
     assert lines[1][-5:] == ["plain", "1000", "1000", "1000", "1000"] and lines[1][:3] == ["700", "x", "300,"]
     assert lines[-1][:2] == ["native", "chosen"]
-    assert "Streams of a weight that a thread asks for ahead: 4 (3000 µs with 0, 2000 µs with 1, 1000 µs with 4)" in result.err
+    times = "3000 µs with 0, 2000 µs with 1, 1000 µs with 4"
+    assert f"Streams of a weight that a thread asks for ahead: 4 ({times})" in result.err
     kept = TuningFile(file.path)
     assert kept.times[KNOWN]["plain"] == (1e-3,) * 4 and list(kept.streams.values()) == [{0: 3e-3, 1: 2e-3, 4: 1e-3}]
 

@@ -77,7 +77,8 @@ def tune(
     console.print(table(found))
     if (seconds := file.streams.get(torch.get_num_threads())) is not None:
         times = ", ".join(f"{_microseconds([each])[0]:.0f} µs with {count}" for count, each in seconds.items())
-        typer.echo(f"Streams of a weight that a thread asks for ahead: {autotune.fastest_streams(seconds)} ({times})", err=True)
+        best = autotune.fastest_streams(seconds)
+        typer.echo(f"Streams of a weight that a thread asks for ahead: {best} ({times})", err=True)
     typer.echo(f"The times are in {file.path}", err=True)
 
 

@@ -29,7 +29,7 @@ INT4_GROUP: Final = 32
 
 
 STREAMS: Final = (0, 1, 4)
-"""Numbers of places of a packed weight that a thread can ask for side by side, ahead of its reading; 0 asks for nothing."""
+"""Numbers of places of a packed weight that a thread can ask for ahead, side by side; 0 asks for nothing."""
 
 _UNITS_PER_THREAD: Final = 8
 """Pieces of work for each thread, at least: a thread that is delayed leaves the rest to others."""
@@ -199,8 +199,8 @@ def set_streams(count: int) -> None:
     """Read packed weights in so many streams per thread, in all threads of this process. Results keep their bits.
 
     Args:
-        count: one of `STREAMS`; 1 at the start of a process. With 0, few rows are left to the prefetchers of the CPU, and
-            many rows read one stream.
+        count: one of `STREAMS`; 1 at the start of a process. With 0, few rows are left to the prefetchers of the CPU,
+            and many rows read one stream.
 
     Raises:
         ValueError: if the count is another one.

@@ -308,6 +308,34 @@ def test_a_model_that_mixes_up_a_batch_is_run_one_sequence_at_a_time() -> None:
     assert calls == [(1, 2), (1, 2)] and "one sequence at a time" in runtime.info.backend
 
 
+class Unbatched(transformers.BloomModel):
+    """Mixes up the sequences of a batch, or refuses several."""
+
+    refuses = False
+
+    @functools.wraps(transformers.BloomModel.forward)
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        if self.refuses and len(input_ids) > 1:
+            raise ValueError("one sequence, please")
+        output = super().forward(input_ids, **options)
+        states = output.last_hidden_state
+        output.last_hidden_state = states + 0.1 * (states.mean(0, keepdim=True) - states[:1])
+        return output
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_model_that_cannot_read_sequences_together_is_run_one_at_a_time(refuses: bool) -> None:
+    model = tiny_model("bloom")
+    model.transformer = Unbatched(model.config).eval()
+    model.transformer.refuses = refuses
+    runtime = GenericRuntime(model, owns_model=False)
+    calls = passes_of(runtime)
+    rows = runtime.forward([feed(0, [5, 6]), feed(1, [7, 8])]).logits
+    assert calls == [(1, 2), (1, 2)] and "one sequence at a time" in runtime.info.backend
+    expected = [model(torch.tensor([tokens])).logits[0] for tokens in ([5, 6], [7, 8])]
+    torch.testing.assert_close(rows, torch.cat(expected).detach(), atol=TOLERANCE, rtol=0)
+
+
 class Forgetful(transformers.BloomModel):
     """Keeps a number outside of the cache: the first token of the newest prompt, or the sum of all tokens since."""
 

@@ -5,6 +5,7 @@ The reference is a whole forward without a cache, as in the first step of transf
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -94,7 +95,7 @@ def learn(model: CausalModel, *, use_cache: bool) -> Learned:
 
 
 def _probe(model: CausalModel, *, use_cache: bool) -> Learned:
-    reference = make_reference(model)
+    reference = make_reference(model, together=use_cache)
     model.wrapped.pack()
     probe = _CacheProbe(model, reference) if use_cache else _WholeProbe(model, reference)
     return Learned(probe.capabilities(), reference.vocab_size)
@@ -107,35 +108,46 @@ class Reference:
         model: the model.
         ids: [2, length].
         opening: number of tokens of the first call of a probe.
-        rows: logits of a whole call on the first sequence, see `CausalModel.whole_rows`.
+        logits: of a whole call on the first sequence or on both, [1 or 2, rows, vocab]; see `CausalModel.learn`.
     """
 
-    def __init__(self, model: CausalModel, ids: torch.Tensor, opening: int, rows: torch.Tensor) -> None:
+    def __init__(self, model: CausalModel, ids: torch.Tensor, opening: int, logits: torch.Tensor) -> None:
         self._model, self.ids, self.opening = model, ids, opening
-        self.length, self.vocab_size = ids.shape[1], rows.shape[-1]
+        self.length, self.vocab_size = ids.shape[1], logits.shape[-1]
         self._rows: dict[tuple[int, int], torch.Tensor] = {}
         self._shown: dict[tuple[int, int], torch.Tensor] = {}
-        self._add(0, self.length, rows)
+        for sequence, rows in enumerate(logits):
+            self._show(sequence, self.length, rows)
+        if len(logits) == 1:
+            self._rows[0, self.length] = logits[0, -1]
 
-    def _add(self, sequence: int, count: int, rows: torch.Tensor) -> None:
-        self._rows[sequence, count] = rows[-1]
+    def _show(self, sequence: int, count: int, rows: torch.Tensor) -> None:
         if len(rows) == count:
-            self._shown |= {(sequence, number + 1): row for number, row in enumerate(rows[:-1])}
+            self._shown |= {(sequence, number): row for number, row in enumerate(rows, 1)}
 
     def row(self, sequence: int, count: int) -> torch.Tensor:
         """Return the logits after the first tokens of a sequence, from a call on these tokens alone. --> [vocab]"""
         if (sequence, count) not in self._rows:
-            self._add(sequence, count, self._model.whole_rows(self.ids[sequence : sequence + 1, :count]))
+            rows = self._model.whole_rows(self.ids[sequence : sequence + 1, :count])
+            self._show(sequence, count, rows)
+            self._rows[sequence, count] = rows[-1]
         return self._rows[sequence, count]
 
     def shown(self, sequence: int, count: int) -> torch.Tensor:
-        """Return the same row from a call on more tokens, if there was one: equal if no token sees later ones."""
+        """Return the same row from a call on more tokens or sequences, if there was one.
+
+        It is equal if no token sees later tokens or other sequences.
+        """
         found = self._shown.get((sequence, count))
         return self.row(sequence, count) if found is None else found
 
 
-def make_reference(model: CausalModel) -> Reference:
+def make_reference(model: CausalModel, *, together: bool) -> Reference:
     """Return the reference, and set `model.readable`.
+
+    Args:
+        model: the model.
+        together: True to read both sequences in one call if the model allows it.
 
     Raises:
         ModelError: if the model does not run.
@@ -145,6 +157,9 @@ def make_reference(model: CausalModel) -> Reference:
     opening = min(_OPENING, length - 1)
     first = probe_tokens(model.wrapped.module, length, _LENGTH + 2)
     ids = torch.tensor([first, first[::-1]], device=model.wrapped.device)
+    if together:
+        with suppress(Exception):  # a model can refuse two sequences with any error
+            return Reference(model, ids, opening, model.learn(ids))
     try:
         reference = Reference(model, ids, opening, model.learn(ids[:1]))
         # Now, because the layers are packed afterwards.
@@ -212,7 +227,10 @@ class _CacheProbe(_Probe):
     """Reads on top of the model's own cache."""
 
     _sees_past_only = False
-    """True if a row is the same in a longer call. Rows of longer calls are then the reference: they cost no call."""
+    """True if a row is the same in a longer call, beside another sequence.
+
+    Rows of such calls are then the reference: they cost no call.
+    """
 
     def _agrees(self, output: ModelOutput, *beginnings: tuple[int, int]) -> bool:
         """Do as in `_Probe`, with the rows of longer calls if `_sees_past_only`."""

@@ -142,12 +142,19 @@ class CausalModel:
         return True
 
     def learn(self, ids: torch.Tensor) -> torch.Tensor:
-        """Find the states that can be read in a call on [1, tokens]. Returns the logits as `whole_rows` does."""
+        """Find the states that can be read in a call without a cache.
+
+        Args:
+            ids: [batch, tokens].
+
+        Returns:
+            Logits [batch, tokens, vocab] float32; fewer per sequence if the model returns fewer.
+        """
         with self.wrapped.calling() as module:
             inputs = self._inputs(ids, None, ids.shape[1], use_cache=False)
-            output, self.readable = observe(module, ids.shape[1], lambda: module(**inputs, return_dict=True))
+            output, self.readable = observe(module, ids.numel(), lambda: module(**inputs, return_dict=True))
             logits: torch.Tensor = output.logits
-            return logits[0].float()
+            return logits.float()
 
     def whole_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Return all logits of a call on [1, tokens] without a cache. The last row is that of the next token.

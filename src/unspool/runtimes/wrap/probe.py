@@ -99,7 +99,7 @@ class Readable(NamedTuple):
 
 
 def observe(module: Any, num_rows: int, call: Callable[[], Output]) -> tuple[Output, Readable]:
-    """Run a call of the module over `num_rows` tokens of one sequence, and find the states that can be read."""
+    """Run a call of the module over `num_rows` tokens in all, and find the states that can be read."""
     head_layer: nn.Module | None = module.get_output_embeddings()
     search = LayerSearch(module, num_hidden_layers(module))
     with HeadHook(nn.Identity() if head_layer is None else head_layer) as head, search:

@@ -1,4 +1,4 @@
-"""The name of this machine's CPU.
+"""The key of this machine's CPU among other CPUs.
 
 Imports nothing of ours but the reader of small files. Does not know: threads and memory.
 """
@@ -17,8 +17,8 @@ _FIELDS: Final = ("model name", "cpu family", "model", "stepping", "CPU implemen
 
 
 @cache
-def cpu_name() -> str:
-    """Return the CPU's name with its family and model numbers: some virtual machines give several CPUs one name."""
+def cpu_key() -> str:
+    """Return the CPU's name and its numbers as one key: some virtual machines give several CPUs one name."""
     first, _, _ = read(_CPUINFO).partition("\n\n")
     pairs = (line.partition(":") for line in first.splitlines())
     facts = {name.strip(): value.strip() for name, _, value in pairs}

@@ -39,7 +39,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_each_machine_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_file, "tuning_folder", lambda: tmp_path)
     paths = [TuningFile().path]
-    monkeypatch.setattr(tuning_file, "cpu_name", lambda: "another CPU")
+    monkeypatch.setattr(tuning_file, "cpu_key", lambda: "another CPU")
     paths.append(TuningFile().path)
     monkeypatch.setattr(tuning_file, "kernels", lambda: SimpleNamespace(level="avx9", version="0"))
     paths.append(TuningFile().path)

@@ -18,7 +18,7 @@ import torch
 from unspool.atomic_files import write_atomically
 from unspool.kernels.library import kernels
 from unspool.kernels.packed import STREAMS
-from unspool.machine.cpu import cpu_name
+from unspool.machine.cpu import cpu_key
 from unspool.runtimes.weights.trial import Form, Shape, Times
 from unspool.tuning import TRIAL_ROWS
 
@@ -101,7 +101,7 @@ def machine() -> dict[str, str]:
         ours = "source"
     library = kernels()
     level = "" if library is None else f"{library.level} {library.version}"
-    return {"cpu": cpu_name(), "torch": torch.__version__, "unspool": ours, "kernels": level}
+    return {"cpu": cpu_key(), "torch": torch.__version__, "unspool": ours, "kernels": level}
 
 
 def _digest(facts: dict[str, str]) -> str:

@@ -1,7 +1,4 @@
-"""A recorded step of a recurrent model: the same bits as the modules, or not used.
-
-The models here keep their plain weights: Mamba reads some of them itself.
-"""
+"""A recorded step of a recurrent model: the same bits as the modules, or not used."""
 
 from __future__ import annotations
 
@@ -70,6 +67,15 @@ def test_a_recorded_step_gives_the_bits_of_the_modules(family: str, dtype: torch
     calls = calls_of(recorded)
     recorded.forward([Feed(seq=live[0], tokens=[5], asked=(0,))])
     assert not calls, "a verified size runs without the modules"
+
+
+def test_a_model_of_ours_is_recorded_though_it_reads_a_packed_weight() -> None:
+    runtime = GenericRuntime(tiny_model("mamba"), owns_model=True)
+    runtime.forward([Feed(seq=1, tokens=[5, 6, 7], asked=(2,))])
+    for token in range(8, 12):
+        runtime.forward([Feed(seq=1, tokens=[token], asked=(0,))])
+    replay = steps_of(runtime).replay
+    assert replay.obstacle == "" and replay._verified
 
 
 def test_a_replayed_step_can_be_taken_back() -> None:

@@ -49,6 +49,18 @@ def test_a_packed_layer_equals_the_plain_one(kind: str, dtype: torch.dtype, size
     assert torch.equal(packed.weight, plain.weight)
 
 
+@torch.no_grad()
+def test_a_weight_that_is_read_in_every_pass_stays_plain() -> None:
+    plain = layer_of("biased", torch.float32, 300, 500)
+    packed = PackedLinear(plain, keep=False)
+    for _ in range(5):
+        assert type(packed.weight) is LazyWeight and torch.equal(packed.unpacked(), plain.weight)
+    for _ in range(3):
+        assert torch.equal(packed.weight * 1, plain.weight)
+    assert type(packed.weight) is torch.Tensor and packed.weight is packed.weight
+    assert torch.equal(packed.weight, plain.weight) and torch.equal(packed.unpacked(), plain.weight)
+
+
 def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
     packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), keep=True)
     for attempt in (copy.deepcopy, pickle.dumps):

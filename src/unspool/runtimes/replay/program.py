@@ -118,8 +118,13 @@ def _join(first: Any, second: Any, sizes: Sequence[tuple[fx.Node, int, int]]) ->
 
 def _check_same(first: Any, second: Any, *, is_same: bool) -> Any:
     if not is_same:
-        raise Unrecordable(f"an argument is {first!r:.80} in one pass and {second!r:.80} in another")
+        raise Unrecordable(f"an argument is {_in_words(first)} in one pass and {_in_words(second)} in another")
     return first
+
+
+def _in_words(value: Any) -> str:
+    """Return a value for a message, without the numbers of a tensor."""
+    return f"a {type(value).__name__} {list(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.80}"
 
 
 def _are_same(first: Any, second: Any) -> bool:

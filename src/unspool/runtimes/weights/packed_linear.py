@@ -31,6 +31,9 @@ from unspool.runtimes.weights.trial import Shape
 Pack: TypeAlias = bool | Literal["auto"]
 
 
+_MOST_READINGS: Final = 2
+"""Readings of a weight's values before the plain weight is kept: some models (Mamba) read one in every pass."""
+
 _ALWAYS_FITS: Final = 1 << 20
 """Bytes of a copy of weights that needs no look at the free memory, which takes as long as such a copy."""
 
@@ -57,7 +60,8 @@ class PackedLinear(KernelModule):
 
     Args:
         layer: an `nn.Linear` or a `Conv1D` on the CPU, of a dtype that can be packed here.
-        keep: True if the plain weight stays in memory; False unpacks it whenever the values of `weight` are read.
+        keep: True if the plain weight stays in memory; False unpacks it if the values of `weight` are read, and keeps
+            it after some readings.
         pages: memory for packed weights; None for memory of its own.
     """
 
@@ -69,6 +73,7 @@ class PackedLinear(KernelModule):
     _packed: PackedWeight
     _transposed: bool
     _source: tuple[torch.Tensor, ...]
+    _num_readings: int
 
     def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool, pages: HugePages | None = None) -> None:
         super().__init__()
@@ -86,6 +91,7 @@ class PackedLinear(KernelModule):
             _transposed=transposed,
             # In a tuple, so that a parameter of the user's model is not registered here.
             _source=(weight,) if keep else (),
+            _num_readings=0,
         )
         self._pack(weight, (pages or HugePages()).bytes)
 
@@ -99,7 +105,15 @@ class PackedLinear(KernelModule):
         if self._source:
             return self._source[0]
         rows = None if self._transposed else self._packed.rows
-        return LazyWeight(self.shape, self.dtype, self.unpacked, rows)
+        return LazyWeight(self.shape, self.dtype, self._read, rows)
+
+    def _read(self) -> torch.Tensor:
+        vars(self)["_num_readings"] += 1
+        plain = self.unpacked()
+        if self._num_readings > _MOST_READINGS:
+            # The same tensor each time, so that a pass can be recorded.
+            vars(self)["_source"] = (plain,)
+        return plain
 
     def unpacked(self) -> torch.Tensor:
         """Return the plain weight with its values."""

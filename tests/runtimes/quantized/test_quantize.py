@@ -33,6 +33,7 @@ from unspool.runtimes.quantized.linear import QuantizedLinear
 from unspool.runtimes.quantized.quantize import quantize_linears
 from unspool.runtimes.quantized.rounding import Bits
 from unspool.runtimes.quantized.weights import PackedQuantized, QuantizedWeight, UnpackedQuantized, quantized_weight
+from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 BITS: tuple[Bits, Bits] = ("int8", "int4")
 
@@ -194,6 +195,16 @@ def test_a_quantized_weight_is_made_when_it_is_read_and_not_before(monkeypatch: 
     assert torch.equal(weight.float() + 0, dense) and len(calls) == 1
     with pytest.raises(TypeError, match="cannot be changed"):
         weight.div_(2)
+
+
+def test_a_quantized_weight_that_is_read_in_every_pass_is_kept_until_its_type_changes() -> None:
+    layer = QuantizedLinear(layer_of("bare"), "int8")
+    dense = layer.dense()
+    for _ in range(3):
+        assert type(layer.weight) is LazyWeight and torch.equal(layer.weight * 1, dense)
+    assert layer.weight is layer.weight and torch.equal(layer.weight, dense)
+    layer.bfloat16()
+    assert layer.weight.dtype == torch.bfloat16 and torch.equal(layer.weight * 1, dense.bfloat16())
 
 
 def test_a_quantized_layer_becomes_another_floating_type_with_its_model() -> None:

@@ -6,6 +6,7 @@ Owns the attributes that models read from a layer. Does not know how numbers are
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from unspool.machine.huge_pages import HugePages
 from unspool.runtimes.quantized.rounding import Bits
 from unspool.runtimes.quantized.weights import quantized_weight
-from unspool.runtimes.weights.lazy_weight import LazyWeight
+from unspool.runtimes.weights.lazy_weight import LazyWeight, Readings
 
 
 class QuantizedLinear(nn.Module):
@@ -43,7 +44,7 @@ class QuantizedLinear(nn.Module):
         self.bits, self.bias = bits, layer.bias
         weight, bias = plain.T if self.is_transposed else plain, None if layer.bias is None else layer.bias.detach()
         self._quantized = quantized_weight(weight, bias, bits, pages or HugePages())
-        self.shape = plain.shape
+        self.shape, self._readings = plain.shape, Readings()
         # A buffer, so that its dtype changes with that of the model.
         self.register_buffer("_one", torch.ones((), dtype=plain.dtype, device=plain.device), persistent=False)
 
@@ -55,8 +56,11 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The rounded weight in the layout of the replaced layer. Its values are computed when read."""
-        return LazyWeight(self.shape, self.dtype, self.dense)
+        """The rounded weight in the layout of the replaced layer. Its values are computed when read; see `Readings`."""
+        kept = self._readings.kept
+        if kept is not None and kept.dtype == self.dtype:
+            return kept
+        return LazyWeight(self.shape, self.dtype, partial(self._readings.values, self.dense))
 
     def dense(self) -> torch.Tensor:
         """Return the rounded weight, in the layout and dtype of the replaced layer."""

@@ -14,8 +14,31 @@ from torch.utils._pytree import tree_map
 
 Rows: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
+_MOST_READINGS: Final = 2
+"""Readings of a weight before its values are kept."""
+
 _EMBEDDING: Final = torch.ops.aten.embedding.default
 _SELECT: Final = torch.ops.aten.select.int
+
+
+class Readings:
+    """Counts the readings of a weight, and keeps its values after some: some models (Mamba) read one in every pass.
+
+    Attributes:
+        kept: the values, the same tensor each time, so that a pass can be recorded; None before.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self.kept: torch.Tensor | None = None
+
+    def values(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the values that `compute` returns, and count the reading."""
+        values = compute()
+        self._number += 1
+        if self._number > _MOST_READINGS:
+            self.kept = values
+        return values
 
 
 class LazyWeight(torch.Tensor):

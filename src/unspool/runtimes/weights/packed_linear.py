@@ -9,6 +9,7 @@ CPU reads faster than the rows of a plain one; results are equal up to rounding.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Set
+from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -23,16 +24,13 @@ from unspool.runtimes.module_tree import modules_in
 from unspool.runtimes.quantized.info import kinds_in_words, quantized_linears
 from unspool.runtimes.weights.autotune import VARIABLE, best_forms, choice, choose_streams, is_small, shape_of
 from unspool.runtimes.weights.kernel_module import KernelModule
-from unspool.runtimes.weights.lazy_weight import LazyWeight
+from unspool.runtimes.weights.lazy_weight import LazyWeight, Readings
 from unspool.runtimes.weights.release_memory import trim_heap
 from unspool.runtimes.weights.tied_embeddings import read_rows, weights_to_free
 from unspool.runtimes.weights.trial import Shape
 
 Pack: TypeAlias = bool | Literal["auto"]
 
-
-_MOST_READINGS: Final = 2
-"""Readings of a weight's values before the plain weight is kept: some models (Mamba) read one in every pass."""
 
 _ALWAYS_FITS: Final = 1 << 20
 """Bytes of a copy of weights that needs no look at the free memory, which takes as long as such a copy."""
@@ -73,7 +71,7 @@ class PackedLinear(KernelModule):
     _packed: PackedWeight
     _transposed: bool
     _source: tuple[torch.Tensor, ...]
-    _num_readings: int
+    _readings: Readings
 
     def __init__(self, layer: nn.Linear | Conv1D, *, keep: bool, pages: HugePages | None = None) -> None:
         super().__init__()
@@ -91,7 +89,7 @@ class PackedLinear(KernelModule):
             _transposed=transposed,
             # In a tuple, so that a parameter of the user's model is not registered here.
             _source=(weight,) if keep else (),
-            _num_readings=0,
+            _readings=Readings(),
         )
         self._pack(weight, (pages or HugePages()).bytes)
 
@@ -104,16 +102,10 @@ class PackedLinear(KernelModule):
         """The plain weight, in the layout of the layer that was packed, bit for bit. Values are unpacked when read."""
         if self._source:
             return self._source[0]
+        if self._readings.kept is not None:
+            return self._readings.kept
         rows = None if self._transposed else self._packed.rows
-        return LazyWeight(self.shape, self.dtype, self._read, rows)
-
-    def _read(self) -> torch.Tensor:
-        vars(self)["_num_readings"] += 1
-        plain = self.unpacked()
-        if self._num_readings > _MOST_READINGS:
-            # The same tensor each time, so that a pass can be recorded.
-            vars(self)["_source"] = (plain,)
-        return plain
+        return LazyWeight(self.shape, self.dtype, partial(self._readings.values, self.unpacked), rows)
 
     def unpacked(self) -> torch.Tensor:
         """Return the plain weight with its values."""

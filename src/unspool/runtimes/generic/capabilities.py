@@ -159,7 +159,9 @@ def make_reference(model: CausalModel, *, together: bool) -> Reference:
     ids = torch.tensor([first, first[::-1]], device=model.wrapped.device)
     if together:
         with suppress(Exception):  # a model can refuse two sequences with any error
-            return Reference(model, ids, opening, model.learn(ids))
+            logits = model.learn(ids)
+            if logits.shape[:2] == ids.shape:
+                return Reference(model, ids, opening, logits)
     try:
         reference = Reference(model, ids, opening, model.learn(ids[:1]))
         # Now, because the layers are packed afterwards.

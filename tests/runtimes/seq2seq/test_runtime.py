@@ -388,15 +388,16 @@ def test_models_that_do_not_fit_are_refused_by_name() -> None:
 
 
 def test_a_model_that_wants_more_of_its_encoder_is_refused_by_name() -> None:
-    """Its decoder reads which experts the encoder chose, which a stand-in for the encoder's output does not tell."""
+    """Its decoder reads a number that a stand-in for the encoder's output does not have."""
     import transformers
 
-    fields = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
-    config = transformers.SwitchTransformersConfig(
-        **fields, num_decoder_layers=2, num_experts=2, decoder_start_token_id=0
-    )
-    with pytest.raises(ModelError, match="SwitchTransformers.* does not run on a probe input.*router_logits"):
-        Seq2SeqRuntime(transformers.SwitchTransformersForConditionalGeneration(config), owns_model=False)
+    class CuriousT5(transformers.T5ForConditionalGeneration):
+        def forward(self, *args: Any, encoder_outputs: Any = None, **options: Any) -> Any:
+            assert encoder_outputs.mood is not None
+            return super().forward(*args, encoder_outputs=encoder_outputs, **options)
+
+    with pytest.raises(ModelError, match=r"CuriousT5 does not run on a probe input: AttributeError.*mood"):
+        Seq2SeqRuntime(CuriousT5(tiny_seq2seq("t5").config), owns_model=False)
 
 
 def test_positions_that_begin_behind_the_pad_leave_room_for_fewer_tokens() -> None:

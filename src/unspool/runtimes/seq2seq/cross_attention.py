@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from unspool.errors import ModelError
+from unspool.runtimes.seq2seq.encoder_cache import EncoderOutput
 from unspool.runtimes.wrap.model_copy import copy_bare, copy_tree, is_dispatched, set_attention
 from unspool.runtimes.wrap.patches import find_patch
 from unspool.types import Source
@@ -55,7 +55,7 @@ class CrossAttention:
         }
         states = self._model.get_encoder()(**inputs, return_dict=True).last_hidden_state
         found = self._model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=EncoderOutput(last_hidden_state=states),
             decoder_input_ids=torch.tensor([list(ids)], device=self._weight.device),
             output_attentions=True,
             use_cache=False,

@@ -144,6 +144,13 @@ class EncoderAdapter(Protocol):
         ...
 
 
+@dataclass
+class EncoderOutput(BaseModelOutput):
+    """The output of an encoder, as models accept it. router_logits: read by mixtures of experts (Switch, NLLB-MoE)."""
+
+    router_logits: Any = None
+
+
 class CrossAttentionAdapter:
     """Models with an encoder, and cross-attention in every decoder layer (T5, BART, Whisper, ...)."""
 
@@ -155,7 +162,7 @@ class CrossAttentionAdapter:
         weights = next(self._encoder.parameters())
         self._dtype, self._device = weights.dtype, weights.device
         self._width = _width_of(module.config)
-        self._stand_in: tuple[int, BaseModelOutput | None] = (0, None)
+        self._stand_in: tuple[int, EncoderOutput | None] = (0, None)
 
     def states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Run the encoder, unless the inputs contain its output."""
@@ -179,7 +186,7 @@ class CrossAttentionAdapter:
     def whole(self, states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, FirstStepKV]:
         """Run the decoder on an empty cache."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        encoded = BaseModelOutput(last_hidden_state=states)
+        encoded = EncoderOutput(last_hidden_state=states)
         options = {self.cache_argument: cache, "use_cache": True, "return_dict": True}
         logits = self._module(encoder_outputs=encoded, decoder_input_ids=ids, **options).logits
         return logits, FirstStepKV(_pairs(cache.self_attention_cache), _pairs(cache.cross_attention_cache))
@@ -189,7 +196,7 @@ class CrossAttentionAdapter:
         (rows, stand_in), is_traced = self._stand_in, has_torch_function_unary(ids)
         if rows != len(ids) or is_traced:
             states = torch.zeros(len(ids), 1, self._width, dtype=self._dtype, device=self._device)
-            stand_in = BaseModelOutput(last_hidden_state=states)
+            stand_in = EncoderOutput(last_hidden_state=states)
             if not is_traced:
                 self._stand_in = len(ids), stand_in
         return {"encoder_outputs": stand_in, "decoder_input_ids": ids}

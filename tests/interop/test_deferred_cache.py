@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from torch.utils._pytree import tree_leaves
+from transformers import Cache, DynamicCache, EncoderDecoderCache, MiniMaxConfig, MiniMaxForCausalLM
 
 import unspool
 from tests.interop.test_own_forward import DOORS, IDS, MASK, Door, assert_equal, drop_in, parts, theirs
-from tests.tiny_models import tiny_model
+from tests.tiny_models import VOCAB_SIZE, tiny_model
 from tests.tiny_multimodal import prompts_of, tiny_multimodal
 from tests.tiny_seq2seq import tiny_seq2seq
 
@@ -57,6 +58,33 @@ def test_drafts_of_transformers_change_its_columns_under_pads_alone(family: str,
     assert not torch.allclose(cache[2][:, :, :pads], other[2][:, :, :pads], atol=0.01)  # keys of the second layer
 
 
+@DOORS
+@pytest.mark.parametrize("family", ["rwkv", "minimax"])
+def test_a_cache_of_the_models_own_class_equals_that_of_transformers(door: Door, family: str):
+    if family == "minimax":
+        torch.manual_seed(0)
+        layers = {"num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"], "block_size": 4}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4}
+        sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48}
+        model: Any = MiniMaxForCausalLM(MiniMaxConfig(**layers, **heads, **sizes)).eval()
+    else:
+        model = tiny_model(family)
+    given = {"max_new_tokens": 5, "return_dict_in_generate": True}
+    expected = theirs(model, IDS[:1, 2:], **given)
+    found = door(model, IDS[:1, 2:], **given)
+    assert found.sequences.equal(expected.sequences)
+    assert type(found.past_key_values) is type(expected.past_key_values)
+    assert_equal(tuple(states(found.past_key_values)), tuple(states(expected.past_key_values)))
+
+
+def states(cache: Any) -> list[torch.Tensor]:
+    """Return the tensors of a cache of any class."""
+    if not isinstance(cache, Cache):
+        return [each for each in tree_leaves(cache) if each is not None]
+    linear = [each for each in getattr(cache, "linear_cache", []) if isinstance(each, torch.Tensor)]
+    return [*(each for layer in cache.layers for each in (layer.keys, layer.values)), *linear]
+
+
 def test_beams_have_the_rows_of_their_last_step():
     model = tiny_model("llama")
     cache = unspool.generate(model, IDS, num_beams=3, **GIVEN).past_key_values
@@ -89,12 +117,9 @@ def test_it_can_be_saved():
     assert_equal(tuple(parts(torch.load(file, weights_only=False))), tuple(parts(cache)))
 
 
-@pytest.mark.parametrize("family", ["rwkv", "xlnet"])
-def test_a_model_without_a_cache_of_transformers_classes_returns_none(family: str):
-    assert (
-        unspool.generate(tiny_model(family), IDS[1:2], max_new_tokens=2, return_dict_in_generate=True).past_key_values
-        is None
-    )
+def test_a_model_with_a_memory_in_place_of_a_cache_returns_none():
+    found = unspool.generate(tiny_model("xlnet"), IDS[1:2], max_new_tokens=2, return_dict_in_generate=True)
+    assert found.past_key_values is None
 
 
 def test_use_cache_false_returns_none():

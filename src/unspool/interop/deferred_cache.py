@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 
 from unspool.config import GenerationConfig
 from unspool.runtimes.generic.prepared_batch import PreparedBatch, PreparedBatchRuntime
+from unspool.runtimes.model_info import forward_parameters
 
 
 class _Deferred:
@@ -66,20 +67,25 @@ class CacheSource:
     num_prompts: int
     rows: int | None = None
 
-    def cache(self, written: torch.Tensor) -> Cache | None:
+    def cache(self, written: torch.Tensor) -> Any:
         """Return the cache of the prompts and their outputs, which the model computes when it is first used.
+
+        A cache of the model's own class (MiniMax, RWKV) is computed at once.
 
         Args:
             written: [rows, tokens], the output tokens that it holds; the rows of a prompt adjacent.
 
         Returns:
-            None for a model without a cache of transformers' standard classes, for `use_cache=False`, and for rows that
-            cannot be prepared.
+            None for a model with a memory in place of a cache, for `use_cache=False`, and for rows that cannot be
+            prepared.
         """
         if self.rows is not None and len(written) != self.rows * self.num_prompts:
             return None
-        if self.config.extras.get("use_cache") is False or not self.model._supports_default_dynamic_cache():
+        if self.config.extras.get("use_cache") is False:
             return None
+        if not self.model._supports_default_dynamic_cache():
+            # XLNet is read without its memory, see docs/transformers.md.
+            return None if "mems" in forward_parameters(self.model) else self._computed(written)
         return self._kind(lambda: self._computed(written))
 
     @property

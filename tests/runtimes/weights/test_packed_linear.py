@@ -61,6 +61,18 @@ def test_a_weight_that_is_read_in_every_pass_stays_plain() -> None:
     assert torch.equal(packed.weight, plain.weight) and torch.equal(packed.unpacked(), plain.weight)
 
 
+@torch.no_grad()
+def test_a_weight_that_was_given_away_is_unpacked_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an embedding that shares it reads it."""
+    packed, calls = PackedLinear(layer_of("bare", torch.float32, 30, 50), keep=False), list[None]()
+    unpacked = PackedLinear.unpacked
+    monkeypatch.setattr(PackedLinear, "unpacked", lambda self: (calls.append(None), unpacked(self))[1])
+    weight = packed.weight
+    for _ in range(6):
+        assert torch.equal(weight * 1, packed.weight * 1)
+    assert len(calls) == 3
+
+
 def test_a_packed_layer_cannot_be_copied_pickled_or_saved_by_mistake() -> None:
     packed = PackedLinear(layer_of("biased", torch.float32, 8, 4), keep=True)
     for attempt in (copy.deepcopy, pickle.dumps):

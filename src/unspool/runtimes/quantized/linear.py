@@ -60,6 +60,8 @@ class QuantizedLinear(nn.Module):
         kept = self._readings.kept
         if kept is not None and kept.dtype == self.dtype:
             return kept
+        if kept is not None:
+            self._readings = Readings()  # the model got another type
         return LazyWeight(self.shape, self.dtype, partial(self._readings.values, self.dense))
 
     def dense(self) -> torch.Tensor:

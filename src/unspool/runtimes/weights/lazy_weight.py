@@ -33,7 +33,9 @@ class Readings:
         self.kept: torch.Tensor | None = None
 
     def values(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the values that `compute` returns, and count the reading."""
+        """Return the kept values, or those that `compute` returns, and count the reading."""
+        if self.kept is not None:
+            return self.kept
         values = compute()
         self._number += 1
         if self._number > _MOST_READINGS:

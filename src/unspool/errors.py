@@ -91,15 +91,15 @@ def _shown(value: Any) -> str:
     """Return a short form of a value for a message; values that hold tensors or arrays as their types and shapes."""
     shown = repr(value)
     if ("tensor(" in shown or "array(" in shown) and getattr(value, "shape", None) != ():
-        shown = _kind(value)
+        shown = kind_of(value)
         if isinstance(value, Mapping):
             shown += f" with the keys {', '.join(map(str, value))}"
         elif isinstance(value, list | tuple):
-            shown += f" of {', '.join(dict.fromkeys(map(_kind, value)))}"
+            shown += f" of {', '.join(dict.fromkeys(map(kind_of, value)))}"
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Return the type of a value, and its shape if it has one."""
     shape = getattr(value, "shape", None)
     return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")

@@ -84,7 +84,7 @@ class CacheSource:
         if self.config.extras.get("use_cache") is False:
             return None
         if not self.model._supports_default_dynamic_cache():
-            # XLNet is read without its memory, see docs/transformers.md.
+            # XLNet is read without its memory, see docs/compatibility.md.
             return None if "mems" in forward_parameters(self.model) else self._computed(written)
         return self._kind(lambda: self._computed(written))
 

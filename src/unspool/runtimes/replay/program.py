@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from unspool.errors import kind_of
 from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay.fusion import fuse
 from unspool.runtimes.replay.graph_function import function_of
@@ -118,13 +119,9 @@ def _join(first: Any, second: Any, sizes: Sequence[tuple[fx.Node, int, int]]) ->
 
 def _check_same(first: Any, second: Any, *, is_same: bool) -> Any:
     if not is_same:
-        raise Unrecordable(f"an argument is {_in_words(first)} in one pass and {_in_words(second)} in another")
+        one, other = (kind_of(each) if isinstance(each, torch.Tensor) else f"{each!r:.80}" for each in (first, second))
+        raise Unrecordable(f"an argument is {one} in one pass and {other} in another")
     return first
-
-
-def _in_words(value: Any) -> str:
-    """Return a value for a message, without the numbers of a tensor."""
-    return f"a {type(value).__name__} {list(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.80}"
 
 
 def _are_same(first: Any, second: Any) -> bool:

@@ -33,7 +33,7 @@ class Readings:
         self.kept: torch.Tensor | None = None
 
     def values(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the kept values, or those that `compute` returns, and count the reading."""
+        """Return the kept values; without them count the reading, and return the result of `compute`."""
         if self.kept is not None:
             return self.kept
         values = compute()

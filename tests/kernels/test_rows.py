@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.kernels.levels import num_threads
 from tests.kernels.test_packed import made
 from unspool.kernels.library import kernels, obstacle
-from unspool.kernels.rows import Norm, rms_norm, rotate, sum_lanes
+from unspool.kernels.rows import Norm, gather, rms_norm, rotate, sum_lanes
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
@@ -95,3 +97,24 @@ def test_a_rotation_has_the_bits_of_its_operators(level: str, dtype: torch.dtype
 def test_a_rotation_refuses_other_tensors(x: torch.Tensor, cos: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="rotate"):
         rotate(x, cos, cos, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("ids", [[], [3], [4, 0, 4], [[1, 2], [0, 3]]])
+def test_rows_of_a_table_are_those_of_an_embedding(dtype: torch.dtype, ids: Any) -> None:
+    table, index = (made(5, 7, seed=1) * 9).to(dtype), torch.tensor(ids, dtype=torch.int64)
+    assert torch.equal(gather(table, index), table[index])
+    assert torch.equal(gather(table.T.contiguous().T, index), table[index]), "of any strides"
+    if index.ndim == 1:
+        assert torch.equal(gather(table[None], index), table[None][:, index])
+
+
+def test_a_lookup_names_what_is_wrong() -> None:
+    table = made(5, 7)
+    for wrong in (-1, 5):
+        with pytest.raises(IndexError, match=r"must be in \[0, 5\)"):
+            gather(table, torch.tensor([0, wrong]))
+    with pytest.raises(ValueError, match="ids must be int64 on the CPU, got torch.int32"):
+        gather(table, torch.tensor([0], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"a table must be on the CPU and \[..., n, width\], got \[2, 5, 7\]"):
+        gather(made(2, 5, 7), torch.tensor([0]))

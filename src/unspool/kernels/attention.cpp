@@ -200,13 +200,23 @@ INLINE const T* rows_at(const void* data, const Call& call, int64_t slot, int64_
     return static_cast<const T*>(data) + place(call, slot, group, position, width);
 }
 
-static void write_row(const Call& call, const Cached& cached, const Query& query) {
+template <class T> static bool are_finite(const void* numbers, int64_t count) {
+    Span sum = {};
+    for (int64_t at = 0; at < count; at += SPAN) {
+        Span span = loaded(static_cast<const T*>(numbers) + at, count - at);
+        UNROLL for (int v = 0; v < PARTS; v++) sum.part[v] += span.part[v] * 0.0f;   // NaN for infinity and NaN
+    }
+    return total(sum) == 0;
+}
+
+static void write_row(const Call& call, const Cached& cached, Query& query) {
     const Attention& form = call.form.attention;
     for (int64_t group = 0; group < form.groups; group++) {
         Numbers key = {call.at[1], query.row * form.key_row + group * form.key_head, form.type};
         Numbers value = {call.at[2], query.row * form.value_row + group * form.value_head, form.type};
         copy(key, {cached.keys, place(call, query.slot, group, query.stop - 1, form.width), form.stored}, form.width, 1);
         copy(value, {cached.values, place(call, query.slot, group, query.stop - 1, form.value_width), form.stored}, form.value_width, 1);
+        if (!(form.type == X_FLOAT32 ? are_finite<float> : are_finite<uint16_t>)(value.at(), form.value_width)) query.finite = 0;
     }
 }
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -36,6 +36,10 @@ class SlotQuery(NamedTuple):
     stop: int
     base: int
     shared: int
+
+
+_NUMBERS: Final = 6
+"""Numbers of a query for the kernel: those of `SlotQuery`, and a flag, cleared if a value is not finite."""
 
 
 class _Cached(ctypes.Structure):
@@ -97,12 +101,17 @@ class SlotAttention:
 
     def __init__(self, bundles: Sequence[Sequence[SlotQuery]], tensors: SlotTensors) -> None:
         firsts = [0, *accumulate(map(len, bundles))]
-        self._queries = array("q", [number for bundle in bundles for query in bundle for number in query])
+        self._queries = array("q", [number for bundle in bundles for query in bundle for number in (*query, 1)])
         self._bundles = array("q", firsts)
         self._tensors, self.num_queries = tensors, firsts[-1]
         addresses = (self._queries.buffer_info()[0], self._bundles.buffer_info()[0], tensors.address)
         self._pass = _Pass(*addresses, self.num_queries, len(bundles), tensors.capacity)
         self.address = ctypes.addressof(self._pass)
+
+    def finite(self) -> Iterator[tuple[int, bool]]:
+        """Yield (row, False if a value of that row was not finite in a layer so far), for each query."""
+        numbers = self._queries
+        return zip(numbers[::_NUMBERS], map(bool, numbers[_NUMBERS - 1 :: _NUMBERS]), strict=True)
 
     def attend(
         self,

@@ -55,11 +55,14 @@ class CommandBuffer:
             attention: address of the `SlotAttention` of all calls of attention; None without such calls.
 
         Raises:
+            IndexError: if an id names no row of its table.
             MemoryError: if memory for a call is missing.
         """
         addresses = (ctypes.c_int64 * len(bases))(*bases)
-        if self._run(self._address, self._count, addresses, attention, torch.get_num_threads()):
-            raise MemoryError("no memory for a recorded call of a kernel")
+        error = self._run(self._address, self._count, addresses, attention, torch.get_num_threads())
+        if error:
+            reasons = {1: MemoryError("no memory for a recorded call of a kernel"), 2: IndexError("an id names no row")}
+            raise reasons[error]
 
 
 @contextmanager

@@ -48,6 +48,7 @@ struct Query {
     int64_t stop;     // it sees the keys at [0, stop), its own included
     int64_t base;     // slot that holds the first `shared` keys and values too
     int64_t shared;
+    int64_t finite;   // 1 at first; a value that is not finite makes it 0
 };
 
 // Keys and values of one layer of a pool, contiguous. Mirrored by `_Cached` in attention.py.
@@ -58,7 +59,7 @@ struct Cached {
 
 // Single queries over the slots of one pool, the same in all layers. Mirrored by `_Pass` in attention.py.
 struct Pass {
-    const Query* queries;
+    Query* queries;
     const int64_t* bundles;   // [num_bundles + 1], first queries of the bundles; the queries of one share keys
     const Cached* layers;
     int64_t num_queries, num_bundles, capacity;
@@ -126,7 +127,14 @@ struct Mask {
     int64_t words;
 };
 
-enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, OPERATIONS };
+// It reads a table [count, bytes] and int64 ids [rows], and writes y [rows, bytes], rows of the table.
+struct Gather {
+    int64_t count, bytes;
+};
+
+// Those from GATHER on are the same on all levels. ROWS reads int64 ids, and writes the rows of a weight.
+enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, GATHER, ROWS };
+constexpr int OPERATIONS = GATHER;   // of a level
 constexpr int PLACES = 5, Y = 4;   // of tensors: x, up to three others, and y
 
 // Places of a weight that a thread asks for side by side: a power of two, or 0 to leave few rows to the CPU's own prefetchers.
@@ -142,6 +150,7 @@ union Form {
     Attention attention;
     TopK top_k;
     Mask mask;
+    Gather gather;
 };
 
 // One call of a kernel, which can be recorded and run again. Its head is mirrored by `_Head` in commands.py.

@@ -159,6 +159,42 @@ static void copy_unit(const Weight& w, const Matrix& matrix, bool back, int64_t 
     }
 }
 
+// ---- rows by their ids --------------------------------------------------------------------------------------------
+
+// Returns whether all ids of a call are in [0, count).
+static bool are_rows(const Call& call, const int64_t* ids, int64_t count) {
+    for (int64_t i = 0; i < call.rows; i++)
+        if (ids[i] < 0 || ids[i] >= count) return false;
+    return true;
+}
+
+// Both return 2 if an id names no row.
+static int gather(const Call& call) {
+    const int64_t *ids = call.tensor<int64_t>(1), bytes = call.form.gather.bytes;
+    if (!are_rows(call, ids, call.form.gather.count)) return 2;
+    for (int64_t i = 0; i < call.rows; i++) memcpy(call.tensor<uint8_t>(Y) + i * bytes, call.tensor<uint8_t>(0) + ids[i] * bytes, bytes);
+    return 0;
+}
+
+// Of a float32 or bfloat16 weight.
+static int rows(const Call& call) {
+    const Weight& w = call.form.weight;
+    const int64_t* ids = call.tensor<int64_t>(0);
+    if (!are_rows(call, ids, w.outputs)) return 2;
+    int64_t padded = padded_inputs(w), size = bytes_of(w.kind, 1) / BLOCK;
+    each((int)least(call.threads, call.rows), call.rows, [&](int64_t i) {
+        int64_t block = ids[i] / BLOCK, first = block / w.unit * w.unit, blocks = least(w.unit, blocks_of(w) - first);
+        uint8_t* piece = w.data + first * bytes_of(w.kind, padded) + ids[i] % BLOCK * 4;
+        for (int64_t start = 0; start < w.inputs; start += PIECE[w.kind]) {
+            int64_t bytes = bytes_of(w.kind, least(padded - start, PIECE[w.kind])), inputs = least(w.inputs - start, PIECE[w.kind]);
+            uint8_t* to = call.tensor<uint8_t>(Y) + (i * w.inputs + start) * size;
+            copy_words(true, piece + (block - first) * bytes, to, inputs * size, 0);
+            piece += blocks * bytes;
+        }
+    });
+    return 0;
+}
+
 // ---- commands -----------------------------------------------------------------------------------------------------
 
 static thread_local struct { Command* commands; int64_t most, calls; } recording = {nullptr, 0, 0};
@@ -166,7 +202,8 @@ static thread_local struct { Command* commands; int64_t most, calls; } recording
 static int run(const Command& command, const int64_t* bases, const Pass* pass, int threads) {
     Call call = {command.form, {}, pass, command.rows, command.type, threads};
     for (int i = 0; i < PLACES; i++) call.at[i] = reinterpret_cast<void*>(bases[command.base[i]] + command.offset[i]);
-    return level->kernels[command.operation](call);
+    if (command.operation < OPERATIONS) return level->kernels[command.operation](call);
+    return command.operation == GATHER ? gather(call) : rows(call);
 }
 
 // Runs a command that holds addresses. Records it if this thread records its calls.
@@ -223,24 +260,6 @@ PUBLIC void unspool_pack(const Weight* weight, const Matrix* matrix, int32_t bac
     each(threads, up(blocks_of(*weight), weight->unit), [&](int64_t unit) { copy_unit(*weight, *matrix, back, unit); });
 }
 
-// Copies rows of a float32 or bfloat16 weight to y, [count, inputs]. Returns 0, or 1 if an id is not in [0, outputs).
-PUBLIC int32_t unspool_rows(const Weight* weight, const int64_t* ids, uint8_t* y, int64_t count, int32_t threads) {
-    const Weight& w = *weight;
-    int64_t padded = padded_inputs(w), size = bytes_of(w.kind, 1) / BLOCK;
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= w.outputs) return 1;
-    each((int)least(threads, count), count, [&](int64_t i) {
-        int64_t block = ids[i] / BLOCK, first = block / w.unit * w.unit, blocks = least(w.unit, blocks_of(w) - first);
-        uint8_t* piece = w.data + first * bytes_of(w.kind, padded) + ids[i] % BLOCK * 4;
-        for (int64_t start = 0; start < w.inputs; start += PIECE[w.kind]) {
-            int64_t bytes = bytes_of(w.kind, least(padded - start, PIECE[w.kind])), inputs = least(w.inputs - start, PIECE[w.kind]);
-            copy_words(true, piece + (block - first) * bytes, y + (i * w.inputs + start) * size, inputs * size, 0);
-            piece += blocks * bytes;
-        }
-    });
-    return 0;
-}
-
 // Sets where the calls of this thread are recorded: at `most` commands; null for nowhere. Returns how many calls followed the
 // last start, which can be more than `most`.
 PUBLIC int64_t unspool_record(Command* commands, int64_t most) {
@@ -252,10 +271,10 @@ PUBLIC int64_t unspool_record(Command* commands, int64_t most) {
 PUBLIC int64_t unspool_command_bytes() { return sizeof(Command); }
 
 // Runs recorded commands in order. bases: addresses, the first of them 0. pass: that of all calls of attention, or null.
-// Returns 0, or 1 without memory.
+// Returns 0, or the error of the first call that fails: 1 without memory, 2 if an id names no row.
 PUBLIC int32_t unspool_run(const Command* commands, int64_t count, const int64_t* bases, const Pass* pass, int32_t threads) {
     for (int64_t i = 0; i < count; i++)
-        if (run(commands[i], bases, pass, threads)) return 1;
+        if (int error = run(commands[i], bases, pass, threads)) return error;
     return 0;
 }
 
@@ -284,6 +303,14 @@ PUBLIC void unspool_rotate(const Rotation* rotation, const void* x, const void* 
 
 PUBLIC void unspool_gate(const Gate* gate, const void* x, const void* factor, void* y, int64_t rows, int32_t threads) {
     call(GATE, *gate, {x, factor}, y, rows, threads);
+}
+
+PUBLIC int32_t unspool_gather(const void* table, const int64_t* ids, void* y, int64_t rows, int64_t count, int64_t bytes) {
+    return call(GATHER, Gather{count, bytes}, {table, ids}, y, rows, 1);
+}
+
+PUBLIC int32_t unspool_rows(const Weight* weight, const int64_t* ids, void* y, int64_t rows, int32_t threads) {
+    return call(ROWS, *weight, {ids}, y, rows, threads);
 }
 
 PUBLIC void unspool_top_k(const float* x, float* y, float* values, int64_t* ids, int64_t rows, int64_t width, int64_t stride,

@@ -106,6 +106,7 @@ def _opened(digest: str, version: str, level: str) -> Kernels | str:
     functions.unspool_mask.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_int32]
     functions.unspool_mask.restype = None
     functions.unspool_attend.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int32]
+    functions.unspool_gather.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
     functions.unspool_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_layer_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_gate.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]

@@ -1,4 +1,4 @@
-"""RMSNorm and rotary embeddings in one call each, with the bits of PyTorch's operators.
+"""RMSNorm, rotary embeddings and lookups in one call each, with the bits of PyTorch's operators.
 
 Owns the description of a call. Does not know graphs or modules. Each row is computed alone.
 """
@@ -110,6 +110,33 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, half: int) -> 
     run, form = _rotation(x.dtype, half, x.shape, cos.shape, sin.shape, strides)
     run(form, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
+
+
+def gather(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return rows of a table, as `torch.nn.functional.embedding`.
+
+    Args:
+        table: [..., n, width], on the CPU; the leading sizes are 1.
+        ids: [...], int64, on the CPU.
+
+    Returns:
+        [..., ids..., width]
+
+    Raises:
+        IndexError: if an id is not in [0, n).
+        ValueError: if a tensor is not as described.
+    """
+    *ones, count, width = table.shape
+    if not table.is_cpu or any(size != 1 for size in ones):
+        raise ValueError(f"a table must be on the CPU and [..., n, width], got {list(table.shape)} on {table.device}")
+    if ids.dtype != torch.int64 or not ids.is_cpu:
+        raise ValueError(f"ids must be int64 on the CPU, got {ids.dtype} on {ids.device}")
+    table, ids = table.contiguous(), ids.contiguous()
+    found = table.new_empty((*ones, *ids.shape, width))
+    row = width * table.element_size()
+    if _library().unspool_gather(table.data_ptr(), ids.data_ptr(), found.data_ptr(), ids.numel(), count, row):
+        raise IndexError(f"an id of a row must be in [0, {count})")
+    return found
 
 
 @lru_cache(maxsize=1024)

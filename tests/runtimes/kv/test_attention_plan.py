@@ -115,7 +115,7 @@ def test_every_token_reads_its_own_past_and_nothing_else_is_touched(path: Any, n
         for pool, layers in zip(pools, before, strict=True):
             for now, was in zip(_layers(pool), layers, strict=True):
                 assert torch.equal(now[0], was[0]) and torch.equal(now[1], was[1])
-        assert cache.sums is not None and cache.sums.shape == (num_tokens,) and cache.sums.isfinite().all()
+        assert cache.finite_rows() == [True] * num_tokens
 
 
 def _layers(pool: SlotPool) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -137,16 +137,22 @@ def test_a_half_precision_model_is_answered_in_its_own_type_whatever_is_kept(dty
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
 
 
-def test_rows_whose_values_are_not_finite_are_named() -> None:
-    pool = pool_of(2, 64, 4)
-    cache = SlotCache(AttentionPlan([Segment(pool, slot, 3, 1, slot) for slot in range(4)], "loop", CPU), NUM_LAYERS)
-    value = states_of(2, 4)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prompt", [0, 3])
+def test_rows_whose_values_are_not_finite_are_named(path: Any, dtype: torch.dtype, prompt: int) -> None:
+    pool, other = pool_of(2, 64, 4), pool_of(2, 128, 1)
+    spans = [Segment(pool, slot, 3, 1, slot) for slot in range(4)]
+    spans += [Segment(other, 0, 0, prompt, 4)] if prompt else []
+    cache, rows = SlotCache(AttentionPlan(spans, path, CPU), NUM_LAYERS), 4 + prompt
+    value = states_of(2, rows, dtype)
     value[0, 1, 2, 5] = math.inf
     value[0, 0, 0, 0] = math.nan
+    value[0, 1, 1, -1] = torch.finfo(dtype).max
     for layer in range(NUM_LAYERS):
-        assert cache.sums is None
-        cache.update(states_of(2, 4), value, layer)
-    assert cache.sums is not None and cache.sums.isfinite().tolist() == [False, True, False, True]
+        cache.update(states_of(2, rows, dtype), value, layer)
+        cache.attend(states_of(HEADS, rows, dtype), value, value, TERMS["all"])
+    assert cache.finite_rows() == [False, True, False, *[True] * (1 + prompt)]
 
 
 class Calls:

@@ -6,7 +6,6 @@ Owns the order of one forward: room, plan, pass, advance. Tokens and lengths are
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -266,6 +265,5 @@ def _wants_cuda_graphs() -> bool:
 
 
 def _finite_spans(cache: SlotCache, spans: Sequence[Segment]) -> list[bool]:
-    assert cache.sums is not None, "the last layer was not reached"
-    sums = cache.sums.tolist()
-    return [all(map(math.isfinite, sums[span.rows])) for span in spans]
+    finite = cache.finite_rows()
+    return [all(finite[span.rows]) for span in spans]

@@ -5,6 +5,7 @@ Knows the plan and the pools. Does not know the model or the owners of slots.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -50,16 +51,12 @@ class UnmaskedCache(Cache):
 
 
 class SlotCache(UnmaskedCache):
-    """The KV cache of one pass: writes keys and values into slots, and attends over slots.
-
-    Attributes:
-        sums: after the pass, the sum of the values of each token, [tokens]; finite if all of its values were.
-    """
+    """The KV cache of one pass: writes keys and values into slots, and attends over slots."""
 
     def __init__(self, plan: AttentionPlan, num_layers: int) -> None:
         super().__init__()
         self.plan, self.num_layers = plan, num_layers
-        self.sums: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None  # of the values of each token, [tokens]
         self._layer = 0
         self._states: tuple[torch.Tensor, torch.Tensor]
 
@@ -77,20 +74,20 @@ class SlotCache(UnmaskedCache):
         for write in self.plan.writes:
             _store(write, write.pool.keys[layer_idx], key_states)
             _store(write, write.pool.values[layer_idx], value_states)
-        if self.is_last(layer_idx):
-            self.check(value_states)
+        if layer_idx == self.num_layers - 1 and self.kernel_call is None:
+            # A nonfinite number in an earlier layer makes the input of the last layer nonfinite, and so its value.
+            self._sums = value_states[0].sum((0, 2), dtype=torch.float32)
         return key_states, value_states
 
-    def is_last(self, layer_idx: int) -> bool:
-        """Return whether a layer is the last one."""
-        return layer_idx == self.num_layers - 1
-
-    def check(self, value_states: torch.Tensor) -> None:
-        """Set `sums` by the values of the last layer.
-
-        A nonfinite number in an earlier layer makes the input of this layer nonfinite, and so its value.
-        """
-        self.sums = value_states[0].sum((0, 2), dtype=torch.float32)
+    def finite_rows(self) -> list[bool]:
+        """Return, behind a pass, whether all values of each token were finite."""
+        if self.kernel_call is None:
+            assert self._sums is not None, "the last layer was not reached"
+            return list(map(math.isfinite, self._sums.tolist()))
+        found = [True] * self.plan.num_tokens
+        for row, is_finite in self.kernel_call.finite():
+            found[row] = is_finite
+        return found
 
     @property
     def kernel_call(self) -> SlotAttention | None:

@@ -1,6 +1,6 @@
 """Operator fusion in a recorded pass: RMSNorm, rotary embeddings, residuals and gates become one kernel call each.
 
-An embedding that reads the rows of a packed weight becomes a call of its kernel.
+A lookup, of an embedding or of some rows of a pass, becomes a call of its kernel.
 
 A fused call gives the bits of the operators that it replaces; a replay that does not is found out, see replay.py. Knows
 the algebra alone: neither models nor modules.
@@ -18,7 +18,7 @@ from torch import fx
 from unspool.kernels.gate import gate
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.kernels.packed import linear
-from unspool.kernels.rows import SHORTEST_ROW, Norm, rms_norm, rotate, sum_lanes
+from unspool.kernels.rows import SHORTEST_ROW, Norm, gather, rms_norm, rotate, sum_lanes
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 _CASTS: Final = ("to", "type_as", "float", "bfloat16")
@@ -47,7 +47,7 @@ class _Fusion:
     def run(self) -> int:
         num_fused = 0
         for node in list(self._graph.nodes):
-            matches = (self._norm, self._rotation, self._residual, self._gate, self._rows)
+            matches = (self._norm, self._rotation, self._residual, self._gate, self._embedding, _selection)
             call = next((call for match in matches if (call := match(node)) is not None), None)
             if call is not None:
                 self._replace(node, *call)
@@ -136,11 +136,29 @@ class _Fusion:
                 return gate, (*activated.args[:2], other)
         return None
 
-    def _rows(self, node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
-        """Match an embedding that reads the rows of a packed weight."""
-        weight = self._value(node.args[1]) if node.target is F.embedding else None
-        rows = weight.rows if isinstance(weight, LazyWeight) else None
-        return None if rows is None else (rows, node.args[:1])
+    def _embedding(self, node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+        """Match an embedding, of a packed weight or of a plain one."""
+        if node.target is not F.embedding:
+            return None
+        weight = self._value(node.args[1])
+        if isinstance(weight, LazyWeight):
+            return None if weight.rows is None else (weight.rows, node.args[:1])
+        is_plain = isinstance(weight, torch.Tensor) and weight.device.type == "cpu" and weight.is_contiguous()
+        is_plain = is_plain and len(node.args) == 2 and node.kwargs.get("max_norm") is None
+        return (gather, (node.args[1], node.args[0])) if is_plain else None
+
+
+def _selection(node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+    """Match some rows of a pass, x[:, ids] or x[ids]."""
+    if not _is_call(node, "getitem") or len(shape := _shape(node.args[0])) < 2:
+        return None
+    x, index = node.args
+    ids = [each for each in (index if isinstance(index, tuple) else (index,)) if each != slice(None)]
+    if len(ids) != 1 or _dtype(ids[0]) != torch.int64 or len(_shape(ids[0])) != 1:
+        return None
+    *ones, _, _ = shape
+    is_rows = _shape(node) == (*ones, *_shape(ids[0]), shape[-1]) and all(size == 1 for size in ones)
+    return (gather, (x, ids[0])) if is_rows else None
 
 
 def _is_call(node: Any, name: str) -> bool:

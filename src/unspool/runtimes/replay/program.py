@@ -18,6 +18,7 @@ from unspool.runtimes.kv.attention import AttentionParams
 from unspool.runtimes.replay.fusion import fuse
 from unspool.runtimes.replay.graph_function import function_of
 from unspool.runtimes.replay.operators import Unrecordable
+from unspool.runtimes.replay.position_tables import tabulate
 from unspool.runtimes.replay.subgraphs import join_calls
 from unspool.runtimes.replay.tracer import Tracer
 
@@ -56,6 +57,8 @@ class Program:
                 node.target = rewritten(node.target) if node.op == "call_function" else node.target
         self.num_fused = fuse(self.graph, first.constants) if fuses else 0
         self.graph.eliminate_dead_code(_is_needed)
+        if fuses:
+            tabulate(self.graph, first.constants)
         self.subgraphs = join_calls(self.graph, first.constants, cache_calls) if fuses else []
         self._run = function_of(self.graph, first.constants, "replay of a pass")
 

@@ -20,53 +20,64 @@ class Unplannable(Exception):
 
 
 class View(NamedTuple):
-    """A result in the memory of a recorded subgraph (base 1), or in that of an input (base 2 and more).
+    """A result: a part of an input, or of a tensor that is made for each run.
 
-    offset: in bytes, from the start of the base.
+    base: index of the base, see `RecordedCalls`. offset: in bytes, from the start of the base.
     """
 
     base: int
     offset: int
     shape: torch.Size
     strides: tuple[int, ...]
-    dtype: torch.dtype
 
-    def of(self, memory: torch.Tensor, given: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the result: a view of an input, or a copy with the same strides."""
-        if self.base > 1:
-            tensor = given[self.base - 2]
-            start = tensor.storage_offset() + self.offset // tensor.itemsize
-            return tensor.as_strided(self.shape, self.strides, start)
-        span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        part = memory[self.offset : self.offset + span * self.dtype.itemsize]
-        return part.clone().view(self.dtype).as_strided(self.shape, self.strides)
+    def of(self, base: torch.Tensor) -> torch.Tensor:
+        """Return the result; its base must have its dtype."""
+        if (self.offset, self.shape, self.strides) == (0, base.shape, base.stride()):
+            return base
+        return base.as_strided(self.shape, self.strides, base.storage_offset() + self.offset // base.itemsize)
+
+
+class Made(NamedTuple):
+    """A tensor that is made for each run, because a result is in it."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
 
 
 class RecordedCalls:
-    """A recorded subgraph for inputs of some shapes and strides."""
+    """A recorded subgraph for inputs of some shapes and strides.
 
-    def __init__(self, buffer: CommandBuffer, results: Sequence[View], values: View | None, size: int) -> None:
-        self._buffer, self._results, self._values, self.size = buffer, results, values, size
+    The bases of its tensors are, in this order: none, for constants; the memory of results that only other calls read;
+    the inputs; and the tensors that are made for each run.
+    """
+
+    def __init__(self, buffer: CommandBuffer, results: Sequence[View], made: Sequence[Made], size: int) -> None:
+        self._buffer, self._results, self._made, self.size = buffer, results, made, size
         self.is_trusted = False
 
     def run(
         self, memory: torch.Tensor, given: Sequence[torch.Tensor], attention: int | None
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
-        """Return the results, and the values that the last layer has cached; None if it is not among the calls."""
-        self._buffer.run([0, memory.data_ptr(), *(each.data_ptr() for each in given)], attention)
-        results = tuple(view.of(memory, given) for view in self._results)
-        return results, None if self._values is None else self._values.of(memory, given)
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the results."""
+        made = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in self._made]
+        bases = [memory, *given, *made]
+        self._buffer.run([0, *[each.data_ptr() for each in bases]], attention)
+        return tuple([view.of(bases[view.base - 1]) for view in self._results])
 
 
 def plan_calls(
     buffer: CommandBuffer,
     results: Sequence[torch.Tensor],
-    values: torch.Tensor | None,
     given: Sequence[torch.Tensor],
-    made: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
     constants: Sequence[Any],
 ) -> RecordedCalls:
-    """Move the commands into memory of their own.
+    """Move the commands into memory of their own, and their results into tensors that are made for each run.
+
+    Args:
+        results, given: of the subgraph.
+        tensors: the results of all calls.
+        constants: of the subgraph.
 
     Each command must read an input, a constant, or the result of an earlier command. So a number that anything else
     has computed on the way, such as a copy, is found.
@@ -76,7 +87,7 @@ def plan_calls(
     """
     if len({_storage(each) for each in given}) < len(given):
         raise Unplannable("two inputs share memory")
-    blocks = sorted({_storage(each) for each in made} - {_storage(each) for each in given})
+    blocks = sorted({_storage(each) for each in tensors} - {_storage(each) for each in given})
     starts = [start for start, _ in blocks]
     fixed = [_storage(each) for each in constants if isinstance(each, torch.Tensor)]
     uses: dict[int, list[int]] = {}  # of a block: the commands that use it, in order
@@ -101,22 +112,30 @@ def plan_calls(
     for command, own in enumerate(buffer.addresses()):
         read = [place(address, command, is_result=False) for address in own[:INPUTS]]
         every.append([*read, place(own[INPUTS], command, is_result=True)])
-    ends = [*results, *(() if values is None else (values,))]
-    found = [place(each.data_ptr(), len(every), is_result=False) for each in ends]
+    found = [place(each.data_ptr(), len(every), is_result=False) for each in results]
     if any(base == 0 for base, _ in found):
         raise Unplannable("a result is a constant")
-    order = sorted(uses, key=lambda block: uses[block][0])
+    made: dict[int, Made] = {}  # by block
+    for each, (base, at) in zip(results, found, strict=True):
+        if base < 0:
+            whole = not at and each.is_contiguous() and each.nbytes == blocks[-1 - base][1]
+            shape = each.shape if whole else (blocks[-1 - base][1] // each.itemsize,)
+            if made.setdefault(-1 - base, Made(shape, each.dtype)).dtype != each.dtype:
+                raise Unplannable("results of different dtypes share memory")
+    order = sorted(uses.keys() - made.keys(), key=lambda block: uses[block][0])
     offsets, size = plan_memory([Lifetime(blocks[block][1], uses[block][0], uses[block][-1]) for block in order])
-    offset_of = dict(zip(order, offsets, strict=True))
+    moved = {block: (1, offset) for block, offset in zip(order, offsets, strict=True)}
+    moved |= {block: (2 + len(given) + index, 0) for index, block in enumerate(made)}
 
-    def moved(base: int, at: int) -> tuple[int, int]:
-        return (base, at) if base >= 0 else (1, offset_of[-1 - base] + at)
+    def base_of(base: int, at: int) -> tuple[int, int]:
+        if base >= 0:
+            return base, at
+        own, start = moved[-1 - base]
+        return own, start + at
 
-    buffer.move([[moved(*each) for each in own] for own in every])
-    views = [
-        View(*moved(*where), each.shape, each.stride(), each.dtype) for each, where in zip(ends, found, strict=True)
-    ]
-    return RecordedCalls(buffer, views[: len(results)], None if values is None else views[-1], size)
+    buffer.move([[base_of(*each) for each in own] for own in every])
+    views = [View(*base_of(*where), each.shape, each.stride()) for each, where in zip(results, found, strict=True)]
+    return RecordedCalls(buffer, views, list(made.values()), size)
 
 
 def _storage(tensor: torch.Tensor) -> tuple[int, int]:

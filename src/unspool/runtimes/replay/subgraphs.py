@@ -22,13 +22,13 @@ from unspool.kernels.commands import recording
 from unspool.kernels.gate import gate
 from unspool.kernels.layer_norm import layer_norm
 from unspool.kernels.library import kernels
-from unspool.kernels.packed import linear
-from unspool.kernels.rows import rms_norm, rotate
+from unspool.kernels.packed import PackedWeight, linear
+from unspool.kernels.rows import gather, rms_norm, rotate
 from unspool.runtimes.replay.graph_function import are_identical, function_of
 from unspool.runtimes.replay.recorded_calls import RecordedCalls, Unplannable, plan_calls
 from unspool.tuning import MAX_COMMAND_BUFFERS, MIN_SUBGRAPH_CALLS, MIN_SUBGRAPH_PASSES
 
-_KERNELS: Final = (gate, layer_norm, linear, rms_norm, rotate)
+_KERNELS: Final = (gate, gather, layer_norm, linear, rms_norm, rotate)
 _VIEWS: Final = frozenset(
     ("view", "reshape", "transpose", "unsqueeze", "squeeze", "permute", "flatten", "split", "chunk", "unbind")
     + ("getitem", "__getitem__")
@@ -48,6 +48,7 @@ def join_calls(graph: fx.Graph, constants: Sequence[Any], cache_calls: Collectio
     """
     if kernels() is None:
         return []
+    _delay_lookups(graph)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     values = dict(zip(inputs, constants, strict=False))
     return [_join(graph, part, values) for part in _stretches(graph, cache_calls)]
@@ -57,23 +58,40 @@ def _stretches(graph: fx.Graph, cache_calls: Collection[str]) -> Iterator[list[f
     """Yield neighbors that can be one subgraph, from the first call of a kernel to the last."""
     part: list[fx.Node] = []
     for node in list(graph.nodes):
-        is_kernel = node.target in _KERNELS if node.op == "call_function" else node.target in cache_calls
-        if is_kernel or (part and _can_be_view(node)):
+        if _is_kernel(node) or node.target in cache_calls or (part and can_be_view(node)):
             part.append(node)
             continue
         yield from _ended(part, cache_calls)
         part = []
 
 
+def _is_kernel(node: fx.Node) -> bool:
+    return node.op == "call_function" and (node.target in _KERNELS or _is_packed_lookup(node))
+
+
+def _is_packed_lookup(node: fx.Node) -> bool:
+    return getattr(node.target, "__func__", None) is PackedWeight.rows
+
+
+def _delay_lookups(graph: fx.Graph) -> None:
+    """Move the lookup of the tokens to its first reader, because other calls stand between it and the layers."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        is_lookup = node.target is gather or _is_packed_lookup(node)
+        if is_lookup and node.users and all(each.op == "placeholder" for each in node.all_input_nodes):
+            min(node.users, key=order.__getitem__).prepend(node)
+
+
 def _ended(part: list[fx.Node], cache_calls: Collection[str]) -> Iterator[list[fx.Node]]:
-    while part and _can_be_view(part[-1]):
+    while part and can_be_view(part[-1]):
         part.pop()
-    if sum(not _can_be_view(node) for node in part) >= MIN_SUBGRAPH_CALLS:
+    if sum(not can_be_view(node) for node in part) >= MIN_SUBGRAPH_CALLS:
         yield part
 
 
-def _can_be_view(node: fx.Node) -> bool:
-    if node.op != "call_function" or node.target in _KERNELS or node.meta.get("writes"):
+def can_be_view(node: fx.Node) -> bool:
+    """Return whether a call returns a view as a rule, and no kernel computes it."""
+    if node.op != "call_function" or _is_kernel(node) or node.meta.get("writes"):
         return False
     if node.target is operator.mul and "dtype" not in node.meta:
         return True  # a size
@@ -152,9 +170,7 @@ class Subgraph:
         if not self._lock.acquire(blocking=False):
             return self._calls(*given)  # type: ignore[no-any-return]
         try:
-            results, values = recorded.run(self._memory, tensors, None if attention is None else attention.address)
-            if values is not None:
-                cache.check(values)
+            results = recorded.run(self._memory, tensors, None if attention is None else attention.address)
         finally:
             self._lock.release()
         return results if recorded.is_trusted else self._verified(recorded, results, given)
@@ -175,11 +191,11 @@ class Subgraph:
     ) -> tuple[torch.Tensor, ...]:
         """Run the calls one by one, and record them."""
         with recording() as buffers:
-            results, made, values = self._run_nodes(given)
+            results, made = self._run_nodes(given)
         try:
             if not buffers:
                 raise Unplannable("there are too many calls")
-            found = plan_calls(buffers[0], results, values, tensors, made, self._constants)
+            found = plan_calls(buffers[0], results, tensors, made, self._constants)
         except Unplannable as reason:
             self.refused[kind] = str(reason)
             return results
@@ -190,26 +206,21 @@ class Subgraph:
             self._memory = torch.empty(found.size, dtype=torch.uint8, device="cpu")
         return results
 
-    def _run_nodes(
-        self, given: Sequence[Any]
-    ) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor], torch.Tensor | None]:
-        """Run the calls one by one. Returns the results, all tensors on the way, and the values of the last layer."""
+    def _run_nodes(self, given: Sequence[Any]) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+        """Run the calls one by one. Returns the results, and all tensors on the way."""
         inputs = iter((*self._constants, *given))
         values: dict[fx.Node, Any] = {}
         made: list[torch.Tensor] = []
-        last: torch.Tensor | None = None
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(inputs)
                 continue
             args = fx.node.map_arg(node.args, values.__getitem__)
             if node.op == "output":
-                return args[0], made, last
+                return args[0], made
             kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
             if node.op == "call_method":
                 found = getattr(args[0], node.target)(*args[1:], **kwargs)
-                if node.target == "update" and args[0].is_last(args[3]):
-                    last = args[2]
             else:
                 found = node.target(*args, **kwargs)
             values[node] = found

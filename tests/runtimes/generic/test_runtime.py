@@ -363,8 +363,33 @@ def test_a_model_with_state_outside_of_its_cache_is_not_run_on_its_cache(counts_
         GenericRuntime(model, owns_model=False)
 
 
+@pytest.mark.parametrize(("family", "continues"), [("mamba", False), ("rwkv", True)])
+def test_several_tokens_on_top_of_a_recurrent_state_are_tried_at_the_first_need(family: str, continues: bool) -> None:
+    runtime = runtime_of(model_of(family), owns_model=False)
+    calls = passes_of(runtime)
+    tokens = list(range(3, 60))
+    runtime.forward([feed(0, tokens[:50])])
+    runtime.forward([feed(0, tokens[50:51])])
+    assert calls == [(1, 50), (1, 1)] and "token by token" not in runtime.info.backend
+    rows = runtime.forward([feed(0, tokens[51:54], asked=(0, 1, 2))]).logits
+    torch.testing.assert_close(rows, own_rows(family, tokens[:54])[51:], atol=TOLERANCE, rtol=0)
+    assert ("token by token after the prompt" in runtime.info.backend) is not continues
+    calls.clear()
+    runtime.forward([feed(0, tokens[54:])])
+    assert calls == ([(1, 3)] if continues else [(1, 1)] * 3), "no further trial"
+
+
+def probed(family: str) -> Any:
+    """Return a runtime that has tried to read several tokens on top of a recurrent state."""
+    runtime: Any = runtime_of(model_of(family), owns_model=False)
+    runtime.forward([feed(9, [3])])
+    runtime.forward([feed(9, [4, 5])])
+    runtime.release(9)
+    return runtime
+
+
 def test_a_recurrent_state_goes_back_to_any_token_of_its_last_feed() -> None:
-    runtime = runtime_of(model_of("mamba"), owns_model=False)
+    runtime = probed("mamba")
     calls = passes_of(runtime)
     runtime.forward([feed(0, range(3, 90))])
     runtime.forward([feed(0, [5, 6, 7])])
@@ -374,7 +399,7 @@ def test_a_recurrent_state_goes_back_to_any_token_of_its_last_feed() -> None:
 
 
 def test_many_tokens_on_top_of_a_state_that_takes_one_at_a_time_are_read_with_those_before() -> None:
-    runtime = runtime_of(model_of("mamba"), owns_model=False)
+    runtime = probed("mamba")
     calls = passes_of(runtime)
     runtime.forward([feed(0, range(3, 20))])
     row = runtime.forward([feed(0, range(20, 40), asked=(19,))]).logits[0]

@@ -30,7 +30,8 @@ class Capabilities(NamedTuple):
 
     batches: True if sequences of one length can share a call.
     schema: layout of the model's own cache; None to read the whole sequence in every call.
-    continues: True if several tokens can be read at once on top of the cache; else they are read one by one.
+    continues: True if several tokens can be read at once on top of the cache; else they are read one by one. None if it
+        is not known: few requests need it on top of a recurrent state; see `continues`.
     shortens: True if tokens can be removed from the end of the cache.
     both_ways: True if tokens of a call see later ones, as in PaliGemma's prompts. A prompt is then one call, and no
         call can replace several.
@@ -39,7 +40,7 @@ class Capabilities(NamedTuple):
 
     batches: bool
     schema: CacheSchema | None = None
-    continues: bool = True
+    continues: bool | None = True
     shortens: bool = False
     both_ways: bool = False
     shows_all: bool = True
@@ -101,6 +102,22 @@ def _probe(model: CausalModel, *, use_cache: bool) -> Learned:
     return Learned(probe.capabilities(), reference.vocab_size)
 
 
+def continues(model: CausalModel) -> bool:
+    """Probe whether a model can read several tokens at once on top of its cache, if `learn` has left this open."""
+    with model.wrapped.probing():
+        ids, opening = _probe_ids(model)
+        reference = Reference(model, ids, opening, model.whole_rows(ids[:1])[None])
+        return _CacheProbe(model, reference).continues()
+
+
+def _probe_ids(model: CausalModel) -> tuple[torch.Tensor, int]:
+    """Return the two sequences of a probe, [2, length], and the number of tokens of its first call."""
+    limit = max_positions(model.wrapped.module)
+    length = _LENGTH if limit is None else max(2, min(_LENGTH, limit))
+    first = probe_tokens(model.wrapped.module, length, _LENGTH + 2)
+    return torch.tensor([first, first[::-1]], device=model.wrapped.device), min(_OPENING, length - 1)
+
+
 class Reference:
     """The model's own logits for two short sequences, computed when they are first read.
 
@@ -152,11 +169,7 @@ def make_reference(model: CausalModel, *, together: bool) -> Reference:
     Raises:
         ModelError: if the model does not run.
     """
-    limit = max_positions(model.wrapped.module)
-    length = _LENGTH if limit is None else max(2, min(_LENGTH, limit))
-    opening = min(_OPENING, length - 1)
-    first = probe_tokens(model.wrapped.module, length, _LENGTH + 2)
-    ids = torch.tensor([first, first[::-1]], device=model.wrapped.device)
+    ids, opening = _probe_ids(model)
     if together:
         with suppress(Exception):  # a model can refuse two sequences with any error
             logits = model.learn(ids)
@@ -265,7 +278,7 @@ class _CacheProbe(_Probe):
         one = self._read(ids[:1, :opening], None, opening)
         if one.tree is None:
             return "returns no cache"
-        self._sees_past_only = self._is_near(one.logits, self._reference.shown(0, opening)[None])
+        self._note_order(one)
         if not self._agrees(one, (0, opening)):
             return _OTHER_FILL
         # Another call has filled a cache meanwhile: state that the model keeps outside of its cache shows in a step.
@@ -282,8 +295,19 @@ class _CacheProbe(_Probe):
                     return Capabilities(batches=False, schema=stepped.schema, continues=False, both_ways=True)
                 return "gives other results on its own cache"
         schema = stepped.schema
-        continues, shortens = self._continues(cloned(one.tree)), self._shortens(stepped)
+        continues = None if schema.is_fixed else self._continues(cloned(one.tree))
+        shortens = self._shortens(stepped)
         return Capabilities(batches=schema.can_stack, schema=schema, continues=continues, shortens=shortens)
+
+    def continues(self) -> bool:
+        """Return whether several tokens can be read at once on top of the cache of the first sequence."""
+        one = self._read(self._ids[:1, : self._opening], None, self._opening)
+        self._note_order(one)
+        return self._continues(one.tree)
+
+    def _note_order(self, one: ModelOutput) -> None:
+        """Set `_sees_past_only` by the first call on the first sequence."""
+        self._sees_past_only = self._is_near(one.logits, self._reference.shown(0, self._opening)[None])
 
     def _read(self, ids: torch.Tensor, tree: Any, num_new: int, num_shown: int = 1) -> ModelOutput:
         """Read the last `num_new` tokens of each sequence; return the rows after the last `num_shown`."""

@@ -7,6 +7,7 @@ Sequences of equal length can share a call; nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from unspool.errors import ModelError
 from unspool.protocols import Runtime
 from unspool.runtimes.generic.cache_pytree import BatchedCache, CacheSlice, can_shorten
-from unspool.runtimes.generic.capabilities import learn
+from unspool.runtimes.generic.capabilities import continues, learn
 from unspool.runtimes.generic.job import Job, SequenceCache
 from unspool.runtimes.generic.model import CausalModel, ModelOutput
 from unspool.runtimes.generic.prompts import ReadPrompts
@@ -128,7 +129,7 @@ class GenericRuntime(Runtime):
         parts += [f"{slower} ({self._reason})"] if self._reason else []
         parts += self._wrapped.describe()
         parts.append("sequences of one length side by side" if self._can.batches else "one sequence at a time")
-        if not self._can.continues:
+        if self._can.continues is False:
             parts.append("token by token after the prompt")
         if self._can.both_ways:
             parts.append("tokens of a prompt see each other")
@@ -239,17 +240,25 @@ class GenericRuntime(Runtime):
 
     def _start_again_if_faster(self, job: Job) -> None:
         """Read a sequence from its first token if that takes less time than token by token."""
+        if job.share is None or len(job.tokens) >= TOKENS_PER_CALL * (job.num_left - 1):
+            return
         has_source = self._prompts.length(job.feed.seq) is not None
-        if self._can.continues or self._wrapped.patch or self._can.both_ways or has_source:
-            return  # a hook must see every token once, and a token must see the same other tokens
-        if job.share is not None and len(job.tokens) < TOKENS_PER_CALL * (job.num_left - 1):
-            job.advance(None, 0)
+        if not (self._continues or self._wrapped.patch or self._can.both_ways or has_source):
+            job.advance(None, 0)  # a hook must see every token once, and a token must see the same other tokens
 
     def _num_next(self, job: Job) -> int:
         """Return the number of tokens that the next call reads."""
         if job.share is None:
             return self._prompts.length(job.feed.seq) or job.num_left
-        return job.num_left if self._can.continues else 1
+        return job.num_left if job.num_left > 1 and self._continues else 1
+
+    @property
+    def _continues(self) -> bool:
+        """Whether several tokens can be read at once on top of a cache; probed at the first need if it is not known."""
+        if self._can.continues is None:
+            self._can = self._can._replace(continues=continues(self._model))
+            self.info = replace(self.info, backend=self._describe())
+        return bool(self._can.continues)
 
     def _call(self, jobs: Sequence[Job]) -> None:
         """Run one call for jobs of the same lengths, and distribute its rows."""

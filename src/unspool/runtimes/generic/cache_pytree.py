@@ -107,22 +107,24 @@ def rebuild(tree: Tree, change: Callable[[Path, torch.Tensor], torch.Tensor]) ->
 def _rebuild(
     tree: Tree, path: Path, change: Callable[[Path, torch.Tensor], torch.Tensor], done: dict[int, Any]
 ) -> Tree:
-    if id(tree) in done:
-        return done[id(tree)]
+    if (known := done.get(id(tree))) is not None:
+        return known
     kind: Any = type(tree)
-    form = _form(kind)
-    if form == "tensor":
+    if kind is dict:  # by far the most common part, in each step of a model
+        parts = twin = done[id(tree)] = tree.copy()
+    elif (form := _form(kind)) == "tensor":
         done[id(tree)] = change(path, tree)
         return done[id(tree)]
-    children = _children(tree)
-    if children is None:
+    elif (children := _children(tree)) is None:
         return tree
-    if form == "tuple":
+    elif form == "tuple":
         items = [_rebuild(child, (*path, key), change, done) for key, child in children.items()]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-    twin = done[id(tree)] = _shallow(tree)
-    parts = twin.__dict__ if form == "object" else twin
-    for key, child in list(children.items()):
+    else:
+        twin = done[id(tree)] = _shallow(tree)
+        parts = twin.__dict__ if form == "object" else twin
+        tree = children
+    for key, child in tree.items():
         if type(child) not in _SIMPLE:
             parts[key] = _rebuild(child, (*path, key), change, done)
     return twin

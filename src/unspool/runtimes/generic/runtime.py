@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from unspool.errors import ModelError
@@ -266,7 +267,8 @@ class GenericRuntime(Runtime):
         if start == 0 and self._prompts.length(jobs[0].feed.seq) is not None:
             self._prompts.read(jobs)
             return
-        ids = torch.tensor([job.tokens[:stop] for job in jobs], device=self._wrapped.device)
+        # numpy reads a list several times as fast as torch.
+        ids = torch.from_numpy(np.array([job.tokens[:stop] for job in jobs], dtype=np.int64)).to(self._wrapped.device)
         asked = [[at - start for at in job.asked if start <= at < stop] for job in jobs]
         output, stack = self._replayed(ids, jobs, asked) or self._called(ids, jobs, asked)
         rows = iter(output.logits)

@@ -10,7 +10,7 @@ import torch
 from tests.kernels.levels import num_threads
 from tests.kernels.test_packed import made
 from unspool.kernels.library import kernels, obstacle
-from unspool.kernels.rows import Norm, gather, rms_norm, rotate, sum_lanes
+from unspool.kernels.rows import Norm, add, gather, rms_norm, rotate, sum_lanes
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels here: {obstacle()}")
 
@@ -118,3 +118,19 @@ def test_a_lookup_names_what_is_wrong() -> None:
         gather(table, torch.tensor([0], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"a table must be on the CPU and \[..., n, width\], got \[2, 5, 7\]"):
         gather(made(2, 5, 7), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (3, 64), (2, 5, 33), (0, 4)])
+def test_a_sum_has_the_bits_of_pytorch(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, z = made(*shape, seed=1).to(dtype), (made(*shape, seed=2) * 300).to(dtype)
+    assert torch.equal(add(x, z), x + z)
+    if len(shape) == 2:
+        assert torch.equal(add(x.T.contiguous().T, z), x + z) and torch.equal(add(x, z.T.contiguous().T), x + z)
+
+
+def test_a_sum_of_other_shapes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cannot add torch.float32 \[3\] to torch.float32 \[2, 3\]"):
+        add(made(2, 3), made(3))
+    with pytest.raises(ValueError, match=r"cannot add torch.bfloat16 \[3\] to torch.float32 \[3\]"):
+        add(made(3), made(3).bfloat16())

@@ -127,13 +127,19 @@ struct Mask {
     int64_t words;
 };
 
+// It reads two tensors and writes y = x + z, row by row. Mirrored by `_Sum` in rows.py.
+struct Sum {
+    int64_t width;
+    int32_t type;   // of all three
+};
+
 // It reads a table [count, bytes] and int64 ids [rows], and writes y [rows, bytes], rows of the table.
 struct Gather {
     int64_t count, bytes;
 };
 
 // Those from GATHER on are the same on all levels. ROWS reads int64 ids, and writes the rows of a weight.
-enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, GATHER, ROWS };
+enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, SUM, GATHER, ROWS };
 constexpr int OPERATIONS = GATHER;   // of a level
 constexpr int PLACES = 5, Y = 4;   // of tensors: x, up to three others, and y
 
@@ -150,6 +156,7 @@ union Form {
     Attention attention;
     TopK top_k;
     Mask mask;
+    Sum sum;
     Gather gather;
 };
 

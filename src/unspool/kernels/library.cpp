@@ -305,6 +305,10 @@ PUBLIC void unspool_gate(const Gate* gate, const void* x, const void* factor, vo
     call(GATE, *gate, {x, factor}, y, rows, threads);
 }
 
+PUBLIC void unspool_sum(const Sum* sum, const void* x, const void* z, void* y, int64_t rows, int32_t threads) {
+    call(SUM, *sum, {x, z}, y, rows, threads);
+}
+
 PUBLIC int32_t unspool_gather(const void* table, const int64_t* ids, void* y, int64_t rows, int64_t count, int64_t bytes) {
     return call(GATHER, Gather{count, bytes}, {table, ids}, y, rows, 1);
 }

@@ -107,13 +107,14 @@ def _opened(digest: str, version: str, level: str) -> Kernels | str:
     functions.unspool_mask.restype = None
     functions.unspool_attend.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int32]
     functions.unspool_gather.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
+    functions.unspool_sum.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_layer_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_gate.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]
     functions.unspool_rotate.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int32]
     functions.unspool_top_k.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 4 + [ctypes.c_int32]
     functions.unspool_top_k.restype = None
-    for function in ("norm", "layer_norm", "rotate", "gate"):
+    for function in ("norm", "layer_norm", "rotate", "gate", "sum"):
         getattr(functions, f"unspool_{function}").restype = None
     functions.unspool_record.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     functions.unspool_record.restype = functions.unspool_command_bytes.restype = ctypes.c_int64

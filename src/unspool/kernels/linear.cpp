@@ -135,6 +135,6 @@ int linear(const Call& call) {
 }
 
 extern const Level level;
-const Level level = {{linear, norm, layer_norm, rotate, gate, attend, top_k, mask}, FLIP};
+const Level level = {{linear, norm, layer_norm, rotate, gate, attend, top_k, mask, sum}, FLIP};
 
 }  // namespace unspool::NAME

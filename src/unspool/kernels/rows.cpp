@@ -1,4 +1,4 @@
-// RMSNorm, LayerNorm, rotary embeddings, activations, top-k, logsumexp and masks of rows, for one instruction set.
+// RMSNorm, LayerNorm, rotary embeddings, activations, sums, top-k, logsumexp and masks of rows, for one instruction set.
 //
 // RMSNorm and rotary embeddings have the bits of PyTorch's operators in turn: the same order of sums, and the same
 // roundings. So the source is compiled without fused multiply-adds, and all levels give the same bits. Each row is
@@ -219,6 +219,14 @@ static float log_norm_of(const float* x, int64_t width, float greatest) {
     return (float)(greatest + __builtin_log(all));
 }
 
+template <class X> static void sum_row(const Call& call, int64_t row) {
+    int64_t width = call.form.sum.width;
+    const X *x = call.tensor<X>(0) + row * width, *z = call.tensor<X>(1) + row * width;
+    X* y = call.tensor<X>(Y) + row * width;
+    for (int64_t i = 0; i < width; i += LANES)
+        stored(loaded(x + i, width - i) + loaded(z + i, width - i), y + i, width - i);
+}
+
 static void top_k_row(const Call& call, int64_t row) {
     const TopK& form = call.form.top_k;
     const float* x = call.tensor<float>(0) + row * form.stride;
@@ -259,6 +267,7 @@ int norm(const Call& call) { return BY_TYPE(call.form.norm, norm_row); }
 int layer_norm(const Call& call) { return BY_TYPE(call.form.layer_norm, layer_norm_row); }
 int rotate(const Call& call) { return BY_TYPE(call.form.rotation, rotate_row); }
 int gate(const Call& call) { return BY_TYPE(call.form.gate, gate_row); }
+int sum(const Call& call) { return BY_TYPE(call.form.sum, sum_row); }
 int top_k(const Call& call) { return each_row(call, call.form.top_k.width, top_k_row); }
 int mask(const Call& call) { return each_row(call, call.form.mask.width, mask_row); }
 

@@ -1,4 +1,4 @@
-"""RMSNorm, rotary embeddings and lookups in one call each, with the bits of PyTorch's operators.
+"""RMSNorm, rotary embeddings, sums and lookups in one call each, with the bits of PyTorch's operators.
 
 Owns the description of a call. Does not know graphs or modules. Each row is computed alone.
 """
@@ -37,6 +37,10 @@ class _Rotation(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("width", "rotated")),
         ("type", ctypes.c_int32),
     ]
+
+
+class _Sum(ctypes.Structure):
+    _fields_ = [("width", ctypes.c_int64), ("type", ctypes.c_int32)]
 
 
 class Norm:
@@ -83,10 +87,20 @@ def rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     if not x.is_cpu or x.dtype != norm.dtype or x.shape[-1] != norm.width or x.stride(-1) != 1:
         raise ValueError(f"a norm of {norm.dtype} [..., {norm.width}] got {x.dtype} {list(x.shape)}")
     # The rows of a dense tensor follow each other in memory in some order, and the result has the same order.
-    x = x if x.is_contiguous() else x.clone()
+    x = x if x.is_contiguous() or _is_dense(x) else x.clone()
     y = torch.empty_like(x)
     norm._run(norm._address, x.data_ptr(), y.data_ptr(), x.numel() // norm.width, torch.get_num_threads())
     return y
+
+
+def _is_dense(x: torch.Tensor) -> bool:
+    """Return whether the numbers of a tensor fill their part of the memory, in any order of the dimensions."""
+    count = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != count:
+            return False
+        count *= size
+    return True
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, half: int) -> torch.Tensor:
@@ -110,6 +124,34 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, half: int) -> 
     run, form = _rotation(x.dtype, half, x.shape, cos.shape, sin.shape, strides)
     run(form, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
+
+
+def add(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return x + z.
+
+    Args:
+        x, z: of one shape [..., width] and one dtype, float32 or bfloat16, on the CPU.
+
+    Returns:
+        Their shape. Contiguous if both are.
+
+    Raises:
+        ValueError: if a shape or a dtype is not as described.
+    """
+    if not x.is_cpu or x.dtype not in INPUT_TYPES or (x.dtype, x.shape) != (z.dtype, z.shape):
+        raise ValueError(f"cannot add {z.dtype} {list(z.shape)} to {x.dtype} {list(x.shape)}")
+    if not (x.is_contiguous() and z.is_contiguous()):
+        return x + z  # in the order of PyTorch
+    y, width = torch.empty_like(x), x.shape[-1]
+    rows = x.numel() // max(1, width)
+    form = _sum(width, x.dtype)
+    _library().unspool_sum(form, x.data_ptr(), z.data_ptr(), y.data_ptr(), rows, torch.get_num_threads())
+    return y
+
+
+@lru_cache(maxsize=256)
+def _sum(width: int, dtype: torch.dtype) -> Any:
+    return ctypes.byref(_Sum(width, INPUT_TYPES[dtype]))
 
 
 def gather(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

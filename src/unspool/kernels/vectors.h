@@ -20,6 +20,7 @@ int rotate(const Call&);
 int gate(const Call&);
 int attend(const Call&);
 int top_k(const Call&);
+int sum(const Call&);
 int mask(const Call&);
 
 namespace {

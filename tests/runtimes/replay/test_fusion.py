@@ -20,7 +20,7 @@ from tests.runtimes.replay.test_replay import (
 from tests.tiny_models import tiny_model
 from unspool.kernels.library import VARIABLE, kernels, obstacle
 from unspool.kernels.packed import PackedWeight, linear
-from unspool.kernels.rows import gather, rms_norm, rotate, sum_lanes
+from unspool.kernels.rows import add, gather, rms_norm, rotate, sum_lanes
 from unspool.runtimes.replay import fusion
 from unspool.runtimes.replay import replay as replay_module
 from unspool.runtimes.replay.program import Program
@@ -42,7 +42,7 @@ def fused_calls(program: Program | None) -> dict[str, int]:
     graphs = [program.graph, *(each.graph for each in program.subgraphs)]
     calls = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
     names = Counter(
-        node.target.__name__ for node in calls if node.target in (gather, rms_norm, rotate) or is_rows(node.target)
+        node.target.__name__ for node in calls if node.target in (add, gather, rms_norm, rotate) or is_rows(node.target)
     )
     return dict(names) | {"residual": sum(node.target is linear and node.args[2] is not None for node in calls)}
 
@@ -55,13 +55,13 @@ def is_rows(target: Any) -> bool:
 # The tiny models have 2 layers, gemma3 has 4. Per layer, Llama has 2 norms, 2 rotations and 2 residuals.
 # The embeddings of GPT-2 and Gemma are tied to the head. Each rotary embedding has two tables, Gemma 3 has two of them.
 EXPECTED = {
-    "gpt2": {"residual": 4, "rows": 1, "gather": 2},
+    "gpt2": {"residual": 4, "rows": 1, "gather": 2, "add": 1},
     "llama": {"rms_norm": 5, "rotate": 4, "residual": 4, "gather": 4},
     "gemma": {"rms_norm": 5, "rotate": 4, "residual": 4, "rows": 1, "gather": 3},
-    "gemma3": {"rms_norm": 25, "rotate": 8, "residual": 0, "rows": 1, "gather": 5},
+    "gemma3": {"rms_norm": 25, "rotate": 8, "residual": 0, "rows": 1, "gather": 5, "add": 8},
     "qwen3": {"rms_norm": 9, "rotate": 4, "residual": 4, "gather": 4},
-    "gpt_neox": {"rotate": 4, "residual": 2, "gather": 4},
-    "phi": {"rotate": 4, "residual": 2, "gather": 4},
+    "gpt_neox": {"rotate": 4, "residual": 2, "gather": 4, "add": 2},
+    "phi": {"rotate": 4, "residual": 2, "gather": 4, "add": 2},
 }
 
 
@@ -203,5 +203,5 @@ def test_results_that_others_read_stay() -> None:
     recording = record(run)
     assert recording._program is not None
     if sum_lanes():
-        assert fused_calls(recording._program) == {"rms_norm": 1, "residual": 0, "gather": 1}
+        assert fused_calls(recording._program) == {"rms_norm": 1, "residual": 0, "gather": 1, "add": 1}
     assert torch.equal(recording._program(*given(5, 3), 5, 3), run(*given(5, 3)))

@@ -52,7 +52,7 @@ def steps(seed: int, count: int, most: int = 6) -> Iterator[list[Feed]]:
 
 
 # The tiny models have 2 layers, gemma3 has 4.
-ONE_SUBGRAPH = ("gpt2", "llama", "qwen3", "gemma", "mistral")
+ONE_SUBGRAPH = ("gpt2", "llama", "qwen3", "gemma", "mistral", "gpt_neox", "phi", "phi3", "gemma2", "gemma3")
 
 
 @pytest.mark.parametrize("family", ONE_SUBGRAPH)
@@ -61,7 +61,8 @@ def test_one_call_of_the_library_runs_all_layers(family: str, dtype: torch.dtype
     plain = without_recording(tiny_model(family, dtype=dtype))
     runtime = runtime_over(tiny_model(family, dtype=dtype), recorded=True, owns_model=True)
     (subgraph,) = subgraphs_of(runtime)
-    assert sum(node.target == "attend" for node in subgraph.graph.nodes) == 2
+    num_layers = len(runtime._decoder_model.layout)
+    assert sum(node.target == "attend" for node in subgraph.graph.nodes) == num_layers
     for feeds in steps(1, 60):
         assert torch.equal(runtime.forward(feeds).logits, plain.forward(feeds).logits)
     assert not subgraph.obstacle and len(subgraph._recorded) == 6

@@ -18,9 +18,10 @@ from torch import fx
 from unspool.kernels.gate import gate
 from unspool.kernels.library import INPUT_TYPES, kernels
 from unspool.kernels.packed import linear
-from unspool.kernels.rows import SHORTEST_ROW, Norm, gather, rms_norm, rotate, sum_lanes
+from unspool.kernels.rows import SHORTEST_ROW, Norm, add, gather, rms_norm, rotate, sum_lanes
 from unspool.runtimes.weights.lazy_weight import LazyWeight
 
+_SUMMED: Final = (add, gather, linear, rms_norm)
 _CASTS: Final = ("to", "type_as", "float", "bfloat16")
 
 
@@ -47,7 +48,7 @@ class _Fusion:
     def run(self) -> int:
         num_fused = 0
         for node in list(self._graph.nodes):
-            matches = (self._norm, self._rotation, self._residual, self._gate, self._embedding, _selection)
+            matches = (self._norm, self._rotation, self._residual, self._gate, self._embedding, _selection, _sum)
             call = next((call for match in matches if (call := match(node)) is not None), None)
             if call is not None:
                 self._replace(node, *call)
@@ -101,10 +102,10 @@ class _Fusion:
     def _rotation(self, node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
         """Match x * cos + (-second half, first half) * sin, alone or joined to the numbers that are not rotated."""
         if len(parts := _joined(node)) == 2:
-            found, rest = self._rotation(parts[0]), parts[1]
-            if found is None or not _is_call(found[1][0], "getitem"):
+            first, rest = parts
+            if first.target is not rotate or len(first.users) > 1 or not _is_call(first.args[0], "getitem"):
                 return None
-            (part, cos, sin, half), x = found[1], found[1][0].args[0]
+            (part, cos, sin, half), x = first.args, first.args[0].args[0]
             is_split = _is_slice(part, x, slice(None, 2 * half)) and _is_slice(rest, x, slice(2 * half, None))
             return (rotate, (x, cos, sin, half)) if is_split else None
         for plain, turned in _pairs(node, "add"):
@@ -146,6 +147,15 @@ class _Fusion:
         is_plain = isinstance(weight, torch.Tensor) and weight.device.type == "cpu" and weight.is_contiguous()
         is_plain = is_plain and len(node.args) == 2 and node.kwargs.get("max_norm") is None
         return (gather, (node.args[1], node.args[0])) if is_plain else None
+
+
+def _sum(node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+    """Match the sum of two tensors of one shape, if a kernel computes one of them."""
+    for x, z in _pairs(node, "add"):
+        facts = _facts(x)
+        if facts[0] in INPUT_TYPES and facts == _facts(z) == _facts(node) and x.target in _SUMMED:
+            return add, node.args
+    return None
 
 
 def _selection(node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:

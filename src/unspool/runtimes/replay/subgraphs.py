@@ -23,12 +23,12 @@ from unspool.kernels.gate import gate
 from unspool.kernels.layer_norm import layer_norm
 from unspool.kernels.library import kernels
 from unspool.kernels.packed import PackedWeight, linear
-from unspool.kernels.rows import gather, rms_norm, rotate
+from unspool.kernels.rows import add, gather, rms_norm, rotate
 from unspool.runtimes.replay.graph_function import are_identical, function_of
 from unspool.runtimes.replay.recorded_calls import RecordedCalls, Unplannable, plan_calls
 from unspool.tuning import MAX_COMMAND_BUFFERS, MIN_SUBGRAPH_CALLS, MIN_SUBGRAPH_PASSES
 
-_KERNELS: Final = (gate, gather, layer_norm, linear, rms_norm, rotate)
+_KERNELS: Final = (add, gate, gather, layer_norm, linear, rms_norm, rotate)
 _VIEWS: Final = frozenset(
     ("view", "reshape", "transpose", "unsqueeze", "squeeze", "permute", "flatten", "split", "chunk", "unbind")
     + ("getitem", "__getitem__")

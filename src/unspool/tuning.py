@@ -157,9 +157,6 @@ MIN_SUBGRAPH_CALLS: Final = 3  # calls | Intel Xeon with AMX, 2 cores | 2026-12-
 MIN_TABLE_CALLS: Final = 3  # calls | AMD EPYC (Zen 4), 2 cores | 2026-12-01
 """The fewest calls on the positions of a pass that become lookups in tables."""
 
-MAX_TABLE_BYTES: Final = 1 << 24  # bytes | not measured | 2026-12-01
-"""Memory for the tables of a recorded pass: 32,768 positions of a Llama with heads of 64 numbers."""
-
 MIN_SUBGRAPH_PASSES: Final = 4  # passes | Intel Xeon with AMX, 2 cores | 2026-12-01
 """Passes of one size before the calls of kernels are recorded."""
 

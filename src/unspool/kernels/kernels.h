@@ -138,9 +138,9 @@ struct Gather {
     int64_t count, bytes;
 };
 
-// Those from GATHER on are the same on all levels. ROWS reads int64 ids, and writes the rows of a weight.
+// ROWS reads int64 ids, and writes the rows of a weight.
 enum Operation : int32_t { LINEAR, NORM, LAYER_NORM, ROTATE, GATE, ATTEND, TOP_K, MASK, SUM, GATHER, ROWS };
-constexpr int OPERATIONS = GATHER;   // of a level
+constexpr int LEVEL_OPERATIONS = GATHER;   // each level has a kernel for those before GATHER; the others have one for all
 constexpr int PLACES = 5, Y = 4;   // of tensors: x, up to three others, and y
 
 // Places of a weight that a thread asks for side by side: a power of two, or 0 to leave few rows to the CPU's own prefetchers.
@@ -212,7 +212,7 @@ template <class Body> static void each(int threads, int64_t count, Body body) {
 
 // The kernels of one instruction set. Each returns 0, or 1 without memory.
 struct Level {
-    int (*kernels[OPERATIONS])(const Call&);
+    int (*kernels[LEVEL_OPERATIONS])(const Call&);
     uint8_t flip;   // int8 weights are stored with these bits inverted
 };
 

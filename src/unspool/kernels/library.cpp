@@ -177,7 +177,7 @@ static int gather(const Call& call) {
 }
 
 // Of a float32 or bfloat16 weight.
-static int rows(const Call& call) {
+static int weight_rows(const Call& call) {
     const Weight& w = call.form.weight;
     const int64_t* ids = call.tensor<int64_t>(0);
     if (!are_rows(call, ids, w.outputs)) return 2;
@@ -202,8 +202,8 @@ static thread_local struct { Command* commands; int64_t most, calls; } recording
 static int run(const Command& command, const int64_t* bases, const Pass* pass, int threads) {
     Call call = {command.form, {}, pass, command.rows, command.type, threads};
     for (int i = 0; i < PLACES; i++) call.at[i] = reinterpret_cast<void*>(bases[command.base[i]] + command.offset[i]);
-    if (command.operation < OPERATIONS) return level->kernels[command.operation](call);
-    return command.operation == GATHER ? gather(call) : rows(call);
+    if (command.operation < LEVEL_OPERATIONS) return level->kernels[command.operation](call);
+    return command.operation == GATHER ? gather(call) : weight_rows(call);
 }
 
 // Runs a command that holds addresses. Records it if this thread records its calls.

@@ -133,15 +133,15 @@ def add(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         x, z: of one shape [..., width] and one dtype, float32 or bfloat16, on the CPU.
 
     Returns:
-        Their shape. Contiguous if both are.
+        Their shape, and their strides if both are dense and have the same strides.
 
     Raises:
         ValueError: if a shape or a dtype is not as described.
     """
     if not x.is_cpu or x.dtype not in INPUT_TYPES or (x.dtype, x.shape) != (z.dtype, z.shape):
         raise ValueError(f"cannot add {z.dtype} {list(z.shape)} to {x.dtype} {list(x.shape)}")
-    if not (x.is_contiguous() and z.is_contiguous()):
-        return x + z  # in the order of PyTorch
+    if x.stride() != z.stride() or not (x.is_contiguous() or _is_dense(x)):
+        return x + z
     y, width = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // max(1, width)
     form = _sum(width, x.dtype)

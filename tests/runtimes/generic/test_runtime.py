@@ -363,7 +363,7 @@ def test_a_model_with_state_outside_of_its_cache_is_not_run_on_its_cache(counts_
         GenericRuntime(model, owns_model=False)
 
 
-@pytest.mark.parametrize(("family", "continues"), [("mamba", False), ("rwkv", True)])
+@pytest.mark.parametrize(("family", "continues"), [("mamba", False), ("mamba2", True)])
 def test_several_tokens_on_top_of_a_recurrent_state_are_tried_at_the_first_need(family: str, continues: bool) -> None:
     runtime = runtime_of(model_of(family), owns_model=False)
     calls = passes_of(runtime)
@@ -371,12 +371,22 @@ def test_several_tokens_on_top_of_a_recurrent_state_are_tried_at_the_first_need(
     runtime.forward([feed(0, tokens[:50])])
     runtime.forward([feed(0, tokens[50:51])])
     assert calls == [(1, 50), (1, 1)] and "token by token" not in runtime.info.backend
+    assert runtime.info.reads_whole
     rows = runtime.forward([feed(0, tokens[51:54], asked=(0, 1, 2))]).logits
     torch.testing.assert_close(rows, own_rows(family, tokens[:54])[51:], atol=TOLERANCE, rtol=0)
     assert ("token by token after the prompt" in runtime.info.backend) is not continues
+    assert runtime.info.reads_whole is not continues
     calls.clear()
     runtime.forward([feed(0, tokens[54:])])
     assert calls == ([(1, 3)] if continues else [(1, 1)] * 3), "no further trial"
+
+
+def test_a_long_prompt_tells_if_the_next_one_can_come_in_parts() -> None:
+    for family, reads_whole in (("mamba", True), ("mamba2", False)):
+        runtime = runtime_of(model_of(family), owns_model=False)
+        assert runtime.info.reads_whole
+        runtime.forward([feed(0, [5] * 257)])
+        assert runtime.info.reads_whole is reads_whole
 
 
 def probed(family: str) -> Any:
@@ -554,6 +564,8 @@ def test_every_token_of_a_long_prompt_is_read_once(family: str, monkeypatch: pyt
 
     monkeypatch.setattr(CausalModel, "run", counted)
     monkeypatch.setattr(CausalModel, "step", counted_step)
+    lm.generate(prompt[::-1], max_new_tokens=1, eos_token_id=None)  # the first one can be followed by a probe
+    counts.clear()
     lm.generate(prompt, max_new_tokens=4, eos_token_id=None)
     assert sum(counts) == len(prompt) + 3
     counts.clear()

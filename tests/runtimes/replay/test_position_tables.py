@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import fx
 
 from unspool.kernels.library import kernels, obstacle
 from unspool.kernels.rows import gather
-from unspool.runtimes.replay import position_tables as module
 from unspool.runtimes.replay.graph_function import function_of
 from unspool.runtimes.replay.position_tables import PositionTables, tabulate
 
@@ -62,32 +62,39 @@ def test_calls_on_positions_become_lookups() -> None:
 
 def test_few_calls_and_other_graphs_stay() -> None:
     few = Graph()
-    few.graph.output(few.call("cos", few.angles()).graph and few.call("__getitem__", few.positions, 0))
+    few.graph.output(few.call("mul", few.call("cos", few.positions), few.constant))
     assert tabulate(few.graph, [FREQUENCIES]) is None
     other = fx.Graph()
     other.output(other.placeholder("ids"))
     assert tabulate(other, []) is None
 
 
-def test_a_row_that_depends_on_other_rows_gives_no_tables() -> None:
-    """Rotary embeddings of some models scale the angles by the longest position."""
+def test_calls_on_constants_alone_are_part_of_a_table() -> None:
     made = Graph()
-    angles = made.call("mul", made.angles(), made.call("amax", made.positions))
-    made.graph.output(made.call("cos", angles))
+    wide = made.call("double", made.constant)
+    angles = made.call("mul", made.call("__getitem__", made.positions, (..., None)), wide)
+    made.graph.output((made.call("cos", angles), made.call("exp", made.call("neg", made.constant))))
+    before = made.run()
+    assert tabulate(made.graph, [FREQUENCIES]) is not None
+    ids = torch.tensor([[4, 9]])
+    assert all(map(torch.equal, made.run()(ids), before(ids)))
+    names = [node.target.__name__ for node in made.graph.nodes if node.op == "call_function"]
+    assert "double" not in names and "neg" in names, "a call that nothing reads any more is removed"
+
+
+def after_64(positions: torch.Tensor) -> torch.Tensor:
+    """Return a factor of the angles, as of rotary embeddings that depend on the longest position."""
+    return torch.where(positions.amax() >= 64, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("factor", [lambda positions: positions.amax(), lambda positions: positions.amin(), after_64])
+def test_a_row_that_depends_on_other_rows_gives_no_tables(factor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    made = Graph()
+    scale = made.graph.call_function(factor, (made.positions,))
+    scale.meta = {"dtype": torch.float32}
+    made.graph.output(made.call("cos", made.call("mul", made.angles(), scale)))
     calls = list(made.graph.nodes)
     assert tabulate(made.graph, [FREQUENCIES]) is None and list(made.graph.nodes) == calls
-
-
-def test_tables_grow_until_they_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TABLE_BYTES", 2 * 16 * 1000)
-    tables = PositionTables(cosines)
-    assert tables.grow(256)
-    for position, size in ((255, 256), (300, 600), (599, 600), (600, 600), (70_000, 600), (3, 600)):
-        positions = torch.tensor([[position, 1]])
-        ids, *found = tables(positions)
-        expected = cosines(positions)
-        assert all(torch.equal(gather(table, ids), rows) for table, rows in zip(found, expected, strict=True))
-        assert len(tables._tables[0]) == size
 
 
 def test_a_function_that_changes_with_the_size_ends_the_tables() -> None:
@@ -96,8 +103,52 @@ def test_a_function_that_changes_with_the_size_ends_the_tables() -> None:
 
     tables = PositionTables(scaled)
     assert tables.grow(256)
-    for position in (400, 5, 400, 10):
-        positions = torch.tensor([[position]])
-        ids, table = tables(positions)
-        assert torch.equal(gather(table, ids), scaled(positions)[0])
-    assert len(table) == 256, "small positions are looked up"
+    (table,) = tables(torch.tensor([[200]]))
+    assert torch.equal(table[200], scaled(torch.tensor([[200]]))[0][0, 0])
+    with pytest.raises(ValueError, match="depends on other tokens"):
+        tables(torch.tensor([[400]]))
+
+
+def test_a_model_with_few_positions_has_a_table_of_those_that_it_has() -> None:
+    cached = torch.rand(300, 8)
+    tables = PositionTables(lambda positions: (cached[positions],))
+    assert tables.grow(256)
+    for last in (200, 270, 299, 280):
+        (table,) = tables(torch.tensor([[last, 0]]))
+        assert torch.equal(table[last], cached[last]) and torch.equal(table[0], cached[0])
+    with pytest.raises(ValueError, match="depends on other tokens"):
+        tables(torch.tensor([[300]]))
+    assert not PositionTables(lambda positions: (cached[:100][positions],)).grow(256)
+
+
+def test_a_change_of_a_constant_makes_new_tables() -> None:
+    frequencies = FREQUENCIES.clone()
+    tables = PositionTables(lambda positions: ((positions[..., None] * frequencies).cos(),), [frequencies])
+    assert tables.grow(256)
+    positions = torch.tensor([[77]])
+    for change in (lambda: frequencies.mul_(0.25), lambda: frequencies.set_(torch.ones(4))):
+        change()
+        (table,) = tables(positions)
+        assert torch.equal(table[77], (77 * frequencies).cos())
+
+
+def test_threads_that_grow_a_table_together_get_right_rows() -> None:
+    tables = PositionTables(cosines)
+    assert tables.grow(256)
+    start, failures = threading.Barrier(8), list[Exception]()
+
+    def look_up(last: int) -> None:
+        start.wait()
+        try:
+            position = torch.tensor([[last]])
+            rows = [table[last] for table in tables(position)]
+            assert all(map(torch.equal, rows, (each[0, 0] for each in cosines(position))))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=look_up, args=(300 + 400 * number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

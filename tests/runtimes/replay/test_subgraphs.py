@@ -112,7 +112,12 @@ def test_a_number_that_is_not_finite_is_found(monkeypatch: pytest.MonkeyPatch) -
         runtime.forward(feed)
     found: list[list[bool]] = []
     finite = SlotCache.finite_rows
-    monkeypatch.setattr(SlotCache, "finite_rows", lambda self: found.append(finite(self)) or found[-1])
+
+    def noted(self: SlotCache) -> list[bool]:
+        found.append(finite(self))
+        return found[-1]
+
+    monkeypatch.setattr(SlotCache, "finite_rows", noted)
     with torch.no_grad():
         runtime._decoder_model.module.get_input_embeddings().weight[9] = torch.nan
     rows = runtime.forward([Feed(seq=seq, tokens=[token], asked=(0,)) for seq, token in ((1, 5), (2, 9), (3, 6))])
@@ -135,6 +140,23 @@ def test_the_recorded_call_runs_from_the_tokens_to_the_logits() -> None:
         feeds = [Feed(seq=seq, tokens=[tokens[seq]], asked=(0,)) for seq in (2, 0, 1)]
         assert torch.equal(runtime.forward(feeds).logits, plain.forward(feeds).logits)
     assert any(each.is_trusted for each in program.subgraphs[0]._recorded.values())
+
+
+def test_a_constant_with_new_memory_leaves_the_old_memory_to_the_commands() -> None:
+    """Numbers can be out of date until `refresh`, but no command reads memory that was freed."""
+    model = tiny_model("llama")
+    runtime = runtime_over(model, recorded=True)
+    feed = [Feed(seq=1, tokens=[9], asked=(0,))]
+    for _ in range(8):
+        runtime.forward(feed)
+    (subgraph,) = subgraphs_of(runtime)
+    (found,) = subgraph._recorded.values()
+    embedding = model.get_input_embeddings().weight
+    kept = [each for each in found._constants if each.data_ptr() == embedding.data_ptr()]
+    assert len(kept) == 1
+    embedding.data = torch.zeros_like(embedding)
+    assert kept[0].data_ptr() != embedding.data_ptr() and kept[0].abs().sum() > 0
+    assert runtime.forward(feed).logits.isfinite().all()
 
 
 def test_few_sizes_stay_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ class Capabilities(NamedTuple):
 
     batches: True if sequences of one length can share a call.
     schema: layout of the model's own cache; None to read the whole sequence in every call.
-    continues: True if several tokens can be read at once on top of the cache; else they are read one by one. None if it
-        is not known: few requests need it on top of a recurrent state; see `continues`.
+    continues: True if several tokens can be read at once on top of the cache; else they are read one by one. None
+        until `continues` has probed it: few requests need it on top of a recurrent state.
     shortens: True if tokens can be removed from the end of the cache.
     both_ways: True if tokens of a call see later ones, as in PaliGemma's prompts. A prompt is then one call, and no
         call can replace several.

@@ -30,7 +30,7 @@ from unspool.runtimes.model_info import describe, has_experts, text_config
 from unspool.runtimes.weights.packed_linear import Pack
 from unspool.runtimes.wrap.hooks import LayerRow
 from unspool.runtimes.wrap.wrapped import WrappedModel, shared
-from unspool.tuning import TOKENS_PER_CALL
+from unspool.tuning import MAX_BATCH_TOKENS, TOKENS_PER_CALL
 from unspool.types import Feed, ModelInfo, Rows, Seq
 
 
@@ -158,6 +158,8 @@ class GenericRuntime(Runtime):
             if job.share is not None:
                 earlier = () if self._can_shorten(job.share) else tuple(job.passed)
                 self._caches[job.feed.seq] = SequenceCache(job.share, earlier)
+        if any(len(feed.tokens) > MAX_BATCH_TOKENS for feed in feeds):
+            self._can_continue()  # the next long prompt can come in parts
         return rows_of(feeds, [job.found for job in jobs], self.info.vocab_size)
 
     def _done(self, feeds: Sequence[Feed]) -> list[Job]:
@@ -244,21 +246,21 @@ class GenericRuntime(Runtime):
         if job.share is None or len(job.tokens) >= TOKENS_PER_CALL * (job.num_left - 1):
             return
         has_source = self._prompts.length(job.feed.seq) is not None
-        if not (self._continues or self._wrapped.patch or self._can.both_ways or has_source):
+        if not (self._can_continue() or self._wrapped.patch or self._can.both_ways or has_source):
             job.advance(None, 0)  # a hook must see every token once, and a token must see the same other tokens
 
     def _num_next(self, job: Job) -> int:
         """Return the number of tokens that the next call reads."""
         if job.share is None:
             return self._prompts.length(job.feed.seq) or job.num_left
-        return job.num_left if job.num_left > 1 and self._continues else 1
+        return job.num_left if job.num_left > 1 and self._can_continue() else 1
 
-    @property
-    def _continues(self) -> bool:
-        """Whether several tokens can be read at once on top of a cache; probed at the first need if it is not known."""
+    def _can_continue(self) -> bool:
+        """Return whether several tokens can be read at once on top of a cache; probe this if it is not known."""
         if self._can.continues is None:
             self._can = self._can._replace(continues=continues(self._model))
-            self.info = replace(self.info, backend=self._describe())
+            reads_whole = bool(self._wrapped.patch) or not self._can.continues
+            self.info = replace(self.info, backend=self._describe(), reads_whole=reads_whole)
         return bool(self._can.continues)
 
     def _call(self, jobs: Sequence[Job]) -> None:

@@ -48,7 +48,7 @@ class _Fusion:
     def run(self) -> int:
         num_fused = 0
         for node in list(self._graph.nodes):
-            matches = (self._norm, self._rotation, self._residual, self._gate, self._embedding, _selection, _sum)
+            matches = (self._norm, self._rotation, self._residual, self._gate, self._embedding, self._selection, _sum)
             call = next((call for match in matches if (call := match(node)) is not None), None)
             if call is not None:
                 self._replace(node, *call)
@@ -146,7 +146,22 @@ class _Fusion:
             return None if weight.rows is None else (weight.rows, node.args[:1])
         is_plain = isinstance(weight, torch.Tensor) and weight.device.type == "cpu" and weight.is_contiguous()
         is_plain = is_plain and len(node.args) == 2 and node.kwargs.get("max_norm") is None
+        is_plain = is_plain and _dtype(node.args[0]) == torch.int64
         return (gather, (node.args[1], node.args[0])) if is_plain else None
+
+    def _selection(self, node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
+        """Match some rows of a pass, x[:, ids] or x[ids]."""
+        if not _is_call(node, "getitem") or len(shape := _shape(node.args[0])) < 2:
+            return None
+        x, index = node.args
+        places = index if isinstance(index, tuple) else (index,)
+        ids = [each for each in places if each != slice(None)]
+        is_index = len(ids) == 1 and _dtype(ids[0]) == torch.int64 and len(_shape(ids[0])) == 1
+        if not is_index or ids[0] in self._values:  # a constant can hold ids below 0
+            return None
+        *ones, _, width = shape
+        is_rows = all(size == 1 for size in ones) and places.index(ids[0]) == len(ones)
+        return (gather, (x, ids[0])) if is_rows and _shape(node) == (*ones, *_shape(ids[0]), width) else None
 
 
 def _sum(node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
@@ -156,19 +171,6 @@ def _sum(node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
         if facts[0] in INPUT_TYPES and facts == _facts(z) == _facts(node) and x.target in _SUMMED:
             return add, node.args
     return None
-
-
-def _selection(node: fx.Node) -> tuple[Callable[..., Any], Sequence[Any]] | None:
-    """Match some rows of a pass, x[:, ids] or x[ids]."""
-    if not _is_call(node, "getitem") or len(shape := _shape(node.args[0])) < 2:
-        return None
-    x, index = node.args
-    ids = [each for each in (index if isinstance(index, tuple) else (index,)) if each != slice(None)]
-    if len(ids) != 1 or _dtype(ids[0]) != torch.int64 or len(_shape(ids[0])) != 1:
-        return None
-    *ones, _, _ = shape
-    is_rows = _shape(node) == (*ones, *_shape(ids[0]), shape[-1]) and all(size == 1 for size in ones)
-    return (gather, (x, ids[0])) if is_rows else None
 
 
 def _is_call(node: Any, name: str) -> bool:

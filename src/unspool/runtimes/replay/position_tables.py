@@ -8,6 +8,7 @@ Owns which calls become tables, and their growth. Knows neither rotary embedding
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from unspool.kernels.library import kernels
 from unspool.kernels.rows import gather
 from unspool.runtimes.replay.graph_function import are_identical, function_of
 from unspool.runtimes.replay.subgraphs import can_be_view
-from unspool.tuning import MAX_TABLE_BYTES, MIN_TABLE_CALLS
+from unspool.tuning import MIN_TABLE_CALLS
 
 _FIRST_SIZE = 256
 """Positions of a new table."""
@@ -38,11 +39,14 @@ def tabulate(graph: fx.Graph, constants: Sequence[Any]) -> PositionTables | None
     positions = next((node for node in inputs[len(constants) :] if node.name == "positions"), None)
     if positions is None or kernels() is None:
         return None
-    known, own = {*inputs[: len(constants)], positions}, dict[fx.Node, None]()
+    fixed, own = dict.fromkeys(inputs[: len(constants)]), dict[fx.Node, None]()
     for node in graph.nodes:
         is_call = node.op == "call_function" and not node.meta.get("writes") and "dtype" in node.meta
-        if is_call and node.target is not gather and all(each in known for each in node.all_input_nodes):
-            known.add(node)
+        if not is_call or node.target is gather:
+            continue
+        if all(each in fixed for each in node.all_input_nodes):
+            fixed[node] = None
+        elif all(each in fixed or each in own or each is positions for each in node.all_input_nodes):
             own[node] = None
     for node in reversed(list(own)):
         if can_be_view(node) and not any(user in own for user in node.users):
@@ -50,25 +54,44 @@ def tabulate(graph: fx.Graph, constants: Sequence[Any]) -> PositionTables | None
     results = [node for node in own if any(user not in own for user in node.users)]
     if len(own) < MIN_TABLE_CALLS or not results:
         return None
-    inner, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in (*inputs[: len(constants)], positions):
-        copies[node] = inner.placeholder(node.name)
-    for node in own:
-        copies[node] = inner.node_copy(node, copies.__getitem__)
-    inner.output(tuple(copies[node] for node in results))
-    tables = PositionTables(function_of(inner, constants, "numbers of positions"))
+    inner, read = _part(graph, results, inputs[: len(constants)], positions)
+    tensors = [value for node, value in zip(inputs, constants, strict=False) if node in read]
+    tables = PositionTables(function_of(inner, constants, "numbers of positions"), tensors)
     if not tables.grow(_FIRST_SIZE):
         return None
     with graph.inserting_before(next(iter(own))):
         call = graph.call_function(tables, (positions,))
-        ids, *rows = (graph.call_function(operator.getitem, (call, index)) for index in range(len(results) + 1))
+        rows = [graph.call_function(operator.getitem, (call, index)) for index in range(len(results))]
         for node, table in zip(results, rows, strict=True):
-            found = graph.call_function(gather, (table, ids))
+            found = graph.call_function(gather, (table, positions))
             found.meta = dict(node.meta)
             node.replace_all_uses_with(found)
-    for node in reversed(own):
-        graph.erase_node(node)
+    for node in [*reversed(own), *reversed(fixed)]:
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
     return tables
+
+
+def _part(
+    graph: fx.Graph, results: Sequence[fx.Node], constants: Sequence[fx.Node], positions: fx.Node
+) -> tuple[fx.Graph, set[fx.Node]]:
+    """Return a graph of the calls that some results need, and the nodes that it copies.
+
+    Its inputs are all constants, and the positions.
+    """
+    needed, rest = set[fx.Node](), list(results)
+    while rest:
+        if (node := rest.pop()) not in needed:
+            needed.add(node)
+            rest += node.all_input_nodes
+    inner, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in (*constants, positions):
+        copies[node] = inner.placeholder(node.name)
+    for node in graph.nodes:
+        if node in needed and node not in copies:
+            copies[node] = inner.node_copy(node, copies.__getitem__)
+    inner.output(tuple(copies[node] for node in results))
+    return inner, needed
 
 
 class PositionTables:
@@ -76,35 +99,63 @@ class PositionTables:
 
     Args:
         compute: int64 [1, rows] --> a tuple of tensors [1, rows, width].
+        constants: the values that it reads. After a change in place, the tables are made again.
     """
 
     __name__ = "position_tables"
 
-    def __init__(self, compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
+    def __init__(
+        self, compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], constants: Sequence[Any] = ()
+    ) -> None:
         self._compute = compute
+        self._read = [each for each in constants if isinstance(each, torch.Tensor)]
         self._tables: tuple[torch.Tensor, ...] = ()
-        self._can_grow = True
+        self._marks = self._now()
+        self._lock = threading.Lock()  # several engines can share a model
 
     def __call__(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return ids [1, rows], and tables [n, width], so that row ids[0, i] belongs to positions[0, i]."""
-        last = int(positions.max())
-        if last < len(self._tables[0]) or self.grow(2 * last):
-            return positions, *self._tables
-        found = [rows[0] for rows in self._compute(positions)]
-        return torch.arange(positions.shape[1], device="cpu")[None], *found
+        """Return tables with a row for each of these positions, [n, width] each.
+
+        Raises:
+            ValueError: if a row of such a table would depend on other rows.
+        """
+        greatest = int(positions.max())
+        if self._now() != self._marks:
+            with self._lock:
+                self._tables, self._marks = (), self._now()
+        tables = self._tables
+        if not tables or greatest >= len(tables[0]):
+            size = max(2 * greatest, _FIRST_SIZE)
+            if not self.grow(size) and not self.grow(greatest + 1):  # a model can have few positions
+                raise ValueError("a number of a position depends on other tokens")
+            tables = self._tables
+        return tables
 
     def grow(self, size: int) -> bool:
-        """Make tables of so many positions. Returns False if they are too large, or if a row depends on other rows."""
-        with torch.inference_mode():
-            few = torch.tensor([[size // 2, 1, 2]], dtype=torch.int64, device="cpu")
-            rows = self._compute(few)
-            self._can_grow &= all(each.ndim == 3 and each.shape[:2] == (1, 3) for each in rows)
-            if not self._can_grow or sum(each[0, 0].nbytes for each in rows) * size > MAX_TABLE_BYTES:
+        """Make tables of at least so many positions.
+
+        Returns:
+            False if the function refuses such positions, or if a row depends on other rows. The tables stay then.
+        """
+        with self._lock, torch.inference_mode():
+            if self._tables and len(self._tables[0]) >= size:
+                return True
+            try:
+                whole = self._compute(torch.arange(size, device="cpu")[None])
+                probes = [[0], [1], [size - 1], [size // 2, 1, 2]]
+                alone = [self._compute(torch.tensor([probe], device="cpu")) for probe in probes]
+            except Exception:  # a model can refuse positions with any error
                 return False
-            tables = tuple(each[0] for each in self._compute(torch.arange(size, device="cpu")[None]))
+            if any(each.ndim != 3 or each.shape[:2] != (1, size) for each in whole):
+                return False
+            tables = tuple(each[0] for each in whole)
+            rows = [[table[probe][None] for table in tables] for probe in probes]
             old = [table[: len(before)] for table, before in zip(tables, self._tables, strict=False)]
-            self._can_grow = are_identical([table[few[0]] for table in tables], [each[0] for each in rows])
-            self._can_grow &= are_identical(old, self._tables)
-        if self._can_grow:
-            self._tables = tables
-        return self._can_grow
+            is_by_row = are_identical(rows, alone) and are_identical(old, self._tables)
+            if is_by_row:
+                self._tables = tables
+            return is_by_row
+
+    def _now(self) -> list[tuple[int, int]]:
+        """Return a mark of each constant, which changes with its memory and with a write."""
+        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._read]

@@ -13,6 +13,7 @@ import torch
 
 from unspool.kernels.commands import INPUTS, CommandBuffer
 from unspool.runtimes.replay.memory_plan import Lifetime, plan_memory
+from unspool.runtimes.weights.lazy_weight import LazyWeight
 
 
 class Unplannable(Exception):
@@ -51,8 +52,16 @@ class RecordedCalls:
     the inputs; and the tensors that are made for each run.
     """
 
-    def __init__(self, buffer: CommandBuffer, results: Sequence[View], made: Sequence[Made], size: int) -> None:
+    def __init__(
+        self,
+        buffer: CommandBuffer,
+        results: Sequence[View],
+        made: Sequence[Made],
+        constants: Sequence[torch.Tensor],
+        size: int,
+    ) -> None:
         self._buffer, self._results, self._made, self.size = buffer, results, made, size
+        self._constants = constants  # the buffer reads their memory
         self.is_trusted = False
 
     def run(
@@ -60,9 +69,9 @@ class RecordedCalls:
     ) -> tuple[torch.Tensor, ...]:
         """Return the results."""
         made = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in self._made]
-        bases = [memory, *given, *made]
-        self._buffer.run([0, *[each.data_ptr() for each in bases]], attention)
-        return tuple([view.of(bases[view.base - 1]) for view in self._results])
+        tensors = [memory, *given, *made]
+        self._buffer.run([0, *[each.data_ptr() for each in tensors]], attention)
+        return tuple([view.of(tensors[view.base - 1]) for view in self._results])
 
 
 def plan_calls(
@@ -89,7 +98,9 @@ def plan_calls(
         raise Unplannable("two inputs share memory")
     blocks = sorted({_storage(each) for each in tensors} - {_storage(each) for each in given})
     starts = [start for start, _ in blocks]
-    fixed = [_storage(each) for each in constants if isinstance(each, torch.Tensor)]
+    # A parameter can get other memory. An alias keeps the memory that the commands read.
+    kept = [each.detach() for each in constants if isinstance(each, torch.Tensor) and not isinstance(each, LazyWeight)]
+    fixed = [_storage(each) for each in kept]
     uses: dict[int, list[int]] = {}  # of a block: the commands that use it, in order
 
     def block_of(address: int) -> int | None:
@@ -135,7 +146,7 @@ def plan_calls(
 
     buffer.move([[base_of(*each) for each in own] for own in every])
     views = [View(*base_of(*where), each.shape, each.stride()) for each, where in zip(results, found, strict=True)]
-    return RecordedCalls(buffer, views, list(made.values()), size)
+    return RecordedCalls(buffer, views, list(made.values()), kept, size)
 
 
 def _storage(tensor: torch.Tensor) -> tuple[int, int]:

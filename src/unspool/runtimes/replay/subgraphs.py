@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -48,9 +48,9 @@ def join_calls(graph: fx.Graph, constants: Sequence[Any], cache_calls: Collectio
     """
     if kernels() is None:
         return []
-    _delay_lookups(graph)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     values = dict(zip(inputs, constants, strict=False))
+    _delay_lookups(graph, values)
     return [_join(graph, part, values) for part in _stretches(graph, cache_calls)]
 
 
@@ -73,11 +73,11 @@ def _is_packed_lookup(node: fx.Node) -> bool:
     return getattr(node.target, "__func__", None) is PackedWeight.rows
 
 
-def _delay_lookups(graph: fx.Graph) -> None:
-    """Move the lookup of the tokens to its first reader, because other calls stand between it and the layers."""
+def _delay_lookups(graph: fx.Graph, values: Mapping[fx.Node, Any]) -> None:
+    """Move lookups in constants to their first readers: other calls can be between the tokens and the layers."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        is_lookup = node.target is gather or _is_packed_lookup(node)
+        is_lookup = _is_packed_lookup(node) or (node.target is gather and node.args[0] in values)
         if is_lookup and node.users and all(each.op == "placeholder" for each in node.all_input_nodes):
             min(node.users, key=order.__getitem__).prepend(node)
 
@@ -201,9 +201,10 @@ class Subgraph:
             return results
         if len(self._recorded) >= MAX_COMMAND_BUFFERS:
             self._recorded.pop(next(iter(self._recorded)))
-        self._recorded[kind] = found
-        if found.size > len(self._memory):
-            self._memory = torch.empty(found.size, dtype=torch.uint8, device="cpu")
+        with self._lock:
+            if found.size > len(self._memory):
+                self._memory = torch.empty(found.size, dtype=torch.uint8, device="cpu")
+            self._recorded[kind] = found
         return results
 
     def _run_nodes(self, given: Sequence[Any]) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:

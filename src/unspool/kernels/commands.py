@@ -60,9 +60,10 @@ class CommandBuffer:
         """
         addresses = (ctypes.c_int64 * len(bases))(*bases)
         error = self._run(self._address, self._count, addresses, attention, torch.get_num_threads())
+        if error == 2:
+            raise IndexError("an id names no row of its table")
         if error:
-            no_row = IndexError("an id names no row of its table")
-            raise no_row if error == 2 else MemoryError("no memory for a recorded call of a kernel")
+            raise MemoryError("no memory for a recorded call of a kernel")
 
 
 @contextmanager

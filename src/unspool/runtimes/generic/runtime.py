@@ -111,7 +111,7 @@ class GenericRuntime(Runtime):
             batch_invariance_obstacle=f"it runs {cache}, and its own attention reads rows together",
             hidden_states=readable.reads_head if self._can.shows_all else readable.reads_last,
             num_layers=None if layers is None else len(layers),
-            reads_whole=bool(self._wrapped.patch) or not self._can.continues,
+            reads_whole=self._reads_whole,
             takes_source=self._use_cache,
             limits=limits_of(*self._limits, bytes_per_token=per_token, device=self._wrapped.device),
             bytes_per_token=None if self._use_cache else 0,
@@ -121,6 +121,10 @@ class GenericRuntime(Runtime):
         is_plain = not self._wrapped.in_place and self._wrapped.device.type == "cpu" and not has_experts(config)
         self._steps = RecurrentSteps(self._model, schema) if can_replay and is_plain and schema is not None else None
         self._builds = self._wrapped.builds
+
+    @property
+    def _reads_whole(self) -> bool:
+        return bool(self._wrapped.patch) or not self._can.continues
 
     def _describe(self) -> str:
         if self._use_cache:
@@ -259,8 +263,7 @@ class GenericRuntime(Runtime):
         """Return whether several tokens can be read at once on top of a cache; probe this if it is not known."""
         if self._can.continues is None:
             self._can = self._can._replace(continues=continues(self._model))
-            reads_whole = bool(self._wrapped.patch) or not self._can.continues
-            self.info = replace(self.info, backend=self._describe(), reads_whole=reads_whole)
+            self.info = replace(self.info, backend=self._describe(), reads_whole=self._reads_whole)
         return bool(self._can.continues)
 
     def _call(self, jobs: Sequence[Job]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,22 @@ def function_of(graph: fx.Graph, constants: Sequence[Any], name: str) -> Callabl
     names = dict(code.globals)
     exec(compile(code.src, f"<{name}>", "exec"), names)
     return partial(names["forward"], None, *constants)
+
+
+def part_of(inputs: Iterable[fx.Node], calls: Iterable[fx.Node], results: Iterable[fx.Node]) -> fx.Graph:
+    """Return a graph of some calls of a graph, in their order. Its results are a tuple."""
+    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in inputs:
+        copies[node] = part.placeholder(node.name)
+    for node in calls:
+        copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(tuple(copies[node] for node in results))
+    return part
+
+
+def results_of(calls: Collection[fx.Node]) -> list[fx.Node]:
+    """Return the calls with results that other calls read."""
+    return [node for node in calls if any(user not in calls for user in node.users)]
 
 
 def are_identical(found: Any, expected: Any) -> bool:

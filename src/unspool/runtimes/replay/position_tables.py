@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import fx
 
 from unspool.kernels.library import kernels
 from unspool.kernels.rows import gather
-from unspool.runtimes.replay.graph_function import are_identical, function_of
+from unspool.runtimes.replay.graph_function import are_identical, function_of, part_of, results_of
 from unspool.runtimes.replay.subgraphs import can_be_view
 from unspool.tuning import MIN_TABLE_CALLS
 
@@ -51,12 +51,15 @@ def tabulate(graph: fx.Graph, constants: Sequence[Any]) -> PositionTables | None
     for node in reversed(list(own)):
         if can_be_view(node) and not any(user in own for user in node.users):
             del own[node]  # a view of a row
-    results = [node for node in own if any(user not in own for user in node.users)]
+    results = results_of(own)
     if len(own) < MIN_TABLE_CALLS or not results:
         return None
-    inner, read = _part(graph, results, inputs[: len(constants)], positions)
-    tensors = [value for node, value in zip(inputs, constants, strict=False) if node in read]
-    tables = PositionTables(function_of(inner, constants, "numbers of positions"), tensors)
+    needed = _needed(results)
+    read = {node: value for node, value in zip(inputs, constants, strict=False) if node in needed}
+    calls = [node for node in graph.nodes if node in needed and node.op == "call_function"]
+    values = list(read.values())
+    compute = function_of(part_of((*read, positions), calls, results), values, "numbers of positions")
+    tables = PositionTables(compute, values)
     if not tables.grow(_FIRST_SIZE):
         return None
     with graph.inserting_before(next(iter(own))):
@@ -72,26 +75,14 @@ def tabulate(graph: fx.Graph, constants: Sequence[Any]) -> PositionTables | None
     return tables
 
 
-def _part(
-    graph: fx.Graph, results: Sequence[fx.Node], constants: Sequence[fx.Node], positions: fx.Node
-) -> tuple[fx.Graph, set[fx.Node]]:
-    """Return a graph of the calls that some results need, and the nodes that it copies.
-
-    Its inputs are all constants, and the positions.
-    """
+def _needed(results: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that some results need, and the results."""
     needed, rest = set[fx.Node](), list(results)
     while rest:
         if (node := rest.pop()) not in needed:
             needed.add(node)
             rest += node.all_input_nodes
-    inner, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in (*constants, positions):
-        copies[node] = inner.placeholder(node.name)
-    for node in graph.nodes:
-        if node in needed and node not in copies:
-            copies[node] = inner.node_copy(node, copies.__getitem__)
-    inner.output(tuple(copies[node] for node in results))
-    return inner, needed
+    return needed
 
 
 class PositionTables:

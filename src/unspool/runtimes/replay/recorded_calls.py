@@ -126,13 +126,7 @@ def plan_calls(
     found = [place(each.data_ptr(), len(every), is_result=False) for each in results]
     if any(base == 0 for base, _ in found):
         raise Unplannable("a result is a constant")
-    made: dict[int, Made] = {}  # by block
-    for each, (base, at) in zip(results, found, strict=True):
-        if base < 0:
-            whole = not at and each.is_contiguous() and each.nbytes == blocks[-1 - base][1]
-            shape = each.shape if whole else (blocks[-1 - base][1] // each.itemsize,)
-            if made.setdefault(-1 - base, Made(shape, each.dtype)).dtype != each.dtype:
-                raise Unplannable("results of different dtypes share memory")
+    made = _made_for(results, found, [size for _, size in blocks])
     order = sorted(uses.keys() - made.keys(), key=lambda block: uses[block][0])
     offsets, size = plan_memory([Lifetime(blocks[block][1], uses[block][0], uses[block][-1]) for block in order])
     moved = {block: (1, offset) for block, offset in zip(order, offsets, strict=True)}
@@ -147,6 +141,30 @@ def plan_calls(
     buffer.move([[base_of(*each) for each in own] for own in every])
     views = [View(*base_of(*where), each.shape, each.stride()) for each, where in zip(results, found, strict=True)]
     return RecordedCalls(buffer, views, list(made.values()), kept, size)
+
+
+def _made_for(
+    results: Sequence[torch.Tensor], places: Sequence[tuple[int, int]], sizes: Sequence[int]
+) -> dict[int, Made]:
+    """Return, by block, the tensor that takes its place, for blocks that hold results.
+
+    Args:
+        results: of the subgraph.
+        places: of the results: (base, offset); base -1 - n is the block n.
+        sizes: of the blocks, in bytes.
+
+    Raises:
+        Unplannable: if results of different dtypes are in one block.
+    """
+    made: dict[int, Made] = {}
+    for each, (base, at) in zip(results, places, strict=True):
+        if base < 0:
+            size = sizes[-1 - base]
+            is_whole = not at and each.is_contiguous() and each.nbytes == size
+            shape = each.shape if is_whole else (size // each.itemsize,)
+            if made.setdefault(-1 - base, Made(shape, each.dtype)).dtype != each.dtype:
+                raise Unplannable("results of different dtypes share memory")
+    return made
 
 
 def _storage(tensor: torch.Tensor) -> tuple[int, int]:

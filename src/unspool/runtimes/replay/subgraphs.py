@@ -24,7 +24,7 @@ from unspool.kernels.layer_norm import layer_norm
 from unspool.kernels.library import kernels
 from unspool.kernels.packed import PackedWeight, linear
 from unspool.kernels.rows import add, gather, rms_norm, rotate
-from unspool.runtimes.replay.graph_function import are_identical, function_of
+from unspool.runtimes.replay.graph_function import are_identical, function_of, part_of, results_of
 from unspool.runtimes.replay.recorded_calls import RecordedCalls, Unplannable, plan_calls
 from unspool.tuning import MAX_COMMAND_BUFFERS, MIN_SUBGRAPH_CALLS, MIN_SUBGRAPH_PASSES
 
@@ -100,17 +100,12 @@ def can_be_view(node: fx.Node) -> bool:
 
 
 def _join(graph: fx.Graph, part: Sequence[fx.Node], values: dict[fx.Node, Any]) -> Subgraph:
-    own = set(part)
+    own = dict.fromkeys(part)
     given = dict.fromkeys(each for node in part for each in node.all_input_nodes if each not in own)
-    results = [node for node in part if any(user not in own for user in node.users)]
-    inner, copies = fx.Graph(), {}
+    results = results_of(own)
     constants = [node for node in given if node in values]
     rest = [node for node in given if node not in values]
-    for node in (*constants, *rest):
-        copies[node] = inner.placeholder(node.name)
-    for node in part:
-        copies[node] = inner.node_copy(node, copies.__getitem__)
-    inner.output(tuple(copies[node] for node in results))
+    inner = part_of((*constants, *rest), part, results)
     caches = [node.all_input_nodes[0] for node in part if node.op == "call_method"]
     subgraph = Subgraph(inner, [values[node] for node in constants], rest.index(caches[0]) if caches else None)
     with graph.inserting_after(part[-1]):

@@ -564,7 +564,7 @@ def test_every_token_of_a_long_prompt_is_read_once(family: str, monkeypatch: pyt
 
     monkeypatch.setattr(CausalModel, "run", counted)
     monkeypatch.setattr(CausalModel, "step", counted_step)
-    lm.generate(prompt[::-1], max_new_tokens=1, eos_token_id=None)  # the first one can be followed by a probe
+    lm.generate(prompt[::-1], max_new_tokens=1, eos_token_id=None)  # a probe can come before the first one
     counts.clear()
     lm.generate(prompt, max_new_tokens=4, eos_token_id=None)
     assert sum(counts) == len(prompt) + 3

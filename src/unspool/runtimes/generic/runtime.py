@@ -154,6 +154,8 @@ class GenericRuntime(Runtime):
         if any(feed.seq not in self._table.live for feed in feeds):
             self._sync_weights()
         self._table.check_room([(feed.seq, len(feed.tokens)) for feed in feeds])
+        if any(len(feed.tokens) > MAX_BATCH_TOKENS for feed in feeds):
+            self._can_continue()  # the next long prompt can come in parts
         with self._prompts.opening(feeds):
             jobs = self._done(feeds)
         for feed in feeds:
@@ -162,8 +164,6 @@ class GenericRuntime(Runtime):
             if job.share is not None:
                 earlier = () if self._can_shorten(job.share) else tuple(job.passed)
                 self._caches[job.feed.seq] = SequenceCache(job.share, earlier)
-        if any(len(feed.tokens) > MAX_BATCH_TOKENS for feed in feeds):
-            self._can_continue()  # the next long prompt can come in parts
         return rows_of(feeds, [job.found for job in jobs], self.info.vocab_size)
 
     def _done(self, feeds: Sequence[Feed]) -> list[Job]:
